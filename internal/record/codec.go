@@ -1,0 +1,67 @@
+// Package record is the stored form of a key: a protobuf message, and the checks that stand between bytes from a disk and
+// a decision about who gets in.
+package record
+
+import (
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+)
+
+//go:generate go run github.com/bufbuild/buf/cmd/buf@v1.75.0 generate
+
+// Format is the newest format of a record that this program reads, and the one that it writes.
+const Format = 1
+
+// ErrInvalid means that bytes are not a record that this program can decide by.
+var ErrInvalid = errors.New("not a usable record")
+
+// Decode reads a record. It refuses, with ErrInvalid, whatever could not be decided by: bytes that are no message, a
+// newer format, an unknown status, a missing digest, a revocation without its time.
+func Decode(b []byte) (*Record, error) {
+	r := new(Record)
+	if err := proto.Unmarshal(b, r); err != nil {
+		// protobuf's own text may quote what it read.
+		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	if err := check(r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Encode writes a record, and refuses one that Decode would refuse.
+func Encode(r *Record) ([]byte, error) {
+	r.Format = Format
+	if err := check(r); err != nil {
+		return nil, err
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(r)
+}
+
+func check(r *Record) error {
+	switch {
+	case r.Format == 0:
+		return fmt.Errorf("%w: it has no format", ErrInvalid)
+	case r.Format > Format:
+		return fmt.Errorf("%w: format %d is newer than this program's %d: upgrade the program", ErrInvalid, r.Format, Format)
+	case r.DigestScheme == "" || len(r.Digest) == 0:
+		return fmt.Errorf("%w: it has no digest", ErrInvalid)
+	case r.CreatedAt <= 0:
+		return fmt.Errorf("%w: it has no creation time", ErrInvalid)
+	}
+	switch r.Status {
+	case Status_STATUS_ACTIVE, Status_STATUS_DISABLED:
+		if r.RevokedAt != 0 {
+			return fmt.Errorf("%w: it has a revocation time and is not revoked", ErrInvalid)
+		}
+	case Status_STATUS_REVOKED:
+		if r.RevokedAt <= 0 {
+			return fmt.Errorf("%w: it is revoked and has no revocation time", ErrInvalid)
+		}
+	default:
+		return fmt.Errorf("%w: unknown status %d", ErrInvalid, r.Status)
+	}
+	return nil
+}

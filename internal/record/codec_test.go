@@ -1,0 +1,95 @@
+package record
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+func valid() *Record {
+	return &Record{
+		Format: Format, Status: Status_STATUS_ACTIVE, DigestScheme: "sha256", Digest: make([]byte, 32),
+		Prefix: "oil", Name: "ci", Owner: "team", Scopes: []string{"a", "b"}, Metadata: map[string]string{"k": "v", "a": "b"},
+		CreatedAt: 1, ExpiresAt: 2,
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	b, err := Encode(valid())
+	require.NoError(t, err)
+	got, err := Decode(b)
+	require.NoError(t, err)
+	require.True(t, proto.Equal(valid(), got))
+
+	again, err := Encode(got)
+	require.NoError(t, err)
+	require.Equal(t, b, again, "a record has one encoding")
+}
+
+func TestRefusesWhatCannotBeDecidedBy(t *testing.T) {
+	for name, spoil := range map[string]func(*Record){
+		"no format":             func(r *Record) { r.Format = 0 },
+		"newer format":          func(r *Record) { r.Format = Format + 1 },
+		"no status":             func(r *Record) { r.Status = 0 },
+		"unknown status":        func(r *Record) { r.Status = 9 },
+		"no digest":             func(r *Record) { r.Digest = nil },
+		"no scheme":             func(r *Record) { r.DigestScheme = "" },
+		"no creation time":      func(r *Record) { r.CreatedAt = 0 },
+		"revoked, no time":      func(r *Record) { r.Status = Status_STATUS_REVOKED },
+		"active, revoked once":  func(r *Record) { r.RevokedAt = 5 },
+		"disabled, revoked too": func(r *Record) { r.Status, r.RevokedAt = Status_STATUS_DISABLED, 5 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := valid()
+			spoil(r)
+			b, err := proto.Marshal(r)
+			require.NoError(t, err)
+			_, err = Decode(b)
+			require.ErrorIs(t, err, ErrInvalid)
+		})
+	}
+	_, err := Decode(nil)
+	require.ErrorIs(t, err, ErrInvalid)
+	_, err = Decode([]byte{0xff, 0xff})
+	require.ErrorIs(t, err, ErrInvalid)
+	_, err = Encode(&Record{})
+	require.ErrorIs(t, err, ErrInvalid)
+}
+
+// A field of a later version must survive a rewrite by this one.
+func TestUnknownFieldsSurvive(t *testing.T) {
+	b, err := Encode(valid())
+	require.NoError(t, err)
+	b = protowire.AppendTag(b, 900, protowire.BytesType)
+	b = protowire.AppendString(b, "from the future")
+
+	r, err := Decode(b)
+	require.NoError(t, err)
+	r.Name = "renamed"
+	rewritten, err := Encode(r)
+	require.NoError(t, err)
+	require.Contains(t, string(rewritten), "from the future")
+}
+
+func FuzzDecode(f *testing.F) {
+	b, err := Encode(valid())
+	require.NoError(f, err)
+	f.Add(b)
+	f.Add([]byte{})
+	f.Add(b[:len(b)/2])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := Decode(b)
+		if err != nil {
+			require.ErrorIs(t, err, ErrInvalid)
+			require.Nil(t, r)
+			return
+		}
+		again, err := Encode(r)
+		require.NoError(t, err, "whatever can be read can be written back")
+		back, err := Decode(again)
+		require.NoError(t, err)
+		require.True(t, proto.Equal(r, back))
+	})
+}

@@ -1,0 +1,382 @@
+package fence
+
+import (
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func id(n byte) ID { return ID{0: 1, 15: n} }
+
+func ptr(n int) *int { return &n }
+
+func TestHitMissAndEviction(t *testing.T) {
+	f := New[int](2)
+	v, ticket := f.Get(id(1), nil)
+	require.Nil(t, v)
+	require.True(t, f.Put(id(1), ptr(1), ticket, nil))
+	v, _ = f.Get(id(1), nil)
+	require.Equal(t, 1, *v)
+
+	for n := byte(2); n < 4; n++ {
+		_, ticket := f.Get(id(n), nil)
+		f.Put(id(n), ptr(int(n)), ticket, nil)
+	}
+	v, _ = f.Get(id(1), nil)
+	require.Nil(t, v, "the least recently used one made room")
+	require.Equal(t, Stats{Hits: 1, Misses: 4, Cached: 2}, f.Stats())
+}
+
+func TestNoCache(t *testing.T) {
+	for _, size := range []int{0, -1} {
+		f := New[int](size)
+		_, ticket := f.Get(id(1), nil)
+		require.True(t, f.Put(id(1), ptr(1), ticket, nil))
+		v, _ := f.Get(id(1), nil)
+		require.Nil(t, v)
+		f.Begin(id(1))
+		f.End(id(1), nil)
+		f.Cut(id(1), errors.New("cut"))
+	}
+}
+
+// An ID whose Begin has no End, because nobody knows what became of the change, is never cached again.
+func TestDoubtIsNotCached(t *testing.T) {
+	f := New[int](8)
+	f.Begin(id(1))
+	f.Begin(id(1))
+	f.End(id(1), nil)
+	_, ticket := f.Get(id(1), nil)
+	f.Put(id(1), ptr(1), ticket, nil)
+	v, _ := f.Get(id(1), nil)
+	require.Nil(t, v)
+
+	_, ticket = f.Get(id(2), nil)
+	f.Put(id(2), ptr(2), ticket, nil)
+	v, _ = f.Get(id(2), nil)
+	require.Equal(t, 2, *v, "its neighbours are not affected")
+}
+
+func TestBindings(t *testing.T) {
+	f := New[int](8)
+	cause := errors.New("cause")
+	var got []error
+	binding := func() *Binding { return &Binding{Cancel: func(err error) { got = append(got, err) }} }
+
+	onMiss, onHit, released, other := binding(), binding(), binding(), binding()
+	_, ticket := f.Get(id(1), onMiss)
+	require.Zero(t, f.Stats().Bound, "a miss registers nothing")
+	require.True(t, f.Put(id(1), ptr(1), ticket, onMiss))
+	v, _ := f.Get(id(1), onHit)
+	require.NotNil(t, v)
+	f.Get(id(1), released)
+	_, ticket = f.Get(id(2), other)
+	require.True(t, f.Put(id(2), ptr(2), ticket, other))
+	require.Equal(t, 4, f.Stats().Bound)
+
+	f.Release(id(1), released)
+	f.Release(id(1), released)
+	f.Begin(id(1))
+	f.End(id(1), nil)
+	require.Empty(t, got, "a change that does not narrow ends nothing")
+	f.Begin(id(1))
+	f.End(id(1), cause)
+	require.Equal(t, []error{cause, cause}, got)
+	f.Cut(id(1), cause)
+	require.Len(t, got, 2, "each is cancelled once")
+
+	f.Close(cause)
+	require.Len(t, got, 3)
+	require.Zero(t, f.Stats().Bound)
+	_, ticket = f.Get(id(2), other)
+	require.False(t, f.Put(id(2), ptr(2), ticket, other), "nothing is bound after Close")
+	require.Zero(t, f.Stats().Bound)
+}
+
+// The tests below run every interleaving of the steps in the comment of Fence, against the real code, with the commit as a step
+// like any other. That covers a reader that is stopped anywhere, in particular between its store read and its install while a
+// change commits, without a goroutine or a sleep.
+
+// A world is one run: a fence, the store behind it, and what the participants saw.
+type world struct {
+	fence *Fence[int]
+	store int // the committed value: old, then new
+	now   int // counts steps
+	reads []read
+	bound bool // a binding was admitted with the old value…
+	ended bool // …and cancelled
+	done  int  // when a revocation returned first; never, until it has
+}
+
+type read struct{ start, end, value int }
+
+const (
+	oldValue = 1
+	newValue = 2
+	never    = math.MaxInt
+)
+
+var errCut = errors.New("cut")
+
+// reader is a Verify, in its three steps.
+func reader(w *world) []func() {
+	var (
+		r      read
+		ticket Ticket
+		v      *int
+		hit    bool
+	)
+	return []func(){
+		func() {
+			r.start = w.now
+			if v, ticket = w.fence.Get(id(1), nil); v != nil {
+				hit = true
+				w.reads = append(w.reads, read{r.start, w.now, *v})
+			}
+		},
+		func() {
+			if !hit {
+				v = ptr(w.store)
+			}
+		},
+		func() {
+			if !hit {
+				w.fence.Put(id(1), v, ticket, nil)
+				w.reads = append(w.reads, read{r.start, w.now, *v})
+			}
+		},
+	}
+}
+
+// prober is a Verify that nothing interrupts and that installs nothing.
+func prober(w *world) []func() {
+	return []func(){func() {
+		if v, _ := w.fence.Get(id(1), nil); v != nil {
+			w.reads = append(w.reads, read{w.now, w.now, *v})
+		} else {
+			w.reads = append(w.reads, read{w.now, w.now, w.store})
+		}
+	}}
+}
+
+// binder is a Bind, in its three steps. The new value does not admit it.
+func binder(w *world) []func() {
+	b := &Binding{Cancel: func(error) { w.ended = true }}
+	var (
+		ticket Ticket
+		v      *int
+		hit    bool
+	)
+	return []func(){
+		func() {
+			if v, ticket = w.fence.Get(id(1), b); v != nil {
+				hit = true
+				if w.bound = *v == oldValue; !w.bound {
+					w.fence.Release(id(1), b)
+				}
+			}
+		},
+		func() {
+			if !hit {
+				v = ptr(w.store)
+			}
+		},
+		func() {
+			if !hit && *v == oldValue {
+				w.bound = w.fence.Put(id(1), v, ticket, b)
+			}
+		},
+	}
+}
+
+// writer is a Revoke, in its three phases.
+func writer(w *world) []func() {
+	return []func(){
+		func() { w.fence.Begin(id(1)) },
+		func() { w.store = newValue },
+		func() { w.fence.End(id(1), errCut); w.done = min(w.done, w.now) },
+	}
+}
+
+// check says what is wrong with a finished run. For one write of one value, a history is linearizable exactly if nobody
+// sees the old value who started after somebody saw the new one, or after the write returned.
+func (w *world) check() string {
+	for _, y := range w.reads {
+		if y.value != oldValue {
+			continue
+		}
+		if y.start > w.done {
+			return "old value seen after the change returned"
+		}
+		for _, x := range w.reads {
+			if x.value == newValue && x.end < y.start {
+				return "old value seen after the new one was"
+			}
+		}
+	}
+	if v, _ := w.fence.Get(id(1), nil); v != nil && *v == oldValue {
+		return "old value left in the cache"
+	}
+	if w.bound && !w.ended && w.done != never {
+		return "a binding outlived the change"
+	}
+	return ""
+}
+
+// explore runs every interleaving of the participants and counts what was wrong, by kind.
+func explore(variant Variant, warm bool, participants ...func(*world) []func()) (runs int, wrong map[string]int) {
+	wrong = make(map[string]int)
+	left := make([]int, len(participants))
+	probe := &world{fence: New[int](4)}
+	total := 0
+	for i, p := range participants {
+		left[i] = len(p(probe))
+		total += left[i]
+	}
+	schedule := make([]int, 0, total)
+	var walk func()
+	walk = func() {
+		if len(schedule) == total {
+			runs++
+			if what := run(variant, warm, participants, schedule); what != "" {
+				wrong[what]++
+			}
+			return
+		}
+		for i := range left {
+			if left[i] > 0 {
+				left[i]--
+				schedule = append(schedule, i)
+				walk()
+				schedule = schedule[:len(schedule)-1]
+				left[i]++
+			}
+		}
+	}
+	walk()
+	return runs, wrong
+}
+
+func run(variant Variant, warm bool, participants []func(*world) []func(), schedule []int) string {
+	w := &world{fence: New[int](4), store: oldValue, done: never}
+	w.fence.Break(variant)
+	if warm {
+		_, ticket := w.fence.Get(id(1), nil)
+		w.fence.Put(id(1), ptr(oldValue), ticket, nil)
+	}
+	steps := make([][]func(), len(participants))
+	for i, p := range participants {
+		steps[i] = p(w)
+	}
+	for _, i := range schedule {
+		w.now++
+		steps[i][0]()
+		steps[i] = steps[i][1:]
+	}
+	return w.check()
+}
+
+func TestEveryInterleaving(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		variant Variant
+		right   bool
+	}{
+		{"two-phase", TwoPhase, true},
+		{"look-aside", LookAside, false},
+		{"bump before only", BumpBefore, false},
+		{"bump after only", BumpAfter, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			violations := 0
+			for _, warm := range []bool{false, true} {
+				for _, cast := range [][]func(*world) []func(){
+					{reader, reader, prober, writer},
+					{binder, reader, prober, writer},
+				} {
+					runs, wrong := explore(tt.variant, warm, cast...)
+					require.Equal(t, 16800, runs) // 10! / (3! 3! 1! 3!)
+					t.Logf("warm %v: %d runs, wrong: %v", warm, runs, wrong)
+					for _, n := range wrong {
+						violations += n
+					}
+				}
+			}
+			require.Equal(t, tt.right, violations == 0)
+		})
+	}
+}
+
+// A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to commit. It
+// must not return before the bindings are gone all the same: it cuts, and that alone is enough.
+func TestCutCatchesABindThatReadBeforeTheCommit(t *testing.T) {
+	stopped := func(w *world) []func() {
+		return []func(){
+			func() { w.fence.Begin(id(1)) },
+			func() { w.store = newValue },
+		}
+	}
+	second := func(w *world) []func() {
+		return []func(){func() {
+			if w.store == newValue {
+				w.fence.Cut(id(1), errCut)
+				w.done = w.now
+			}
+		}}
+	}
+	runs, wrong := explore(TwoPhase, false, binder, reader, stopped, second)
+	require.Equal(t, 5040, runs) // 9! / (3! 3! 2! 1!)
+	require.Empty(t, wrong)
+}
+
+// The same in earnest, for the race detector: readers and binders against a writer.
+func TestConcurrent(t *testing.T) {
+	const rounds = 2000
+	f := New[int64](4)
+	var committed, announced, live atomic.Int64
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				floor := announced.Load()
+				b := &Binding{Cancel: func(error) { live.Add(-1) }}
+				v, ticket := f.Get(id(1), b)
+				ok := v != nil
+				if !ok {
+					n := committed.Load()
+					v = &n
+					live.Add(1) // before it can be cancelled
+					if ok = f.Put(id(1), v, ticket, b); !ok {
+						live.Add(-1)
+					}
+				} else {
+					live.Add(1)
+				}
+				if *v < floor {
+					t.Errorf("read %d after %d was announced", *v, floor)
+					return
+				}
+			}
+		})
+	}
+	for n := int64(1); n <= rounds; n++ {
+		f.Begin(id(1))
+		committed.Store(n)
+		f.End(id(1), errCut)
+		announced.Store(n)
+	}
+	close(stop)
+	wg.Wait()
+	f.Close(errCut)
+	require.Zero(t, live.Load(), "every binding was cancelled once")
+}

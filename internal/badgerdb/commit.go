@@ -1,0 +1,178 @@
+package badgerdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A request is one Apply on its way through the committer.
+type request struct {
+	changes []backend.Change
+	size    int
+	done    chan error // buffered: the committer does not wait for whoever asked
+	err     error      // what done will be told, unless the commit fails; the committer's
+}
+
+// Apply implements backend.Backend. While ctx goes on, it waits for the committer to take the changes; if ctx ends before
+// that, nothing was changed. Once taken they cannot be withdrawn, and it waits for the outcome.
+func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
+	r := &request{changes: changes, done: make(chan error, 1)}
+	if err := r.check(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-db.closing: // even if the committer could take one more
+		return backend.ErrClosed
+	default:
+	}
+	select {
+	case db.queue <- r:
+		return <-r.done
+	case <-db.closing:
+		return backend.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *request) check() error {
+	if len(r.changes) == 0 {
+		return errors.New("badgerdb: no changes to apply")
+	}
+	if len(r.changes) > backend.MaxChanges {
+		return fmt.Errorf("badgerdb: %w: %d changes at once: at most %d are allowed", backend.ErrTooLarge, len(r.changes), backend.MaxChanges)
+	}
+	seen := make(map[string]struct{}, len(r.changes))
+	for _, c := range r.changes {
+		switch {
+		case len(c.Key) == 0:
+			return errors.New("badgerdb: a change has an empty key")
+		case len(c.Key) > backend.MaxKeySize:
+			return fmt.Errorf("badgerdb: %w: a key of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Key), backend.MaxKeySize)
+		case len(c.Value) > backend.MaxValueSize:
+			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
+		}
+		if _, ok := seen[string(c.Key)]; ok {
+			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
+		}
+		seen[string(c.Key)] = struct{}{}
+		r.size += len(c.Key) + len(c.Value)
+	}
+	return nil
+}
+
+// committer takes requests and commits them in groups: whatever has come while the last group was on its way to the disk
+// makes up the next one. A request that comes alone is committed at once.
+func (db *DB) committer() {
+	defer close(db.stopped)
+	var left *request // was taken, and did not fit into the last group
+	for commits := 1; ; commits++ {
+		first := left
+		left = nil
+		if first == nil {
+			select {
+			case first = <-db.queue:
+			case <-db.closing:
+				return
+			}
+		}
+		group, size := []*request{first}, first.size
+		for full := false; !full && len(group) < maxGroup; {
+			select {
+			case r := <-db.queue:
+				if full = size+r.size > maxGroupBytes; full {
+					left = r
+				} else {
+					group, size = append(group, r), size+r.size
+				}
+			default:
+				full = true
+			}
+		}
+		err := db.commit(group)
+		for _, r := range group {
+			if err != nil {
+				r.err = err
+			}
+			r.done <- r.err
+		}
+		if commits%discardEvery == 0 && db.use.TryLock() {
+			db.badger.SetDiscardTs(db.durable.Load())
+			db.use.Unlock()
+		}
+	}
+}
+
+// commit makes a group durable. An error is that of every request. Otherwise each has its own in err: a conflict is told
+// only now, because it may be with a write of the same group, which nobody must hear of before it is durable.
+func (db *DB) commit(group []*request) error {
+	if err := db.failed.Load(); err != nil {
+		return *err
+	}
+	// It reads what it has written itself.
+	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
+	defer txn.Discard()
+	writes := false
+	for _, r := range group {
+		if r.err = expected(txn, r.changes); r.err != nil {
+			continue
+		}
+		for _, c := range r.changes {
+			if err := txn.SetEntry(badger.NewEntry(storedKey(c.Key), storedValue(c.Expect+1, c.Value))); err != nil {
+				// Not for changes within the limits. Nothing of the group has happened.
+				return fmt.Errorf("badgerdb: write: %w", err)
+			}
+		}
+		writes = true
+	}
+	if !writes {
+		return nil
+	}
+	ts := db.durable.Load() + 1
+	err := txn.CommitAt(ts, nil)
+	if err == nil && db.commitFault != nil {
+		err = db.commitFault()
+	}
+	if err != nil {
+		err = fmt.Errorf("badgerdb: %w: commit: %w", backend.ErrFailed, err)
+		db.failed.Store(&err)
+		return err
+	}
+	db.durable.Store(ts)
+	return nil
+}
+
+// expected returns nil if every change finds what it expects, so that a request writes all or nothing.
+func expected(txn *badger.Txn, changes []backend.Change) error {
+	for _, c := range changes {
+		revision := uint64(0)
+		item, err := txn.Get(storedKey(c.Key))
+		switch {
+		case err == nil:
+			e, err := entry(item)
+			if err != nil {
+				return err
+			}
+			revision = e.Revision
+		case !errors.Is(err, badger.ErrKeyNotFound):
+			return readError(c.Key, err)
+		}
+		if revision != c.Expect {
+			return backend.ErrConflict
+		}
+	}
+	return nil
+}
+
+func badgerText(format string, args []any) string {
+	return "badger: " + strings.TrimSpace(fmt.Sprintf(format, args...))
+}

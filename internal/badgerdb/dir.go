@@ -1,0 +1,119 @@
+package badgerdb
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/y"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// prepare makes dir ready for Badger: a directory of the store's own, which only its owner may enter, since Badger makes some of its
+// files readable for all.
+//
+//	missing                   it is made, with mode 0700, and its parents
+//	empty, or a store's       its mode is made 0700
+//	anything else             it is refused and not touched: /tmp must not lose its mode, and tables without a manifest are
+//	                          what is left of a damaged store, which Badger would delete
+func prepare(dir string) error {
+	if dir == "" {
+		return errors.New("the directory has no name: pass one that is the store's own")
+	}
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("cannot make the directory: %w", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is a file: name a directory, which will be made if it does not exist", dir)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := checkContents(dir, files); err != nil {
+		return err
+	}
+	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("others than its owner may enter %s (mode %v), and that cannot be changed: "+
+			"run chmod 700 on it as its owner, or name a directory inside it: %w", dir, info.Mode().Perm(), err)
+	}
+	return nil
+}
+
+func checkContents(dir string, files []fs.DirEntry) error {
+	tables, foreign := "", ""
+	for _, f := range files {
+		switch name := f.Name(); {
+		case name == badger.ManifestFilename:
+			return nil
+		case strings.HasSuffix(name, ".sst"), strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"):
+			tables = name
+		case name == "lost+found", name == "LOCK": // of a file system's root; of an opener that got no further
+		default:
+			foreign = name
+		}
+	}
+	switch {
+	case tables != "":
+		return fmt.Errorf("%w: %s holds %s and no %s: restore the missing file, or the directory, from a backup",
+			backend.ErrCorrupt, dir, tables, badger.ManifestFilename)
+	case foreign != "":
+		return fmt.Errorf("%s is not a key store: it holds %s: name a directory that is the store's own", dir, foreign)
+	}
+	return nil
+}
+
+// openError explains an error of Badger's.
+func openError(dir string, err error) error {
+	switch {
+	// Badger has no error value for it.
+	case strings.Contains(err.Error(), "Cannot acquire directory lock"):
+		return fmt.Errorf("%w: %s has %s open: one process at a time can: close it there, or ask it", backend.ErrLocked, holder(dir), dir)
+	case errors.Is(err, y.ErrChecksumMismatch):
+		return fmt.Errorf("%w: %s: restore it from a backup: %w", backend.ErrCorrupt, dir, err)
+	default:
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+}
+
+// holder names the process that has the directory locked, from the file in which Badger writes its number.
+func holder(dir string) string {
+	text, err := os.ReadFile(filepath.Join(dir, "LOCK"))
+	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
+	switch {
+	case err != nil || convErr != nil:
+		return "another process"
+	case pid == os.Getpid():
+		return fmt.Sprintf("this process (pid %d)", pid)
+	default:
+		return fmt.Sprintf("the process with pid %d", pid)
+	}
+}
+
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" { // it cannot, and need not
+		return nil
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

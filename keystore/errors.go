@@ -1,0 +1,58 @@
+package keystore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// ErrDenied is what the reasons below wrap: the token does not admit its bearer.
+var ErrDenied = errors.New("API key denied")
+
+// Why a token is denied. The last three are given only to a bearer who has proved to hold the whole secret. Tell a caller none of
+// them apart: see [github.com/grpc-api-key/grpc-api-key/interceptor].
+var (
+	// ErrMalformed means that it is not the text of a key: it was mistyped, cut off, or never was one.
+	ErrMalformed = fmt.Errorf("%w: malformed", ErrDenied)
+	// ErrUnknown means that this store has no such key, or that the secret is not the key's.
+	ErrUnknown = fmt.Errorf("%w: unknown", ErrDenied)
+	// ErrRevoked means that the key was revoked.
+	ErrRevoked = fmt.Errorf("%w: revoked", ErrDenied)
+	// ErrExpired means that the key's time is over.
+	ErrExpired = fmt.Errorf("%w: expired", ErrDenied)
+	// ErrDisabled means that the key is switched off for now.
+	ErrDisabled = fmt.Errorf("%w: disabled", ErrDenied)
+)
+
+// What is wrong with a call or with the store. None of them wraps ErrDenied.
+var (
+	// ErrInvalid means that an argument cannot be used; the text says which, and why. Nothing was done.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrUnavailable means that the store could not do its work now: its disk failed, or did not answer in time.
+	ErrUnavailable = errors.New("API key store unavailable")
+
+	// ErrNotFound means that no key has the ID.
+	ErrNotFound = backend.ErrNotFound
+	// ErrCorrupt means that what is stored is not what was written.
+	ErrCorrupt = backend.ErrCorrupt
+	// ErrLocked means that the directory is open already; the text names the process that has it.
+	ErrLocked = backend.ErrLocked
+	// ErrClosed means that Close was called.
+	ErrClosed = backend.ErrClosed
+)
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("keystore: %w: %s", ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+// trouble turns a backend's error into one of this package's. An error that is neither known nor the context's own is
+// ErrUnavailable, so that nothing a backend says can be taken for a denial.
+func trouble(doing string, err error) error {
+	switch {
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnavailable):
+		return fmt.Errorf("keystore: %s: %w", doing, err)
+	default:
+		return fmt.Errorf("keystore: %s: %w: %w", doing, ErrUnavailable, err)
+	}
+}

@@ -1,0 +1,92 @@
+package keystore
+
+import (
+	"context"
+	"iter"
+)
+
+// Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is not an
+// ID.
+func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
+	parsed, err := parseID(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ready(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	st, err := s.get(ctx, parsed)
+	if err != nil {
+		return nil, err
+	}
+	return &st.entry().key, nil
+}
+
+// A Query selects keys. The zero Query selects all.
+type Query struct {
+	// Owner selects the keys of one owner; empty, those of all.
+	Owner string
+	// Status selects the keys that have it at the moment they are read; zero, those of every status.
+	Status Status
+	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the first key.
+	After string
+	// Limit is the most keys to yield. 0 or less means no limit.
+	Limit int
+}
+
+// List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as it is at the moment when it
+// is read; a key that is created meanwhile comes at the end.
+//
+// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it ends.
+func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
+	return func(yield func(*Key, error) bool) {
+		if err := s.list(ctx, q, yield); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// list returns the error that ends the list, unless the consumer ended it.
+func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	from := []byte{keySpace}
+	if q.After != "" {
+		after, err := parseID(q.After)
+		if err != nil {
+			return err
+		}
+		from = append(storageKey(after), 0) // the least key behind it
+	}
+	left := q.Limit
+	for e, err := range s.backend.Scan(ctx, from, []byte{keySpace + 1}) {
+		if err != nil {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			s.noteFailure(err)
+			return trouble("list", err)
+		}
+		st, err := parseStored(e)
+		if err != nil {
+			if !yield(nil, err) {
+				return nil
+			}
+			continue
+		}
+		key := &st.entry().key
+		if (q.Owner != "" && key.Owner != q.Owner) || (q.Status != 0 && key.Status() != q.Status) {
+			continue
+		}
+		if !yield(key, nil) {
+			return nil
+		}
+		if left--; left == 0 {
+			return nil
+		}
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package keystore
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+)
+
+// Character sets for Options.SecretCharset, by the names that Python's passlib gives them.
+const (
+	ASCII62 = token.ASCII62 // digits and letters
+	ASCII50 = token.ASCII50 // without those that are easily taken for one another
+	Hex     = token.Hex     // lower-case hexadecimal digits
+)
+
+// Options are the settings of a Store. Nil and the zero value are valid. They are copied: later changes have no effect.
+type Options struct {
+	// Prefix begins every new key, so that people and leak scanners know whose it is: letters, digits and inner underscores, at
+	// most 32. Empty means "oil".
+	Prefix string
+	// SecretLength is the number of characters in a new key's secret, without its checksum. 0 means 64; less than 22, or
+	// fewer than 112 bits with the charset, is an error.
+	SecretLength int
+	// SecretCharset is what new secrets are made of: 10 or more distinct printable ASCII characters without '_' and
+	// space. Empty means ASCII62.
+	SecretCharset string
+	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256().
+	Hasher hashing.Hasher
+	// CacheSize is the number of keys held in memory, some 500 bytes each. 0 means 65,536; negative means none: every Verify
+	// reads the store.
+	CacheSize int
+	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
+	// means no limit. A read of the store's own directory cannot be interrupted, and is not.
+	Timeout time.Duration
+	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence.
+	Logger *slog.Logger
+}
+
+// settled returns the options with every default filled in.
+func (o *Options) settled() Options {
+	var s Options
+	if o != nil {
+		s = *o
+	}
+	if s.Prefix == "" {
+		s.Prefix = "oil"
+	}
+	if s.SecretLength == 0 {
+		s.SecretLength = 64
+	}
+	if s.SecretCharset == "" {
+		s.SecretCharset = ASCII62
+	}
+	if s.Hasher == nil {
+		s.Hasher = hashing.SHA256()
+	}
+	if s.CacheSize == 0 {
+		s.CacheSize = 1 << 16
+	}
+	if s.Timeout == 0 {
+		s.Timeout = 10 * time.Second
+	}
+	if s.Logger == nil {
+		s.Logger = slog.New(slog.DiscardHandler)
+	}
+	return s
+}

@@ -1,0 +1,204 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
+	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A Store holds API keys. Open or New make one; Close ends it. It is safe for concurrent use.
+type Store struct {
+	format  *token.Format
+	hasher  hashing.Hasher
+	decoy   hashing.Digest // what the token of an unknown key is compared with
+	backend backend.Backend
+	fence   *fence.Fence[entry]
+	log     *slog.Logger
+
+	timeout time.Duration // of a mutation; 0 or less: none
+	patient bool          // reads need no timeout, because none would help
+
+	down atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
+
+	mu      sync.Mutex     // guards closing against a change that is about to start
+	closing bool           // no change starts any more
+	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
+}
+
+// Open opens the store in a directory, which is created if need be, with mode 0700, and must be the store's own. Nil options are
+// the defaults.
+//
+// A directory that another process, or another Store of this one, has open gives ErrLocked, damaged data ErrCorrupt,
+// unusable options ErrInvalid; any other error is the operating system's.
+func Open(dir string, opts *Options) (*Store, error) {
+	s, err := newStore(opts)
+	if err != nil {
+		return nil, err
+	}
+	db, err := badgerdb.Open(dir, badgerdb.Options{Logger: s.log})
+	if err != nil {
+		return nil, fmt.Errorf("keystore: open: %w", err)
+	}
+	s.backend = db
+	s.patient = true
+	return s, nil
+}
+
+// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults; ErrInvalid
+// says what is wrong with them.
+func New(b backend.Backend, opts *Options) (*Store, error) {
+	if b == nil {
+		return nil, invalid("the backend is nil")
+	}
+	s, err := newStore(opts)
+	if err != nil {
+		return nil, err
+	}
+	s.backend = b
+	return s, nil
+}
+
+func newStore(opts *Options) (*Store, error) {
+	o := opts.settled()
+	format, err := token.NewFormat(o.Prefix, o.SecretLength, o.SecretCharset)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	_, unused := format.New()
+	return &Store{
+		format:  format,
+		hasher:  o.Hasher,
+		decoy:   o.Hasher.Digest(unused),
+		fence:   fence.New[entry](o.CacheSize),
+		log:     o.Logger,
+		timeout: o.Timeout,
+	}, nil
+}
+
+// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits nobody. It
+// waits for changes that are under way, and releases the directory. After it, every method returns ErrClosed; a second
+// Close returns nil.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	again := s.closing
+	s.closing = true
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	s.down.Store(&ErrClosed)
+	s.fence.Close(ErrClosed)
+	err := s.backend.Close()
+	s.changes.Wait()
+	if err != nil {
+		return trouble("close", err)
+	}
+	return nil
+}
+
+// Stats describes a store at work.
+type Stats struct {
+	// Hits and Misses count the look-ups of Verify and Bind that were answered from memory, and those that were not.
+	Hits, Misses uint64
+	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have not ended.
+	Cached, Live int
+}
+
+// Stats returns counts since the store was opened.
+func (s *Store) Stats() Stats {
+	st := s.fence.Stats()
+	return Stats{Hits: st.Hits, Misses: st.Misses, Cached: st.Cached, Live: st.Bound}
+}
+
+// serving returns nil, ErrClosed, or ErrUnavailable.
+func (s *Store) serving() error {
+	if err := s.down.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// noteFailure stops the store for good if err says that the backend has stopped.
+func (s *Store) noteFailure(err error) {
+	if !errors.Is(err, backend.ErrFailed) {
+		return
+	}
+	down := fmt.Errorf("keystore: %w: %w", ErrUnavailable, err)
+	if s.down.CompareAndSwap(nil, &down) {
+		s.log.Error("API key store failed; reopen it", "error", err)
+	}
+}
+
+var errSlow = fmt.Errorf("%w: storage did not answer in time", ErrUnavailable)
+
+// limited bounds a call that waits for the backend.
+func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, s.timeout, errSlow)
+}
+
+// endOf returns nil while ctx goes on, ErrUnavailable if the limit ended it, and otherwise the context's own error. A cause that the
+// caller gave is left out: it may be a denial of another key.
+func endOf(ctx context.Context) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errSlow) {
+		return cause
+	}
+	return ctx.Err()
+}
+
+// get reads and decodes one record. The context may be limited. Its errors are this package's, and the context's own only
+// if the caller ended it.
+func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
+	e, err := s.backend.Get(ctx, storageKey(id))
+	if err != nil {
+		if ended := endOf(ctx); ended != nil {
+			return nil, ended
+		}
+		s.noteFailure(err)
+		return nil, trouble("read", err)
+	}
+	return parseStored(e)
+}
+
+// apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
+// cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle, unless nil, is
+// called there with the outcome, before apply returns it. Where apply did not wait for the outcome, the change may happen yet.
+func (s *Store) apply(ctx context.Context, c backend.Change, settle func(error)) error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	done := make(chan error, 1)
+	s.changes.Go(func() {
+		err := s.backend.Apply(context.WithoutCancel(ctx), c)
+		if settle != nil {
+			settle(err)
+		}
+		done <- err
+	})
+	s.mu.Unlock()
+	select {
+	case err := <-done:
+		if err == nil || errors.Is(err, backend.ErrConflict) {
+			return err
+		}
+		s.noteFailure(err)
+		s.log.Error("API key store could not write", "error", err)
+		return trouble("write", err)
+	case <-ctx.Done():
+		return fmt.Errorf("keystore: write: the outcome is not known: %w", endOf(ctx))
+	}
+}

@@ -1,0 +1,96 @@
+package keycreds_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"os"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+)
+
+// Every call on the connection carries the key. The credentials may be printed and logged: the key is not.
+func ExampleNew() {
+	creds := keycreds.New(os.Getenv("API_KEY"))
+	conn, err := grpc.NewClient("api.example.com:443",
+		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
+		grpc.WithPerRPCCredentials(creds))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	fmt.Println(creds)
+	// Output: keycreds(authorization, redacted)
+}
+
+// What can not be a key is not sent. (A call on a connection fails with the same error.)
+func ExampleNew_badKey() {
+	creds := keycreds.New("", keycreds.AllowInsecure())
+	_, err := creds.GetRequestMetadata(context.Background())
+	fmt.Println(status.Code(err))
+	fmt.Println(status.Convert(err).Message())
+	// Output:
+	// Unauthenticated
+	// keycreds: the API key is empty: is the variable or the file set that it is read from?
+}
+
+// The file is read on every call: put a new key there, by a rename, and the next call carries it.
+func ExampleFromSource() {
+	creds := keycreds.FromSource(func(context.Context) (string, error) {
+		key, err := os.ReadFile("/run/secrets/api-key")
+		return string(key), err
+	})
+	conn, err := grpc.NewClient("api.example.com:443",
+		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
+		grpc.WithPerRPCCredentials(creds))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	fmt.Println(creds)
+	// Output: keycreds(authorization, redacted)
+}
+
+// A test has no certificate, and needs none on the loopback interface.
+func ExampleAllowInsecure() {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer() // with the options of an interceptor.Authenticator
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	go server.Serve(lis)
+	defer server.Stop()
+
+	conn, err := grpc.NewClient(lis.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithPerRPCCredentials(keycreds.New("a-key-for-tests", keycreds.AllowInsecure())))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	reply, err := healthpb.NewHealthClient(conn).Check(context.Background(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(reply.GetStatus())
+	// Output: SERVING
+}
+
+// The bare key, where a server wants it.
+func ExampleWithHeader() {
+	creds := keycreds.New(os.Getenv("API_KEY"), keycreds.WithHeader("x-api-key", ""))
+	fmt.Println(creds)
+	// Output: keycreds(x-api-key, redacted)
+}

@@ -1,0 +1,244 @@
+package interceptor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent use.
+type Verifier interface {
+	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
+	Verify(ctx context.Context, token string) (*keystore.Key, error)
+	// Bind is Verify for a stream. When the key no longer admits it, the returned context is cancelled with a cause that wraps
+	// keystore.ErrDenied, or keystore.ErrClosed or ErrUnavailable when nobody can tell any more.
+	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
+}
+
+// An Authenticator admits calls by API key. New makes one; it does not change afterwards, and is safe for concurrent use.
+type Authenticator struct {
+	verifier   Verifier
+	headers    []header
+	methods    map[string]rule // by full method
+	services   map[string]rule // by "/pkg.Service"
+	mapper     ErrorMapper
+	requireTLS bool
+
+	missing *status.Status // says which header to use
+}
+
+// A rule says who may call a method. The zero rule is: whoever has a valid key.
+type rule struct {
+	public bool
+	scopes []string
+	denied *status.Status // for a key that lacks one of the scopes
+}
+
+// New returns an Authenticator that asks v. An error says which option is wrong, and why.
+func New(v Verifier, opts ...Option) (*Authenticator, error) {
+	if v == nil {
+		return nil, errors.New("interceptor: the verifier is nil")
+	}
+	a := &Authenticator{
+		verifier: v,
+		methods:  make(map[string]rule),
+		services: make(map[string]rule),
+		mapper:   func(_ context.Context, _ string, _ error, told *status.Status) *status.Status { return told },
+	}
+	for _, o := range opts {
+		if o.apply == nil {
+			continue // the zero Option
+		}
+		if err := o.apply(a); err != nil {
+			return nil, fmt.Errorf("interceptor: %w", err)
+		}
+	}
+	if len(a.headers) == 0 {
+		a.headers = []header{{name: "authorization", schemes: []string{"Bearer"}}}
+	}
+	a.missing = missingStatus(a.headers[0])
+	return a, nil
+}
+
+// addRule adds the rule for one method, or for one service.
+func (a *Authenticator) addRule(fullMethod string, r rule) error {
+	service, method, ok := splitMethod(fullMethod)
+	if !ok {
+		return fmt.Errorf("%q is not a full method name: write it as /package.Service/Method", fullMethod)
+	}
+	rules, name := a.methods, fullMethod
+	if method == "*" {
+		rules, name = a.services, service
+	}
+	if _, ok := rules[name]; ok {
+		return fmt.Errorf("%q has a rule already: give each method one", fullMethod)
+	}
+	if len(r.scopes) > 0 {
+		r.denied = scopeStatus(r.scopes)
+	}
+	rules[name] = r
+	return nil
+}
+
+// splitMethod splits "/pkg.Service/Method" at its second slash: service is "/pkg.Service".
+func splitMethod(fullMethod string) (service, method string, ok bool) {
+	i := strings.LastIndexByte(fullMethod, '/')
+	if i < 2 || fullMethod[0] != '/' || i == len(fullMethod)-1 || strings.Count(fullMethod, "/") != 2 {
+		return "", "", false
+	}
+	return fullMethod[:i], fullMethod[i+1:], true
+}
+
+// rule returns the rule for a method: its own, or else its service's, or else that it needs a key. Names match to the letter, so
+// that one which the server would read differently needs a key too (compare CVE-2026-33186).
+func (a *Authenticator) rule(fullMethod string) rule {
+	if r, ok := a.methods[fullMethod]; ok {
+		return r
+	}
+	if len(a.services) > 0 {
+		if service, _, ok := splitMethod(fullMethod); ok {
+			return a.services[service]
+		}
+	}
+	return rule{}
+}
+
+// Unary returns the interceptor for unary calls. A key that is revoked while the handler runs does not interrupt it.
+func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		r := a.rule(info.FullMethod)
+		if r.public {
+			return handler(&callContext{Context: ctx, headers: a.headers}, req)
+		}
+		key, err := a.verify(ctx, r)
+		if err != nil {
+			return nil, a.tell(ctx, info.FullMethod, err).Err()
+		}
+		return handler(&callContext{Context: ctx, headers: a.headers, key: key}, req)
+	}
+}
+
+func (a *Authenticator) verify(ctx context.Context, r rule) (*keystore.Key, error) {
+	text, err := a.credential(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, err := a.verifier.Verify(ctx, text)
+	if err != nil {
+		return nil, err
+	}
+	return key, r.allows(key)
+}
+
+// Stream returns the interceptor for streams. One whose key is revoked or expires ends.
+func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx := ss.Context()
+		r := a.rule(info.FullMethod)
+		if r.public {
+			return handler(srv, &publicStream{ss, &callContext{Context: ctx, headers: a.headers}})
+		}
+		bound, key, release, err := a.bind(ctx, r)
+		if err != nil {
+			return a.tell(ctx, info.FullMethod, err).Err()
+		}
+		defer release()
+		s := newStream(ss, bound, &callContext{Context: bound, headers: a.headers, key: key}, func(cause error) *status.Status {
+			return a.tellCut(ctx, info.FullMethod, cause)
+		})
+		defer s.settle()
+		err = handler(srv, s)
+		if cut := s.cut(); cut != nil {
+			return cut
+		}
+		return err
+	}
+}
+
+func (a *Authenticator) bind(ctx context.Context, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	text, err := a.credential(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	bound, key, release, err := a.verifier.Bind(ctx, text)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := r.allows(key); err != nil {
+		release()
+		return nil, nil, nil, err
+	}
+	return bound, key, release, nil
+}
+
+// allows returns nil, or what to tell a caller with a key that lacks a scope.
+func (r rule) allows(k *keystore.Key) error {
+	for _, s := range r.scopes {
+		if !k.HasScope(s) {
+			return &scopeError{r.denied}
+		}
+	}
+	return nil
+}
+
+// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that grpc.UnaryInterceptor and grpc.StreamInterceptor set, and in their place
+// among the chained ones.
+func (a *Authenticator) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(a.Unary()), grpc.ChainStreamInterceptor(a.Stream())}
+}
+
+// A ServiceInfoProvider lists the services of a server, as *grpc.Server does.
+type ServiceInfoProvider interface {
+	GetServiceInfo() map[string]grpc.ServiceInfo
+}
+
+// Check returns an error if a Public or Require names a method, or a service, that the server does not have: it was
+// misspelt, or has been renamed, and its rule guards nothing. Call it when every service is registered, before Serve.
+func (a *Authenticator) Check(s ServiceInfoProvider) error {
+	known := make(map[string]bool)
+	for service, info := range s.GetServiceInfo() {
+		known["/"+service] = true
+		for _, m := range info.Methods {
+			known["/"+service+"/"+m.Name] = true
+		}
+	}
+	var unknown []string
+	for name := range a.methods {
+		if !known[name] {
+			unknown = append(unknown, name)
+		}
+	}
+	for name := range a.services {
+		if !known[name] {
+			unknown = append(unknown, name+"/*")
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	slices.Sort(unknown)
+	return fmt.Errorf("interceptor: rules for what the server does not have: %s: correct the names, or call Check after registering",
+		strings.Join(unknown, ", "))
+}
+
+// secure reports whether nobody on the way can read or change what a call carries. What does not say that it is secure is
+// not; credentials.CheckSecurityLevel lets that pass.
+func secure(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	info, ok := p.AuthInfo.(interface {
+		GetCommonAuthInfo() credentials.CommonAuthInfo
+	})
+	return ok && info.GetCommonAuthInfo().SecurityLevel == credentials.PrivacyAndIntegrity
+}

@@ -1,0 +1,60 @@
+package interceptor
+
+import (
+	"context"
+	"maps"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+type contextKey struct{}
+
+// FromContext returns the key that the call was admitted with, in a handler or an interceptor behind the Authenticator. It
+// is false for a call of a public method.
+func FromContext(ctx context.Context) (*keystore.Key, bool) {
+	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
+	return k, ok
+}
+
+// NewContext returns a context from which FromContext gets k: for testing a handler without a server.
+func NewContext(ctx context.Context, k *keystore.Key) context.Context {
+	return context.WithValue(ctx, contextKey{}, k)
+}
+
+// A callContext is what a handler gets: it has the key, and incoming metadata without the credential.
+//
+// The metadata is stripped when somebody asks for it, and each time, because most handlers never do, and a copy for every call would cost more
+// than verifying the key. To do that it need not know under which key gRPC keeps metadata: whatever value is a metadata.MD is stripped.
+type callContext struct {
+	context.Context
+	headers []header
+	key     *keystore.Key // nil in a public method
+}
+
+func (c *callContext) Value(key any) any {
+	if key == (contextKey{}) && c.key != nil {
+		return c.key
+	}
+	value := c.Context.Value(key)
+	if md, ok := value.(metadata.MD); ok {
+		return c.strip(md)
+	}
+	return value
+}
+
+// strip returns md without the headers that may hold a credential. The values are shared, as those of the original are.
+func (c *callContext) strip(md metadata.MD) metadata.MD {
+	md = maps.Clone(md)
+	for _, h := range c.headers {
+		delete(md, h.name)
+	}
+	return md
+}
+
+// String keeps fmt from printing the contexts below, one of which holds the credential.
+func (c *callContext) String() string { return "interceptor.callContext" }
+
+// GoString is String for %#v.
+func (c *callContext) GoString() string { return c.String() }

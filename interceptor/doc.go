@@ -1,0 +1,44 @@
+// Package interceptor admits callers of a gRPC server by API key: it reads the key from the metadata of each call, asks a
+// key store, and gives the handler the key's record. When a key is revoked, the streams that were opened with it end.
+//
+//	auth, err := interceptor.New(store)
+//	server := grpc.NewServer(auth.ServerOptions()...)
+//
+// Every method needs a key, also those of health checks and reflection, and those that the server does not know, unless [Public] names it.
+//
+// # What a caller is told
+//
+// A refusal carries one [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo] with the domain
+// github.com/grpc-api-key/grpc-api-key and a reason:
+//
+//	case                                                  code              reason
+//	no credential                                         Unauthenticated   CREDENTIALS_MISSING
+//	malformed, unknown, wrong, several credentials,
+//	a key that is revoked, expired or disabled            Unauthenticated   API_KEY_INVALID
+//	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
+//	a stream whose key was revoked while it was open      Unauthenticated   API_KEY_REVOKED
+//	a stream whose key expired while it was open          Unauthenticated   API_KEY_EXPIRED
+//	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE
+//	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
+//	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
+//
+// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of the server's never
+// reads as a bad key.
+//
+// # The credential
+//
+// A call carries exactly one, in one of the accepted headers; a second one is refused, even an equal one. (In gRPC, the credentials of a
+// connection and those of a call add up.) Handlers, and interceptors further in, do not see it in the incoming metadata.
+//
+// # Streams
+//
+// Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes none, and its
+// context is cancelled. A handler that is blocked in either comes back with the error, and the caller is told Unauthenticated,
+// even if the handler goes on with something else. Messages that SendMsg took before are on their way and may still arrive.
+//
+// # Order
+//
+// Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for example, and binary logging
+// see a call's metadata before any interceptor does; gRPC's binary log leaves out authorization and no other header, which is why
+// it is the default.
+package interceptor

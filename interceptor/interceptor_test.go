@@ -1,0 +1,567 @@
+package interceptor_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials/local"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	emptyCall = "/grpc.testing.TestService/EmptyCall"
+	duplex    = "/grpc.testing.TestService/FullDuplexCall"
+)
+
+func openStore(t testing.TB) *keystore.Store {
+	t.Helper()
+	s, err := keystore.Open(t.TempDir(), nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	return s
+}
+
+func issue(t testing.TB, s *keystore.Store, spec keystore.Spec) (*keystore.Key, string) {
+	t.Helper()
+	if spec.Name == "" {
+		spec.Name = "test"
+	}
+	issued, err := s.Create(t.Context(), spec)
+	require.NoError(t, err)
+	return issued.Key, issued.Secret.Reveal()
+}
+
+// A service is a TestService of which a test says what it does.
+type service struct {
+	testpb.UnimplementedTestServiceServer
+	empty  func(ctx context.Context) error
+	duplex func(s grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error
+}
+
+func (s *service) EmptyCall(ctx context.Context, _ *testpb.Empty) (*testpb.Empty, error) {
+	if s.empty != nil {
+		if err := s.empty(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &testpb.Empty{}, nil
+}
+
+func (s *service) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	return s.duplex(stream)
+}
+
+// serve runs a server with the service on a real socket until the end of the test.
+func serve(t testing.TB, svc *service, opts ...grpc.ServerOption) (addr string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	return serveOn(t, lis, svc, opts...)
+}
+
+func serveOn(t testing.TB, lis net.Listener, svc *service, opts ...grpc.ServerOption) string {
+	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
+	testpb.RegisterTestServiceServer(server, svc)
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(lis) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-done)
+	})
+	return lis.Addr().String()
+}
+
+func dial(t testing.TB, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	if len(opts) == 0 {
+		opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	}
+	conn, err := grpc.NewClient(addr, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func newAuth(t testing.TB, v interceptor.Verifier, opts ...interceptor.Option) *interceptor.Authenticator {
+	t.Helper()
+	a, err := interceptor.New(v, opts...)
+	require.NoError(t, err)
+	return a
+}
+
+// withKey is the context of a call that sends the token.
+func withKey(ctx context.Context, token string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+}
+
+func reasonOf(err error) string {
+	var reasons []string
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			reasons = append(reasons, info.Reason)
+		}
+	}
+	return strings.Join(reasons, ",")
+}
+
+func requireRefused(t testing.TB, err error, code codes.Code, reason string) {
+	t.Helper()
+	require.Equal(t, code.String(), status.Code(err).String(), "%v", err)
+	require.Equal(t, reason, reasonOf(err))
+}
+
+// both makes the same call as a unary one and as a stream, and returns the errors.
+func both(ctx context.Context, conn *grpc.ClientConn) map[string]error {
+	client := testpb.NewTestServiceClient(conn)
+	_, unary := client.EmptyCall(ctx, &testpb.Empty{})
+	stream, err := client.FullDuplexCall(ctx)
+	if err == nil {
+		_ = stream.CloseSend()
+		if _, err = stream.Recv(); err != nil && err.Error() == "EOF" {
+			err = nil
+		}
+	}
+	return map[string]error{"unary": unary, "stream": err}
+}
+
+func end(grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	return nil
+}
+
+func TestCredentials(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	_, other := issue(t, openStore(t), keystore.Spec{})
+	revoked, revokedToken := issue(t, store, keystore.Spec{})
+	require.NoError(t, store.Revoke(t.Context(), revoked.ID, ""))
+	changed := []byte(token)
+	changed[40] ^= 1
+
+	svc := &service{duplex: end}
+	addr := serve(t, svc, newAuth(t, store).ServerOptions()...)
+	conn := dial(t, addr)
+
+	for _, tt := range []struct {
+		name   string
+		md     []string
+		code   codes.Code
+		reason string
+	}{
+		{"none", nil, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"the right one", []string{"authorization", "Bearer " + token}, codes.OK, ""},
+		{"lower case", []string{"authorization", "bearer " + token}, codes.OK, ""},
+		{"upper case", []string{"Authorization", "BEARER " + token}, codes.OK, ""},
+		{"more spaces", []string{"authorization", "Bearer   " + token + " "}, codes.OK, ""},
+		{"empty", []string{"authorization", ""}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"blank", []string{"authorization", "   "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"only the scheme", []string{"authorization", "Bearer"}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"the scheme and a space", []string{"authorization", "Bearer "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"no scheme", []string{"authorization", token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"another scheme", []string{"authorization", "Basic " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"a longer scheme", []string{"authorization", "Bearers " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"the scheme run into the key", []string{"authorization", "Bearer" + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"twice the scheme", []string{"authorization", "Bearer Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"doubled", []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"a second one that is empty", []string{"authorization", "Bearer " + token, "authorization", ""}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"two in one", []string{"authorization", "Bearer " + token + ", Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"two in one, bare", []string{"authorization", "Bearer " + token + "," + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"over-long", []string{"authorization", "Bearer " + token + strings.Repeat("x", 512)}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"very long", []string{"authorization", "Bearer " + strings.Repeat("x", 100<<10)}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"another header", []string{"x-api-key", token}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"a binary header", []string{"authorization-bin", "Bearer " + token}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		{"of another store", []string{"authorization", "Bearer " + other}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"revoked", []string{"authorization", "Bearer " + revokedToken}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"one bit changed", []string{"authorization", "Bearer " + string(changed)}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"cut off", []string{"authorization", "Bearer " + token[:50]}, codes.Unauthenticated, "API_KEY_INVALID"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			admitted := 0
+			svc.empty = func(ctx context.Context) error {
+				admitted++
+				got, ok := interceptor.FromContext(ctx)
+				require.True(t, ok)
+				require.Equal(t, key.ID, got.ID)
+				return nil
+			}
+			ctx := metadata.AppendToOutgoingContext(t.Context(), tt.md...)
+			for kind, err := range both(ctx, conn) {
+				requireRefused(t, err, tt.code, tt.reason)
+				if tt.reason == "API_KEY_INVALID" {
+					require.Equal(t, "invalid API key", status.Convert(err).Message(), "one text for all: %s", kind)
+				}
+				if err != nil {
+					require.False(t, strings.Contains(err.Error(), token[40:60]), "the credential is in the error")
+				}
+			}
+			require.Equal(t, tt.code == codes.OK, admitted == 1)
+		})
+	}
+}
+
+// grpc-go's client refuses to send what is not printable ASCII, so these go in by hand.
+func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	unary := newAuth(t, store).Unary()
+	for _, value := range []string{"Bearer " + token + "é", "Bearer \x00" + token, "Bearer " + token + "\n", "\xff\xfe", "Bearer\u00a0" + token, "Bearer\t" + token} {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", value))
+		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(context.Context, any) (any, error) {
+			require.Fail(t, "let in")
+			return nil, nil
+		})
+		requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	svc := &service{duplex: end}
+	addr := serve(t, svc, newAuth(t, store,
+		interceptor.Header("X-API-Key", ""), interceptor.Header("authorization", "Bearer"), interceptor.Header("authorization", "ApiKey"),
+	).ServerOptions()...)
+	conn := dial(t, addr)
+	for name, tt := range map[string]struct {
+		md     []string
+		reason string
+	}{
+		"bare":                   {[]string{"x-api-key", token}, ""},
+		"bearer":                 {[]string{"authorization", "Bearer " + token}, ""},
+		"another scheme":         {[]string{"authorization", "apikey " + token}, ""},
+		"a scheme in the bare":   {[]string{"x-api-key", "Bearer " + token}, "API_KEY_INVALID"},
+		"none in the other":      {[]string{"authorization", token}, "API_KEY_INVALID"},
+		"one in each":            {[]string{"authorization", "Bearer " + token, "x-api-key", token}, "API_KEY_INVALID"},
+		"a good and a bad one":   {[]string{"authorization", "Basic eDp5", "x-api-key", token}, "API_KEY_INVALID"},
+		"a good and a blank one": {[]string{"authorization", " ", "x-api-key", token}, "API_KEY_INVALID"},
+		"none":                   {nil, "CREDENTIALS_MISSING"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			svc.empty = func(ctx context.Context) error {
+				md, _ := metadata.FromIncomingContext(ctx)
+				require.Empty(t, md.Get("x-api-key"))
+				require.Empty(t, md.Get("authorization"))
+				return nil
+			}
+			for _, err := range both(metadata.AppendToOutgoingContext(t.Context(), tt.md...), conn) {
+				require.Equal(t, tt.reason, reasonOf(err), "%v", err)
+			}
+		})
+	}
+}
+
+func TestCredentialIsStripped(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	look := func(ctx context.Context) error {
+		md, ok := metadata.FromIncomingContext(ctx)
+		require.True(t, ok)
+		require.Empty(t, md.Get("authorization"))
+		require.Equal(t, []string{"1", "2"}, md.Get("x-other"), "the rest is there")
+		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "X-Other"))
+		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
+		derived, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		for _, text := range []string{fmt.Sprint(ctx), fmt.Sprintf("%+v", ctx), fmt.Sprintf("%#v", ctx), fmt.Sprint(derived), fmt.Sprintf("%v", md)} {
+			require.False(t, strings.Contains(text, token), "the credential can be printed")
+		}
+		md.Set("x-other", "changed") // the handler's own copy
+		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "x-other"))
+		return nil
+	}
+	svc := &service{empty: look, duplex: func(s grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+		return look(s.Context())
+	}}
+	for _, auth := range []*interceptor.Authenticator{
+		newAuth(t, store),
+		newAuth(t, store, interceptor.Public(emptyCall, duplex)), // not even where nobody needs it
+	} {
+		conn := dial(t, serve(t, svc, auth.ServerOptions()...))
+		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1", "x-other", "2")
+		for kind, err := range both(ctx, conn) {
+			require.NoError(t, err, kind)
+		}
+	}
+}
+
+func TestPublicRequireAndCheck(t *testing.T) {
+	store := openStore(t)
+	_, plain := issue(t, store, keystore.Spec{})
+	_, reader := issue(t, store, keystore.Spec{Scopes: []string{"read", "x"}})
+	_, writer := issue(t, store, keystore.Spec{Scopes: []string{"read", "write"}})
+	auth := newAuth(t, store, interceptor.Public("/grpc.health.v1.Health/*"), interceptor.Require(emptyCall, "read", "write"))
+	svc := &service{duplex: end, empty: func(context.Context) error { return nil }}
+	addr := serve(t, svc, auth.ServerOptions()...)
+	conn := dial(t, addr)
+	client := testpb.NewTestServiceClient(conn)
+
+	_, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	require.NoError(t, err, "public, without a key")
+	_, err = healthpb.NewHealthClient(conn).Check(withKey(t.Context(), "nonsense"), &healthpb.HealthCheckRequest{})
+	require.NoError(t, err, "public, with a bad key")
+
+	_, err = client.EmptyCall(withKey(t.Context(), writer), &testpb.Empty{})
+	require.NoError(t, err)
+	for _, token := range []string{plain, reader} {
+		_, err = client.EmptyCall(withKey(t.Context(), token), &testpb.Empty{})
+		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
+	}
+	_, err = client.EmptyCall(withKey(t.Context(), plain+"x"), &testpb.Empty{})
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+	stream, err := client.FullDuplexCall(withKey(t.Context(), plain))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.Equal(t, "EOF", err.Error(), "any key will do")
+
+	server := grpc.NewServer()
+	require.ErrorContains(t, auth.Check(server), "/grpc.health.v1.Health/*, "+emptyCall)
+	testpb.RegisterTestServiceServer(server, svc)
+	require.ErrorContains(t, auth.Check(server), "/grpc.health.v1.Health/*")
+	require.NotContains(t, auth.Check(server).Error(), emptyCall)
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	require.NoError(t, auth.Check(server))
+}
+
+// A stream that lacks a scope is refused, and the store does not keep it.
+func TestRequireOnStream(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	conn := dial(t, serve(t, &service{duplex: end}, newAuth(t, store, interceptor.Require(duplex, "admin")).ServerOptions()...))
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
+	require.Zero(t, store.Stats().Live)
+}
+
+// What the server does not know needs a key too, where interceptors see it.
+func TestUnknownMethodsNeedAKey(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	auth := newAuth(t, store, interceptor.Public("/grpc.health.v1.Health/*"))
+	unknown := grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { return nil })
+	conn := dial(t, serve(t, &service{}, append(auth.ServerOptions(), unknown)...))
+	for _, method := range []string{"/no.Service/Method", "/grpc.health.v1.health/Check", "/grpc.health.v1.Health/Check/", "/grpc.health.v1.Health//Check", "//grpc.health.v1.Health/Check"} {
+		err := conn.Invoke(t.Context(), method, &testpb.Empty{}, &testpb.Empty{})
+		requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
+	}
+	stream, err := conn.NewStream(withKey(t.Context(), token), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no.Service/Method")
+	require.NoError(t, err)
+	require.Equal(t, "EOF", stream.RecvMsg(&testpb.Empty{}).Error())
+}
+
+func TestNewRefuses(t *testing.T) {
+	store := openStore(t)
+	for name, opts := range map[string][]interceptor.Option{
+		"an empty header":           {interceptor.Header("", "Bearer")},
+		"a binary header":           {interceptor.Header("x-key-bin", "")},
+		"gRPC's own header":         {interceptor.Header("grpc-timeout", "")},
+		"a pseudo header":           {interceptor.Header(":path", "")},
+		"a header with a space":     {interceptor.Header("x key", "")},
+		"a scheme with a space":     {interceptor.Header("authorization", "Bea rer")},
+		"a header twice":            {interceptor.Header("authorization", "Bearer"), interceptor.Header("Authorization", "bearer")},
+		"a method without a slash":  {interceptor.Public("grpc.health.v1.Health/Check")},
+		"a method with one slash":   {interceptor.Public("/Check")},
+		"a method with three":       {interceptor.Public("/a/b/c")},
+		"a star for everything":     {interceptor.Public("/*")},
+		"an empty method":           {interceptor.Public("")},
+		"public and required":       {interceptor.Public(emptyCall), interceptor.Require(emptyCall, "a")},
+		"required twice":            {interceptor.Require(emptyCall, "a"), interceptor.Require(emptyCall, "b")},
+		"required without a scope":  {interceptor.Require(emptyCall)},
+		"required, an empty scope":  {interceptor.Require(emptyCall, "")},
+		"required, a whole service": {interceptor.Require("/a.B/*", "a")},
+		"a nil mapper":              {interceptor.WithErrorMapper(nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := interceptor.New(store, opts...)
+			require.ErrorContains(t, err, "interceptor: ")
+		})
+	}
+	_, err := interceptor.New(nil)
+	require.Error(t, err)
+	_, err = interceptor.New(store, interceptor.Option{})
+	require.NoError(t, err)
+}
+
+// A verifier that answers what a test wants.
+type verifier struct{ err error }
+
+func (v verifier) Verify(context.Context, string) (*keystore.Key, error) { return nil, v.err }
+
+func (v verifier) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	return nil, nil, nil, v.err
+}
+
+func TestStoreTroubleIsNotTheCallersFault(t *testing.T) {
+	for _, err := range []error{
+		keystore.ErrUnavailable, keystore.ErrClosed, keystore.ErrCorrupt, keystore.ErrNotFound, errors.New("anything"),
+		context.DeadlineExceeded, // the store's own, not the caller's
+	} {
+		conn := dial(t, serve(t, &service{duplex: end}, newAuth(t, verifier{fmt.Errorf("disk on fire at /var/lib: %w", err)}).ServerOptions()...))
+		for _, got := range both(withKey(t.Context(), "k"), conn) {
+			requireRefused(t, got, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
+			require.NotContains(t, got.Error(), "disk", "what went wrong is not for callers")
+			var retry *errdetails.RetryInfo
+			for _, d := range status.Convert(got).Details() {
+				if r, ok := d.(*errdetails.RetryInfo); ok {
+					retry = r
+				}
+			}
+			require.Positive(t, retry.GetRetryDelay().AsDuration())
+		}
+	}
+}
+
+// slow waits for the caller to give up.
+type slow struct{ verifier }
+
+func (slow) Verify(ctx context.Context, _ string) (*keystore.Key, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestCallersOwnDeadline(t *testing.T) {
+	unary := newAuth(t, slow{}).Unary()
+	incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer k"))
+	call := func(ctx context.Context) error {
+		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, nil)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(incoming, time.Millisecond)
+	defer cancel()
+	requireRefused(t, call(ctx), codes.DeadlineExceeded, "")
+	ctx, cancel = context.WithCancel(incoming)
+	cancel()
+	requireRefused(t, call(ctx), codes.Canceled, "")
+}
+
+func TestErrorMapper(t *testing.T) {
+	store := openStore(t)
+	var heard []error
+	auth := newAuth(t, store, interceptor.WithErrorMapper(func(_ context.Context, method string, err error, told *status.Status) *status.Status {
+		require.Equal(t, emptyCall, method)
+		heard = append(heard, err)
+		switch {
+		case errors.Is(err, keystore.ErrMalformed):
+			return status.New(codes.PermissionDenied, "mapped")
+		case errors.Is(err, keystore.ErrDenied):
+			return status.New(codes.OK, "come in")
+		default:
+			return nil
+		}
+	}))
+	unary := auth.Unary()
+	call := func(credential ...string) error {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(credential...))
+		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(context.Context, any) (any, error) {
+			require.Fail(t, "let in")
+			return nil, nil
+		})
+		return err
+	}
+	_, unknown := issue(t, openStore(t), keystore.Spec{})
+	require.Equal(t, "mapped", status.Convert(call("authorization", "Bearer nonsense")).Message())
+	requireRefused(t, call("authorization", "Bearer "+unknown), codes.Unauthenticated, "API_KEY_INVALID")
+	requireRefused(t, call(), codes.Unauthenticated, "CREDENTIALS_MISSING")
+	require.Len(t, heard, 3)
+	require.ErrorIs(t, heard[1], keystore.ErrUnknown)
+}
+
+func TestRequireTLS(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	opts := newAuth(t, store, interceptor.RequireTLS()).ServerOptions()
+	cert, pool := throwawayCertificate(t)
+	serverTLS, clientTLS := credentials.NewTLS(cert), credentials.NewClientTLSFromCert(pool, "")
+
+	t.Run("plaintext", func(t *testing.T) {
+		conn := dial(t, serve(t, &service{duplex: end}, opts...), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithPerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure())))
+		for _, err := range both(t.Context(), conn) {
+			requireRefused(t, err, codes.Unauthenticated, "INSECURE_TRANSPORT")
+		}
+	})
+	t.Run("TLS", func(t *testing.T) {
+		conn := dial(t, serve(t, &service{duplex: end}, append(opts, grpc.Creds(serverTLS))...),
+			grpc.WithTransportCredentials(clientTLS), grpc.WithPerRPCCredentials(keycreds.New(token)))
+		for _, err := range both(t.Context(), conn) {
+			require.NoError(t, err)
+		}
+	})
+	t.Run("a unix socket with local credentials", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "s")
+		lis, err := net.Listen("unix", path)
+		require.NoError(t, err)
+		serveOn(t, lis, &service{duplex: end}, append(opts, grpc.Creds(local.NewCredentials()))...)
+		conn := dial(t, "unix:"+path, grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithPerRPCCredentials(keycreds.New(token)))
+		for _, err := range both(t.Context(), conn) {
+			require.NoError(t, err)
+		}
+	})
+	t.Run("loopback with local credentials", func(t *testing.T) {
+		conn := dial(t, serve(t, &service{duplex: end}, append(opts, grpc.Creds(local.NewCredentials()))...),
+			grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithPerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure())))
+		for _, err := range both(t.Context(), conn) {
+			requireRefused(t, err, codes.Unauthenticated, "INSECURE_TRANSPORT")
+		}
+	})
+}
+
+// throwawayCertificate makes a certificate for 127.0.0.1.
+func throwawayCertificate(t testing.TB) (*tls.Config, *x509.CertPool) {
+	t.Helper()
+	cert, pem, err := throwaway.Certificate()
+	require.NoError(t, err)
+	pool := x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM(pem))
+	return &tls.Config{Certificates: []tls.Certificate{cert}}, pool
+}
+
+// Dial and call credentials add up in gRPC: the first thing that a new user trips over.
+func TestDialAndCallCredentialsAreTwo(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	creds := keycreds.New(token, keycreds.AllowInsecure())
+	conn := dial(t, serve(t, &service{}, newAuth(t, store).ServerOptions()...),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(creds))
+	client := testpb.NewTestServiceClient(conn)
+	_, err := client.EmptyCall(t.Context(), &testpb.Empty{})
+	require.NoError(t, err)
+	_, err = client.EmptyCall(t.Context(), &testpb.Empty{}, grpc.PerRPCCredentials(creds))
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+}
+
+func TestNewContext(t *testing.T) {
+	k := &keystore.Key{ID: "id"}
+	got, ok := interceptor.FromContext(interceptor.NewContext(t.Context(), k))
+	require.True(t, ok)
+	require.Same(t, k, got)
+	_, ok = interceptor.FromContext(t.Context())
+	require.False(t, ok)
+}

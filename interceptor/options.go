@@ -1,0 +1,112 @@
+package interceptor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/status"
+)
+
+// An Option is a setting for New.
+type Option struct {
+	apply func(*Authenticator) error
+}
+
+// Header accepts keys in a metadata header, after a scheme and a space, such as "authorization" and "Bearer", which is
+// the default, or, if scheme is empty, bare, such as in "x-api-key". The case of neither matters (RFC 9110, sections 5.1 and 11.1). It may be given
+// several times, and then replaces the default.
+func Header(name, scheme string) Option {
+	return Option{func(a *Authenticator) error {
+		lower := strings.ToLower(name)
+		switch {
+		case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
+			return fmt.Errorf("Header %q: a name is made of letters, digits, '-', '_' and '.'", name)
+		case strings.HasSuffix(lower, "-bin"):
+			return fmt.Errorf("Header %q: gRPC encodes what has a name in -bin: choose another", name)
+		case strings.HasPrefix(lower, "grpc-"):
+			return fmt.Errorf("Header %q: names in grpc- are gRPC's own: choose another", name)
+		case !isToken(scheme):
+			return fmt.Errorf("Header %q: the scheme %q is not a token of RFC 9110", name, scheme)
+		}
+		i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == lower })
+		if i < 0 {
+			i = len(a.headers)
+			a.headers = append(a.headers, header{name: lower})
+		}
+		h := &a.headers[i]
+		if slices.ContainsFunc(h.schemes, func(s string) bool { return strings.EqualFold(s, scheme) }) {
+			return fmt.Errorf("Header %q with the scheme %q is given twice", name, scheme)
+		}
+		h.schemes = append(h.schemes, scheme)
+		return nil
+	}}
+}
+
+// isToken reports whether s is made of a token's characters (RFC 9110, section 5.6.2), or empty.
+func isToken(s string) bool {
+	for _, c := range []byte(s) {
+		alnum := '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !alnum && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Public lets everyone call the methods, with no key or with any: full names such as "/grpc.health.v1.Health/Check", or
+// all methods of a service, as "/grpc.health.v1.Health/*".
+func Public(fullMethods ...string) Option {
+	return Option{func(a *Authenticator) error {
+		for _, m := range fullMethods {
+			if err := a.addRule(m, rule{public: true}); err != nil {
+				return fmt.Errorf("Public: %w", err)
+			}
+		}
+		return nil
+	}}
+}
+
+// Require lets a key call the method only if it has all the scopes. A method that no Require names takes any valid key.
+func Require(fullMethod string, scopes ...string) Option {
+	return Option{func(a *Authenticator) error {
+		if len(scopes) == 0 || slices.Contains(scopes, "") {
+			return fmt.Errorf("Require %q: name at least one scope, and none that is empty", fullMethod)
+		}
+		if strings.HasSuffix(fullMethod, "/*") {
+			return fmt.Errorf("Require %q: name one method; only Public takes a whole service", fullMethod)
+		}
+		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes)}); err != nil {
+			return fmt.Errorf("Require: %w", err)
+		}
+		return nil
+	}}
+}
+
+// An ErrorMapper changes what callers are told. It gets the context of the call, its full method, why it is refused (err
+// may be matched with keystore's errors), and what the caller is told by default. What it returns is told instead, unless that
+// is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not put a cause into the text that
+// tells one bad key from another.
+type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status
+
+// WithErrorMapper sets the ErrorMapper.
+func WithErrorMapper(m ErrorMapper) Option {
+	return Option{func(a *Authenticator) error {
+		if m == nil {
+			return errors.New("WithErrorMapper: the mapper is nil")
+		}
+		a.mapper = m
+		return nil
+	}}
+}
+
+// RequireTLS refuses calls that came over a connection without privacy and integrity, before it reads their credential. TLS
+// has both, and so have gRPC's local credentials on a unix socket.
+func RequireTLS() Option {
+	return Option{func(a *Authenticator) error {
+		a.requireTLS = true
+		return nil
+	}}
+}

@@ -1,0 +1,102 @@
+package interceptor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+const domain = "github.com/grpc-api-key/grpc-api-key"
+
+// What callers are told. See the package's comment.
+var (
+	invalidStatus     = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
+	insecureStatus    = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
+	revokedStatus     = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
+	expiredStatus     = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key has expired", nil)
+	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE", "API keys cannot be checked now: try again", nil,
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+)
+
+func missingStatus(h header) *status.Status {
+	text := fmt.Sprintf("an API key is needed: send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
+	return newStatus(codes.Unauthenticated, "CREDENTIALS_MISSING", text, nil)
+}
+
+func scopeStatus(scopes []string) *status.Status {
+	return newStatus(codes.PermissionDenied, "INSUFFICIENT_SCOPE", "the API key lacks a scope that this method needs",
+		map[string]string{"scopes": strings.Join(scopes, " ")})
+}
+
+func newStatus(code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1) *status.Status {
+	info := &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: metadata}
+	st, err := status.New(code, text).WithDetails(append([]protoadapt.MessageV1{info}, more...)...)
+	if err != nil {
+		panic(err) // not for any message that is linked in, as these are
+	}
+	return st
+}
+
+// A scopeError says that a valid key lacks a scope.
+type scopeError struct{ told *status.Status }
+
+func (e *scopeError) Error() string { return e.told.Message() }
+
+// tell returns what a caller whose call is refused is told.
+func (a *Authenticator) tell(ctx context.Context, fullMethod string, err error) *status.Status {
+	return a.mapped(ctx, fullMethod, err, a.refusal(ctx, err))
+}
+
+func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
+	var scope *scopeError
+	switch {
+	case errors.Is(err, errMissing):
+		return a.missing
+	case errors.Is(err, errInsecure):
+		return insecureStatus
+	case errors.As(err, &scope):
+		return scope.told
+	case errors.Is(err, keystore.ErrDenied), errors.Is(err, errSeveral), errors.Is(err, errScheme):
+		return invalidStatus
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err())
+	default:
+		return unavailableStatus
+	}
+}
+
+// isCut reports whether a bound context that ended with cause was ended by the store.
+func isCut(cause error) bool {
+	return errors.Is(cause, keystore.ErrDenied) || errors.Is(cause, keystore.ErrClosed) || errors.Is(cause, keystore.ErrUnavailable)
+}
+
+// tellCut returns what the caller of a stream that is cut is told.
+func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause error) *status.Status {
+	told := unavailableStatus
+	switch {
+	case errors.Is(cause, keystore.ErrRevoked):
+		told = revokedStatus
+	case errors.Is(cause, keystore.ErrExpired):
+		told = expiredStatus
+	case errors.Is(cause, keystore.ErrDenied):
+		told = invalidStatus
+	}
+	return a.mapped(ctx, fullMethod, cause, told)
+}
+
+func (a *Authenticator) mapped(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status {
+	if st := a.mapper(ctx, fullMethod, err, told); st.Code() != codes.OK { // that of a nil Status is OK
+		return st
+	}
+	return told
+}

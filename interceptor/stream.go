@@ -1,0 +1,153 @@
+package interceptor
+
+import (
+	"context"
+	"net/http"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// A publicStream is the stream of a public method: only its context differs.
+type publicStream struct {
+	grpc.ServerStream
+	ctx *callContext
+}
+
+func (s *publicStream) Context() context.Context { return s.ctx }
+
+// A stream ends with its key.
+//
+// gRPC has no way to end a stream from the server's side other than to return from its handler (grpc-go issues 465 and 3909), and a handler that is
+// blocked in RecvMsg or SendMsg does not return. Cancelling a context that is derived from the stream's does not unblock it, and cancelling
+// the transport's own, which a tap handle can, tells the client Canceled. What does both, unblock and tell the truth, is to write
+// the stream's status, as gRPC itself does at the end of a handler, and from whatever goroutine meets an error in RecvMsg or SendMsg:
+// the transport refuses everything after it. The transport's stream has a method for that, WriteStatus, which is exported though its type is
+// internal. It costs nothing until the key is revoked, leaves the handler on its own goroutine, where its panics belong, and reaches
+// the caller even if the handler never comes back.
+//
+// Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not come through a
+// write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a goroutine
+// that the handler can walk away from. That takes some 500 ns a message. The handler then ends the stream by returning, and the abandoned call with
+// it.
+//
+// The invariants:
+//
+//  1. bound is done before Revoke returns. RecvMsg and SendMsg look at it before they begin, and again when they are
+//     through: no call that begins after Revoke returned gets a message through, and none that was blocked then
+//     reports success.
+//  2. What is written to the client after bound is done is the status and nothing else: cut makes it from the cause, whoever
+//     asks first.
+type stream struct {
+	grpc.ServerStream
+	ctx   *callContext
+	bound context.Context
+	told  func() *status.Status // what the client is told of a cut; the same each time
+
+	end   interface{ WriteStatus(*status.Status) error } // nil: run each call in a goroutine
+	stop  func() bool                                    // of the watch for a cut
+	ended chan struct{}                                  // closed when the watch has written the status
+}
+
+func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, tell func(cause error) *status.Status) *stream {
+	s := &stream{ServerStream: ss, ctx: ctx, bound: bound}
+	s.told = sync.OnceValue(func() *status.Status { return tell(context.Cause(bound)) })
+	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
+	if ok && ss.Context().Value(http.ServerContextKey) == nil {
+		s.end = end
+		s.ended = make(chan struct{})
+		s.stop = context.AfterFunc(bound, func() {
+			defer close(s.ended)
+			if s.cut() != nil {
+				// An error means that the connection is gone, and the handler is unblocked by that.
+				_ = end.WriteStatus(s.told())
+			}
+		})
+	}
+	return s
+}
+
+// settle waits until nothing of s runs any more. The handler has returned.
+func (s *stream) settle() {
+	if s.stop != nil && !s.stop() {
+		<-s.ended
+	}
+}
+
+// cut returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context, which is
+// bound's parent, is left to gRPC.
+func (s *stream) cut() error {
+	if s.bound.Err() == nil || !isCut(context.Cause(s.bound)) {
+		return nil
+	}
+	return s.told().Err()
+}
+
+func (s *stream) Context() context.Context { return s.ctx }
+
+func (s *stream) RecvMsg(m any) error {
+	if s.end == nil {
+		return s.call(func() error { return s.ServerStream.RecvMsg(m) })
+	}
+	if err := s.cut(); err != nil {
+		return err
+	}
+	err := s.ServerStream.RecvMsg(m)
+	if cut := s.cut(); cut != nil {
+		return cut
+	}
+	return err
+}
+
+func (s *stream) SendMsg(m any) error {
+	if s.end == nil {
+		return s.call(func() error { return s.ServerStream.SendMsg(m) })
+	}
+	if err := s.cut(); err != nil {
+		return err
+	}
+	err := s.ServerStream.SendMsg(m)
+	if cut := s.cut(); cut != nil {
+		return cut
+	}
+	return err
+}
+
+// call runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the caller's.
+func (s *stream) call(f func() error) error {
+	if err := s.cut(); err != nil {
+		return err
+	}
+	type result struct {
+		err      error
+		panicked any
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			r.panicked = recover()
+			done <- r
+		}()
+		r.err = f()
+	}()
+	cut := s.bound.Done()
+	for {
+		select {
+		case r := <-done:
+			if r.panicked != nil {
+				panic(r.panicked)
+			}
+			if err := s.cut(); err != nil {
+				return err
+			}
+			return r.err
+		case <-cut:
+			if err := s.cut(); err != nil {
+				return err
+			}
+			cut = nil // the caller went away; f sees that too
+		}
+	}
+}

@@ -1,0 +1,426 @@
+package interceptor_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+type duplexStream = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
+
+// Handlers that a revocation must end, and that say so by returning.
+var handlers = map[string]func(s duplexStream) error{
+	"blocked in Recv": func(s duplexStream) error {
+		_, err := s.Recv()
+		return err
+	},
+	"blocked in Send": func(s duplexStream) error { // as soon as flow control holds it up: the client does not read
+		for {
+			if err := s.Send(payload(4 << 10)); err != nil {
+				return err
+			}
+		}
+	},
+	"waiting for its context": func(s duplexStream) error {
+		<-s.Context().Done()
+		return context.Cause(s.Context())
+	},
+	"that swallows errors": func(s duplexStream) error {
+		for s.Context().Err() == nil {
+			_, _ = s.Recv()
+		}
+		return nil
+	},
+}
+
+func payload(size int) *testpb.StreamingOutputCallResponse {
+	return &testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: make([]byte, size)}}
+}
+
+// hidden is what a transport looks like whose streams cannot be ended from outside.
+func hidden() grpc.ServerOption {
+	return grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		plain := struct{ grpc.ServerTransportStream }{grpc.ServerTransportStreamFromContext(ss.Context())}
+		return next(srv, &withContext{ss, grpc.NewContextWithServerTransportStream(ss.Context(), plain)})
+	})
+}
+
+type withContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *withContext) Context() context.Context { return s.ctx }
+
+func TestRevokeEndsStreams(t *testing.T) {
+	for _, transport := range []struct {
+		name  string
+		opts  []grpc.ServerOption
+		serve func(t testing.TB, svc *service, opts ...grpc.ServerOption) string
+	}{
+		{"grpc-go's transport", nil, serve},
+		{"a transport that cannot end a stream", []grpc.ServerOption{hidden()}, serve},
+		{"an HTTP server", nil, nil},
+	} {
+		for name, handler := range handlers {
+			t.Run(transport.name+", a handler "+name, func(t *testing.T) {
+				store := openStore(t)
+				key, token := issue(t, store, keystore.Spec{})
+				returned := make(chan error, 1)
+				started := make(chan struct{})
+				svc := &service{duplex: func(s duplexStream) error {
+					require.NoError(t, s.SendHeader(nil))
+					close(started)
+					err := handler(s)
+					returned <- err
+					return err
+				}}
+				opts := append(transport.opts, newAuth(t, store).ServerOptions()...)
+				var conn *grpc.ClientConn
+				if transport.serve != nil {
+					conn = dial(t, transport.serve(t, svc, opts...))
+				} else {
+					conn = dialHTTP(t, svc, opts...)
+				}
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				require.NoError(t, err)
+				<-started
+				require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+				if err := <-returned; err != nil && !errors.Is(err, keystore.ErrRevoked) {
+					requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+				}
+				for err = nil; err == nil; { // what was on its way
+					_, err = stream.Recv()
+				}
+				requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+				require.Zero(t, store.Stats().Live)
+			})
+		}
+	}
+}
+
+// dialHTTP connects to the service behind an http.Server, which has a transport of its own.
+func dialHTTP(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+	t.Helper()
+	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
+	testpb.RegisterTestServiceServer(server, svc)
+	cert, pool := throwawayCertificate(t)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	web := &http.Server{Handler: server}
+	web.Protocols = new(http.Protocols)
+	web.Protocols.SetHTTP2(true)
+	web.TLSConfig = cert
+	done := make(chan error, 1)
+	go func() { done <- web.ServeTLS(lis, "", "") }()
+	t.Cleanup(func() {
+		require.NoError(t, web.Close())
+		require.ErrorIs(t, <-done, http.ErrServerClosed)
+		server.Stop()
+	})
+	return dial(t, lis.Addr().String(), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
+}
+
+// A handler that ignores everything goes on, but its client is told at once, and it can neither send nor receive.
+func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	told, done := make(chan struct{}), make(chan struct{})
+	svc := &service{duplex: func(s duplexStream) error {
+		defer close(done)
+		if err := s.Send(payload(1)); err != nil {
+			return err
+		}
+		<-told
+		if err := s.Send(payload(1)); reasonOf(err) != "API_KEY_REVOKED" {
+			t.Errorf("Send: %v", err)
+		}
+		if _, err := s.Recv(); reasonOf(err) != "API_KEY_REVOKED" {
+			t.Errorf("Recv: %v", err)
+		}
+		return nil
+	}}
+	conn := dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...))
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.NoError(t, err)
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+	close(told)
+	<-done
+}
+
+func TestExpiryEndsStreams(t *testing.T) {
+	store := openStore(t)
+	conn := dial(t, serve(t, &service{duplex: handlers["blocked in Recv"]}, newAuth(t, store).ServerOptions()...))
+	_, token := issue(t, store, keystore.Spec{ExpiresAt: time.Now().Add(300 * time.Millisecond)})
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_EXPIRED")
+}
+
+func TestClosingTheStoreEndsStreams(t *testing.T) {
+	store, err := keystore.Open(t.TempDir(), nil)
+	require.NoError(t, err)
+	_, token := issue(t, store, keystore.Spec{})
+	started := make(chan struct{})
+	svc := &service{duplex: func(s duplexStream) error {
+		close(started)
+		return handlers["blocked in Recv"](s)
+	}}
+	conn := dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...))
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	<-started
+	require.NoError(t, store.Close())
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
+	for _, err := range both(withKey(t.Context(), token), conn) {
+		requireRefused(t, err, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
+	}
+}
+
+// Without a revocation the interceptor changes nothing: messages, ends, errors and cancellations are the handler's.
+func TestStreamsThatAreNotCut(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	cause := make(chan error, 1)
+	svc := &service{duplex: func(s duplexStream) error {
+		for {
+			_, err := s.Recv()
+			if err == io.EOF {
+				return status.Error(codes.Aborted, "the handler's own")
+			}
+			if err != nil {
+				cause <- err
+				return err
+			}
+			if err := s.Send(payload(1)); err != nil {
+				return err
+			}
+		}
+	}}
+	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
+		t.Run(name, func(t *testing.T) {
+			client := testpb.NewTestServiceClient(dial(t, serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...)))
+			stream, err := client.FullDuplexCall(withKey(t.Context(), token))
+			require.NoError(t, err)
+			for range 100 {
+				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
+				_, err := stream.Recv()
+				require.NoError(t, err)
+			}
+			require.NoError(t, stream.CloseSend())
+			_, err = stream.Recv()
+			requireRefused(t, err, codes.Aborted, "")
+
+			ctx, cancel := context.WithCancel(withKey(t.Context(), token))
+			stream, err = client.FullDuplexCall(ctx)
+			require.NoError(t, err)
+			require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
+			_, err = stream.Recv()
+			require.NoError(t, err)
+			cancel()
+			require.Equal(t, codes.Canceled, status.Code(<-cause), "what the handler sees of a client that went away")
+		})
+	}
+}
+
+// Panics of a handler are on its own goroutine, where an outer interceptor can recover them, before and after a cut.
+func TestPanicsReachAnOuterInterceptor(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	recovered := make(chan any, 4)
+	recovery := []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					recovered <- p
+					err = status.Error(codes.Internal, "panic")
+				}
+			}()
+			return next(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					recovered <- p
+					err = status.Error(codes.Internal, "panic")
+				}
+			}()
+			return next(srv, ss)
+		}),
+	}
+	svc := &service{
+		empty:  func(context.Context) error { panic("in a unary handler") },
+		duplex: func(duplexStream) error { panic("in a stream handler") },
+	}
+	for _, opts := range [][]grpc.ServerOption{nil, {hidden()}} {
+		conn := dial(t, serve(t, svc, append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
+		for kind, err := range both(withKey(t.Context(), token), conn) {
+			require.Equal(t, codes.Internal, status.Code(err), kind)
+			require.Contains(t, fmt.Sprint(<-recovered), "handler")
+		}
+
+		key, token := issue(t, store, keystore.Spec{})
+		after := &service{duplex: func(s duplexStream) error {
+			_ = s.SendHeader(nil)
+			_, err := s.Recv()
+			panic(err)
+		}}
+		conn = dial(t, serve(t, after, append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
+		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+		require.NoError(t, err)
+		_, err = stream.Header()
+		require.NoError(t, err)
+		require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+		require.Equal(t, "API_KEY_REVOKED", reasonOf((<-recovered).(error)))
+		_, err = stream.Recv()
+		require.Error(t, err)
+	}
+	require.Zero(t, store.Stats().Live)
+}
+
+// panicking is a message that no codec can encode.
+type panicking struct {
+	*testpb.StreamingOutputCallResponse
+}
+
+// Where RecvMsg and SendMsg run on another goroutine, a panic in them is still the handler's.
+func TestPanicBelowTheInterceptor(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	got := make(chan any, 1)
+	svc := &service{duplex: func(s duplexStream) (err error) {
+		defer func() { got <- recover() }()
+		return s.SendMsg(&panicking{})
+	}}
+	below := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		return next(srv, &panickingStream{ss})
+	})
+	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{hidden(), below}, newAuth(t, store).ServerOptions()...)...))
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	_, _ = stream.Recv()
+	require.Equal(t, "below", <-got)
+}
+
+type panickingStream struct{ grpc.ServerStream }
+
+func (*panickingStream) SendMsg(any) error { panic("below") }
+
+// The headline: 1,000 live streams, half of them blocked in Recv and half flooding Send, and one Revoke.
+func TestRevokeUnderAThousandStreams(t *testing.T) {
+	const streams, conns = 1000, 10
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	bystander, otherToken := issue(t, store, keystore.Spec{})
+
+	var revoked atomic.Bool // set once Revoke has returned
+	var late, handlersLeft atomic.Int64
+	var open sync.WaitGroup
+	open.Add(streams)
+	svc := &service{duplex: func(s duplexStream) error {
+		k, _ := interceptor.FromContext(s.Context())
+		first, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		if k.ID == bystander.ID {
+			return s.Send(payload(1))
+		}
+		handlersLeft.Add(1)
+		defer handlersLeft.Add(-1)
+		open.Done()
+		if flood := len(first.ResponseParameters) > 0; flood {
+			for {
+				before := revoked.Load()
+				if err := s.Send(payload(100)); err != nil {
+					return err
+				} else if before {
+					late.Add(1)
+				}
+			}
+		}
+		// Clients send nothing more before the revocation, and something after it.
+		if _, err := s.Recv(); err != nil {
+			return err
+		}
+		late.Add(1)
+		return nil
+	}}
+	addr := serve(t, svc, newAuth(t, store).ServerOptions()...)
+
+	ends := make(chan error, streams)
+	var afterwards []func()
+	for i := range streams {
+		if i%(streams/conns) == 0 {
+			dial(t, addr)
+		}
+	}
+	var clients []testpb.TestServiceClient
+	for range conns {
+		clients = append(clients, testpb.NewTestServiceClient(dial(t, addr)))
+	}
+	for i := range streams {
+		stream, err := clients[i%conns].FullDuplexCall(withKey(t.Context(), token))
+		require.NoError(t, err)
+		first := &testpb.StreamingOutputCallRequest{}
+		if i%2 == 0 {
+			first.ResponseParameters = []*testpb.ResponseParameters{{}}
+		} else {
+			afterwards = append(afterwards, func() { _ = stream.Send(first) })
+		}
+		require.NoError(t, stream.Send(first))
+		go func() {
+			for {
+				if _, err := stream.Recv(); err != nil {
+					ends <- err
+					return
+				}
+			}
+		}()
+	}
+	other, err := clients[0].FullDuplexCall(withKey(t.Context(), otherToken))
+	require.NoError(t, err)
+	open.Wait()
+	require.GreaterOrEqual(t, store.Stats().Live, streams)
+
+	begin := time.Now()
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	revoked.Store(true)
+	took := time.Since(begin)
+	for _, send := range afterwards {
+		send()
+	}
+	for range streams {
+		requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
+	}
+	t.Logf("Revoke returned after %v, the last of %d clients knew after %v", took, streams, time.Since(begin))
+	require.Zero(t, late.Load(), "messages were delivered after Revoke returned")
+	require.Eventually(t, func() bool { return handlersLeft.Load() == 0 }, time.Minute, time.Millisecond)
+
+	require.NoError(t, other.Send(&testpb.StreamingOutputCallRequest{}))
+	_, err = other.Recv()
+	require.NoError(t, err, "the stream of another key goes on")
+}

@@ -1,0 +1,179 @@
+// Server is a gRPC server whose methods need an API key, and a console to manage the keys while it runs: the process that has the
+// directory open is the only one that can.
+//
+//	go run ./examples/server -issue laptop
+//
+// It prints a key once, and serves the standard health service (Check, a unary call, and Watch, a stream) and reflection.
+// Then it reads commands from its standard input:
+//
+//	create NAME [OWNER]    list    revoke ID [REASON]    quit
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+func main() {
+	log.SetFlags(0)
+	addr := flag.String("addr", "127.0.0.1:50051", "address to listen on")
+	dir := flag.String("dir", "keys", "directory of the key store; nothing else may be in it")
+	issue := flag.String("issue", "", "create a key with this name and print it, once")
+	certFile := flag.String("cert", "", "TLS certificate in PEM; empty makes a throw-away one, and writes it to -ca")
+	keyFile := flag.String("key", "", "private key of -cert")
+	caFile := flag.String("ca", "server.pem", "where to write the throw-away certificate, for clients to trust")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		log.Fatalf("server: what is %q? Arguments begin with a hyphen; see -help", flag.Arg(0))
+	}
+	if err := run(*addr, *dir, *issue, *certFile, *keyFile, *caFile); err != nil {
+		log.Fatal("server: ", err)
+	}
+}
+
+func run(addr, dir, issue, certFile, keyFile, caFile string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	store, err := keystore.Open(dir, &keystore.Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+
+	cert, err := certificate(certFile, keyFile, caFile)
+	if err != nil {
+		return err
+	}
+	auth, err := interceptor.New(store, interceptor.RequireTLS())
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	reflection.Register(server)
+	if err := auth.Check(server); err != nil {
+		return err
+	}
+	lis, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("listening on %s\n", lis.Addr())
+
+	console := console{ctx, store, stop}
+	if issue != "" {
+		if err := console.create([]string{issue}); err != nil {
+			return err
+		}
+	}
+	go console.read(os.Stdin)
+	go func() {
+		<-ctx.Done()
+		// Calls that are under way have a moment to finish; streams that never end do not hold the server up.
+		cut := time.AfterFunc(5*time.Second, server.Stop)
+		defer cut.Stop()
+		server.GracefulStop()
+	}()
+	return server.Serve(lis)
+}
+
+// certificate loads a certificate, or makes one and writes its public half to caFile.
+func certificate(certFile, keyFile, caFile string) (tls.Certificate, error) {
+	if certFile != "" {
+		return tls.LoadX509KeyPair(certFile, keyFile)
+	}
+	cert, pem, err := throwaway.Certificate()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	if err := os.WriteFile(caFile, pem, 0o644); err != nil {
+		return tls.Certificate{}, err
+	}
+	path, err := filepath.Abs(caFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	fmt.Printf("clients trust the certificate in %s\n", path)
+	return cert, nil
+}
+
+// A console carries out commands.
+type console struct {
+	ctx   context.Context
+	store *keystore.Store
+	quit  func()
+}
+
+func (c console) read(in io.Reader) {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		if len(words) == 0 {
+			continue
+		}
+		if err := c.do(words[0], words[1:]); err != nil {
+			fmt.Println("error:", err)
+		}
+	}
+	// At the end of the input, as without a terminal, the server goes on.
+}
+
+func (c console) do(command string, args []string) error {
+	switch {
+	case command == "create" && len(args) >= 1:
+		return c.create(args)
+	case command == "revoke" && len(args) >= 1:
+		begin := time.Now()
+		if err := c.store.Revoke(c.ctx, args[0], strings.Join(args[1:], " ")); err != nil {
+			return err
+		}
+		fmt.Printf("revoked %s in %v\n", args[0], time.Since(begin).Round(10*time.Microsecond))
+		return nil
+	case command == "list" && len(args) == 0:
+		for key, err := range c.store.List(c.ctx, keystore.Query{}) {
+			if err != nil {
+				return err
+			}
+			fmt.Printf("%s  %-8v  %s  %s\n", key.ID, key.Status(), key.Name, key.Owner)
+		}
+		return nil
+	case command == "quit" && len(args) == 0:
+		c.quit()
+		return nil
+	default:
+		return fmt.Errorf("commands: create NAME [OWNER], list, revoke ID [REASON], quit")
+	}
+}
+
+func (c console) create(args []string) error {
+	issued, err := c.store.Create(c.ctx, keystore.Spec{Name: args[0], Owner: strings.Join(args[1:], " ")})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("created %s\nthis is its only showing:\n%s\n", issued.Key.ID, issued.Secret.Reveal())
+	return nil
+}

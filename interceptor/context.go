@@ -3,6 +3,8 @@ package interceptor
 import (
 	"context"
 	"maps"
+	"slices"
+	"strings"
 
 	"google.golang.org/grpc/metadata"
 
@@ -44,12 +46,13 @@ func (c *callContext) Value(key any) any {
 	return value
 }
 
-// strip returns md without the headers that may hold a credential. The values are shared, as those of the original are.
+// strip returns md without the headers that may hold a credential. The values are shared, as those of the original are. A transport other
+// than gRPC's own may have left names in upper case, which metadata.FromIncomingContext lowers.
 func (c *callContext) strip(md metadata.MD) metadata.MD {
 	md = maps.Clone(md)
-	for _, h := range c.headers {
-		delete(md, h.name)
-	}
+	maps.DeleteFunc(md, func(name string, _ []string) bool {
+		return slices.ContainsFunc(c.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
+	})
 	return md
 }
 

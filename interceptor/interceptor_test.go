@@ -310,6 +310,19 @@ func TestCredentialIsStripped(t *testing.T) {
 	}
 }
 
+// gRPC's transports lower the names of headers; another one might not.
+func TestCredentialIsStrippedInAnyCase(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.MD{"Authorization": {"Bearer " + token}, "Other": {"1"}})
+	_, err := newAuth(t, store).Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(ctx context.Context, _ any) (any, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		require.Equal(t, metadata.MD{"other": {"1"}}, md)
+		return nil, nil
+	})
+	require.NoError(t, err)
+}
+
 func TestPublicRequireAndCheck(t *testing.T) {
 	store := openStore(t)
 	_, plain := issue(t, store, keystore.Spec{})

@@ -1,0 +1,118 @@
+package interceptor_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// What the interceptor allocates for a call: the header's value, and the context.
+func TestUnaryAllocations(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	unary := newAuth(t, store).Unary()
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token, "user-agent", "test"))
+	info := &grpc.UnaryServerInfo{FullMethod: emptyCall}
+	handler := func(context.Context, any) (any, error) { return nil, nil }
+	var err error
+	allocs := testing.AllocsPerRun(1000, func() { _, err = unary(ctx, nil, info, handler) })
+	require.NoError(t, err)
+	require.LessOrEqual(t, allocs, 5.0)
+	t.Logf("%v allocations", allocs)
+}
+
+// A unary call over a real socket, the key sent in both cases.
+func BenchmarkUnary(b *testing.B) {
+	store := openStore(b)
+	_, token := issue(b, store, keystore.Spec{})
+	for name, opts := range map[string][]grpc.ServerOption{"with": newAuth(b, store).ServerOptions(), "without": nil} {
+		b.Run(name, func(b *testing.B) {
+			client := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, opts...)))
+			ctx := withKey(b.Context(), token)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := client.EmptyCall(ctx, &testpb.Empty{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A message to the server and one back, without an interceptor, with the stream's end written from outside, and with each call
+// in a goroutine of its own: the choice that stream.go explains.
+func BenchmarkStreamMessage(b *testing.B) {
+	store := openStore(b)
+	_, token := issue(b, store, keystore.Spec{})
+	echo := &service{duplex: func(s duplexStream) error {
+		reply := payload(1)
+		for {
+			if _, err := s.Recv(); err != nil {
+				return nil
+			}
+			if err := s.Send(reply); err != nil {
+				return err
+			}
+		}
+	}}
+	auth := newAuth(b, store).ServerOptions()
+	for _, bm := range []struct {
+		name string
+		opts []grpc.ServerOption
+	}{{"none", nil}, {"ended from outside", auth}, {"goroutine a call", append([]grpc.ServerOption{hidden()}, auth...)}} {
+		b.Run(bm.name, func(b *testing.B) {
+			stream, err := testpb.NewTestServiceClient(dial(b, serve(b, echo, bm.opts...))).FullDuplexCall(withKey(b.Context(), token))
+			require.NoError(b, err)
+			request := &testpb.StreamingOutputCallRequest{}
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = stream.Send(request)
+				if _, err := stream.Recv(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			require.NoError(b, stream.CloseSend())
+		})
+	}
+}
+
+// From the call of Revoke to the client's knowledge of it, for a handler that is blocked in Recv.
+func BenchmarkTimeToClose(b *testing.B) {
+	store := openStore(b)
+	for _, bm := range []struct {
+		name string
+		opts []grpc.ServerOption
+	}{{"ended from outside", nil}, {"goroutine a call", []grpc.ServerOption{hidden()}}} {
+		b.Run(bm.name, func(b *testing.B) {
+			svc := &service{duplex: func(s duplexStream) error {
+				_ = s.Send(payload(1))
+				_, err := s.Recv()
+				return err
+			}}
+			client := testpb.NewTestServiceClient(dial(b, serve(b, svc, append(bm.opts, newAuth(b, store).ServerOptions()...)...)))
+			var returned, known time.Duration
+			for b.Loop() {
+				key, token := issue(b, store, keystore.Spec{})
+				stream, err := client.FullDuplexCall(withKey(b.Context(), token))
+				require.NoError(b, err)
+				_, err = stream.Recv()
+				require.NoError(b, err)
+				begin := time.Now()
+				require.NoError(b, store.Revoke(b.Context(), key.ID, ""))
+				returned += time.Since(begin)
+				_, err = stream.Recv()
+				known += time.Since(begin)
+				require.Error(b, err)
+			}
+			b.ReportMetric(float64(returned.Microseconds())/float64(b.N), "µs-to-return")
+			b.ReportMetric(float64(known.Microseconds())/float64(b.N), "µs-to-client")
+		})
+	}
+}

@@ -1,0 +1,66 @@
+package interceptor
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+type noVerifier struct{}
+
+func (noVerifier) Verify(context.Context, string) (*keystore.Key, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (noVerifier) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	return nil, nil, nil, errors.ErrUnsupported
+}
+
+// Whatever metadata a call has: there is one credential, or a reason, and no credential is left for the handler.
+func FuzzCredential(f *testing.F) {
+	f.Add("authorization", "Bearer k", "x-api-key", "k", "k")
+	f.Add("Authorization", "bearer  k ", "authorization", "", "k")
+	f.Add("X-Api-Key", " k", "user-agent", "x", "k")
+	f.Add("authorization-bin", "\xff", "x-api-key", "Bearer k", "")
+	a, err := New(noVerifier{}, Header("authorization", "Bearer"), Header("x-api-key", ""))
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, name1, value1, name2, value2, value3 string) {
+		md := metadata.MD{}
+		md.Append(name1, value1)
+		md.Append(name2, value2, value3)
+		ctx := metadata.NewIncomingContext(context.Background(), md)
+		credential, err := a.credential(ctx)
+		sent := append(md.Get("authorization"), md.Get("x-api-key")...)
+		switch {
+		case err == nil:
+			require.Len(t, sent, 1)
+			require.NotEmpty(t, credential)
+			require.True(t, strings.Contains(sent[0], credential))
+			require.Equal(t, credential, strings.Trim(credential, " "))
+		case len(sent) == 0:
+			require.Equal(t, errMissing, err)
+		case len(sent) > 1:
+			require.Equal(t, errSeveral, err)
+		default:
+			require.Contains(t, []error{errMissing, errScheme}, err)
+		}
+		if err != nil {
+			require.Empty(t, credential)
+		}
+		seen, ok := metadata.FromIncomingContext(&callContext{Context: ctx, headers: a.headers})
+		require.True(t, ok)
+		require.Empty(t, seen.Get("authorization"))
+		require.Empty(t, seen.Get("x-api-key"))
+		for name := range md {
+			if name != "authorization" && name != "x-api-key" {
+				require.Equal(t, md[name], seen[name])
+			}
+		}
+	})
+}

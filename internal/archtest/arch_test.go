@@ -1,0 +1,63 @@
+// Package archtest holds the import graph to what the design says, so that `ls` shows how the packages depend on each other.
+package archtest
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/grpc-api-key/grpc-api-key/"
+
+// list runs go list, and returns the packages that it names.
+func list(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if exit, ok := err.(*exec.ExitError); ok {
+		t.Log(string(exit.Stderr))
+	}
+	require.NoError(t, err)
+	return strings.Fields(string(out))
+}
+
+func deps(t *testing.T, pkg string) []string { return list(t, "-deps", module+pkg) }
+
+func TestImports(t *testing.T) {
+	const (
+		badger = "github.com/dgraph-io/"
+		grpc   = "google.golang.org/grpc"
+	)
+	for _, tt := range []struct {
+		pkg    string
+		allows []string // of this module
+		never  []string // of other modules
+	}{
+		{"hashing", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
+		{"interceptor/keycreds", nil, []string{badger, "google.golang.org/protobuf/testing"}},
+		{"keystore/backend", nil, []string{badger, grpc}},
+		{"keystore/backend/backendtest", []string{"keystore/backend"}, []string{badger, grpc}},
+		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/record", "internal/token"}, []string{grpc}},
+		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/record", "internal/token"}, nil},
+		{"internal/token", nil, []string{badger, grpc}},
+		{"internal/fence", nil, []string{badger, grpc}},
+	} {
+		t.Run(tt.pkg, func(t *testing.T) {
+			for _, dep := range deps(t, tt.pkg) {
+				if own, ok := strings.CutPrefix(dep, module); ok && own != tt.pkg {
+					require.Contains(t, tt.allows, own)
+				}
+				for _, never := range tt.never {
+					require.False(t, strings.HasPrefix(dep, never), "it depends on %s", dep)
+				}
+			}
+		})
+	}
+}
+
+func TestOnlyBadgerdbImportsBadger(t *testing.T) {
+	importers := list(t, "-f", `{{range .Imports}}{{if eq . "github.com/dgraph-io/badger/v4"}}{{$.ImportPath}}{{end}}{{end}}`, module+"...")
+	require.Equal(t, []string{module + "internal/badgerdb"}, slices.Compact(importers))
+}

@@ -1,0 +1,121 @@
+package interceptor_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"os"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A server whose callers need a key.
+func Example_server() {
+	store, err := keystore.Open("keys", nil) // a directory of its own
+	if err != nil {
+		log.Fatal(err)
+	}
+	auth, err := interceptor.New(store)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(auth.ServerOptions()...) // add grpc.Creds for TLS
+	healthpb.RegisterHealthServer(server, health.NewServer())
+
+	_ = server
+}
+
+// A client that sends one.
+func Example_client() {
+	conn, err := grpc.NewClient("api.example.com:443",
+		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
+		grpc.WithPerRPCCredentials(keycreds.New(os.Getenv("API_KEY"))))
+
+	_, _ = conn, err
+}
+
+// The handler of a call knows the key that it was admitted with.
+func ExampleFromContext() {
+	handler := func(ctx context.Context) string {
+		key, ok := interceptor.FromContext(ctx)
+		if !ok {
+			return "a public method"
+		}
+		return "called by " + key.Owner
+	}
+
+	// In a test of the handler, no server is needed.
+	fmt.Println(handler(interceptor.NewContext(context.Background(), &keystore.Key{Owner: "team-a"})))
+	fmt.Println(handler(context.Background()))
+	// Output:
+	// called by team-a
+	// a public method
+}
+
+// A call without a key is refused, one with a key is served, and one with a revoked key is refused again.
+func Example() {
+	dir, err := os.MkdirTemp("", "example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	auth, err := interceptor.New(store,
+		interceptor.Require("/grpc.health.v1.Health/Check", "health:read"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(auth.ServerOptions()...)
+	defer server.Stop()
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	if err := auth.Check(server); err != nil { // are the rules' methods spelt right?
+		log.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go server.Serve(lis)
+
+	ctx := context.Background()
+	call := func(opts ...grpc.CallOption) {
+		conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, opts...)
+		fmt.Println(status.Code(err))
+	}
+	send := func(issued *keystore.Issued) grpc.CallOption {
+		// AllowInsecure, because this server has no TLS.
+		return grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
+	}
+
+	call()
+	narrow, _ := store.Create(ctx, keystore.Spec{Name: "without the scope"})
+	call(send(narrow))
+	issued, _ := store.Create(ctx, keystore.Spec{Name: "with it", Scopes: []string{"health:read"}})
+	call(send(issued))
+	_ = store.Revoke(ctx, issued.Key.ID, "no longer needed")
+	call(send(issued))
+	// Output:
+	// Unauthenticated
+	// PermissionDenied
+	// OK
+	// Unauthenticated
+}

@@ -1,0 +1,64 @@
+package archtest
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const root = "../.."
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, path))
+	require.NoError(t, err)
+	return string(text)
+}
+
+// trimmed returns the lines without their indentation.
+func trimmed(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Every piece of Go in the README stands, line for line, in an example that the compiler has seen.
+func TestREADMEIsCompiled(t *testing.T) {
+	readme := read(t, "README.md")
+	var sources strings.Builder
+	for _, pattern := range []string{"*/example_test.go", "*/*/example_test.go", "examples/*/*.go"} {
+		files, err := filepath.Glob(filepath.Join(root, pattern))
+		require.NoError(t, err)
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			require.NoError(t, err)
+			sources.WriteString(trimmed(string(text)) + "\n")
+		}
+	}
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(readme, -1)
+	require.NotEmpty(t, blocks)
+	for _, b := range blocks {
+		require.Contains(t, sources.String(), trimmed(b[1]), "no example has this code of the README")
+	}
+
+	server := strings.TrimSpace(blocks[0][1])
+	require.LessOrEqual(t, strings.Count(server, "\n")+1, 15, "protecting a server takes 15 lines at most")
+	before, _, _ := strings.Cut(readme, server)
+	require.LessOrEqual(t, strings.Count(before+server, "\n")+1, 20, "the first code ends by line 20")
+}
+
+// What the documents point to is there.
+func TestLinksInDocuments(t *testing.T) {
+	for _, doc := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"} {
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, doc), -1) {
+			_, err := os.Stat(filepath.Join(root, link[1]))
+			require.NoError(t, err, "%s points to %s", doc, link[1])
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package keystore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// exampleStore returns a store in a directory that the returned function removes.
+func exampleStore() (*keystore.Store, func()) {
+	dir, err := os.MkdirTemp("", "example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return store, func() {
+		store.Close()
+		os.RemoveAll(dir)
+	}
+}
+
+// A key is created, used, and revoked.
+func Example() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Owner: "team-a", Scopes: []string{"orders:read"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	token := issued.Secret.Reveal() // hand it to its owner; it cannot be had again
+
+	key, err := store.Verify(ctx, token)
+	fmt.Println(key.Owner, key.HasScope("orders:read"), err)
+
+	if err := store.Revoke(ctx, key.ID, "leaked"); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.Verify(ctx, token)
+	fmt.Println(err)
+	fmt.Println(errors.Is(err, keystore.ErrDenied), errors.Is(err, keystore.ErrRevoked))
+	// Output:
+	// team-a true <nil>
+	// API key denied: revoked
+	// true true
+}
+
+// A context that ends with its key, for what lives longer than a call.
+func ExampleStore_Bind() {
+	store, done := exampleStore()
+	defer done()
+	issued, err := store.Create(context.Background(), keystore.Spec{Name: "socket"})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	ctx, key, release, err := store.Bind(context.Background(), issued.Secret.Reveal())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer release()
+	fmt.Println(ctx.Err())
+
+	if err := store.Revoke(context.Background(), key.ID, "lost"); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(context.Cause(ctx))
+	// Output:
+	// <nil>
+	// API key denied: revoked
+}
+
+// A key that expires by itself.
+func ExampleStore_Create() {
+	store, done := exampleStore()
+	defer done()
+	_, err := store.Create(context.Background(), keystore.Spec{Name: "demo", ExpiresAt: time.Now().Add(24 * time.Hour)})
+	fmt.Println(err)
+	_, err = store.Create(context.Background(), keystore.Spec{})
+	fmt.Println(err)
+	// Output:
+	// <nil>
+	// keystore: invalid argument: Spec.Name is empty: give the key a name that tells it from others in a list
+}
+
+// Keys page by page: the last ID of a page is the cursor for the next.
+func ExampleStore_List() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := store.Create(ctx, keystore.Spec{Name: name, Owner: "team-a"}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	query := keystore.Query{Owner: "team-a", Status: keystore.StatusActive, Limit: 2}
+	for key, err := range store.List(ctx, query) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(key.Name, key.Status())
+		query.After = key.ID
+	}
+	fmt.Println("next page")
+	for key, err := range store.List(ctx, query) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(key.Name, key.Status())
+	}
+	// Output:
+	// a active
+	// b active
+	// next page
+	// c active
+}

@@ -19,12 +19,13 @@ import (
 type Verifier interface {
 	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
-	// Bind is Verify for a stream. When the key no longer admits it, the returned context is cancelled with a cause that wraps
-	// keystore.ErrDenied, or keystore.ErrClosed or ErrUnavailable when nobody can tell any more.
+	// Bind is Verify for a stream. When the key no longer admits it, the returned context is cancelled with a cause
+	// that wraps keystore.ErrDenied, or keystore.ErrClosed or ErrUnavailable when nobody can tell any more.
 	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
 }
 
-// An Authenticator admits calls by API key. New makes one; it does not change afterwards, and is safe for concurrent use.
+// An Authenticator admits calls by API key. New makes one; it does not change afterwards, and is safe for concurrent
+// use.
 type Authenticator struct {
 	verifier   Verifier
 	headers    []header
@@ -98,8 +99,8 @@ func splitMethod(fullMethod string) (service, method string, ok bool) {
 	return fullMethod[:i], fullMethod[i+1:], true
 }
 
-// rule returns the rule for a method: its own, or else its service's, or else that it needs a key. Names match to the letter, so
-// that one which the server would read differently needs a key too (compare CVE-2026-33186).
+// rule returns the rule for a method: its own, or else its service's, or else that it needs a key. Names match to the
+// letter, so that one which the server would read differently needs a key too (compare CVE-2026-33186).
 func (a *Authenticator) rule(fullMethod string) rule {
 	if r, ok := a.methods[fullMethod]; ok {
 		return r
@@ -190,8 +191,8 @@ func (r rule) allows(k *keystore.Key) error {
 	return nil
 }
 
-// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that grpc.UnaryInterceptor and grpc.StreamInterceptor set, and in their place
-// among the chained ones.
+// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that grpc.UnaryInterceptor and
+// grpc.StreamInterceptor set, and in their place among the chained ones.
 func (a *Authenticator) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(a.Unary()), grpc.ChainStreamInterceptor(a.Stream())}
 }
@@ -230,8 +231,8 @@ func (a *Authenticator) Check(s ServiceInfoProvider) error {
 		strings.Join(unknown, ", "))
 }
 
-// secure reports whether nobody on the way can read or change what a call carries. What does not say that it is secure is
-// not; credentials.CheckSecurityLevel lets that pass.
+// secure reports whether nobody on the way can read or change what a call carries. What does not say that it is
+// secure is not; credentials.CheckSecurityLevel lets that pass.
 func secure(ctx context.Context) bool {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

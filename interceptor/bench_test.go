@@ -46,8 +46,8 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// A message to the server and one back, without an interceptor, with the stream's end written from outside, and with each call
-// in a goroutine of its own: the choice that stream.go explains.
+// A message to the server and one back, without an interceptor, with the stream's end written from outside, and with
+// each call in a goroutine of its own: the choice that stream.go explains.
 func BenchmarkStreamMessage(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})

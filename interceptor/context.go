@@ -13,8 +13,8 @@ import (
 
 type contextKey struct{}
 
-// FromContext returns the key that the call was admitted with, in a handler or an interceptor behind the Authenticator. It
-// is false for a call of a public method.
+// FromContext returns the key that the call was admitted with, in a handler or an interceptor behind the
+// Authenticator. It is false for a call of a public method.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
 	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
 	return k, ok
@@ -27,8 +27,9 @@ func NewContext(ctx context.Context, k *keystore.Key) context.Context {
 
 // A callContext is what a handler gets: it has the key, and incoming metadata without the credential.
 //
-// The metadata is stripped when somebody asks for it, and each time, because most handlers never do, and a copy for every call would cost more
-// than verifying the key. To do that it need not know under which key gRPC keeps metadata: whatever value is a metadata.MD is stripped.
+// The metadata is stripped when somebody asks for it, and each time, because most handlers never do, and a copy for
+// every call would cost more than verifying the key. To do that it need not know under which key gRPC keeps metadata:
+// whatever value is a metadata.MD is stripped.
 type callContext struct {
 	context.Context
 	headers []header
@@ -46,8 +47,9 @@ func (c *callContext) Value(key any) any {
 	return value
 }
 
-// strip returns md without the headers that may hold a credential. The values are shared, as those of the original are. A transport other
-// than gRPC's own may have left names in upper case, which metadata.FromIncomingContext lowers.
+// strip returns md without the headers that may hold a credential. The values are shared, as those of the original
+// are. A transport other than gRPC's own may have left names in upper case, which metadata.FromIncomingContext
+// lowers.
 func (c *callContext) strip(md metadata.MD) metadata.MD {
 	md = maps.Clone(md)
 	maps.DeleteFunc(md, func(name string, _ []string) bool {

@@ -1,10 +1,12 @@
-// Package interceptor admits callers of a gRPC server by API key: it reads the key from the metadata of each call, asks a
-// key store, and gives the handler the key's record. When a key is revoked, the streams that were opened with it end.
+// Package interceptor admits callers of a gRPC server by API key: it reads the key from the metadata of each call,
+// asks a key store, and gives the handler the key's record. When a key is revoked, the streams that were opened with
+// it end.
 //
 //	auth, err := interceptor.New(store)
 //	server := grpc.NewServer(auth.ServerOptions()...)
 //
-// Every method needs a key, also those of health checks and reflection, and those that the server does not know, unless [Public] names it.
+// Every method needs a key, also those of health checks and reflection, and those that the server does not know,
+// unless [Public] names it.
 //
 // # What a caller is told
 //
@@ -22,23 +24,25 @@
 //	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
 //	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
 //
-// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of the server's never
-// reads as a bad key.
+// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of
+// the server's never reads as a bad key.
 //
 // # The credential
 //
-// A call carries exactly one, in one of the accepted headers; a second one is refused, even an equal one. (In gRPC, the credentials of a
-// connection and those of a call add up.) Handlers, and interceptors further in, do not see it in the incoming metadata.
+// A call carries exactly one, in one of the accepted headers; a second one is refused, even an equal one. (In gRPC,
+// the credentials of a connection and those of a call add up.) Handlers, and interceptors further in, do not see it
+// in the incoming metadata.
 //
 // # Streams
 //
 // Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes none, and its
-// context is cancelled. A handler that is blocked in either comes back with the error, and the caller is told Unauthenticated,
-// even if the handler goes on with something else. Messages that SendMsg took before are on their way and may still arrive.
+// context is cancelled. A handler that is blocked in either comes back with the error, and the caller is told
+// Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
+// way and may still arrive.
 //
 // # Order
 //
-// Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for example, and binary logging
-// see a call's metadata before any interceptor does; gRPC's binary log leaves out authorization and no other header, which is why
-// it is the default.
+// Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for
+// example, and binary logging see a call's metadata before any interceptor does; gRPC's binary log leaves out
+// authorization and no other header, which is why it is the default.
 package interceptor

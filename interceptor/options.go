@@ -15,9 +15,9 @@ type Option struct {
 	apply func(*Authenticator) error
 }
 
-// Header accepts keys in a metadata header, after a scheme and a space, such as "authorization" and "Bearer", which is
-// the default, or, if scheme is empty, bare, such as in "x-api-key". The case of neither matters (RFC 9110, sections 5.1 and 11.1). It may be given
-// several times, and then replaces the default.
+// Header accepts keys in a metadata header, after a scheme and a space, such as "authorization" and "Bearer", which
+// is the default, or, if scheme is empty, bare, such as in "x-api-key". The case of neither matters (RFC 9110,
+// sections 5.1 and 11.1). It may be given several times, and then replaces the default.
 func Header(name, scheme string) Option {
 	return Option{func(a *Authenticator) error {
 		lower := strings.ToLower(name)
@@ -85,10 +85,10 @@ func Require(fullMethod string, scopes ...string) Option {
 	}}
 }
 
-// An ErrorMapper changes what callers are told. It gets the context of the call, its full method, why it is refused (err
-// may be matched with keystore's errors), and what the caller is told by default. What it returns is told instead, unless that
-// is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not put a cause into the text that
-// tells one bad key from another.
+// An ErrorMapper changes what callers are told. It gets the context of the call, its full method, why it is refused
+// (err may be matched with keystore's errors), and what the caller is told by default. What it returns is told
+// instead, unless that is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick,
+// and must not put a cause into the text that tells one bad key from another.
 type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status
 
 // WithErrorMapper sets the ErrorMapper.
@@ -102,8 +102,8 @@ func WithErrorMapper(m ErrorMapper) Option {
 	}}
 }
 
-// RequireTLS refuses calls that came over a connection without privacy and integrity, before it reads their credential. TLS
-// has both, and so have gRPC's local credentials on a unix socket.
+// RequireTLS refuses calls that came over a connection without privacy and integrity, before it reads their
+// credential. TLS has both, and so have gRPC's local credentials on a unix socket.
 func RequireTLS() Option {
 	return Option{func(a *Authenticator) error {
 		a.requireTLS = true

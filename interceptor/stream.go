@@ -19,26 +19,27 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 
 // A stream ends with its key.
 //
-// gRPC has no way to end a stream from the server's side other than to return from its handler (grpc-go issues 465 and 3909), and a handler that is
-// blocked in RecvMsg or SendMsg does not return. Cancelling a context that is derived from the stream's does not unblock it, and cancelling
-// the transport's own, which a tap handle can, tells the client Canceled. What does both, unblock and tell the truth, is to write
-// the stream's status, as gRPC itself does at the end of a handler, and from whatever goroutine meets an error in RecvMsg or SendMsg:
-// the transport refuses everything after it. The transport's stream has a method for that, WriteStatus, which is exported though its type is
-// internal. It costs nothing until the key is revoked, leaves the handler on its own goroutine, where its panics belong, and reaches
-// the caller even if the handler never comes back.
+// gRPC has no way to end a stream from the server's side other than to return from its handler (grpc-go issues 465
+// and 3909), and a handler that is blocked in RecvMsg or SendMsg does not return. Cancelling a context that is
+// derived from the stream's does not unblock it, and cancelling the transport's own, which a tap handle can, tells
+// the client Canceled. What does both, unblock and tell the truth, is to write the stream's status, as gRPC itself
+// does at the end of a handler, and from whatever goroutine meets an error in RecvMsg or SendMsg: the transport
+// refuses everything after it. The transport's stream has a method for that, WriteStatus, which is exported though
+// its type is internal. It costs nothing until the key is revoked, leaves the handler on its own goroutine, where its
+// panics belong, and reaches the caller even if the handler never comes back.
 //
-// Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not come through a
-// write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a goroutine
-// that the handler can walk away from. That takes some 500 ns a message. The handler then ends the stream by returning, and the abandoned call with
-// it.
+// Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not
+// come through a write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a
+// goroutine that the handler can walk away from. That takes some 500 ns a message. The handler then ends the stream
+// by returning, and the abandoned call with it.
 //
 // The invariants:
 //
 //  1. bound is done before Revoke returns. RecvMsg and SendMsg look at it before they begin, and again when they are
 //     through: no call that begins after Revoke returned gets a message through, and none that was blocked then
 //     reports success.
-//  2. What is written to the client after bound is done is the status and nothing else: cut makes it from the cause, whoever
-//     asks first.
+//  2. What is written to the client after bound is done is the status and nothing else: cut makes it from the cause,
+//     whoever asks first.
 type stream struct {
 	grpc.ServerStream
 	ctx   *callContext
@@ -75,8 +76,8 @@ func (s *stream) settle() {
 	}
 }
 
-// cut returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context, which is
-// bound's parent, is left to gRPC.
+// cut returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context,
+// which is bound's parent, is left to gRPC.
 func (s *stream) cut() error {
 	if s.bound.Err() == nil || !isCut(context.Cause(s.bound)) {
 		return nil
@@ -114,7 +115,8 @@ func (s *stream) SendMsg(m any) error {
 	return err
 }
 
-// call runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the caller's.
+// call runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the
+// caller's.
 func (s *stream) call(f func() error) error {
 	if err := s.cut(); err != nil {
 		return err

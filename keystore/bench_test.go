@@ -16,8 +16,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A hit against the SHA-256 of the same token, round by round, so that both have the same noise: x-sha256 is the ratio of
-// the medians.
+// A hit against the SHA-256 of the same token, round by round, so that both have the same noise: x-sha256 is the
+// ratio of the medians.
 func BenchmarkVerifyHit(b *testing.B) {
 	s := open(b, nil)
 	text := create(b, s, keystore.Spec{}).Secret.Reveal()
@@ -118,7 +118,8 @@ func TestVerifyHitDoesNotAllocate(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// A flood of well-formed keys that nobody issued costs a read each, and nothing else: it evicts nothing and is not remembered.
+// A flood of well-formed keys that nobody issued costs a read each, and nothing else: it evicts nothing and is not
+// remembered.
 func TestUnknownKeysDoNotEvictOrFill(t *testing.T) {
 	floods := 1_000_000
 	if testing.Short() || raceEnabled {

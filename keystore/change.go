@@ -19,8 +19,8 @@ type Issued struct {
 
 // Create makes a key and returns it when it is durable.
 //
-// ErrInvalid says what is wrong with the Spec; nothing was written. After any other error the key may exist, but nobody holds
-// its secret: create another.
+// ErrInvalid says what is wrong with the Spec; nothing was written. After any other error the key may exist, but
+// nobody holds its secret: create another.
 func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -46,12 +46,13 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	return &Issued{Key: key, Secret: newSecret(text)}, nil
 }
 
-// Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment. Revoking a
-// revoked key changes nothing, the reason of the first time stays, and is no error. The reason is for people; it may be empty, and has at most
-// 1,024 bytes.
+// Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment.
+// Revoking a revoked key changes nothing, the reason of the first time stays, and is no error. The reason is for
+// people; it may be empty, and has at most 1,024 bytes.
 //
-// ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any other error the
-// key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
+// ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After
+// any other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke
+// again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	parsed, err := parseID(id)
 	if err != nil {
@@ -85,9 +86,9 @@ func (s *Store) revoke(ctx context.Context, id token.ID, reason string) error {
 // changeAttempts is how often a change starts again because another one of the same key came first.
 const changeAttempts = 16
 
-// change commits what edit does to a record, through the phases of the fence: when it returns nil, the change is in force. What
-// edit returns as cut, unless nil, ends the key's live contexts. Edit may be called several times, each time with a fresh
-// record, and must only touch that.
+// change commits what edit does to a record, through the phases of the fence: when it returns nil, the change is in
+// force. What edit returns as cut, unless nil, ends the key's live contexts. Edit may be called several times, each
+// time with a fresh record, and must only touch that.
 func (s *Store) change(ctx context.Context, id token.ID, edit func(*record.Record) (cut error, changed bool)) error {
 	if err := s.ready(ctx); err != nil {
 		return err

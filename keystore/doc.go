@@ -1,5 +1,5 @@
-// Package keystore keeps API keys inside a Go process: it creates, verifies, revokes and lists them. It knows nothing of
-// gRPC; package [github.com/grpc-api-key/grpc-api-key/interceptor] joins the two.
+// Package keystore keeps API keys inside a Go process: it creates, verifies, revokes and lists them. It knows nothing
+// of gRPC; package [github.com/grpc-api-key/grpc-api-key/interceptor] joins the two.
 //
 //	store, err := keystore.Open("keys", nil)
 //	issued, err := store.Create(ctx, keystore.Spec{Name: "ci"})
@@ -9,16 +9,16 @@
 //
 // # Revocation
 //
-// Once Revoke has returned nil, no Verify or Bind that starts later admits the key, and every context that Bind gave out for
-// it is cancelled. That holds although Verify answers from a cache, without asking the disk; package internal/fence
-// says how. A Revoke that returns an error may or may not have taken effect; it has cut this process's live contexts in
-// either case, and is safe to repeat.
+// Once Revoke has returned nil, no Verify or Bind that starts later admits the key, and every context that Bind gave
+// out for it is cancelled. That holds although Verify answers from a cache, without asking the disk; package
+// internal/fence says how. A Revoke that returns an error may or may not have taken effect; it has cut this process's
+// live contexts in either case, and is safe to repeat.
 //
 // # Errors
 //
 // An error that wraps [ErrDenied] is an answer: the caller is not let in. Every other error from Verify or Bind is
-// trouble of the store's own, or the end of the caller's context, and says nothing about the key: refuse the call, but do not tell
-// the caller that its key is bad. No error holds a token or part of a secret.
+// trouble of the store's own, or the end of the caller's context, and says nothing about the key: refuse the call,
+// but do not tell the caller that its key is bad. No error holds a token or part of a secret.
 //
 // # Concurrency
 //
@@ -27,15 +27,16 @@
 //
 // # Durability
 //
-// A mutation that returned nil survives the death of the process and of the machine. Many that are under way at once share one
-// write to the disk. After a write that failed, the store refuses everything with [ErrUnavailable] until it is opened
-// again, because nobody can know what the disk holds.
+// A mutation that returned nil survives the death of the process and of the machine. Many that are under way at once
+// share one write to the disk. After a write that failed, the store refuses everything with [ErrUnavailable] until it
+// is opened again, because nobody can know what the disk holds.
 //
 // # Compatibility
 //
-// Options may change from one run to the next: keys that were issued under another prefix, secret length or charset stay valid. For
-// another Hasher, see [github.com/grpc-api-key/grpc-api-key/hashing.Keyring]. A store that was written by a later version of this
-// package is readable as long as its records hold no rule that this version does not know; one that does is refused, by itself.
+// Options may change from one run to the next: keys that were issued under another prefix, secret length or charset
+// stay valid. For another Hasher, see [github.com/grpc-api-key/grpc-api-key/hashing.Keyring]. A store that was
+// written by a later version of this package is readable as long as its records hold no rule that this version does
+// not know; one that does is refused, by itself.
 //
 // One process has a directory open at a time. Revocation is at once in that process, and there is no other.
 package keystore

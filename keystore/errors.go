@@ -10,8 +10,8 @@ import (
 // ErrDenied is what the reasons below wrap: the token does not admit its bearer.
 var ErrDenied = errors.New("API key denied")
 
-// Why a token is denied. The last three are given only to a bearer who has proved to hold the whole secret. Tell a caller none of
-// them apart: see [github.com/grpc-api-key/grpc-api-key/interceptor].
+// Why a token is denied. The last three are given only to a bearer who has proved to hold the whole secret. Tell a
+// caller none of them apart: see [github.com/grpc-api-key/grpc-api-key/interceptor].
 var (
 	// ErrMalformed means that it is not the text of a key: it was mistyped, cut off, or never was one.
 	ErrMalformed = fmt.Errorf("%w: malformed", ErrDenied)

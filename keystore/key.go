@@ -14,8 +14,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A Key is what is known of an API key, short of its secret. It is read-only and shared between callers: do not change what its
-// Metadata holds. Appending to Scopes is harmless.
+// A Key is what is known of an API key, short of its secret. It is read-only and shared between callers: do not
+// change what its Metadata holds. Appending to Scopes is harmless.
 type Key struct {
 	// ID names the key in logs, lists and Revoke: a UUIDv7 in 26 characters of Crockford's base32. It sorts by creation
 	// and is no secret.
@@ -26,8 +26,8 @@ type Key struct {
 	Metadata    map[string]string
 	// Hint is the text of the key without its secret, for showing which key it is.
 	Hint string
-	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is never.
-	// RevokedAt is when it was revoked; zero is not.
+	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
+	// never. RevokedAt is when it was revoked; zero is not.
 	CreatedAt, ExpiresAt, RevokedAt time.Time
 	// RevokeReason is what the Revoke that took effect gave.
 	RevokeReason string

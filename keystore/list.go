@@ -5,8 +5,8 @@ import (
 	"iter"
 )
 
-// Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is not an
-// ID.
+// Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is
+// not an ID.
 func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	parsed, err := parseID(id)
 	if err != nil {
@@ -30,16 +30,18 @@ type Query struct {
 	Owner string
 	// Status selects the keys that have it at the moment they are read; zero, those of every status.
 	Status Status
-	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the first key.
+	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the
+	// first key.
 	After string
 	// Limit is the most keys to yield. 0 or less means no limit.
 	Limit int
 }
 
-// List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as it is at the moment when it
-// is read; a key that is created meanwhile comes at the end.
+// List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
+// it is at the moment when it is read; a key that is created meanwhile comes at the end.
 //
-// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it ends.
+// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it
+// ends.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
 		if err := s.list(ctx, q, yield); err != nil {

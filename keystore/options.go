@@ -17,19 +17,19 @@ const (
 
 // Options are the settings of a Store. Nil and the zero value are valid. They are copied: later changes have no effect.
 type Options struct {
-	// Prefix begins every new key, so that people and leak scanners know whose it is: letters, digits and inner underscores, at
-	// most 32. Empty means "oil".
+	// Prefix begins every new key, so that people and leak scanners know whose it is: letters, digits and inner
+	// underscores, at most 32. Empty means "oil".
 	Prefix string
-	// SecretLength is the number of characters in a new key's secret, without its checksum. 0 means 64; less than 22, or
-	// fewer than 112 bits with the charset, is an error.
+	// SecretLength is the number of characters in a new key's secret, without its checksum. 0 means 64; less than 22,
+	// or fewer than 112 bits with the charset, is an error.
 	SecretLength int
 	// SecretCharset is what new secrets are made of: 10 or more distinct printable ASCII characters without '_' and
 	// space. Empty means ASCII62.
 	SecretCharset string
 	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256().
 	Hasher hashing.Hasher
-	// CacheSize is the number of keys held in memory, some 500 bytes each. 0 means 65,536; negative means none: every Verify
-	// reads the store.
+	// CacheSize is the number of keys held in memory, some 500 bytes each. 0 means 65,536; negative means none: every
+	// Verify reads the store.
 	CacheSize int
 	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
 	// means no limit. A read of the store's own directory cannot be interrupted, and is not.

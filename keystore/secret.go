@@ -11,11 +11,11 @@ import (
 // A Secret is the text of a key, as its bearer presents it. It is in the hands of whoever called Create, once, and
 // nowhere else: the store keeps a digest.
 //
-// Whatever prints, logs or encodes a Secret gets its public part, such as oil_01k9x3v7q2f8hr6m5w0c4tzbnd_…; only Reveal gives the
-// text. The zero Secret is empty.
+// Whatever prints, logs or encodes a Secret gets its public part, such as oil_01k9x3v7q2f8hr6m5w0c4tzbnd_…; only
+// Reveal gives the text. The zero Secret is empty.
 type Secret struct {
-	// A pointer, because fmt prints the fields of a struct that it reached through an unexported field without asking for
-	// methods, and stops at a pointer.
+	// A pointer, because fmt prints the fields of a struct that it reached through an unexported field without asking
+	// for methods, and stops at a pointer.
 	text *string
 }
 

@@ -35,8 +35,8 @@ type Store struct {
 	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
-// Open opens the store in a directory, which is created if need be, with mode 0700, and must be the store's own. Nil options are
-// the defaults.
+// Open opens the store in a directory, which is created if need be, with mode 0700, and must be the store's own. Nil
+// options are the defaults.
 //
 // A directory that another process, or another Store of this one, has open gives ErrLocked, damaged data ErrCorrupt,
 // unusable options ErrInvalid; any other error is the operating system's.
@@ -54,8 +54,8 @@ func Open(dir string, opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults; ErrInvalid
-// says what is wrong with them.
+// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults;
+// ErrInvalid says what is wrong with them.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -85,9 +85,9 @@ func newStore(opts *Options) (*Store, error) {
 	}, nil
 }
 
-// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits nobody. It
-// waits for changes that are under way, and releases the directory. After it, every method returns ErrClosed; a second
-// Close returns nil.
+// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits
+// nobody. It waits for changes that are under way, and releases the directory. After it, every method returns
+// ErrClosed; a second Close returns nil.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	again := s.closing
@@ -149,8 +149,8 @@ func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, s.timeout, errSlow)
 }
 
-// endOf returns nil while ctx goes on, ErrUnavailable if the limit ended it, and otherwise the context's own error. A cause that the
-// caller gave is left out: it may be a denial of another key.
+// endOf returns nil while ctx goes on, ErrUnavailable if the limit ended it, and otherwise the context's own error. A
+// cause that the caller gave is left out: it may be a denial of another key.
 func endOf(ctx context.Context) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errSlow) {
 		return cause
@@ -158,8 +158,8 @@ func endOf(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// get reads and decodes one record. The context may be limited. Its errors are this package's, and the context's own only
-// if the caller ended it.
+// get reads and decodes one record. The context may be limited. Its errors are this package's, and the context's own
+// only if the caller ended it.
 func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 	e, err := s.backend.Get(ctx, storageKey(id))
 	if err != nil {
@@ -174,7 +174,8 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 
 // apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
 // cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle, unless nil, is
-// called there with the outcome, before apply returns it. Where apply did not wait for the outcome, the change may happen yet.
+// called there with the outcome, before apply returns it. Where apply did not wait for the outcome, the change may
+// happen yet.
 func (s *Store) apply(ctx context.Context, c backend.Change, settle func(error)) error {
 	s.mu.Lock()
 	if s.closing {

@@ -12,8 +12,8 @@ import (
 
 // Verify returns the key that a token is the text of, if it admits its bearer now.
 //
-// Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store cannot tell;
-// or that of a context that is done.
+// Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store
+// cannot tell; or that of a context that is done.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	e, err := s.admit(ctx, text, nil)
 	if err != nil {
@@ -24,11 +24,11 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 
 // Bind is Verify for what lives longer than a call, such as a stream or a websocket. The context that it returns is
 // derived from ctx and ends with the key: its cause (see [context.Cause]) is ErrRevoked or ErrDisabled, and then it
-// was cancelled before the call that revoked or disabled the key returned; or ErrExpired, at the key's expiry; or ErrClosed. The key
-// is what it was when bound.
+// was cancelled before the call that revoked or disabled the key returned; or ErrExpired, at the key's expiry; or
+// ErrClosed. The key is what it was when bound.
 //
-// Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify, and
-// the other results are nil with them.
+// Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
+// and the other results are nil with them.
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
 	bound, cancel := context.WithCancelCause(ctx)
 	b := &fence.Binding{Cancel: cancel}
@@ -117,7 +117,7 @@ func (s *Store) decide(e *entry, text string) error {
 // find reads the store for a token that is not cached.
 func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, error) {
 	// The checksum spares the store a read for what was mistyped. A hit does without: the digest covers the whole text.
-	if !token.Valid(text) {
+	if !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
 	if !s.patient {

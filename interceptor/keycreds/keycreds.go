@@ -86,8 +86,8 @@ func (e *sourceError) GRPCStatus() *status.Status {
 
 // creds is immutable.
 type creds struct {
-	// A closure over the key, because fmt, encoding/json and reflect see the fields of a struct, but not what a function
-	// captured.
+	// A closure over the key, because fmt, encoding/json and reflect see the fields of a struct, but not what a
+	// function captured.
 	key func(context.Context) (string, error)
 
 	header, scheme string

@@ -1,4 +1,5 @@
-// Package archtest holds the import graph to what the design says, so that `ls` shows how the packages depend on each other.
+// Package archtest holds the import graph to what the design says, so that `ls` shows how the packages depend on each
+// other.
 package archtest
 
 import (

@@ -19,8 +19,8 @@ type request struct {
 	err     error      // what done will be told, unless the commit fails; the committer's
 }
 
-// Apply implements backend.Backend. While ctx goes on, it waits for the committer to take the changes; if ctx ends before
-// that, nothing was changed. Once taken they cannot be withdrawn, and it waits for the outcome.
+// Apply implements backend.Backend. While ctx goes on, it waits for the committer to take the changes; if ctx ends
+// before that, nothing was changed. Once taken they cannot be withdrawn, and it waits for the outcome.
 func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 	r := &request{changes: changes, done: make(chan error, 1)}
 	if err := r.check(); err != nil {
@@ -70,8 +70,8 @@ func (r *request) check() error {
 	return nil
 }
 
-// committer takes requests and commits them in groups: whatever has come while the last group was on its way to the disk
-// makes up the next one. A request that comes alone is committed at once.
+// committer takes requests and commits them in groups: whatever has come while the last group was on its way to the
+// disk makes up the next one. A request that comes alone is committed at once.
 func (db *DB) committer() {
 	defer close(db.stopped)
 	var left *request // was taken, and did not fit into the last group
@@ -112,8 +112,8 @@ func (db *DB) committer() {
 	}
 }
 
-// commit makes a group durable. An error is that of every request. Otherwise each has its own in err: a conflict is told
-// only now, because it may be with a write of the same group, which nobody must hear of before it is durable.
+// commit makes a group durable. An error is that of every request. Otherwise each has its own in err: a conflict is
+// told only now, because it may be with a write of the same group, which nobody must hear of before it is durable.
 func (db *DB) commit(group []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err

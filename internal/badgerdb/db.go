@@ -3,9 +3,10 @@
 // What Badger is asked for here, and what not, comes from measurements:
 //
 //   - SyncWrites, because without it a power cut loses acknowledged writes by the thousand, and Open does not say so.
-//   - Its managed mode, with reads at the last durable timestamp, because an ordinary read waits for every commit that is under way:
-//     1.7 ms instead of 5 µs at the median, beside eight writers.
-//   - One committer that puts many changes into one transaction, because Badger syncs once for each: 18 times the throughput at 64 writers.
+//   - Its managed mode, with reads at the last durable timestamp, because an ordinary read waits for every commit
+//     that is under way: 1.7 ms instead of 5 µs at the median, beside eight writers.
+//   - One committer that puts many changes into one transaction, because Badger syncs once for each: 18 times the
+//     throughput at 64 writers.
 //   - Values below the threshold of the value log, whose sync errors Badger swallows.
 //   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286).
 package badgerdb
@@ -34,11 +35,11 @@ import (
 //  1. The committer goroutine is the only writer. It commits at durable+1, and moves durable there when Badger has
 //     synced the commit.
 //  2. Every read is at a timestamp of durable, so that it sees no write that could still be lost, and waits for none.
-//  3. Badger may drop the versions below its discard timestamp, so that must not pass a read which is under way: the version that the
-//     read needs might be gone, and an older one, of a revoked key say, show in its place. Readers hold use for reading, before they load
-//     durable; the discard timestamp moves to durable only while nobody does.
-//  4. After a commit that failed, nothing is served any more: its writes may be on disk or not, and Linux does not report a failed
-//     writeback twice, so that no later sync can be believed.
+//  3. Badger may drop the versions below its discard timestamp, so that must not pass a read which is under way: the
+//     version that the read needs might be gone, and an older one, of a revoked key say, show in its place. Readers
+//     hold use for reading, before they load durable; the discard timestamp moves to durable only while nobody does.
+//  4. After a commit that failed, nothing is served any more: its writes may be on disk or not, and Linux does not
+//     report a failed writeback twice, so that no later sync can be believed.
 type DB struct {
 	badger  *badger.DB
 	durable atomic.Uint64         // timestamp of the last commit that is on disk
@@ -122,7 +123,8 @@ func Open(dir string, opts Options) (*DB, error) {
 	return db, nil
 }
 
-// Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken finish, and closes Badger.
+// Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken finish, and closes
+// Badger.
 func (db *DB) Close() error {
 	db.closeOnce.Do(func() {
 		close(db.closing)
@@ -213,7 +215,8 @@ const (
 	pageBytes   = 256 << 10
 )
 
-// Scan implements backend.Backend. It reads page by page, so that no lock is held and no transaction open while the loop body runs.
+// Scan implements backend.Backend. It reads page by page, so that no lock is held and no transaction open while the
+// loop body runs.
 func (db *DB) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
 		for {

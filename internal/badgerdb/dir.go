@@ -16,8 +16,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// prepare makes dir ready for Badger: a directory of the store's own, which only its owner may enter, since Badger makes some of its
-// files readable for all.
+// prepare makes dir ready for Badger: a directory of the store's own, which only its owner may enter, since Badger
+// makes some of its files readable for all.
 //
 //	missing                   it is made, with mode 0700, and its parents
 //	empty, or a store's       its mode is made 0700

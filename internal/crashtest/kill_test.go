@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// victim creates and revokes keys until it is killed, from several goroutines, and reports to the parent, over a pipe, what it is
-// about to do and what has been acknowledged:
+// victim creates and revokes keys until it is killed, from several goroutines, and reports to the parent, over a
+// pipe, what it is about to do and what has been acknowledged:
 //
 //	created ID TOKEN
 //	revoking ID

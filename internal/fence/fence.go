@@ -3,8 +3,9 @@
 //
 // # The race
 //
-// A look-aside cache re-admits revoked keys: a reader misses and reads the old record, the revocation commits and evicts,
-// and then the reader installs the old record, where it stays. Checked for linearizability over 300 rounds of 240 operations:
+// A look-aside cache re-admits revoked keys: a reader misses and reads the old record, the revocation commits and
+// evicts, and then the reader installs the old record, where it stays. Checked for linearizability over 300 rounds of
+// 240 operations:
 //
 //	how the cache is invalidated                             rounds that were not linearizable
 //	read, miss, store read, add; write, commit, remove       154
@@ -43,20 +44,20 @@ type ID = [16]byte
 // The invariants, each held under the shard's lock:
 //
 //  1. A cached value is the committed one. It is installed only if the generation has not moved since before it was
-//     read from the store, and nobody is between Begin and End for its ID; Begin evicts it before the commit. So the step at which
-//     a hit takes effect is 1, and that of a miss is 2: both show what is committed, in its order.
-//  2. While pending[id] > 0, id is not cached. Readers read the store, and see the change or do not; having seen
-//     it, none can go back to a cached older value, because there is none. (Bumping only after the commit fails here: one reader
-//     sees the new record in the store while another still hits the old one.)
-//  3. A binding is registered in the critical section that finds its value current. On a hit that is 1. On a miss it is
-//     3, where it suffices that no cut happened since 1: a change that the value does not show was committed after 2, so its cut is
-//     still to come and will find the binding. (Requiring an unmoved generation too would be right, and would
-//     make binds wait for, or fail because of, every commit in flight.)
+//     read from the store, and nobody is between Begin and End for its ID; Begin evicts it before the commit. So the
+//     step at which a hit takes effect is 1, and that of a miss is 2: both show what is committed, in its order.
+//  2. While pending[id] > 0, id is not cached. Readers read the store, and see the change or do not; having seen it,
+//     none can go back to a cached older value, because there is none. (Bumping only after the commit fails here: one
+//     reader sees the new record in the store while another still hits the old one.)
+//  3. A binding is registered in the critical section that finds its value current. On a hit that is 1. On a miss it
+//     is 3, where it suffices that no cut happened since 1: a change that the value does not show was committed after
+//     2, so its cut is still to come and will find the binding. (Requiring an unmoved generation too would be right,
+//     and would make binds wait for, or fail because of, every commit in flight.)
 //  4. A binding that is taken from the registry by a cut is cancelled before End or Cut returns, and outside the lock,
 //     because cancelling runs code of the caller's.
 //
-// There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change, after that
-// change has returned, is handed the old value.
+// There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
+// after that change has returned, is handed the old value.
 //
 // A generation for each shard and not for each ID keeps no memory of IDs that are gone; the price is that a change
 // stops the installs of innocent neighbours that are being read at that moment. They are installed the next time.

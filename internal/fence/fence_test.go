@@ -97,9 +97,9 @@ func TestBindings(t *testing.T) {
 	require.Zero(t, f.Stats().Bound)
 }
 
-// The tests below run every interleaving of the steps in the comment of Fence, against the real code, with the commit as a step
-// like any other. That covers a reader that is stopped anywhere, in particular between its store read and its install while a
-// change commits, without a goroutine or a sleep.
+// The tests below run every interleaving of the steps in the comment of Fence, against the real code, with the commit
+// as a step like any other. That covers a reader that is stopped anywhere, in particular between its store read and
+// its install while a change commits, without a goroutine or a sleep.
 
 // A world is one run: a fence, the store behind it, and what the participants saw.
 type world struct {
@@ -311,8 +311,8 @@ func TestEveryInterleaving(t *testing.T) {
 	}
 }
 
-// A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to commit. It
-// must not return before the bindings are gone all the same: it cuts, and that alone is enough.
+// A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to
+// commit. It must not return before the bindings are gone all the same: it cuts, and that alone is enough.
 func TestCutCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	stopped := func(w *world) []func() {
 		return []func(){

@@ -1,5 +1,5 @@
-// Package record is the stored form of a key: a protobuf message, and the checks that stand between bytes from a disk and
-// a decision about who gets in.
+// Package record is the stored form of a key: a protobuf message, and the checks that stand between bytes from a disk
+// and a decision about who gets in.
 package record
 
 import (

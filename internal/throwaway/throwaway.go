@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Certificate returns a self-signed certificate for localhost, good for a day, and the same in PEM for clients to trust.
+// Certificate returns a self-signed certificate for localhost, good for a day, and the same in PEM for clients to
+// trust.
 func Certificate() (tls.Certificate, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

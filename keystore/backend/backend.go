@@ -1,13 +1,13 @@
 // Package backend is the contract between a key store and what keeps its records.
 //
 // A backend is an ordered map from short keys to small values, each with a revision, and nothing more: it knows
-// nothing of API keys. Four methods are enough for an embedded engine, a SQL table or etcd. Whoever implements one runs
-// package [github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest] against it.
+// nothing of API keys. Four methods are enough for an embedded engine, a SQL table or etcd. Whoever implements one
+// runs package [github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest] against it.
 //
 // # Consistency
 //
-// Get and Apply are linearizable: once Apply has returned nil, every Get that starts later, from any goroutine, sees the
-// change, and a Get never shows a change that could still be lost. The store's promise about revocation stands on
+// Get and Apply are linearizable: once Apply has returned nil, every Get that starts later, from any goroutine, sees
+// the change, and a Get never shows a change that could still be lost. The store's promise about revocation stands on
 // this sentence.
 //
 // # Durability
@@ -16,9 +16,10 @@
 //
 // # Errors
 //
-// A backend reports [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrClosed], [ErrFailed] and [ErrCorrupt], plain or wrapped, and the
-// context's own error when the context ended the call. Any other error means that the call could not be served now. An error from
-// Apply other than ErrConflict and ErrTooLarge is indeterminate: the change may have happened.
+// A backend reports [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrClosed], [ErrFailed] and [ErrCorrupt], plain or
+// wrapped, and the context's own error when the context ended the call. Any other error means that the call could not
+// be served now. An error from Apply other than ErrConflict and ErrTooLarge is indeterminate: the change may have
+// happened.
 package backend
 
 import (
@@ -39,14 +40,15 @@ const MaxChanges = 128
 var (
 	// ErrNotFound is what Get returns for a key that has no entry.
 	ErrNotFound = errors.New("not found")
-	// ErrConflict is what Apply returns when an entry was not at the revision that a change expected. Nothing was changed.
+	// ErrConflict is what Apply returns when an entry was not at the revision that a change expected. Nothing was
+	// changed.
 	ErrConflict = errors.New("the entry has changed")
 	// ErrTooLarge is what Apply returns for a key, a value or a set of changes beyond the limits. Nothing was changed.
 	ErrTooLarge = errors.New("too large to store")
 	// ErrClosed is what every method returns once Close has been called.
 	ErrClosed = errors.New("the store is closed")
-	// ErrFailed is returned after a write could not be made durable. The backend serves nothing more until it is opened again,
-	// because what it holds in memory and what is on disk may differ.
+	// ErrFailed is returned after a write could not be made durable. The backend serves nothing more until it is
+	// opened again, because what it holds in memory and what is on disk may differ.
 	ErrFailed = errors.New("the store has failed and must be reopened")
 	// ErrCorrupt is returned for data that is not what was written.
 	ErrCorrupt = errors.New("the stored data is corrupt")
@@ -77,13 +79,15 @@ type Change struct {
 type Backend interface {
 	// Get returns the entry of key, or ErrNotFound.
 	Get(ctx context.Context, key []byte) (Entry, error)
-	// Apply makes all the changes or none of them, and returns when they are durable. A key stands in at most one of the
-	// changes. Each entry's revision becomes Expect+1.
+	// Apply makes all the changes or none of them, and returns when they are durable. A key stands in at most one of
+	// the changes. Each entry's revision becomes Expect+1.
 	Apply(ctx context.Context, changes ...Change) error
-	// Scan yields the entries with from <= key < to in ascending order of bytes; a nil to means no upper end. It shows
-	// each entry as a Get at that moment would, not all of them as of one moment, and holds no lock while the caller's loop body
-	// runs, so that the body may call any method. After an error, which comes with a zero Entry, it ends.
+	// Scan yields the entries with from <= key < to in ascending order of bytes; a nil to means no upper end. It
+	// shows each entry as a Get at that moment would, not all of them as of one moment, and holds no lock while the
+	// caller's loop body runs, so that the body may call any method. After an error, which comes with a zero Entry,
+	// it ends.
 	Scan(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
-	// Close waits for calls that are under way, or makes them return ErrClosed, and releases everything. A second call does nothing.
+	// Close waits for calls that are under way, or makes them return ErrClosed, and releases everything. A second
+	// call does nothing.
 	Close() error
 }

@@ -1,5 +1,5 @@
-// Client calls examples/server with the API key in the environment variable API_KEY, where, unlike a flag, it does not show in the
-// process table.
+// Client calls examples/server with the API key in the environment variable API_KEY, where, unlike a flag, it does
+// not show in the process table.
 //
 //	API_KEY=oil_… go run ./examples/client          # one call
 //	API_KEY=oil_… go run ./examples/client -watch   # a stream, until the key is revoked

@@ -1,5 +1,5 @@
-// Quickstart shows the life of an API key in one process: a server with TLS on a real socket, a client, and a key that is
-// created, used, and revoked while a stream is open.
+// Quickstart shows the life of an API key in one process: a server with TLS on a real socket, a client, and a key
+// that is created, used, and revoked while a stream is open.
 //
 //	go run ./examples/quickstart
 package main

@@ -1,10 +1,10 @@
-// Server is a gRPC server whose methods need an API key, and a console to manage the keys while it runs: the process that has the
-// directory open is the only one that can.
+// Server is a gRPC server whose methods need an API key, and a console to manage the keys while it runs: the process
+// that has the directory open is the only one that can.
 //
 //	go run ./examples/server -issue laptop
 //
-// It prints a key once, and serves the standard health service (Check, a unary call, and Watch, a stream) and reflection.
-// Then it reads commands from its standard input:
+// It prints a key once, and serves the standard health service (Check, a unary call, and Watch, a stream) and
+// reflection. Then it reads commands from its standard input:
 //
 //	create NAME [OWNER]    list    revoke ID [REASON]    quit
 package main

@@ -48,7 +48,7 @@ func (m *memory) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 }
 
 func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := check(changes); err != nil {
+	if err := usable(changes); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -67,7 +67,7 @@ func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 	return nil
 }
 
-func check(changes []backend.Change) error {
+func usable(changes []backend.Change) error {
 	if len(changes) == 0 {
 		return errors.New("no changes to apply")
 	}

@@ -28,7 +28,7 @@ type Options struct {
 	SecretCharset string
 	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256().
 	Hasher hashing.Hasher
-	// CacheSize is the number of keys held in memory, some 500 bytes each. 0 means 65,536; negative means none: every
+	// CacheSize is the number of keys held in memory, some 600 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
 	CacheSize int
 	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative

@@ -20,7 +20,8 @@ type Verifier interface {
 	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
 	// Bind is Verify for a stream. When the key no longer admits it, the returned context is cancelled with a cause
-	// that wraps keystore.ErrDenied, or keystore.ErrClosed or ErrUnavailable when nobody can tell any more.
+	// that wraps keystore.ErrDenied or ErrChanged, or keystore.ErrClosed or ErrUnavailable when nobody can tell any
+	// more.
 	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
 }
 

@@ -20,6 +20,7 @@
 //	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
 //	a stream whose key was revoked while it was open      Unauthenticated   API_KEY_REVOKED
 //	a stream whose key expired while it was open          Unauthenticated   API_KEY_EXPIRED
+//	a stream whose key was changed to admit less          Unavailable       API_KEY_CHANGED, with RetryInfo
 //	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE
 //	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
 //	the caller's own cancellation or deadline             Canceled, DeadlineExceeded

@@ -20,10 +20,12 @@ const domain = "github.com/grpc-api-key/grpc-api-key"
 
 // What callers are told. See the package's comment.
 var (
-	invalidStatus     = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
-	insecureStatus    = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
-	revokedStatus     = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
-	expiredStatus     = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key has expired", nil)
+	invalidStatus  = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
+	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
+	revokedStatus  = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
+	expiredStatus  = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key has expired", nil)
+	changedStatus  = newStatus(codes.Unavailable, "API_KEY_CHANGED", "the API key was changed: open the stream again", nil,
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
 	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE", "API keys cannot be checked now: try again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
 )
@@ -68,6 +70,8 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 		return scope.told
 	case errors.Is(err, keystore.ErrDenied), errors.Is(err, errSeveral), errors.Is(err, errScheme):
 		return invalidStatus
+	case errors.Is(err, keystore.ErrChanged):
+		return changedStatus
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err())
 	default:
@@ -77,7 +81,12 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 
 // isCut reports whether a bound context that ended with cause was ended by the store.
 func isCut(cause error) bool {
-	return errors.Is(cause, keystore.ErrDenied) || errors.Is(cause, keystore.ErrClosed) || errors.Is(cause, keystore.ErrUnavailable)
+	for _, ours := range []error{keystore.ErrDenied, keystore.ErrChanged, keystore.ErrClosed, keystore.ErrUnavailable} {
+		if errors.Is(cause, ours) {
+			return true
+		}
+	}
+	return false
 }
 
 // tellCut returns what the caller of a stream that is cut is told.
@@ -90,6 +99,8 @@ func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause er
 		told = expiredStatus
 	case errors.Is(cause, keystore.ErrDenied):
 		told = invalidStatus
+	case errors.Is(cause, keystore.ErrChanged):
+		told = changedStatus
 	}
 	return a.mapped(ctx, fullMethod, cause, told)
 }

@@ -169,6 +169,48 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 	<-done
 }
 
+// Whatever makes a key admit to less ends its streams, and says how.
+func TestChangesEndStreams(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(ctx context.Context, s *keystore.Store, id string) error
+		code   codes.Code
+		reason string
+	}{
+		"Disable": {func(ctx context.Context, s *keystore.Store, id string) error {
+			return s.Disable(ctx, id, "")
+		}, codes.Unauthenticated, "API_KEY_INVALID"},
+		"Rotate without a grace": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Rotate(ctx, id, 0)
+			return err
+		}, codes.Unauthenticated, "API_KEY_REVOKED"},
+		"Rotate with a short one": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Rotate(ctx, id, 50*time.Millisecond)
+			return err
+		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
+		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+			return err
+		}, codes.Unavailable, "API_KEY_CHANGED"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{Scopes: []string{"a"}})
+			svc := &service{duplex: func(s duplexStream) error {
+				_ = s.SendHeader(nil)
+				return handlers["blocked in Recv"](s)
+			}}
+			conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.Require(duplex, "a")).ServerOptions()...))
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			require.NoError(t, err)
+			_, err = stream.Header()
+			require.NoError(t, err)
+			require.NoError(t, tt.change(t.Context(), store, key.ID))
+			_, err = stream.Recv()
+			requireRefused(t, err, tt.code, tt.reason)
+		})
+	}
+}
+
 func TestExpiryEndsStreams(t *testing.T) {
 	store := openStore(t)
 	conn := dial(t, serve(t, &service{duplex: handlers["blocked in Recv"]}, newAuth(t, store).ServerOptions()...))

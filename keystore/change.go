@@ -3,8 +3,11 @@ package keystore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -26,7 +29,10 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		return nil, err
 	}
 	now := time.Now()
-	if err := spec.check(now); err != nil {
+	if err := spec.check(); err != nil {
+		return nil, err
+	}
+	if err := spec.checkFuture(now); err != nil {
 		return nil, err
 	}
 	id, text := s.format.New()
@@ -50,10 +56,33 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 // Revoking a revoked key changes nothing, the reason of the first time stays, and is no error. The reason is for
 // people; it may be empty, and has at most 1,024 bytes.
 //
-// ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After
-// any other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke
-// again.
+// ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
+// other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
+	return s.stop(ctx, id, reason, ErrRevoked, func(r *record.Record) (bool, error) {
+		if r.Status == record.Status_STATUS_REVOKED {
+			return false, nil
+		}
+		r.Status = record.Status_STATUS_REVOKED
+		r.RevokedAt, r.RevokeReason = toNanos(time.Now()), reason
+		return true, nil
+	})
+}
+
+// Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives ErrRevoked.
+func (s *Store) Disable(ctx context.Context, id, reason string) error {
+	return s.stop(ctx, id, reason, ErrDisabled, func(r *record.Record) (bool, error) {
+		if r.Status == record.Status_STATUS_DISABLED {
+			return false, nil
+		}
+		r.Status = record.Status_STATUS_DISABLED
+		r.DisabledAt, r.DisableReason = toNanos(time.Now()), reason
+		return true, refuseRevoked(r)
+	})
+}
+
+// stop is Revoke or Disable: if it fails, it fails closed.
+func (s *Store) stop(ctx context.Context, id, reason string, cause error, edit func(*record.Record) (bool, error)) error {
 	parsed, err := parseID(id)
 	if err != nil {
 		return err
@@ -64,73 +93,183 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	if err := s.serving(); errors.Is(err, ErrClosed) {
 		return err
 	}
-	err = s.revoke(ctx, parsed, reason)
+	_, err = s.change(ctx, parsed, cause, edit)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		s.fence.Cut(parsed, ErrRevoked)
+		s.fence.Cut(parsed, cause)
 	}
 	return err
 }
 
-func (s *Store) revoke(ctx context.Context, id token.ID, reason string) error {
-	return s.change(ctx, id, func(r *record.Record) (cut error, changed bool) {
-		if r.Status == record.Status_STATUS_REVOKED {
-			return ErrRevoked, false
+// Enable ends what Disable began. Enabling a key that is not disabled changes nothing and is no error. A revoked key
+// gives ErrRevoked, an unknown one ErrNotFound.
+func (s *Store) Enable(ctx context.Context, id string) error {
+	parsed, err := parseID(id)
+	if err != nil {
+		return err
+	}
+	_, err = s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+		if r.Status == record.Status_STATUS_ACTIVE {
+			return false, nil
 		}
-		r.Status = record.Status_STATUS_REVOKED
-		r.RevokedAt = toNanos(time.Now())
-		r.RevokeReason = reason
-		return ErrRevoked, true
+		r.Status = record.Status_STATUS_ACTIVE
+		r.DisabledAt, r.DisableReason = 0, ""
+		return true, refuseRevoked(r)
 	})
+	return err
+}
+
+// Update changes what a key's Spec says, and returns the key as it is then. It calls change with what the key has
+// now, and stores what that makes of it, unless somebody else came first; then it begins again. So change may be
+// called several times, and should do nothing else.
+//
+// A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
+// key's live contexts with ErrChanged; one that widens it does not.
+//
+// An error of change's is returned as it is; ErrInvalid says what is wrong with what it made, ErrRevoked means that
+// the key is revoked, ErrNotFound that there is none: nothing was done. ErrUnavailable with contention means the
+// same; after any other error the change may have been made.
+func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
+	parsed, err := parseID(id)
+	if err != nil {
+		return nil, err
+	}
+	if change == nil {
+		return nil, invalid("the change is nil")
+	}
+	e, err := s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+		if err := refuseRevoked(r); err != nil {
+			return false, err
+		}
+		before := proto.Clone(r)
+		spec := specOf(r)
+		if err := change(&spec); err != nil {
+			return false, err
+		}
+		if err := spec.check(); err != nil {
+			return false, err
+		}
+		if toNanos(spec.ExpiresAt) != r.ExpiresAt {
+			if err := spec.checkFuture(time.Now()); err != nil {
+				return false, err
+			}
+		}
+		spec.writeTo(r)
+		return !proto.Equal(before, r), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &e.key, nil
+}
+
+// Rotate gives a key a new secret. The ID and everything else stay; the secret that it had works until the grace is
+// over, to the instant, and live contexts that were opened with it end then, with ErrExpired. With a grace of 0 it
+// ends at once: they are cancelled, with ErrRevoked, before Rotate returns.
+//
+// A key has two secrets at most: a rotation during the grace of an earlier one ends the older secret at once.
+// Key.PreviousUntil tells whether there is one.
+//
+// A negative grace gives ErrInvalid, a revoked key ErrRevoked, an unknown one ErrNotFound. After any other error the
+// key may have been rotated, to a secret that nobody has: Get tells, by its Revision. Rotate it again, with care for
+// who still uses the first secret.
+func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
+	parsed, err := parseID(id)
+	if err != nil {
+		return nil, err
+	}
+	if grace < 0 {
+		return nil, invalid("the grace %v is negative: 0 ends the present secret at once", grace)
+	}
+	var text string
+	e, err := s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+		if err := refuseRevoked(r); err != nil {
+			return false, err
+		}
+		r.Previous = nil
+		if grace > 0 {
+			r.Previous = &record.Previous{
+				DigestScheme: r.DigestScheme,
+				Digest:       r.Digest,
+				Until:        toNanos(time.Now().Add(grace)),
+			}
+		}
+		text = s.format.Renew(parsed)
+		digest := s.hasher.Digest(text)
+		r.DigestScheme, r.Digest, r.Prefix = digest.Scheme, digest.Sum, s.format.Prefix()
+		r.Rotations++
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Issued{Key: &e.key, Secret: newSecret(text)}, nil
+}
+
+// refuseRevoked returns ErrRevoked for a key that is revoked: nothing can be done to it any more.
+func refuseRevoked(r *record.Record) error {
+	if r.RevokedAt != 0 {
+		return fmt.Errorf("keystore: change: %w", ErrRevoked)
+	}
+	return nil
 }
 
 // changeAttempts is how often a change starts again because another one of the same key came first.
 const changeAttempts = 16
 
-// change commits what edit does to a record, through the phases of the fence: when it returns nil, the change is in
-// force. What edit returns as cut, unless nil, ends the key's live contexts. Edit may be called several times, each
-// time with a fresh record, and must only touch that.
-func (s *Store) change(ctx context.Context, id token.ID, edit func(*record.Record) (cut error, changed bool)) error {
+// change commits what edit does to a record, through the phases of the fence, and returns what it became: the change is
+// in force then. Edit may be called several times, each time with a fresh record. It says whether it changed anything;
+// its error is returned, and nothing is done. If the outcome is not known, live contexts end with doubt.
+func (s *Store) change(
+	ctx context.Context, id token.ID, doubt error, edit func(*record.Record) (changed bool, err error),
+) (*entry, error) {
 	if err := s.ready(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	for range changeAttempts {
 		st, err := s.get(ctx, id)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		cut, changed := edit(st.record)
+		changed, err := edit(st.record)
+		if err != nil {
+			return nil, err
+		}
 		if !changed {
 			// Whoever committed it may not have reached phase C yet, and this call must not return before.
-			if cut != nil {
-				s.fence.Cut(id, cut)
-			}
-			return nil
+			e := st.entry()
+			s.fence.Tell(id, e)
+			return e, nil
 		}
 		value, err := encode(st.record)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		st.revision++
+		e := st.entry()
 		s.fence.Begin(id)
-		err = s.apply(ctx, backend.Change{Key: storageKey(id), Value: value, Expect: st.revision}, func(err error) {
+		err = s.apply(ctx, backend.Change{Key: storageKey(id), Value: value, Expect: st.revision - 1}, func(err error) {
 			switch {
 			case err == nil:
-				s.fence.End(id, cut)
+				s.fence.End(id, e)
 			case errors.Is(err, backend.ErrConflict):
 				s.fence.End(id, nil)
 			default:
-				// In doubt. Without an End the key stays out of the cache, and every use of it asks the store.
+				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
+				// knows what its live contexts are still good for.
+				s.fence.Cut(id, doubt)
 			}
 		})
+		if err == nil {
+			s.log.Info("API key changed", "id", e.key.ID, "status", e.key.Status(), "revision", e.key.Revision)
+			return e, nil
+		}
 		if !errors.Is(err, backend.ErrConflict) {
-			if err == nil {
-				s.log.Info("API key "+st.entry().key.Status().String(), "id", id.String(), "revision", st.revision+1)
-			}
-			return err
+			return nil, err
 		}
 	}
-	return trouble("change", errors.New("others keep changing the key"))
+	return nil, trouble("change", errors.New("others keep changing the key"))
 }
 
 // ready returns why a change cannot start, if it cannot.
@@ -147,7 +286,8 @@ func encode(r *record.Record) ([]byte, error) {
 		return nil, trouble("encode", err)
 	}
 	if len(value) > maxRecordSize {
-		return nil, invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes", len(value), maxRecordSize)
+		return nil, invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes",
+			len(value), maxRecordSize)
 	}
 	return value, nil
 }

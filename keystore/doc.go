@@ -9,10 +9,13 @@
 //
 // # Revocation
 //
-// Once Revoke has returned nil, no Verify or Bind that starts later admits the key, and every context that Bind gave
-// out for it is cancelled. That holds although Verify answers from a cache, without asking the disk; package
-// internal/fence says how. A Revoke that returns an error may or may not have taken effect; it has cut this process's
-// live contexts in either case, and is safe to repeat.
+// Once Revoke has returned nil, no Verify or Bind that starts later admits the key, and every context that Bind gave out
+// for it is cancelled. That holds although Verify answers from a cache, without asking the disk; package internal/fence
+// says how. A Revoke that returns an error may or may not have taken effect; it has cut this process's live contexts in
+// either case, and is safe to repeat.
+//
+// Whatever else makes a key admit to less goes the same way: Disable, an Update that takes a scope away or brings the
+// expiry forward, and Rotate, at the end of the grace.
 //
 // # Errors
 //

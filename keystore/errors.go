@@ -32,6 +32,9 @@ var (
 	// ErrUnavailable means that the store could not do its work now: its disk failed, or did not answer in time.
 	ErrUnavailable = errors.New("API key store unavailable")
 
+	// ErrChanged is why a context of Bind's ended, or could not begin, when its key was made to admit to less:
+	// it may be bound again, for what is left.
+	ErrChanged = errors.New("API key changed")
 	// ErrNotFound means that no key has the ID.
 	ErrNotFound = backend.ErrNotFound
 	// ErrCorrupt means that what is stored is not what was written.

@@ -27,14 +27,17 @@ type Key struct {
 	// Hint is the text of the key without its secret, for showing which key it is.
 	Hint string
 	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
-	// never. RevokedAt is when it was revoked; zero is not.
-	CreatedAt, ExpiresAt, RevokedAt time.Time
-	// RevokeReason is what the Revoke that took effect gave.
-	RevokeReason string
+	// never.
+	CreatedAt, ExpiresAt time.Time
+	// RevokedAt is when it was revoked, and DisabledAt when it was disabled; zero is not.
+	RevokedAt, DisabledAt time.Time
+	// RevokeReason and DisableReason are what the calls that took effect gave.
+	RevokeReason, DisableReason string
+	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
+	// past.
+	PreviousUntil time.Time
 	// Revision is 1 for a new key, and one more after each change.
 	Revision uint64
-
-	disabled bool
 }
 
 // HasScope reports whether the key was given the scope, to the letter.
@@ -45,7 +48,7 @@ func (k *Key) Status() Status {
 	switch {
 	case !k.RevokedAt.IsZero():
 		return StatusRevoked
-	case k.disabled:
+	case !k.DisabledAt.IsZero():
 		return StatusDisabled
 	case !k.ExpiresAt.IsZero() && !time.Now().Before(k.ExpiresAt):
 		return StatusExpired
@@ -73,7 +76,7 @@ func (s Status) String() string {
 	return fmt.Sprintf("status %d", uint8(s))
 }
 
-// A Spec says what a new key is to be.
+// A Spec says what a key is to be.
 type Spec struct {
 	// Name is what people will know the key by. It must not be empty; it need not be unique. At most 256 bytes.
 	Name string
@@ -97,7 +100,8 @@ const (
 	maxRecordSize = 16 << 10
 )
 
-func (s *Spec) check(now time.Time) error {
+// check says what is wrong with the spec, but for an expiry in the past.
+func (s *Spec) check() error {
 	if strings.TrimSpace(s.Name) == "" {
 		return invalid("Spec.Name is empty: give the key a name that tells it from others in a list")
 	}
@@ -120,11 +124,16 @@ func (s *Spec) check(now time.Time) error {
 			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, with base64 for example")
 		}
 	}
-	if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(now) {
-		return invalid("Spec.ExpiresAt %s is not in the future", s.ExpiresAt.Format(time.RFC3339))
-	}
 	if s.ExpiresAt.Year() > 2261 { // int64 nanoseconds end in 2262
 		return invalid("Spec.ExpiresAt is after the year 2261: leave it zero for a key that does not expire")
+	}
+	return nil
+}
+
+// checkFuture is apart from check, because the key that is updated may have expired.
+func (s *Spec) checkFuture(now time.Time) error {
+	if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(now) {
+		return invalid("Spec.ExpiresAt %s is not in the future", s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -159,8 +168,10 @@ func checkScope(scope string) error {
 
 // An entry is what the fence caches: a key as users see it, and the digest to decide by. It is immutable.
 type entry struct {
-	key    Key
-	digest hashing.Digest
+	key       Key
+	digest    hashing.Digest // of the secret
+	previous  hashing.Digest // of the one before; without a Sum if it has ended
+	rotations uint32         // how many secrets there were before
 }
 
 // A stored is a record with what the backend knows about it.
@@ -193,38 +204,60 @@ func parseStored(e backend.Entry) (*stored, error) {
 
 func (s *stored) entry() *entry {
 	r := s.record
-	return &entry{
+	e := &entry{
 		key: Key{
-			ID:           s.id.String(),
-			Name:         r.Name,
-			Owner:        r.Owner,
-			Scopes:       slices.Clip(r.Scopes),
-			Metadata:     r.Metadata,
-			Hint:         token.HintOf(r.Prefix, s.id),
-			CreatedAt:    fromNanos(r.CreatedAt),
-			ExpiresAt:    fromNanos(r.ExpiresAt),
-			RevokedAt:    fromNanos(r.RevokedAt),
-			RevokeReason: r.RevokeReason,
-			Revision:     s.revision,
-			disabled:     r.Status == record.Status_STATUS_DISABLED,
+			ID:            s.id.String(),
+			Name:          r.Name,
+			Owner:         r.Owner,
+			Scopes:        slices.Clip(r.Scopes),
+			Metadata:      r.Metadata,
+			Hint:          token.HintOf(r.Prefix, s.id),
+			CreatedAt:     fromNanos(r.CreatedAt),
+			ExpiresAt:     fromNanos(r.ExpiresAt),
+			RevokedAt:     fromNanos(r.RevokedAt),
+			RevokeReason:  r.RevokeReason,
+			Revision:      s.revision,
+			DisabledAt:    fromNanos(r.DisabledAt),
+			DisableReason: r.DisableReason,
 		},
-		digest: hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
+		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
+		rotations: r.Rotations,
 	}
+	if p := r.Previous; p != nil {
+		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
+		e.key.PreviousUntil = fromNanos(p.Until)
+	}
+	return e
 }
 
 func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *record.Record {
-	return &record.Record{
+	r := &record.Record{
 		Status:       record.Status_STATUS_ACTIVE,
 		DigestScheme: d.Scheme,
 		Digest:       d.Sum,
 		Prefix:       prefix,
-		Name:         spec.Name,
-		Owner:        spec.Owner,
-		Scopes:       slices.Clone(spec.Scopes),
-		Metadata:     maps.Clone(spec.Metadata),
 		CreatedAt:    toNanos(now),
-		ExpiresAt:    toNanos(spec.ExpiresAt),
 	}
+	spec.writeTo(r)
+	return r
+}
+
+// writeTo puts copies of what the spec says into the record.
+func (s *Spec) writeTo(r *record.Record) {
+	r.Name = s.Name
+	r.Owner = s.Owner
+	r.Scopes = slices.Clone(s.Scopes)
+	r.Metadata = maps.Clone(s.Metadata)
+	r.ExpiresAt = toNanos(s.ExpiresAt)
+}
+
+// specOf returns what a spec would have to say for the record, with a map that can be written to. It shares the
+// record's memory.
+func specOf(r *record.Record) Spec {
+	if r.Metadata == nil {
+		r.Metadata = make(map[string]string)
+	}
+	return Spec{Name: r.Name, Owner: r.Owner, Scopes: r.Scopes, Metadata: r.Metadata, ExpiresAt: fromNanos(r.ExpiresAt)}
 }
 
 func toNanos(t time.Time) int64 {

@@ -595,7 +595,7 @@ func TestLoggerIsToldOfChangesAndNotOfSecrets(t *testing.T) {
 	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
 	text := out.String()
 	require.Contains(t, text, "API key created")
-	require.Contains(t, text, "API key revoked")
+	require.Contains(t, text, "status=revoked")
 	require.Contains(t, text, issued.Key.ID)
 	require.False(t, strings.Contains(text, token[strings.LastIndexByte(token, '_')+1:][:8]), "the secret was logged")
 }

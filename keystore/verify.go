@@ -15,7 +15,11 @@ import (
 // Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store
 // cannot tell; or that of a context that is done.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
-	e, err := s.admit(ctx, text, nil)
+	id, ok := token.Parse(text)
+	if !ok {
+		return nil, s.malformed(ctx)
+	}
+	e, _, err := s.admit(ctx, id, text, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -23,38 +27,44 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 }
 
 // Bind is Verify for what lives longer than a call, such as a stream or a websocket. The context that it returns is
-// derived from ctx and ends with the key: its cause (see [context.Cause]) is ErrRevoked or ErrDisabled, and then it
-// was cancelled before the call that revoked or disabled the key returned; or ErrExpired, at the key's expiry; or
-// ErrClosed. The key is what it was when bound.
+// derived from ctx and ends with the key. Its cause (see [context.Cause]) is then
+//
+//   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled, or ErrChanged if the key was made
+//     to admit to less: the context was cancelled before the call that did it returned;
+//   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
+//   - ErrClosed.
+//
+// The key is what it was when bound.
 //
 // Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
-// and the other results are nil with them.
+// and ErrChanged if that happened meanwhile; the other results are nil with them.
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
-	bound, cancel := context.WithCancelCause(ctx)
-	b := &fence.Binding{Cancel: cancel}
-	e, err := s.admit(ctx, text, b)
+	id, ok := token.Parse(text)
+	if !ok {
+		return nil, nil, nil, s.malformed(ctx)
+	}
+	bound, end := context.WithCancelCause(ctx)
+	l := s.newLive(id, end)
+	e, a, err := s.admit(ctx, id, text, &l.Binding)
 	if err != nil {
-		cancel(err)
+		end(err)
 		return nil, nil, nil, err
 	}
-	var expiry *time.Timer
-	if at := e.key.ExpiresAt; !at.IsZero() {
-		expiry = time.AfterFunc(time.Until(at), func() { cancel(ErrExpired) })
-	}
-	id, _ := token.ParseID(e.key.ID)
-	release := func() {
-		if expiry != nil {
-			expiry.Stop()
-		}
-		s.fence.Release(id, b)
-		cancel(context.Canceled)
-	}
-	// It may have been cut since.
+	l.admit(e, a)
+	// It may have ended since.
 	if err := context.Cause(bound); err != nil {
-		release()
+		l.release()
 		return nil, nil, nil, err
 	}
-	return bound, &e.key, release, nil
+	return bound, &e.key, l.release, nil
+}
+
+// malformed returns what to say of a text that is no token: trouble comes first.
+func (s *Store) malformed(ctx context.Context) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	return ErrMalformed
 }
 
 // bindAttempts is how often a Bind starts again because keys of its shard were cut while it read the store. One that
@@ -62,16 +72,9 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 const bindAttempts = 8
 
 // admit decides, and registers b, unless that is nil, for a token that admits. See fence.Fence for the steps.
-func (s *Store) admit(ctx context.Context, text string, b *fence.Binding) (*entry, error) {
-	if err := s.serving(); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	id, ok := token.Parse(text)
-	if !ok {
-		return nil, ErrMalformed
+func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, admission, error) {
+	if err := s.ready(ctx); err != nil {
+		return nil, admission{}, err
 	}
 	for range bindAttempts {
 		e, ticket := s.fence.Get(id, b)
@@ -79,39 +82,68 @@ func (s *Store) admit(ctx context.Context, text string, b *fence.Binding) (*entr
 		if !hit {
 			var err error
 			if e, err = s.find(ctx, id, text); err != nil {
-				return nil, err
+				return nil, admission{}, err
 			}
 		}
-		if err := s.decide(e, text); err != nil {
+		a, err := s.decide(e, text)
+		if err != nil {
 			if hit && b != nil {
 				s.fence.Release(id, b)
 			}
-			return nil, err
+			return nil, admission{}, err
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
-			return e, nil
+			return e, a, nil
 		}
 		if err := s.serving(); err != nil {
-			return nil, err
+			return nil, admission{}, err
 		}
 	}
-	return nil, trouble("bind", errors.New("keys are being revoked too fast"))
+	return nil, admission{}, trouble("bind", errors.New("keys are being changed too fast"))
 }
 
-// decide says whether the text is the entry's token, and whether that admits now. It runs on every use, cached or not.
-func (s *Store) decide(e *entry, text string) error {
+// An admission says by which of a key's secrets a token admits, and until when; the zero time is without end.
+type admission struct {
+	rotation uint32
+	until    time.Time
+}
+
+// decide says whether the text is a token of the entry's, and whether that admits now. It runs on every use, cached or
+// not.
+func (s *Store) decide(e *entry, text string) (admission, error) {
+	rotation := e.rotations
 	if s.hasher.Match(e.digest, text) == hashing.Mismatch {
-		return ErrUnknown
+		if e.previous.Sum == nil || s.hasher.Match(e.previous, text) == hashing.Mismatch {
+			return admission{}, ErrUnknown
+		}
+		rotation--
 	}
+	until, err := e.admits(rotation)
+	return admission{rotation, until}, err
+}
+
+// admits says whether the key admits the bearer of its secret of a rotation now, and until when.
+func (e *entry) admits(rotation uint32) (until time.Time, err error) {
 	switch {
 	case !e.key.RevokedAt.IsZero():
-		return ErrRevoked
-	case e.key.disabled:
-		return ErrDisabled
-	case !e.key.ExpiresAt.IsZero() && !time.Now().Before(e.key.ExpiresAt):
-		return ErrExpired
+		return until, ErrRevoked
+	case !e.key.DisabledAt.IsZero():
+		return until, ErrDisabled
 	}
-	return nil
+	until = e.key.ExpiresAt
+	switch {
+	case rotation == e.rotations:
+	case rotation == e.rotations-1 && e.previous.Sum != nil:
+		if grace := e.key.PreviousUntil; until.IsZero() || grace.Before(until) {
+			until = grace
+		}
+	default: // a live context's, since replaced
+		return until, ErrRevoked
+	}
+	if !until.IsZero() && !time.Now().Before(until) {
+		return until, ErrExpired
+	}
+	return until, nil
 }
 
 // find reads the store for a token that is not cached.

@@ -19,6 +19,8 @@ package fence
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -39,7 +41,7 @@ type ID = [16]byte
 //
 //	f.Begin(id)                        // A from here on, no reader hits id, and none that passed 1 installs it
 //	commit durably                     // B
-//	f.End(id, cause)                   // C readers may install id again; what it no longer admits is cancelled
+//	f.End(id, v)                       // C readers may install id again; bindings are told of the new value
 //
 // The invariants, each held under the shard's lock:
 //
@@ -50,11 +52,11 @@ type ID = [16]byte
 //     none can go back to a cached older value, because there is none. (Bumping only after the commit fails here: one
 //     reader sees the new record in the store while another still hits the old one.)
 //  3. A binding is registered in the critical section that finds its value current. On a hit that is 1. On a miss it
-//     is 3, where it suffices that no cut happened since 1: a change that the value does not show was committed after
-//     2, so its cut is still to come and will find the binding. (Requiring an unmoved generation too would be right,
-//     and would make binds wait for, or fail because of, every commit in flight.)
-//  4. A binding that is taken from the registry by a cut is cancelled before End or Cut returns, and outside the lock,
-//     because cancelling runs code of the caller's.
+//     is 3, where it suffices that nobody has told bindings anything since 1: a change that the value does not show was
+//     committed after 2, so its End is still to come and will find the binding. (Requiring an unmoved generation too
+//     would be right, and would make binds wait for, or fail because of, every commit in flight.)
+//  4. A binding that an End finds is told before that End returns, and outside the lock, because it runs code of the
+//     caller's. Two changes of one ID may tell it in either order: the caller goes by revisions.
 //
 // There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
 // after that change has returned, is handed the old value.
@@ -70,24 +72,26 @@ type shard[V any] struct {
 	mu sync.Mutex // guards all below; never held over a read of the store, a digest, or a cancel
 
 	gen  uint64 // how many phases A and C have passed
-	cuts uint64 // how many times bindings were taken
+	told uint64 // how many times bindings were told of something
 
-	lru     *simplelru.LRU[ID, *V]       // nil: no cache
-	pending map[ID]int                   // how many are between Begin and End
-	bound   map[ID]map[*Binding]struct{} // what is live under each ID
-	closed  bool                         // nothing is bound any more
+	lru     *simplelru.LRU[ID, *V]          // nil: no cache
+	pending map[ID]int                      // how many are between Begin and End
+	bound   map[ID]map[*Binding[V]]struct{} // what is live under each ID
+	closed  bool                            // nothing is bound any more
 
 	hits, misses uint64
 }
 
 // A Binding is something that lives under a key until the key no longer admits it. It is compared by address.
-type Binding struct {
-	// Cancel ends it. It is called at most once, and must not block.
-	Cancel context.CancelCauseFunc
+type Binding[V any] struct {
+	// Changed is told of each new value that is committed, after all that was committed before. It must not block.
+	Changed func(v *V)
+	// Cut ends it, whatever the value. It must not block. It may be called again, and with Changed at once.
+	Cut context.CancelCauseFunc
 }
 
 // A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
-type Ticket struct{ gen, cuts uint64 }
+type Ticket struct{ gen, told uint64 }
 
 // Stats are counts since New, and numbers of now.
 type Stats struct {
@@ -114,7 +118,7 @@ func New[V any](size int) *Fence[V] {
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.pending = make(map[ID]int)
-		s.bound = make(map[ID]map[*Binding]struct{})
+		s.bound = make(map[ID]map[*Binding[V]]struct{})
 		if size > 0 {
 			// The only error is for a size below 1.
 			s.lru, _ = simplelru.NewLRU[ID, *V]((size+n-1)/n, nil)
@@ -129,7 +133,7 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 
 // Get returns the current value of id if it is cached, and registers b, unless that is nil, with it. Otherwise it
 // returns nil and the ticket for Put, and registers nothing.
-func (f *Fence[V]) Get(id ID, b *Binding) (*V, Ticket) {
+func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,17 +145,17 @@ func (f *Fence[V]) Get(id ID, b *Binding) (*V, Ticket) {
 		}
 	}
 	s.misses++
-	return nil, Ticket{s.gen, s.cuts}
+	return nil, Ticket{s.gen, s.told}
 }
 
 // Put takes the value that was read from the store after the Get that gave the ticket, and has been decided to admit:
 // it is cached if it is certain to be current. A binding is registered too; false means that it was not, because
 // it may already be due to end, and the caller starts again from Get.
-func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding) bool {
+func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b != nil && (s.closed || s.cuts != t.cuts) {
+	if b != nil && (s.closed || s.told != t.told) {
 		return false
 	}
 	s.bindLocked(id, b)
@@ -161,20 +165,20 @@ func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding) bool {
 	return true
 }
 
-func (s *shard[V]) bindLocked(id ID, b *Binding) {
+func (s *shard[V]) bindLocked(id ID, b *Binding[V]) {
 	if b == nil {
 		return
 	}
 	set := s.bound[id]
 	if set == nil {
-		set = make(map[*Binding]struct{}, 1)
+		set = make(map[*Binding[V]]struct{}, 1)
 		s.bound[id] = set
 	}
 	set[b] = struct{}{}
 }
 
 // Release takes b from the registry, without cancelling it. A second call does nothing.
-func (f *Fence[V]) Release(id ID, b *Binding) {
+func (f *Fence[V]) Release(id ID, b *Binding[V]) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,9 +201,9 @@ func (f *Fence[V]) Begin(id ID) {
 	}
 }
 
-// End is phase C: call it once the commit has succeeded or is certain to have changed nothing. With a cause, every
-// binding of id is cancelled with it before End returns; nil leaves them.
-func (f *Fence[V]) End(id ID, cause error) {
+// End is phase C: call it once the commit has succeeded, with the new value, or is certain to have changed nothing,
+// with nil. Every binding of id is told of the value before End returns.
+func (f *Fence[V]) End(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
 	s.invalidateLocked(id, f.steps&evictAfter != 0, f.steps&bumpAfter != 0)
@@ -208,36 +212,54 @@ func (f *Fence[V]) End(id ID, cause error) {
 			delete(s.pending, id)
 		}
 	}
-	var taken map[*Binding]struct{}
-	if cause != nil {
-		taken = s.takeLocked(id)
+	var live []*Binding[V]
+	if v != nil {
+		live = s.tellLocked(id)
 	}
 	s.mu.Unlock()
-	cancelAll(taken, cause)
+	for _, b := range live {
+		b.Changed(v)
+	}
 }
 
-// Cut cancels every binding of id and evicts it, whatever the store says. It is how a revocation whose outcome is
-// unknown fails closed.
+// Tell tells every binding of id of a value that is committed already, by somebody else, whose End may not have come
+// yet.
+func (f *Fence[V]) Tell(id ID, v *V) {
+	s := f.shard(id)
+	s.mu.Lock()
+	live := s.tellLocked(id)
+	s.mu.Unlock()
+	for _, b := range live {
+		b.Changed(v)
+	}
+}
+
+// Cut ends every binding of id and evicts it, whatever the store says. It is how a revocation whose outcome is unknown
+// fails closed.
 func (f *Fence[V]) Cut(id ID, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
 	s.invalidateLocked(id, true, true)
-	taken := s.takeLocked(id)
+	live := s.tellLocked(id)
 	s.mu.Unlock()
-	cancelAll(taken, cause)
+	for _, b := range live {
+		b.Cut(cause)
+	}
 }
 
-// Close cancels every binding and registers no more.
+// Close ends every binding and registers no more.
 func (f *Fence[V]) Close(cause error) {
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.mu.Lock()
 		s.closed = true
-		bound := s.bound
-		s.bound = make(map[ID]map[*Binding]struct{})
+		var live []*Binding[V]
+		for id := range s.bound {
+			live = append(live, s.tellLocked(id)...)
+		}
 		s.mu.Unlock()
-		for _, set := range bound {
-			cancelAll(set, cause)
+		for _, b := range live {
+			b.Cut(cause)
 		}
 	}
 }
@@ -270,15 +292,8 @@ func (s *shard[V]) invalidateLocked(id ID, evict, bump bool) {
 	}
 }
 
-func (s *shard[V]) takeLocked(id ID) map[*Binding]struct{} {
-	s.cuts++
-	set := s.bound[id]
-	delete(s.bound, id)
-	return set
-}
-
-func cancelAll(set map[*Binding]struct{}, cause error) {
-	for b := range set {
-		b.Cancel(cause)
-	}
+// tellLocked returns the bindings to tell. They stay registered until they are released.
+func (s *shard[V]) tellLocked(id ID) []*Binding[V] {
+	s.told++
+	return slices.Collect(maps.Keys(s.bound[id]))
 }

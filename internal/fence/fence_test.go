@@ -64,8 +64,14 @@ func TestDoubtIsNotCached(t *testing.T) {
 func TestBindings(t *testing.T) {
 	f := New[int](8)
 	cause := errors.New("cause")
-	var got []error
-	binding := func() *Binding { return &Binding{Cancel: func(err error) { got = append(got, err) }} }
+	var told []int
+	var cut []error
+	binding := func() *Binding[int] {
+		return &Binding[int]{
+			Changed: func(v *int) { told = append(told, *v) },
+			Cut:     func(err error) { cut = append(cut, err) },
+		}
+	}
 
 	onMiss, onHit, released, other := binding(), binding(), binding(), binding()
 	_, ticket := f.Get(id(1), onMiss)
@@ -82,18 +88,22 @@ func TestBindings(t *testing.T) {
 	f.Release(id(1), released)
 	f.Begin(id(1))
 	f.End(id(1), nil)
-	require.Empty(t, got, "a change that does not narrow ends nothing")
+	require.Empty(t, told, "a change that was not made is not told")
 	f.Begin(id(1))
-	f.End(id(1), cause)
-	require.Equal(t, []error{cause, cause}, got)
+	f.End(id(1), ptr(5))
+	require.Equal(t, []int{5, 5}, told)
+	f.Tell(id(1), ptr(6))
+	require.Equal(t, []int{5, 5, 6, 6}, told)
 	f.Cut(id(1), cause)
-	require.Len(t, got, 2, "each is cancelled once")
+	require.Equal(t, []error{cause, cause}, cut)
 
 	f.Close(cause)
-	require.Len(t, got, 3)
-	require.Zero(t, f.Stats().Bound)
+	require.Len(t, cut, 5, "whoever is not released is told again")
 	_, ticket = f.Get(id(2), other)
 	require.False(t, f.Put(id(2), ptr(2), ticket, other), "nothing is bound after Close")
+	f.Release(id(1), onMiss)
+	f.Release(id(1), onHit)
+	f.Release(id(2), other)
 	require.Zero(t, f.Stats().Bound)
 }
 
@@ -119,8 +129,6 @@ const (
 	newValue = 2
 	never    = math.MaxInt
 )
-
-var errCut = errors.New("cut")
 
 // reader is a Verify, in its three steps.
 func reader(w *world) []func() {
@@ -165,7 +173,7 @@ func prober(w *world) []func() {
 
 // binder is a Bind, in its three steps. The new value does not admit it.
 func binder(w *world) []func() {
-	b := &Binding{Cancel: func(error) { w.ended = true }}
+	b := &Binding[int]{Changed: func(v *int) { w.ended = *v == newValue }}
 	var (
 		ticket Ticket
 		v      *int
@@ -198,7 +206,7 @@ func writer(w *world) []func() {
 	return []func(){
 		func() { w.fence.Begin(id(1)) },
 		func() { w.store = newValue },
-		func() { w.fence.End(id(1), errCut); w.done = min(w.done, w.now) },
+		func() { w.fence.End(id(1), ptr(newValue)); w.done = min(w.done, w.now) },
 	}
 }
 
@@ -312,8 +320,8 @@ func TestEveryInterleaving(t *testing.T) {
 }
 
 // A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to
-// commit. It must not return before the bindings are gone all the same: it cuts, and that alone is enough.
-func TestCutCatchesABindThatReadBeforeTheCommit(t *testing.T) {
+// commit. It must not return before the bindings know all the same: it tells them, and that alone is enough.
+func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	stopped := func(w *world) []func() {
 		return []func(){
 			func() { w.fence.Begin(id(1)) },
@@ -323,7 +331,7 @@ func TestCutCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	second := func(w *world) []func() {
 		return []func(){func() {
 			if w.store == newValue {
-				w.fence.Cut(id(1), errCut)
+				w.fence.Tell(id(1), ptr(newValue))
 				w.done = w.now
 			}
 		}}
@@ -349,7 +357,16 @@ func TestConcurrent(t *testing.T) {
 				default:
 				}
 				floor := announced.Load()
-				b := &Binding{Cancel: func(error) { live.Add(-1) }}
+				// It counts itself once, when it is told of a value beyond its own, and leaves.
+				var over sync.Once
+				b := new(Binding[int64])
+				b.Changed = func(*int64) {
+					over.Do(func() {
+						live.Add(-1)
+						f.Release(id(1), b)
+					})
+				}
+				b.Cut = func(error) { b.Changed(nil) }
 				v, ticket := f.Get(id(1), b)
 				ok := v != nil
 				if !ok {
@@ -357,10 +374,13 @@ func TestConcurrent(t *testing.T) {
 					v = &n
 					live.Add(1) // before it can be cancelled
 					if ok = f.Put(id(1), v, ticket, b); !ok {
-						live.Add(-1)
+						b.Changed(nil)
 					}
 				} else {
 					live.Add(1)
+				}
+				if live.Load() > 100 {
+					b.Changed(nil)
 				}
 				if *v < floor {
 					t.Errorf("read %d after %d was announced", *v, floor)
@@ -372,11 +392,12 @@ func TestConcurrent(t *testing.T) {
 	for n := int64(1); n <= rounds; n++ {
 		f.Begin(id(1))
 		committed.Store(n)
-		f.End(id(1), errCut)
+		f.End(id(1), &n)
 		announced.Store(n)
 	}
 	close(stop)
 	wg.Wait()
-	f.Close(errCut)
-	require.Zero(t, live.Load(), "every binding was cancelled once")
+	f.Close(errors.New("closed"))
+	require.Zero(t, live.Load(), "every binding was told")
+	require.Zero(t, f.Stats().Bound)
 }

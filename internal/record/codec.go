@@ -50,6 +50,12 @@ func check(r *Record) error {
 		return fmt.Errorf("%w: it has no digest", ErrInvalid)
 	case r.CreatedAt <= 0:
 		return fmt.Errorf("%w: it has no creation time", ErrInvalid)
+	case r.Previous != nil && (r.Previous.DigestScheme == "" || len(r.Previous.Digest) == 0 || r.Previous.Until <= 0):
+		return fmt.Errorf("%w: its previous secret has no digest or no end", ErrInvalid)
+	case r.Previous != nil && r.Rotations == 0:
+		return fmt.Errorf("%w: it has a previous secret and was never rotated", ErrInvalid)
+	case (r.Status == Status_STATUS_DISABLED) && r.DisabledAt <= 0:
+		return fmt.Errorf("%w: it is disabled and has no time of that", ErrInvalid)
 	}
 	switch r.Status {
 	case Status_STATUS_ACTIVE, Status_STATUS_DISABLED:

@@ -39,7 +39,11 @@ func TestRefusesWhatCannotBeDecidedBy(t *testing.T) {
 		"no creation time":      func(r *Record) { r.CreatedAt = 0 },
 		"revoked, no time":      func(r *Record) { r.Status = Status_STATUS_REVOKED },
 		"active, revoked once":  func(r *Record) { r.RevokedAt = 5 },
-		"disabled, revoked too": func(r *Record) { r.Status, r.RevokedAt = Status_STATUS_DISABLED, 5 },
+		"disabled, revoked too": func(r *Record) { r.Status, r.DisabledAt, r.RevokedAt = Status_STATUS_DISABLED, 5, 5 },
+		"disabled, no time":     func(r *Record) { r.Status = Status_STATUS_DISABLED },
+		"previous, no digest":   func(r *Record) { r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Until: 5} },
+		"previous, no end":      func(r *Record) { r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Digest: r.Digest} },
+		"previous, no rotation": func(r *Record) { r.Previous = &Previous{DigestScheme: "s", Digest: r.Digest, Until: 5} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := valid()

@@ -99,6 +99,11 @@ type Record struct {
 	ExpiresAt     int64             `protobuf:"varint,11,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	RevokedAt     int64             `protobuf:"varint,12,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
 	RevokeReason  string            `protobuf:"bytes,13,opt,name=revoke_reason,json=revokeReason,proto3" json:"revoke_reason,omitempty"`
+	DisabledAt    int64             `protobuf:"varint,14,opt,name=disabled_at,json=disabledAt,proto3" json:"disabled_at,omitempty"`
+	DisableReason string            `protobuf:"bytes,15,opt,name=disable_reason,json=disableReason,proto3" json:"disable_reason,omitempty"`
+	// How often the key has been given a new secret, and the secret before this one.
+	Rotations     uint32    `protobuf:"varint,16,opt,name=rotations,proto3" json:"rotations,omitempty"`
+	Previous      *Previous `protobuf:"bytes,17,opt,name=previous,proto3" json:"previous,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -224,11 +229,101 @@ func (x *Record) GetRevokeReason() string {
 	return ""
 }
 
+func (x *Record) GetDisabledAt() int64 {
+	if x != nil {
+		return x.DisabledAt
+	}
+	return 0
+}
+
+func (x *Record) GetDisableReason() string {
+	if x != nil {
+		return x.DisableReason
+	}
+	return ""
+}
+
+func (x *Record) GetRotations() uint32 {
+	if x != nil {
+		return x.Rotations
+	}
+	return 0
+}
+
+func (x *Record) GetPrevious() *Previous {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+// Previous is the secret that a rotation replaced, while it still works.
+type Previous struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	DigestScheme string                 `protobuf:"bytes,1,opt,name=digest_scheme,json=digestScheme,proto3" json:"digest_scheme,omitempty"`
+	Digest       []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The first moment at which it no longer works.
+	Until         int64 `protobuf:"varint,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Previous) Reset() {
+	*x = Previous{}
+	mi := &file_record_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Previous) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Previous) ProtoMessage() {}
+
+func (x *Previous) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Previous.ProtoReflect.Descriptor instead.
+func (*Previous) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Previous) GetDigestScheme() string {
+	if x != nil {
+		return x.DigestScheme
+	}
+	return ""
+}
+
+func (x *Previous) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *Previous) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 var File_record_proto protoreflect.FileDescriptor
 
 const file_record_proto_rawDesc = "" +
 	"\n" +
-	"\frecord.proto\x12\x14grpcapikey.record.v1\"\xf4\x03\n" +
+	"\frecord.proto\x12\x14grpcapikey.record.v1\"\x96\x05\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -246,10 +341,19 @@ const file_record_proto_rawDesc = "" +
 	"expires_at\x18\v \x01(\x03R\texpiresAt\x12\x1d\n" +
 	"\n" +
 	"revoked_at\x18\f \x01(\x03R\trevokedAt\x12#\n" +
-	"\rrevoke_reason\x18\r \x01(\tR\frevokeReason\x1a;\n" +
+	"\rrevoke_reason\x18\r \x01(\tR\frevokeReason\x12\x1f\n" +
+	"\vdisabled_at\x18\x0e \x01(\x03R\n" +
+	"disabledAt\x12%\n" +
+	"\x0edisable_reason\x18\x0f \x01(\tR\rdisableReason\x12\x1c\n" +
+	"\trotations\x18\x10 \x01(\rR\trotations\x12:\n" +
+	"\bprevious\x18\x11 \x01(\v2\x1e.grpcapikey.record.v1.PreviousR\bprevious\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\\\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
+	"\bPrevious\x12#\n" +
+	"\rdigest_scheme\x18\x01 \x01(\tR\fdigestScheme\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until*\\\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +
@@ -269,20 +373,22 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_record_proto_goTypes = []any{
-	(Status)(0),    // 0: grpcapikey.record.v1.Status
-	(*Record)(nil), // 1: grpcapikey.record.v1.Record
-	nil,            // 2: grpcapikey.record.v1.Record.MetadataEntry
+	(Status)(0),      // 0: grpcapikey.record.v1.Status
+	(*Record)(nil),   // 1: grpcapikey.record.v1.Record
+	(*Previous)(nil), // 2: grpcapikey.record.v1.Previous
+	nil,              // 3: grpcapikey.record.v1.Record.MetadataEntry
 }
 var file_record_proto_depIdxs = []int32{
 	0, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
-	2, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
+	2, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -296,7 +402,7 @@ func file_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,112 @@
+package keystore
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+)
+
+// A live is a context that Bind gave out. It is registered with the fence before it is known whether the token admits,
+// so that no change can pass it by, and hears of each change of the key until it ends.
+//
+// The invariant: once it has been admitted, it has heard of every change that is committed after the value that it was
+// admitted by, and has ended if one of them no longer admits it. Changes may be told in any order, and only the latest
+// counts.
+type live struct {
+	fence.Binding[entry] // registered under id; its functions are those of this type
+
+	store *Store
+	id    token.ID
+	end   context.CancelCauseFunc
+
+	mu       sync.Mutex // guards all below
+	admitted *entry     // by which it goes on; nil until it is admitted
+	rotation uint32     // the secret that it was opened with
+	latest   *entry     // of what it has been told
+	timer    *time.Timer
+}
+
+func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
+	l := &live{store: s, id: id, end: end}
+	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.cut}
+	return l
+}
+
+// admit starts it, by what was decided about its token.
+func (l *live) admit(e *entry, a admission) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.admitted, l.rotation = e, a.rotation
+	l.armLocked(a.until)
+	if l.latest != nil {
+		l.reconsiderLocked(l.latest)
+	}
+}
+
+// changed is told of a new value of the key.
+func (l *live) changed(e *entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.latest != nil && l.latest.key.Revision >= e.key.Revision {
+		return
+	}
+	l.latest = e
+	if l.admitted != nil {
+		l.reconsiderLocked(e)
+	}
+}
+
+func (l *live) reconsiderLocked(e *entry) {
+	if e.key.Revision <= l.admitted.key.Revision {
+		return
+	}
+	until, err := e.admits(l.rotation)
+	if err == nil && narrows(&l.admitted.key, &e.key) {
+		err = ErrChanged
+	}
+	if err != nil {
+		l.cut(err)
+		return
+	}
+	l.admitted = e
+	l.armLocked(until)
+}
+
+// narrows reports whether a key admits to less than it did.
+func narrows(before, after *Key) bool {
+	for _, scope := range before.Scopes {
+		if !slices.Contains(after.Scopes, scope) {
+			return true
+		}
+	}
+	return !after.ExpiresAt.IsZero() && (before.ExpiresAt.IsZero() || after.ExpiresAt.Before(before.ExpiresAt))
+}
+
+// armLocked sets the time at which it ends by itself; zero is never.
+func (l *live) armLocked(until time.Time) {
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	if !until.IsZero() {
+		l.timer = time.AfterFunc(time.Until(until), func() { l.cut(ErrExpired) })
+	}
+}
+
+// cut ends it, and forgets it: it has nothing more to hear.
+func (l *live) cut(cause error) {
+	l.end(cause)
+	l.store.fence.Release(l.id, &l.Binding)
+}
+
+// release ends it at its owner's wish.
+func (l *live) release() {
+	l.mu.Lock()
+	l.armLocked(time.Time{})
+	l.mu.Unlock()
+	l.cut(context.Canceled)
+}

@@ -46,4 +46,7 @@
 // Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for
 // example, and binary logging see a call's metadata before any interceptor does; gRPC's binary log leaves out
 // authorization and no other header, which is why it is the default.
+//
+// A handler that panics after its stream was cut changes nothing for the caller, who was told before; a recovery
+// outside the Authenticator counts its panic as an error all the same.
 package interceptor

@@ -395,6 +395,7 @@ func TestNewRefuses(t *testing.T) {
 		"an empty header":           {interceptor.Header("", "Bearer")},
 		"a binary header":           {interceptor.Header("x-key-bin", "")},
 		"gRPC's own header":         {interceptor.Header("grpc-timeout", "")},
+		"HTTP's own header":         {interceptor.Header("Content-Type", "")},
 		"a pseudo header":           {interceptor.Header(":path", "")},
 		"a header with a space":     {interceptor.Header("x key", "")},
 		"a scheme with a space":     {interceptor.Header("authorization", "Bea rer")},

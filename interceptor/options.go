@@ -28,6 +28,8 @@ func Header(name, scheme string) Option {
 			return fmt.Errorf("Header %q: gRPC encodes what has a name in -bin: choose another", name)
 		case strings.HasPrefix(lower, "grpc-"):
 			return fmt.Errorf("Header %q: names in grpc- are gRPC's own: choose another", name)
+		case slices.Contains([]string{"connection", "content-type", "host", "te", "user-agent"}, lower):
+			return fmt.Errorf("Header %q: gRPC or HTTP/2 has its own use for it: choose another", name)
 		case !isToken(scheme):
 			return fmt.Errorf("Header %q: the scheme %q is not a token of RFC 9110", name, scheme)
 		}

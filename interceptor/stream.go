@@ -69,10 +69,15 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 	return s
 }
 
-// settle waits until nothing of s runs any more. The handler has returned.
+// settle waits until nothing of s runs any more. The handler has returned, or panicked: then nobody but settle sees
+// to it that the client is told of a cut, if the handler was faster than the watch.
 func (s *stream) settle() {
-	if s.stop != nil && !s.stop() {
+	switch {
+	case s.stop == nil:
+	case !s.stop():
 		<-s.ended
+	case s.cut() != nil:
+		_ = s.end.WriteStatus(s.told())
 	}
 }
 

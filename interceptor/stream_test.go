@@ -343,6 +343,38 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 }
 
+// A handler that wakes from its context and panics may be faster than the watch that tells the client. Contexts that it
+// derived are cancelled before the watch starts, and give it that time.
+func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
+	store := openStore(t)
+	svc := &service{duplex: func(s duplexStream) error {
+		for range 1000 {
+			context.AfterFunc(s.Context(), func() {})
+		}
+		_ = s.SendHeader(nil)
+		<-s.Context().Done()
+		panic("after the cut")
+	}}
+	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+		defer func() {
+			_ = recover()
+			err = status.Error(codes.Internal, "panic")
+		}()
+		return next(srv, ss)
+	})
+	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, store).ServerOptions()...)...))
+	for range 50 {
+		key, token := issue(t, store, keystore.Spec{})
+		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+		require.NoError(t, err)
+		_, err = stream.Header()
+		require.NoError(t, err)
+		require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+		_, err = stream.Recv()
+		requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+	}
+}
+
 // panicking is a message that no codec can encode.
 type panicking struct {
 	*testpb.StreamingOutputCallResponse

@@ -162,7 +162,7 @@ func startServer(t *testing.T) *server {
 	p := start(t, "", cmd)
 	s.console, s.output = console, bufio.NewScanner(p.stdout)
 
-	for s.key == "" {
+	for s.key == "" || s.address == "" {
 		require.True(t, s.output.Scan(), "the server ended")
 		line := s.output.Text()
 		if address, ok := strings.CutPrefix(line, "listening on "); ok {

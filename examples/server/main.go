@@ -13,6 +13,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -58,17 +59,24 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
+	// First of all, so that a start that fails changes nothing of a server that runs.
+	lis, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer lis.Close()
 	store, err := keystore.Open(dir, &keystore.Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
 	}
 	defer store.Close()
+	console := console{ctx, store, stop}
 
-	cert, err := certificate(certFile, keyFile, caFile)
+	auth, err := interceptor.New(store, interceptor.RequireTLS())
 	if err != nil {
 		return err
 	}
-	auth, err := interceptor.New(store, interceptor.RequireTLS())
+	cert, err := certificate(certFile, keyFile, caFile)
 	if err != nil {
 		return err
 	}
@@ -78,22 +86,19 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	if err := auth.Check(server); err != nil {
 		return err
 	}
-	lis, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("listening on %s\n", lis.Addr())
-
-	console := console{ctx, store, stop}
 	if issue != "" {
 		if err := console.create([]string{issue}); err != nil {
 			return err
 		}
 	}
+	fmt.Printf("listening on %s\n", lis.Addr())
+
 	go console.read(os.Stdin)
 	go func() {
 		<-ctx.Done()
-		// Calls that are under way have a moment to finish; streams that never end do not hold the server up.
+		// Streams that never end would hold GracefulStop up. They end with the store, and their clients are told to try
+		// again; calls that are under way have a moment to finish.
+		store.Close()
 		cut := time.AfterFunc(5*time.Second, server.Stop)
 		defer cut.Stop()
 		server.GracefulStop()
@@ -103,6 +108,9 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 
 // certificate loads a certificate, or makes one and writes its public half to caFile.
 func certificate(certFile, keyFile, caFile string) (tls.Certificate, error) {
+	if (certFile == "") != (keyFile == "") {
+		return tls.Certificate{}, errors.New("-cert and -key go together: give both, or none for a throw-away certificate")
+	}
 	if certFile != "" {
 		return tls.LoadX509KeyPair(certFile, keyFile)
 	}

@@ -123,3 +123,84 @@ func ExampleStore_List() {
 	// next page
 	// c active
 }
+
+// A key gets a new secret, and the old one works for an hour more.
+func ExampleStore_Rotate() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+	old, err := store.Create(ctx, keystore.Spec{Name: "ci"})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	issued, err := store.Rotate(ctx, old.Key.ID, time.Hour)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, token := range []string{old.Secret.Reveal(), issued.Secret.Reveal()} {
+		_, err := store.Verify(ctx, token)
+		fmt.Println(err)
+	}
+
+	// A second rotation leaves the newest two.
+	if _, err := store.Rotate(ctx, old.Key.ID, time.Hour); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.Verify(ctx, old.Secret.Reveal())
+	fmt.Println(err)
+	// Output:
+	// <nil>
+	// <nil>
+	// API key denied: unknown
+}
+
+// A scope is taken away from a key: its live contexts end, and may be bound again for what is left.
+func ExampleStore_Update() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Scopes: []string{"orders:read", "orders:write"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	bound, _, release, err := store.Bind(ctx, issued.Secret.Reveal())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer release()
+
+	key, err := store.Update(ctx, issued.Key.ID, func(spec *keystore.Spec) error {
+		spec.Scopes = []string{"orders:read"}
+		return nil
+	})
+	fmt.Println(key.HasScope("orders:write"), err)
+	fmt.Println(context.Cause(bound))
+	// Output:
+	// false <nil>
+	// API key changed
+}
+
+// A key is switched off, and on again.
+func ExampleStore_Disable() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := store.Disable(ctx, issued.Key.ID, "seen at an odd hour"); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.Verify(ctx, issued.Secret.Reveal())
+	fmt.Println(err)
+	if err := store.Enable(ctx, issued.Key.ID); err != nil {
+		log.Fatal(err)
+	}
+	_, err = store.Verify(ctx, issued.Secret.Reveal())
+	fmt.Println(err)
+	// Output:
+	// API key denied: disabled
+	// <nil>
+}

@@ -353,3 +353,59 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	_, err = s.Rotate(t.Context(), id, -1)
 	require.ErrorIs(t, err, keystore.ErrInvalid)
 }
+
+// Binds race whatever ends them: none is left alive once the call has returned, and none is left in the registry.
+func TestBindRacesItsEnd(t *testing.T) {
+	s := open(t, nil)
+	const keys, binders = 200, 4
+	for n := range keys {
+		issued := create(t, s, keystore.Spec{Scopes: []string{"a"}})
+		end := []func() error{
+			func() error { return s.Revoke(t.Context(), issued.Key.ID, "") },
+			func() error { return s.Disable(t.Context(), issued.Key.ID, "") },
+			func() error { _, err := s.Rotate(t.Context(), issued.Key.ID, 0); return err },
+			func() error {
+				_, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+				return err
+			},
+		}[n%4]
+		var mu sync.Mutex
+		var bounds []context.Context
+		var wg sync.WaitGroup
+		var ended atomic.Bool
+		started := make(chan struct{}, binders)
+		for range binders {
+			wg.Go(func() {
+				for first := true; !ended.Load(); first = false {
+					ctx, key, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+					if first {
+						started <- struct{}{}
+					}
+					if err != nil {
+						if !errors.Is(err, keystore.ErrDenied) && !errors.Is(err, keystore.ErrChanged) {
+							t.Error(err)
+						}
+						continue
+					}
+					mu.Lock()
+					if key.HasScope("a") && len(bounds) < 1000 {
+						bounds = append(bounds, ctx)
+					} else {
+						release()
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		for range binders {
+			<-started
+		}
+		require.NoError(t, end())
+		ended.Store(true)
+		wg.Wait()
+		for _, ctx := range bounds {
+			require.Error(t, ctx.Err(), "a context outlived what ended its key")
+		}
+		require.Zero(t, s.Stats().Live)
+	}
+}

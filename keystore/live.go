@@ -37,11 +37,11 @@ func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
 }
 
 // admit starts it, by what was decided about its token.
-func (l *live) admit(e *entry, a admission) {
+func (l *live) admit(e *entry, rotation uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.admitted, l.rotation = e, a.rotation
-	l.armLocked(a.until)
+	l.admitted, l.rotation = e, rotation
+	l.armLocked(e.until(rotation))
 	if l.latest != nil {
 		l.reconsiderLocked(l.latest)
 	}
@@ -64,7 +64,7 @@ func (l *live) reconsiderLocked(e *entry) {
 	if e.key.Revision <= l.admitted.key.Revision {
 		return
 	}
-	until, err := e.admits(l.rotation)
+	err := e.admits(l.rotation)
 	if err == nil && narrows(&l.admitted.key, &e.key) {
 		err = ErrChanged
 	}
@@ -73,7 +73,7 @@ func (l *live) reconsiderLocked(e *entry) {
 		return
 	}
 	l.admitted = e
-	l.armLocked(until)
+	l.armLocked(e.until(l.rotation))
 }
 
 // narrows reports whether a key admits to less than it did.

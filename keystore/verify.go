@@ -45,12 +45,12 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 	}
 	bound, end := context.WithCancelCause(ctx)
 	l := s.newLive(id, end)
-	e, a, err := s.admit(ctx, id, text, &l.Binding)
+	e, rotation, err := s.admit(ctx, id, text, &l.Binding)
 	if err != nil {
 		end(err)
 		return nil, nil, nil, err
 	}
-	l.admit(e, a)
+	l.admit(e, rotation)
 	// It may have ended since.
 	if err := context.Cause(bound); err != nil {
 		l.release()
@@ -71,10 +71,11 @@ func (s *Store) malformed(ctx context.Context) error {
 // meets a revocation in each of them is refused.
 const bindAttempts = 8
 
-// admit decides, and registers b, unless that is nil, for a token that admits. See fence.Fence for the steps.
-func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, admission, error) {
+// admit decides, and registers b, unless that is nil, for a token that admits. See fence.Fence for the steps. It returns
+// by which of the key's secrets.
+func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, uint32, error) {
 	if err := s.ready(ctx); err != nil {
-		return nil, admission{}, err
+		return nil, 0, err
 	}
 	for range bindAttempts {
 		e, ticket := s.fence.Get(id, b)
@@ -82,68 +83,63 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 		if !hit {
 			var err error
 			if e, err = s.find(ctx, id, text); err != nil {
-				return nil, admission{}, err
+				return nil, 0, err
 			}
 		}
-		a, err := s.decide(e, text)
+		rotation, err := s.decide(e, text)
 		if err != nil {
 			if hit && b != nil {
 				s.fence.Release(id, b)
 			}
-			return nil, admission{}, err
+			return nil, 0, err
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
-			return e, a, nil
+			return e, rotation, nil
 		}
 		if err := s.serving(); err != nil {
-			return nil, admission{}, err
+			return nil, 0, err
 		}
 	}
-	return nil, admission{}, trouble("bind", errors.New("keys are being changed too fast"))
+	return nil, 0, trouble("bind", errors.New("keys are being changed too fast"))
 }
 
-// An admission says by which of a key's secrets a token admits, and until when; the zero time is without end.
-type admission struct {
-	rotation uint32
-	until    time.Time
-}
-
-// decide says whether the text is a token of the entry's, and whether that admits now. It runs on every use, cached or
-// not.
-func (s *Store) decide(e *entry, text string) (admission, error) {
-	rotation := e.rotations
+// decide says by which of the entry's secrets the text is its token, and whether that admits now. It runs on every use,
+// cached or not.
+func (s *Store) decide(e *entry, text string) (rotation uint32, err error) {
+	rotation = e.rotations
 	if s.hasher.Match(e.digest, text) == hashing.Mismatch {
 		if e.previous.Sum == nil || s.hasher.Match(e.previous, text) == hashing.Mismatch {
-			return admission{}, ErrUnknown
+			return 0, ErrUnknown
 		}
 		rotation--
 	}
-	until, err := e.admits(rotation)
-	return admission{rotation, until}, err
+	return rotation, e.admits(rotation)
 }
 
-// admits says whether the key admits the bearer of its secret of a rotation now, and until when.
-func (e *entry) admits(rotation uint32) (until time.Time, err error) {
+// admits says whether the key admits the bearer of its secret of a rotation now. Only a secret that ends costs a look at
+// the clock.
+func (e *entry) admits(rotation uint32) error {
 	switch {
 	case !e.key.RevokedAt.IsZero():
-		return until, ErrRevoked
+		return ErrRevoked
 	case !e.key.DisabledAt.IsZero():
-		return until, ErrDisabled
+		return ErrDisabled
+	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
+		return ErrRevoked // a live context's secret, since replaced
 	}
-	until = e.key.ExpiresAt
-	switch {
-	case rotation == e.rotations:
-	case rotation == e.rotations-1 && e.previous.Sum != nil:
-		if grace := e.key.PreviousUntil; until.IsZero() || grace.Before(until) {
-			until = grace
-		}
-	default: // a live context's, since replaced
-		return until, ErrRevoked
+	if until := e.until(rotation); !until.IsZero() && !time.Now().Before(until) {
+		return ErrExpired
 	}
-	if !until.IsZero() && !time.Now().Before(until) {
-		return until, ErrExpired
+	return nil
+}
+
+// until returns the first moment at which a secret that admits no longer does; zero is never.
+func (e *entry) until(rotation uint32) time.Time {
+	until := e.key.ExpiresAt
+	if grace := e.key.PreviousUntil; rotation != e.rotations && (until.IsZero() || grace.Before(until)) {
+		return grace
 	}
-	return until, nil
+	return until
 }
 
 // find reads the store for a token that is not cached.

@@ -169,9 +169,9 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 // A key has two secrets at most: a rotation during the grace of an earlier one ends the older secret at once.
 // Key.PreviousUntil tells whether there is one.
 //
-// A negative grace gives ErrInvalid, a revoked key ErrRevoked, an unknown one ErrNotFound. After any other error the
-// key may have been rotated, to a secret that nobody has: Get tells, by its Revision. Rotate it again, with care for
-// who still uses the first secret.
+// A grace that is negative or over ten years gives ErrInvalid, a revoked key ErrRevoked, an unknown one ErrNotFound.
+// After any other error the key may have been rotated, to a secret that nobody has: Get tells, by its Revision.
+// Rotate it again, with care for who still uses the first secret.
 func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
 	parsed, err := parseID(id)
 	if err != nil {
@@ -179,6 +179,9 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 	}
 	if grace < 0 {
 		return nil, invalid("the grace %v is negative: 0 ends the present secret at once", grace)
+	}
+	if grace > maxGrace {
+		return nil, invalid("the grace %v is too long: at most %v are allowed", grace, maxGrace)
 	}
 	var text string
 	e, err := s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
@@ -204,6 +207,8 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 	}
 	return &Issued{Key: &e.key, Secret: newSecret(text)}, nil
 }
+
+const maxGrace = 10 * 365 * 24 * time.Hour
 
 // refuseRevoked returns ErrRevoked for a key that is revoked: nothing can be done to it any more.
 func refuseRevoked(r *record.Record) error {

@@ -350,8 +350,10 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "gone", key.RevokeReason)
 	require.EqualValues(t, 2, key.Revision)
-	_, err = s.Rotate(t.Context(), id, -1)
-	require.ErrorIs(t, err, keystore.ErrInvalid)
+	for _, grace := range []time.Duration{-1, 1<<63 - 1} {
+		_, err = s.Rotate(t.Context(), id, grace)
+		require.ErrorIs(t, err, keystore.ErrInvalid)
+	}
 }
 
 // Binds race whatever ends them: none is left alive once the call has returned, and none is left in the registry.

@@ -14,8 +14,8 @@ import (
 // so that no change can pass it by, and hears of each change of the key until it ends.
 //
 // The invariant: once it has been admitted, it has heard of every change that is committed after the value that it was
-// admitted by, and has ended if one of them no longer admits it. Changes may be told in any order, and only the latest
-// counts.
+// admitted by, and has ended if one of them did not admit it. Two changes may tell it in either order; one that comes
+// late is judged all the same, because a key that was disabled and enabled again was disabled.
 type live struct {
 	fence.Binding[entry] // registered under id; its functions are those of this type
 
@@ -24,9 +24,10 @@ type live struct {
 	end   context.CancelCauseFunc
 
 	mu       sync.Mutex // guards all below
-	admitted *entry     // by which it goes on; nil until it is admitted
+	told     []*entry   // what it was told before it was admitted
+	first    *entry     // by which it was admitted; nil until then
+	latest   *entry     // by which it goes on
 	rotation uint32     // the secret that it was opened with
-	latest   *entry     // of what it has been told
 	timer    *time.Timer
 }
 
@@ -40,40 +41,46 @@ func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
 func (l *live) admit(e *entry, rotation uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.admitted, l.rotation = e, rotation
+	l.first, l.latest, l.rotation = e, e, rotation
 	l.armLocked(e.until(rotation))
-	if l.latest != nil {
-		l.reconsiderLocked(l.latest)
+	for _, e := range l.told {
+		l.judgeLocked(e)
 	}
+	l.told = nil
 }
 
 // changed is told of a new value of the key.
 func (l *live) changed(e *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.latest != nil && l.latest.key.Revision >= e.key.Revision {
+	if l.first == nil {
+		l.told = append(l.told, e)
 		return
 	}
-	l.latest = e
-	if l.admitted != nil {
-		l.reconsiderLocked(e)
-	}
+	l.judgeLocked(e)
 }
 
-func (l *live) reconsiderLocked(e *entry) {
-	if e.key.Revision <= l.admitted.key.Revision {
+func (l *live) judgeLocked(e *entry) {
+	if e.key.Revision <= l.first.key.Revision {
 		return
 	}
+	late := e.key.Revision <= l.latest.key.Revision
+	before := l.latest
+	if late {
+		before = l.first
+	}
 	err := e.admits(l.rotation)
-	if err == nil && narrows(&l.admitted.key, &e.key) {
+	if err == nil && narrows(&before.key, &e.key) {
 		err = ErrChanged
 	}
 	if err != nil {
 		l.cut(err)
 		return
 	}
-	l.admitted = e
-	l.armLocked(e.until(l.rotation))
+	if !late {
+		l.latest = e
+		l.armLocked(e.until(l.rotation))
+	}
 }
 
 // narrows reports whether a key admits to less than it did.

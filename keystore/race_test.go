@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 
@@ -191,6 +192,22 @@ var scenarios = []scenario{
 		require.NoError(r, revocation())
 		if bound.Err() == nil {
 			return "a bound context outlived its key"
+		}
+		return ""
+	}},
+	{"a key is disabled and enabled again, and the enabling comes through first", func(r *rig) string {
+		bound, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
+		require.NoError(r, err)
+		defer release()
+		after := r.backend.set(&r.backend.afterApply)
+		disabling := start(func() error { return r.store.Disable(context.Background(), r.issued.Key.ID, "") })
+		<-after.arrived
+		r.backend.clear(&r.backend.afterApply)
+		require.NoError(r, r.store.Enable(context.Background(), r.issued.Key.ID))
+		close(after.open)
+		require.NoError(r, disabling())
+		if !errors.Is(context.Cause(bound), ErrDisabled) {
+			return "a bound context outlived the disabling of its key"
 		}
 		return ""
 	}},

@@ -56,7 +56,7 @@ type ID = [16]byte
 //     committed after 2, so its End is still to come and will find the binding. (Requiring an unmoved generation too
 //     would be right, and would make binds wait for, or fail because of, every commit in flight.)
 //  4. A binding that an End finds is told before that End returns, and outside the lock, because it runs code of the
-//     caller's. Two changes of one ID may tell it in either order: the caller goes by revisions.
+//     caller's. Two changes of one ID may tell it in either order.
 //
 // There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
 // after that change has returned, is handed the old value.

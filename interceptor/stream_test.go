@@ -447,11 +447,6 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 
 	ends := make(chan error, streams)
 	var afterwards []func()
-	for i := range streams {
-		if i%(streams/conns) == 0 {
-			dial(t, addr)
-		}
-	}
 	var clients []testpb.TestServiceClient
 	for range conns {
 		clients = append(clients, testpb.NewTestServiceClient(dial(t, addr)))

@@ -91,6 +91,15 @@ func (r *rig) verify() error {
 	return err
 }
 
+// bind returns a context that is released at the end of the test.
+func (r *rig) bind() (context.Context, error) {
+	ctx, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
+	if err == nil {
+		r.Cleanup(release)
+	}
+	return ctx, err
+}
+
 // start runs f, and returns a function that waits for its result.
 func start(f func() error) (wait func() error) {
 	done := make(chan error, 1)
@@ -152,14 +161,7 @@ var scenarios = []scenario{
 	{"a bind is stopped between its store read and its registration while a revocation commits and returns", func(r *rig) string {
 		g := r.backend.set(&r.backend.afterGet)
 		var bound context.Context
-		bind := start(func() error {
-			ctx, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
-			if err == nil {
-				r.Cleanup(release)
-			}
-			bound = ctx
-			return err
-		})
+		bind := start(func() (err error) { bound, err = r.bind(); return err })
 		<-g.arrived
 		r.backend.clear(&r.backend.afterGet)
 		require.NoError(r, r.revoke())
@@ -172,14 +174,7 @@ var scenarios = []scenario{
 	{"a bind registers between the commit and phase C", func(r *rig) string {
 		g := r.backend.set(&r.backend.afterGet)
 		var bound context.Context
-		bind := start(func() error {
-			ctx, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
-			if err == nil {
-				r.Cleanup(release)
-			}
-			bound = ctx
-			return err
-		})
+		bind := start(func() (err error) { bound, err = r.bind(); return err })
 		<-g.arrived
 		r.backend.clear(&r.backend.afterGet)
 		after := r.backend.set(&r.backend.afterApply)
@@ -196,9 +191,8 @@ var scenarios = []scenario{
 		return ""
 	}},
 	{"a key is disabled and enabled again, and the enabling comes through first", func(r *rig) string {
-		bound, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
+		bound, err := r.bind()
 		require.NoError(r, err)
-		defer release()
 		after := r.backend.set(&r.backend.afterApply)
 		disabling := start(func() error { return r.store.Disable(context.Background(), r.issued.Key.ID, "") })
 		<-after.arrived
@@ -212,9 +206,8 @@ var scenarios = []scenario{
 		return ""
 	}},
 	{"a second revocation finds the first one committed and not yet through", func(r *rig) string {
-		bound, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
+		bound, err := r.bind()
 		require.NoError(r, err)
-		defer release()
 		after := r.backend.set(&r.backend.afterApply)
 		revocation := start(r.revoke)
 		<-after.arrived

@@ -150,15 +150,7 @@ func TestTogether(t *testing.T) {
 				sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))))
 			p := parts{auth, new(log)}
 			svc := &service{returned: make(chan error, 1)}
-			server := grpc.NewServer(append(tt.opts(p), grpc.StatsHandler(tracing), grpc.WaitForHandlers(true))...)
-			testpb.RegisterTestServiceServer(server, svc)
-			lis, err := net.Listen("tcp", "127.0.0.1:0")
-			require.NoError(t, err)
-			served := make(chan error, 1)
-			go func() { served <- server.Serve(lis) }()
-			conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-			require.NoError(t, err)
-			client := testpb.NewTestServiceClient(conn)
+			client, stop := serve(t, svc, append(tt.opts(p), grpc.StatsHandler(tracing))...)
 			var tokens []string
 			issue := func() (string, grpc.CallOption) {
 				issued, err := store.Create(t.Context(), keystore.Spec{Name: "test"})
@@ -204,9 +196,7 @@ func TestTogether(t *testing.T) {
 				requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 			}
 
-			require.NoError(t, conn.Close())
-			server.GracefulStop()
-			require.NoError(t, <-served)
+			stop()
 			var traced strings.Builder
 			refused := 0
 			for _, span := range spans.Ended() {
@@ -223,6 +213,24 @@ func TestTogether(t *testing.T) {
 				require.False(t, strings.Contains(traced.String(), secret), "the credential was traced")
 			}
 		})
+	}
+}
+
+// serve runs a server on a real socket, and returns a client of it, and what ends both when all calls are over.
+func serve(t *testing.T, svc *service, opts ...grpc.ServerOption) (client testpb.TestServiceClient, stop func()) {
+	t.Helper()
+	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
+	testpb.RegisterTestServiceServer(server, svc)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	return testpb.NewTestServiceClient(conn), func() {
+		require.NoError(t, conn.Close())
+		server.GracefulStop()
+		require.NoError(t, <-served)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,7 +20,6 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -95,21 +93,13 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				}
 				spans := tracetest.NewInMemoryExporter()
 				provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
-				opts := []grpc.ServerOption{grpc.WaitForHandlers(true), grpc.StatsHandler(otelgrpc.NewServerHandler(
+				opts := []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
 					otelgrpc.WithTracerProvider(provider), otelgrpc.WithMessageEvents(otelgrpc.ReceivedEvents, otelgrpc.SentEvents)))}
 				for _, p := range order {
 					opts = append(opts, grpc.ChainUnaryInterceptor(p.unary), grpc.ChainStreamInterceptor(p.stream))
 				}
 				svc := &service{returned: make(chan error, 3)}
-				server := grpc.NewServer(opts...)
-				testpb.RegisterTestServiceServer(server, svc)
-				lis, err := net.Listen("tcp", "127.0.0.1:0")
-				require.NoError(t, err)
-				served := make(chan error, 1)
-				go func() { served <- server.Serve(lis) }()
-				conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-				require.NoError(t, err)
-				client := testpb.NewTestServiceClient(conn)
+				client, stop := serve(t, svc, opts...)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				issued, err := store.Create(ctx, keystore.Spec{Name: "test"})
@@ -160,9 +150,7 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 					requireRefused(t, <-svc.returned, codes.Unauthenticated, "API_KEY_REVOKED")
 					requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 				}
-				require.NoError(t, conn.Close())
-				server.GracefulStop()
-				require.NoError(t, <-served)
+				stop()
 
 				// Refusals and cuts are the caller's, not an error of the server's. A panic after the cut is an error here when
 				// recovery has the last word, although the caller was told Unauthenticated.

@@ -298,9 +298,10 @@ func TestRotationUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				// What is current now is refused from the second rotation on, which may be under way.
-				seen, begin := now.Load(), rotated.Load()
-				if err := verify(t, s, seen.current); err != nil && rotated.Load()-begin < 1 {
+				// Read in this order: before the rotation after begin, the current secret is the newest or the one before.
+				begin := rotated.Load()
+				seen := now.Load()
+				if err := verify(t, s, seen.current); err != nil && rotated.Load() == begin {
 					t.Errorf("a live secret was refused: %v", err)
 					return
 				}

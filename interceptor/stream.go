@@ -30,7 +30,8 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //
 // Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not
 // come through a write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a
-// goroutine that the handler can walk away from. That takes some 500 ns a message. The handler then ends the stream
+// goroutine that the handler can walk away from. That takes four allocations a message and, in a ping-pong on loopback, 5
+// to 15 µs (BenchmarkStreamMessage). The handler then ends the stream
 // by returning, and the abandoned call with it.
 //
 // The invariants:
@@ -38,8 +39,8 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //  1. bound is done before Revoke returns. RecvMsg and SendMsg look at it before they begin, and again when they are
 //     through: no call that begins after Revoke returned gets a message through, and none that was blocked then
 //     reports success.
-//  2. What is written to the client after bound is done is the status and nothing else: cut makes it from the cause,
-//     whoever asks first.
+//  2. The client is told one status, made from the cause, whoever asks for it first. A SendMsg that looked before bound
+//     was done may still get its message out before the status; behind it the transport takes none.
 type stream struct {
 	grpc.ServerStream
 	ctx   *callContext

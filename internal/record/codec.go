@@ -5,6 +5,8 @@ package record
 import (
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 
 	"google.golang.org/protobuf/proto"
 )
@@ -40,6 +42,24 @@ func Encode(r *Record) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(r)
 }
 
+// DecodeEvent is Decode for an event.
+func DecodeEvent(b []byte) (*Event, error) {
+	e := new(Event)
+	if err := proto.Unmarshal(b, e); err != nil {
+		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	if e.Format == 0 || e.Format > Format || e.Action == Action_ACTION_UNSPECIFIED || len(e.KeyId) != 16 || e.Revision == 0 {
+		return nil, fmt.Errorf("%w: not an event of format %d", ErrInvalid, Format)
+	}
+	return e, nil
+}
+
+// EncodeEvent writes an event.
+func EncodeEvent(e *Event) ([]byte, error) {
+	e.Format = Format
+	return proto.MarshalOptions{Deterministic: true}.Marshal(e)
+}
+
 func check(r *Record) error {
 	switch {
 	case r.Format == 0:
@@ -56,6 +76,17 @@ func check(r *Record) error {
 		return fmt.Errorf("%w: it has a previous secret and was never rotated", ErrInvalid)
 	case (r.Status == Status_STATUS_DISABLED) && r.DisabledAt <= 0:
 		return fmt.Errorf("%w: it is disabled and has no time of that", ErrInvalid)
+	}
+	if r.NotBefore < 0 {
+		return fmt.Errorf("%w: it begins before 1970", ErrInvalid)
+	}
+	if l := r.RateLimit; l != nil && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) || l.Burst == 0) {
+		return fmt.Errorf("%w: its rate limit is not one", ErrInvalid)
+	}
+	for _, network := range r.AllowedNetworks {
+		if p, err := netip.ParsePrefix(network); err != nil || p.Masked() != p {
+			return fmt.Errorf("%w: an allowed network is not one", ErrInvalid)
+		}
 	}
 	switch r.Status {
 	case Status_STATUS_ACTIVE, Status_STATUS_DISABLED:

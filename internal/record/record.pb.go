@@ -26,6 +26,76 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Action int32
+
+const (
+	Action_ACTION_UNSPECIFIED Action = 0
+	Action_ACTION_CREATE      Action = 1
+	Action_ACTION_UPDATE      Action = 2
+	Action_ACTION_ROTATE      Action = 3
+	Action_ACTION_DISABLE     Action = 4
+	Action_ACTION_ENABLE      Action = 5
+	Action_ACTION_REVOKE      Action = 6
+	Action_ACTION_REHASH      Action = 7
+	Action_ACTION_RESTORE     Action = 8
+	Action_ACTION_PURGE       Action = 9
+)
+
+// Enum value maps for Action.
+var (
+	Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_CREATE",
+		2: "ACTION_UPDATE",
+		3: "ACTION_ROTATE",
+		4: "ACTION_DISABLE",
+		5: "ACTION_ENABLE",
+		6: "ACTION_REVOKE",
+		7: "ACTION_REHASH",
+		8: "ACTION_RESTORE",
+		9: "ACTION_PURGE",
+	}
+	Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_CREATE":      1,
+		"ACTION_UPDATE":      2,
+		"ACTION_ROTATE":      3,
+		"ACTION_DISABLE":     4,
+		"ACTION_ENABLE":      5,
+		"ACTION_REVOKE":      6,
+		"ACTION_REHASH":      7,
+		"ACTION_RESTORE":     8,
+		"ACTION_PURGE":       9,
+	}
+)
+
+func (x Action) Enum() *Action {
+	p := new(Action)
+	*p = x
+	return p
+}
+
+func (x Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_record_proto_enumTypes[0].Descriptor()
+}
+
+func (Action) Type() protoreflect.EnumType {
+	return &file_record_proto_enumTypes[0]
+}
+
+func (x Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Action.Descriptor instead.
+func (Action) EnumDescriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{0}
+}
+
 // Status is what was last decided about a key. Expiry is not a status: it is a time, compared at each use.
 type Status int32
 
@@ -64,11 +134,11 @@ func (x Status) String() string {
 }
 
 func (Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_record_proto_enumTypes[0].Descriptor()
+	return file_record_proto_enumTypes[1].Descriptor()
 }
 
 func (Status) Type() protoreflect.EnumType {
-	return &file_record_proto_enumTypes[0]
+	return &file_record_proto_enumTypes[1]
 }
 
 func (x Status) Number() protoreflect.EnumNumber {
@@ -77,7 +147,7 @@ func (x Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{0}
+	return file_record_proto_rawDescGZIP(), []int{1}
 }
 
 // Record is one key. Times are in nanoseconds since the Unix epoch; 0 means that it has not happened or never will.
@@ -102,10 +172,14 @@ type Record struct {
 	DisabledAt    int64             `protobuf:"varint,14,opt,name=disabled_at,json=disabledAt,proto3" json:"disabled_at,omitempty"`
 	DisableReason string            `protobuf:"bytes,15,opt,name=disable_reason,json=disableReason,proto3" json:"disable_reason,omitempty"`
 	// How often the key has been given a new secret, and the secret before this one.
-	Rotations     uint32    `protobuf:"varint,16,opt,name=rotations,proto3" json:"rotations,omitempty"`
-	Previous      *Previous `protobuf:"bytes,17,opt,name=previous,proto3" json:"previous,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Rotations uint32    `protobuf:"varint,16,opt,name=rotations,proto3" json:"rotations,omitempty"`
+	Previous  *Previous `protobuf:"bytes,17,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Where from, since when, and how often the key may be used. Networks are in the form of Go's netip.Prefix.
+	AllowedNetworks []string   `protobuf:"bytes,18,rep,name=allowed_networks,json=allowedNetworks,proto3" json:"allowed_networks,omitempty"`
+	NotBefore       int64      `protobuf:"varint,19,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	RateLimit       *RateLimit `protobuf:"bytes,20,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -257,6 +331,27 @@ func (x *Record) GetPrevious() *Previous {
 	return nil
 }
 
+func (x *Record) GetAllowedNetworks() []string {
+	if x != nil {
+		return x.AllowedNetworks
+	}
+	return nil
+}
+
+func (x *Record) GetNotBefore() int64 {
+	if x != nil {
+		return x.NotBefore
+	}
+	return 0
+}
+
+func (x *Record) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
+	}
+	return nil
+}
+
 // Previous is the secret that a rotation replaced, while it still works.
 type Previous struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -319,11 +414,149 @@ func (x *Previous) GetUntil() int64 {
 	return 0
 }
 
+type RateLimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PerSecond     float64                `protobuf:"fixed64,1,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	Burst         uint32                 `protobuf:"varint,2,opt,name=burst,proto3" json:"burst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_record_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RateLimit) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+// Event is one change of a key. It is written with the record that it made.
+type Event struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	Action Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=grpcapikey.record.v1.Action" json:"action,omitempty"`
+	KeyId  []byte                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// That of the record; after a purge, that of the record which is gone.
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Actor         string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_record_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Event) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Event) GetAction() Action {
+	if x != nil {
+		return x.Action
+	}
+	return Action_ACTION_UNSPECIFIED
+}
+
+func (x *Event) GetKeyId() []byte {
+	if x != nil {
+		return x.KeyId
+	}
+	return nil
+}
+
+func (x *Event) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Event) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Event) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_record_proto protoreflect.FileDescriptor
 
 const file_record_proto_rawDesc = "" +
 	"\n" +
-	"\frecord.proto\x12\x14grpcapikey.record.v1\"\x96\x05\n" +
+	"\frecord.proto\x12\x14grpcapikey.record.v1\"\xa0\x06\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -346,14 +579,41 @@ const file_record_proto_rawDesc = "" +
 	"disabledAt\x12%\n" +
 	"\x0edisable_reason\x18\x0f \x01(\tR\rdisableReason\x12\x1c\n" +
 	"\trotations\x18\x10 \x01(\rR\trotations\x12:\n" +
-	"\bprevious\x18\x11 \x01(\v2\x1e.grpcapikey.record.v1.PreviousR\bprevious\x1a;\n" +
+	"\bprevious\x18\x11 \x01(\v2\x1e.grpcapikey.record.v1.PreviousR\bprevious\x12)\n" +
+	"\x10allowed_networks\x18\x12 \x03(\tR\x0fallowedNetworks\x12\x1d\n" +
+	"\n" +
+	"not_before\x18\x13 \x01(\x03R\tnotBefore\x12>\n" +
+	"\n" +
+	"rate_limit\x18\x14 \x01(\v2\x1f.grpcapikey.record.v1.RateLimitR\trateLimit\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
 	"\bPrevious\x12#\n" +
 	"\rdigest_scheme\x18\x01 \x01(\tR\fdigestScheme\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05until\x18\x03 \x01(\x03R\x05until*\\\n" +
+	"\x05until\x18\x03 \x01(\x03R\x05until\"@\n" +
+	"\tRateLimit\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\x01 \x01(\x01R\tperSecond\x12\x14\n" +
+	"\x05burst\x18\x02 \x01(\rR\x05burst\"\xb6\x01\n" +
+	"\x05Event\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.ActionR\x06action\x12\x15\n" +
+	"\x06key_id\x18\x03 \x01(\fR\x05keyId\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason*\xcc\x01\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rACTION_CREATE\x10\x01\x12\x11\n" +
+	"\rACTION_UPDATE\x10\x02\x12\x11\n" +
+	"\rACTION_ROTATE\x10\x03\x12\x12\n" +
+	"\x0eACTION_DISABLE\x10\x04\x12\x11\n" +
+	"\rACTION_ENABLE\x10\x05\x12\x11\n" +
+	"\rACTION_REVOKE\x10\x06\x12\x11\n" +
+	"\rACTION_REHASH\x10\a\x12\x12\n" +
+	"\x0eACTION_RESTORE\x10\b\x12\x10\n" +
+	"\fACTION_PURGE\x10\t*\\\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +
@@ -372,23 +632,28 @@ func file_record_proto_rawDescGZIP() []byte {
 	return file_record_proto_rawDescData
 }
 
-var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_record_proto_goTypes = []any{
-	(Status)(0),      // 0: grpcapikey.record.v1.Status
-	(*Record)(nil),   // 1: grpcapikey.record.v1.Record
-	(*Previous)(nil), // 2: grpcapikey.record.v1.Previous
-	nil,              // 3: grpcapikey.record.v1.Record.MetadataEntry
+	(Action)(0),       // 0: grpcapikey.record.v1.Action
+	(Status)(0),       // 1: grpcapikey.record.v1.Status
+	(*Record)(nil),    // 2: grpcapikey.record.v1.Record
+	(*Previous)(nil),  // 3: grpcapikey.record.v1.Previous
+	(*RateLimit)(nil), // 4: grpcapikey.record.v1.RateLimit
+	(*Event)(nil),     // 5: grpcapikey.record.v1.Event
+	nil,               // 6: grpcapikey.record.v1.Record.MetadataEntry
 }
 var file_record_proto_depIdxs = []int32{
-	0, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
-	3, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
-	2, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	1, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
+	6, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
+	3, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
+	4, // 3: grpcapikey.record.v1.Record.rate_limit:type_name -> grpcapikey.record.v1.RateLimit
+	0, // 4: grpcapikey.record.v1.Event.action:type_name -> grpcapikey.record.v1.Action
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -401,8 +666,8 @@ func file_record_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   3,
+			NumEnums:      2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

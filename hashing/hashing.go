@@ -196,6 +196,13 @@ type keyring struct {
 	earlier []Hasher
 }
 
+// HasEarlier reports whether a Match may be outdated. A store asks for it, of any Hasher, to know whether there may be
+// digests to count.
+func (k *keyring) HasEarlier() bool {
+	current, ok := k.current.(interface{ HasEarlier() bool })
+	return len(k.earlier) > 0 || ok && current.HasEarlier()
+}
+
 func (k *keyring) Digest(token string) Digest { return k.current.Digest(token) }
 
 func (k *keyring) Match(d Digest, token string) Result {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,24 +31,27 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	if err := spec.checkFuture(now); err != nil {
+	if err := spec.checkTimes(now, s.maxLifetime); err != nil {
+		return nil, err
+	}
+	actor, err := actorOf(ctx)
+	if err != nil {
 		return nil, err
 	}
 	id, text := s.format.New()
 	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), s.hasher.Digest(text), now), revision: 1}
-	value, err := encode(st.record)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	// No phases of the fence: nobody can have read or cached an ID that did not exist, and a miss is not cached.
-	if err := s.apply(ctx, backend.Change{Key: storageKey(id), Value: value}, nil); err != nil {
+	p, err := s.prepare(st, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	if err != nil {
 		return nil, err
 	}
-	key := &st.entry().key
-	s.log.Info("API key created", "id", key.ID, "name", key.Name, "owner", key.Owner)
-	return &Issued{Key: key, Secret: newSecret(text)}, nil
+	err = s.apply(ctx, p.changes(), func(err error) { s.conclude(p, err) })
+	if err != nil {
+		return nil, err
+	}
+	return &Issued{Key: &p.entry.key, Secret: newSecret(text)}, nil
 }
 
 // Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment.
@@ -59,7 +61,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 // ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
 // other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
-	return s.stop(ctx, id, reason, ErrRevoked, func(r *record.Record) (bool, error) {
+	return s.stop(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_REVOKED {
 			return false, nil
 		}
@@ -71,7 +73,7 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 
 // Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives ErrRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
-	return s.stop(ctx, id, reason, ErrDisabled, func(r *record.Record) (bool, error) {
+	return s.stop(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_DISABLED {
 			return false, nil
 		}
@@ -82,18 +84,20 @@ func (s *Store) Disable(ctx context.Context, id, reason string) error {
 }
 
 // stop is Revoke or Disable: if it fails, it fails closed.
-func (s *Store) stop(ctx context.Context, id, reason string, cause error, edit func(*record.Record) (bool, error)) error {
+func (s *Store) stop(
+	ctx context.Context, id, reason string, action record.Action, cause error, edit func(*record.Record) (bool, error),
+) error {
 	parsed, err := parseID(id)
 	if err != nil {
 		return err
 	}
-	if len(reason) > maxReason || !utf8.ValidString(reason) {
-		return invalid("the reason has %d bytes: at most %d of UTF-8 text are allowed", len(reason), maxReason)
+	if err := checkReason(reason); err != nil {
+		return err
 	}
 	if err := s.serving(); errors.Is(err, ErrClosed) {
 		return err
 	}
-	_, err = s.change(ctx, parsed, cause, edit)
+	_, err = s.change(ctx, parsed, &record.Event{Action: action, Reason: reason}, cause, edit)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		s.fence.Cut(parsed, cause)
 	}
@@ -107,7 +111,7 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+	_, err = s.change(ctx, parsed, &record.Event{Action: record.Action_ACTION_ENABLE}, ErrChanged, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_ACTIVE {
 			return false, nil
 		}
@@ -136,12 +140,13 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 	if change == nil {
 		return nil, invalid("the change is nil")
 	}
-	e, err := s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+	event := &record.Event{Action: record.Action_ACTION_UPDATE}
+	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
 		if err := refuseRevoked(r); err != nil {
 			return false, err
 		}
 		before := proto.Clone(r)
-		spec := specOf(r)
+		spec := (&stored{record: r}).entry().key.spec()
 		if err := change(&spec); err != nil {
 			return false, err
 		}
@@ -149,7 +154,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 			return false, err
 		}
 		if toNanos(spec.ExpiresAt) != r.ExpiresAt {
-			if err := spec.checkFuture(time.Now()); err != nil {
+			if err := spec.checkTimes(time.Now(), s.maxLifetime); err != nil {
 				return false, err
 			}
 		}
@@ -184,7 +189,8 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 		return nil, invalid("the grace %v is too long: at most %v are allowed", grace, maxGrace)
 	}
 	var text string
-	e, err := s.change(ctx, parsed, ErrChanged, func(r *record.Record) (bool, error) {
+	event := &record.Event{Action: record.Action_ACTION_ROTATE}
+	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
 		if err := refuseRevoked(r); err != nil {
 			return false, err
 		}
@@ -221,15 +227,22 @@ func refuseRevoked(r *record.Record) error {
 // changeAttempts is how often a change starts again because another one of the same key came first.
 const changeAttempts = 16
 
-// change commits what edit does to a record, through the phases of the fence, and returns what it became: the change is
-// in force then. Edit may be called several times, each time with a fresh record. It says whether it changed anything;
-// its error is returned, and nothing is done. If the outcome is not known, live contexts end with doubt.
+// change commits what edit does to a record, with the event of it, through the phases of the fence, and returns what it
+// became: the change is in force then. The event has its action and reason. Edit may be called several times, each time
+// with a fresh record. It says whether it changed anything; its error is returned, and nothing is done. If the outcome is
+// not known, live contexts end with doubt.
 func (s *Store) change(
-	ctx context.Context, id token.ID, doubt error, edit func(*record.Record) (changed bool, err error),
+	ctx context.Context, id token.ID, event *record.Event, doubt error,
+	edit func(*record.Record) (changed bool, err error),
 ) (*entry, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	for range changeAttempts {
@@ -247,17 +260,16 @@ func (s *Store) change(
 			s.fence.Tell(id, e)
 			return e, nil
 		}
-		value, err := encode(st.record)
+		st.revision++
+		p, err := s.prepare(st, event)
 		if err != nil {
 			return nil, err
 		}
-		st.revision++
-		e := st.entry()
 		s.fence.Begin(id)
-		err = s.apply(ctx, backend.Change{Key: storageKey(id), Value: value, Expect: st.revision - 1}, func(err error) {
+		err = s.apply(ctx, p.changes(), func(err error) {
 			switch {
 			case err == nil:
-				s.fence.End(id, e)
+				s.fence.End(id, p.entry)
 			case errors.Is(err, backend.ErrConflict):
 				s.fence.End(id, nil)
 			default:
@@ -265,10 +277,10 @@ func (s *Store) change(
 				// knows what its live contexts are still good for.
 				s.fence.Cut(id, doubt)
 			}
+			s.conclude(p, err)
 		})
 		if err == nil {
-			s.log.Info("API key changed", "id", e.key.ID, "status", e.key.Status(), "revision", e.key.Revision)
-			return e, nil
+			return p.entry, nil
 		}
 		if !errors.Is(err, backend.ErrConflict) {
 			return nil, err
@@ -277,16 +289,18 @@ func (s *Store) change(
 	return nil, trouble("change", errors.New("others keep changing the key"))
 }
 
-// ready returns why a change cannot start, if it cannot.
-func (s *Store) ready(ctx context.Context) error {
-	if err := s.serving(); err != nil {
-		return err
-	}
-	return ctx.Err()
+// A prepared is a new state of a key and the event that says so, on their way to the backend.
+type prepared struct {
+	entry *entry // what the key becomes
+	stamp int64  // the event's, open in the journal
+	event *record.Event
+
+	record, journal backend.Change
 }
 
-func encode(r *record.Record) ([]byte, error) {
-	value, err := record.Encode(r)
+// prepare encodes a record at its new revision, and its event. What it returns has to be concluded.
+func (s *Store) prepare(st *stored, event *record.Event) (*prepared, error) {
+	value, err := record.Encode(st.record)
 	if err != nil {
 		return nil, trouble("encode", err)
 	}
@@ -294,7 +308,44 @@ func encode(r *record.Record) ([]byte, error) {
 		return nil, invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes",
 			len(value), maxRecordSize)
 	}
-	return value, nil
+	event.KeyId, event.Revision = st.id[:], st.revision
+	p := &prepared{
+		entry:  st.entry(),
+		event:  event,
+		record: backend.Change{Key: storageKey(st.id), Value: value, Expect: st.revision - 1},
+	}
+	said, err := record.EncodeEvent(event)
+	if err != nil {
+		return nil, trouble("encode", err)
+	}
+	p.stamp = s.journal.begin()
+	p.journal = backend.Change{Key: eventKey(p.stamp), Value: said}
+	return p, nil
+}
+
+func (p *prepared) changes() []backend.Change { return []backend.Change{p.record, p.journal} }
+
+// conclude ends what prepare began. It is called when it is known whether the changes were made, and after the phases
+// of the fence: whoever hears of the change finds it in force.
+func (s *Store) conclude(p *prepared, err error) {
+	s.journal.end(p.stamp)
+	if err != nil {
+		return
+	}
+	e := publicEvent(p.journal.Key, p.event)
+	s.log.Info("API key changed", "id", e.KeyID, "action", string(e.Action), "revision", e.Revision,
+		"status", p.entry.key.Status(), "actor", e.Actor, "name", p.entry.key.Name, "owner", p.entry.key.Owner)
+	if s.observer != nil {
+		s.observer.Changed(e)
+	}
+}
+
+// ready returns why a change cannot start, if it cannot.
+func (s *Store) ready(ctx context.Context) error {
+	if err := s.serving(); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // parseID reads an ID. What it refuses may be a secret in the wrong place, and is not repeated in the error.

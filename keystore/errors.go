@@ -3,6 +3,7 @@ package keystore
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -10,7 +11,7 @@ import (
 // ErrDenied is what the reasons below wrap: the token does not admit its bearer.
 var ErrDenied = errors.New("API key denied")
 
-// Why a token is denied. The last three are given only to a bearer who has proved to hold the whole secret. Tell a
+// Why a token is denied. All but the first two are given only to a bearer who has proved to hold the whole secret. Tell a
 // caller none of them apart: see [github.com/grpc-api-key/grpc-api-key/interceptor].
 var (
 	// ErrMalformed means that it is not the text of a key: it was mistyped, cut off, or never was one.
@@ -23,7 +24,21 @@ var (
 	ErrExpired = fmt.Errorf("%w: expired", ErrDenied)
 	// ErrDisabled means that the key is switched off for now.
 	ErrDisabled = fmt.Errorf("%w: disabled", ErrDenied)
+	// ErrNotYet means that the key's time has not come.
+	ErrNotYet = fmt.Errorf("%w: not yet valid", ErrDenied)
+	// ErrNetwork means that the key may not be used from the caller's address, or that the address is not known.
+	ErrNetwork = fmt.Errorf("%w: wrong network", ErrDenied)
 )
+
+// A RateLimitError means that a key which would be admitted was used more often than its RateLimit allows. It does not
+// wrap ErrDenied: there is nothing wrong with the key.
+type RateLimitError struct {
+	RetryAfter time.Duration // when the next use may succeed
+}
+
+func (e *RateLimitError) Error() string {
+	return fmt.Sprintf("API key used too often: try again in %v", e.RetryAfter)
+}
 
 // What is wrong with a call or with the store. None of them wraps ErrDenied.
 var (

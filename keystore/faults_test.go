@@ -225,7 +225,7 @@ func TestDamagedRecordIsRefused(t *testing.T) {
 	defer s.Close()
 	first, damaged, last := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{})
 	var keys [][]byte
-	for e, err := range b.Scan(t.Context(), nil, nil) {
+	for e, err := range b.Scan(t.Context(), []byte("k"), []byte("l")) {
 		require.NoError(t, err)
 		keys = append(keys, e.Key)
 	}

@@ -3,8 +3,11 @@ package keystore
 import (
 	"fmt"
 	"maps"
+	"math"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -29,6 +32,11 @@ type Key struct {
 	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
 	// never.
 	CreatedAt, ExpiresAt time.Time
+	// NotBefore is the first moment at which it is admitted; zero is at once.
+	NotBefore time.Time
+	// AllowedNetworks and RateLimit are what Spec said.
+	AllowedNetworks []netip.Prefix
+	RateLimit       RateLimit
 	// RevokedAt is when it was revoked, and DisabledAt when it was disabled; zero is not.
 	RevokedAt, DisabledAt time.Time
 	// RevokeReason and DisableReason are what the calls that took effect gave.
@@ -36,12 +44,36 @@ type Key struct {
 	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
 	// past.
 	PreviousUntil time.Time
+	// LastUsedAt is the minute in which the key last admitted a caller; zero if it never did. Get and List fill it in.
+	// It is written within a minute or two, so that a crash may lose so much of it.
+	LastUsedAt time.Time
 	// Revision is 1 for a new key, and one more after each change.
 	Revision uint64
+
+	limit *limiter // nil: none, or not from Verify or Bind
 }
 
-// HasScope reports whether the key was given the scope, to the letter.
-func (k *Key) HasScope(scope string) bool { return slices.Contains(k.Scopes, scope) }
+// HasScope reports whether one of the key's scopes covers a scope:
+//
+//   - a scope covers itself, to the letter, upper and lower case apart;
+//   - one that ends in '*' covers every scope that begins with what stands before the '*', at whatever depth:
+//     "orders:*" covers "orders:read" and "orders:read:all", and neither "orders" nor "orderstatus:read";
+//   - "*" covers every scope.
+//
+// A '*' in the argument stands for itself: "orders:*" is covered by "orders:*" and "*", but not by "orders:read".
+func (k *Key) HasScope(scope string) bool {
+	for _, granted := range k.Scopes {
+		if covers(granted, scope) {
+			return true
+		}
+	}
+	return false
+}
+
+func covers(granted, scope string) bool {
+	stem, wild := strings.CutSuffix(granted, "*")
+	return granted == scope || wild && strings.HasPrefix(scope, stem)
+}
 
 // Status returns what the key is at this moment.
 func (k *Key) Status() Status {
@@ -52,6 +84,8 @@ func (k *Key) Status() Status {
 		return StatusDisabled
 	case !k.ExpiresAt.IsZero() && !time.Now().Before(k.ExpiresAt):
 		return StatusExpired
+	case !k.NotBefore.IsZero() && time.Now().Before(k.NotBefore):
+		return StatusPending
 	default:
 		return StatusActive
 	}
@@ -63,6 +97,7 @@ type Status uint8
 // A key that is several of these at once is the last of them.
 const (
 	StatusActive Status = iota + 1
+	StatusPending
 	StatusExpired
 	StatusDisabled
 	StatusRevoked
@@ -70,7 +105,7 @@ const (
 
 // String returns the status as a lower-case word.
 func (s Status) String() string {
-	if names := [...]string{"", "active", "expired", "disabled", "revoked"}; int(s) < len(names) {
+	if names := [...]string{"", "active", "pending", "expired", "disabled", "revoked"}; int(s) < len(names) {
 		return names[s]
 	}
 	return fmt.Sprintf("status %d", uint8(s))
@@ -83,13 +118,29 @@ type Spec struct {
 	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At most 256 bytes.
 	Owner string
 	// Scopes are what the key may be used for, in the application's own terms. At most 256, of 1 to 128 printable
-	// ASCII characters each, without space and '*'.
+	// ASCII characters each, without space. A '*' stands for all that may follow: it is the last character, alone or
+	// behind one of ':', '.' and '/', as in "orders:*"; see HasScope.
 	Scopes []string
 	// Metadata is whatever else the application wants to know when the key is used. It is held in memory with the key.
 	// The whole key is stored in at most 16 KiB.
 	Metadata map[string]string
-	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that it does not expire.
+	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that it does not expire, which
+	// Options.MaxLifetime may forbid.
 	ExpiresAt time.Time
+	// NotBefore is the first moment at which the key is admitted. Zero means at once.
+	NotBefore time.Time
+	// AllowedNetworks are where the key may be used from: at most 64. Empty means anywhere. With any, a caller whose
+	// address the store is not told (see WithClientAddr) is refused.
+	AllowedNetworks []netip.Prefix
+	// RateLimit is how often the key may be used. Zero means without limit.
+	RateLimit RateLimit
+}
+
+// A RateLimit is a token bucket: Burst uses at once, and PerSecond more in each second. It holds for each process by
+// itself, and begins anew with the process.
+type RateLimit struct {
+	PerSecond float64 // more than 0
+	Burst     int     // 1 or more
 }
 
 const (
@@ -97,6 +148,7 @@ const (
 	maxReason     = 1024
 	maxScopes     = 256
 	maxScope      = 128
+	maxNetworks   = 64
 	maxRecordSize = 16 << 10
 )
 
@@ -127,13 +179,48 @@ func (s *Spec) check() error {
 	if s.ExpiresAt.Year() > 2261 { // int64 nanoseconds end in 2262
 		return invalid("Spec.ExpiresAt is after the year 2261: leave it zero for a key that does not expire")
 	}
+	if !s.NotBefore.IsZero() && (s.NotBefore.Year() < 1971 || s.NotBefore.Year() > 2261) {
+		return invalid("Spec.NotBefore is not between the years 1971 and 2261: leave it zero for a key that begins at once")
+	}
+	if !s.ExpiresAt.IsZero() && !s.NotBefore.Before(s.ExpiresAt) {
+		return invalid("Spec.NotBefore is not before Spec.ExpiresAt: the key would never be admitted")
+	}
+	if len(s.AllowedNetworks) > maxNetworks {
+		return invalid("Spec.AllowedNetworks has %d networks: at most %d are allowed", len(s.AllowedNetworks), maxNetworks)
+	}
+	for i, network := range s.AllowedNetworks {
+		switch {
+		case !network.IsValid():
+			return invalid("Spec.AllowedNetworks[%d] is not a network: use netip.ParsePrefix", i)
+		case network.Addr().Is4In6():
+			return invalid("Spec.AllowedNetworks[%d] %v is IPv4 in IPv6's clothes: write it as IPv4", i, network)
+		case network.Masked() != network:
+			return invalid("Spec.AllowedNetworks[%d] %v has bits behind its mask: write %v, or %v/%d for one address",
+				i, network, network.Masked(), network.Addr(), network.Addr().BitLen())
+		}
+	}
+	if l := s.RateLimit; l != (RateLimit{}) && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) || l.Burst < 1 || l.Burst > maxBurst) {
+		return invalid("Spec.RateLimit %+v: PerSecond must be a number above 0, and Burst from 1 to %d", l, maxBurst)
+	}
 	return nil
 }
 
-// checkFuture is apart from check, because the key that is updated may have expired.
-func (s *Spec) checkFuture(now time.Time) error {
+const maxBurst = 1 << 30
+
+// checkTimes is apart from check, because it looks at the clock, and the key that is updated may have expired.
+func (s *Spec) checkTimes(now time.Time, maxLifetime time.Duration) error {
 	if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(now) {
 		return invalid("Spec.ExpiresAt %s is not in the future", s.ExpiresAt.Format(time.RFC3339))
+	}
+	if maxLifetime <= 0 {
+		return nil
+	}
+	if s.ExpiresAt.IsZero() {
+		return invalid("Spec.ExpiresAt is zero: Options.MaxLifetime wants every key to expire within %v", maxLifetime)
+	}
+	if latest := now.Add(maxLifetime); s.ExpiresAt.After(latest) {
+		return invalid("Spec.ExpiresAt %s is too far off: Options.MaxLifetime wants every key to expire within %v",
+			s.ExpiresAt.Format(time.RFC3339), maxLifetime)
 	}
 	return nil
 }
@@ -159,19 +246,28 @@ func checkScope(scope string) error {
 		return fmt.Errorf("has %d bytes: at most %d are allowed", len(scope), maxScope)
 	}
 	for _, c := range []byte(scope) {
-		if c <= ' ' || c >= 0x7f || c == '*' {
-			return fmt.Errorf("holds the character %q: use printable ASCII without space and '*'", rune(c))
+		if c <= ' ' || c >= 0x7f {
+			return fmt.Errorf("holds the character %q: use printable ASCII without space", rune(c))
 		}
+	}
+	stem, _ := strings.CutSuffix(scope, "*")
+	if strings.Contains(stem, "*") || (stem != scope && stem != "" && !strings.ContainsRune(":./", rune(stem[len(stem)-1]))) {
+		return fmt.Errorf("has a '*' that is not the last character, alone or behind ':', '.' or '/'")
 	}
 	return nil
 }
 
-// An entry is what the fence caches: a key as users see it, and the digest to decide by. It is immutable.
+// An entry is what the fence caches: a key as users see it, and the digest to decide by. It is immutable, but for what is
+// atomic.
 type entry struct {
+	id        token.ID
 	key       Key
 	digest    hashing.Digest // of the secret
 	previous  hashing.Digest // of the one before; without a Sum if it has ended
 	rotations uint32         // how many secrets there were before
+
+	used      atomic.Int64 // the minute of its last use that usage knows of
+	rehashing atomic.Bool  // a new digest is on its way
 }
 
 // A stored is a record with what the backend knows about it.
@@ -181,11 +277,13 @@ type stored struct {
 	revision uint64
 }
 
-// The layout of the backend: one entry a key.
+// The layout of the backend:
 //
-//	'k' id[16]   a record.Record
+//	'e' stamp[8]   a record.Event; the stamp is its time in nanoseconds since the Unix epoch, or a little later
+//	'k' id[16]     a record.Record
+//	'u' id[16]     the minute of the key's last use since the Unix epoch, as a varint
 //
-// Big-endian UUIDv7s sort by creation, and so do the entries.
+// All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const keySpace = 'k'
 
 func storageKey(id token.ID) []byte { return append([]byte{keySpace}, id[:]...) }
@@ -205,6 +303,7 @@ func parseStored(e backend.Entry) (*stored, error) {
 func (s *stored) entry() *entry {
 	r := s.record
 	e := &entry{
+		id: s.id,
 		key: Key{
 			ID:            s.id.String(),
 			Name:          r.Name,
@@ -219,9 +318,17 @@ func (s *stored) entry() *entry {
 			Revision:      s.revision,
 			DisabledAt:    fromNanos(r.DisabledAt),
 			DisableReason: r.DisableReason,
+			NotBefore:     fromNanos(r.NotBefore),
 		},
 		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
 		rotations: r.Rotations,
+	}
+	for _, network := range r.AllowedNetworks {
+		e.key.AllowedNetworks = append(e.key.AllowedNetworks, netip.MustParsePrefix(network)) // record.Decode has tried it
+	}
+	e.key.AllowedNetworks = slices.Clip(e.key.AllowedNetworks)
+	if l := r.RateLimit; l != nil {
+		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
 	}
 	if p := r.Previous; p != nil {
 		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
@@ -249,15 +356,33 @@ func (s *Spec) writeTo(r *record.Record) {
 	r.Scopes = slices.Clone(s.Scopes)
 	r.Metadata = maps.Clone(s.Metadata)
 	r.ExpiresAt = toNanos(s.ExpiresAt)
+	r.NotBefore = toNanos(s.NotBefore)
+	r.AllowedNetworks = nil
+	for _, network := range s.AllowedNetworks {
+		r.AllowedNetworks = append(r.AllowedNetworks, network.String())
+	}
+	r.RateLimit = nil
+	if l := s.RateLimit; l != (RateLimit{}) {
+		r.RateLimit = &record.RateLimit{PerSecond: l.PerSecond, Burst: uint32(l.Burst)}
+	}
 }
 
-// specOf returns what a spec would have to say for the record, with a map that can be written to. It shares the
-// record's memory.
-func specOf(r *record.Record) Spec {
-	if r.Metadata == nil {
-		r.Metadata = make(map[string]string)
+// spec returns what a spec would have to say for the key, with a map that can be written to.
+func (k *Key) spec() Spec {
+	metadata := maps.Clone(k.Metadata)
+	if metadata == nil {
+		metadata = make(map[string]string)
 	}
-	return Spec{Name: r.Name, Owner: r.Owner, Scopes: r.Scopes, Metadata: r.Metadata, ExpiresAt: fromNanos(r.ExpiresAt)}
+	return Spec{
+		Name:            k.Name,
+		Owner:           k.Owner,
+		Scopes:          slices.Clone(k.Scopes),
+		Metadata:        metadata,
+		ExpiresAt:       k.ExpiresAt,
+		NotBefore:       k.NotBefore,
+		AllowedNetworks: slices.Clone(k.AllowedNetworks),
+		RateLimit:       k.RateLimit,
+	}
 }
 
 func toNanos(t time.Time) int64 {

@@ -128,7 +128,7 @@ func TestUpdateRefuses(t *testing.T) {
 		"nothing":               {nil, keystore.ErrInvalid},
 		"its own error":         {func(*keystore.Spec) error { return boom }, boom},
 		"an empty name":         {func(spec *keystore.Spec) error { spec.Name = ""; return nil }, keystore.ErrInvalid},
-		"a bad scope":           {func(spec *keystore.Spec) error { spec.Scopes = []string{"*"}; return nil }, keystore.ErrInvalid},
+		"a bad scope":           {func(spec *keystore.Spec) error { spec.Scopes = []string{"a*"}; return nil }, keystore.ErrInvalid},
 		"an expiry in the past": {func(spec *keystore.Spec) error { spec.ExpiresAt = time.Now(); return nil }, keystore.ErrInvalid},
 		"metadata beyond limits": {func(spec *keystore.Spec) error {
 			spec.Metadata = map[string]string{"k": strings.Repeat("x", 20<<10)}

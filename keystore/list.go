@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"iter"
+	"time"
 )
 
 // Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is
@@ -21,7 +22,11 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &st.entry().key, nil
+	key := &st.entry().key
+	if key.LastUsedAt, err = s.lastUsed(ctx, parsed); err != nil {
+		return nil, err
+	}
+	return key, nil
 }
 
 // A Query selects keys. The zero Query selects all.
@@ -30,11 +35,26 @@ type Query struct {
 	Owner string
 	// Status selects the keys that have it at the moment they are read; zero, those of every status.
 	Status Status
+	// Scope selects the keys that have the scope, to the letter or by a '*'; empty, those of every scope.
+	Scope string
+	// CreatedBefore selects the keys that were made before; zero, those of every age.
+	CreatedBefore time.Time
+	// UnusedSince selects the keys that have not been used since, or ever, and are older themselves; zero, all.
+	UnusedSince time.Time
 	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the
 	// first key.
 	After string
 	// Limit is the most keys to yield. 0 or less means no limit.
 	Limit int
+}
+
+// selects decides by all but the last use, which is kept elsewhere.
+func (q *Query) selects(k *Key) bool {
+	return (q.Owner == "" || k.Owner == q.Owner) &&
+		(q.Status == 0 || k.Status() == q.Status) &&
+		(q.Scope == "" || k.HasScope(q.Scope)) &&
+		(q.CreatedBefore.IsZero() || k.CreatedAt.Before(q.CreatedBefore)) &&
+		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince))
 }
 
 // List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
@@ -66,11 +86,7 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool)
 	left := q.Limit
 	for e, err := range s.backend.Scan(ctx, from, []byte{keySpace + 1}) {
 		if err != nil {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			s.noteFailure(err)
-			return trouble("list", err)
+			return s.scanError(ctx, "list", err)
 		}
 		st, err := parseStored(e)
 		if err != nil {
@@ -80,7 +96,13 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool)
 			continue
 		}
 		key := &st.entry().key
-		if (q.Owner != "" && key.Owner != q.Owner) || (q.Status != 0 && key.Status() != q.Status) {
+		if !q.selects(key) {
+			continue
+		}
+		if key.LastUsedAt, err = s.lastUsed(ctx, st.id); err != nil {
+			return err
+		}
+		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince) {
 			continue
 		}
 		if !yield(key, nil) {

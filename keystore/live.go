@@ -2,8 +2,10 @@ package keystore
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
@@ -21,7 +23,9 @@ type live struct {
 
 	store *Store
 	id    token.ID
+	since time.Time
 	end   context.CancelCauseFunc
+	over  atomic.Bool // ended, by the store or its owner
 
 	mu       sync.Mutex // guards all below
 	told     []*entry   // what it was told before it was admitted
@@ -32,7 +36,7 @@ type live struct {
 }
 
 func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
-	l := &live{store: s, id: id, end: end}
+	l := &live{store: s, id: id, since: time.Now(), end: end}
 	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.cut}
 	return l
 }
@@ -40,29 +44,40 @@ func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
 // admit starts it, by what was decided about its token.
 func (l *live) admit(e *entry, rotation uint32) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.first, l.latest, l.rotation = e, e, rotation
 	l.armLocked(e.until(rotation))
+	var err error
 	for _, e := range l.told {
-		l.judgeLocked(e)
+		if err = l.judgeLocked(e); err != nil {
+			break
+		}
 	}
 	l.told = nil
+	l.mu.Unlock()
+	if err != nil {
+		l.cut(err)
+	}
 }
 
 // changed is told of a new value of the key.
 func (l *live) changed(e *entry) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.first == nil {
 		l.told = append(l.told, e)
+		l.mu.Unlock()
 		return
 	}
-	l.judgeLocked(e)
+	err := l.judgeLocked(e)
+	l.mu.Unlock()
+	if err != nil {
+		l.cut(err)
+	}
 }
 
-func (l *live) judgeLocked(e *entry) {
+// judgeLocked returns why the value ends it, if it does.
+func (l *live) judgeLocked(e *entry) error {
 	if e.key.Revision <= l.first.key.Revision {
-		return
+		return nil
 	}
 	late := e.key.Revision <= l.latest.key.Revision
 	before := l.latest
@@ -73,24 +88,35 @@ func (l *live) judgeLocked(e *entry) {
 	if err == nil && narrows(&before.key, &e.key) {
 		err = ErrChanged
 	}
-	if err != nil {
-		l.cut(err)
-		return
-	}
-	if !late {
+	if err == nil && !late {
 		l.latest = e
 		l.armLocked(e.until(l.rotation))
 	}
+	return err
 }
 
 // narrows reports whether a key admits to less than it did.
 func narrows(before, after *Key) bool {
 	for _, scope := range before.Scopes {
-		if !slices.Contains(after.Scopes, scope) {
+		if !after.HasScope(scope) {
 			return true
 		}
 	}
+	if len(after.AllowedNetworks) > 0 && (len(before.AllowedNetworks) == 0 || !within(before.AllowedNetworks, after.AllowedNetworks)) {
+		return true
+	}
+	if limit, had := after.RateLimit, before.RateLimit; limit != (RateLimit{}) &&
+		(had == (RateLimit{}) || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
+		return true
+	}
 	return !after.ExpiresAt.IsZero() && (before.ExpiresAt.IsZero() || after.ExpiresAt.Before(before.ExpiresAt))
+}
+
+// within reports whether each of the networks is a part of one of the others.
+func within(networks, others []netip.Prefix) bool {
+	return !slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+		return !slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Bits() <= n.Bits() && o.Contains(n.Addr()) })
+	})
 }
 
 // armLocked sets the time at which it ends by itself; zero is never.
@@ -104,10 +130,13 @@ func (l *live) armLocked(until time.Time) {
 	}
 }
 
-// cut ends it, and forgets it: it has nothing more to hear.
+// cut ends it, and forgets it: it has nothing more to hear. It is called with no lock held.
 func (l *live) cut(cause error) {
 	l.end(cause)
 	l.store.fence.Release(l.id, &l.Binding)
+	if !l.over.Swap(true) && l.store.observer != nil {
+		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: cause, After: time.Since(l.since)})
+	}
 }
 
 // release ends it at its owner's wish.
@@ -115,5 +144,6 @@ func (l *live) release() {
 	l.mu.Lock()
 	l.armLocked(time.Time{})
 	l.mu.Unlock()
+	l.over.Store(true)
 	l.cut(context.Canceled)
 }

@@ -31,9 +31,16 @@ type Options struct {
 	// CacheSize is the number of keys held in memory, some 600 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
 	CacheSize int
+	// MaxLifetime is a policy: every key must expire, at most so long after the Create or the Update that says when. 0 or
+	// less means that there is none. Keys that exist keep their expiry until it is next changed.
+	MaxLifetime time.Duration
+	// EventRetention is how long the events of changes are kept, to the hour. 0 or less means for ever.
+	EventRetention time.Duration
 	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
 	// means no limit. A read of the store's own directory cannot be interrupted, and is not.
 	Timeout time.Duration
+	// Observer is told of what happens. Nil means nobody.
+	Observer Observer
 	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence.
 	Logger *slog.Logger
 }

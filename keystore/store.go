@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"errors"
+	"expvar"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -25,8 +26,19 @@ type Store struct {
 	fence   *fence.Fence[entry]
 	log     *slog.Logger
 
+	observer    Observer // nil: nobody
+	maxLifetime time.Duration
+	retention   time.Duration // of events; 0 or less: for ever
+
 	timeout time.Duration // of a mutation; 0 or less: none
 	patient bool          // reads need no timeout, because none would help
+
+	journal journal
+	limits  *limits
+	usage   usage
+	refused atomic.Uint64
+
+	background background
 
 	down atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
 
@@ -49,13 +61,15 @@ func Open(dir string, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}
-	s.backend = db
 	s.patient = true
+	if err := s.start(db); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	return s, nil
 }
 
 // New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults;
-// ErrInvalid says what is wrong with them.
+// ErrInvalid says what is wrong with them. After an error the backend is still the caller's.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -64,8 +78,20 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.backend = b
+	if err := s.start(b); err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// start begins to work on a backend.
+func (s *Store) start(b backend.Backend) error {
+	s.backend = b
+	if err := s.resumeJournal(); err != nil {
+		return err
+	}
+	s.startBackground()
+	return nil
 }
 
 func newStore(opts *Options) (*Store, error) {
@@ -82,6 +108,12 @@ func newStore(opts *Options) (*Store, error) {
 		fence:   fence.New[entry](o.CacheSize),
 		log:     o.Logger,
 		timeout: o.Timeout,
+
+		observer:    o.Observer,
+		maxLifetime: o.MaxLifetime,
+		retention:   o.EventRetention,
+		limits:      newLimits(),
+		usage:       usage{used: make(map[token.ID]int64)},
 	}, nil
 }
 
@@ -98,6 +130,7 @@ func (s *Store) Close() error {
 	}
 	s.down.Store(&ErrClosed)
 	s.fence.Close(ErrClosed)
+	s.stopBackground()
 	err := s.backend.Close()
 	s.changes.Wait()
 	if err != nil {
@@ -110,15 +143,34 @@ func (s *Store) Close() error {
 type Stats struct {
 	// Hits and Misses count the look-ups of Verify and Bind that were answered from memory, and those that were not.
 	Hits, Misses uint64
+	// Refused counts the calls of Verify and Bind that returned an error.
+	Refused uint64
 	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have not ended.
 	Cached, Live int
+	// Outdated is the number of stored digests that were made by an earlier hasher of a hashing.Keyring, as they were
+	// counted last: no use makes more of them. When it is 0, the earlier hashers can go. It is -1 until they have been
+	// counted, in the background, and if the Hasher has no earlier ones.
+	Outdated int
 }
 
-// Stats returns counts since the store was opened.
+// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of one moment.
 func (s *Store) Stats() Stats {
 	st := s.fence.Stats()
-	return Stats{Hits: st.Hits, Misses: st.Misses, Cached: st.Cached, Live: st.Bound}
+	b := &s.background
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Stats{
+		Hits:     st.Hits,
+		Misses:   st.Misses,
+		Refused:  s.refused.Load(),
+		Cached:   st.Cached,
+		Live:     st.Bound,
+		Outdated: b.outdated,
+	}
 }
+
+// Var returns the Stats for package expvar: expvar.Publish("apikeys", store.Var()).
+func (s *Store) Var() expvar.Var { return expvar.Func(func() any { return s.Stats() }) }
 
 // serving returns nil, ErrClosed, or ErrUnavailable.
 func (s *Store) serving() error {
@@ -158,6 +210,15 @@ func endOf(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// scanError says what a Scan's error is to the caller of the list.
+func (s *Store) scanError(ctx context.Context, doing string, err error) error {
+	if ended := endOf(ctx); ended != nil {
+		return ended
+	}
+	s.noteFailure(err)
+	return trouble(doing, err)
+}
+
 // get reads and decodes one record. The context may be limited. Its errors are this package's, and the context's own
 // only if the caller ended it.
 func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
@@ -173,21 +234,20 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 }
 
 // apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
-// cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle, unless nil, is
-// called there with the outcome, before apply returns it. Where apply did not wait for the outcome, the change may
+// cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle is called there with the
+// outcome, once, before apply returns it. Where apply did not wait for the outcome, the change may
 // happen yet.
-func (s *Store) apply(ctx context.Context, c backend.Change, settle func(error)) error {
+func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error)) error {
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
+		settle(ErrClosed)
 		return ErrClosed
 	}
 	done := make(chan error, 1)
 	s.changes.Go(func() {
-		err := s.backend.Apply(context.WithoutCancel(ctx), c)
-		if settle != nil {
-			settle(err)
-		}
+		err := s.backend.Apply(context.WithoutCancel(ctx), c...)
+		settle(err)
 		done <- err
 	})
 	s.mu.Unlock()

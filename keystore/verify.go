@@ -3,10 +3,13 @@ package keystore
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/origin"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
@@ -17,13 +20,29 @@ import (
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	id, ok := token.Parse(text)
 	if !ok {
-		return nil, s.malformed(ctx)
+		return nil, s.refuse(nil, s.malformed(ctx))
 	}
 	e, _, err := s.admit(ctx, id, text, nil)
 	if err != nil {
-		return nil, err
+		return nil, s.refuse(&id, err)
+	}
+	if s.observer != nil {
+		s.observer.Verified(Verification{Key: &e.key})
 	}
 	return &e.key, nil
+}
+
+// refuse counts a refusal, and returns its error. A nil id is that of a malformed token.
+func (s *Store) refuse(id *token.ID, err error) error {
+	s.refused.Add(1)
+	if s.observer != nil {
+		r := Refusal{Err: err}
+		if id != nil {
+			r.KeyID = id.String()
+		}
+		s.observer.Refused(r)
+	}
+	return err
 }
 
 // Bind is Verify for what lives longer than a call, such as a stream or a websocket. The context that it returns is
@@ -41,20 +60,23 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
 	id, ok := token.Parse(text)
 	if !ok {
-		return nil, nil, nil, s.malformed(ctx)
+		return nil, nil, nil, s.refuse(nil, s.malformed(ctx))
 	}
 	bound, end := context.WithCancelCause(ctx)
 	l := s.newLive(id, end)
 	e, rotation, err := s.admit(ctx, id, text, &l.Binding)
 	if err != nil {
 		end(err)
-		return nil, nil, nil, err
+		return nil, nil, nil, s.refuse(&id, err)
 	}
 	l.admit(e, rotation)
 	// It may have ended since.
 	if err := context.Cause(bound); err != nil {
 		l.release()
-		return nil, nil, nil, err
+		return nil, nil, nil, s.refuse(&id, err)
+	}
+	if s.observer != nil {
+		s.observer.Verified(Verification{Key: &e.key, Bound: true})
 	}
 	return bound, &e.key, l.release, nil
 }
@@ -86,7 +108,7 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 				return nil, 0, err
 			}
 		}
-		rotation, err := s.decide(e, text)
+		rotation, err := s.decide(ctx, e, text)
 		if err != nil {
 			if hit && b != nil {
 				s.fence.Release(id, b)
@@ -94,6 +116,13 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 			return nil, 0, err
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
+			if err := e.key.Allow(); err != nil {
+				if b != nil {
+					s.fence.Release(id, b)
+				}
+				return nil, 0, err
+			}
+			s.usage.note(e)
 			return e, rotation, nil
 		}
 		if err := s.serving(); err != nil {
@@ -105,19 +134,43 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 
 // decide says by which of the entry's secrets the text is its token, and whether that admits now. It runs on every use,
 // cached or not.
-func (s *Store) decide(e *entry, text string) (rotation uint32, err error) {
+func (s *Store) decide(ctx context.Context, e *entry, text string) (rotation uint32, err error) {
 	rotation = e.rotations
-	if s.hasher.Match(e.digest, text) == hashing.Mismatch {
-		if e.previous.Sum == nil || s.hasher.Match(e.previous, text) == hashing.Mismatch {
-			return 0, ErrUnknown
-		}
+	digest := &e.digest
+	result := s.hasher.Match(*digest, text)
+	if result == hashing.Mismatch && e.previous.Sum != nil {
 		rotation--
+		digest = &e.previous
+		result = s.hasher.Match(*digest, text)
 	}
-	return rotation, e.admits(rotation)
+	if result == hashing.Mismatch {
+		return 0, ErrUnknown
+	}
+	if err := e.admits(rotation); err != nil {
+		return 0, err
+	}
+	if len(e.key.AllowedNetworks) > 0 && !e.key.allowsFrom(origin.FromContext(ctx)) {
+		return 0, ErrNetwork
+	}
+	if result == hashing.MatchOutdated {
+		s.rehashLater(e, *digest, text)
+	}
+	return rotation, nil
 }
 
-// admits says whether the key admits the bearer of its secret of a rotation now. Only a secret that ends costs a look at
-// the clock.
+// WithClientAddr tells Verify and Bind the address that a caller's connection comes from, for keys with AllowedNetworks.
+// The interceptors do so by themselves.
+func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
+	return origin.NewContext(ctx, addr)
+}
+
+// allowsFrom reports whether one of the key's networks contains the address; the zero Addr is in none.
+func (k *Key) allowsFrom(addr netip.Addr) bool {
+	return slices.ContainsFunc(k.AllowedNetworks, func(network netip.Prefix) bool { return network.Contains(addr) })
+}
+
+// admits says whether the key admits the bearer of its secret of a rotation now. Only a secret that begins or ends costs
+// a look at the clock.
 func (e *entry) admits(rotation uint32) error {
 	switch {
 	case !e.key.RevokedAt.IsZero():
@@ -126,6 +179,8 @@ func (e *entry) admits(rotation uint32) error {
 		return ErrDisabled
 	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
 		return ErrRevoked // a live context's secret, since replaced
+	case !e.key.NotBefore.IsZero() && time.Now().Before(e.key.NotBefore):
+		return ErrNotYet
 	}
 	if until := e.until(rotation); !until.IsZero() && !time.Now().Before(until) {
 		return ErrExpired
@@ -163,5 +218,7 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 		s.log.Error("API key could not be read", "id", id.String(), "error", err)
 		return nil, err
 	}
-	return st.entry(), nil
+	e := st.entry()
+	e.key.limit = s.limits.of(id, &e.key)
+	return e, nil
 }

@@ -264,12 +264,13 @@ func (f *Fence[V]) Close(cause error) {
 	}
 }
 
-// Stats counts. Each shard is read at one moment, all of them over a short while.
+// Stats counts. All shards are read at one moment.
 func (f *Fence[V]) Stats() Stats {
 	var st Stats
 	for i := range f.shards {
 		s := &f.shards[i]
-		s.mu.Lock()
+		s.mu.Lock() // nobody else holds two
+		defer s.mu.Unlock()
 		st.Hits += s.hits
 		st.Misses += s.misses
 		if s.lru != nil {
@@ -278,7 +279,6 @@ func (f *Fence[V]) Stats() Stats {
 		for _, set := range s.bound {
 			st.Bound += len(set)
 		}
-		s.mu.Unlock()
 	}
 	return st
 }

@@ -70,6 +70,7 @@ type Change struct {
 	Value []byte
 	// Expect is the revision that the entry must have: 0 means that there must be none yet.
 	Expect uint64
+	Delete bool
 }
 
 // A Backend keeps entries. Its methods are safe for concurrent use.

@@ -1,0 +1,272 @@
+package keystore
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"math"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// An Event is one change of a key. It was written together with the change: neither can be without the other.
+type Event struct {
+	// At is when the change was made. No two events of a store have the same, and it ascends from one change of a key to
+	// the next, whatever the clock does, so that it serves as a cursor.
+	At time.Time
+	// KeyID is the key's, and Revision the one that the change gave it.
+	KeyID    string
+	Revision uint64
+	// Action is what was done.
+	Action Action
+	// Actor is who did it, by WithActor; empty if nobody said.
+	Actor string
+	// Reason is what Revoke and Disable were given.
+	Reason string
+}
+
+// An Action is what an Event did to a key.
+type Action string
+
+// What can be done to a key.
+const (
+	ActionCreate  Action = "create"
+	ActionUpdate  Action = "update"
+	ActionRotate  Action = "rotate"
+	ActionDisable Action = "disable"
+	ActionEnable  Action = "enable"
+	ActionRevoke  Action = "revoke"
+	ActionRehash  Action = "rehash"  // the store has replaced a digest that was made by an earlier hasher
+	ActionRestore Action = "restore" // the key was taken from a backup
+	ActionPurge   Action = "purge"   // the key was removed; Revision is the last that it had
+)
+
+var actions = map[record.Action]Action{
+	record.Action_ACTION_CREATE:  ActionCreate,
+	record.Action_ACTION_UPDATE:  ActionUpdate,
+	record.Action_ACTION_ROTATE:  ActionRotate,
+	record.Action_ACTION_DISABLE: ActionDisable,
+	record.Action_ACTION_ENABLE:  ActionEnable,
+	record.Action_ACTION_REVOKE:  ActionRevoke,
+	record.Action_ACTION_REHASH:  ActionRehash,
+	record.Action_ACTION_RESTORE: ActionRestore,
+	record.Action_ACTION_PURGE:   ActionPurge,
+}
+
+type actorKey struct{}
+
+// WithActor says who is behind the changes that are made with the context, for their events: a user's name, or a
+// program's. It has at most 256 bytes of UTF-8 text, or the changes are refused with ErrInvalid.
+func WithActor(ctx context.Context, actor string) context.Context {
+	return context.WithValue(ctx, actorKey{}, actor)
+}
+
+func actorOf(ctx context.Context) (string, error) {
+	actor, _ := ctx.Value(actorKey{}).(string)
+	return actor, checkText("the actor", actor, maxText)
+}
+
+func checkReason(reason string) error {
+	if len(reason) > maxReason || !utf8.ValidString(reason) {
+		return invalid("the reason has %d bytes: at most %d of UTF-8 text are allowed", len(reason), maxReason)
+	}
+	return nil
+}
+
+// An EventQuery selects events. The zero EventQuery selects all that are kept.
+type EventQuery struct {
+	// KeyID selects the events of one key; empty, those of all.
+	KeyID string
+	// After is a cursor: the At of the last event that was seen. The list goes on behind it; zero, it begins at the
+	// first event.
+	After time.Time
+	// Until is the last moment whose events are wanted; zero is now.
+	Until time.Time
+	// Limit is the most events to yield. 0 or less means no limit.
+	Limit int
+}
+
+// Events yields the events of changes in the order of their At: all of those that had returned when it was called, and
+// so many of the later ones that a list which goes on behind the last event misses none. An error comes with a zero
+// Event. After ErrCorrupt, which is about one event, the list can go on; after any other it ends.
+func (s *Store) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		if err := s.events(ctx, q, yield); err != nil {
+			yield(Event{}, err)
+		}
+	}
+}
+
+// events returns the error that ends the list, unless the consumer ended it.
+func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, error) bool) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	var only token.ID
+	if q.KeyID != "" {
+		var err error
+		if only, err = parseID(q.KeyID); err != nil {
+			return err
+		}
+	}
+	last, err := s.settled(ctx)
+	if err != nil {
+		return err
+	}
+	if !q.Until.IsZero() {
+		last = min(last, q.Until.UnixNano())
+	}
+	left := q.Limit
+	for e, err := range s.backend.Scan(ctx, eventKey(toNanos(q.After)+1), eventKey(last+1)) {
+		if err != nil {
+			return s.scanError(ctx, "events", err)
+		}
+		event, err := parseEvent(e)
+		if err != nil {
+			if !yield(Event{}, err) {
+				return nil
+			}
+			continue
+		}
+		if q.KeyID != "" && token.ID(event.KeyId) != only {
+			continue
+		}
+		if !yield(publicEvent(e.Key, event), nil) {
+			return nil
+		}
+		if left--; left == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// settled waits for the changes that are under way, and returns the last stamp of those.
+func (s *Store) settled(ctx context.Context) (int64, error) {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	last, err := s.journal.settled(ctx)
+	if err != nil {
+		return 0, endOf(ctx)
+	}
+	return last, nil
+}
+
+// eventSpace is where the backend has the events; see keySpace.
+const eventSpace = 'e'
+
+func eventKey(stamp int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
+}
+
+func stampOf(key []byte) int64 { return int64(binary.BigEndian.Uint64(key[1:])) }
+
+func parseEvent(e backend.Entry) (*record.Event, error) {
+	if len(e.Key) != 1+8 || e.Key[0] != eventSpace {
+		return nil, fmt.Errorf("%w: the storage key %x is not an event's", ErrCorrupt, e.Key)
+	}
+	event, err := record.DecodeEvent(e.Value)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the event of %s: %w", ErrCorrupt, fromNanos(stampOf(e.Key)), err)
+	}
+	return event, nil
+}
+
+func publicEvent(key []byte, e *record.Event) Event {
+	action, ok := actions[e.Action]
+	if !ok {
+		action = Action(fmt.Sprintf("action %d", e.Action)) // of a later version
+	}
+	return Event{
+		At:       fromNanos(stampOf(key)),
+		KeyID:    token.ID(e.KeyId).String(),
+		Revision: e.Revision,
+		Action:   action,
+		Actor:    e.Actor,
+		Reason:   e.Reason,
+	}
+}
+
+// A journal gives each event its place in the order.
+//
+// The invariant: a stamp is greater than all that were given before, and is open until it is certain whether its event
+// has been written. So behind a stamp which is not open, and before which none is, no event will appear.
+type journal struct {
+	mu    sync.Mutex
+	last  int64
+	open  map[int64]struct{}
+	moved chan struct{} // closed, and made anew, when a stamp is closed while somebody waits; nil if nobody does
+}
+
+// begin gives a stamp: the time, in nanoseconds since the Unix epoch, or a little later.
+func (j *journal) begin() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.last = max(j.last+1, time.Now().UnixNano())
+	if j.open == nil {
+		j.open = make(map[int64]struct{})
+	}
+	j.open[j.last] = struct{}{}
+	return j.last
+}
+
+// end closes a stamp.
+func (j *journal) end(stamp int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.open, stamp)
+	if j.moved != nil {
+		close(j.moved)
+		j.moved = nil
+	}
+}
+
+// settled waits until no stamp is open that was given before the call, and returns the last of them.
+func (j *journal) settled(ctx context.Context) (int64, error) {
+	j.mu.Lock()
+	last := j.last
+	for {
+		open := false
+		for stamp := range j.open {
+			open = open || stamp <= last
+		}
+		if !open {
+			j.mu.Unlock()
+			return last, nil
+		}
+		if j.moved == nil {
+			j.moved = make(chan struct{})
+		}
+		moved := j.moved
+		j.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		j.mu.Lock()
+	}
+}
+
+// resume makes a journal go on behind what is written, should the clock have been set back.
+func (s *Store) resumeJournal() error {
+	now := time.Now().UnixNano()
+	s.journal.last = now
+	ctx, cancel := s.limited(context.Background())
+	defer cancel()
+	for e, err := range s.backend.Scan(ctx, eventKey(now), eventKey(math.MaxInt64)) {
+		if err != nil {
+			return trouble("open", err)
+		}
+		if len(e.Key) == 1+8 {
+			s.journal.last = max(s.journal.last, stampOf(e.Key))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,41 @@
+package keystore
+
+import "time"
+
+// An Observer is told of what happens in a Store, for metrics. It is called by the goroutine that the thing happens in,
+// at the moment when it does, with no lock held; so it should be quick, must be safe for concurrent use, and may call the
+// Store. It is never given a secret.
+type Observer interface {
+	// Verified is told of each Verify and Bind that admits. It is on the fast path: each nanosecond of it counts.
+	Verified(Verification)
+	// Refused is told of each that does not.
+	Refused(Refusal)
+	// Changed is told of each change of a key, when it is in force and before the call that made it returns.
+	Changed(Event)
+	// Ended is told of each context of Bind's that the store has ended.
+	Ended(Ending)
+}
+
+// A Verification is a caller who was admitted.
+type Verification struct {
+	Key *Key
+	// Bound tells Bind from Verify.
+	Bound bool
+}
+
+// A Refusal is a caller who was not.
+type Refusal struct {
+	// KeyID is the one that the token claimed, which need not exist; empty if the token was malformed.
+	KeyID string
+	// Err is the error of Verify or Bind.
+	Err error
+}
+
+// An Ending is a context that Bind gave out, and the store ended.
+type Ending struct {
+	KeyID string
+	// Cause is the context's.
+	Cause error
+	// After is for how long it lived.
+	After time.Duration
+}

@@ -66,6 +66,13 @@ func (b *faulty) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.En
 	return b.Backend.Scan(ctx, from, to)
 }
 
+func (b *faulty) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	if err := b.fault(ctx); err != nil {
+		return func(yield func(backend.Entry, error) bool) { yield(backend.Entry{}, err) }
+	}
+	return b.Backend.Snapshot(ctx, from, to)
+}
+
 func (b *faulty) Close() error {
 	close(b.closed)
 	return b.Backend.Close()

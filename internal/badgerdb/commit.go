@@ -60,6 +60,10 @@ func (r *request) check() error {
 			return fmt.Errorf("badgerdb: %w: a key of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Key), backend.MaxKeySize)
 		case len(c.Value) > backend.MaxValueSize:
 			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
+		case c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0):
+			return fmt.Errorf("badgerdb: the deletion of %x has a value or a revision, or expects no entry", c.Key)
+		case !c.Delete && revision(c) <= c.Expect: // Expect+1 may be 0
+			return fmt.Errorf("badgerdb: the revision of %x is to become %d: it must be greater than %d", c.Key, revision(c), c.Expect)
 		}
 		if _, ok := seen[string(c.Key)]; ok {
 			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
@@ -68,6 +72,14 @@ func (r *request) check() error {
 		r.size += len(c.Key) + len(c.Value)
 	}
 	return nil
+}
+
+// revision returns the one that a write makes.
+func revision(c backend.Change) uint64 {
+	if c.Revision != 0 {
+		return c.Revision
+	}
+	return c.Expect + 1
 }
 
 // committer takes requests and commits them in groups: whatever has come while the last group was on its way to the
@@ -105,10 +117,20 @@ func (db *DB) committer() {
 			}
 			r.done <- r.err
 		}
-		if commits%discardEvery == 0 && db.use.TryLock() {
-			db.badger.SetDiscardTs(db.durable.Load())
-			db.use.Unlock()
+		if commits%discardEvery == 0 {
+			db.discard()
 		}
+	}
+}
+
+// discard lets Badger drop the versions that nobody needs, if nobody reads; see invariant 3.
+func (db *DB) discard() {
+	if !db.use.TryLock() {
+		return
+	}
+	defer db.use.Unlock()
+	if db.pins.Load() == 0 {
+		db.badger.SetDiscardTs(db.durable.Load())
 	}
 }
 
@@ -127,7 +149,7 @@ func (db *DB) commit(group []*request) error {
 			continue
 		}
 		for _, c := range r.changes {
-			if err := txn.SetEntry(badger.NewEntry(storedKey(c.Key), storedValue(c.Expect+1, c.Value))); err != nil {
+			if err := txn.SetEntry(badger.NewEntry(storedKey(c.Key), storedValue(c))); err != nil {
 				// Not for changes within the limits. Nothing of the group has happened.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
@@ -154,19 +176,11 @@ func (db *DB) commit(group []*request) error {
 // expected returns nil if every change finds what it expects, so that a request writes all or nothing.
 func expected(txn *badger.Txn, changes []backend.Change) error {
 	for _, c := range changes {
-		revision := uint64(0)
-		item, err := txn.Get(storedKey(c.Key))
-		switch {
-		case err == nil:
-			e, err := entry(item)
-			if err != nil {
-				return err
-			}
-			revision = e.Revision
-		case !errors.Is(err, badger.ErrKeyNotFound):
-			return readError(c.Key, err)
+		e, err := get(txn, c.Key)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return err
 		}
-		if revision != c.Expect {
+		if e.Revision != c.Expect {
 			return backend.ErrConflict
 		}
 	}

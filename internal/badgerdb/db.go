@@ -8,16 +8,20 @@
 //   - One committer that puts many changes into one transaction, because Badger syncs once for each: 18 times the
 //     throughput at 64 writers.
 //   - Values below the threshold of the value log, whose sync errors Badger swallows.
-//   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286).
+//   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286), and the version that
+//     comes back may be that of an active key. An entry is deleted by a write, of an empty value, which Badger keeps
+//     as it keeps any other: @@ bytes on disk for each key of 17 bytes that was ever deleted, and the time to skip it.
 package badgerdb
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -38,6 +42,8 @@ import (
 //  3. Badger may drop the versions below its discard timestamp, so that must not pass a read which is under way: the
 //     version that the read needs might be gone, and an older one, of a revoked key say, show in its place. Readers
 //     hold use for reading, before they load durable; the discard timestamp moves to durable only while nobody does.
+//     A snapshot goes on reading at its timestamp after it has let go of use: it counts itself in pins before it does
+//     that, and the discard timestamp does not move while it is counted there.
 //  4. After a commit that failed, nothing is served any more: its writes may be on disk or not, and Linux does not
 //     report a failed writeback twice, so that no later sync can be believed.
 type DB struct {
@@ -51,6 +57,7 @@ type DB struct {
 
 	use    sync.RWMutex // held for reading by everyone who reads Badger; see invariant 3
 	closed bool         // guarded by use: Badger is closed, or about to be
+	pins   atomic.Int64 // snapshots that go on; raised only while use is held for reading; see invariant 3
 
 	closeOnce sync.Once
 	closeErr  error
@@ -63,6 +70,8 @@ var _ backend.Backend = (*DB)(nil)
 // Options are the settings of a DB.
 type Options struct {
 	Logger *slog.Logger // told what Badger has to say; nil means silence
+
+	memTableSize int64 // for tests; 0 outside, which means memTableSize
 }
 
 const (
@@ -84,7 +93,7 @@ func Open(dir string, opts Options) (*DB, error) {
 	}
 	o := badger.DefaultOptions(dir).
 		WithSyncWrites(true).
-		WithMemTableSize(memTableSize).
+		WithMemTableSize(cmp.Or(opts.memTableSize, memTableSize)).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(8).
@@ -142,23 +151,29 @@ func (db *DB) Close() error {
 // The layout of Badger's entries:
 //
 //	key    'e' key                       Badger keeps names in "!badger!" for itself
-//	value  revision[8, big-endian] value
+//	value  revision[8, big-endian] value, or nothing: the entry has been deleted
 const keyPrefix = 'e'
 
 func storedKey(key []byte) []byte {
 	return append(append(make([]byte, 0, 1+backend.MaxKeySize), keyPrefix), key...)
 }
 
-func storedValue(revision uint64, value []byte) []byte {
-	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(value)), revision), value...)
+func storedValue(c backend.Change) []byte {
+	if c.Delete {
+		return nil
+	}
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(c.Value)), revision(c)), c.Value...)
 }
 
-// entry reads an item into memory of its own.
+// entry reads an item into memory of its own. ErrNotFound means that the item is a deletion.
 func entry(item *badger.Item) (backend.Entry, error) {
 	key := item.KeyCopy(nil)[1:]
 	value, err := item.ValueCopy(nil)
 	if err != nil {
 		return backend.Entry{}, readError(key, err)
+	}
+	if len(value) == 0 {
+		return backend.Entry{}, backend.ErrNotFound
 	}
 	if len(value) < 8 {
 		return backend.Entry{}, readError(key, errShort)
@@ -175,8 +190,20 @@ func readError(key []byte, err error) error {
 	return fmt.Errorf("entry %x: %w", key, err)
 }
 
-// read calls f with a read transaction at the last durable timestamp.
-func (db *DB) read(ctx context.Context, f func(*badger.Txn) error) error {
+// get returns the entry of key as txn sees it, or ErrNotFound.
+func get(txn *badger.Txn, key []byte) (backend.Entry, error) {
+	item, err := txn.Get(storedKey(key))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return backend.Entry{}, backend.ErrNotFound
+	}
+	if err != nil {
+		return backend.Entry{}, readError(key, err)
+	}
+	return entry(item)
+}
+
+// read calls f with a read transaction at a timestamp: db.durable.Load, or that of a snapshot which is counted in pins.
+func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -188,81 +215,107 @@ func (db *DB) read(ctx context.Context, f func(*badger.Txn) error) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
-	txn := db.badger.NewTransactionAt(db.durable.Load(), false)
+	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
 	return f(txn)
 }
 
 // Get implements backend.Backend. A read of a mapped file cannot be interrupted: ctx is looked at before.
 func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) {
-	err = db.read(ctx, func(txn *badger.Txn) error {
-		item, err := txn.Get(storedKey(key))
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return backend.ErrNotFound
-		}
-		if err != nil {
-			return readError(key, err)
-		}
-		e, err = entry(item)
+	err = db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
+		e, err = get(txn, key)
 		return err
 	})
 	return e, err
 }
 
-// A page is what Scan reads at once: so many entries or bytes, whichever comes first.
+// A page is what Scan and Snapshot read at once: so many entries, those that have been deleted among them, or so many
+// bytes, whichever comes first.
 const (
 	pageEntries = 256
 	pageBytes   = 256 << 10
 )
 
-// Scan implements backend.Backend. It reads page by page, so that no lock is held and no transaction open while the
-// loop body runs.
+// Scan implements backend.Backend.
 func (db *DB) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
-		for {
-			page, more, err := db.page(ctx, from, to)
-			if err != nil {
-				yield(backend.Entry{}, err)
-				return
-			}
-			for _, e := range page {
-				from = append(append([]byte(nil), e.Key...), 0) // the least key behind it; e is the consumer's
-				if !yield(e, nil) {
-					return
-				}
-			}
-			if !more {
-				return
-			}
-		}
+		db.pages(ctx, db.durable.Load, from, to, yield)
 	}
 }
 
-func (db *DB) page(ctx context.Context, from, to []byte) (page []backend.Entry, more bool, err error) {
-	err = db.read(ctx, func(txn *badger.Txn) error {
+// Snapshot implements backend.Backend. While one goes on, Badger drops no version of anything: it costs the space of
+// what is written meanwhile.
+func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		var ts uint64
+		err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
+			db.pins.Add(1) // before use is let go of
+			ts = txn.ReadTs()
+			return nil
+		})
+		if err != nil {
+			yield(backend.Entry{}, err)
+			return
+		}
+		defer db.pins.Add(-1) // also if the loop body panics
+		db.pages(ctx, func() uint64 { return ts }, from, to, yield)
+	}
+}
+
+// pages reads page by page, so that no lock is held and no transaction open while the loop body runs.
+func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yield func(backend.Entry, error) bool) {
+	for {
+		page, next, err := db.page(ctx, at, from, to)
+		if err != nil {
+			yield(backend.Entry{}, err)
+			return
+		}
+		for _, e := range page {
+			if !yield(e, nil) {
+				return
+			}
+			select {
+			case <-db.closing:
+				yield(backend.Entry{}, backend.ErrClosed)
+				return
+			default:
+			}
+		}
+		if next == nil {
+			return
+		}
+		from = next
+	}
+}
+
+// page returns the first entries with from <= key < to, and where the next page begins: nil if there is none.
+func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page []backend.Entry, next []byte, err error) {
+	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.Prefix = []byte{keyPrefix}
 		it := txn.NewIterator(o)
 		defer it.Close()
-		size := 0
+		seen, size := 0, 0
 		for it.Seek(storedKey(from)); it.Valid(); it.Next() {
-			e, err := entry(it.Item())
-			if err != nil {
-				return err
-			}
-			if to != nil && string(e.Key) >= string(to) {
+			key := it.Item().Key()[1:] // until Next
+			if to != nil && string(key) >= string(to) {
 				return nil
 			}
-			page = append(page, e)
-			size += len(e.Key) + len(e.Value)
-			if len(page) == pageEntries || size >= pageBytes {
-				more = true
+			switch e, err := entry(it.Item()); {
+			case err == nil:
+				page = append(page, e)
+				size += len(e.Key) + len(e.Value)
+			case !errors.Is(err, backend.ErrNotFound):
+				return err
+			}
+			if seen++; seen == pageEntries || size >= pageBytes {
+				next = append(slices.Clone(key), 0) // the least key behind it
 				return nil
 			}
 		}
 		return nil
 	})
-	return page, more, err
+	return page, next, err
 }
 
 // A logger passes on what Badger says: its chatter as detail.

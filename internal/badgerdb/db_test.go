@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -152,7 +153,7 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 	db := open(t, t.TempDir())
 	ctx := t.Context()
 	require.NoError(t, db.Apply(ctx, change("k", "0", 0)))
-	err := db.read(ctx, func(txn *badger.Txn) error {
+	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
 		for n := range uint64(2 * discardEvery) {
 			if err := db.Apply(ctx, change("k", fmt.Sprint(n+1), n+1)); err != nil {
 				return err
@@ -170,16 +171,238 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// In Badger, a snapshot keeps what it shows while everything is written over, flushed and compacted.
+func TestSnapshotKeepsItsVersions(t *testing.T) {
+	db, err := Open(t.TempDir(), Options{memTableSize: 1 << 20})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	const entries, deleted = 600, "k0599"
+	write := func(round uint64) {
+		t.Helper()
+		var changes []backend.Change
+		for n := range entries {
+			key := fmt.Sprintf("k%04d", n)
+			changes = append(changes, change(key, fmt.Sprint(key, "-", round, strings.Repeat(".", 200)), round))
+		}
+		for part := range slices.Chunk(changes, 100) {
+			require.NoError(t, db.Apply(t.Context(), part...))
+		}
+	}
+	const pause = discardEvery/6 + 1 // rounds of six commits, so that the discard timestamp could move
+	round := uint64(0)
+	overwrite := func() {
+		for range pause {
+			write(round)
+			round++
+		}
+		require.NoError(t, db.badger.Flatten(1))
+	}
+	overwrite()
+	before := versions(t, db)
+
+	shown := round - 1
+	n := 0
+	for e, err := range db.Snapshot(t.Context(), nil, nil) {
+		require.NoError(t, err)
+		key := fmt.Sprintf("k%04d", n)
+		require.Equal(t, key, string(e.Key))
+		require.Equal(t, shown+1, e.Revision)
+		require.True(t, strings.HasPrefix(string(e.Value), fmt.Sprint(key, "-", shown, ".")), "%s", e.Value[:20])
+		if n++; n == 1 || n == pageEntries+1 {
+			tables := tableIDs(db)
+			overwrite()
+			require.Greater(t, slices.Max(tableIDs(db)), slices.Max(tables)+2, "memtables were flushed, and tables compacted")
+		}
+		if n == 2 {
+			require.NoError(t, db.Apply(t.Context(), backend.Change{Key: []byte(deleted), Expect: round, Delete: true}))
+			require.NoError(t, db.Apply(t.Context(), backend.Change{Key: []byte(deleted), Value: []byte("new"), Revision: round}))
+		}
+	}
+	require.Equal(t, entries, n)
+	require.GreaterOrEqual(t, versions(t, db), 2*pause*entries, "nothing was dropped meanwhile")
+
+	overwrite()
+	overwrite()
+	require.Less(t, versions(t, db), before+3*pause*entries/2, "it holds on to nothing once it has ended")
+}
+
+// versions counts what Badger has of all entries.
+func versions(t *testing.T, db *DB) (n int) {
+	t.Helper()
+	txn := db.badger.NewTransactionAt(db.durable.Load(), false)
+	defer txn.Discard()
+	o := badger.DefaultIteratorOptions
+	o.AllVersions = true
+	o.Prefix = []byte{keyPrefix}
+	it := txn.NewIterator(o)
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		n++
+	}
+	return n
+}
+
+func tableIDs(db *DB) (ids []uint64) {
+	for _, table := range db.badger.Tables() {
+		ids = append(ids, table.ID)
+	}
+	return ids
+}
+
+// However its loop ends, a snapshot holds on to nothing afterwards.
+func TestSnapshotLetsGo(t *testing.T) {
+	db := open(t, t.TempDir())
+	for n := range pageEntries + 1 {
+		require.NoError(t, db.Apply(t.Context(), change(fmt.Sprintf("k%04d", n), "v", 0)))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	all := db.Snapshot(ctx, nil, nil)
+	for _, err := range all {
+		require.NoError(t, err)
+		require.EqualValues(t, 1, db.pins.Load())
+	}
+	require.Zero(t, db.pins.Load(), "read to its end")
+	for _, err := range all {
+		require.NoError(t, err)
+		break
+	}
+	require.Zero(t, db.pins.Load(), "break")
+	require.Panics(t, func() {
+		for range all {
+			panic("in the body")
+		}
+	})
+	require.Zero(t, db.pins.Load(), "panic")
+	next, stop := iter.Pull2(all)
+	_, _, ok := next()
+	require.True(t, ok)
+	for range all {
+		require.EqualValues(t, 2, db.pins.Load())
+		break
+	}
+	require.EqualValues(t, 1, db.pins.Load())
+	stop()
+	require.Zero(t, db.pins.Load(), "stop")
+	var last error
+	for _, last = range all {
+		cancel()
+	}
+	require.ErrorIs(t, last, context.Canceled)
+	require.Zero(t, db.pins.Load(), "an ended context")
+	for _, err := range all {
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.Zero(t, db.pins.Load(), "a context that ended before")
+}
+
+// Close does not wait for somebody who has stopped in the middle of a snapshot.
+func TestCloseDuringSnapshot(t *testing.T) {
+	db := open(t, t.TempDir())
+	require.NoError(t, db.Apply(t.Context(), change("a", "v", 0), change("b", "v", 0)))
+	next, stop := iter.Pull2(db.Snapshot(t.Context(), nil, nil))
+	defer stop()
+	e, err, ok := next()
+	require.True(t, ok)
+	require.NoError(t, err)
+	require.Equal(t, "a", string(e.Key))
+	require.NoError(t, db.Close())
+	_, err, ok = next()
+	require.True(t, ok)
+	require.ErrorIs(t, err, backend.ErrClosed)
+	_, _, ok = next()
+	require.False(t, ok)
+	require.Zero(t, db.pins.Load())
+}
+
+// What Badger knows is that an entry was written over. So the version below it does not come back, wherever the two
+// are: in memory, in tables of one level or of two, compacted or not.
+func TestDeletedStaysDeleted(t *testing.T) {
+	dir := t.TempDir()
+	db := open(t, dir)
+	ctx := t.Context()
+	absent := func() {
+		t.Helper()
+		_, err := db.Get(ctx, []byte("k"))
+		require.ErrorIs(t, err, backend.ErrNotFound)
+		for _, all := range []iter.Seq2[backend.Entry, error]{db.Scan(ctx, nil, nil), db.Snapshot(ctx, nil, nil)} {
+			for e, err := range all {
+				require.NoError(t, err)
+				require.NotEqual(t, "k", string(e.Key))
+			}
+		}
+		require.ErrorIs(t, db.Apply(ctx, change("k", "back", 1)), backend.ErrConflict)
+	}
+	reopen := func() { // which flushes
+		t.Helper()
+		require.NoError(t, db.Close())
+		db = open(t, dir)
+	}
+	require.NoError(t, db.Apply(ctx, change("k", "old", 0)))
+	reopen()
+	require.NoError(t, db.badger.Flatten(1))
+	require.NoError(t, db.Apply(ctx, backend.Change{Key: []byte("k"), Expect: 1, Delete: true}))
+	absent() // in memory, above a table
+	reopen()
+	absent() // in a table, above another
+	for n := range uint64(discardEvery) {
+		require.NoError(t, db.Apply(ctx, change("other", "v", n)))
+	}
+	require.NoError(t, db.badger.Flatten(1))
+	absent()
+	reopen()
+	require.NoError(t, db.badger.Flatten(1))
+	absent()
+	require.NoError(t, db.Apply(ctx, change("k", "new", 0)))
+	reopen()
+	e, err := db.Get(ctx, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, backend.Entry{Key: []byte("k"), Value: []byte("new"), Revision: 1}, e)
+}
+
+// A page that looks at nothing but deleted entries ends all the same, and the next goes on behind it.
+func TestPagesOverDeletedEntries(t *testing.T) {
+	db := open(t, t.TempDir())
+	ctx := t.Context()
+	const entries = 2*pageEntries + 1
+	for n := range entries {
+		key := fmt.Sprintf("k%04d", n)
+		require.NoError(t, db.Apply(ctx, change(key, "v", 0)))
+		if n < entries-1 {
+			require.NoError(t, db.Apply(ctx, backend.Change{Key: []byte(key), Expect: 1, Delete: true}))
+		}
+	}
+	var from []byte
+	for range 2 {
+		page, next, err := db.page(ctx, db.durable.Load, from, nil)
+		require.NoError(t, err)
+		require.Empty(t, page)
+		require.NotNil(t, next)
+		from = next
+	}
+	page, next, err := db.page(ctx, db.durable.Load, from, nil)
+	require.NoError(t, err)
+	require.Len(t, page, 1)
+	require.Nil(t, next)
+}
+
+// A stored value is a revision and a value, or nothing. Anything between is damage.
 func TestDamagedEntry(t *testing.T) {
 	db := open(t, t.TempDir())
-	txn := db.badger.NewTransactionAt(0, true)
-	require.NoError(t, txn.Set(storedKey([]byte("k")), []byte("short")))
-	require.NoError(t, txn.CommitAt(1, nil))
-	db.durable.Store(1)
-	_, err := db.Get(t.Context(), []byte("k"))
-	require.ErrorIs(t, err, backend.ErrCorrupt)
-	require.ErrorContains(t, err, "6b", "the key, in hexadecimal")
-	require.ErrorIs(t, db.Apply(t.Context(), change("k", "v", 1)), backend.ErrCorrupt)
+	for ts := range uint64(7) {
+		txn := db.badger.NewTransactionAt(ts, true)
+		require.NoError(t, txn.Set(storedKey([]byte("k")), make([]byte, ts+1)))
+		require.NoError(t, txn.CommitAt(ts+1, nil))
+		db.durable.Store(ts + 1)
+		_, err := db.Get(t.Context(), []byte("k"))
+		require.ErrorIs(t, err, backend.ErrCorrupt)
+		require.ErrorContains(t, err, "6b", "the key, in hexadecimal")
+		for _, err := range db.Scan(t.Context(), nil, nil) {
+			require.ErrorIs(t, err, backend.ErrCorrupt)
+		}
+		require.ErrorIs(t, db.Apply(t.Context(), change("k", "v", 0)), backend.ErrCorrupt)
+		require.ErrorIs(t, db.Apply(t.Context(), change("k", "v", 1)), backend.ErrCorrupt)
+	}
 }
 
 func TestLogger(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package backend is the contract between a key store and what keeps its records.
 //
 // A backend is an ordered map from short keys to small values, each with a revision, and nothing more: it knows
-// nothing of API keys. Four methods are enough for an embedded engine, a SQL table or etcd. Whoever implements one
+// nothing of API keys. Five methods are enough for an embedded engine, a SQL table or etcd. Whoever implements one
 // runs package [github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest] against it.
 //
 // # Consistency
@@ -56,20 +56,26 @@ var (
 	ErrLocked = errors.New("the store is open elsewhere")
 )
 
-// An Entry is a key, its value, and how often it has been written.
+// An Entry is a key, its value, and its revision.
 type Entry struct {
 	Key   []byte
 	Value []byte
-	// Revision is 1 after the first write of the key and one more after each further one.
+	// Revision is 1 after the first write of the key and one more after each further one, unless the Change said what
+	// it becomes. It is never 0, and never goes back while the entry exists.
 	Revision uint64
 }
 
-// A Change writes one entry.
+// A Change writes one entry, or deletes it.
 type Change struct {
 	Key   []byte
 	Value []byte
-	// Expect is the revision that the entry must have: 0 means that there must be none yet.
+	// Expect is the revision that the entry must have: 0 means that there must be none.
 	Expect uint64
+	// Revision is the one that the entry gets, greater than Expect: it is for putting back entries with the revisions
+	// that they had. 0 means Expect+1.
+	Revision uint64
+	// Delete removes the entry. Value is empty then, Revision 0, and Expect not 0. Afterwards it is as if the key had
+	// never been written: the next write expects 0 and makes revision 1, which somebody may still expect from before.
 	Delete bool
 }
 
@@ -81,13 +87,19 @@ type Backend interface {
 	// Get returns the entry of key, or ErrNotFound.
 	Get(ctx context.Context, key []byte) (Entry, error)
 	// Apply makes all the changes or none of them, and returns when they are durable. A key stands in at most one of
-	// the changes. Each entry's revision becomes Expect+1.
+	// the changes. The revision of each entry that is written becomes its change's Revision, or Expect+1. Changes that
+	// are not as their fields' comments say are an error, and none of them is made.
 	Apply(ctx context.Context, changes ...Change) error
 	// Scan yields the entries with from <= key < to in ascending order of bytes; a nil to means no upper end. It
 	// shows each entry as a Get at that moment would, not all of them as of one moment, and holds no lock while the
 	// caller's loop body runs, so that the body may call any method. After an error, which comes with a zero Entry,
 	// it ends.
 	Scan(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
+	// Snapshot does as Scan does, but shows all entries as of one moment, between the start of the iteration and its
+	// first step: it sees every change whose Apply returned before the start, and none whose Apply is called after the
+	// first step. It too holds no lock while the caller's loop body runs; after a Close there, the next step yields
+	// ErrClosed. What it takes to hold on to the moment is released when the loop ends, be it by a break or a panic.
+	Snapshot(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
 	// Close waits for calls that are under way, or makes them return ErrClosed, and releases everything. A second
 	// call does nothing.
 	Close() error

@@ -5,10 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,6 +35,22 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 // beyond Close. It calls open with a directory, new or used before.
 func RunDurable(t *testing.T, open func(t *testing.T, dir string) backend.Backend) {
 	Run(t, func(t *testing.T) backend.Backend { return open(t, t.TempDir()) })
+	t.Run("deletions outlive Close", func(t *testing.T) {
+		dir := t.TempDir()
+		for range 3 {
+			b := open(t, dir)
+			requireNone(t, b, "k")
+			put(t, b, "k", "v", 0)
+			require.NoError(t, b.Close())
+			b = open(t, dir)
+			requireEntry(t, b, "k", "v", 1)
+			require.NoError(t, b.Apply(ctx, deletion("k", 1)))
+			require.NoError(t, b.Close())
+		}
+		b := open(t, dir)
+		require.Empty(t, keysOf(t, b.Scan(ctx, nil, nil)))
+		require.NoError(t, b.Close())
+	})
 	t.Run("entries outlive Close", func(t *testing.T) {
 		dir := t.TempDir()
 		m := newModel(2)
@@ -83,10 +103,75 @@ var (
 			require.ErrorIs(t, b.Apply(ctx, change("a", "2", 1), change("c", "2", 0), change("b", "2", 7)), backend.ErrConflict)
 			requireEntry(t, b, "a", "1", 1)
 			requireEntry(t, b, "b", "1", 1)
-			_, err := b.Get(ctx, []byte("c"))
-			require.ErrorIs(t, err, backend.ErrNotFound)
+			requireNone(t, b, "c")
 			require.NoError(t, b.Apply(ctx, change("a", "2", 1), change("c", "2", 0), change("b", "2", 1)))
 			requireEntry(t, b, "b", "2", 2)
+		}},
+		{"what is deleted is gone, and may be written again", func(t require.TestingT, b backend.Backend) {
+			put(t, b, "j", "v", 0)
+			put(t, b, "l", "v", 0)
+			for range 3 {
+				put(t, b, "k", "v", 0)
+				put(t, b, "k", "w", 1)
+				require.NoError(t, b.Apply(ctx, deletion("k", 2)))
+				requireNone(t, b, "k")
+				require.Equal(t, []string{"j", "l"}, keysOf(t, b.Scan(ctx, nil, nil)))
+				require.Equal(t, []string{"j", "l"}, keysOf(t, b.Snapshot(ctx, nil, nil)))
+				require.ErrorIs(t, b.Apply(ctx, change("k", "x", 2)), backend.ErrConflict)
+				require.ErrorIs(t, b.Apply(ctx, deletion("k", 2)), backend.ErrConflict)
+			}
+			put(t, b, "k", "x", 0)
+			requireEntry(t, b, "k", "x", 1)
+			requireEntry(t, b, "j", "v", 1)
+		}},
+		{"a deletion expects a revision", func(t require.TestingT, b backend.Backend) {
+			put(t, b, "k", "v", 0)
+			put(t, b, "k", "w", 1)
+			put(t, b, "other", "v", 0)
+			for _, expect := range []uint64{1, 3, 1 << 63} {
+				require.ErrorIs(t, b.Apply(ctx, deletion("k", expect)), backend.ErrConflict)
+				require.ErrorIs(t, b.Apply(ctx, change("a", "v", 0), deletion("other", 1), deletion("k", expect)), backend.ErrConflict)
+			}
+			require.ErrorIs(t, b.Apply(ctx, deletion("other", 1), deletion("none", 1)), backend.ErrConflict)
+			require.Error(t, b.Apply(ctx, deletion("other", 1), deletion("none", 0)))
+			require.Error(t, b.Apply(ctx, deletion("other", 1), deletion("k", 0)))
+			require.Error(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Value: []byte("v"), Expect: 2, Delete: true}))
+			require.Error(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Expect: 2, Revision: 3, Delete: true}))
+			requireEntry(t, b, "k", "w", 2)
+			requireEntry(t, b, "other", "v", 1)
+			requireNone(t, b, "a")
+		}},
+		{"deletions and writes are made at once", func(t require.TestingT, b backend.Backend) {
+			require.NoError(t, b.Apply(ctx, change("a", "1", 0), change("b", "1", 0)))
+			require.ErrorIs(t, b.Apply(ctx, deletion("a", 1), change("b", "2", 7), change("c", "2", 0)), backend.ErrConflict)
+			requireEntry(t, b, "a", "1", 1)
+			require.NoError(t, b.Apply(ctx, deletion("a", 1), change("b", "2", 1), change("c", "2", 0)))
+			requireNone(t, b, "a")
+			requireEntry(t, b, "b", "2", 2)
+			requireEntry(t, b, "c", "2", 1)
+		}},
+		{"a change may say what the revision becomes", func(t require.TestingT, b backend.Backend) {
+			to := func(expect, revision uint64) error {
+				return b.Apply(ctx, backend.Change{Key: []byte("k"), Value: []byte(fmt.Sprint(revision)), Expect: expect, Revision: revision})
+			}
+			require.NoError(t, to(0, 7))
+			requireEntry(t, b, "k", "7", 7)
+			require.ErrorIs(t, to(0, 8), backend.ErrConflict)
+			require.ErrorIs(t, to(6, 8), backend.ErrConflict)
+			require.NoError(t, to(7, 8), "what it would become anyway")
+			for _, revision := range []uint64{1, 7, 8} {
+				require.Error(t, to(8, revision), "not greater than what is expected")
+			}
+			requireEntry(t, b, "k", "8", 8)
+			put(t, b, "k", "w", 8)
+			requireEntry(t, b, "k", "w", 9)
+			require.NoError(t, to(9, math.MaxUint64))
+			requireEntry(t, b, "k", fmt.Sprint(uint64(math.MaxUint64)), math.MaxUint64)
+			require.Error(t, b.Apply(ctx, change("k", "x", math.MaxUint64)), "there is none above it")
+			requireEntry(t, b, "k", fmt.Sprint(uint64(math.MaxUint64)), math.MaxUint64)
+			require.NoError(t, b.Apply(ctx, deletion("k", math.MaxUint64)))
+			put(t, b, "k", "v", 0)
+			requireEntry(t, b, "k", "v", 1)
 		}},
 		{"keys and values are any bytes", func(t require.TestingT, b backend.Backend) {
 			keys := []string{
@@ -99,24 +184,41 @@ var (
 			for _, k := range keys {
 				requireEntry(t, b, k, "\x00\xff"+k, 1)
 			}
-			require.Equal(t, keys, scanned(t, b, nil, nil), "in the order of their bytes")
+			require.Equal(t, keys, keysOf(t, b.Scan(ctx, nil, nil)), "in the order of their bytes")
 		}},
-		{"Scan yields a range in order", func(t require.TestingT, b backend.Backend) {
-			require.Empty(t, scanned(t, b, nil, nil))
+		{"Scan and Snapshot yield a range in order", func(t require.TestingT, b backend.Backend) {
 			var keys []string
 			for n := range 1000 { // more than any page
 				keys = append(keys, fmt.Sprintf("k%04d", n))
+			}
+			reads := []func(context.Context, []byte, []byte) iter.Seq2[backend.Entry, error]{b.Scan, b.Snapshot}
+			for _, read := range reads {
+				require.Empty(t, keysOf(t, read(ctx, nil, nil)))
 			}
 			for _, n := range rand.Perm(len(keys)) {
 				put(t, b, keys[n], "v", 0)
 			}
 			put(t, b, "j", "v", 0)
 			put(t, b, "l", "v", 0)
-			require.Equal(t, keys, scanned(t, b, []byte("k"), []byte("l")))
-			require.Equal(t, keys[10:20], scanned(t, b, []byte(keys[10]), []byte(keys[20])), "with from, without to")
-			require.Equal(t, append(slices.Clone(keys[990:]), "l"), scanned(t, b, []byte(keys[990]), nil))
-			require.Empty(t, scanned(t, b, []byte("l"), []byte("k")))
-			require.Empty(t, scanned(t, b, []byte("m"), nil))
+			for _, read := range reads {
+				require.Equal(t, keys, keysOf(t, read(ctx, []byte("k"), []byte("l"))))
+				require.Equal(t, keys[10:20], keysOf(t, read(ctx, []byte(keys[10]), []byte(keys[20]))), "with from, without to")
+				require.Equal(t, append(slices.Clone(keys[990:]), "l"), keysOf(t, read(ctx, []byte(keys[990]), nil)))
+				require.Empty(t, keysOf(t, read(ctx, []byte("l"), []byte("k"))))
+				require.Empty(t, keysOf(t, read(ctx, []byte("m"), nil)))
+			}
+			for part := range slices.Chunk(keys[5:995], backend.MaxChanges) {
+				var changes []backend.Change
+				for _, key := range part {
+					changes = append(changes, deletion(key, 1))
+				}
+				require.NoError(t, b.Apply(ctx, changes...))
+			}
+			for _, read := range reads {
+				require.Equal(t, append(slices.Clone(keys[:5]), keys[995:]...), keysOf(t, read(ctx, []byte("k"), []byte("l"))))
+				require.Equal(t, []string{"l"}, keysOf(t, read(ctx, []byte(keys[100]), nil))[5:])
+				require.Empty(t, keysOf(t, read(ctx, []byte(keys[5]), []byte(keys[995]))))
+			}
 		}},
 		{"the body of a Scan may call every method", func(t require.TestingT, b backend.Backend) {
 			for n := range 600 {
@@ -142,14 +244,147 @@ var (
 			}
 			require.ErrorIs(t, last, backend.ErrClosed)
 		}},
+		{"a Snapshot shows one moment while its body writes", func(t require.TestingT, b backend.Backend) {
+			keys := fill(t, b, 1000)
+			s := b.Snapshot(ctx, []byte("k"), []byte("l"))
+			put(t, b, "k", "before the first step", 0)
+			n := 0
+			for e, err := range s {
+				require.NoError(t, err)
+				if n == 0 {
+					require.Equal(t, "before the first step", string(e.Value))
+					changes := []backend.Change{deletion("k", 1), change("k0000x", "v", 0)}
+					for i := 0; i < len(keys); i += 10 {
+						changes = append(changes, change(keys[i], "w", 1))
+					}
+					require.NoError(t, b.Apply(ctx, changes...))
+				} else {
+					require.Equal(t, backend.Entry{Key: []byte(keys[n-1]), Value: []byte("v"), Revision: 1}, e)
+				}
+				if n++; n%100 == 0 && n < len(keys) {
+					require.NoError(t, b.Apply(ctx, deletion(keys[n+1], 1)))
+					requireNone(t, b, keys[n+1])
+				}
+			}
+			require.Equal(t, len(keys)+1, n)
+
+			n = 0
+			for e, err := range s { // of another moment
+				require.NoError(t, err)
+				switch n {
+				case 0:
+					require.Equal(t, backend.Entry{Key: []byte(keys[0]), Value: []byte("w"), Revision: 2}, e)
+				case 1:
+					require.Equal(t, "k0000x", string(e.Key))
+				}
+				if n++; n == 300 {
+					break
+				}
+			}
+			require.Equal(t, 300, n)
+			require.Len(t, keysOf(t, s), len(keys)+1-9)
+		}},
+		{"a Snapshot shows each Apply as a whole", func(t require.TestingT, b backend.Backend) {
+			// Two writers move amounts from one end to the other, and delete an account that is empty. In the middle of
+			// each snapshot some more is moved.
+			fill(t, b, 600)
+			const total = 10
+			require.NoError(t, b.Apply(ctx, change("a", fmt.Sprint(total), 0), change("moves", "", 0)))
+			var acknowledged atomic.Uint64
+			moved, stop, wrong := make(chan struct{}), make(chan struct{}), make(chan error, 2)
+			var wg sync.WaitGroup
+			for n := range 2 {
+				wg.Go(func() {
+					for random := rand.New(rand.NewPCG(3, uint64(n))); ; {
+						switch err := move(b, random, total); {
+						case err == nil:
+							acknowledged.Add(1)
+							select {
+							case moved <- struct{}{}:
+							default:
+							}
+						case !errors.Is(err, backend.ErrConflict):
+							wrong <- err
+							return
+						}
+						select {
+						case <-stop:
+							return
+						default:
+						}
+					}
+				})
+			}
+			defer wg.Wait()
+			defer close(stop)
+			next := func() {
+				select {
+				case <-moved:
+				case err := <-wrong:
+					require.NoError(t, err)
+				}
+			}
+			for range 20 {
+				sum, fillers := 0, 0
+				var moves uint64
+				before := acknowledged.Load()
+				for e, err := range b.Snapshot(ctx, nil, nil) {
+					require.NoError(t, err)
+					switch key := string(e.Key); key {
+					case "a", "z":
+						amount, err := strconv.Atoi(string(e.Value))
+						require.NoError(t, err)
+						require.Positive(t, amount)
+						sum += amount
+					case "moves":
+						moves = e.Revision - 1
+					default:
+						fillers++
+					}
+					if key := string(e.Key); key == "k0000" {
+						for range 3 { // one writer's second, which it began meanwhile
+							next()
+						}
+					}
+				}
+				require.Equal(t, total, sum)
+				require.Equal(t, 600, fillers)
+				require.GreaterOrEqual(t, moves, before, "it shows what was acknowledged before")
+			}
+		}},
+		{"a Snapshot ends with its context, and with Close", func(t require.TestingT, b backend.Backend) {
+			fill(t, b, 1000)
+			cancelled, cancel := context.WithCancel(ctx)
+			defer cancel()
+			var last error
+			for _, err := range b.Snapshot(cancelled, nil, nil) {
+				require.NoError(t, last, "after an error it ends")
+				last = err
+				cancel()
+			}
+			require.ErrorIs(t, last, context.Canceled)
+			var steps []error
+			for e, err := range b.Snapshot(ctx, nil, nil) {
+				if steps = append(steps, err); err == nil {
+					require.NoError(t, b.Close())
+				} else {
+					require.Zero(t, e)
+				}
+			}
+			require.Len(t, steps, 2)
+			require.ErrorIs(t, steps[1], backend.ErrClosed)
+		}},
 		{"slices belong to the caller", func(t require.TestingT, b backend.Backend) {
 			c := change("key", "value", 0)
 			require.NoError(t, b.Apply(ctx, c))
 			c.Key[0], c.Value[0] = 'X', 'X'
 			requireEntry(t, b, "key", "value", 1)
-			for e, err := range b.Scan(ctx, nil, nil) {
-				require.NoError(t, err)
-				e.Key[0], e.Value[0] = 'X', 'X'
+			for _, all := range []iter.Seq2[backend.Entry, error]{b.Scan(ctx, nil, nil), b.Snapshot(ctx, nil, nil)} {
+				for e, err := range all {
+					require.NoError(t, err)
+					require.Equal(t, "key", string(e.Key))
+					e.Key[0], e.Value[0] = 'X', 'X'
+				}
 			}
 			e, err := b.Get(ctx, []byte("key"))
 			require.NoError(t, err)
@@ -172,8 +407,7 @@ var (
 			require.Error(t, b.Apply(ctx))
 			require.Error(t, b.Apply(ctx, change("", "v", 0)))
 			require.Error(t, b.Apply(ctx, change("a", "1", 0), change("a", "2", 0)))
-			_, err := b.Get(ctx, []byte("a"))
-			require.ErrorIs(t, err, backend.ErrNotFound, "nothing was written")
+			requireNone(t, b, "a")
 		}},
 		{"a context that is done ends every call", func(t require.TestingT, b backend.Backend) {
 			done, cancel := context.WithCancel(ctx)
@@ -181,8 +415,7 @@ var (
 			for _, err := range everyCall(done, b) {
 				require.ErrorIs(t, err, context.Canceled)
 			}
-			_, err := b.Get(ctx, []byte("k"))
-			require.ErrorIs(t, err, backend.ErrNotFound, "nothing was written")
+			requireNone(t, b, "k")
 		}},
 		{"after Close there is nothing but ErrClosed", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "k", "v", 0)
@@ -284,6 +517,29 @@ var (
 	}
 )
 
+// move makes one Apply that moves some of the total between "a" and "z", and counts it in the revision of "moves".
+func move(b backend.Backend, random *rand.Rand, total int) error {
+	var entries [3]backend.Entry
+	for i, key := range []string{"a", "z", "moves"} {
+		e, err := b.Get(ctx, []byte(key))
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return err
+		}
+		entries[i] = e
+	}
+	amount := random.IntN(total + 1)
+	changes := []backend.Change{change("moves", "", entries[2].Revision)}
+	for i, amount := range []int{amount, total - amount} {
+		switch key, expect := [2]string{"a", "z"}[i], entries[i].Revision; {
+		case amount > 0:
+			changes = append(changes, change(key, fmt.Sprint(amount), expect))
+		case expect > 0:
+			changes = append(changes, deletion(key, expect))
+		}
+	}
+	return b.Apply(ctx, changes...)
+}
+
 // A model is what a backend should be: a map. It is worked on at random, from a seed.
 type model struct {
 	random  *rand.Rand
@@ -305,7 +561,14 @@ func (m *model) work(t require.TestingT, b backend.Backend, steps int) {
 				expect += 1 + m.random.Uint64N(3)
 				conflict = true
 			}
-			changes = append(changes, change(key, fmt.Sprint(m.random.Uint64()), expect))
+			c := change(key, fmt.Sprint(m.random.Uint64()), expect)
+			switch n := m.random.IntN(10); {
+			case n < 2 && expect > 0:
+				c = deletion(key, expect)
+			case n == 2:
+				c.Revision = expect + 1 + m.random.Uint64N(3)
+			}
+			changes = append(changes, c)
 		}
 		err := b.Apply(ctx, changes...)
 		if conflict {
@@ -313,29 +576,41 @@ func (m *model) work(t require.TestingT, b backend.Backend, steps int) {
 		} else {
 			require.NoError(t, err)
 			for _, c := range changes {
-				m.entries[string(c.Key)] = backend.Entry{Key: c.Key, Value: c.Value, Revision: c.Expect + 1}
+				if c.Delete {
+					delete(m.entries, string(c.Key))
+					continue
+				}
+				m.entries[string(c.Key)] = backend.Entry{Key: c.Key, Value: c.Value, Revision: max(c.Revision, c.Expect+1)}
 			}
 		}
 		if key := fmt.Sprint("k", m.random.IntN(20)); m.entries[key].Revision > 0 {
 			requireEntry(t, b, key, string(m.entries[key].Value), m.entries[key].Revision)
+		} else {
+			requireNone(t, b, key)
 		}
 	}
 }
 
 func (m *model) compare(t require.TestingT, b backend.Backend) {
 	keys := slices.Sorted(maps.Keys(m.entries))
-	n := 0
-	for e, err := range b.Scan(ctx, nil, nil) {
-		require.NoError(t, err)
-		require.Less(t, n, len(keys))
-		require.Equal(t, m.entries[keys[n]], e)
-		n++
+	for _, all := range []iter.Seq2[backend.Entry, error]{b.Scan(ctx, nil, nil), b.Snapshot(ctx, nil, nil)} {
+		n := 0
+		for e, err := range all {
+			require.NoError(t, err)
+			require.Less(t, n, len(keys))
+			require.Equal(t, m.entries[keys[n]], e)
+			n++
+		}
+		require.Equal(t, len(keys), n)
 	}
-	require.Equal(t, len(keys), n)
 }
 
 func change(key, value string, expect uint64) backend.Change {
 	return backend.Change{Key: []byte(key), Value: []byte(value), Expect: expect}
+}
+
+func deletion(key string, expect uint64) backend.Change {
+	return backend.Change{Key: []byte(key), Expect: expect, Delete: true}
 }
 
 func put(t require.TestingT, b backend.Backend, key, value string, expect uint64) {
@@ -350,8 +625,26 @@ func requireEntry(t require.TestingT, b backend.Backend, key, value string, revi
 	require.Equal(t, revision, e.Revision)
 }
 
-func scanned(t require.TestingT, b backend.Backend, from, to []byte) (keys []string) {
-	for e, err := range b.Scan(ctx, from, to) {
+func requireNone(t require.TestingT, b backend.Backend, key string) {
+	_, err := b.Get(ctx, []byte(key))
+	require.ErrorIs(t, err, backend.ErrNotFound, key)
+}
+
+// fill writes n entries with the value v, and returns their keys.
+func fill(t require.TestingT, b backend.Backend, n int) (keys []string) {
+	var changes []backend.Change
+	for i := range n {
+		keys = append(keys, fmt.Sprintf("k%04d", i))
+		changes = append(changes, change(keys[i], "v", 0))
+	}
+	for part := range slices.Chunk(changes, backend.MaxChanges) {
+		require.NoError(t, b.Apply(ctx, part...))
+	}
+	return keys
+}
+
+func keysOf(t require.TestingT, entries iter.Seq2[backend.Entry, error]) (keys []string) {
+	for e, err := range entries {
 		require.NoError(t, err)
 		keys = append(keys, string(e.Key))
 	}
@@ -365,5 +658,9 @@ func everyCall(ctx context.Context, b backend.Backend) []error {
 	for _, err := range b.Scan(ctx, nil, nil) {
 		scan = err
 	}
-	return []error{get, apply, scan}
+	snapshot := errors.New("Snapshot yielded nothing")
+	for _, err := range b.Snapshot(ctx, nil, nil) {
+		snapshot = err
+	}
+	return []error{get, apply, scan, snapshot}
 }

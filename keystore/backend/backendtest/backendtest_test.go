@@ -36,6 +36,13 @@ func TestSuiteCatches(t *testing.T) {
 		"contexts that are ignored":         func(b backend.Backend) backend.Backend { return &deaf{b} },
 		"writes that are not made":          func(b backend.Backend) backend.Backend { return &forgetful{b} },
 		"an error that is not the contract": func(b backend.Backend) backend.Backend { return &vague{b} },
+		"deletions that are not made":       func(b backend.Backend) backend.Backend { return &hoarding{b} },
+		"deletions that expect anything":    func(b backend.Backend) backend.Backend { return &ruthless{b} },
+		"deletions that leave a value":      func(b backend.Backend) backend.Backend { return &hollow{b} },
+		"revisions that are not as given":   func(b backend.Backend) backend.Backend { return &counting{b} },
+		"revisions that are put right":      func(b backend.Backend) backend.Backend { return &lenient{b} },
+		"a snapshot of many moments":        func(b backend.Backend) backend.Backend { return &drifting{b} },
+		"a snapshot of an earlier moment":   func(b backend.Backend) backend.Backend { return &hasty{b} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var caughtBy []string
@@ -181,4 +188,85 @@ func (b *vague) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 		err = context.DeadlineExceeded
 	}
 	return e, err
+}
+
+type hoarding struct{ backend.Backend }
+
+func (b *hoarding) Apply(ctx context.Context, changes ...backend.Change) error {
+	kept := slices.DeleteFunc(slices.Clone(changes), func(c backend.Change) bool { return c.Delete })
+	if len(kept) == 0 && len(changes) > 0 {
+		return nil
+	}
+	return b.Backend.Apply(ctx, kept...)
+}
+
+type ruthless struct{ backend.Backend }
+
+func (b *ruthless) Apply(ctx context.Context, changes ...backend.Change) error {
+	changes = slices.Clone(changes)
+	for i, c := range changes {
+		if e, err := b.Get(ctx, c.Key); c.Delete && err == nil {
+			changes[i].Expect = e.Revision
+		}
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+type hollow struct{ backend.Backend }
+
+func (b *hollow) Apply(ctx context.Context, changes ...backend.Change) error {
+	changes = slices.Clone(changes)
+	for i := range changes {
+		changes[i].Delete = false
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+type counting struct{ backend.Backend }
+
+func (b *counting) Apply(ctx context.Context, changes ...backend.Change) error {
+	changes = slices.Clone(changes)
+	for i := range changes {
+		changes[i].Revision = 0
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+type lenient struct{ backend.Backend }
+
+func (b *lenient) Apply(ctx context.Context, changes ...backend.Change) error {
+	changes = slices.Clone(changes)
+	for i, c := range changes {
+		if c.Revision <= c.Expect {
+			changes[i].Revision = 0
+		}
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+type drifting struct{ backend.Backend }
+
+func (b *drifting) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return b.Backend.Scan(ctx, from, to)
+}
+
+// hasty takes its snapshot when it is called.
+type hasty struct{ backend.Backend }
+
+func (b *hasty) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	type step struct {
+		e   backend.Entry
+		err error
+	}
+	var steps []step
+	for e, err := range b.Backend.Snapshot(ctx, from, to) {
+		steps = append(steps, step{e, err})
+	}
+	return func(yield func(backend.Entry, error) bool) {
+		for _, s := range steps {
+			if !yield(s.e, s.err) {
+				return
+			}
+		}
+	}
 }

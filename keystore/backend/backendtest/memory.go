@@ -48,7 +48,7 @@ func (m *memory) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 }
 
 func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := usable(changes); err != nil {
+	if err := wellFormed(changes); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -62,12 +62,24 @@ func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 		}
 	}
 	for _, c := range changes {
-		m.entries[string(c.Key)] = clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: c.Expect + 1})
+		if c.Delete {
+			delete(m.entries, string(c.Key))
+			continue
+		}
+		m.entries[string(c.Key)] = clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: revision(c)})
 	}
 	return nil
 }
 
-func usable(changes []backend.Change) error {
+// revision returns the one that a write makes.
+func revision(c backend.Change) uint64 {
+	if c.Revision != 0 {
+		return c.Revision
+	}
+	return c.Expect + 1
+}
+
+func wellFormed(changes []backend.Change) error {
 	if len(changes) == 0 {
 		return errors.New("no changes to apply")
 	}
@@ -81,6 +93,12 @@ func usable(changes []backend.Change) error {
 		}
 		if len(c.Key) > backend.MaxKeySize || len(c.Value) > backend.MaxValueSize {
 			return backend.ErrTooLarge
+		}
+		if c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0) {
+			return errors.New("a deletion that has a value or a revision, or expects no entry")
+		}
+		if !c.Delete && revision(c) <= c.Expect {
+			return errors.New("a revision that is not greater than the expected one")
 		}
 		seen[string(c.Key)] = true
 	}
@@ -119,6 +137,44 @@ func (m *memory) first(ctx context.Context, from, to []byte) (backend.Entry, boo
 		}
 	}
 	return backend.Entry{}, false, nil
+}
+
+func (m *memory) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		entries, err := m.within(ctx, from, to)
+		for _, e := range entries {
+			if !yield(e, nil) {
+				return
+			}
+			if err = m.usable(ctx); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			yield(backend.Entry{}, err)
+		}
+	}
+}
+
+// within returns the entries with keys in [from, to).
+func (m *memory) within(ctx context.Context, from, to []byte) (entries []backend.Entry, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.usableLocked(ctx); err != nil {
+		return nil, err
+	}
+	for _, key := range slices.Sorted(maps.Keys(m.entries)) {
+		if key >= string(from) && (to == nil || key < string(to)) {
+			entries = append(entries, clone(m.entries[key]))
+		}
+	}
+	return entries, nil
+}
+
+func (m *memory) usable(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.usableLocked(ctx)
 }
 
 func (m *memory) Close() error {

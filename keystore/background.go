@@ -164,7 +164,7 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 			return 0, err
 		}
 		st, err := parseStored(e)
-		if err != nil || st.record.RevokedAt != 0 {
+		if err != nil || st.record.RevokedAt != 0 || st.purged() {
 			continue // no token will be matched with it
 		}
 		if st.record.DigestScheme != s.decoy.Scheme {

@@ -43,11 +43,11 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	// No phases of the fence: nobody can have read or cached an ID that did not exist, and a miss is not cached.
-	p, err := s.prepare(st, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	p, err := s.prepare(st, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
 	if err != nil {
 		return nil, err
 	}
-	err = s.apply(ctx, p.changes(), func(err error) { s.conclude(p, err) })
+	err = s.apply(ctx, p.changes, func(err error) { s.conclude(p, err) })
 	if err != nil {
 		return nil, err
 	}
@@ -65,8 +65,7 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 		if r.Status == record.Status_STATUS_REVOKED {
 			return false, nil
 		}
-		r.Status = record.Status_STATUS_REVOKED
-		r.RevokedAt, r.RevokeReason = toNanos(time.Now()), reason
+		revoke(r, reason)
 		return true, nil
 	})
 }
@@ -261,24 +260,11 @@ func (s *Store) change(
 			return e, nil
 		}
 		st.revision++
-		p, err := s.prepare(st, event)
+		p, err := s.prepare(st, st.revision-1, event)
 		if err != nil {
 			return nil, err
 		}
-		s.fence.Begin(id)
-		err = s.apply(ctx, p.changes(), func(err error) {
-			switch {
-			case err == nil:
-				s.fence.End(id, p.entry)
-			case errors.Is(err, backend.ErrConflict):
-				s.fence.End(id, nil)
-			default:
-				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
-				// knows what its live contexts are still good for.
-				s.fence.Cut(id, doubt)
-			}
-			s.conclude(p, err)
-		})
+		err = s.commit(ctx, doubt, []*prepared{p})
 		if err == nil {
 			return p.entry, nil
 		}
@@ -289,17 +275,43 @@ func (s *Store) change(
 	return nil, trouble("change", errors.New("others keep changing the key"))
 }
 
-// A prepared is a new state of a key and the event that says so, on their way to the backend.
-type prepared struct {
-	entry *entry // what the key becomes
-	stamp int64  // the event's, open in the journal
-	event *record.Event
-
-	record, journal backend.Change
+// commit makes all of the changes or none, through the phases of the fence.
+func (s *Store) commit(ctx context.Context, doubt error, all []*prepared) error {
+	var changes []backend.Change
+	for _, p := range all {
+		s.fence.Begin(p.entry.id)
+		changes = append(changes, p.changes...)
+	}
+	return s.apply(ctx, changes, func(err error) {
+		for _, p := range all {
+			switch {
+			case err == nil:
+				s.fence.End(p.entry.id, p.entry)
+			case errors.Is(err, backend.ErrConflict):
+				s.fence.End(p.entry.id, nil)
+			default:
+				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
+				// knows what its live contexts are still good for.
+				s.fence.Cut(p.entry.id, doubt)
+			}
+		}
+		for _, p := range all {
+			s.conclude(p, err)
+		}
+	})
 }
 
-// prepare encodes a record at its new revision, and its event. What it returns has to be concluded.
-func (s *Store) prepare(st *stored, event *record.Event) (*prepared, error) {
+// A prepared is a new state of a key and the event that says so, on their way to the backend.
+type prepared struct {
+	entry   *entry // what the key becomes
+	stamp   int64  // the event's, open in the journal
+	event   *record.Event
+	changes []backend.Change // of the record, of the event, and what else goes with them
+}
+
+// prepare encodes a record at its new revision, and its event. The key has the revision expect until then. What it
+// returns has to be concluded.
+func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepared, error) {
 	value, err := record.Encode(st.record)
 	if err != nil {
 		return nil, trouble("encode", err)
@@ -309,21 +321,21 @@ func (s *Store) prepare(st *stored, event *record.Event) (*prepared, error) {
 			len(value), maxRecordSize)
 	}
 	event.KeyId, event.Revision = st.id[:], st.revision
-	p := &prepared{
-		entry:  st.entry(),
-		event:  event,
-		record: backend.Change{Key: storageKey(st.id), Value: value, Expect: st.revision - 1},
-	}
 	said, err := record.EncodeEvent(event)
 	if err != nil {
 		return nil, trouble("encode", err)
 	}
-	p.stamp = s.journal.begin()
-	p.journal = backend.Change{Key: eventKey(p.stamp), Value: said}
-	return p, nil
+	stamp := s.journal.begin()
+	return &prepared{
+		entry: st.entry(),
+		stamp: stamp,
+		event: event,
+		changes: []backend.Change{
+			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision},
+			{Key: eventKey(stamp), Value: said},
+		},
+	}, nil
 }
-
-func (p *prepared) changes() []backend.Change { return []backend.Change{p.record, p.journal} }
 
 // conclude ends what prepare began. It is called when it is known whether the changes were made, and after the phases
 // of the fence: whoever hears of the change finds it in force.
@@ -332,7 +344,7 @@ func (s *Store) conclude(p *prepared, err error) {
 	if err != nil {
 		return
 	}
-	e := publicEvent(p.journal.Key, p.event)
+	e := publicEvent(eventKey(p.stamp), p.event)
 	s.log.Info("API key changed", "id", e.KeyID, "action", string(e.Action), "revision", e.Revision,
 		"status", p.entry.key.Status(), "actor", e.Actor, "name", p.entry.key.Name, "owner", p.entry.key.Owner)
 	if s.observer != nil {

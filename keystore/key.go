@@ -288,6 +288,7 @@ const keySpace = 'k'
 
 func storageKey(id token.ID) []byte { return append([]byte{keySpace}, id[:]...) }
 
+// parseStored decodes what the backend has of a key. If the record is damaged, the ID comes with the error.
 func parseStored(e backend.Entry) (*stored, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
 		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
@@ -295,10 +296,13 @@ func parseStored(e backend.Entry) (*stored, error) {
 	id := token.ID(e.Key[1:])
 	r, err := record.Decode(e.Value)
 	if err != nil {
-		return nil, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
+		return &stored{id: id}, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
 	}
 	return &stored{id: id, record: r, revision: e.Revision}, nil
 }
+
+// purged reports whether nothing is left of the key but its revision.
+func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_PURGED }
 
 func (s *stored) entry() *entry {
 	r := s.record
@@ -329,6 +333,9 @@ func (s *stored) entry() *entry {
 	e.key.AllowedNetworks = slices.Clip(e.key.AllowedNetworks)
 	if l := r.RateLimit; l != nil {
 		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
+	}
+	if s.purged() {
+		e.key.RevokedAt = fromNanos(r.PurgedAt) // should anybody ask
 	}
 	if p := r.Previous; p != nil {
 		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}

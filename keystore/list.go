@@ -64,14 +64,16 @@ func (q *Query) selects(k *Key) bool {
 // ends.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		if err := s.list(ctx, q, yield); err != nil {
+		err := s.list(ctx, q, func(_ *stored, k *Key, err error) bool { return yield(k, err) })
+		if err != nil {
 			yield(nil, err)
 		}
 	}
 }
 
-// list returns the error that ends the list, unless the consumer ended it.
-func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool) error {
+// list returns the error that ends the list, unless the consumer ended it. With ErrCorrupt, the stored may have no more
+// than its ID, or be nil.
+func (s *Store) list(ctx context.Context, q Query, yield func(*stored, *Key, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
@@ -90,13 +92,13 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool)
 		}
 		st, err := parseStored(e)
 		if err != nil {
-			if !yield(nil, err) {
+			if !yield(st, nil, err) {
 				return nil
 			}
 			continue
 		}
 		key := &st.entry().key
-		if !q.selects(key) {
+		if st.purged() || !q.selects(key) {
 			continue
 		}
 		if key.LastUsedAt, err = s.lastUsed(ctx, st.id); err != nil {
@@ -105,7 +107,7 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*Key, error) bool)
 		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince) {
 			continue
 		}
-		if !yield(key, nil) {
+		if !yield(st, key, nil) {
 			return nil
 		}
 		if left--; left == 0 {

@@ -230,7 +230,11 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 		s.noteFailure(err)
 		return nil, trouble("read", err)
 	}
-	return parseStored(e)
+	st, err := parseStored(e)
+	if err == nil && st.purged() {
+		return nil, trouble("read", ErrNotFound)
+	}
+	return st, err
 }
 
 // apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change

@@ -113,6 +113,25 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) error {
 	return err
 }
 
+// forgetUsage removes what is known of the use of keys that are gone: at most so many as fit into one write. If that
+// fails, it stays, and does no harm.
+func (s *Store) forgetUsage(ctx context.Context, gone []*entry) {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	var changes []backend.Change
+	for _, e := range gone {
+		s.usage.mu.Lock()
+		delete(s.usage.used, e.id)
+		s.usage.mu.Unlock()
+		if _, revision, err := s.readUsage(ctx, e.id); err == nil && revision > 0 {
+			changes = append(changes, backend.Change{Key: usageKey(e.id), Expect: revision, Delete: true})
+		}
+	}
+	if len(changes) > 0 {
+		_ = s.backend.Apply(ctx, changes...)
+	}
+}
+
 // lastUsed returns when a key was last used: the later of what is written and what is not yet.
 func (s *Store) lastUsed(ctx context.Context, id token.ID) (time.Time, error) {
 	pending := s.usage.pending(id) // before the read: a flush between the two moves it there
@@ -139,11 +158,16 @@ func (s *Store) readUsage(ctx context.Context, id token.ID) (minute int64, revis
 		s.noteFailure(err)
 		return 0, 0, trouble("read usage", err)
 	}
+	minute, err = parseUsage(e)
+	return minute, e.Revision, err
+}
+
+func parseUsage(e backend.Entry) (minute int64, err error) {
 	value, n := binary.Uvarint(e.Value)
-	if n != len(e.Value) || n <= 0 || value > maxMinute {
-		return 0, 0, fmt.Errorf("%w: the last use of key %s is not a time", ErrCorrupt, id)
+	if len(e.Key) != 1+len(token.ID{}) || n <= 0 || n != len(e.Value) || value > maxMinute {
+		return 0, fmt.Errorf("%w: the last use of the storage key %x is not a time", ErrCorrupt, e.Key)
 	}
-	return int64(value), e.Revision, nil
+	return int64(value), nil
 }
 
 const maxMinute = 1 << 40 // what no clock shows, and time.Unix can hold

@@ -66,6 +66,11 @@ func check(r *Record) error {
 		return fmt.Errorf("%w: it has no format", ErrInvalid)
 	case r.Format > Format:
 		return fmt.Errorf("%w: format %d is newer than this program's %d: upgrade the program", ErrInvalid, r.Format, Format)
+	case r.Status == Status_STATUS_PURGED:
+		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil {
+			return fmt.Errorf("%w: it was removed, and is not empty", ErrInvalid)
+		}
+		return nil
 	case r.DigestScheme == "" || len(r.Digest) == 0:
 		return fmt.Errorf("%w: it has no digest", ErrInvalid)
 	case r.CreatedAt <= 0:

@@ -105,6 +105,9 @@ const (
 	Status_STATUS_ACTIVE      Status = 1
 	Status_STATUS_DISABLED    Status = 2
 	Status_STATUS_REVOKED     Status = 3
+	// The key was removed. Nothing is left of it but this, the format, and when it was removed, so that no backup brings it
+	// back.
+	Status_STATUS_PURGED Status = 4
 )
 
 // Enum value maps for Status.
@@ -114,12 +117,14 @@ var (
 		1: "STATUS_ACTIVE",
 		2: "STATUS_DISABLED",
 		3: "STATUS_REVOKED",
+		4: "STATUS_PURGED",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
 		"STATUS_ACTIVE":      1,
 		"STATUS_DISABLED":    2,
 		"STATUS_REVOKED":     3,
+		"STATUS_PURGED":      4,
 	}
 )
 
@@ -178,6 +183,7 @@ type Record struct {
 	AllowedNetworks []string   `protobuf:"bytes,18,rep,name=allowed_networks,json=allowedNetworks,proto3" json:"allowed_networks,omitempty"`
 	NotBefore       int64      `protobuf:"varint,19,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	RateLimit       *RateLimit `protobuf:"bytes,20,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	PurgedAt        int64      `protobuf:"varint,21,opt,name=purged_at,json=purgedAt,proto3" json:"purged_at,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -352,6 +358,13 @@ func (x *Record) GetRateLimit() *RateLimit {
 	return nil
 }
 
+func (x *Record) GetPurgedAt() int64 {
+	if x != nil {
+		return x.PurgedAt
+	}
+	return 0
+}
+
 // Previous is the secret that a rotation replaced, while it still works.
 type Previous struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -466,6 +479,67 @@ func (x *RateLimit) GetBurst() uint32 {
 	return 0
 }
 
+// Saved is one entry of a backup: a storage key, and what it stood for.
+type Saved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Saved) Reset() {
+	*x = Saved{}
+	mi := &file_record_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Saved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Saved) ProtoMessage() {}
+
+func (x *Saved) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Saved.ProtoReflect.Descriptor instead.
+func (*Saved) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Saved) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Saved) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Saved) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // Event is one change of a key. It is written with the record that it made.
 type Event struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -482,7 +556,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +568,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +581,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{3}
+	return file_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Event) GetFormat() uint32 {
@@ -556,7 +630,7 @@ var File_record_proto protoreflect.FileDescriptor
 
 const file_record_proto_rawDesc = "" +
 	"\n" +
-	"\frecord.proto\x12\x14grpcapikey.record.v1\"\xa0\x06\n" +
+	"\frecord.proto\x12\x14grpcapikey.record.v1\"\xbd\x06\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -584,7 +658,8 @@ const file_record_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x13 \x01(\x03R\tnotBefore\x12>\n" +
 	"\n" +
-	"rate_limit\x18\x14 \x01(\v2\x1f.grpcapikey.record.v1.RateLimitR\trateLimit\x1a;\n" +
+	"rate_limit\x18\x14 \x01(\v2\x1f.grpcapikey.record.v1.RateLimitR\trateLimit\x12\x1b\n" +
+	"\tpurged_at\x18\x15 \x01(\x03R\bpurgedAt\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
@@ -595,7 +670,11 @@ const file_record_proto_rawDesc = "" +
 	"\tRateLimit\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x01 \x01(\x01R\tperSecond\x12\x14\n" +
-	"\x05burst\x18\x02 \x01(\rR\x05burst\"\xb6\x01\n" +
+	"\x05burst\x18\x02 \x01(\rR\x05burst\"K\n" +
+	"\x05Saved\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xb6\x01\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.ActionR\x06action\x12\x15\n" +
@@ -613,12 +692,13 @@ const file_record_proto_rawDesc = "" +
 	"\rACTION_REVOKE\x10\x06\x12\x11\n" +
 	"\rACTION_REHASH\x10\a\x12\x12\n" +
 	"\x0eACTION_RESTORE\x10\b\x12\x10\n" +
-	"\fACTION_PURGE\x10\t*\\\n" +
+	"\fACTION_PURGE\x10\t*o\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +
 	"\x0fSTATUS_DISABLED\x10\x02\x12\x12\n" +
-	"\x0eSTATUS_REVOKED\x10\x03B6Z4github.com/grpc-api-key/grpc-api-key/internal/recordb\x06proto3"
+	"\x0eSTATUS_REVOKED\x10\x03\x12\x11\n" +
+	"\rSTATUS_PURGED\x10\x04B6Z4github.com/grpc-api-key/grpc-api-key/internal/recordb\x06proto3"
 
 var (
 	file_record_proto_rawDescOnce sync.Once
@@ -633,19 +713,20 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_record_proto_goTypes = []any{
 	(Action)(0),       // 0: grpcapikey.record.v1.Action
 	(Status)(0),       // 1: grpcapikey.record.v1.Status
 	(*Record)(nil),    // 2: grpcapikey.record.v1.Record
 	(*Previous)(nil),  // 3: grpcapikey.record.v1.Previous
 	(*RateLimit)(nil), // 4: grpcapikey.record.v1.RateLimit
-	(*Event)(nil),     // 5: grpcapikey.record.v1.Event
-	nil,               // 6: grpcapikey.record.v1.Record.MetadataEntry
+	(*Saved)(nil),     // 5: grpcapikey.record.v1.Saved
+	(*Event)(nil),     // 6: grpcapikey.record.v1.Event
+	nil,               // 7: grpcapikey.record.v1.Record.MetadataEntry
 }
 var file_record_proto_depIdxs = []int32{
 	1, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
-	6, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
+	7, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
 	3, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
 	4, // 3: grpcapikey.record.v1.Record.rate_limit:type_name -> grpcapikey.record.v1.RateLimit
 	0, // 4: grpcapikey.record.v1.Event.action:type_name -> grpcapikey.record.v1.Action
@@ -667,7 +748,7 @@ func file_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

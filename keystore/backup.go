@@ -1,0 +1,412 @@
+package keystore
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// The form of a backup, which is a stream:
+//
+//	magic     "grpc-api-key backup\n", and the number of the form: 1
+//	frame...  a length as a varint, and so many bytes: a record.Saved
+//	end       a length of 0
+//	trailer   the number of frames, 8 bytes, big-endian; SHA-256 of everything before the sum
+//
+// The frames have the entries of the key space, and then those of the usage space, in the order of their keys.
+const (
+	backupMagic = "grpc-api-key backup\n"
+	backupForm  = 1
+
+	maxFrame = backend.MaxKeySize + backend.MaxValueSize + 64
+)
+
+// Backup writes all keys, with the digests of their secrets and when they were last used, as they are at one moment
+// between the call and its first write. The store goes on meanwhile; w may be as slow as it likes. Events are not part
+// of it, and no secret is.
+//
+// An error of w's is returned as it is; what was written is then of no use, and Restore refuses it.
+func (s *Store) Backup(ctx context.Context, w io.Writer) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if err := s.flushUsage(ctx); err != nil {
+		return err
+	}
+	sum := sha256.New()
+	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
+	out.WriteString(backupMagic) // a bufio.Writer keeps its first error for Flush
+	out.WriteByte(backupForm)
+	frames := uint64(0)
+	for e, err := range s.backend.Snapshot(ctx, []byte{keySpace}, []byte{usageSpace + 1}) {
+		if err != nil {
+			return s.scanError(ctx, "backup", err)
+		}
+		if e.Key[0] != keySpace && e.Key[0] != usageSpace {
+			continue
+		}
+		if e.Key[0] == keySpace {
+			if _, err := parseStored(e); err != nil {
+				return fmt.Errorf("keystore: backup: %w", err)
+			}
+		}
+		frame, err := proto.Marshal(&record.Saved{Key: e.Key, Value: e.Value, Revision: e.Revision})
+		if err != nil {
+			return trouble("backup", err)
+		}
+		out.Write(binary.AppendUvarint(nil, uint64(len(frame))))
+		if _, err := out.Write(frame); err != nil {
+			return err
+		}
+		frames++
+	}
+	out.WriteByte(0)
+	out.Write(binary.BigEndian.AppendUint64(nil, frames))
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	_, err := w.Write(sum.Sum(nil))
+	return err
+}
+
+// Restore brings the keys of a backup into the store, beside those that it has. Of a key that both have, the higher
+// revision stays; but a key that either has revoked, or purged, is so afterwards. What that changes is in force when
+// Restore returns, on live contexts too. Events are written of it, with ActionRestore.
+//
+// The stream is read to its end, into a temporary file, and checked before anything is changed: one that is damaged, cut
+// off, or followed by something else gives ErrCorrupt, one that is no backup, or that a later version has made,
+// ErrInvalid; an error of r's is returned as it is. After any other error a part of the keys may have been restored: it is
+// safe to call Restore again. Options.Logger is told how far it is, and the Observer of each key.
+func (s *Store) Restore(ctx context.Context, r io.Reader) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	spool, err := os.CreateTemp("", "grpc-api-key-restore-*")
+	if err != nil {
+		return fmt.Errorf("keystore: restore: %w", err)
+	}
+	defer func() {
+		spool.Close()
+		os.Remove(spool.Name())
+	}()
+	frames, err := checkBackup(ctx, io.TeeReader(r, spool))
+	if err != nil {
+		return err
+	}
+	if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("keystore: restore: %w", err)
+	}
+	s.background.uncount()
+	defer s.background.uncount()
+	return s.restore(ctx, spool, frames)
+}
+
+// checkBackup reads a whole backup, and returns the number of its frames if all of it is in order.
+func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
+	b, err := newBackupReader(r)
+	if err != nil {
+		return 0, err
+	}
+	var last []byte
+	for {
+		if frames%1024 == 0 && ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		e, err := b.next()
+		if errors.Is(err, io.EOF) {
+			return frames, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if bytes.Compare(last, e.Key) >= 0 {
+			return 0, damaged("its entries are not in order")
+		}
+		last = e.Key
+		switch e.Key[0] {
+		case keySpace:
+			_, err = parseStored(e)
+		case usageSpace:
+			_, err = parseUsage(e)
+		default:
+			err = damaged("it has an entry of an unknown kind")
+		}
+		if err != nil {
+			return 0, fmt.Errorf("keystore: restore: %w", err)
+		}
+		if e.Revision == 0 {
+			return 0, damaged("it has an entry without a revision")
+		}
+		frames++
+	}
+}
+
+// A backupReader reads the frames of a backup, and its trailer.
+type backupReader struct {
+	in     *bufio.Reader // of everything, the trailer's sum included
+	sum    hash.Hash     // of what was taken from in
+	frames uint64
+}
+
+func newBackupReader(r io.Reader) (*backupReader, error) {
+	b := &backupReader{in: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
+	head, err := b.take(len(backupMagic) + 1)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return nil, err
+	}
+	if err != nil || string(head[:len(backupMagic)]) != backupMagic {
+		return nil, invalid("the stream is not a backup, or it is damaged at its very beginning")
+	}
+	if form := head[len(backupMagic)]; form != backupForm {
+		return nil, invalid("the backup has form %d, and this program knows %d: upgrade the program", form, backupForm)
+	}
+	return b, nil
+}
+
+// next returns the next entry; or io.EOF, when the trailer agrees with all that came before.
+func (b *backupReader) next() (backend.Entry, error) {
+	size, err := b.size()
+	if err != nil {
+		return backend.Entry{}, err
+	}
+	if size == 0 {
+		return backend.Entry{}, b.end()
+	}
+	frame, err := b.take(size)
+	if err != nil {
+		return backend.Entry{}, err
+	}
+	var saved record.Saved
+	if err := proto.Unmarshal(frame, &saved); err != nil || len(saved.Key) == 0 {
+		return backend.Entry{}, damaged("an entry cannot be read")
+	}
+	b.frames++
+	return backend.Entry{Key: saved.Key, Value: saved.Value, Revision: saved.Revision}, nil
+}
+
+func (b *backupReader) size() (int, error) {
+	size := 0
+	for shift := 0; shift <= 14; shift += 7 {
+		one, err := b.take(1)
+		if err != nil {
+			return 0, err
+		}
+		size |= int(one[0]&0x7f) << shift
+		if one[0] < 0x80 {
+			if size > maxFrame {
+				break
+			}
+			return size, nil
+		}
+	}
+	return 0, damaged("an entry is too large")
+}
+
+// end checks the trailer.
+func (b *backupReader) end() error {
+	count, err := b.take(8)
+	if err != nil {
+		return err
+	}
+	want := b.sum.Sum(nil)
+	got, err := b.take(len(want))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) || binary.BigEndian.Uint64(count) != b.frames {
+		return damaged("its checksum is wrong")
+	}
+	if _, err := b.in.ReadByte(); err == nil {
+		return damaged("something follows its end")
+	} else if !errors.Is(err, io.EOF) {
+		return err
+	}
+	return io.EOF
+}
+
+func (b *backupReader) take(n int) ([]byte, error) {
+	p := make([]byte, n)
+	if _, err := io.ReadFull(b.in, p); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, damaged("it is cut off")
+		}
+		return nil, err
+	}
+	b.sum.Write(p)
+	return p, nil
+}
+
+func damaged(what string) error {
+	return fmt.Errorf("keystore: restore: the backup is damaged: %w: %s; nothing was changed", ErrCorrupt, what)
+}
+
+// restore takes the entries of a backup that has been checked.
+func (s *Store) restore(ctx context.Context, r io.Reader, frames int) error {
+	b, err := newBackupReader(r)
+	if err != nil {
+		return err
+	}
+	var batch []backend.Entry // of one space
+	read, changed := 0, 0
+	for {
+		e, err := b.next()
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		end := err != nil
+		if len(batch) > 0 && (end || len(batch) == maxBatch || batch[0].Key[0] != e.Key[0]) {
+			n, err := s.restoreBatch(ctx, batch)
+			changed += n
+			if err != nil {
+				return err
+			}
+			batch = nil
+		}
+		if end || read%10_000 == 0 {
+			s.log.Info("API key store restores a backup", "read", read, "of", frames, "keys changed", changed)
+		}
+		if end {
+			return nil
+		}
+		batch = append(batch, e)
+		read++
+	}
+}
+
+// restoreBatch merges entries with what the store has, and returns how many keys that changed.
+func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+	if err := s.ready(ctx); err != nil {
+		return 0, err
+	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	merge := s.restoreKeys
+	if batch[0].Key[0] == usageSpace {
+		merge = s.restoreUsage
+	}
+	for range changeAttempts {
+		changed, err = merge(ctx, batch)
+		if !errors.Is(err, backend.ErrConflict) {
+			return changed, err
+		}
+	}
+	return 0, trouble("restore", errors.New("others keep changing the keys"))
+}
+
+func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var all []*prepared
+	for _, e := range batch {
+		p, err := s.restoreKey(ctx, e, actor)
+		if err != nil {
+			for _, p := range all {
+				s.conclude(p, err)
+			}
+			return 0, err
+		}
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	if len(all) == 0 {
+		return 0, nil
+	}
+	if err := s.commit(ctx, ErrChanged, all); err != nil {
+		return 0, err
+	}
+	return len(all), nil
+}
+
+// restoreKey prepares what becomes of one key; nil if it stays as it is.
+func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (*prepared, error) {
+	saved, err := parseStored(e)
+	if err != nil {
+		return nil, err
+	}
+	have := &stored{} // at revision 0, if there is none
+	local, err := s.backend.Get(ctx, e.Key)
+	if err == nil {
+		have, err = parseStored(local)
+		if err != nil {
+			return nil, err
+		}
+	} else if !errors.Is(err, backend.ErrNotFound) {
+		return nil, s.scanError(ctx, "restore", err)
+	}
+	merged := merge(have, saved)
+	if merged == nil {
+		return nil, nil
+	}
+	return s.prepare(merged, have.revision, &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor})
+}
+
+// merge returns what a key becomes that a store has, or has not if its revision is 0, when a backup is restored that has
+// it too; nil if it stays as it is. Purged wins over revoked, that over all else, and then the higher revision.
+func merge(have, saved *stored) *stored {
+	rank := func(st *stored) int {
+		switch {
+		case st.record == nil:
+			return -1
+		case st.purged():
+			return 2
+		case st.record.RevokedAt != 0:
+			return 1
+		default:
+			return 0
+		}
+	}
+	switch hold, take := rank(have), rank(saved); {
+	case hold > take, hold == take && (hold > 0 || have.revision >= saved.revision):
+		return nil
+	case hold == 0 && take == 1 && have.revision > saved.revision:
+		// The store knows more of the key than when it was revoked there.
+		r := proto.CloneOf(have.record)
+		r.Status = record.Status_STATUS_REVOKED
+		r.RevokedAt, r.RevokeReason = saved.record.RevokedAt, saved.record.RevokeReason
+		return &stored{id: have.id, record: r, revision: have.revision + 1}
+	default:
+		return &stored{id: saved.id, record: saved.record, revision: max(saved.revision, have.revision+1)}
+	}
+}
+
+// restoreUsage takes the last uses that are later than those of the store.
+func (s *Store) restoreUsage(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+	var changes []backend.Change
+	for _, e := range batch {
+		minute, err := parseUsage(e)
+		if err != nil {
+			return 0, err
+		}
+		have, revision, err := s.readUsage(ctx, token.ID(e.Key[1:]))
+		if err != nil {
+			return 0, err
+		}
+		if minute > have {
+			changes = append(changes, backend.Change{Key: e.Key, Value: e.Value, Expect: revision})
+		}
+	}
+	if len(changes) == 0 {
+		return 0, nil
+	}
+	err = s.backend.Apply(ctx, changes...)
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
+		return 0, s.scanError(ctx, "restore", err)
+	}
+	return 0, err
+}

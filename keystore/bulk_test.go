@@ -1,0 +1,303 @@
+package keystore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+// fill creates n keys, by many at once.
+func fill(t testing.TB, s *keystore.Store, n int, spec func(i int) keystore.Spec) []*keystore.Issued {
+	t.Helper()
+	const writers = 64
+	keys := make([]*keystore.Issued, n)
+	var wg sync.WaitGroup
+	errs := make([]error, writers)
+	for w := range writers {
+		wg.Go(func() {
+			for i := w; i < n; i += writers {
+				sp := spec(i)
+				if sp.Name == "" {
+					sp.Name = fmt.Sprint("key ", i)
+				}
+				if keys[i], errs[w] = s.Create(context.Background(), sp); errs[w] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.NoError(t, errors.Join(errs...))
+	return keys
+}
+
+// admitted returns how many of the keys a store admits, and requires that the others are denied.
+func admitted(t testing.TB, s *keystore.Store, keys []*keystore.Issued) (n int) {
+	t.Helper()
+	for _, k := range keys {
+		_, err := s.Verify(context.Background(), k.Secret.Reveal())
+		if err == nil {
+			n++
+			continue
+		}
+		require.ErrorIs(t, err, keystore.ErrRevoked)
+	}
+	return n
+}
+
+func TestRevokeAllRevokesTheSelectionAndNothingElse(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spec  func(i int) keystore.Spec // of the even ones, which are selected, and the odd
+		query keystore.Query
+	}{
+		"owner": {
+			func(i int) keystore.Spec { return keystore.Spec{Owner: []string{"acme", "ajax"}[i%2]} },
+			keystore.Query{Owner: "acme"},
+		},
+		"scope": {
+			func(i int) keystore.Spec { return keystore.Spec{Scopes: [][]string{{"orders:*"}, {"stock:read"}}[i%2]} },
+			keystore.Query{Scope: "orders:write"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, nil)
+			keys := fill(t, s, 300, tt.spec)
+			var in, out []*keystore.Issued
+			for i, k := range keys {
+				if i%2 == 0 {
+					in = append(in, k)
+				} else {
+					out = append(out, k)
+				}
+			}
+			require.Equal(t, 150, admitted(t, s, in)) // and cached
+
+			var listed []string
+			n, err := s.RevokeAll(t.Context(), tt.query, "", &keystore.RevokeAllOptions{
+				DryRun:   true,
+				Progress: func(k *keystore.Key, done int) { listed = append(listed, k.ID); require.Len(t, listed, done) },
+			})
+			require.NoError(t, err)
+			require.Equal(t, 150, n)
+			require.Equal(t, 150, admitted(t, s, in), "a dry run has revoked something")
+
+			var revoked []string
+			n, err = s.RevokeAll(t.Context(), tt.query, "leaked", &keystore.RevokeAllOptions{
+				Progress: func(k *keystore.Key, done int) {
+					revoked = append(revoked, k.ID)
+					require.Equal(t, "leaked", k.RevokeReason)
+					require.Len(t, revoked, done)
+				},
+			})
+			require.NoError(t, err)
+			require.Equal(t, 150, n)
+			require.Equal(t, listed, revoked)
+			require.Zero(t, admitted(t, s, in))
+			require.Equal(t, 150, admitted(t, s, out))
+
+			n, err = s.RevokeAll(t.Context(), tt.query, "again", nil)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			key, err := s.Get(t.Context(), in[0].Key.ID)
+			require.NoError(t, err)
+			require.Equal(t, "leaked", key.RevokeReason)
+		})
+	}
+}
+
+func TestRevokeAllByAgeAndByUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := keystore.New(backendtest.NewMemory(), nil)
+		require.NoError(t, err)
+		defer s.Close()
+		old, used := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{})
+		time.Sleep(time.Hour)
+		_, err = s.Verify(t.Context(), used.Secret.Reveal())
+		require.NoError(t, err)
+		young := create(t, s, keystore.Spec{})
+
+		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now().Add(-time.Minute)}, "", nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Equal(t, 2, admitted(t, s, []*keystore.Issued{old, used, young}))
+
+		n, err = s.RevokeAll(t.Context(), keystore.Query{CreatedBefore: time.Now()}, "", nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Equal(t, 1, admitted(t, s, []*keystore.Issued{used, young}))
+
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Zero(t, admitted(t, s, []*keystore.Issued{old, used, young}))
+	})
+}
+
+func TestRevokeAllGoesOnWhereItWasBrokenOff(t *testing.T) {
+	s := open(t, nil)
+	keys := fill(t, s, 300, func(int) keystore.Spec { return keystore.Spec{} })
+	ctx, cancel := context.WithCancel(t.Context())
+	first, err := s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{
+		Progress: func(_ *keystore.Key, done int) {
+			if done == 100 {
+				cancel()
+			}
+		},
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.GreaterOrEqual(t, first, 100)
+	require.Less(t, first, 300)
+	require.LessOrEqual(t, admitted(t, s, keys), 300-first)
+
+	second, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+	require.NoError(t, err)
+	require.LessOrEqual(t, first+second, 300)
+	require.Zero(t, admitted(t, s, keys))
+}
+
+func TestRevokeAllEndsLiveContexts(t *testing.T) {
+	s := open(t, nil)
+	acme, ajax := create(t, s, keystore.Spec{Owner: "acme"}), create(t, s, keystore.Spec{Owner: "ajax"})
+	ends := bind(t, s, acme.Secret.Reveal())
+	stays := bind(t, s, ajax.Secret.Reveal())
+	_, err := s.RevokeAll(t.Context(), keystore.Query{Owner: "acme"}, "", nil)
+	require.NoError(t, err)
+	require.ErrorIs(t, context.Cause(ends), keystore.ErrRevoked)
+	require.NoError(t, stays.Err())
+}
+
+// While keys are changed by others, RevokeAll's writes of many fail, and it takes them one by one.
+func TestRevokeAllAmongOtherChanges(t *testing.T) {
+	s := open(t, nil)
+	keys := fill(t, s, 200, func(int) keystore.Spec { return keystore.Spec{} })
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := w; ; i = (i + 7) % len(keys) {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				_, err := s.Update(context.Background(), keys[i].Key.ID, func(spec *keystore.Spec) error {
+					spec.Metadata["touched"] = fmt.Sprint(i, time.Now())
+					return nil
+				})
+				if err != nil && !errors.Is(err, keystore.ErrRevoked) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+	none := admitted(t, s, keys)
+	close(stop)
+	wg.Wait()
+	require.NoError(t, err)
+	require.Equal(t, 200, n)
+	require.Zero(t, none)
+}
+
+func TestPurgeRemovesTheLongDeadAndNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := backendtest.NewMemory()
+		s, err := keystore.New(b, nil)
+		require.NoError(t, err)
+		defer s.Close()
+		revoked := create(t, s, keystore.Spec{Owner: "acme"})
+		expired := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Minute)})
+		disabled, active := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{})
+		later := create(t, s, keystore.Spec{})
+		require.NoError(t, s.Revoke(t.Context(), revoked.Key.ID, ""))
+		require.NoError(t, s.Disable(t.Context(), disabled.Key.ID, ""))
+		time.Sleep(time.Hour)
+		before := time.Now()
+		time.Sleep(time.Hour)
+		require.NoError(t, s.Revoke(t.Context(), later.Key.ID, ""))
+
+		for _, bad := range []time.Time{{}, time.Now().Add(time.Second)} {
+			_, err := s.Purge(t.Context(), bad)
+			require.ErrorIs(t, err, keystore.ErrInvalid)
+		}
+		n, err := s.Purge(t.Context(), before)
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		for _, gone := range []*keystore.Issued{revoked, expired} {
+			_, err = s.Get(t.Context(), gone.Key.ID)
+			require.ErrorIs(t, err, keystore.ErrNotFound)
+			_, err = s.Verify(t.Context(), gone.Secret.Reveal())
+			require.ErrorIs(t, err, keystore.ErrUnknown)
+			require.ErrorIs(t, s.Revoke(t.Context(), gone.Key.ID, ""), keystore.ErrNotFound)
+		}
+		var left []string
+		for k, err := range s.List(t.Context(), keystore.Query{}) {
+			require.NoError(t, err)
+			left = append(left, k.ID)
+		}
+		require.Equal(t, []string{disabled.Key.ID, active.Key.ID, later.Key.ID}, left)
+		for e, err := range b.Scan(t.Context(), []byte("k"), []byte("l")) {
+			require.NoError(t, err)
+			require.NotContains(t, string(e.Value), "acme")
+		}
+		n, err = s.Purge(t.Context(), before)
+		require.NoError(t, err)
+		require.Zero(t, n)
+	})
+}
+
+// BenchmarkRevokeAll revokes half of 200,000 keys while the other half is used, and compares the time with that of
+// creating as many through the same committer.
+func BenchmarkRevokeAll(b *testing.B) {
+	const n = 100_000
+	for b.Loop() {
+		s := open(b, nil)
+		out := fill(b, s, n, func(int) keystore.Spec { return keystore.Spec{Owner: "ajax"} })
+		began := time.Now()
+		in := fill(b, s, n, func(int) keystore.Spec { return keystore.Spec{Owner: "acme"} })
+		creating := time.Since(began)
+		require.Equal(b, n, admitted(b, s, in))
+
+		stop, uses := make(chan struct{}), 0
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for i := 0; ; i = (i + 1) % n {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := s.Verify(context.Background(), out[i].Secret.Reveal()); err != nil {
+					b.Error(err)
+					return
+				}
+				if uses++; uses%16 == 0 {
+					time.Sleep(time.Millisecond) // it is to be there, not to take a processor
+				}
+			}
+		})
+		began = time.Now()
+		revoked, err := s.RevokeAll(b.Context(), keystore.Query{Owner: "acme"}, "", nil)
+		revoking := time.Since(began)
+		close(stop)
+		wg.Wait()
+		require.NoError(b, err)
+		require.Equal(b, n, revoked)
+		require.Zero(b, admitted(b, s, in))
+		require.NotZero(b, uses)
+		b.ReportMetric(n/creating.Seconds(), "creates/s")
+		b.ReportMetric(n/revoking.Seconds(), "revokes/s")
+		b.ReportMetric(revoking.Seconds()/creating.Seconds(), "x-creating")
+		require.NoError(b, s.Close())
+	}
+}

@@ -264,7 +264,10 @@ func TestRestoreMerges(t *testing.T) {
 			owner: "y", revision: 4, denied: keystore.ErrRevoked,
 		},
 		"revoked in the backup, and newer": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a"); require.NoError(t, s.Revoke(t.Context(), id, "")) },
+			then: func(t *testing.T, s *keystore.Store, id string) {
+				touch(t, s, id, "a")
+				require.NoError(t, s.Revoke(t.Context(), id, ""))
+			},
 			now:   func(t *testing.T, s *keystore.Store, id string) {},
 			owner: "a", revision: 3, denied: keystore.ErrRevoked,
 		},
@@ -293,7 +296,11 @@ func TestRestoreMerges(t *testing.T) {
 				_, err := s.Purge(t.Context(), time.Now())
 				require.NoError(t, err)
 			},
-			now:    func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "x"); touch(t, s, id, "y"); touch(t, s, id, "z") },
+			now: func(t *testing.T, s *keystore.Store, id string) {
+				touch(t, s, id, "x")
+				touch(t, s, id, "y")
+				touch(t, s, id, "z")
+			},
 			denied: keystore.ErrUnknown,
 		},
 	} {

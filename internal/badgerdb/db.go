@@ -9,8 +9,9 @@
 //     throughput at 64 writers.
 //   - Values below the threshold of the value log, whose sync errors Badger swallows.
 //   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286), and the version that
-//     comes back may be that of an active key. An entry is deleted by a write, of an empty value, which Badger keeps
-//     as it keeps any other: @@ bytes on disk for each key of 17 bytes that was ever deleted, and the time to skip it.
+//     comes back may be that of an active key. An entry is deleted by a write, of an empty value, which stays for
+//     good unless the key is written again: 31 to 36 bytes on disk for a key of 17, by how much neighbours have in
+//     common (100,000 deleted, after compaction), and what it takes a Scan to pass over it.
 package badgerdb
 
 import (
@@ -262,7 +263,8 @@ func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.E
 	}
 }
 
-// pages reads page by page, so that no lock is held and no transaction open while the loop body runs.
+// pages reads page by page, so that no lock is held and no transaction open while the loop body runs. It looks at ctx
+// between pages.
 func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yield func(backend.Entry, error) bool) {
 	for {
 		page, next, err := db.page(ctx, at, from, to)

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -34,6 +37,12 @@ type Authenticator struct {
 	services   map[string]rule // by "/pkg.Service"
 	mapper     ErrorMapper
 	requireTLS bool
+	extensions []protoreflect.ExtensionType
+
+	proxyHeader   string // "": no proxy is trusted
+	proxies       []netip.Prefix
+	limitMessages bool
+	failures      *failures // nil: not limited
 
 	missing *status.Status // says which header to use
 }
@@ -42,7 +51,9 @@ type Authenticator struct {
 type rule struct {
 	public bool
 	scopes []string
-	denied *status.Status // for a key that lacks one of the scopes
+	any    bool           // one of the scopes is enough
+	linked bool           // read from a .proto: the server may lack the method
+	denied *status.Status // for a key that lacks them
 }
 
 // New returns an Authenticator that asks v. An error says which option is wrong, and why.
@@ -63,6 +74,9 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 		if err := o.apply(a); err != nil {
 			return nil, fmt.Errorf("interceptor: %w", err)
 		}
+	}
+	if err := a.readRules(); err != nil {
+		return nil, fmt.Errorf("interceptor: %w", err)
 	}
 	if len(a.headers) == 0 {
 		a.headers = []header{{name: "authorization", schemes: []string{"Bearer"}}}
@@ -119,26 +133,50 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		r := a.rule(info.FullMethod)
 		if r.public {
-			return handler(&callContext{Context: ctx, headers: a.headers}, req)
+			return handler(&callContext{Context: ctx, auth: a}, req)
 		}
-		key, err := a.verify(ctx, r)
+		call := &callContext{Context: ctx, auth: a}
+		key, err := a.verify(call, r)
 		if err != nil {
 			return nil, a.tell(ctx, info.FullMethod, err).Err()
 		}
-		return handler(&callContext{Context: ctx, headers: a.headers, key: key}, req)
+		call.key = key
+		return handler(call, req)
 	}
 }
 
-func (a *Authenticator) verify(ctx context.Context, r rule) (*keystore.Key, error) {
-	text, err := a.credential(ctx)
+func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error) {
+	text, err := a.admit(call)
 	if err != nil {
 		return nil, err
 	}
-	key, err := a.verifier.Verify(ctx, text)
+	key, err := a.verifier.Verify(call, text)
 	if err != nil {
-		return nil, err
+		return nil, a.failed(call, err)
 	}
 	return key, r.allows(key)
+}
+
+// admit returns the credential of a call, unless too many of its address have failed.
+func (a *Authenticator) admit(call *callContext) (string, error) {
+	if a.failures != nil {
+		if err := a.failures.check(a.clientAddr(call.Context)); err != nil {
+			return "", err
+		}
+	}
+	text, err := a.credential(call.Context)
+	if err != nil {
+		return "", a.failed(call, err)
+	}
+	return text, nil
+}
+
+// failed counts a failure that is the caller's, and returns it.
+func (a *Authenticator) failed(call *callContext, err error) error {
+	if a.failures != nil && a.refusal(call.Context, err).Code() == codes.Unauthenticated {
+		a.failures.note(a.clientAddr(call.Context))
+	}
+	return err
 }
 
 // Stream returns the interceptor for streams. One whose key is revoked or expires ends.
@@ -147,16 +185,19 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 		ctx := ss.Context()
 		r := a.rule(info.FullMethod)
 		if r.public {
-			return handler(srv, &publicStream{ss, &callContext{Context: ctx, headers: a.headers}})
+			return handler(srv, &publicStream{ss, &callContext{Context: ctx, auth: a}})
 		}
 		bound, key, release, err := a.bind(ctx, r)
 		if err != nil {
 			return a.tell(ctx, info.FullMethod, err).Err()
 		}
 		defer release()
-		s := newStream(ss, bound, &callContext{Context: bound, headers: a.headers, key: key}, func(cause error) *status.Status {
+		s := newStream(ss, bound, &callContext{Context: bound, auth: a, key: key}, func(cause error) *status.Status {
 			return a.tellCut(ctx, info.FullMethod, cause)
 		})
+		if a.limitMessages {
+			s.exhausted = func(err error) *status.Status { return a.tell(ctx, info.FullMethod, err) }
+		}
 		defer s.settle()
 		err = handler(srv, s)
 		if cut := s.cut(); cut != nil {
@@ -167,13 +208,14 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 }
 
 func (a *Authenticator) bind(ctx context.Context, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	text, err := a.credential(ctx)
+	call := &callContext{Context: ctx, auth: a}
+	text, err := a.admit(call)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	bound, key, release, err := a.verifier.Bind(ctx, text)
+	bound, key, release, err := a.verifier.Bind(call, text)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, a.failed(call, err)
 	}
 	if err := r.allows(key); err != nil {
 		release()
@@ -184,10 +226,19 @@ func (a *Authenticator) bind(ctx context.Context, r rule) (context.Context, *key
 
 // allows returns nil, or what to tell a caller with a key that lacks a scope.
 func (r rule) allows(k *keystore.Key) error {
+	if len(r.scopes) == 0 {
+		return nil
+	}
 	for _, s := range r.scopes {
-		if !k.HasScope(s) {
+		if k.HasScope(s) == r.any { // one that it has is enough, or one that it lacks
+			if r.any {
+				return nil
+			}
 			return &scopeError{r.denied}
 		}
+	}
+	if r.any {
+		return &scopeError{r.denied}
 	}
 	return nil
 }
@@ -203,7 +254,7 @@ type ServiceInfoProvider interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
 }
 
-// Check returns an error if a Public or Require names a method, or a service, that the server does not have: it was
+// Check returns an error if a Public, Require or RequireAny names a method, or a service, that the server does not have: it was
 // misspelt, or has been renamed, and its rule guards nothing. Call it when every service is registered, before Serve.
 func (a *Authenticator) Check(s ServiceInfoProvider) error {
 	known := make(map[string]bool)
@@ -214,8 +265,8 @@ func (a *Authenticator) Check(s ServiceInfoProvider) error {
 		}
 	}
 	var unknown []string
-	for name := range a.methods {
-		if !known[name] {
+	for name, r := range a.methods {
+		if !known[name] && !r.linked {
 			unknown = append(unknown, name)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/origin"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -30,15 +31,20 @@ func NewContext(ctx context.Context, k *keystore.Key) context.Context {
 // The metadata is stripped when somebody asks for it, and each time, because most handlers never do, and a copy for
 // every call would cost more than verifying the key. To do that it need not know under which key gRPC keeps metadata:
 // whatever value is a metadata.MD is stripped.
+//
+// The Verifier gets one too: it tells a key store the caller's address, when that asks for it.
 type callContext struct {
 	context.Context
-	headers []header
-	key     *keystore.Key // nil in a public method
+	auth *Authenticator
+	key  *keystore.Key // nil in a public method, and before the call is admitted
 }
 
 func (c *callContext) Value(key any) any {
 	if key == (contextKey{}) && c.key != nil {
 		return c.key
+	}
+	if key == (origin.Key{}) {
+		return c.auth.clientAddr(c.Context)
 	}
 	value := c.Context.Value(key)
 	if md, ok := value.(metadata.MD); ok {
@@ -53,7 +59,7 @@ func (c *callContext) Value(key any) any {
 func (c *callContext) strip(md metadata.MD) metadata.MD {
 	md = maps.Clone(md)
 	maps.DeleteFunc(md, func(name string, _ []string) bool {
-		return slices.ContainsFunc(c.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
+		return slices.ContainsFunc(c.auth.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
 	})
 	return md
 }

@@ -53,7 +53,7 @@ func FuzzCredential(f *testing.F) {
 		if err != nil {
 			require.Empty(t, credential)
 		}
-		seen, ok := metadata.FromIncomingContext(&callContext{Context: ctx, headers: a.headers})
+		seen, ok := metadata.FromIncomingContext(&callContext{Context: ctx, auth: a})
 		require.True(t, ok)
 		require.Empty(t, seen.Get("authorization"))
 		require.Empty(t, seen.Get("x-api-key"))

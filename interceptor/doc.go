@@ -16,17 +16,26 @@
 //	case                                                  code              reason
 //	no credential                                         Unauthenticated   CREDENTIALS_MISSING
 //	malformed, unknown, wrong, several credentials,
-//	a key that is revoked, expired or disabled            Unauthenticated   API_KEY_INVALID
+//	a key that is revoked, expired, disabled, not yet
+//	valid, or used from a network that is not allowed     Unauthenticated   API_KEY_INVALID
 //	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
 //	a stream whose key was revoked while it was open      Unauthenticated   API_KEY_REVOKED
 //	a stream whose key expired while it was open          Unauthenticated   API_KEY_EXPIRED
 //	a stream whose key was changed to admit less          Unavailable       API_KEY_CHANGED, with RetryInfo
 //	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE
+//	the key is used more often than its RateLimit         ResourceExhausted RATE_LIMIT_EXCEEDED, with RetryInfo
+//	too many failures from the address: LimitFailures     ResourceExhausted AUTH_THROTTLED, with RetryInfo
 //	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
 //	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
 //
 // One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of
 // the server's never reads as a bad key.
+//
+// # Rules
+//
+// Each method has at most one rule, and the most exact one counts: that of Public, [Require] or [RequireAny] for the
+// method, or else that of [RulesFrom], or else Public for its service, or else that any valid key will do. Names match to
+// the letter. Which scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
 //
 // # The credential
 //

@@ -71,17 +71,27 @@ func Public(fullMethods ...string) Option {
 	}}
 }
 
-// Require lets a key call the method only if it has all the scopes. A method that no Require names takes any valid key.
+// Require lets a key call the method only if it has all the scopes; see keystore.Key.HasScope for wildcards in a key's. A
+// method that no rule names takes any valid key.
 func Require(fullMethod string, scopes ...string) Option {
+	return requireScopes("Require", fullMethod, scopes, false)
+}
+
+// RequireAny lets a key call the method only if it has one of the scopes at least.
+func RequireAny(fullMethod string, scopes ...string) Option {
+	return requireScopes("RequireAny", fullMethod, scopes, true)
+}
+
+func requireScopes(option, fullMethod string, scopes []string, any bool) Option {
 	return Option{func(a *Authenticator) error {
 		if len(scopes) == 0 || slices.Contains(scopes, "") {
-			return fmt.Errorf("Require %q: name at least one scope, and none that is empty", fullMethod)
+			return fmt.Errorf("%s %q: name at least one scope, and none that is empty", option, fullMethod)
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
-			return fmt.Errorf("Require %q: name one method; only Public takes a whole service", fullMethod)
+			return fmt.Errorf("%s %q: name one method; only Public takes a whole service", option, fullMethod)
 		}
-		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes)}); err != nil {
-			return fmt.Errorf("Require: %w", err)
+		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
+			return fmt.Errorf("%s: %w", option, err)
 		}
 		return nil
 	}}

@@ -40,6 +40,10 @@ func scopeStatus(scopes []string) *status.Status {
 		map[string]string{"scopes": strings.Join(scopes, " ")})
 }
 
+func retryStatus(reason, text string, after time.Duration) *status.Status {
+	return newStatus(codes.ResourceExhausted, reason, text, nil, &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
+}
+
 func newStatus(code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1) *status.Status {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: metadata}
 	st, err := status.New(code, text).WithDetails(append([]protoadapt.MessageV1{info}, more...)...)
@@ -61,6 +65,8 @@ func (a *Authenticator) tell(ctx context.Context, fullMethod string, err error) 
 
 func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 	var scope *scopeError
+	var used *keystore.RateLimitError
+	var throttled *throttledError
 	switch {
 	case errors.Is(err, errMissing):
 		return a.missing
@@ -70,6 +76,10 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 		return scope.told
 	case errors.Is(err, keystore.ErrDenied), errors.Is(err, errSeveral), errors.Is(err, errScheme):
 		return invalidStatus
+	case errors.As(err, &used):
+		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key is used too often", used.RetryAfter)
+	case errors.As(err, &throttled):
+		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials", throttled.retryAfter)
 	case errors.Is(err, keystore.ErrChanged):
 		return changedStatus
 	case ctx.Err() != nil:

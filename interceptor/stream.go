@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
@@ -47,6 +48,9 @@ type stream struct {
 	bound context.Context
 	told  func() *status.Status // what the client is told of a cut; the same each time
 
+	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
+	spent     atomic.Pointer[status.Status] // set when there were
+
 	end   interface{ WriteStatus(*status.Status) error } // nil: run each call in a goroutine
 	stop  func() bool                                    // of the watch for a cut
 	ended chan struct{}                                  // closed when the watch has written the status
@@ -85,6 +89,9 @@ func (s *stream) settle() {
 // cut returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context,
 // which is bound's parent, is left to gRPC.
 func (s *stream) cut() error {
+	if st := s.spent.Load(); st != nil {
+		return st.Err()
+	}
 	if s.bound.Err() == nil || !isCut(context.Cause(s.bound)) {
 		return nil
 	}
@@ -95,7 +102,7 @@ func (s *stream) Context() context.Context { return s.ctx }
 
 func (s *stream) RecvMsg(m any) error {
 	if s.end == nil {
-		return s.call(func() error { return s.ServerStream.RecvMsg(m) })
+		return s.count(s.call(func() error { return s.ServerStream.RecvMsg(m) }))
 	}
 	if err := s.cut(); err != nil {
 		return err
@@ -104,7 +111,23 @@ func (s *stream) RecvMsg(m any) error {
 	if cut := s.cut(); cut != nil {
 		return cut
 	}
-	return err
+	return s.count(err)
+}
+
+// count takes a received message from the key's rate limit. One too many ends the stream.
+func (s *stream) count(err error) error {
+	if err != nil || s.exhausted == nil {
+		return err
+	}
+	limited := s.ctx.key.Allow()
+	if limited == nil {
+		return nil
+	}
+	s.spent.CompareAndSwap(nil, s.exhausted(limited))
+	if s.end != nil {
+		_ = s.end.WriteStatus(s.spent.Load())
+	}
+	return s.cut()
 }
 
 func (s *stream) SendMsg(m any) error {

@@ -1,0 +1,103 @@
+package interceptor
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/time/rate"
+)
+
+// LimitMessages counts each message that a stream receives as a use of its key, beside the one that opening it is, for
+// keys with a RateLimit. A stream that receives more is ended with ResourceExhausted. Without it a stream is one use.
+func LimitMessages() Option {
+	return Option{func(a *Authenticator) error {
+		a.limitMessages = true
+		return nil
+	}}
+}
+
+// LimitFailures limits how often calls from one address may fail for their credential: burst at once, and perSecond in the
+// long run. Calls from an address that has used that up are refused with ResourceExhausted before the store is asked, those
+// with a good key too: what is counted is addresses (of IPv6, networks of 64 bits), never keys, so that nobody can
+// lock the owner of a key out from elsewhere. Behind a proxy, give TrustProxy as well, or all of its callers share one
+// limit. Callers whose address is not known are not limited. It is off by default: guessing a key is hopeless with or
+// without it; it saves the work of refusing.
+//
+// It remembers the 65,536 addresses that failed last.
+func LimitFailures(perSecond float64, burst int) Option {
+	return Option{func(a *Authenticator) error {
+		if !(perSecond > 0) || math.IsInf(perSecond, 0) || burst < 1 {
+			return fmt.Errorf("LimitFailures: %v per second and a burst of %d: both must be positive", perSecond, burst)
+		}
+		a.failures = newFailures(rate.Limit(perSecond), burst)
+		return nil
+	}}
+}
+
+const maxFailing = 1 << 16
+
+// failures has a bucket for each address that failed of late.
+type failures struct {
+	limit rate.Limit
+	burst int
+
+	mu  sync.Mutex
+	lru *simplelru.LRU[netip.Addr, *rate.Limiter]
+}
+
+func newFailures(limit rate.Limit, burst int) *failures {
+	lru, err := simplelru.NewLRU[netip.Addr, *rate.Limiter](maxFailing, nil)
+	if err != nil {
+		panic(err) // not for a positive size
+	}
+	return &failures{limit: limit, burst: burst, lru: lru}
+}
+
+// A throttledError says that too many calls from an address have failed.
+type throttledError struct{ retryAfter time.Duration }
+
+func (e *throttledError) Error() string { return "too many calls with bad credentials" }
+
+func bucketOf(addr netip.Addr) netip.Addr {
+	if addr.Is6() {
+		p, _ := addr.Prefix(64)
+		return p.Addr()
+	}
+	return addr
+}
+
+// check returns a *throttledError if addr has failed too often.
+func (f *failures) check(addr netip.Addr) error {
+	if !addr.IsValid() {
+		return nil
+	}
+	f.mu.Lock()
+	l, ok := f.lru.Peek(bucketOf(addr))
+	f.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if tokens := l.Tokens(); tokens < 1 {
+		return &throttledError{time.Duration((1 - tokens) / float64(f.limit) * float64(time.Second))}
+	}
+	return nil
+}
+
+// note counts a failure.
+func (f *failures) note(addr netip.Addr) {
+	if !addr.IsValid() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, ok := f.lru.Get(bucketOf(addr))
+	if !ok {
+		l = rate.NewLimiter(f.limit, f.burst)
+		f.lru.Add(bucketOf(addr), l)
+	}
+	l.Allow()
+}

@@ -1,0 +1,93 @@
+package interceptor
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+// RulesFrom reads the rules of methods from an option of your own on them in your .proto files:
+//
+//	extend google.protobuf.MethodOptions {
+//	  repeated string scopes = 50001;
+//	}
+//	rpc Get(GetRequest) returns (GetResponse) { option (scopes) = "orders:read"; }
+//
+// with interceptor.RulesFrom(orderspb.E_Scopes). A string, or a repeated one, names scopes that a key must have, all of
+// them, as Require does; a bool that is true makes the method Public. It goes through every service that is linked into
+// the program, so that Check does not ask for them. A method that Public, Require or RequireAny names keeps that rule.
+func RulesFrom(ext protoreflect.ExtensionType) Option {
+	return Option{func(a *Authenticator) error {
+		if ext == nil {
+			return errors.New("RulesFrom: the extension is nil")
+		}
+		d := ext.TypeDescriptor()
+		if d.ContainingMessage().FullName() != "google.protobuf.MethodOptions" {
+			return fmt.Errorf("RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions", d.FullName(), d.ContainingMessage().FullName())
+		}
+		if !(d.Kind() == protoreflect.StringKind || d.Kind() == protoreflect.BoolKind && !d.IsList()) {
+			return fmt.Errorf("RulesFrom: %s is a %v: it must be a string, a repeated string, or a bool", d.FullName(), d.Kind())
+		}
+		a.extensions = append(a.extensions, ext)
+		return nil
+	}}
+}
+
+// readRules adds the rules of all extensions, behind those that were given by name.
+func (a *Authenticator) readRules() error {
+	named := make(map[string]bool, len(a.methods))
+	for m := range a.methods {
+		named[m] = true
+	}
+	var failed error
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				m := methods.Get(j)
+				full := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+				r, ok, err := a.ruleOf(m)
+				if err == nil && ok && !named[full] {
+					r.linked = true
+					err = a.addRule(full, r)
+				}
+				if err != nil {
+					failed = fmt.Errorf("RulesFrom: %s: %w", full, err)
+					return false
+				}
+			}
+		}
+		return true
+	})
+	return failed
+}
+
+func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err error) {
+	for _, ext := range a.extensions {
+		if !proto.HasExtension(m.Options(), ext) {
+			continue
+		}
+		value, d := m.Options().ProtoReflect().Get(ext.TypeDescriptor()), ext.TypeDescriptor()
+		switch {
+		case d.IsList():
+			for i := range value.List().Len() {
+				r.scopes = append(r.scopes, value.List().Get(i).String())
+			}
+		case d.Kind() == protoreflect.BoolKind:
+			r.public = r.public || value.Bool()
+		default:
+			r.scopes = append(r.scopes, value.String())
+		}
+	}
+	switch {
+	case slices.Contains(r.scopes, ""):
+		return rule{}, false, errors.New("a scope is empty")
+	case r.public && len(r.scopes) > 0:
+		return rule{}, false, errors.New("it is public and requires scopes: choose one")
+	}
+	return r, r.public || len(r.scopes) > 0, nil
+}

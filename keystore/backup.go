@@ -40,6 +40,9 @@ const (
 //
 // An error of w's is returned as it is; what was written is then of no use, and Restore refuses it.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
+	if w == nil {
+		return invalid("the writer of the backup is nil")
+	}
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
@@ -91,6 +94,9 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 // ErrInvalid; an error of r's is returned as it is. After any other error a part of the keys may have been restored: it is
 // safe to call Restore again. Options.Logger is told how far it is, and the Observer of each key.
 func (s *Store) Restore(ctx context.Context, r io.Reader) error {
+	if r == nil {
+		return invalid("the reader of the backup is nil")
+	}
 	if err := s.ready(ctx); err != nil {
 		return err
 	}

@@ -47,6 +47,48 @@ func BenchmarkVerifyHit(b *testing.B) {
 	b.ReportMetric(float64(hit)/float64(hash), "x-sha256")
 }
 
+// A hit with everything on that happens at a hit, against one with nothing on, round by round: x-plain is the ratio of the
+// medians.
+func BenchmarkVerifyHitFeatures(b *testing.B) {
+	plain, full := open(b, nil), featured(b)
+	plainText := create(b, plain, keystore.Spec{}).Secret.Reveal()
+	fullText := create(b, full, limited).Secret.Reveal()
+	const batch = 2000
+	ctx := b.Context()
+	round := func(s *keystore.Store, text string) time.Duration {
+		begin := time.Now()
+		for range batch {
+			if _, err := s.Verify(ctx, text); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(begin)
+	}
+	var without, with []time.Duration
+	b.ReportAllocs()
+	for b.Loop() {
+		without = append(without, round(plain, plainText))
+		with = append(with, round(full, fullText))
+	}
+	b.ReportMetric(float64(median(without).Nanoseconds())/batch, "ns/plain")
+	b.ReportMetric(float64(median(with).Nanoseconds())/batch, "ns/features")
+	b.ReportMetric(float64(median(with))/float64(median(without)), "x-plain")
+}
+
+// limited is a rate limit that is looked at and never reached.
+var limited = keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e9, Burst: 1e9}}
+
+type counter struct{ verified, refused, changed, ended atomic.Uint64 }
+
+func (c *counter) Verified(keystore.Verification) { c.verified.Add(1) }
+func (c *counter) Refused(keystore.Refusal)       { c.refused.Add(1) }
+func (c *counter) Changed(keystore.Event)         { c.changed.Add(1) }
+func (c *counter) Ended(keystore.Ending)          { c.ended.Add(1) }
+
+func featured(t testing.TB) *keystore.Store {
+	return open(t, &keystore.Options{Observer: new(counter), EventRetention: time.Hour})
+}
+
 func BenchmarkVerifyMiss(b *testing.B) {
 	s := open(b, &keystore.Options{CacheSize: -1})
 	text := create(b, s, keystore.Spec{}).Secret.Reveal()
@@ -109,13 +151,16 @@ func heap() uint64 {
 }
 
 func TestVerifyHitDoesNotAllocate(t *testing.T) {
-	s := open(t, nil)
-	text := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)}).Secret.Reveal()
-	ctx := t.Context()
-	_, err := s.Verify(ctx, text)
-	require.NoError(t, err)
-	require.Zero(t, testing.AllocsPerRun(1000, func() { _, err = s.Verify(ctx, text) }))
-	require.NoError(t, err)
+	for name, s := range map[string]*keystore.Store{"plain": open(t, nil), "with everything on": featured(t)} {
+		spec := limited
+		spec.ExpiresAt = time.Now().Add(time.Hour)
+		text := create(t, s, spec).Secret.Reveal()
+		ctx := t.Context()
+		_, err := s.Verify(ctx, text)
+		require.NoError(t, err)
+		require.Zero(t, testing.AllocsPerRun(1000, func() { _, err = s.Verify(ctx, text) }), name)
+		require.NoError(t, err)
+	}
 }
 
 // A flood of well-formed keys that nobody issued costs a read each, and nothing else: it evicts nothing and is not

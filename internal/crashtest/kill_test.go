@@ -109,6 +109,7 @@ func TestKill(t *testing.T) {
 				require.NoError(t, err, "cycle %d: key %s was acknowledged and is lost", cycle, id)
 			}
 		}
+		matchEvents(t, store)
 		require.NoError(t, store.Close())
 	}
 	require.Greater(t, acknowledged, 10**cycles, "the victims did hardly anything")
@@ -148,4 +149,22 @@ func kill(t *testing.T, dir string, keys map[string]*fate) (acknowledged int) {
 	}
 	require.ErrorContains(t, cmd.Wait(), "signal: killed")
 	return acknowledged
+}
+
+// matchEvents requires one event for each revision of each key, in order: no change without its event, and no event
+// without its change.
+func matchEvents(t *testing.T, store *keystore.Store) {
+	t.Helper()
+	revisions := make(map[string]uint64)
+	for e, err := range store.Events(t.Context(), keystore.EventQuery{}) {
+		require.NoError(t, err)
+		revisions[e.KeyID]++
+		require.Equal(t, revisions[e.KeyID], e.Revision, "key %s: %s", e.KeyID, e.Action)
+	}
+	for key, err := range store.List(t.Context(), keystore.Query{}) {
+		require.NoError(t, err)
+		require.Equal(t, key.Revision, revisions[key.ID], "key %s", key.ID)
+		delete(revisions, key.ID)
+	}
+	require.Empty(t, revisions, "events of keys that are not there")
 }

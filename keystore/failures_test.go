@@ -1,0 +1,68 @@
+package keystore_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// What is asked of keys that are not there, not keys, or dead, and in too many words: a named error, and nothing done.
+// For a cancelled context, a closed store and a failing one see everyCall; for a race that is lost, TestConcurrentUpdates.
+func TestFailures(t *testing.T) {
+	s := open(t, nil)
+	dead := create(t, s, keystore.Spec{}).Key.ID
+	require.NoError(t, s.Revoke(t.Context(), dead, "first"))
+	alive := create(t, s, keystore.Spec{}).Key.ID
+	ctx := t.Context()
+	long := strings.Repeat("x", 2000)
+	calls := map[string]func(id, text string) error{
+		"Revoke":  func(id, text string) error { return s.Revoke(ctx, id, text) },
+		"Disable": func(id, text string) error { return s.Disable(ctx, id, text) },
+		"Enable":  func(id, _ string) error { return s.Enable(ctx, id) },
+		"Rotate":  func(id, _ string) error { _, err := s.Rotate(ctx, id, time.Hour); return err },
+		"Update": func(id, text string) error {
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Name += text; return nil })
+			return err
+		},
+		"Get": func(id, _ string) error { _, err := s.Get(ctx, id); return err },
+	}
+	absent := create(t, open(t, nil), keystore.Spec{}).Key.ID
+	for name, call := range calls {
+		require.ErrorIs(t, call(absent, "r"), keystore.ErrNotFound, name)
+		require.ErrorIs(t, call("no id", "r"), keystore.ErrInvalid, name)
+		require.ErrorIs(t, call("", "r"), keystore.ErrInvalid, name)
+		switch name {
+		case "Get", "Revoke": // a second revocation changes nothing
+			require.NoError(t, call(dead, "second"), name)
+		default:
+			require.ErrorIs(t, call(dead, "r"), keystore.ErrRevoked, name)
+		}
+		switch name {
+		case "Revoke", "Disable", "Update":
+			require.ErrorIs(t, call(alive, long), keystore.ErrInvalid, name)
+			require.ErrorIs(t, call(alive, "\xff"), keystore.ErrInvalid, name)
+		}
+	}
+	_, err := s.RevokeAll(ctx, keystore.Query{}, long, nil)
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+	_, err = s.Rotate(ctx, alive, -time.Second)
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+	_, err = s.Update(ctx, alive, nil)
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+	_, err = s.Purge(ctx, time.Now().Add(time.Hour))
+	require.ErrorIs(t, err, keystore.ErrInvalid, "in the future")
+	require.ErrorIs(t, s.Backup(ctx, nil), keystore.ErrInvalid)
+	require.ErrorIs(t, s.Restore(ctx, nil), keystore.ErrInvalid)
+
+	key, err := s.Get(ctx, dead)
+	require.NoError(t, err)
+	require.Equal(t, "first", key.RevokeReason)
+	key, err = s.Get(ctx, alive)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, key.Revision)
+	require.Equal(t, keystore.StatusActive, key.Status())
+}

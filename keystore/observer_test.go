@@ -1,0 +1,115 @@
+package keystore_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A witness writes down what it is told, and calls the store each time: it would hang if that held a lock.
+type witness struct {
+	store *keystore.Store
+
+	mu   sync.Mutex
+	told []any
+}
+
+func (w *witness) tell(what any) {
+	if w.store != nil {
+		w.store.Stats()
+		for range w.store.List(context.Background(), keystore.Query{}) {
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, what)
+}
+
+func (w *witness) take() (told []any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	told, w.told = w.told, nil
+	return told
+}
+
+func (w *witness) Verified(v keystore.Verification) { w.tell(v) }
+func (w *witness) Refused(r keystore.Refusal)       { w.tell(r) }
+func (w *witness) Changed(e keystore.Event)         { w.tell(e) }
+func (w *witness) Ended(e keystore.Ending)          { w.tell(e) }
+
+func TestObserver(t *testing.T) {
+	w := new(witness)
+	s := open(t, &keystore.Options{Observer: w})
+	w.store = s
+	ctx := keystore.WithActor(t.Context(), "alice")
+	issued, err := s.Create(ctx, keystore.Spec{Name: "n"})
+	require.NoError(t, err)
+	id, token := issued.Key.ID, issued.Secret.Reveal()
+	created := w.take()
+	require.Len(t, created, 1)
+	require.Equal(t, keystore.ActionCreate, created[0].(keystore.Event).Action)
+	require.Equal(t, "alice", created[0].(keystore.Event).Actor)
+
+	require.NoError(t, verify(t, s, token))
+	live := bind(t, s, token)
+	require.Equal(t, []any{keystore.Verification{Key: issued.Key}, keystore.Verification{Key: issued.Key, Bound: true}}, w.take())
+
+	wrong := create(t, open(t, nil), keystore.Spec{})
+	require.ErrorIs(t, verify(t, s, wrong.Secret.Reveal()), keystore.ErrUnknown)
+	require.ErrorIs(t, verify(t, s, "nonsense"), keystore.ErrMalformed)
+	refused := w.take()
+	require.Len(t, refused, 2)
+	require.Equal(t, wrong.Key.ID, refused[0].(keystore.Refusal).KeyID)
+	require.ErrorIs(t, refused[0].(keystore.Refusal).Err, keystore.ErrUnknown)
+	require.Empty(t, refused[1].(keystore.Refusal).KeyID)
+	require.ErrorIs(t, refused[1].(keystore.Refusal).Err, keystore.ErrMalformed)
+
+	require.NoError(t, s.Revoke(ctx, id, "leaked"))
+	require.Error(t, live.Err())
+	var ended, changed int
+	for _, told := range w.take() {
+		switch e := told.(type) {
+		case keystore.Ending:
+			ended++
+			require.Equal(t, id, e.KeyID)
+			require.ErrorIs(t, e.Cause, keystore.ErrRevoked)
+			require.GreaterOrEqual(t, e.After, time.Duration(0))
+		case keystore.Event:
+			changed++
+			require.Equal(t, "leaked", e.Reason)
+		}
+	}
+	require.Equal(t, 1, ended)
+	require.Equal(t, 1, changed)
+	require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked)
+	told := w.take()
+	require.ErrorIs(t, told[0].(keystore.Refusal).Err, keystore.ErrRevoked)
+	for _, text := range []string{fmt.Sprintf("%+v %#v", told, created), fmt.Sprintf("%+v", refused)} {
+		require.NotContains(t, text, token[len(token)-40:])
+		require.NotContains(t, text, wrong.Secret.Reveal()[40:])
+	}
+}
+
+func TestStatsAndVar(t *testing.T) {
+	s := open(t, nil)
+	issued := create(t, s, keystore.Spec{})
+	require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+	require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+	bind(t, s, issued.Secret.Reveal())
+	require.Error(t, verify(t, s, "nonsense"))
+	st := s.Stats()
+	require.EqualValues(t, 3, st.Hits+st.Misses)
+	require.EqualValues(t, 1, st.Refused)
+	require.Equal(t, 1, st.Cached)
+	require.Equal(t, 1, st.Live)
+	var published keystore.Stats
+	require.NoError(t, json.Unmarshal([]byte(s.Var().String()), &published))
+	require.Equal(t, s.Stats(), published)
+}

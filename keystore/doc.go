@@ -1,4 +1,5 @@
-// Package keystore keeps API keys inside a Go process: it creates, verifies, revokes and lists them. It knows nothing
+// Package keystore keeps API keys inside a Go process: it creates, verifies, restricts, rotates, revokes, audits and backs
+// them up. It knows nothing
 // of gRPC; package [github.com/grpc-api-key/grpc-api-key/interceptor] joins the two.
 //
 //	store, err := keystore.Open("keys", nil)
@@ -14,8 +15,14 @@
 // says how. A Revoke that returns an error may or may not have taken effect; it has cut this process's live contexts in
 // either case, and is safe to repeat.
 //
-// Whatever else makes a key admit to less goes the same way: Disable, an Update that takes a scope away or brings the
-// expiry forward, and Rotate, at the end of the grace.
+// Whatever else makes a key admit to less goes the same way: Disable, an Update that takes a scope away, brings the
+// expiry forward or tightens a restriction, and Rotate, at the end of the grace. RevokeAll does for many keys what Revoke
+// does for one.
+//
+// # Audit
+//
+// Every change is written in one step with an [Event] of it, so that neither can be without the other. When a key was
+// last used is written behind, apart from the key, once a minute and by Close.
 //
 // # Errors
 //

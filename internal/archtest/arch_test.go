@@ -41,6 +41,7 @@ func TestImports(t *testing.T) {
 		{"keystore/backend", nil, []string{badger, grpc}},
 		{"keystore/backend/backendtest", []string{"keystore/backend"}, []string{badger, grpc}},
 		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, []string{grpc}},
+		{"keystore/keystoretest", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
 		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, nil},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},

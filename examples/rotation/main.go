@@ -1,0 +1,186 @@
+// Rotation shows how a key gets a new secret under load: a client goes on calling while its key is rotated, and no call
+// fails. The old secret ends with its grace, and so does the stream that was opened with it.
+//
+//	go run ./examples/rotation
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// grace is short, for show: give clients as long as they need to fetch the new secret.
+const grace = time.Second
+
+func main() {
+	log.SetFlags(0)
+	if err := run(); err != nil {
+		log.Fatal("rotation: ", err)
+	}
+}
+
+func run() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "rotation-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	server, addr, roots, err := serve(store)
+	if err != nil {
+		return err
+	}
+	defer server.Stop()
+
+	old, err := store.Create(ctx, keystore.Spec{Name: "rotation"})
+	if err != nil {
+		return err
+	}
+	// The client asks for the secret at each call: from a file or a secret manager, in earnest.
+	var secret atomic.Value
+	secret.Store(old.Secret.Reveal())
+	source := keycreds.FromSource(func(context.Context) (string, error) { return secret.Load().(string), nil })
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")),
+		grpc.WithPerRPCCredentials(source))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	client := healthpb.NewHealthClient(conn)
+
+	watchOld, err := watch(ctx, client)
+	if err != nil {
+		return err
+	}
+	fmt.Println("A client calls all the time, and has a stream open.")
+	stop, calls := make(chan struct{}), make(chan error, 1)
+	var made int
+	go func() {
+		for {
+			select {
+			case <-stop:
+				calls <- nil
+				return
+			default:
+			}
+			if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+				calls <- err
+				return
+			}
+			made++
+		}
+	}()
+
+	issued, err := store.Rotate(ctx, old.Key.ID, grace)
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(grace)
+	fmt.Printf("The key is rotated. For %v both secrets work.\n", grace)
+	time.Sleep(grace / 2)
+	secret.Store(issued.Secret.Reveal())
+	fmt.Println("The client has fetched the new secret, and opens a second stream.")
+	watchNew, err := watch(ctx, client)
+	if err != nil {
+		return err
+	}
+
+	err = ended(watchOld)
+	if status.Code(err) != codes.Unauthenticated {
+		return fmt.Errorf("the stream of the old secret should have ended as Unauthenticated: %v", err)
+	}
+	fmt.Printf("The grace is over. The first stream ended %v later: %v\n", time.Since(end).Round(time.Millisecond), status.Convert(err).Message())
+	if _, err := store.Verify(ctx, old.Secret.Reveal()); !errors.Is(err, keystore.ErrDenied) {
+		return fmt.Errorf("the old secret should be refused: %v", err)
+	}
+	fmt.Println("The old secret is refused.")
+	time.Sleep(grace / 4)
+	close(stop)
+	if err := <-calls; err != nil {
+		return fmt.Errorf("a call failed: %w", err)
+	}
+	fmt.Printf("Of %d calls none failed.\n", made)
+	select {
+	case err := <-watchNew:
+		return fmt.Errorf("the stream of the new secret ended: %v", err)
+	default:
+		fmt.Println("The second stream goes on.")
+		return nil
+	}
+}
+
+// watch opens a stream, waits until it is admitted, and returns a channel that is told how it ends.
+func watch(ctx context.Context, client healthpb.HealthClient) (<-chan error, error) {
+	stream, err := client.Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := stream.Recv(); err != nil {
+		return nil, err
+	}
+	end := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := stream.Recv(); err != nil {
+				end <- err
+				return
+			}
+		}
+	}()
+	return end, nil
+}
+
+func ended(stream <-chan error) error {
+	select {
+	case err := <-stream:
+		return err
+	case <-time.After(30 * time.Second):
+		return errors.New("it goes on")
+	}
+}
+
+func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) {
+	cert, pem, err := throwaway.Certificate()
+	if err != nil {
+		return nil, "", nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	auth, err := interceptor.New(store)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, "", nil, err
+	}
+	go server.Serve(lis)
+	return server, lis.Addr().String(), roots, nil
+}

@@ -60,6 +60,7 @@ func TestLastUsed(t *testing.T) {
 		require.Equal(t, writes+1, b.applies.Load(), "one write for all")
 		require.Equal(t, first, lastUsed(t, s, id))
 		time.Sleep(10 * time.Minute)
+		synctest.Wait() // the background has seen the new minute
 		require.Equal(t, writes+1, b.applies.Load(), "and none without a use")
 		bind(t, s, token)
 		require.Equal(t, time.Now().Truncate(time.Minute).UTC(), lastUsed(t, s, id))

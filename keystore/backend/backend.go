@@ -16,16 +16,18 @@
 //
 // # Errors
 //
-// A backend reports [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrClosed], [ErrFailed] and [ErrCorrupt], plain or
+// A backend reports [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrFull], [ErrClosed], [ErrFailed] and [ErrCorrupt], plain or
 // wrapped, and the context's own error when the context ended the call. Any other error means that the call could not
-// be served now. An error from Apply other than ErrConflict and ErrTooLarge is indeterminate: the change may have
-// happened.
+// be served now. An error from Apply other than ErrConflict, ErrTooLarge and ErrFull is indeterminate: the change may
+// have happened.
 package backend
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
+	"syscall"
 )
 
 // MaxKeySize and MaxValueSize are the largest key and value, in bytes, that every backend takes.
@@ -34,8 +36,12 @@ const (
 	MaxValueSize = 32 << 10
 )
 
-// MaxChanges is the largest number of changes that every backend takes in one Apply.
-const MaxChanges = 128
+// MaxChanges is the largest number of changes that every backend takes in one Apply, and MaxApplySize the largest sum of
+// their keys and values, in bytes.
+const (
+	MaxChanges   = 128
+	MaxApplySize = 128 << 10
+)
 
 var (
 	// ErrNotFound is what Get returns for a key that has no entry.
@@ -52,6 +58,9 @@ var (
 	ErrFailed = errors.New("the store has failed and must be reopened")
 	// ErrCorrupt is returned for data that is not what was written.
 	ErrCorrupt = errors.New("the stored data is corrupt")
+	// ErrFull is what Apply returns when there is no room on the disk. Nothing was changed, and the backend goes on: the
+	// same may succeed when there is room again. It wraps syscall.ENOSPC.
+	ErrFull = fmt.Errorf("the disk is full: %w", syscall.ENOSPC)
 	// ErrLocked is what opening a backend returns when another holder has it open.
 	ErrLocked = errors.New("the store is open elsewhere")
 )
@@ -77,6 +86,10 @@ type Change struct {
 	// Delete removes the entry. Value is empty then, Revision 0, and Expect not 0. Afterwards it is as if the key had
 	// never been written: the next write expects 0 and makes revision 1, which somebody may still expect from before.
 	Delete bool
+	// Urgent says that the change takes something from a key, such as its validity. A backend that runs out of space
+	// keeps some for these, and refuses others with ErrFull before. The changes of one Apply are urgent if one of them
+	// is.
+	Urgent bool
 }
 
 // A Backend keeps entries. Its methods are safe for concurrent use.
@@ -103,4 +116,10 @@ type Backend interface {
 	// Close waits for calls that are under way, or makes them return ErrClosed, and releases everything. A second
 	// call does nothing.
 	Close() error
+}
+
+// A Checker is a Backend that can look for damage in all that it holds.
+type Checker interface {
+	// Check reads everything, and returns ErrCorrupt if any of it is not what was written.
+	Check(ctx context.Context) error
 }

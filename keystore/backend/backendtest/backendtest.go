@@ -404,6 +404,15 @@ var (
 			}
 			require.ErrorIs(t, b.Apply(ctx, append(changes, change("a", "", 0))...), backend.ErrTooLarge)
 			require.NoError(t, b.Apply(ctx, changes...))
+			changes = nil
+			for left, n := backend.MaxApplySize, 0; left > 0; n++ {
+				key := fmt.Sprint("large", n)
+				value := min(left-len(key), backend.MaxValueSize)
+				changes = append(changes, change(key, long(value), 0))
+				left -= len(key) + value
+			}
+			require.ErrorIs(t, b.Apply(ctx, append(changes, change("a", "", 0))...), backend.ErrTooLarge)
+			require.NoError(t, b.Apply(ctx, changes...))
 			require.Error(t, b.Apply(ctx))
 			require.Error(t, b.Apply(ctx, change("", "v", 0)))
 			require.Error(t, b.Apply(ctx, change("a", "1", 0), change("a", "2", 0)))

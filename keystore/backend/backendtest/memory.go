@@ -86,8 +86,11 @@ func wellFormed(changes []backend.Change) error {
 	if len(changes) > backend.MaxChanges {
 		return backend.ErrTooLarge
 	}
-	seen := make(map[string]bool)
+	seen, size := make(map[string]bool), 0
 	for _, c := range changes {
+		if size += len(c.Key) + len(c.Value); size > backend.MaxApplySize {
+			return backend.ErrTooLarge
+		}
 		if len(c.Key) == 0 || seen[string(c.Key)] {
 			return errors.New("an empty key, or one that stands in two changes")
 		}

@@ -14,7 +14,8 @@ import (
 // A request is one Apply on its way through the committer.
 type request struct {
 	changes []backend.Change
-	size    int
+	size    int        // of what they write
+	urgent  bool       // see backend.Change
 	done    chan error // buffered: the committer does not wait for whoever asked
 	err     error      // what done will be told, unless the commit fails; the committer's
 }
@@ -51,7 +52,7 @@ func (r *request) check() error {
 	if len(r.changes) > backend.MaxChanges {
 		return fmt.Errorf("badgerdb: %w: %d changes at once: at most %d are allowed", backend.ErrTooLarge, len(r.changes), backend.MaxChanges)
 	}
-	seen := make(map[string]struct{}, len(r.changes))
+	seen, size := make(map[string]struct{}, len(r.changes)), 0
 	for _, c := range r.changes {
 		switch {
 		case len(c.Key) == 0:
@@ -69,8 +70,13 @@ func (r *request) check() error {
 			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
 		}
 		seen[string(c.Key)] = struct{}{}
-		r.size += len(c.Key) + len(c.Value)
+		size += len(c.Key) + len(c.Value)
+		r.urgent = r.urgent || c.Urgent
 	}
+	if size > backend.MaxApplySize {
+		return fmt.Errorf("badgerdb: %w: changes of %d bytes at once: at most %d are allowed", backend.ErrTooLarge, size, backend.MaxApplySize)
+	}
+	r.size = size + len(r.changes)*perWrite
 	return nil
 }
 
@@ -101,7 +107,7 @@ func (db *DB) committer() {
 		for full := false; !full && len(group) < maxGroup; {
 			select {
 			case r := <-db.queue:
-				if full = size+r.size > maxGroupBytes; full {
+				if full = size+r.size > db.room.group; full {
 					left = r
 				} else {
 					group, size = append(group, r), size+r.size
@@ -140,51 +146,90 @@ func (db *DB) commit(group []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
+	size := 0
+	for _, r := range group {
+		size += r.size
+	}
+	usual, urgent := db.room.forCommit(size)
 	// It reads what it has written itself.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
-	writes := false
+	next := slot{head: db.head}
+	next.seq++
 	for _, r := range group {
-		if r.err = expected(txn, r.changes); r.err != nil {
+		if r.err = usual; r.urgent {
+			r.err = urgent
+		}
+		if r.err != nil {
 			continue
 		}
-		for _, c := range r.changes {
-			if err := txn.SetEntry(badger.NewEntry(storedKey(c.Key), storedValue(c))); err != nil {
+		olds, err := expected(txn, r.changes)
+		if r.err = err; err != nil {
+			continue
+		}
+		for i, c := range r.changes {
+			value, sum := storedValue(c)
+			w := write{storedKey(c.Key), value}
+			if err := txn.SetEntry(badger.NewEntry(w.key, w.value)); err != nil {
 				// Not for changes within the limits. Nothing of the group has happened.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
+			next.writes = append(next.writes, w)
+			next.sum += sum - olds[i]
+			if c.Expect == 0 {
+				next.entries++
+			}
+			if c.Delete {
+				next.entries--
+			}
 		}
-		writes = true
 	}
-	if !writes {
+	if len(next.writes) == 0 {
 		return nil
 	}
-	ts := db.durable.Load() + 1
-	err := txn.CommitAt(ts, nil)
+	h := write{headKey, next.head.append(nil)}
+	if err := txn.SetEntry(badger.NewEntry(h.key, h.value)); err != nil {
+		return fmt.Errorf("badgerdb: write: %w", err)
+	}
+	next.writes = append(next.writes, h)
+	if err := db.make(txn, next); err != nil {
+		return err
+	}
+	db.room.committed(size)
+	return nil
+}
+
+// make commits what the transaction holds, which is that of the slot, to Badger and to last at once.
+func (db *DB) make(txn *badger.Txn, s slot) error {
+	kept := make(chan error, 1)
+	go func() { kept <- db.last.write(s) }()
+	err := errors.Join(txn.CommitAt(s.seq, nil), <-kept)
 	if err == nil && db.commitFault != nil {
 		err = db.commitFault()
 	}
 	if err != nil {
-		err = fmt.Errorf("badgerdb: %w: commit: %w", backend.ErrFailed, err)
-		db.failed.Store(&err)
-		return err
+		return db.fail("commit", err)
 	}
-	db.durable.Store(ts)
+	db.head = s.head
+	db.durable.Store(s.seq)
 	return nil
 }
 
-// expected returns nil if every change finds what it expects, so that a request writes all or nothing.
-func expected(txn *badger.Txn, changes []backend.Change) error {
-	for _, c := range changes {
-		e, err := get(txn, c.Key)
+// expected returns nil if every change finds what it expects, so that a request writes all or nothing; and the checksums
+// of the entries that it finds.
+func expected(txn *badger.Txn, changes []backend.Change) ([]uint64, error) {
+	sums := make([]uint64, len(changes))
+	for i, c := range changes {
+		e, sum, err := get(txn, c.Key)
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
-			return err
+			return nil, err
 		}
 		if e.Revision != c.Expect {
-			return backend.ErrConflict
+			return nil, backend.ErrConflict
 		}
+		sums[i] = sum
 	}
-	return nil
+	return sums, nil
 }
 
 func badgerText(format string, args []any) string {

@@ -8,6 +8,12 @@
 //   - One committer that puts many changes into one transaction, because Badger syncs once for each: 18 times the
 //     throughput at 64 writers.
 //   - Values below the threshold of the value log, whose sync errors Badger swallows.
+//   - Each commit is kept a second time, in the file LAST, and the directory is surveyed before Badger opens it, because
+//     Badger drops acknowledged writes without a word where a bit of its log has flipped or a file is gone: see last.
+//   - A checksum in each entry, and none read by Badger, which takes a damaged block for one without the key, and then
+//     finds an older version in another table.
+//   - Space on the disk that is checked before each commit, because Badger writes to mapped files, where a full disk
+//     ends the process: see room.
 //   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286), and the version that
 //     comes back may be that of an active key. An entry is deleted by a write, of an empty value, which stays for
 //     good unless the key is written again: 31 to 36 bytes on disk for a key of 17, by how much neighbours have in
@@ -15,19 +21,20 @@
 package badgerdb
 
 import (
-	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/y"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -45,12 +52,18 @@ import (
 //     hold use for reading, before they load durable; the discard timestamp moves to durable only while nobody does.
 //     A snapshot goes on reading at its timestamp after it has let go of use: it counts itself in pins before it does
 //     that, and the discard timestamp does not move while it is counted there.
-//  4. After a commit that failed, nothing is served any more: its writes may be on disk or not, and Linux does not
-//     report a failed writeback twice, so that no later sync can be believed.
+//  4. After a commit that failed, or anything else that Badger could not write, nothing is served any more: its writes
+//     may be on disk or not, and Linux does not report a failed writeback twice, so that no later sync can be believed.
+//  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins.
 type DB struct {
+	dir     string
 	badger  *badger.DB
+	last    *last
 	durable atomic.Uint64         // timestamp of the last commit that is on disk
 	failed  atomic.Pointer[error] // set once; see invariant 4
+
+	head head // after the last commit; the committer's
+	room room // the committer's
 
 	queue   chan *request // to the committer; unbuffered, so that a request is either taken or not
 	closing chan struct{} // closed by the first Close
@@ -61,150 +74,149 @@ type DB struct {
 	pins   atomic.Int64 // snapshots that go on; raised only while use is held for reading; see invariant 3
 
 	closeOnce sync.Once
-	closeErr  error
 
 	commitFault func() error // for tests; nil outside
 }
 
 var _ backend.Backend = (*DB)(nil)
 
-// Options are the settings of a DB.
-type Options struct {
-	Logger *slog.Logger // told what Badger has to say; nil means silence
-
-	memTableSize int64 // for tests; 0 outside, which means memTableSize
-}
-
-const (
-	memTableSize = 8 << 20
-
-	// A group is bounded well below what Badger takes in one transaction, 15 % of a memtable.
-	maxGroup      = 512
-	maxGroupBytes = 512 << 10
-
-	// How many commits go by between two attempts to let Badger drop old versions.
-	discardEvery = 256
-)
-
-// Open opens the directory, and creates it if need be; see prepare for what it must be like. The error wraps
-// backend.ErrLocked if it is open elsewhere, or backend.ErrCorrupt.
-func Open(dir string, opts Options) (*DB, error) {
-	if err := prepare(dir); err != nil {
-		return nil, err
-	}
-	o := badger.DefaultOptions(dir).
-		WithSyncWrites(true).
-		WithMemTableSize(cmp.Or(opts.memTableSize, memTableSize)).
-		WithNumMemtables(2).
-		WithNumLevelZeroTables(2).
-		WithNumLevelZeroTablesStall(8).
-		WithNumCompactors(2).
-		WithValueLogFileSize(1 << 20).
-		WithValueThreshold(64 << 10).
-		// Digests do not compress. Uncompressed tables are read in place, and need no cache.
-		WithCompression(options.None).
-		WithBlockCacheSize(0).
-		WithIndexCacheSize(0).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
-		WithVerifyValueChecksum(true).
-		WithMetricsEnabled(false).
-		WithDetectConflicts(false). // there is one writer
-		WithNumVersionsToKeep(1).
-		WithLogger(nil)
-	if opts.Logger != nil {
-		o = o.WithLogger(logger{opts.Logger})
-	}
-	b, err := badger.OpenManaged(o)
-	if err != nil {
-		return nil, openError(dir, err)
-	}
-	// The entries of files that Badger has just made may not be durable yet.
-	if err := syncDir(dir); err != nil {
-		return nil, errors.Join(err, b.Close())
-	}
-	db := &DB{
-		badger:  b,
-		queue:   make(chan *request),
-		closing: make(chan struct{}),
-		stopped: make(chan struct{}),
-	}
-	db.durable.Store(b.MaxVersion())
-	go db.committer()
-	return db, nil
-}
-
 // Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken finish, and closes
-// Badger.
+// Badger. ErrFull means that there is no room for what Badger writes then, and that the directory is still open: nothing
+// is lost, and Close may be called again.
 func (db *DB) Close() error {
-	db.closeOnce.Do(func() {
-		close(db.closing)
-		<-db.stopped
-		db.use.Lock()
-		defer db.use.Unlock()
-		db.closed = true
-		if err := db.badger.Close(); err != nil {
-			db.closeErr = fmt.Errorf("badger: %w", err)
+	db.closeOnce.Do(func() { close(db.closing) })
+	<-db.stopped
+	db.use.Lock()
+	defer db.use.Unlock()
+	if db.closed {
+		return nil
+	}
+	if err := db.room.toClose(); err != nil {
+		return err
+	}
+	db.closed = true
+	err := db.closeBadger()
+	return errors.Join(err, db.last.file.Close())
+}
+
+// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
+func (db *DB) closeBadger() error {
+	done := make(chan error, 1)
+	go func() { done <- db.badger.Close() }()
+	var patience <-chan time.Time
+	if db.failed.Load() != nil {
+		patience = time.After(5 * time.Second)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("badger: %w", err)
 		}
-	})
-	return db.closeErr
+		return nil
+	case <-patience:
+		return fmt.Errorf("badgerdb: %s could not be closed, because it could not be written: start the process again", db.dir)
+	}
+}
+
+// fail stops the DB for good; see invariant 4. It returns the reason that came first.
+func (db *DB) fail(doing string, err error) error {
+	err = fmt.Errorf("badgerdb: %w: %s: %w", backend.ErrFailed, doing, err)
+	db.failed.CompareAndSwap(nil, &err)
+	return *db.failed.Load()
 }
 
 // The layout of Badger's entries:
 //
 //	key    'e' key                       Badger keeps names in "!badger!" for itself
-//	value  revision[8, big-endian] value, or nothing: the entry has been deleted
-const keyPrefix = 'e'
+//	value  revision[8] checksum[8] value, or nothing: the entry has been deleted
+//	key    headKey
+//	value  the head: see head.append
+//
+// The checksum is the beginning of the SHA-256 of the revision, the length of the key, the key, and the value, so that an
+// entry which was damaged on the disk, or stands under another's key, is noticed.
+const (
+	keyPrefix   = 'e'
+	entryHeader = 16
+)
+
+var headKey = []byte("h")
 
 func storedKey(key []byte) []byte {
 	return append(append(make([]byte, 0, 1+backend.MaxKeySize), keyPrefix), key...)
 }
 
-func storedValue(c backend.Change) []byte {
+// storedValue returns the value of an entry as it is stored, and its checksum; nothing and 0 for a deletion.
+func storedValue(c backend.Change) ([]byte, uint64) {
 	if c.Delete {
-		return nil
+		return nil, 0
 	}
-	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(c.Value)), revision(c)), c.Value...)
+	sum := checksum(c.Key, revision(c), c.Value)
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, entryHeader+len(c.Value)), revision(c))
+	return append(binary.BigEndian.AppendUint64(b, sum), c.Value...), sum
 }
 
-// entry reads an item into memory of its own. ErrNotFound means that the item is a deletion.
-func entry(item *badger.Item) (backend.Entry, error) {
-	key := item.KeyCopy(nil)[1:]
+func checksum(key []byte, revision uint64, value []byte) uint64 {
+	var buf [512]byte // enough for most, on the stack
+	b := binary.BigEndian.AppendUint64(buf[:0], revision)
+	b = append(binary.BigEndian.AppendUint16(b, uint16(len(key))), key...)
+	hash := sha256.Sum256(append(b, value...))
+	return binary.BigEndian.Uint64(hash[:])
+}
+
+var errDamaged = errors.New("it is not what was written")
+
+// parseEntry takes an entry, which may keep what it is given, from Badger's key and value, and returns its checksum too.
+// ErrNotFound means that it is a deletion.
+func parseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
+	key = key[1:]
+	if len(value) == 0 {
+		return backend.Entry{}, 0, backend.ErrNotFound
+	}
+	if len(value) < entryHeader {
+		return backend.Entry{}, 0, readError(key, errDamaged)
+	}
+	e = backend.Entry{Key: key, Value: value[entryHeader:], Revision: binary.BigEndian.Uint64(value)}
+	sum = binary.BigEndian.Uint64(value[8:])
+	if sum != checksum(e.Key, e.Revision, e.Value) {
+		return backend.Entry{}, 0, readError(key, errDamaged)
+	}
+	return e, sum, nil
+}
+
+// entry reads an item into memory of its own.
+func entry(item *badger.Item) (backend.Entry, uint64, error) {
+	key := item.KeyCopy(nil)
 	value, err := item.ValueCopy(nil)
 	if err != nil {
-		return backend.Entry{}, readError(key, err)
+		return backend.Entry{}, 0, readError(key[1:], err)
 	}
-	if len(value) == 0 {
-		return backend.Entry{}, backend.ErrNotFound
-	}
-	if len(value) < 8 {
-		return backend.Entry{}, readError(key, errShort)
-	}
-	return backend.Entry{Key: key, Value: value[8:], Revision: binary.BigEndian.Uint64(value)}, nil
+	return parseEntry(key, value)
 }
 
-var errShort = errors.New("the value is shorter than its revision")
-
 func readError(key []byte, err error) error {
-	if errors.Is(err, y.ErrChecksumMismatch) || errors.Is(err, errShort) {
+	if errors.Is(err, y.ErrChecksumMismatch) || errors.Is(err, errDamaged) {
 		return fmt.Errorf("%w: entry %x: %w", backend.ErrCorrupt, key, err)
 	}
 	return fmt.Errorf("entry %x: %w", key, err)
 }
 
-// get returns the entry of key as txn sees it, or ErrNotFound.
-func get(txn *badger.Txn, key []byte) (backend.Entry, error) {
+// get returns the entry of key as txn sees it, and its checksum, or ErrNotFound.
+func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 	item, err := txn.Get(storedKey(key))
 	if errors.Is(err, badger.ErrKeyNotFound) {
-		return backend.Entry{}, backend.ErrNotFound
+		return backend.Entry{}, 0, backend.ErrNotFound
 	}
 	if err != nil {
-		return backend.Entry{}, readError(key, err)
+		return backend.Entry{}, 0, readError(key, err)
 	}
 	return entry(item)
 }
 
 // read calls f with a read transaction at a timestamp: db.durable.Load, or that of a snapshot which is counted in pins.
-func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) error {
+//
+// Badger reads mapped files, without care: a disk that cannot be read, and a table that was damaged since it was
+// checked, are panics here.
+func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -216,6 +228,16 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }:
+			err = db.fail("read", errors.New("a file could not be read"))
+		default: // an index out of range, or a text that Badger makes of that
+			err = fmt.Errorf("%w: a table is damaged, and could not be read", backend.ErrCorrupt)
+		}
+	}()
 	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
 	return f(txn)
@@ -224,7 +246,7 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 // Get implements backend.Backend. A read of a mapped file cannot be interrupted: ctx is looked at before.
 func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) {
 	err = db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
-		e, err = get(txn, key)
+		e, _, err = get(txn, key)
 		return err
 	})
 	return e, err
@@ -303,7 +325,7 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 			if to != nil && string(key) >= string(to) {
 				return nil
 			}
-			switch e, err := entry(it.Item()); {
+			switch e, _, err := entry(it.Item()); {
 			case err == nil:
 				page = append(page, e)
 				size += len(e.Key) + len(e.Value)
@@ -320,10 +342,19 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 	return page, next, err
 }
 
-// A logger passes on what Badger says: its chatter as detail.
-type logger struct{ to *slog.Logger }
+// A logger passes on what Badger says: its chatter as detail. What it calls an error is something that it could not
+// write, and stops the DB.
+type logger struct {
+	to *slog.Logger
+	db *DB
+}
 
-func (l logger) Errorf(format string, args ...any)   { l.to.Error(badgerText(format, args)) }
+func (l logger) Errorf(format string, args ...any) {
+	text := badgerText(format, args)
+	l.to.Error(text)
+	l.db.fail("in the background", errors.New(text))
+}
+
 func (l logger) Warningf(format string, args ...any) { l.to.Warn(badgerText(format, args)) }
 func (l logger) Infof(format string, args ...any)    { l.to.Debug(badgerText(format, args)) }
 func (l logger) Debugf(format string, args ...any)   { l.to.Debug(badgerText(format, args)) }

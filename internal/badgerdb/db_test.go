@@ -164,7 +164,7 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		e, err := entry(item)
+		e, _, err := entry(item)
 		require.Equal(t, "0", string(e.Value))
 		return err
 	})
@@ -536,19 +536,6 @@ func TestLock(t *testing.T) {
 	open(t, dir)
 }
 
-func BenchmarkGet(b *testing.B) {
-	db := open(b, b.TempDir())
-	require.NoError(b, db.Apply(b.Context(), change("k", "v", 0)))
-	for name, key := range map[string]string{"hit": "k", "miss": "none"} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				_, _ = db.Get(b.Context(), []byte(key))
-			}
-		})
-	}
-}
-
 // Reads while eight writers commit, against reads while none does: x-idle is the ratio of the medians.
 func BenchmarkGetBesideWriters(b *testing.B) {
 	db := open(b, b.TempDir())
@@ -585,5 +572,3 @@ func BenchmarkGetBesideWriters(b *testing.B) {
 	wg.Wait()
 	b.ReportMetric(float64(median(busy))/float64(median(idle)), "x-idle")
 }
-
-func median(d []time.Duration) time.Duration { return slices.Sorted(slices.Values(d))[len(d)/2] }

@@ -21,8 +21,8 @@ import (
 //
 //	missing                   it is made, with mode 0700, and its parents
 //	empty, or a store's       its mode is made 0700
-//	anything else             it is refused and not touched: /tmp must not lose its mode, and tables without a manifest are
-//	                          what is left of a damaged store, which Badger would delete
+//	anything else             it is refused and not touched: /tmp must not lose its mode, and tables without a manifest, or
+//	                          without a LAST, are what is left of a damaged store, which Badger would delete
 func prepare(dir string) error {
 	if dir == "" {
 		return errors.New("the directory has no name: pass one that is the store's own")
@@ -32,7 +32,7 @@ func prepare(dir string) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("cannot make the directory: %w", err)
 		}
-		return nil
+		return syncDir(filepath.Dir(dir))
 	}
 	if err != nil {
 		return err
@@ -58,26 +58,38 @@ func prepare(dir string) error {
 }
 
 func checkContents(dir string, files []fs.DirEntry) error {
-	tables, foreign := "", ""
+	has := make(map[string]bool)
+	data, foreign := "", ""
 	for _, f := range files {
-		switch name := f.Name(); {
-		case name == badger.ManifestFilename:
-			return nil
-		case strings.HasSuffix(name, ".sst"), strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"):
-			tables = name
-		case name == "lost+found", name == "LOCK": // of a file system's root; of an opener that got no further
+		name := f.Name()
+		has[name] = true
+		switch {
+		case name == badger.ManifestFilename, strings.HasSuffix(name, ".sst"), strings.HasSuffix(name, ".mem"):
+			data = name
+		case strings.HasSuffix(name, ".vlog"), name == "KEYREGISTRY", name == "DISCARD", name == "MANIFEST-REWRITE": // Badger's
+		case name == lastName, name == "LOCK", name == "lost+found": // ours; of an opener that got no further; of a file system's root
 		default:
 			foreign = name
 		}
 	}
 	switch {
-	case tables != "":
-		return fmt.Errorf("%w: %s holds %s and no %s: restore the missing file, or the directory, from a backup",
-			backend.ErrCorrupt, dir, tables, badger.ManifestFilename)
+	case has[recovered], has[moving]:
+		return nil
+	case has[lastName] && (has[badger.ManifestFilename] || data == ""):
+		return nil
+	case has[lastName]:
+		return missing(dir, data, badger.ManifestFilename)
+	case data != "":
+		return missing(dir, data, lastName)
 	case foreign != "":
 		return fmt.Errorf("%s is not a key store: it holds %s: name a directory that is the store's own", dir, foreign)
 	}
 	return nil
+}
+
+func missing(dir, has, lacks string) error {
+	return fmt.Errorf("%w: %s holds %s and no %s: restore the missing file, or the directory, from a backup, or open what "+
+		"is left with Options.Recover", backend.ErrCorrupt, dir, has, lacks)
 }
 
 // openError explains an error of Badger's.
@@ -85,12 +97,16 @@ func openError(dir string, err error) error {
 	switch {
 	// Badger has no error value for it.
 	case strings.Contains(err.Error(), "Cannot acquire directory lock"):
-		return fmt.Errorf("%w: %s has %s open: one process at a time can: close it there, or ask it", backend.ErrLocked, holder(dir), dir)
+		return locked(dir)
 	case errors.Is(err, y.ErrChecksumMismatch):
 		return fmt.Errorf("%w: %s: restore it from a backup: %w", backend.ErrCorrupt, dir, err)
 	default:
 		return fmt.Errorf("%s: %w", dir, err)
 	}
+}
+
+func locked(dir string) error {
+	return fmt.Errorf("%w: %s has %s open: one process at a time can: close it there, or ask it", backend.ErrLocked, holder(dir), dir)
 }
 
 // holder names the process that has the directory locked, from the file in which Badger writes its number.

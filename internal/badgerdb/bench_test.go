@@ -1,0 +1,99 @@
+package badgerdb
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A durable commit of one change, with the second copy, the checksums and the look at the disk, against Badger's own
+// commit of the same entry, by turns: x-badger is the ratio of the medians.
+func BenchmarkCommit(b *testing.B) {
+	for _, changes := range []int{1, 64} {
+		b.Run(fmt.Sprint(changes), func(b *testing.B) {
+			db := open(b, b.TempDir())
+			bare := openBare(b)
+			value := make([]byte, 200)
+			var with, without []time.Duration
+			for n := uint64(1); b.Loop(); n++ {
+				var all []backend.Change
+				for i := range changes {
+					all = append(all, backend.Change{Key: fmt.Appendf(nil, "k%016d-%d", n, i), Value: value})
+				}
+				begin := time.Now()
+				require.NoError(b, db.Apply(b.Context(), all...))
+				with = append(with, time.Since(begin))
+
+				begin = time.Now()
+				txn := bare.NewTransactionAt(n, true)
+				for _, c := range all {
+					require.NoError(b, txn.SetEntry(badger.NewEntry(c.Key, c.Value)))
+				}
+				require.NoError(b, txn.CommitAt(n, nil))
+				without = append(without, time.Since(begin))
+			}
+			b.ReportMetric(float64(median(with).Microseconds()), "µs/commit")
+			b.ReportMetric(float64(median(without).Microseconds()), "µs/badger")
+			b.ReportMetric(float64(median(with))/float64(median(without)), "x-badger")
+		})
+	}
+}
+
+// A read, against Badger's own of the same entry, by turns.
+func BenchmarkGet(b *testing.B) {
+	db := open(b, b.TempDir())
+	const keys = 1000
+	value := make([]byte, 200)
+	key := func(n int) []byte { return fmt.Appendf(nil, "k%015d", n%keys) }
+	for n := range keys {
+		require.NoError(b, db.Apply(b.Context(), backend.Change{Key: key(n), Value: value}))
+	}
+	for _, bm := range []struct {
+		name   string
+		offset int
+	}{{"present", 0}, {"absent", keys}} {
+		b.Run(bm.name, func(b *testing.B) {
+			var with, without []time.Duration
+			const batch = 200
+			keyOf := func(n int) []byte { return fmt.Appendf(nil, "k%015d", n%keys+bm.offset) }
+			b.ReportAllocs()
+			for b.Loop() {
+				begin := time.Now()
+				for n := range batch {
+					_, _ = db.Get(b.Context(), keyOf(n))
+				}
+				with = append(with, time.Since(begin))
+				begin = time.Now()
+				for n := range batch {
+					txn := db.badger.NewTransactionAt(db.durable.Load(), false)
+					if item, err := txn.Get(append([]byte{keyPrefix}, keyOf(n)...)); err == nil {
+						_, _ = item.ValueCopy(nil)
+					}
+					txn.Discard()
+				}
+				without = append(without, time.Since(begin))
+			}
+			b.ReportMetric(float64(median(with).Nanoseconds())/batch, "ns/get")
+			b.ReportMetric(float64(median(without).Nanoseconds())/batch, "ns/badger")
+			b.ReportMetric(float64(median(with))/float64(median(without)), "x-badger")
+		})
+	}
+}
+
+func openBare(b *testing.B) *badger.DB {
+	db := &DB{dir: b.TempDir(), room: newRoom(b.TempDir(), 0, 0)}
+	bare, err := badger.OpenManaged(db.options(Options{}).WithLogger(nil))
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, bare.Close()) })
+	return bare
+}
+
+func median(values []time.Duration) time.Duration {
+	return slices.Sorted(slices.Values(values))[len(values)/2]
+}

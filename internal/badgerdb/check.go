@@ -1,0 +1,112 @@
+package badgerdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+var _ backend.Checker = (*DB)(nil)
+
+// maxDamage is how many damaged entries an error names.
+const maxDamage = 16
+
+// Check implements backend.Checker: it reads every entry and every table as of one moment, and compares how many there
+// are, and the sum of their checksums, with what the commits up to then have counted.
+func (db *DB) Check(ctx context.Context) error {
+	var ts uint64
+	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
+		db.pins.Add(1) // as a snapshot
+		ts = txn.ReadTs()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer db.pins.Add(-1)
+
+	var damage []error
+	more := 0
+	found := head{}
+	note := func(err error) {
+		if len(damage) == maxDamage {
+			more++
+			return
+		}
+		damage = append(damage, err)
+	}
+	if err := db.countPages(ctx, ts, &found, note); err != nil {
+		return err
+	}
+	var want head
+	err = db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
+		if ts > 0 {
+			want, err = headAt(txn)
+		}
+		if err != nil {
+			note(err)
+		}
+		if err := db.badger.VerifyChecksum(); err != nil {
+			note(fmt.Errorf("a table: %w", err))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if more > 0 {
+		damage = append(damage, fmt.Errorf("and %d more", more))
+	}
+	if found.entries != want.entries || found.sum != want.sum {
+		damage = append(damage, fmt.Errorf("%d entries with sum %016x were written, and %d with sum %016x are there",
+			want.entries, want.sum, found.entries, found.sum))
+	}
+	if len(damage) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: close the store, and restore it from a backup: %w", backend.ErrCorrupt, db.dir, errors.Join(damage...))
+}
+
+// countPages adds the entries as of a timestamp to h, page by page, so that no lock is held for long.
+func (db *DB) countPages(ctx context.Context, ts uint64, h *head, damaged func(error)) error {
+	from := []byte{keyPrefix}
+	for from != nil {
+		err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) error {
+			from = countFrom(txn, from, 16*pageEntries, h, damaged)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countFrom adds up to so many entries to h, beginning with one, and returns where to go on; nil is the end.
+func countFrom(txn *badger.Txn, from []byte, limit int, h *head, damaged func(error)) (next []byte) {
+	o := badger.DefaultIteratorOptions
+	o.Prefix = []byte{keyPrefix}
+	it := txn.NewIterator(o)
+	defer it.Close()
+	n := 0
+	for it.Seek(from); it.Valid(); it.Next() {
+		if n++; n > limit {
+			return slices.Clone(it.Item().Key())
+		}
+		_, sum, err := entry(it.Item())
+		switch {
+		case errors.Is(err, backend.ErrNotFound):
+		case err != nil:
+			damaged(err)
+		default:
+			h.entries++
+			h.sum += sum
+		}
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package badgerdb
+
+import (
+	"bufio"
+	"encoding/binary"
+	"hash/crc32"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/dgraph-io/badger/v4/y"
+)
+
+// Badger's write-ahead log, NNNNN.mem, as badger v4 writes it (memtable.go and structs.go there):
+//
+//	header    id of the encryption key uint64, 0 for none; initialization vector [12]byte
+//	entries   meta uint8, user meta uint8, length of key uvarint, length of value uvarint, expiry uvarint,
+//	          key with its version, value, CRC-32C of all that, big-endian
+//
+// The entries of a transaction have the bit logTxn, and the one behind them logFinTxn, with the transaction's version
+// in decimal as its value. The file is allocated beforehand: zeroes follow the last entry.
+const (
+	logHeaderSize = 20
+	logTxn        = 1 << 6
+	logFinTxn     = 1 << 7
+
+	// Longer ones are no entries of ours.
+	maxLogKey   = 1 << 10
+	maxLogValue = 1 << 20
+	maxLogEntry = 2 + 3*binary.MaxVarintLen64 + maxLogKey + maxLogValue + crc32.Size
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// A logEntry is one entry of a log. Its slices are good until the next one is read.
+type logEntry struct {
+	meta       byte
+	key, value []byte // the key with its version
+}
+
+// A logFile says what a log holds.
+type logFile struct {
+	name        string
+	first, last uint64 // the versions of its first and last transaction; 0: it has none
+	end         int64  // the offset behind the last transaction
+	gap         uint64 // the version that is missing in the middle; 0: none
+	torn        bool   // something that is no transaction follows
+}
+
+// readLog reads a log as Badger does, up to the first thing that is not a whole transaction, and hands each entry of the
+// transactions to visit.
+func readLog(path string, visit func(version uint64, writes []write) error) (l logFile, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return logFile{}, err
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, maxLogEntry)
+	l.end = logHeaderSize
+	header, err := r.Peek(logHeaderSize)
+	if err != nil || binary.BigEndian.Uint64(header) != 0 {
+		l.torn = len(header) > 0
+		if err == io.EOF {
+			err = nil
+		}
+		return l, err
+	}
+	_, _ = r.Discard(logHeaderSize)
+	var writes []write
+	version, offset := uint64(0), l.end
+	for {
+		e, size, err := nextLogEntry(r)
+		if err != nil {
+			return l, err
+		}
+		if size == 0 {
+			l.torn = version != 0 || e.meta != 0
+			return l, nil
+		}
+		offset += size
+		switch {
+		case e.meta&logTxn != 0:
+			v := y.ParseTs(e.key)
+			if version != 0 && v != version {
+				l.torn = true
+				return l, nil
+			}
+			version = v
+			writes = append(writes, write{append([]byte(nil), y.ParseKey(e.key)...), append([]byte(nil), e.value...)})
+		case e.meta&logFinTxn != 0:
+			if v, err := strconv.ParseUint(string(e.value), 10, 64); err != nil || v != version || version == 0 {
+				l.torn = true
+				return l, nil
+			}
+			if l.first == 0 {
+				l.first = version
+			} else if version != l.last+1 && l.gap == 0 {
+				l.gap = l.last + 1
+			}
+			l.last, l.end = version, offset
+			if visit != nil {
+				if err := visit(version, writes); err != nil {
+					return l, err
+				}
+			}
+			writes, version = nil, 0
+		default: // we write in transactions only
+			l.torn = true
+			return l, nil
+		}
+	}
+}
+
+// nextLogEntry reads one entry. Its size is 0 where there is none: meta is 0 too if there are zeroes, or nothing.
+func nextLogEntry(r *bufio.Reader) (e logEntry, size int64, err error) {
+	none := logEntry{meta: 0xff}
+	b, err := r.Peek(2 + 3*binary.MaxVarintLen64)
+	if err != nil && err != io.EOF {
+		return none, 0, err
+	}
+	if len(b) < 2 {
+		return logEntry{}, 0, nil
+	}
+	i := 2
+	var lengths [3]uint64 // of the key and of the value, and the expiry
+	for j := range lengths {
+		v, n := binary.Uvarint(b[i:])
+		if n <= 0 {
+			return none, 0, nil
+		}
+		lengths[j] = v
+		i += n
+	}
+	if lengths[0] == 0 {
+		if b[0] == 0 && b[1] == 0 && lengths[1] == 0 {
+			return logEntry{}, 0, nil
+		}
+		return none, 0, nil
+	}
+	if lengths[0] < 8 || lengths[0] > maxLogKey || lengths[1] > maxLogValue {
+		return none, 0, nil
+	}
+	key, value := i+int(lengths[0]), i+int(lengths[0]+lengths[1])
+	b, err = r.Peek(value + crc32.Size)
+	if err == io.EOF {
+		return none, 0, nil
+	}
+	if err != nil {
+		return none, 0, err
+	}
+	if crc32.Checksum(b[:value], castagnoli) != binary.BigEndian.Uint32(b[value:]) {
+		return none, 0, nil
+	}
+	e = logEntry{b[0], b[i:key], b[key:value]}
+	n, err := r.Discard(value + crc32.Size) // which leaves the slices alone
+	return e, int64(n), err
+}

@@ -1,0 +1,239 @@
+package badgerdb
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A survey is what the files of a directory hold, found without changing any of them, before Badger opens them.
+//
+// Every commit has the next timestamp, so that what a store has without a gap can be told from the highest timestamp in
+// the tables, and the first and last one in each log: commits go to a log, in order, and from there to a table, and a log
+// is deleted when all of it is in a table that the manifest names.
+type survey struct {
+	dir    string
+	used   bool      // it has a manifest, tables, or logs
+	logs   []logFile // in their order
+	tables uint64    // the highest version in a table that the manifest names
+	head   head      // the newest one that there is
+	damage []error   // what is certain to be wrong
+}
+
+// surveyDir looks at all files. Its error is the operating system's.
+func surveyDir(dir string) (*survey, error) {
+	s := &survey{dir: dir}
+	if err := s.readTables(); err != nil {
+		return nil, err
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range names {
+		l, err := readLog(path, func(_ uint64, writes []write) error {
+			for _, w := range writes {
+				if h, ok := parseHead(w.value); ok && string(w.key) == string(headKey) {
+					s.found(h)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		l.name = filepath.Base(path)
+		s.used = true
+		s.logs = append(s.logs, l)
+	}
+	// Badger's numbers have five digits, and more when those are used up.
+	slices.SortFunc(s.logs, func(a, b logFile) int {
+		return cmp.Or(cmp.Compare(len(a.name), len(b.name)), strings.Compare(a.name, b.name))
+	})
+	return s, nil
+}
+
+// readTables reads the manifest, and checks the tables that it names.
+func (s *survey) readTables() error {
+	f, err := os.Open(filepath.Join(s.dir, badger.ManifestFilename))
+	if errors.Is(err, fs.ErrNotExist) {
+		tables, err := filepath.Glob(filepath.Join(s.dir, "*.sst"))
+		if len(tables) > 0 {
+			s.used = true
+			s.damaged(badger.ManifestFilename, errors.New("it is missing"))
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	s.used = true
+	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
+	if err != nil {
+		s.damaged(badger.ManifestFilename, err)
+		return nil
+	}
+	var (
+		mu     sync.Mutex // guards s, and failed
+		failed error
+		wg     sync.WaitGroup
+		ids    = make(chan uint64)
+	)
+	for range min(runtime.GOMAXPROCS(0), 8, len(manifest.Tables)) {
+		wg.Go(func() {
+			var t tableFile
+			for id := range ids {
+				name := table.IDToFilename(id)
+				var version uint64
+				var newest head
+				var err error
+				t, err = openTable(filepath.Join(s.dir, name), t.data)
+				if err == nil {
+					version, newest, err = t.check()
+				}
+				mu.Lock()
+				var fault *os.PathError
+				switch {
+				case err == nil:
+					s.tables = max(s.tables, version)
+					s.found(newest)
+				case errors.As(err, &fault) && !errors.Is(err, fs.ErrNotExist):
+					failed = err
+				case errors.Is(err, fs.ErrNotExist):
+					s.damaged(name, errors.New("it is missing"))
+				default:
+					s.damaged(name, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for id := range manifest.Tables {
+		ids <- id
+	}
+	close(ids)
+	wg.Wait()
+	return failed
+}
+
+func (s *survey) found(h head) {
+	if h.seq > s.head.seq {
+		s.head = h
+	}
+}
+
+func (s *survey) damaged(name string, err error) {
+	s.damage = append(s.damage, fmt.Errorf("%s: %w", name, err))
+}
+
+// reach returns the number of the last commit up to which nothing is missing, and what is wrong with what follows.
+func (s *survey) reach() (seq uint64, gap error) {
+	seq = s.tables
+	for _, l := range s.logs {
+		switch {
+		case l.last == 0:
+			continue
+		case l.first > seq+1:
+			return seq, fmt.Errorf("commits %d to %d are in no table and no log: a file is missing, or %s is an old one",
+				seq+1, l.first-1, badger.ManifestFilename)
+		case l.gap != 0:
+			return max(seq, l.gap-1), fmt.Errorf("%s: commit %d is missing from its middle", l.name, l.gap)
+		}
+		seq = max(seq, l.last)
+	}
+	return seq, nil
+}
+
+// reconcile compares the directory with the last commits, which are given in their order, and returns which of them have
+// to be made again. The error wraps ErrCorrupt, and says what is wrong and where.
+func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
+	damage := s.damage
+	seq, gap := s.reach()
+	if gap != nil {
+		damage = append(damage, gap)
+	}
+	if len(damage) > 0 {
+		return nil, s.corrupt(damage...)
+	}
+	if len(slots) == 0 {
+		return nil, s.corrupt(errNoSlots)
+	}
+	if s.head.seq != seq {
+		return nil, s.corrupt(fmt.Errorf("the head of commit %d is missing, and that of commit %d is there", seq, s.head.seq))
+	}
+	have := seq
+	for _, slot := range slots {
+		if seq > 0 && slot.store != s.head.store {
+			return nil, s.corrupt(fmt.Errorf("%s belongs to another store", lastName))
+		}
+		if seq > 0 && slot.seq == seq && slot.head != s.head {
+			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", lastName, slot.head, s.head))
+		}
+		if slot.seq == have+1 {
+			redo = append(redo, slot)
+			have++
+		}
+	}
+	switch newest := slots[len(slots)-1].seq; {
+	case have < newest:
+		return nil, s.corrupt(s.lost(seq, newest))
+	case seq > newest+1:
+		return nil, s.corrupt(fmt.Errorf("%s: its last commit is %d, and there are %d: it is an old one, or damaged", lastName, newest, seq))
+	}
+	return redo, nil
+}
+
+// lost says which commits are lost, and how.
+func (s *survey) lost(seq, newest uint64) error {
+	if len(s.logs) > 0 {
+		if l := s.logs[len(s.logs)-1]; l.torn {
+			return fmt.Errorf("%s is damaged at byte %d: commits %d to %d are lost", l.name, l.end, seq+1, newest)
+		}
+	}
+	return fmt.Errorf("commits %d to %d are lost: a log or a table is missing or was cut off, or %s is an old one",
+		seq+1, newest, badger.ManifestFilename)
+}
+
+func (s *survey) corrupt(damage ...error) error {
+	return fmt.Errorf("%w: %s: restore the directory from a backup, or open what is left with Options.Recover: %w",
+		backend.ErrCorrupt, s.dir, errors.Join(damage...))
+}
+
+// tidy removes what Badger would read and does not need, so that it can do no harm there, and cuts off what follows the
+// last transaction of a log. It is called when it is certain that nothing is lost by that.
+//
+// Values are small enough to stand in the log and the tables. Badger's value log, and its statistics, are empty; so is
+// its registry of encryption keys.
+func (s *survey) tidy() error {
+	var errs []error
+	for _, pattern := range []string{"*.vlog", "DISCARD", "KEYREGISTRY"} {
+		paths, err := filepath.Glob(filepath.Join(s.dir, pattern))
+		errs = append(errs, err)
+		for _, path := range paths {
+			errs = append(errs, os.Remove(path))
+		}
+	}
+	for _, l := range s.logs {
+		path := filepath.Join(s.dir, l.name)
+		switch {
+		case l.last == 0:
+			errs = append(errs, os.Remove(path))
+		case l.torn:
+			errs = append(errs, os.Truncate(path, l.end))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -266,20 +266,21 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int) error {
 		return err
 	}
 	var batch []backend.Entry // of one space
-	read, changed := 0, 0
+	read, changed, size := 0, 0, 0
 	for {
 		e, err := b.next()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		end := err != nil
-		if len(batch) > 0 && (end || len(batch) == maxBatch || batch[0].Key[0] != e.Key[0]) {
+		size += len(e.Value) + maxText + maxReason + 256 // with the event; a reason may come to what the store has
+		if len(batch) > 0 && (end || len(batch) == maxBatch || size > backend.MaxApplySize || batch[0].Key[0] != e.Key[0]) {
 			n, err := s.restoreBatch(ctx, batch)
 			changed += n
 			if err != nil {
 				return err
 			}
-			batch = nil
+			batch, size = nil, len(e.Value)+maxText+maxReason+256
 		}
 		if end || read%10_000 == 0 {
 			s.log.Info("API key store restores a backup", "read", read, "of", frames, "keys changed", changed)

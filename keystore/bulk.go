@@ -49,7 +49,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		return st.record.RevokedAt == 0 && q.selects(&st.entry().key)
 	}
 	if opts.DryRun {
-		for batch, err := range s.batches(ctx, q, wanted) {
+		for batch, err := range s.batches(ctx, q, len(reason), wanted) {
 			if err != nil {
 				return done, err
 			}
@@ -78,7 +78,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		return w.err
 	}
 	var failed, corrupt error
-	for batch, err := range s.batches(ctx, q, wanted) {
+	for batch, err := range s.batches(ctx, q, len(reason), wanted) {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			cut(batch)
@@ -144,7 +144,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	}
 	done := 0
 	var corrupt error
-	for batch, err := range s.batches(ctx, Query{}, dead) {
+	for batch, err := range s.batches(ctx, Query{}, 0, dead) {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			continue
@@ -174,14 +174,18 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 // maxBatch is how many keys are changed in one write: a record and an event each.
 const maxBatch = backend.MaxChanges / 2
 
-// batches yields the keys of a selection that are wanted, in the order of creation, many at a time. An error comes with no
-// keys and ends it, but for ErrCorrupt, which comes with the key whose record is damaged, if that is known.
-func (s *Store) batches(ctx context.Context, q Query, wanted func(*stored) bool) iter.Seq2[[]*stored, error] {
+// sizeOf bounds what the change of a key takes of a write: its record and an event, with a text of so many bytes in each.
+func sizeOf(st *stored, text int) int { return proto.Size(st.record) + 2*text + maxText + 256 }
+
+// batches yields the keys of a selection that are wanted, in the order of creation, many at a time: as many as can be
+// changed in one write, with a reason of so many bytes. An error comes with no keys and ends it, but for ErrCorrupt, which
+// comes with the key whose record is damaged, if that is known.
+func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*stored) bool) iter.Seq2[[]*stored, error] {
 	return func(yield func([]*stored, error) bool) {
 		limit := q.Limit
 		q.Limit = 0 // those that are not wanted do not count
 		var batch []*stored
-		on := true
+		size, on := 0, true
 		err := s.list(ctx, q, func(st *stored, _ *Key, err error) bool {
 			switch {
 			case err != nil && st == nil:
@@ -189,11 +193,17 @@ func (s *Store) batches(ctx context.Context, q Query, wanted func(*stored) bool)
 			case err != nil:
 				on = yield([]*stored{st}, err)
 			case wanted(st):
+				if size += sizeOf(st, reason); size > backend.MaxApplySize {
+					if on = yield(batch, nil); !on {
+						return false
+					}
+					batch, size = nil, sizeOf(st, reason)
+				}
 				batch = append(batch, st)
 				limit--
 				if limit == 0 || len(batch) == maxBatch {
 					on = yield(batch, nil) && limit != 0
-					batch = nil
+					batch, size = nil, 0
 				}
 			}
 			return on

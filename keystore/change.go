@@ -287,8 +287,8 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared) error 
 			switch {
 			case err == nil:
 				s.fence.End(p.entry.id, p.entry)
-			case errors.Is(err, backend.ErrConflict):
-				s.fence.End(p.entry.id, nil)
+			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull):
+				s.fence.End(p.entry.id, nil) // nothing was changed
 			default:
 				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
 				// knows what its live contexts are still good for.
@@ -326,12 +326,13 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 		return nil, trouble("encode", err)
 	}
 	stamp := s.journal.begin()
+	urgent := event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 	return &prepared{
 		entry: st.entry(),
 		stamp: stamp,
 		event: event,
 		changes: []backend.Change{
-			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision},
+			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: urgent},
 			{Key: eventKey(stamp), Value: said},
 		},
 	}, nil

@@ -39,6 +39,12 @@ type Options struct {
 	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
 	// means no limit. A read of the store's own directory cannot be interrupted, and is not.
 	Timeout time.Duration
+	// Recover opens a directory that is damaged with what is left of it. It is called once, before Open returns, with an
+	// error that wraps ErrCorrupt and says what was damaged and how much of what was written is left, unless that is all.
+	// Keys may then be as they were before the changes that were lost: one that was revoked in one of those is not
+	// revoked. The damaged files are kept inside the directory. Nil means that Open refuses such a directory, with
+	// ErrCorrupt, and leaves it as it is. New does not use it.
+	Recover func(lost error)
 	// Observer is told of what happens. Nil means nobody.
 	Observer Observer
 	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence.

@@ -150,7 +150,7 @@ func (db *DB) commit(group []*request) error {
 	for _, r := range group {
 		size += r.size
 	}
-	usual, urgent := db.room.forCommit(size)
+	usual, urgent := db.room.forCommit()
 	// It reads what it has written itself.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
@@ -195,7 +195,7 @@ func (db *DB) commit(group []*request) error {
 	if err := db.make(txn, next); err != nil {
 		return err
 	}
-	db.room.committed(size)
+	db.room.committed(size, len(next.writes))
 	return nil
 }
 

@@ -26,6 +26,7 @@ import (
 // look and the write there is time, for a process that fills the disk at that moment, and to the last byte.
 type room struct {
 	dir      string
+	disk     func(dir string) (free, total int64, ok bool)
 	memtable int64 // bytes
 	group    int   // the most bytes in a group of requests; a single request may have more
 
@@ -46,7 +47,7 @@ const (
 
 // newRoom looks at the disk. The logs that there are may need memtables as large as they were written for.
 func newRoom(dir string, memtable int64, largestLog int64) room {
-	r := room{dir: dir, memtable: memtable}
+	r := room{dir: dir, disk: disk, memtable: memtable}
 	if r.memtable == 0 {
 		r.memtable = usualMemtable
 		if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable {
@@ -94,20 +95,21 @@ func (r *room) allocate() {
 	_ = f.Close() // nothing was written
 }
 
-// committed takes note of a commit of so many bytes, after which Badger may write another log.
-func (r *room) committed(size int) {
+// committed takes note of a commit of so many bytes and writes, the head among them, for which Badger may have begun
+// another log.
+func (r *room) committed(size, writes int) {
 	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
 		r.log++
 		r.used = 0
 		r.allocate()
 	}
-	// A write is in the log, and in a node of a skip list; so are the head and the end of the transaction.
-	r.used += int64(size) + int64(size/perWrite+2)*int64(skl.MaxNodeSize)
+	// Each write is in the log, and in a node of a skip list; so is the end of the transaction.
+	r.used += int64(size+headSize+2*perWrite) + int64(writes+1)*int64(skl.MaxNodeSize)
 }
 
-// forCommit returns why there is no room for a usual commit of so many bytes, and for an urgent one.
-func (r *room) forCommit(size int) (usual, urgent error) {
-	free, _, ok := disk(r.dir)
+// forCommit returns why there is no room for a usual commit, and for an urgent one.
+func (r *room) forCommit() (usual, urgent error) {
+	free, _, ok := r.disk(r.dir)
 	if !ok {
 		return nil, nil
 	}
@@ -130,7 +132,7 @@ func (r *room) forCommit(size int) (usual, urgent error) {
 
 // toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
 func (r *room) toOpen(logs int64) error {
-	if free, _, ok := disk(r.dir); ok && free < logs+r.memtable+r.logSize() {
+	if free, _, ok := r.disk(r.dir); ok && free < logs+r.memtable+r.logSize() {
 		return full(r.dir, free, logs+r.memtable+r.logSize())
 	}
 	return nil
@@ -139,7 +141,7 @@ func (r *room) toOpen(logs int64) error {
 // toSalvage returns why there is no room for a recovery, which is no larger than what there is.
 func (r *room) toSalvage() error {
 	need := r.tables() + 4*usualMemtable
-	if free, _, ok := disk(r.dir); ok && free < need {
+	if free, _, ok := r.disk(r.dir); ok && free < need {
 		return full(r.dir, free, need)
 	}
 	return nil
@@ -147,7 +149,7 @@ func (r *room) toSalvage() error {
 
 // toClose returns why there is no room for what Badger does when it is closed: it makes a table of its log.
 func (r *room) toClose() error {
-	if free, _, ok := disk(r.dir); ok && r.used > 0 && free < 2*r.memtable {
+	if free, _, ok := r.disk(r.dir); ok && r.used > 0 && free < 2*r.memtable {
 		return full(r.dir, free, 2*r.memtable)
 	}
 	return nil

@@ -223,7 +223,8 @@ func refuseRevoked(r *record.Record) error {
 	return nil
 }
 
-// changeAttempts is how often a change starts again because another one of the same key came first.
+// changeAttempts is how often a change starts again because another one of the same key came first. In one process the
+// line of turns makes it few; what remains are writes of many keys, and other processes.
 const changeAttempts = 16
 
 // change commits what edit does to a record, with the event of it, through the phases of the fence, and returns what it
@@ -244,6 +245,15 @@ func (s *Store) change(
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
+	over, err := s.turns.take(ctx, id, false)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if over != nil {
+			over()
+		}
+	}()
 	for range changeAttempts {
 		st, err := s.get(ctx, id)
 		if err != nil {
@@ -270,6 +280,11 @@ func (s *Store) change(
 		}
 		if !errors.Is(err, backend.ErrConflict) {
 			return nil, err
+		}
+		if over == nil {
+			if over, err = s.turns.take(ctx, id, true); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return nil, trouble("change", errors.New("others keep changing the key"))

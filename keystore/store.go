@@ -34,6 +34,7 @@ type Store struct {
 	patient bool          // reads need no timeout, because none would help
 
 	journal journal
+	turns   turns
 	limits  *limits
 	usage   usage
 	refused atomic.Uint64

@@ -1,0 +1,159 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A jittery backend takes its time, now and then, around what it does, so that what is rare in a race becomes common.
+type jittery struct{ backend.Backend }
+
+func pause() {
+	switch rand.IntN(8) {
+	case 0:
+		runtime.Gosched()
+	case 1:
+		for range rand.IntN(1 << 14) {
+		}
+	case 2:
+		time.Sleep(rand.N(500 * time.Microsecond))
+	case 3:
+		time.Sleep(rand.N(2 * time.Millisecond))
+	}
+}
+
+func (b jittery) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	pause()
+	defer pause()
+	return b.Backend.Get(ctx, key)
+}
+
+func (b jittery) Apply(ctx context.Context, changes ...backend.Change) error {
+	pause()
+	defer pause()
+	return b.Backend.Apply(ctx, changes...)
+}
+
+// A failing backend fails now and then: a read, or a write before it is made, or after.
+type failing struct{ backend.Backend }
+
+var errInjected = errors.New("injected")
+
+func (b failing) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if rand.IntN(30) == 0 {
+		return backend.Entry{}, errInjected
+	}
+	return b.Backend.Get(ctx, key)
+}
+
+func (b failing) Apply(ctx context.Context, changes ...backend.Change) error {
+	x := rand.IntN(20)
+	if x == 0 {
+		return errInjected
+	}
+	err := b.Backend.Apply(ctx, changes...)
+	if x == 1 && err == nil {
+		err = errInjected
+	}
+	return err
+}
+
+// A hasty backend is wrong: it acknowledges a write before it makes it.
+type hasty struct {
+	backend.Backend
+	queue chan []backend.Change
+	done  chan struct{}
+}
+
+func newHasty(b backend.Backend) *hasty {
+	h := &hasty{b, make(chan []backend.Change, 1<<10), make(chan struct{})}
+	go func() {
+		defer close(h.done)
+		for changes := range h.queue {
+			_ = h.Backend.Apply(context.Background(), changes...)
+		}
+	}()
+	return h
+}
+
+func (h *hasty) Apply(_ context.Context, changes ...backend.Change) error {
+	h.queue <- changes
+	return nil
+}
+
+func (h *hasty) Close() error {
+	close(h.queue)
+	<-h.done
+	return h.Backend.Close()
+}
+
+// A forgetful backend is wrong: it acknowledges writes that it has in memory, where everybody sees them, makes them
+// some time later, all at once, and forgets at Close which it has not made yet.
+type forgetful struct {
+	backend.Backend
+	mu      sync.Mutex
+	pending [][]backend.Change
+}
+
+func (f *forgetful) getLocked(ctx context.Context, key []byte) (backend.Entry, error) {
+	for _, changes := range slices.Backward(f.pending) {
+		for _, c := range changes {
+			if string(c.Key) == string(key) {
+				return backend.Entry{Key: c.Key, Value: c.Value, Revision: max(c.Revision, c.Expect+1)}, nil
+			}
+		}
+	}
+	return f.Backend.Get(ctx, key)
+}
+
+func (f *forgetful) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.getLocked(ctx, key)
+}
+
+func (f *forgetful) Apply(ctx context.Context, changes ...backend.Change) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range changes {
+		e, err := f.getLocked(ctx, c.Key)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return err
+		}
+		if e.Revision != c.Expect {
+			return backend.ErrConflict
+		}
+	}
+	f.pending = append(f.pending, changes)
+	if len(f.pending) < 8 {
+		return nil
+	}
+	return f.flushLocked(ctx)
+}
+
+func (f *forgetful) flushLocked(ctx context.Context) error {
+	for _, changes := range f.pending {
+		if err := f.Backend.Apply(ctx, changes...); err != nil {
+			return err
+		}
+	}
+	f.pending = nil
+	return nil
+}
+
+func (f *forgetful) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.flushLocked(ctx); err != nil {
+		return func(yield func(backend.Entry, error) bool) { yield(backend.Entry{}, err) }
+	}
+	return f.Backend.Scan(ctx, from, to)
+}

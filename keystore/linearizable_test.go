@@ -1,0 +1,249 @@
+package keystore
+
+import (
+	"errors"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
+	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+var (
+	rounds    = flag.Int("rounds", 20, "how many histories to check for linearizability")
+	firstSeed = flag.Uint64("seed", 0, "of the first history; the next ones count up; 0 is any")
+	drawings  = flag.String("drawings", "", "a directory for drawings of histories that are not linearizable")
+)
+
+// A round is 6 clients with 18 ops each on 3 keys, and what they look at after a change.
+const (
+	roundKeys    = 3
+	roundClients = 6
+	roundOps     = 18
+)
+
+// renewEvery is after how many rounds a store makes room for a new one, so that it does not grow for ever.
+const renewEvery = 500
+
+// A wrapping puts something between the store and Badger.
+type wrapping func(backend.Backend) backend.Backend
+
+// openWrapped is Open, of a store whose fence goes by v.
+func openWrapped(dir string, opts *Options, v fence.Variant, wrap wrapping) (*Store, error) {
+	s, err := newStore(opts)
+	if err != nil {
+		return nil, err
+	}
+	db, err := badgerdb.Open(dir, badgerdb.Options{Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
+	s.patient = true
+	s.fence.Break(v)
+	if err := s.start(wrap(db)); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+// An arena is a store for one round after the other, each with keys of its own.
+type arena struct {
+	open   func(dir string) (*Store, error)
+	store  *Store
+	dir    string
+	used   int
+	cursor time.Time // behind the events of earlier rounds
+	deaf   bool
+}
+
+func (a *arena) play(t testing.TB, seed uint64, count tally) error {
+	if a.used%renewEvery == 0 {
+		a.close(t)
+		var err error
+		a.dir, err = os.MkdirTemp(t.TempDir(), "")
+		require.NoError(t, err)
+		a.store, err = a.open(a.dir)
+		require.NoError(t, err)
+	}
+	a.used++
+	tr := newTrial(seed, roundKeys)
+	p := tr.player(a.store, 0)
+	p.deaf = a.deaf
+	p.play(roundClients, roundOps)
+	var err error
+	a.cursor, err = tr.finish(p, a.cursor)
+	if err == nil && tr.troubled() {
+		err = tr.violation(0, "a sound store has failed")
+	}
+	count.add(tr)
+	return err
+}
+
+// troubled reports whether a change failed, which it does not on a store without faults.
+func (t *trial) troubled() bool {
+	for _, o := range t.ops {
+		if o.Result == inDoubt {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *arena) close(t testing.TB) {
+	if a.store != nil {
+		require.NoError(t, a.store.Close())
+		require.NoError(t, os.RemoveAll(a.dir))
+		a.store = nil
+	}
+}
+
+// restarts plays one history on a store that is opened several times.
+func restarts(t testing.TB, seed uint64, count tally, openings int, open func(dir string) (*Store, error)) error {
+	dir, err := os.MkdirTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, os.RemoveAll(dir)) }()
+	r := rand.New(rand.NewPCG(seed, 1))
+	tr := newTrial(seed, roundKeys)
+	for n := range openings {
+		s, err := open(dir)
+		require.NoError(t, err)
+		p := tr.player(s, n)
+		last := n == openings-1
+		if r.IntN(2) == 0 || last {
+			p.play(roundClients, roundOps)
+			if last {
+				_, err = tr.finish(p, time.Time{})
+			}
+			require.NoError(t, p.close())
+		} else {
+			var wg sync.WaitGroup
+			var once sync.Once
+			now := make(chan struct{})
+			enough := tr.last.Load() + r.Int32N(200)
+			p.record = func(o op, secret string) {
+				tr.record(o, secret)
+				if o.N >= enough {
+					once.Do(func() { close(now) })
+				}
+			}
+			wg.Go(func() {
+				p.play(roundClients, roundOps)
+				once.Do(func() { close(now) })
+			})
+			<-now // amid the ops
+			require.NoError(t, p.close())
+			wg.Wait()
+			p.sampleAll()
+			p.release()
+		}
+		if last {
+			count.add(tr)
+			return err
+		}
+	}
+	return nil
+}
+
+// The real store is linearizable, key by key, with the revisions that it returns; what Bind gives out ends before the
+// change that ends it returns. See the models for what that means.
+func TestLinearizable(t *testing.T) {
+	seed := *firstSeed
+	if seed == 0 {
+		seed = rand.Uint64N(1 << 40)
+	}
+	plain := &arena{open: func(dir string) (*Store, error) { return Open(dir, nil) }}
+	defer plain.close(t)
+	slow := &arena{open: func(dir string) (*Store, error) {
+		// A small cache is one shard, whose keys disturb each other, and which evicts.
+		return openWrapped(dir, &Options{CacheSize: 2}, fence.TwoPhase, func(b backend.Backend) backend.Backend { return jittery{b} })
+	}}
+	defer slow.close(t)
+	count := make(tally)
+	began := time.Now()
+	for n := range uint64(*rounds) {
+		var err error
+		switch seed := seed + n; {
+		case seed%20 == 0:
+			err = restarts(t, seed, count, 3, func(dir string) (*Store, error) { return Open(dir, nil) })
+		case seed%20 == 10:
+			err = restarts(t, seed, count, 3, func(dir string) (*Store, error) {
+				return openWrapped(dir, nil, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{jittery{b}} })
+			})
+		case seed%2 == 0:
+			err = plain.play(t, seed, count)
+		default:
+			err = slow.play(t, seed, count)
+		}
+		if errors.Is(err, errClock) {
+			t.Log(err)
+			continue
+		}
+		require.NoError(t, err, "again: go test ./keystore -run Linearizable -rounds 1 -seed %d", seed+n)
+	}
+	t.Logf("%d rounds from seed %d, %.0f a minute, all linearizable:\n%v",
+		*rounds, seed, float64(*rounds)/time.Since(began).Minutes(), count)
+	if *rounds < 20 {
+		return
+	}
+	for _, what := range []string{
+		"verify ok", "verify unknown", "verify revoked", "verify expired", "verify disabled",
+		"bind ok", "bind unknown", "bind revoked", "bind expired", "bind disabled",
+		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample changed",
+		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok", "get ok",
+	} {
+		require.NotZero(t, count[what], "the rounds never came to: %s", what)
+	}
+}
+
+// Each wrong store is caught, by the same code.
+func TestLinearizableCatches(t *testing.T) {
+	slow := func(b backend.Backend) backend.Backend { return jittery{b} }
+	for _, tt := range []struct {
+		name     string
+		variant  fence.Variant
+		wrap     wrapping
+		openings int
+		deaf     bool
+	}{
+		{"look-aside", fence.LookAside, slow, 1, false},
+		{"bump before only", fence.BumpBefore, slow, 1, false},
+		{"bump after only", fence.BumpAfter, slow, 1, false},
+		{"acknowledges before it commits", fence.TwoPhase, func(b backend.Backend) backend.Backend { return newHasty(b) }, 1, false},
+		{"loses what it acknowledged", fence.TwoPhase, func(b backend.Backend) backend.Backend { return &forgetful{Backend: b} }, 2, false},
+		{"leaves contexts alive", fence.TwoPhase, slow, 1, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			open := func(dir string) (*Store, error) { return openWrapped(dir, nil, tt.variant, tt.wrap) }
+			a := &arena{open: open, deaf: tt.deaf}
+			defer a.close(t)
+			seed := *firstSeed
+			if seed == 0 {
+				seed = rand.Uint64N(1 << 40)
+			}
+			count := make(tally)
+			began := time.Now()
+			for n := uint64(0); time.Since(began) < time.Minute; n++ {
+				var err error
+				if tt.openings > 1 {
+					err = restarts(t, seed+n, count, tt.openings, open)
+				} else {
+					err = a.play(t, seed+n, count)
+				}
+				var v *violation
+				if errors.As(err, &v) {
+					t.Logf("caught in round %d, after %v: %s", n+1, time.Since(began).Round(time.Millisecond), v.what)
+					return
+				}
+				require.NoError(t, err)
+			}
+			t.Fatal("not caught within a minute")
+		})
+	}
+}

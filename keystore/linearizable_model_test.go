@@ -42,7 +42,6 @@ const (
 	opRevoke  = "revoke"
 	opSample  = "sample" // has the context of a Bind ended, and why
 	opClose   = "close"  // of the store; Key is -1
-	opEnd     = "end"    // of the history: a change in doubt that stands behind it has not happened
 )
 
 // Results of ops. What a store answers is named as it says; see resultOf.
@@ -98,7 +97,6 @@ type state struct {
 	expires           int64 // 0 is never
 	// The end of the grace lies from graceFrom to graceTo: they differ after a rotation that told nobody.
 	graceFrom, graceTo int64
-	ended              bool // nothing happens any more; see opEnd
 }
 
 // after returns the state after a change that was made to s, and whether it changes anything: a change that cannot be
@@ -197,16 +195,10 @@ func (s state) step(o *op) (bool, state) {
 		return s.admits(o) || o.Result == isChanged || o.Result == isRevoked && !s.has(o.Secret), s
 	case opGet:
 		return o.Result == isOK && s.shows(o), s
-	case opEnd:
-		s.ended = true
-		return true, s
 	}
 	next, changed := s.after(o)
 	switch o.Result {
-	case inDoubt:
-		if s.ended {
-			return true, s
-		}
+	case inDoubt: // and it has happened
 		return changed, next
 	case isOK:
 	case isRevoked: // there is nothing that a revoked key can become
@@ -233,37 +225,38 @@ func (s state) step(o *op) (bool, state) {
 	return false, s
 }
 
-// keyModel is for the ops of one key, without samples. A change in doubt has no end. It stands where it has changed
-// something, or behind the end of the history: so the model need not be nondeterministic, and the checker has less to try.
-var keyModel = porcupine.Model{
-	Init: func() any { return state{} },
-	Step: func(s, in, _ any) (bool, any) {
-		ok, next := s.(state).step(in.(*op))
-		return ok, next
+// keyModel is for the ops of one key, without samples. A change in doubt has happened or not: by the time that it has
+// failed, or that its process is dead, that is decided, and stays so.
+var keyModel = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{state{}} },
+	Step: func(s, in, _ any) (all []any) {
+		o := in.(*op)
+		if ok, next := s.(state).step(o); ok {
+			all = append(all, next)
+		}
+		if o.Result == inDoubt {
+			all = append(all, s)
+		}
+		return all
 	},
 	DescribeOperation: func(in, _ any) string { return fmt.Sprint(in.(*op).N, " ", in) },
 	DescribeState:     func(s any) string { return fmt.Sprintf("%+v", s) },
-}
+}).ToModel()
 
 // asOperations makes porcupine's operations of the ops of one key.
 func asOperations(ops []*op) (all []porcupine.Operation) {
-	end := int64(0)
 	for _, o := range ops {
-		to := o.Return
 		switch {
 		case o.Kind == opSample, o.Result == isNothing:
 			continue
 		case o.Kind == opCreate && o.Result == inDoubt:
 			continue // nobody knows of the key
-		case o.Result == inDoubt:
-			to = math.MaxInt64
 		case o.Kind == opBind && o.Result != isOK && excused(o, ops):
 			continue
 		}
-		all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: to})
-		end = max(end, o.Return+1)
+		all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return})
 	}
-	return append(all, porcupine.Operation{Input: &op{Kind: opEnd}, Call: end, Return: end})
+	return all
 }
 
 // excused reports whether a Bind may have been refused because a change that failed, and cut what was bound, came upon it.

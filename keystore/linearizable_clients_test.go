@@ -78,7 +78,7 @@ func (p *player) do(o op, f func(ctx context.Context) (*Key, string, error)) op 
 	p.record(o, "")
 	key, secret, err := f(WithActor(context.Background(), strconv.Itoa(int(o.N))))
 	o.Return = now()
-	o.Result = resultOf(&o, err)
+	o.Result, o.Closing = resultOf(&o, err), errors.Is(err, ErrClosed)
 	if err == nil && key != nil {
 		o.Revision, o.ExpiresAt, o.Until = key.Revision, toNanos(key.ExpiresAt), toNanos(key.PreviousUntil)
 	}

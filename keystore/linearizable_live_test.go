@@ -135,9 +135,9 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 		case o.fails() != "" && o.Call < bind.Return && o.Return > bind.Call:
 			end(o, causeOf[o.fails()], o.Call, math.MaxInt64)
 		case o.fails() != "" && o.Call >= bind.Return:
-			// Revoke and Disable fail closed, whatever it was that failed.
+			// Revoke and Disable fail closed, whatever it was that failed; Close does that on its own.
 			to := o.Return
-			if o.Result != inDoubt || o.Kind != opRevoke && o.Kind != opDisable {
+			if o.Result != inDoubt || o.Closing || o.Kind != opRevoke && o.Kind != opDisable {
 				to = math.MaxInt64
 			}
 			end(o, causeOf[o.fails()], o.Call, to)

@@ -24,6 +24,7 @@ type op struct {
 
 	Call, Return int64
 	Result       string
+	Closing      bool   // the answer was that the store is closed
 	Revision     uint64 // of the key that was returned, as are the next two
 	ExpiresAt    int64
 	Until        int64

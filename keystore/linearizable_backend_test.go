@@ -13,8 +13,34 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A jittery backend takes its time, now and then, around what it does, so that what is rare in a race becomes common.
-type jittery struct{ backend.Backend }
+// A jittery backend takes its time, now and then, around what it does, so that what is rare in a race becomes common: a
+// read may wait for the next write of its key to be made, and a write may take long to return when it has been made.
+type jittery struct {
+	backend.Backend
+	mu   sync.Mutex
+	made map[string]chan struct{} // closed at the next write of the key
+}
+
+func newJittery(b backend.Backend) backend.Backend {
+	return &jittery{Backend: b, made: make(map[string]chan struct{})}
+}
+
+// wait waits for a write of the key, but not for long: there may be none.
+func (b *jittery) wait(key []byte) {
+	b.mu.Lock()
+	made := b.made[string(key)]
+	if made == nil {
+		made = make(chan struct{})
+		b.made[string(key)] = made
+	}
+	b.mu.Unlock()
+	timer := time.NewTimer(5 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-made:
+	case <-timer.C:
+	}
+}
 
 func pause() {
 	switch rand.IntN(8) {
@@ -30,16 +56,31 @@ func pause() {
 	}
 }
 
-func (b jittery) Get(ctx context.Context, key []byte) (backend.Entry, error) {
-	pause()
+func (b *jittery) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if rand.IntN(8) == 0 {
+		b.wait(key)
+	} else {
+		pause()
+	}
 	defer pause()
 	return b.Backend.Get(ctx, key)
 }
 
-func (b jittery) Apply(ctx context.Context, changes ...backend.Change) error {
+func (b *jittery) Apply(ctx context.Context, changes ...backend.Change) error {
 	pause()
-	defer pause()
-	return b.Backend.Apply(ctx, changes...)
+	err := b.Backend.Apply(ctx, changes...)
+	b.mu.Lock()
+	for _, c := range changes {
+		if made := b.made[string(c.Key)]; made != nil {
+			close(made)
+			delete(b.made, string(c.Key))
+		}
+	}
+	b.mu.Unlock()
+	if rand.IntN(4) == 0 {
+		time.Sleep(rand.N(2 * time.Millisecond))
+	}
+	return err
 }
 
 // A failing backend fails now and then: a read, or a write before it is made, or after.

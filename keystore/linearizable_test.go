@@ -178,7 +178,7 @@ func TestLinearizable(t *testing.T) {
 	defer plain.close(t)
 	slow := &arena{open: func(dir string) (*Store, error) {
 		// A small cache is one shard, whose keys disturb each other, and which evicts.
-		return openWrapped(dir, 2, fence.TwoPhase, func(b backend.Backend) backend.Backend { return jittery{b} })
+		return openWrapped(dir, 2, fence.TwoPhase, newJittery)
 	}}
 	defer slow.close(t)
 	count := make(tally)
@@ -190,7 +190,7 @@ func TestLinearizable(t *testing.T) {
 			err = restarts(t, seed, count, 3, openPlain)
 		case seed%20 == 10:
 			err = restarts(t, seed, count, 3, func(dir string) (*Store, error) {
-				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{jittery{b}} })
+				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
 			})
 		case seed%2 == 0:
 			err = plain.play(t, seed, count)
@@ -220,7 +220,7 @@ func TestLinearizable(t *testing.T) {
 
 // Each wrong store is caught, by the same code.
 func TestLinearizableCatches(t *testing.T) {
-	slow := func(b backend.Backend) backend.Backend { return jittery{b} }
+	slow := wrapping(newJittery)
 	for _, tt := range []struct {
 		name     string
 		variant  fence.Variant

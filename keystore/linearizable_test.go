@@ -3,9 +3,11 @@ package keystore
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,21 +83,23 @@ type arena struct {
 	deaf   bool
 }
 
-func (a *arena) play(t testing.TB, seed uint64, count tally) error {
+func (a *arena) play(dir string, seed uint64, count tally) (err error) {
 	if a.used%renewEvery == 0 {
-		a.close(t)
-		var err error
-		a.dir, err = os.MkdirTemp(t.TempDir(), "")
-		require.NoError(t, err)
-		a.store, err = a.open(a.dir)
-		require.NoError(t, err)
+		if err := a.close(); err != nil {
+			return err
+		}
+		if a.dir, err = os.MkdirTemp(dir, ""); err != nil {
+			return err
+		}
+		if a.store, err = a.open(a.dir); err != nil {
+			return err
+		}
 	}
 	a.used++
 	tr := newTrial(seed, roundKeys)
 	p := tr.player(a.store, 0)
 	p.final, p.deaf = true, a.deaf
 	p.play(roundClients, roundOps)
-	var err error
 	a.cursor, err = tr.finish(p, a.cursor)
 	if err == nil && tr.troubled() {
 		err = tr.violation(0, "a sound store has failed")
@@ -114,24 +118,29 @@ func (t *trial) troubled() bool {
 	return false
 }
 
-func (a *arena) close(t testing.TB) {
-	if a.store != nil {
-		require.NoError(t, a.store.Close())
-		require.NoError(t, os.RemoveAll(a.dir))
-		a.store = nil
+func (a *arena) close() error {
+	if a.store == nil {
+		return nil
 	}
+	err := a.store.Close()
+	a.store = nil
+	return errors.Join(err, os.RemoveAll(a.dir))
 }
 
 // restarts plays one history on a store that is opened several times.
-func restarts(t testing.TB, seed uint64, count tally, openings int, open func(dir string) (*Store, error)) error {
-	dir, err := os.MkdirTemp(t.TempDir(), "")
-	require.NoError(t, err)
-	defer func() { require.NoError(t, os.RemoveAll(dir)) }()
+func restarts(in string, seed uint64, count tally, openings int, open func(dir string) (*Store, error)) error {
+	dir, err := os.MkdirTemp(in, "")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	r := rand.New(rand.NewPCG(seed, 1))
 	tr := newTrial(seed, roundKeys)
 	for n := range openings {
 		s, err := open(dir)
-		require.NoError(t, err)
+		if err != nil {
+			return err
+		}
 		p := tr.player(s, n)
 		last := n == openings-1
 		p.final = last
@@ -140,7 +149,7 @@ func restarts(t testing.TB, seed uint64, count tally, openings int, open func(di
 			if last {
 				_, err = tr.finish(p, time.Time{})
 			}
-			require.NoError(t, p.close())
+			err = errors.Join(err, p.close())
 		} else {
 			var wg sync.WaitGroup
 			var once sync.Once
@@ -157,12 +166,12 @@ func restarts(t testing.TB, seed uint64, count tally, openings int, open func(di
 				once.Do(func() { close(now) })
 			})
 			<-now // amid the ops
-			require.NoError(t, p.close())
+			err = p.close()
 			wg.Wait()
 			p.sampleAll()
 			p.release()
 		}
-		if last {
+		if err != nil || last {
 			count.add(tr)
 			return err
 		}
@@ -173,35 +182,26 @@ func restarts(t testing.TB, seed uint64, count tally, openings int, open func(di
 // The real store is linearizable, key by key, with the revisions that it returns; what Bind gives out ends before the
 // change that ends it returns. See the models for what that means.
 func TestLinearizable(t *testing.T) {
+	// A round mostly waits for the disk. Several at once, on stores of their own, keep the processors busy.
+	const workers = 4
 	seed := seedOf()
-	plain := &arena{open: openPlain}
-	defer plain.close(t)
-	slow := &arena{open: func(dir string) (*Store, error) {
-		// A small cache is one shard, whose keys disturb each other, and which evicts.
-		return openWrapped(dir, 2, fence.TwoPhase, newJittery)
-	}}
-	defer slow.close(t)
-	count := make(tally)
+	dir := t.TempDir()
 	began := time.Now()
-	for n := range uint64(*rounds) {
-		var err error
-		switch seed := seed + n; {
-		case seed%20 == 0:
-			err = restarts(t, seed, count, 3, openPlain)
-		case seed%20 == 10:
-			err = restarts(t, seed, count, 3, func(dir string) (*Store, error) {
-				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
-			})
-		case seed%2 == 0:
-			err = plain.play(t, seed, count)
-		default:
-			err = slow.play(t, seed, count)
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	counts := make([]tally, workers)
+	errs := make([]error, workers)
+	for w := range workers {
+		counts[w] = make(tally)
+		wg.Go(func() { errs[w] = work(t, dir, seed, &next, counts[w]) })
+	}
+	wg.Wait()
+	require.NoError(t, errors.Join(errs...))
+	count := make(tally)
+	for _, c := range counts {
+		for what, n := range c {
+			count[what] += n
 		}
-		if errors.Is(err, errClock) {
-			t.Log(err)
-			continue
-		}
-		require.NoError(t, err, "again: go test ./keystore -run Linearizable -rounds 1 -seed %d", seed+n)
 	}
 	t.Logf("%d rounds from seed %d, %.0f a minute, all linearizable:\n%v",
 		*rounds, seed, float64(*rounds)/time.Since(began).Minutes(), count)
@@ -215,6 +215,43 @@ func TestLinearizable(t *testing.T) {
 		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok", "get ok",
 	} {
 		require.NotZero(t, count[what], "the rounds never came to: %s", what)
+	}
+}
+
+// work plays rounds until they are used up, or one is not linearizable.
+func work(t *testing.T, dir string, first uint64, next *atomic.Uint64, count tally) (err error) {
+	plain := &arena{open: openPlain}
+	slow := &arena{open: func(dir string) (*Store, error) {
+		// A small cache is one shard, whose keys disturb each other, and which evicts.
+		return openWrapped(dir, 2, fence.TwoPhase, newJittery)
+	}}
+	defer func() { err = errors.Join(err, plain.close(), slow.close()) }()
+	for {
+		n := next.Add(1) - 1
+		if n >= uint64(*rounds) {
+			return nil
+		}
+		var err error
+		switch seed := first + n; {
+		case seed%20 == 0:
+			err = restarts(dir, seed, count, 3, openPlain)
+		case seed%20 == 10:
+			err = restarts(dir, seed, count, 3, func(dir string) (*Store, error) {
+				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
+			})
+		case seed%2 == 0:
+			err = plain.play(dir, seed, count)
+		default:
+			err = slow.play(dir, seed, count)
+		}
+		if errors.Is(err, errClock) {
+			t.Log(err)
+			continue
+		}
+		if err != nil {
+			next.Store(uint64(*rounds)) // the others need not go on
+			return fmt.Errorf("again: go test ./keystore -run Linearizable -rounds 1 -seed %d: %w", first+n, err)
+		}
 	}
 }
 
@@ -238,13 +275,14 @@ func TestLinearizableCatches(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			open := func(dir string) (*Store, error) { return openWrapped(dir, 0, tt.variant, tt.wrap) }
 			a := &arena{open: open, deaf: tt.deaf}
-			defer a.close(t)
+			defer func() { require.NoError(t, a.close()) }()
+			dir := t.TempDir()
 			count := make(tally)
 			caught(t, func(seed uint64) error {
 				if tt.openings > 1 {
-					return restarts(t, seed, count, tt.openings, open)
+					return restarts(dir, seed, count, tt.openings, open)
 				}
-				return a.play(t, seed, count)
+				return a.play(dir, seed, count)
 			})
 		})
 	}

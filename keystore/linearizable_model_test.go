@@ -205,7 +205,8 @@ func (s state) step(o *op) (bool, state) {
 	case isRevoked: // there is nothing that a revoked key can become
 		return s.revoked && o.Kind != opRevoke && o.Kind != opCreate, s
 	case isInvalid: // the expiry had come before it could be set
-		return o.Kind == opUpdate && !s.revoked && o.SetExpires && o.Expires != s.expires && o.Return >= o.Expires, s
+		late := o.SetExpires && o.Expires != 0 && o.Expires != s.expires && o.Return >= o.Expires
+		return late && (o.Kind == opCreate && s.revision == 0 || o.Kind == opUpdate && !s.revoked), s
 	default:
 		return false, s
 	}

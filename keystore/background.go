@@ -88,7 +88,7 @@ func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 		return
 	}
 	select {
-	case s.background.rehashes <- rehash{id: e.id, old: old, new: s.hasher.Digest(text), entry: e}:
+	case s.background.rehashes <- rehash{id: e.ID, old: old, new: s.hasher.Digest(text), entry: e}:
 	default:
 		e.rehashing.Store(false) // the next use tries again
 	}

@@ -294,20 +294,20 @@ func (s *Store) change(
 func (s *Store) commit(ctx context.Context, doubt error, all []*prepared) error {
 	var changes []backend.Change
 	for _, p := range all {
-		s.fence.Begin(p.entry.id)
+		s.fence.Begin(p.entry.ID)
 		changes = append(changes, p.changes...)
 	}
 	return s.apply(ctx, changes, func(err error) {
 		for _, p := range all {
 			switch {
 			case err == nil:
-				s.fence.End(p.entry.id, p.entry)
+				s.fence.End(p.entry.ID, p.entry)
 			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull):
-				s.fence.End(p.entry.id, nil) // nothing was changed
+				s.fence.End(p.entry.ID, nil) // nothing was changed
 			default:
 				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
 				// knows what its live contexts are still good for.
-				s.fence.Cut(p.entry.id, doubt)
+				s.fence.Cut(p.entry.ID, doubt)
 			}
 		}
 		for _, p := range all {

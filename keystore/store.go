@@ -114,7 +114,7 @@ func newStore(opts *Options) (*Store, error) {
 		format:  format,
 		hasher:  o.Hasher,
 		decoy:   o.Hasher.Digest(unused),
-		fence:   fence.New[entry](o.CacheSize),
+		fence:   fence.New(o.CacheSize, (*entry).node),
 		log:     o.Logger,
 		timeout: o.Timeout,
 

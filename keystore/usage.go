@@ -35,18 +35,16 @@ const maxUsed = 1 << 16
 
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 
+// due reports whether this use of a key has to be noted. It is inlined.
+func (u *usage) due(e *entry) bool { return e.used.Load() != u.minute.Load() }
+
 // note says that a key was used.
 func (u *usage) note(e *entry) {
-	if minute := u.minute.Load(); e.used.Load() != minute {
-		u.noteFirst(e, minute)
-	}
-}
-
-func (u *usage) noteFirst(e *entry, minute int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if _, ok := u.used[e.id]; ok || len(u.used) < maxUsed {
-		u.used[e.id] = minute
+	if _, ok := u.used[e.ID]; ok || len(u.used) < maxUsed {
+		minute := u.minute.Load()
+		u.used[e.ID] = minute
 		e.used.Store(minute)
 	}
 }
@@ -121,10 +119,10 @@ func (s *Store) forgetUsage(ctx context.Context, gone []*entry) {
 	var changes []backend.Change
 	for _, e := range gone {
 		s.usage.mu.Lock()
-		delete(s.usage.used, e.id)
+		delete(s.usage.used, e.ID)
 		s.usage.mu.Unlock()
-		if _, revision, err := s.readUsage(ctx, e.id); err == nil && revision > 0 {
-			changes = append(changes, backend.Change{Key: usageKey(e.id), Expect: revision, Delete: true})
+		if _, revision, err := s.readUsage(ctx, e.ID); err == nil && revision > 0 {
+			changes = append(changes, backend.Change{Key: usageKey(e.ID), Expect: revision, Delete: true})
 		}
 	}
 	if len(changes) > 0 {

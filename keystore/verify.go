@@ -18,13 +18,13 @@ import (
 // Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store
 // cannot tell; or that of a context that is done.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
-	id, ok := token.Parse(text)
+	id, ok := s.locate(text)
 	if !ok {
-		return nil, s.refuse(nil, s.malformed(ctx))
+		return nil, s.refuse(text, s.malformed(ctx))
 	}
-	e, _, err := s.admit(ctx, id, text, nil)
+	e, err := s.admit(ctx, id, text)
 	if err != nil {
-		return nil, s.refuse(&id, err)
+		return nil, s.refuse(text, err)
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key})
@@ -32,12 +32,56 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// refuse counts a refusal, and returns its error. A nil id is that of a malformed token.
-func (s *Store) refuse(id *token.ID, err error) error {
+// admit is Verify for what may be a token. See fence.Fence for the steps.
+func (s *Store) admit(ctx context.Context, id token.ID, text string) (*entry, error) {
+	if err := s.ready(ctx); err != nil {
+		return nil, err
+	}
+	e, ticket := s.fence.Get(id, nil)
+	hit := e != nil
+	if !hit {
+		var err error
+		if e, err = s.find(ctx, id, text); err != nil {
+			return nil, err
+		}
+	}
+	result := s.hasher.Match(e.digest, text)
+	plain := e.plain && result == hashing.Match
+	if !plain {
+		if _, err := s.decide(ctx, e, text, result); err != nil {
+			return nil, err
+		}
+	}
+	if !hit {
+		s.fence.Put(id, e, ticket, nil)
+	}
+	if !plain {
+		if err := e.key.Allow(); err != nil {
+			return nil, err
+		}
+	}
+	if s.usage.due(e) {
+		s.usage.note(e)
+	}
+	return e, nil
+}
+
+// locate returns the ID of the key that a text may be the token of, and false if it is none. A true is not yet a
+// promise: a text that matches a digest is a token, and any other must be parsed before it is refused as one. So a hit is spared
+// the parsing.
+func (s *Store) locate(text string) (token.ID, bool) {
+	if id, ok := s.format.Locate(text); ok {
+		return id, true
+	}
+	return token.Parse(text)
+}
+
+// refuse counts a refusal, and returns its error.
+func (s *Store) refuse(text string, err error) error {
 	s.refused.Add(1)
 	if s.observer != nil {
 		r := Refusal{Err: err}
-		if id != nil {
+		if id, ok := token.Parse(text); ok {
 			r.KeyID = id.String()
 		}
 		s.observer.Refused(r)
@@ -58,22 +102,22 @@ func (s *Store) refuse(id *token.ID, err error) error {
 // Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
 // and ErrChanged if that happened meanwhile; the other results are nil with them.
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
-	id, ok := token.Parse(text)
+	id, ok := s.locate(text)
 	if !ok {
-		return nil, nil, nil, s.refuse(nil, s.malformed(ctx))
+		return nil, nil, nil, s.refuse(text, s.malformed(ctx))
 	}
 	bound, end := context.WithCancelCause(ctx)
 	l := s.newLive(id, end)
-	e, rotation, err := s.admit(ctx, id, text, &l.Binding)
+	e, rotation, err := s.admitBound(ctx, id, text, &l.Binding)
 	if err != nil {
 		end(err)
-		return nil, nil, nil, s.refuse(&id, err)
+		return nil, nil, nil, s.refuse(text, err)
 	}
 	l.admit(e, rotation)
 	// It may have ended since.
 	if err := context.Cause(bound); err != nil {
 		l.release()
-		return nil, nil, nil, s.refuse(&id, err)
+		return nil, nil, nil, s.refuse(text, err)
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
@@ -93,9 +137,8 @@ func (s *Store) malformed(ctx context.Context) error {
 // meets a revocation in each of them is refused.
 const bindAttempts = 8
 
-// admit decides, and registers b, unless that is nil, for a token that admits. See fence.Fence for the steps. It returns
-// by which of the key's secrets.
-func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, uint32, error) {
+// admitBound is admit, and registers b for a token that admits. It returns by which of the key's secrets.
+func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, uint32, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, 0, err
 	}
@@ -108,21 +151,21 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 				return nil, 0, err
 			}
 		}
-		rotation, err := s.decide(ctx, e, text)
+		rotation, err := s.decide(ctx, e, text, s.hasher.Match(e.digest, text))
 		if err != nil {
-			if hit && b != nil {
+			if hit {
 				s.fence.Release(id, b)
 			}
 			return nil, 0, err
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
 			if err := e.key.Allow(); err != nil {
-				if b != nil {
-					s.fence.Release(id, b)
-				}
+				s.fence.Release(id, b)
 				return nil, 0, err
 			}
-			s.usage.note(e)
+			if s.usage.due(e) {
+				s.usage.note(e)
+			}
 			return e, rotation, nil
 		}
 		if err := s.serving(); err != nil {
@@ -132,18 +175,21 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string, b *fence.Bi
 	return nil, 0, trouble("bind", errors.New("keys are being changed too fast"))
 }
 
-// decide says by which of the entry's secrets the text is its token, and whether that admits now. It runs on every use,
-// cached or not.
-func (s *Store) decide(ctx context.Context, e *entry, text string) (rotation uint32, err error) {
+// decide says by which of the entry's secrets the text is its token, and whether that admits now, given how the text
+// matches the digest of the present one. All of it is asked on every use, cached or not; where the entry is plain, a Match
+// is the answer.
+func (s *Store) decide(ctx context.Context, e *entry, text string, result hashing.Result) (rotation uint32, err error) {
 	rotation = e.rotations
 	digest := &e.digest
-	result := s.hasher.Match(*digest, text)
 	if result == hashing.Mismatch && e.previous.Sum != nil {
 		rotation--
 		digest = &e.previous
 		result = s.hasher.Match(*digest, text)
 	}
 	if result == hashing.Mismatch {
+		if _, ok := token.Parse(text); !ok {
+			return 0, ErrMalformed
+		}
 		return 0, ErrUnknown
 	}
 	if err := e.admits(rotation); err != nil {
@@ -199,8 +245,8 @@ func (e *entry) until(rotation uint32) time.Time {
 
 // find reads the store for a token that is not cached.
 func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, error) {
-	// The checksum spares the store a read for what was mistyped. A hit does without: the digest covers the whole text.
-	if !token.ChecksumOK(text) {
+	// The checksum spares the store a read for what was mistyped. A hit does without both: the digest covers the whole text.
+	if _, ok := token.Parse(text); !ok || !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
 	if !s.patient {

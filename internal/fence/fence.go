@@ -20,20 +20,22 @@ package fence
 import (
 	"context"
 	"maps"
+	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// An ID names a key. Its last byte is taken as evenly spread; that of a UUIDv7 is random.
+// An ID names a key. Its last eight bytes are taken as evenly spread; those of a UUIDv7 are random, but for two bits.
 type ID = [16]byte
 
 // A Fence caches values by ID, and holds the bindings of each ID. It is safe for concurrent use.
 //
 // A reader goes:
 //
-//	v, ticket := f.Get(id, nil)        // 1 a hit is current at this moment
+//	v, ticket := f.Get(id, nil)        // 1 a hit is current at a moment of this call
 //	v = read the store                 // 2 on a miss
 //	f.Put(id, v, ticket, nil)          // 3 installs v, if nothing could have changed since 1
 //
@@ -43,7 +45,7 @@ type ID = [16]byte
 //	commit durably                     // B
 //	f.End(id, v)                       // C readers may install id again; bindings are told of the new value
 //
-// The invariants, each held under the shard's lock:
+// The invariants, each held under the shard's lock, but for 5:
 //
 //  1. A cached value is the committed one. It is installed only if the generation has not moved since before it was
 //     read from the store, and nobody is between Begin and End for its ID; Begin evicts it before the commit. So the
@@ -58,14 +60,45 @@ type ID = [16]byte
 //  4. A binding that an End finds is told before that End returns, and outside the lock, because it runs code of the
 //     caller's. Two changes of one ID may tell it in either order.
 //
+// A lock would cost a hit as much as finding the value, and a hot key's would be fetched from core to core. So a front
+// stands before the LRU, which step 1 looks at first, with no lock, unless it is to bind:
+//
+//  5. A value is current at the moment at which it is loaded from its slot: that load is step 1 of such a hit. For
+//     nothing was committed over it, since a Begin, which is through before its commit, would have emptied the slot (6).
+//  6. A slot holds nothing, or the very value that the LRU has for the ID, so that 1 and 2 are true of it too. It is
+//     written under the lock only: filled in the critical section that installs the value in the LRU or finds it
+//     there, and emptied in the one that takes it out of there.
+//  7. A front that lacks a value, or seems to, decides nothing: the reader goes on under the lock. So it does not
+//     matter that tags may be seen late, that a bucket has not room for all, or what a reader does between a load of
+//     the one and of the other. The ID that is compared is part of the value, and never changes.
+//
 // There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
 // after that change has returned, is handed the old value.
 //
 // A generation for each shard and not for each ID keeps no memory of IDs that are gone; the price is that a change
 // stops the installs of innocent neighbours that are being read at that moment. They are installed the next time.
+//
+// A hit in the front does not move its value to the LRU's young end, which takes the lock. It marks it, and what is marked
+// when it is the oldest is moved there instead of evicted, once for each mark.
 type Fence[V any] struct {
+	// All of these are only read after New.
 	shards []shard[V]
+	front  front[V]
+	size   int64
+	counts *counts
 	steps  Variant
+}
+
+// counts are apart, because they are written to.
+type counts struct {
+	hits   tally
+	cached atomic.Int64 // values in all LRUs
+}
+
+// A Node is a part of each value: by it the front finds the value.
+type Node struct {
+	ID      ID // whose value it is
+	touched atomic.Bool
 }
 
 type shard[V any] struct {
@@ -79,7 +112,9 @@ type shard[V any] struct {
 	bound   map[ID]map[*Binding[V]]struct{} // what is live under each ID
 	closed  bool                            // nothing is bound any more
 
-	hits, misses uint64
+	misses uint64
+
+	_ [64]byte // so that no two locks are in one cache line
 }
 
 // A Binding is something that lives under a key until the key no longer admits it. It is compared by address.
@@ -105,8 +140,9 @@ const (
 	minPerShard = 256
 )
 
-// New returns a fence that caches up to size values; 0 or less means none.
-func New[V any](size int) *Fence[V] {
+// New returns a fence that caches about size values, at most one more for each shard; 0 or less means none. A function
+// returns the Node that a value has.
+func New[V any](size int, node func(*V) *Node) *Fence[V] {
 	n := maxShards
 	for n > 1 && size < n*minPerShard {
 		n /= 2
@@ -114,32 +150,42 @@ func New[V any](size int) *Fence[V] {
 	if size <= 0 {
 		n = maxShards
 	}
-	f := &Fence[V]{shards: make([]shard[V], n), steps: TwoPhase}
+	f := &Fence[V]{shards: make([]shard[V], n), size: int64(size), counts: new(counts), steps: TwoPhase}
+	if size > 0 {
+		f.front = newFront(size, n, node)
+	}
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.pending = make(map[ID]int)
 		s.bound = make(map[ID]map[*Binding[V]]struct{})
 		if size > 0 {
-			// The only error is for a size below 1.
-			s.lru, _ = simplelru.NewLRU[ID, *V]((size+n-1)/n, nil)
+			// The only error is for a size below 1. It is not the LRU that evicts, but addLocked.
+			s.lru, _ = simplelru.NewLRU[ID, *V](math.MaxInt, nil)
 		}
 	}
 	return f
 }
 
 func (f *Fence[V]) shard(id ID) *shard[V] {
-	return &f.shards[int(id[len(id)-1])&(len(f.shards)-1)]
+	return &f.shards[spread(id)&uint64(len(f.shards)-1)]
 }
 
 // Get returns the current value of id if it is cached, and registers b, unless that is nil, with it. Otherwise it
 // returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
+	if b == nil {
+		if v := f.front.get(id); v != nil {
+			f.counts.hits.add()
+			return v, Ticket{}
+		}
+	}
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lru != nil && s.pending[id] == 0 && (b == nil || !s.closed) {
 		if v, ok := s.lru.Get(id); ok {
-			s.hits++
+			f.front.putLocked(id, v)
+			f.counts.hits.add()
 			s.bindLocked(id, b)
 			return v, Ticket{}
 		}
@@ -159,10 +205,49 @@ func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 		return false
 	}
 	s.bindLocked(id, b)
-	if s.lru != nil && s.gen == t.gen && s.pending[id] == 0 {
-		s.lru.Add(id, v)
+	if s.lru == nil {
+		return true
+	}
+	if s.gen == t.gen && s.pending[id] == 0 {
+		f.addLocked(s, id, v)
+		f.front.putLocked(id, v)
+	} else if f.steps&careless != 0 {
+		f.front.putLocked(id, v)
 	}
 	return true
+}
+
+// addLocked puts a value into the LRU. The room is counted for all shards together, because chance gives some more IDs than
+// others; it is made in this one.
+func (f *Fence[V]) addLocked(s *shard[V], id ID, v *V) {
+	if !s.lru.Contains(id) && f.counts.cached.Add(1) > f.size {
+		f.evictLocked(s)
+	}
+	s.lru.Add(id, v)
+}
+
+// evictLocked evicts the oldest value that has not been used since it was young, of the first secondChances.
+func (f *Fence[V]) evictLocked(s *shard[V]) {
+	for chances := secondChances; ; chances-- {
+		id, v, ok := s.lru.GetOldest()
+		if !ok {
+			return
+		}
+		if chances == 0 || !f.front.node(v).touched.Swap(false) {
+			f.removeLocked(s, id)
+			f.front.clearLocked(id)
+			return
+		}
+		s.lru.Get(id) // makes it the youngest
+	}
+}
+
+const secondChances = 64
+
+func (f *Fence[V]) removeLocked(s *shard[V], id ID) {
+	if s.lru.Remove(id) {
+		f.counts.cached.Add(-1)
+	}
 }
 
 func (s *shard[V]) bindLocked(id ID, b *Binding[V]) {
@@ -195,7 +280,7 @@ func (f *Fence[V]) Begin(id ID) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.invalidateLocked(id, f.steps&evictBefore != 0, f.steps&bumpBefore != 0)
+	f.invalidateLocked(s, id, f.steps&evictBefore != 0, f.steps&clearBefore != 0, f.steps&bumpBefore != 0)
 	if f.steps&hold != 0 {
 		s.pending[id]++
 	}
@@ -206,7 +291,7 @@ func (f *Fence[V]) Begin(id ID) {
 func (f *Fence[V]) End(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
-	s.invalidateLocked(id, f.steps&evictAfter != 0, f.steps&bumpAfter != 0)
+	f.invalidateLocked(s, id, f.steps&evictAfter != 0, f.steps&clearAfter != 0, f.steps&bumpAfter != 0)
 	if f.steps&hold != 0 {
 		if s.pending[id]--; s.pending[id] == 0 {
 			delete(s.pending, id)
@@ -239,7 +324,7 @@ func (f *Fence[V]) Tell(id ID, v *V) {
 func (f *Fence[V]) Cut(id ID, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
-	s.invalidateLocked(id, true, true)
+	f.invalidateLocked(s, id, true, true, true)
 	live := s.tellLocked(id)
 	s.mu.Unlock()
 	for _, b := range live {
@@ -264,14 +349,13 @@ func (f *Fence[V]) Close(cause error) {
 	}
 }
 
-// Stats counts. All shards are read at one moment.
+// Stats counts. All shards are read at one moment, and hits just before: every one that has returned is counted.
 func (f *Fence[V]) Stats() Stats {
-	var st Stats
+	st := Stats{Hits: f.counts.hits.sum()}
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.mu.Lock() // nobody else holds two
 		defer s.mu.Unlock()
-		st.Hits += s.hits
 		st.Misses += s.misses
 		if s.lru != nil {
 			st.Cached += s.lru.Len()
@@ -283,12 +367,18 @@ func (f *Fence[V]) Stats() Stats {
 	return st
 }
 
-func (s *shard[V]) invalidateLocked(id ID, evict, bump bool) {
+func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool) {
 	if bump {
 		s.gen++
 	}
-	if evict && s.lru != nil {
-		s.lru.Remove(id)
+	if s.lru == nil {
+		return
+	}
+	if evict {
+		f.removeLocked(s, id)
+	}
+	if clear {
+		f.front.clearLocked(id)
 	}
 }
 

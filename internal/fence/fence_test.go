@@ -12,30 +12,63 @@ import (
 
 func id(n byte) ID { return ID{0: 1, 15: n} }
 
-func ptr(n int) *int { return &n }
+// A value is what is cached here: a number.
+type value struct {
+	Node
+	n int64
+}
+
+func val(of byte, n int64) *value { return &value{Node: Node{ID: id(of)}, n: n} }
+
+func newFence(size int) *Fence[value] {
+	return New(size, func(v *value) *Node { return &v.Node })
+}
+
+// load is a reader from step 1 to 3.
+func load(f *Fence[value], of byte, n int64) {
+	_, ticket := f.Get(id(of), nil)
+	f.Put(id(of), val(of, n), ticket, nil)
+}
+
+func cached(f *Fence[value], of byte) bool {
+	v, _ := f.Get(id(of), nil)
+	return v != nil
+}
 
 func TestHitMissAndEviction(t *testing.T) {
-	f := New[int](2)
+	f := newFence(3)
 	v, ticket := f.Get(id(1), nil)
 	require.Nil(t, v)
-	require.True(t, f.Put(id(1), ptr(1), ticket, nil))
+	require.True(t, f.Put(id(1), val(1, 1), ticket, nil))
 	v, _ = f.Get(id(1), nil)
-	require.Equal(t, 1, *v)
+	require.EqualValues(t, 1, v.n)
 
-	for n := byte(2); n < 4; n++ {
-		_, ticket := f.Get(id(n), nil)
-		f.Put(id(n), ptr(int(n)), ticket, nil)
-	}
-	v, _ = f.Get(id(1), nil)
-	require.Nil(t, v, "the least recently used one made room")
-	require.Equal(t, Stats{Hits: 1, Misses: 4, Cached: 2}, f.Stats())
+	load(f, 2, 2)
+	load(f, 3, 3)
+	load(f, 4, 4)
+	require.Equal(t, Stats{Hits: 1, Misses: 4, Cached: 3}, f.Stats())
+	require.False(t, cached(f, 2), "the oldest that had not been used made room")
+	require.True(t, cached(f, 1), "a hit had kept it")
+
+	load(f, 5, 5)
+	require.False(t, cached(f, 3))
+	load(f, 6, 6)
+	require.False(t, cached(f, 4))
+	load(f, 7, 7)
+	require.True(t, cached(f, 1), "it was used again meanwhile")
+	load(f, 8, 8)
+	load(f, 9, 9)
+	load(f, 10, 10)
+	load(f, 11, 11)
+	load(f, 12, 12)
+	require.False(t, cached(f, 1), "one hit keeps it once")
 }
 
 func TestNoCache(t *testing.T) {
 	for _, size := range []int{0, -1} {
-		f := New[int](size)
+		f := newFence(size)
 		_, ticket := f.Get(id(1), nil)
-		require.True(t, f.Put(id(1), ptr(1), ticket, nil))
+		require.True(t, f.Put(id(1), val(1, 1), ticket, nil))
 		v, _ := f.Get(id(1), nil)
 		require.Nil(t, v)
 		f.Begin(id(1))
@@ -46,29 +79,29 @@ func TestNoCache(t *testing.T) {
 
 // An ID whose Begin has no End, because nobody knows what became of the change, is never cached again.
 func TestDoubtIsNotCached(t *testing.T) {
-	f := New[int](8)
+	f := newFence(8)
 	f.Begin(id(1))
 	f.Begin(id(1))
 	f.End(id(1), nil)
 	_, ticket := f.Get(id(1), nil)
-	f.Put(id(1), ptr(1), ticket, nil)
+	f.Put(id(1), val(1, 1), ticket, nil)
 	v, _ := f.Get(id(1), nil)
 	require.Nil(t, v)
 
 	_, ticket = f.Get(id(2), nil)
-	f.Put(id(2), ptr(2), ticket, nil)
+	f.Put(id(2), val(2, 2), ticket, nil)
 	v, _ = f.Get(id(2), nil)
-	require.Equal(t, 2, *v, "its neighbours are not affected")
+	require.EqualValues(t, 2, v.n, "its neighbours are not affected")
 }
 
 func TestBindings(t *testing.T) {
-	f := New[int](8)
+	f := newFence(8)
 	cause := errors.New("cause")
-	var told []int
+	var told []int64
 	var cut []error
-	binding := func() *Binding[int] {
-		return &Binding[int]{
-			Changed: func(v *int) { told = append(told, *v) },
+	binding := func() *Binding[value] {
+		return &Binding[value]{
+			Changed: func(v *value) { told = append(told, v.n) },
 			Cut:     func(err error) { cut = append(cut, err) },
 		}
 	}
@@ -76,12 +109,12 @@ func TestBindings(t *testing.T) {
 	onMiss, onHit, released, other := binding(), binding(), binding(), binding()
 	_, ticket := f.Get(id(1), onMiss)
 	require.Zero(t, f.Stats().Bound, "a miss registers nothing")
-	require.True(t, f.Put(id(1), ptr(1), ticket, onMiss))
+	require.True(t, f.Put(id(1), val(1, 1), ticket, onMiss))
 	v, _ := f.Get(id(1), onHit)
 	require.NotNil(t, v)
 	f.Get(id(1), released)
 	_, ticket = f.Get(id(2), other)
-	require.True(t, f.Put(id(2), ptr(2), ticket, other))
+	require.True(t, f.Put(id(2), val(2, 2), ticket, other))
 	require.Equal(t, 4, f.Stats().Bound)
 
 	f.Release(id(1), released)
@@ -90,17 +123,17 @@ func TestBindings(t *testing.T) {
 	f.End(id(1), nil)
 	require.Empty(t, told, "a change that was not made is not told")
 	f.Begin(id(1))
-	f.End(id(1), ptr(5))
-	require.Equal(t, []int{5, 5}, told)
-	f.Tell(id(1), ptr(6))
-	require.Equal(t, []int{5, 5, 6, 6}, told)
+	f.End(id(1), val(1, 5))
+	require.Equal(t, []int64{5, 5}, told)
+	f.Tell(id(1), val(1, 6))
+	require.Equal(t, []int64{5, 5, 6, 6}, told)
 	f.Cut(id(1), cause)
 	require.Equal(t, []error{cause, cause}, cut)
 
 	f.Close(cause)
 	require.Len(t, cut, 5, "whoever is not released is told again")
 	_, ticket = f.Get(id(2), other)
-	require.False(t, f.Put(id(2), ptr(2), ticket, other), "nothing is bound after Close")
+	require.False(t, f.Put(id(2), val(2, 2), ticket, other), "nothing is bound after Close")
 	f.Release(id(1), onMiss)
 	f.Release(id(1), onHit)
 	f.Release(id(2), other)
@@ -113,16 +146,19 @@ func TestBindings(t *testing.T) {
 
 // A world is one run: a fence, the store behind it, and what the participants saw.
 type world struct {
-	fence *Fence[int]
-	store int // the committed value: old, then new
-	now   int // counts steps
+	fence *Fence[value]
+	store int64 // the committed value: old, then new
+	now   int   // counts steps
 	reads []read
 	bound bool // a binding was admitted with the old value…
 	ended bool // …and cancelled
 	done  int  // when a revocation returned first; never, until it has
 }
 
-type read struct{ start, end, value int }
+type read struct {
+	start, end int
+	value      int64
+}
 
 const (
 	oldValue = 1
@@ -135,7 +171,7 @@ func reader(w *world) []func() {
 	var (
 		r      read
 		ticket Ticket
-		v      *int
+		v      *value
 		hit    bool
 	)
 	return []func(){
@@ -143,18 +179,18 @@ func reader(w *world) []func() {
 			r.start = w.now
 			if v, ticket = w.fence.Get(id(1), nil); v != nil {
 				hit = true
-				w.reads = append(w.reads, read{r.start, w.now, *v})
+				w.reads = append(w.reads, read{r.start, w.now, v.n})
 			}
 		},
 		func() {
 			if !hit {
-				v = ptr(w.store)
+				v = val(1, w.store)
 			}
 		},
 		func() {
 			if !hit {
 				w.fence.Put(id(1), v, ticket, nil)
-				w.reads = append(w.reads, read{r.start, w.now, *v})
+				w.reads = append(w.reads, read{r.start, w.now, v.n})
 			}
 		},
 	}
@@ -164,7 +200,7 @@ func reader(w *world) []func() {
 func prober(w *world) []func() {
 	return []func(){func() {
 		if v, _ := w.fence.Get(id(1), nil); v != nil {
-			w.reads = append(w.reads, read{w.now, w.now, *v})
+			w.reads = append(w.reads, read{w.now, w.now, v.n})
 		} else {
 			w.reads = append(w.reads, read{w.now, w.now, w.store})
 		}
@@ -173,28 +209,28 @@ func prober(w *world) []func() {
 
 // binder is a Bind, in its three steps. The new value does not admit it.
 func binder(w *world) []func() {
-	b := &Binding[int]{Changed: func(v *int) { w.ended = *v == newValue }}
+	b := &Binding[value]{Changed: func(v *value) { w.ended = v.n == newValue }}
 	var (
 		ticket Ticket
-		v      *int
+		v      *value
 		hit    bool
 	)
 	return []func(){
 		func() {
 			if v, ticket = w.fence.Get(id(1), b); v != nil {
 				hit = true
-				if w.bound = *v == oldValue; !w.bound {
+				if w.bound = v.n == oldValue; !w.bound {
 					w.fence.Release(id(1), b)
 				}
 			}
 		},
 		func() {
 			if !hit {
-				v = ptr(w.store)
+				v = val(1, w.store)
 			}
 		},
 		func() {
-			if !hit && *v == oldValue {
+			if !hit && v.n == oldValue {
 				w.bound = w.fence.Put(id(1), v, ticket, b)
 			}
 		},
@@ -206,7 +242,7 @@ func writer(w *world) []func() {
 	return []func(){
 		func() { w.fence.Begin(id(1)) },
 		func() { w.store = newValue },
-		func() { w.fence.End(id(1), ptr(newValue)); w.done = min(w.done, w.now) },
+		func() { w.fence.End(id(1), val(1, newValue)); w.done = min(w.done, w.now) },
 	}
 }
 
@@ -226,7 +262,7 @@ func (w *world) check() string {
 			}
 		}
 	}
-	if v, _ := w.fence.Get(id(1), nil); v != nil && *v == oldValue {
+	if v, _ := w.fence.Get(id(1), nil); v != nil && v.n == oldValue {
 		return "old value left in the cache"
 	}
 	if w.bound && !w.ended && w.done != never {
@@ -239,7 +275,7 @@ func (w *world) check() string {
 func explore(variant Variant, warm bool, participants ...func(*world) []func()) (runs int, wrong map[string]int) {
 	wrong = make(map[string]int)
 	left := make([]int, len(participants))
-	probe := &world{fence: New[int](4)}
+	probe := &world{fence: newFence(4)}
 	total := 0
 	for i, p := range participants {
 		left[i] = len(p(probe))
@@ -270,11 +306,11 @@ func explore(variant Variant, warm bool, participants ...func(*world) []func()) 
 }
 
 func run(variant Variant, warm bool, participants []func(*world) []func(), schedule []int) string {
-	w := &world{fence: New[int](4), store: oldValue, done: never}
+	w := &world{fence: newFence(4), store: oldValue, done: never}
 	w.fence.Break(variant)
 	if warm {
 		_, ticket := w.fence.Get(id(1), nil)
-		w.fence.Put(id(1), ptr(oldValue), ticket, nil)
+		w.fence.Put(id(1), val(1, oldValue), ticket, nil)
 	}
 	steps := make([][]func(), len(participants))
 	for i, p := range participants {
@@ -298,6 +334,11 @@ func TestEveryInterleaving(t *testing.T) {
 		{"look-aside", LookAside, false},
 		{"bump before only", BumpBefore, false},
 		{"bump after only", BumpAfter, false},
+		{"front cleared after only", FrontLate, false},
+		{"front never cleared", FrontNever, false},
+		{"front filled with what may be old", FrontCareless, false},
+		// Nothing is in it then that could have come in since phase A: that is what the hold is for.
+		{"front cleared before only", TwoPhase &^ clearAfter, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			violations := 0
@@ -331,7 +372,7 @@ func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	second := func(w *world) []func() {
 		return []func(){func() {
 			if w.store == newValue {
-				w.fence.Tell(id(1), ptr(newValue))
+				w.fence.Tell(id(1), val(1, newValue))
 				w.done = w.now
 			}
 		}}
@@ -344,12 +385,13 @@ func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 // The same in earnest, for the race detector: readers and binders against a writer.
 func TestConcurrent(t *testing.T) {
 	const rounds = 2000
-	f := New[int64](4)
+	f := newFence(4)
 	var committed, announced, live atomic.Int64
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 4 {
 		wg.Go(func() {
+			var least int64 // what it read last
 			for {
 				select {
 				case <-stop:
@@ -359,19 +401,28 @@ func TestConcurrent(t *testing.T) {
 				floor := announced.Load()
 				// It counts itself once, when it is told of a value beyond its own, and leaves.
 				var over sync.Once
-				b := new(Binding[int64])
-				b.Changed = func(*int64) {
+				b := new(Binding[value])
+				b.Changed = func(*value) {
 					over.Do(func() {
 						live.Add(-1)
 						f.Release(id(1), b)
 					})
 				}
 				b.Cut = func(error) { b.Changed(nil) }
-				v, ticket := f.Get(id(1), b)
+				v, ticket := f.Get(id(1), nil)
+				if v == nil {
+					v = val(1, committed.Load())
+					f.Put(id(1), v, ticket, nil)
+				}
+				if v.n < max(floor, least) {
+					t.Errorf("read %d, after %d was announced and %d was read", v.n, floor, least)
+					return
+				}
+				least = v.n
+				v, ticket = f.Get(id(1), b)
 				ok := v != nil
 				if !ok {
-					n := committed.Load()
-					v = &n
+					v = val(1, committed.Load())
 					live.Add(1) // before it can be cancelled
 					if ok = f.Put(id(1), v, ticket, b); !ok {
 						b.Changed(nil)
@@ -382,8 +433,8 @@ func TestConcurrent(t *testing.T) {
 				if live.Load() > 100 {
 					b.Changed(nil)
 				}
-				if *v < floor {
-					t.Errorf("read %d after %d was announced", *v, floor)
+				if v.n < max(floor, least) {
+					t.Errorf("bound with %d, after %d was announced and %d was read", v.n, floor, least)
 					return
 				}
 			}
@@ -392,7 +443,7 @@ func TestConcurrent(t *testing.T) {
 	for n := int64(1); n <= rounds; n++ {
 		f.Begin(id(1))
 		committed.Store(n)
-		f.End(id(1), &n)
+		f.End(id(1), val(1, n))
 		announced.Store(n)
 	}
 	close(stop)

@@ -29,6 +29,7 @@ type Format struct {
 	prefix  string
 	length  int
 	charset string
+	size    int // of a token
 }
 
 // NewFormat returns the format of tokens with the prefix and a secret of length characters of the charset. There are
@@ -46,7 +47,8 @@ func NewFormat(prefix string, length int, charset string) (*Format, error) {
 	if err := checkCharset(charset); err != nil {
 		return nil, err
 	}
-	f := &Format{prefix, length, charset}
+	size := len(prefix) + len("_") + idLen + len("_") + length + checksumLen
+	f := &Format{prefix, length, charset, size}
 
 	perChar := math.Log2(float64(len(charset)))
 	enough := max(minSecret, int(math.Ceil(minBits/perChar)))
@@ -58,7 +60,7 @@ func NewFormat(prefix string, length int, charset string) (*Format, error) {
 	if length < minSecret {
 		return nil, fmt.Errorf("a secret of %d characters is too short: use %d or more", length, enough)
 	}
-	if most := length - (f.size() - MaxLength); length > most {
+	if most := length - (f.size - MaxLength); length > most {
 		return nil, fmt.Errorf("a secret of %d characters makes a token of more than %d bytes: use %d or fewer",
 			length, MaxLength, most)
 	}
@@ -80,13 +82,18 @@ func checkCharset(charset string) error {
 	return nil
 }
 
-// size is the length of a token.
-func (f *Format) size() int {
-	return len(f.prefix) + len("_") + idLen + len("_") + f.length + checksumLen
-}
-
 // Prefix returns the prefix of the tokens.
 func (f *Format) Prefix() string { return f.prefix }
+
+// Locate returns the ID that s has where a token of the format has it, and true, if s is as long as one and there is
+// an ID. It looks at nothing else: whether s is a token is for [Parse] to say, or for a digest that matches.
+func (f *Format) Locate(s string) (ID, bool) {
+	if len(s) != f.size {
+		return ID{}, false
+	}
+	begin := len(f.prefix) + len("_")
+	return ParseID(s[begin : begin+idLen])
+}
 
 // New returns a new ID and a token of it. The ID sorts after all that this process made before, even when the clock
 // is set back.
@@ -100,7 +107,7 @@ func (f *Format) New() (ID, string) {
 // Renew returns another token of the ID, with a secret of its own: for a key that is rotated.
 func (f *Format) Renew(id ID) string {
 	var b strings.Builder
-	b.Grow(f.size())
+	b.Grow(f.size)
 	b.WriteString(f.prefix)
 	b.WriteByte('_')
 	b.WriteString(id.String())

@@ -32,7 +32,7 @@ func TestRoundTrip(t *testing.T) {
 	} {
 		for range 100 {
 			id, text := f.New()
-			require.Len(t, text, f.size())
+			require.Len(t, text, f.size)
 			require.LessOrEqual(t, len(text), MaxLength)
 			got, ok := Parse(text)
 			require.True(t, ok)
@@ -180,5 +180,33 @@ func BenchmarkNew(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		f.New()
+	}
+}
+
+// Locate finds the ID of every token of its format, and of none that it would have elsewhere.
+func TestLocate(t *testing.T) {
+	for _, prefix := range []string{"o", "oil", "my_api", strings.Repeat("x", 31)} {
+		f, err := NewFormat(prefix, 64, ASCII62)
+		require.NoError(t, err)
+		id, text := f.New()
+		for n := range 128 {
+			s := text[:min(n, len(text))]
+			_, ok := f.Locate(s)
+			require.Equal(t, len(s) == len(text), ok, s)
+		}
+		located, ok := f.Locate(text)
+		require.True(t, ok)
+		require.Equal(t, id, located)
+		_, ok = f.Locate(text + "x")
+		require.False(t, ok)
+
+		other, err := NewFormat(prefix+"x", 63, ASCII62)
+		require.NoError(t, err)
+		_, same := other.New()
+		require.Len(t, same, len(text))
+		if located, ok := f.Locate(same); ok {
+			require.Fail(t, "an ID begins with an underscore or ends with one", "%v", located)
+		}
+		require.Zero(t, testing.AllocsPerRun(100, func() { f.Locate(text) }))
 	}
 }

@@ -1,0 +1,190 @@
+package fence
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestABucketIsACacheLine(t *testing.T) {
+	require.EqualValues(t, 64, unsafe.Sizeof(bucket[value]{}))
+	require.Zero(t, uintptr(unsafe.Pointer(&newFence(1 << 16).front.buckets[0]))%64)
+	require.Zero(t, unsafe.Sizeof(shard[value]{})%64)
+}
+
+// A hit takes no lock: it would wait for ever here.
+func TestAHitTakesNoLock(t *testing.T) {
+	f := newFence(8)
+	load(f, 1, 1)
+	s := f.shard(id(1))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, _ := f.Get(id(1), nil)
+	require.EqualValues(t, 1, v.n)
+}
+
+// What a bucket has no slot for is found in the LRU, and gets one again.
+func TestMoreThanABucketHolds(t *testing.T) {
+	const crowd = 3 * ways
+	crowded := func(n int) ID { return ID{14: byte(n), 15: 1} } // the first bits count last
+	f := newFence(crowd)
+	f.front.buckets = f.front.buckets[:1]
+	for n := range crowd {
+		_, ticket := f.Get(crowded(n), nil)
+		f.Put(crowded(n), &value{Node: Node{ID: crowded(n)}, n: int64(n)}, ticket, nil)
+	}
+	for range 3 {
+		for n := range crowd {
+			v, _ := f.Get(crowded(n), nil)
+			require.EqualValues(t, n, v.n)
+			require.Same(t, v, f.front.get(crowded(n)))
+		}
+	}
+	require.Equal(t, Stats{Hits: 3 * crowd, Misses: crowd, Cached: crowd}, f.Stats())
+}
+
+// Invariant 6, and what is counted, after each of many steps drawn at random, in few buckets and little room.
+func TestTheFrontIsInStepWithTheLRU(t *testing.T) {
+	const ids = 48
+	f := newFence(32)
+	f.front.buckets = f.front.buckets[:2]
+	random := rand.New(rand.NewPCG(1, 2))
+	begun := make(map[ID]int)
+	overflowed, evicted := false, false
+	for range 5_000 {
+		n := byte(random.IntN(ids))
+		switch random.IntN(8) {
+		default:
+			v, ticket := f.Get(id(n), nil)
+			if v == nil {
+				if random.IntN(4) == 0 {
+					f.Begin(id(n)) // in between
+					begun[id(n)]++
+				}
+				f.Put(id(n), val(n, 0), ticket, nil)
+			} else if v.ID != id(n) {
+				t.Fatalf("the value of %x for %x", v.ID, id(n))
+			}
+		case 0:
+			f.Begin(id(n))
+			begun[id(n)]++
+		case 1, 2, 3:
+			for other, times := range begun {
+				if times > 0 {
+					f.End(other, nil)
+					begun[other]--
+					break
+				}
+			}
+		case 4:
+			f.Cut(id(n), nil)
+		}
+		seen := make(map[ID]bool)
+		for i := range f.front.buckets {
+			b := &f.front.buckets[i]
+			for way := range ways {
+				tag := b.tags.Load() >> (8 * way) & 0xff
+				v := b.slots[way].Load()
+				if v == nil {
+					require.Zero(t, tag)
+					continue
+				}
+				in, want := f.front.at(v.ID)
+				require.Same(t, b, in)
+				require.Equal(t, want, tag)
+				require.False(t, seen[v.ID], "twice")
+				seen[v.ID] = true
+				require.Zero(t, begun[v.ID], "between Begin and End")
+				has, ok := f.shard(v.ID).lru.Peek(v.ID)
+				require.True(t, ok)
+				require.Same(t, has, v)
+			}
+		}
+		cached := f.Stats().Cached
+		require.EqualValues(t, cached, f.counts.cached.Load())
+		require.LessOrEqual(t, cached, 32)
+		evicted = evicted || cached == 32
+		overflowed = overflowed || cached > len(seen)
+	}
+	require.True(t, evicted && overflowed, "what was to be met was not")
+}
+
+// Invariant 7: whatever a reader sees of the tags, it gets the value of its ID or none.
+func TestTagsDecideNothing(t *testing.T) {
+	f := newFence(64)
+	f.front.buckets = f.front.buckets[:1]
+	for n := byte(1); n <= ways; n++ {
+		load(f, n, int64(n))
+	}
+	b := &f.front.buckets[0]
+	right := b.tags.Load()
+	random := rand.New(rand.NewPCG(1, 2))
+	found := 0
+	for range 100_000 {
+		wrong := right
+		switch random.IntN(3) {
+		case 0:
+			wrong = random.Uint64()
+		case 1:
+			wrong ^= 1 << random.IntN(64)
+		case 2: // every slot has the tag of one, so that all are looked at
+			wrong = (right >> (8 * random.IntN(ways)) & 0xff) * 0x01_01_01_01_01_01_01_01
+		}
+		b.tags.Store(wrong)
+		n := byte(1 + random.IntN(ways+1))
+		if v := f.front.get(id(n)); v != nil {
+			require.Equal(t, id(n), v.ID)
+			found++
+		}
+	}
+	require.NotZero(t, found)
+	f.Begin(id(1))
+	b.tags.Store(right)
+	require.Nil(t, f.front.get(id(1)), "Begin does not go by the tags")
+}
+
+func TestTally(t *testing.T) {
+	const goroutines, each = 100, 1000
+	var c tally
+	var wg sync.WaitGroup
+	for range goroutines {
+		wg.Go(func() {
+			for range each {
+				c.add()
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, goroutines*each, c.sum())
+	used := 0
+	for i := range c.stripes {
+		if c.stripes[i].n.Load() > 0 {
+			used++
+		}
+	}
+	require.Greater(t, used, 8, "the goroutines share few stripes")
+}
+
+// What the stripes are for: compare -cpu 1,2.
+func BenchmarkTally(b *testing.B) {
+	b.Run("striped", func(b *testing.B) {
+		var c tally
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				c.add()
+			}
+		})
+	})
+	b.Run("one word", func(b *testing.B) {
+		var c atomic.Uint64
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				c.Add(1)
+			}
+		})
+	})
+}

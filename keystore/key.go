@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
-	"unique"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
@@ -298,7 +297,7 @@ type stored struct {
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const keySpace = 'k'
 
-func storageKey(id token.ID) []byte { return append([]byte{keySpace}, id[:]...) }
+func storageKey(id token.ID) []byte { return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...) }
 
 // parseStored decodes what the backend has of a key. If the record is damaged, the ID comes with the error.
 func parseStored(e backend.Entry) (*stored, error) {
@@ -318,15 +317,16 @@ func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_
 
 func (s *stored) entry() *entry {
 	r := s.record
+	hint := token.HintOf(r.Prefix, s.id)
 	e := &entry{
 		Node: fence.Node{ID: s.id},
 		key: Key{
-			ID:            s.id.String(),
+			ID:            token.IDInHint(hint),
 			Name:          r.Name,
 			Owner:         r.Owner,
 			Scopes:        slices.Clip(r.Scopes),
 			Metadata:      r.Metadata,
-			Hint:          token.HintOf(r.Prefix, s.id),
+			Hint:          hint,
 			CreatedAt:     fromNanos(r.CreatedAt),
 			ExpiresAt:     fromNanos(r.ExpiresAt),
 			RevokedAt:     fromNanos(r.RevokedAt),
@@ -336,8 +336,7 @@ func (s *stored) entry() *entry {
 			DisableReason: r.DisableReason,
 			NotBefore:     fromNanos(r.NotBefore),
 		},
-		// There are few schemes: their names are shared.
-		digest:    hashing.Digest{Scheme: unique.Make(r.DigestScheme).Value(), Sum: r.Digest},
+		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
 		rotations: r.Rotations,
 	}
 	if len(r.Digest) == len(e.sum) {

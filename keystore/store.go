@@ -284,6 +284,9 @@ func (s *Store) scanError(ctx context.Context, doing string, err error) error {
 // only if the caller ended it.
 func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 	e, err := s.backend.Get(ctx, storageKey(id))
+	if err == backend.ErrNotFound { // as it comes from most: a flood of unknown keys is not to cost more than it must
+		return nil, errNoKey
+	}
 	if err != nil {
 		if ended := endOf(ctx); ended != nil {
 			return nil, ended
@@ -293,10 +296,12 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 	}
 	st, err := parseStored(e)
 	if err == nil && st.purged() {
-		return nil, trouble("read", ErrNotFound)
+		return nil, errNoKey
 	}
 	return st, err
 }
+
+var errNoKey = trouble("read", ErrNotFound)
 
 // apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
 // cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle is called there with the

@@ -117,13 +117,19 @@ func valid(s string) bool {
 	return ok && ChecksumOK(s)
 }
 
-// checksum is written out, with the table of hash/crc32, because what is passed to ChecksumIEEE escapes: every call
-// would leave a copy of a credential on the heap. It is the slower one, by 100 ns for a default token, on a path that
-// leads to I/O.
+// checksum is written out, with tables made from that of hash/crc32, because what is passed to ChecksumIEEE escapes: every
+// call would leave a copy of a credential on the heap. Eight bytes at a time (slicing-by-8) it takes 60 ns of a default
+// token, and one by one 240.
 func checksum(s string) (text [checksumLen]byte) {
 	crc := ^uint32(0)
+	for len(s) >= 8 {
+		w := binary.LittleEndian.Uint64([]byte(s[:8])) ^ uint64(crc) // the conversion copies nothing
+		crc = slices8[7][byte(w)] ^ slices8[6][byte(w>>8)] ^ slices8[5][byte(w>>16)] ^ slices8[4][byte(w>>24)] ^
+			slices8[3][byte(w>>32)] ^ slices8[2][byte(w>>40)] ^ slices8[1][byte(w>>48)] ^ slices8[0][w>>56]
+		s = s[8:]
+	}
 	for i := range len(s) {
-		crc = crc32.IEEETable[byte(crc)^s[i]] ^ crc>>8
+		crc = slices8[0][byte(crc)^s[i]] ^ crc>>8
 	}
 	crc = ^crc
 	for i := checksumLen - 1; i >= 0; i-- {
@@ -132,6 +138,17 @@ func checksum(s string) (text [checksumLen]byte) {
 	}
 	return text
 }
+
+// slices8[n] has the CRC-32 of each byte followed by n zeros.
+var slices8 = func() (t [8][256]uint32) {
+	t[0] = *crc32.IEEETable
+	for n := 1; n < len(t); n++ {
+		for i, crc := range t[n-1] {
+			t[n][i] = t[0][byte(crc)] ^ crc>>8
+		}
+	}
+	return t
+}()
 
 // base62 has the digits of the checksum, in the order of their values.
 const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -147,6 +164,12 @@ func Hint(s string) string {
 
 // HintOf returns the [Hint] of all tokens with the prefix and the ID, for the store, which has no token.
 func HintOf(prefix string, id ID) string { return prefix + "_" + id.String() + "_…" }
+
+// IDInHint returns the ID's text in what [HintOf] has returned, sharing its memory.
+func IDInHint(hint string) string {
+	end := len(hint) - len("_…")
+	return hint[end-idLen : end]
+}
 
 // validPrefix reports whether s can be the prefix of a token.
 func validPrefix(s string) bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"regexp"
 	"strings"
 	"testing"
@@ -217,5 +218,32 @@ func BenchmarkChecksumOK(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		ChecksumOK(text)
+	}
+}
+
+// The checksum is CRC-32 (IEEE) as hash/crc32 has it, of every length, in words and behind them.
+func TestChecksumIsCRC32(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for n := range 130 {
+		text := make([]byte, n)
+		for range 20 {
+			for i := range text {
+				text[i] = byte(random.Uint32())
+			}
+			crc := crc32.ChecksumIEEE(text)
+			var want [checksumLen]byte
+			for i := range want {
+				want[len(want)-1-i] = base62[crc%62]
+				crc /= 62
+			}
+			require.Equal(t, want, checksum(string(text)))
+		}
+	}
+}
+
+func TestIDInHint(t *testing.T) {
+	id := ID{0: 1, 15: 2}
+	for _, prefix := range []string{"", "oil", "my_api"} {
+		require.Equal(t, id.String(), IDInHint(HintOf(prefix, id)))
 	}
 }

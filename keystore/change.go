@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -357,7 +358,7 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 // of the fence: whoever hears of the change finds it in force.
 func (s *Store) conclude(p *prepared, err error) {
 	s.journal.end(p.stamp)
-	if err != nil {
+	if err != nil || s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
 	e := publicEvent(eventKey(p.stamp), p.event)

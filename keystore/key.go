@@ -297,7 +297,9 @@ type stored struct {
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const keySpace = 'k'
 
-func storageKey(id token.ID) []byte { return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...) }
+func storageKey(id token.ID) []byte {
+	return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...)
+}
 
 // parseStored decodes what the backend has of a key. If the record is damaged, the ID comes with the error.
 func parseStored(e backend.Entry) (*stored, error) {

@@ -43,6 +43,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unsafe"
 )
 
 // A Digest is what is stored of a token. The zero Digest matches no token.
@@ -92,11 +93,10 @@ func (sha256Hasher) Match(d Digest, token string) Result {
 	return compare(d.Sum, sum[:])
 }
 
-// sum256 copies a token of up to 128 bytes to the stack, because a plain conversion allocates. The copy costs 5 ns;
-// to read the string in place (package unsafe) would save no more than those.
+// sum256 reads the token's bytes in place, because a plain conversion to a slice allocates, and copying them to the stack
+// takes 7 ns, where a hash takes 140. Sum256 neither keeps nor changes what it is given.
 func sum256(token string) [sha256.Size]byte {
-	var buf [128]byte
-	return sha256.Sum256(append(buf[:0], token...))
+	return sha256.Sum256(unsafe.Slice(unsafe.StringData(token), len(token)))
 }
 
 // compare is constant in time for sums of equal length. Lengths are public.

@@ -18,11 +18,7 @@ import (
 // Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store
 // cannot tell; or that of a context that is done.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
-	id, ok := s.locate(text)
-	if !ok {
-		return nil, s.refuse(text, s.malformed(ctx))
-	}
-	e, err := s.admit(ctx, id, text)
+	e, err := s.admit(ctx, text)
 	if err != nil {
 		return nil, s.refuse(text, err)
 	}
@@ -32,13 +28,28 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// admit is Verify for what may be a token. See fence.Fence for the steps.
-func (s *Store) admit(ctx context.Context, id token.ID, text string) (*entry, error) {
+// admit decides about a token. See fence.Fence for the steps.
+func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
-	e, ticket := s.fence.Get(id, nil)
+	// A text that matches a digest is a token, and any other is parsed before it is refused. So a hit is spared parsing
+	// more than the ID, which is sought where tokens of the store's own format have it.
+	var e *entry
+	if hi, lo, ok := s.format.Locate(text); ok {
+		e = s.fence.Hit(hi, lo)
+	}
+	var id token.ID
+	var ticket fence.Ticket
 	hit := e != nil
+	if !hit {
+		var ok bool
+		if id, ok = token.Parse(text); !ok {
+			return nil, ErrMalformed
+		}
+		e, ticket = s.fence.Get(id, nil)
+		hit = e != nil
+	}
 	if !hit {
 		var err error
 		if e, err = s.find(ctx, id, text); err != nil {
@@ -64,16 +75,6 @@ func (s *Store) admit(ctx context.Context, id token.ID, text string) (*entry, er
 		s.usage.note(e)
 	}
 	return e, nil
-}
-
-// locate returns the ID of the key that a text may be the token of, and false if it is none. A true is not yet a
-// promise: a text that matches a digest is a token, and any other must be parsed before it is refused as one. So a hit is spared
-// the parsing.
-func (s *Store) locate(text string) (token.ID, bool) {
-	if id, ok := s.format.Locate(text); ok {
-		return id, true
-	}
-	return token.Parse(text)
 }
 
 // refuse counts a refusal, and returns its error.
@@ -102,7 +103,7 @@ func (s *Store) refuse(text string, err error) error {
 // Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
 // and ErrChanged if that happened meanwhile; the other results are nil with them.
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
-	id, ok := s.locate(text)
+	id, ok := token.Parse(text)
 	if !ok {
 		return nil, nil, nil, s.refuse(text, s.malformed(ctx))
 	}
@@ -245,8 +246,8 @@ func (e *entry) until(rotation uint32) time.Time {
 
 // find reads the store for a token that is not cached.
 func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, error) {
-	// The checksum spares the store a read for what was mistyped. A hit does without both: the digest covers the whole text.
-	if _, ok := token.Parse(text); !ok || !token.ChecksumOK(text) {
+	// The checksum spares the store a read for what was mistyped. A hit does without: the digest covers the whole text.
+	if !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
 	if !s.patient {

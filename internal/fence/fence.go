@@ -170,12 +170,21 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 	return &f.shards[spread(id)&uint64(len(f.shards)-1)]
 }
 
+// Hit is Get for an ID in two words, the first the more significant, if that needs no lock. Otherwise it returns nil, which
+// says nothing.
+func (f *Fence[V]) Hit(hi, lo uint64) *V {
+	v := f.front.get(hi, lo)
+	if v != nil {
+		f.counts.hits.add()
+	}
+	return v
+}
+
 // Get returns the current value of id if it is cached, and registers b, unless that is nil, with it. Otherwise it
 // returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	if b == nil {
-		if v := f.front.get(id); v != nil {
-			f.counts.hits.add()
+		if v := f.Hit(words(id)); v != nil {
 			return v, Ticket{}
 		}
 	}

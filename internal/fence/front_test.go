@@ -41,7 +41,7 @@ func TestMoreThanABucketHolds(t *testing.T) {
 		for n := range crowd {
 			v, _ := f.Get(crowded(n), nil)
 			require.EqualValues(t, n, v.n)
-			require.Same(t, v, f.front.get(crowded(n)))
+			require.Same(t, v, f.front.get(words(crowded(n))))
 		}
 	}
 	require.Equal(t, Stats{Hits: 3 * crowd, Misses: crowd, Cached: crowd}, f.Stats())
@@ -93,7 +93,7 @@ func TestTheFrontIsInStepWithTheLRU(t *testing.T) {
 					require.Zero(t, tag)
 					continue
 				}
-				in, want := f.front.at(v.ID)
+				in, want := f.front.at(spread(v.ID))
 				require.Same(t, b, in)
 				require.Equal(t, want, tag)
 				require.False(t, seen[v.ID], "twice")
@@ -136,7 +136,7 @@ func TestTagsDecideNothing(t *testing.T) {
 		}
 		b.tags.Store(wrong)
 		n := byte(1 + random.IntN(ways+1))
-		if v := f.front.get(id(n)); v != nil {
+		if v := f.front.get(words(id(n))); v != nil {
 			require.Equal(t, id(n), v.ID)
 			found++
 		}
@@ -144,7 +144,7 @@ func TestTagsDecideNothing(t *testing.T) {
 	require.NotZero(t, found)
 	f.Begin(id(1))
 	b.tags.Store(right)
-	require.Nil(t, f.front.get(id(1)), "Begin does not go by the tags")
+	require.Nil(t, f.front.get(words(id(1))), "Begin does not go by the tags")
 }
 
 func TestTally(t *testing.T) {

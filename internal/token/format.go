@@ -85,14 +85,15 @@ func checkCharset(charset string) error {
 // Prefix returns the prefix of the tokens.
 func (f *Format) Prefix() string { return f.prefix }
 
-// Locate returns the ID that s has where a token of the format has it, and true, if s is as long as one and there is
-// an ID. It looks at nothing else: whether s is a token is for [Parse] to say, or for a digest that matches.
-func (f *Format) Locate(s string) (ID, bool) {
-	if len(s) != f.size {
-		return ID{}, false
-	}
+// Locate returns the ID that s has where a token of the format has it, as two words, the first the more significant, and
+// true, if s is as long as a token and there is an ID. It looks at nothing else: whether s is a token is for [Parse] to
+// say, or for a digest that matches.
+func (f *Format) Locate(s string) (hi, lo uint64, ok bool) {
 	begin := len(f.prefix) + len("_")
-	return ParseID(s[begin : begin+idLen])
+	if len(s) != f.size || begin+idLen > len(s) { // the latter never
+		return 0, 0, false
+	}
+	return parseWords(s[begin : begin+idLen])
 }
 
 // New returns a new ID and a token of it. The ID sorts after all that this process made before, even when the clock

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"encoding/binary"
 	"math"
 	"strings"
 	"sync"
@@ -191,22 +192,21 @@ func TestLocate(t *testing.T) {
 		id, text := f.New()
 		for n := range 128 {
 			s := text[:min(n, len(text))]
-			_, ok := f.Locate(s)
+			_, _, ok := f.Locate(s)
 			require.Equal(t, len(s) == len(text), ok, s)
 		}
-		located, ok := f.Locate(text)
+		hi, lo, ok := f.Locate(text)
 		require.True(t, ok)
-		require.Equal(t, id, located)
-		_, ok = f.Locate(text + "x")
+		require.Equal(t, id[:], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, hi), lo))
+		_, _, ok = f.Locate(text + "x")
 		require.False(t, ok)
 
 		other, err := NewFormat(prefix+"x", 63, ASCII62)
 		require.NoError(t, err)
 		_, same := other.New()
 		require.Len(t, same, len(text))
-		if located, ok := f.Locate(same); ok {
-			require.Fail(t, "an ID begins with an underscore or ends with one", "%v", located)
-		}
+		_, _, ok = f.Locate(same)
+		require.False(t, ok, "there is an underscore where the ID would begin or end")
 		require.Zero(t, testing.AllocsPerRun(100, func() { f.Locate(text) }))
 	}
 }

@@ -164,6 +164,35 @@ func featured(t testing.TB) *keystore.Store {
 	return open(t, &keystore.Options{Observer: new(counter), EventRetention: time.Hour})
 }
 
+// A Bind and its release, of a key that is cached, against its SHA-256, in turns.
+func BenchmarkBind(b *testing.B) {
+	s := open(b, nil)
+	text := create(b, s, keystore.Spec{}).Secret.Reveal()
+	plain := []byte(text)
+	_, err := s.Verify(b.Context(), text)
+	require.NoError(b, err)
+	const batch = 500
+	var binds, hashes []time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		for range batch {
+			_, _, release, err := s.Bind(b.Context(), text)
+			if err != nil {
+				b.Fatal(err)
+			}
+			release()
+		}
+		binds = append(binds, time.Since(begin))
+		begin = time.Now()
+		for range batch {
+			sha256.Sum256(plain)
+		}
+		hashes = append(hashes, time.Since(begin))
+	}
+	b.ReportMetric(float64(median(binds).Nanoseconds())/batch, "ns/bind")
+	b.ReportMetric(float64(median(binds))/float64(median(hashes)), "x-sha256")
+}
+
 // A miss, and the refusal of a key that nobody issued, against the store's read of the same records, in turns, in a
 // store of 20,000 keys that was opened anew: x-read and x-unknown are the ratios of the medians.
 func BenchmarkVerifyMiss(b *testing.B) {

@@ -25,6 +25,7 @@ type Store struct {
 	backend backend.Backend
 	fence   *fence.Fence[entry]
 	log     *slog.Logger
+	down    atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
 
 	observer    Observer // nil: nobody
 	maxLifetime time.Duration
@@ -37,11 +38,12 @@ type Store struct {
 	turns   turns
 	limits  *limits
 	usage   usage
+
+	_       [64]byte // a flood of refusals is not to take from every core the cache lines that a hit reads
 	refused atomic.Uint64
+	_       [64]byte
 
 	background background
-
-	down atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
 
 	mu      sync.Mutex     // guards closing against a change that is about to start
 	closing bool           // no change starts any more

@@ -193,7 +193,9 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	defer s.mu.Unlock()
 	if s.lru != nil && s.pending[id] == 0 && (b == nil || !s.closed) {
 		if v, ok := s.lru.Get(id); ok {
-			f.front.putLocked(id, v)
+			if b == nil {
+				f.front.putLocked(id, v) // it has just been missed there
+			}
 			f.counts.hits.add()
 			s.bindLocked(id, b)
 			return v, Ticket{}

@@ -3,7 +3,9 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
+
+var races = flag.Int("races", 10_000, "how many times binds race what ends their key")
 
 func verify(t testing.TB, s *keystore.Store, token string) error {
 	t.Helper()
@@ -357,58 +362,161 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	}
 }
 
-// Binds race whatever ends them: none is left alive once the call has returned, and none is left in the registry.
+// Binds race whatever ends them, on many keys at a time: none is left alive once the call has returned, or at the
+// expiry, and none is left in the registry. A binder goes on until the end is through, so that there is always a bind
+// under way while the end is in each of its phases.
 func TestBindRacesItsEnd(t *testing.T) {
-	s := open(t, nil)
-	const keys, binders = 200, 4
-	for n := range keys {
-		issued := create(t, s, keystore.Spec{Scopes: []string{"a"}})
-		end := []func() error{
-			func() error { return s.Revoke(t.Context(), issued.Key.ID, "") },
-			func() error { return s.Disable(t.Context(), issued.Key.ID, "") },
-			func() error { _, err := s.Rotate(t.Context(), issued.Key.ID, 0); return err },
-			func() error {
-				_, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
-				return err
-			},
-		}[n%4]
-		var mu sync.Mutex
-		var bounds []context.Context
-		var wg sync.WaitGroup
-		var ended atomic.Bool
-		started := make(chan struct{}, binders)
-		for range binders {
-			wg.Go(func() {
-				for first := true; !ended.Load(); first = false {
-					ctx, key, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
-					if first {
-						started <- struct{}{}
-					}
-					if err != nil {
-						if !errors.Is(err, keystore.ErrDenied) && !errors.Is(err, keystore.ErrChanged) {
-							t.Error(err)
+	const share = 10 // one race in so many is on Badger
+	for name, tt := range map[string]struct {
+		open    func() (*keystore.Store, error)
+		races   int
+		workers int
+	}{
+		"in memory": {func() (*keystore.Store, error) { return keystore.New(backendtest.NewMemory(), nil) }, *races - *races/share, 4},
+		// As many as make good use of a commit that they share.
+		"Badger": {func() (*keystore.Store, error) { return keystore.Open(t.TempDir(), nil) }, *races / share, 32},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var raced, refused atomic.Int64
+			const batch = 20_000 // for each store, because neither backend gives memory or space back
+			for left := tt.races; left > 0; left -= batch {
+				s, err := tt.open()
+				require.NoError(t, err)
+				var next atomic.Int64
+				var wg sync.WaitGroup
+				for range tt.workers {
+					wg.Go(func() {
+						for n := next.Add(1) - 1; n < int64(min(left, batch)) && !t.Failed(); n = next.Add(1) - 1 {
+							r := bindRace{s: s, end: ends[n%int64(len(ends))]}
+							if err := r.run(t.Context()); err != nil {
+								t.Error(err)
+							}
+							raced.Add(int64(r.raced))
+							refused.Add(int64(r.refused))
 						}
-						continue
-					}
-					mu.Lock()
-					if key.HasScope("a") && len(bounds) < 1000 {
-						bounds = append(bounds, ctx)
-					} else {
-						release()
-					}
-					mu.Unlock()
+					})
 				}
+				wg.Wait()
+				require.Zero(t, s.Stats().Live, "the registry holds what has ended")
+				require.NoError(t, s.Close())
+			}
+			t.Logf("%d races; of the binds that began while the end was under way, %d were admitted and %d refused",
+				tt.races, raced.Load(), refused.Load())
+			require.NotZero(t, raced.Load(), "no bind raced its end")
+		})
+	}
+}
+
+// A way to end a live context of a key that has the scope a. By itself is when time does it: soon after end has
+// returned.
+type end struct {
+	byItself bool
+	end      func(ctx context.Context, s *keystore.Store, id string) error
+}
+
+var ends = []end{
+	{end: func(ctx context.Context, s *keystore.Store, id string) error { return s.Revoke(ctx, id, "") }},
+	{end: func(ctx context.Context, s *keystore.Store, id string) error { return s.Disable(ctx, id, "") }},
+	{end: func(ctx context.Context, s *keystore.Store, id string) error {
+		_, err := s.Rotate(ctx, id, 0)
+		return err
+	}},
+	{end: func(ctx context.Context, s *keystore.Store, id string) error {
+		_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+		return err
+	}},
+	{true, func(ctx context.Context, s *keystore.Store, id string) error {
+		var until time.Time
+		for lifetime := time.Millisecond; ; lifetime *= 2 {
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
+				until = time.Now().Add(lifetime)
+				spec.ExpiresAt = until
+				return nil
 			})
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, keystore.ErrInvalid) { // it was in the past by then
+				return err
+			}
 		}
-		for range binders {
-			<-started
+		time.Sleep(time.Until(until))
+		return nil
+	}},
+}
+
+// A bindRace is one key, which one goroutine binds while another ends it.
+type bindRace struct {
+	s   *keystore.Store
+	end end
+
+	bounds         []context.Context // not released by their owner
+	raced, refused int               // binds that began after the end did
+}
+
+func (r *bindRace) run(ctx context.Context) error {
+	issued, err := r.s.Create(ctx, keystore.Spec{Name: "test", Scopes: []string{"a"}})
+	if err != nil {
+		return err
+	}
+	var begun, over atomic.Bool
+	started, bound := make(chan struct{}), make(chan error, 1)
+	go func() { bound <- r.bind(ctx, issued.Secret.Reveal(), started, &begun, &over) }()
+	<-started
+	begun.Store(true)
+	err = r.end.end(ctx, r.s, issued.Key.ID)
+	over.Store(true)
+	if err := errors.Join(err, <-bound); err != nil {
+		return err
+	}
+	for _, ctx := range r.bounds {
+		if r.end.byItself {
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Minute):
+			}
 		}
-		require.NoError(t, end())
-		ended.Store(true)
-		wg.Wait()
-		for _, ctx := range bounds {
-			require.Error(t, ctx.Err(), "a context outlived what ended its key")
+		if ctx.Err() == nil {
+			return fmt.Errorf("a context outlived what ended its key, %s", issued.Key.ID)
 		}
-		require.Zero(t, s.Stats().Live)
+	}
+	return nil
+}
+
+// bind binds again and again, and a last time after over was set.
+func (r *bindRace) bind(ctx context.Context, token string, started chan<- struct{}, begun, over *atomic.Bool) error {
+	kept := 0
+	for n := 0; ; n++ {
+		late, last := begun.Load(), over.Load()
+		bound, key, release, err := r.s.Bind(ctx, token)
+		if n == 0 {
+			close(started)
+		}
+		switch {
+		case errors.Is(err, keystore.ErrDenied) || errors.Is(err, keystore.ErrChanged):
+			if late {
+				r.refused++
+			}
+		case err != nil:
+			return err
+		case !key.HasScope("a"):
+			release() // as the end has left it
+		case last:
+			release()
+			return fmt.Errorf("a bind was admitted after the end of %s had returned", key.ID)
+		default:
+			if late {
+				r.raced++
+			}
+			if kept++; kept <= 100 {
+				r.bounds = append(r.bounds, bound)
+			} else {
+				release()
+			}
+		}
+		if last {
+			return nil
+		}
+		runtime.Gosched()
 	}
 }

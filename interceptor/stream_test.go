@@ -7,8 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -402,94 +400,3 @@ func TestPanicBelowTheInterceptor(t *testing.T) {
 type panickingStream struct{ grpc.ServerStream }
 
 func (*panickingStream) SendMsg(any) error { panic("below") }
-
-// The headline: 1,000 live streams, half of them blocked in Recv and half flooding Send, and one Revoke.
-func TestRevokeUnderAThousandStreams(t *testing.T) {
-	const streams, conns = 1000, 10
-	store := openStore(t)
-	key, token := issue(t, store, keystore.Spec{})
-	bystander, otherToken := issue(t, store, keystore.Spec{})
-
-	var revoked atomic.Bool // set once Revoke has returned
-	var late, handlersLeft atomic.Int64
-	var open sync.WaitGroup
-	open.Add(streams)
-	svc := &service{duplex: func(s duplexStream) error {
-		k, _ := interceptor.FromContext(s.Context())
-		first, err := s.Recv()
-		if err != nil {
-			return err
-		}
-		if k.ID == bystander.ID {
-			return s.Send(payload(1))
-		}
-		handlersLeft.Add(1)
-		defer handlersLeft.Add(-1)
-		open.Done()
-		if flood := len(first.ResponseParameters) > 0; flood {
-			for {
-				before := revoked.Load()
-				if err := s.Send(payload(100)); err != nil {
-					return err
-				} else if before {
-					late.Add(1)
-				}
-			}
-		}
-		// Clients send nothing more before the revocation, and something after it.
-		if _, err := s.Recv(); err != nil {
-			return err
-		}
-		late.Add(1)
-		return nil
-	}}
-	addr := serve(t, svc, newAuth(t, store).ServerOptions()...)
-
-	ends := make(chan error, streams)
-	var afterwards []func()
-	var clients []testpb.TestServiceClient
-	for range conns {
-		clients = append(clients, testpb.NewTestServiceClient(dial(t, addr)))
-	}
-	for i := range streams {
-		stream, err := clients[i%conns].FullDuplexCall(withKey(t.Context(), token))
-		require.NoError(t, err)
-		first := &testpb.StreamingOutputCallRequest{}
-		if i%2 == 0 {
-			first.ResponseParameters = []*testpb.ResponseParameters{{}}
-		} else {
-			afterwards = append(afterwards, func() { _ = stream.Send(first) })
-		}
-		require.NoError(t, stream.Send(first))
-		go func() {
-			for {
-				if _, err := stream.Recv(); err != nil {
-					ends <- err
-					return
-				}
-			}
-		}()
-	}
-	other, err := clients[0].FullDuplexCall(withKey(t.Context(), otherToken))
-	require.NoError(t, err)
-	open.Wait()
-	require.GreaterOrEqual(t, store.Stats().Live, streams)
-
-	begin := time.Now()
-	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
-	revoked.Store(true)
-	took := time.Since(begin)
-	for _, send := range afterwards {
-		send()
-	}
-	for range streams {
-		requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
-	}
-	t.Logf("Revoke returned after %v, the last of %d clients knew after %v", took, streams, time.Since(begin))
-	require.Zero(t, late.Load(), "messages were delivered after Revoke returned")
-	require.Eventually(t, func() bool { return handlersLeft.Load() == 0 }, time.Minute, time.Millisecond)
-
-	require.NoError(t, other.Send(&testpb.StreamingOutputCallRequest{}))
-	_, err = other.Recv()
-	require.NoError(t, err, "the stream of another key goes on")
-}

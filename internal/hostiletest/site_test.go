@@ -37,6 +37,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // hang is how long anything may take on a busy machine before it counts as stuck.
 const hang = 2 * time.Minute
 
+// bystanders are streams that others have open with the key that is attacked.
+const bystanders = 20
+
 // recommended are the options of a server that faces strangers.
 func recommended() []grpc.ServerOption {
 	return []grpc.ServerOption{
@@ -168,7 +171,7 @@ func (v *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 func (s *site) under(attack func(ctx context.Context)) {
 	before := heap()
 	good := s.startGood()
-	bystanders := s.openStreams(20)
+	streams := s.openStreams(bystanders)
 
 	ctx, stop := context.WithCancel(s.Context())
 	defer stop()
@@ -188,7 +191,7 @@ func (s *site) under(attack func(ctx context.Context)) {
 	require.NoError(s, s.store.Revoke(patience, s.victim, "attacked"))
 	s.revoked.Store(true)
 	s.Logf("Revoke took %v, among %d live streams", time.Since(begin).Round(time.Microsecond), live)
-	for _, stream := range bystanders {
+	for _, stream := range streams {
 		for err := error(nil); ; {
 			if _, err = stream.Recv(); err != nil {
 				require.NoError(s, cutByRevocation(err))

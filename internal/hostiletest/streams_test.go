@@ -17,7 +17,7 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 	s := newSite(t)
 	const perConn = 1000 // the recommended limit
 	var cut atomic.Int64
-	s.ready = func() bool { return s.handlers.Load() >= int64(*manyStreams) }
+	s.ready = func() bool { return s.handlers.Load() >= int64(*manyStreams+bystanders) }
 	s.under(func(ctx context.Context) {
 		each(*manyStreams/perConn, func(int) {
 			client := s.dial()

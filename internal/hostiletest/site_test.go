@@ -74,7 +74,8 @@ type site struct {
 // newSite starts a server with the recommended options, unless opts say otherwise.
 func newSite(t *testing.T, opts ...grpc.ServerOption) *site {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	store, err := keystore.Open(t.TempDir(), nil)
+	// Whatever is still going on after so long is a failure, and a busy machine is none.
+	store, err := keystore.Open(t.TempDir(), &keystore.Options{Timeout: hang})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
 	auth, err := interceptor.New(store)
@@ -177,7 +178,7 @@ func (s *site) under(attack func(ctx context.Context)) {
 	defer stop()
 	var attackers sync.WaitGroup
 	attackers.Go(func() { attack(ctx) })
-	peak := make(chan uint64)
+	peak := make(chan uint64, 1)
 	go func() { peak <- watchHeap(ctx) }()
 	time.Sleep(*duration / 2)
 	if s.ready != nil {

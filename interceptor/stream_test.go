@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -339,6 +340,45 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 		require.Error(t, err)
 	}
 	require.Zero(t, store.Stats().Live)
+}
+
+// An ErrorMapper that does not come back for one stream holds up no other.
+func TestRevokePassesAMapperThatBlocks(t *testing.T) {
+	const streams = 20
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	var first atomic.Bool
+	blocked, release := make(chan struct{}), make(chan struct{})
+	mapper := func(_ context.Context, _ string, _ error, told *status.Status) *status.Status {
+		if first.CompareAndSwap(false, true) {
+			close(blocked)
+			<-release
+		}
+		return told
+	}
+	svc := &service{duplex: func(s duplexStream) error {
+		_ = s.SendHeader(nil)
+		return handlers["blocked in Recv"](s)
+	}}
+	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.WithErrorMapper(mapper)).ServerOptions()...))
+	ends := make(chan error, streams)
+	for range streams {
+		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+		require.NoError(t, err)
+		_, err = stream.Header()
+		require.NoError(t, err)
+		go func() {
+			_, err := stream.Recv()
+			ends <- err
+		}()
+	}
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	<-blocked
+	for range streams - 1 {
+		requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
+	}
+	close(release)
+	requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
 // A handler that wakes from its context and panics may be faster than the watch that tells the client. Contexts that it

@@ -50,7 +50,7 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 
 	for _, kinds := range [][]string{
 		{"quiet"},
-		{"echo", "echo", "echo", "sends", "receives"},
+		{"echo", "echo", "echo", "echo", "echo", "echo", "echo", "echo", "sends", "receives"},
 	} {
 		t.Run(strings.Join(slices.Compact(slices.Clone(kinds)), ", "), func(t *testing.T) {
 			var commits, revokes, told []time.Duration
@@ -100,12 +100,15 @@ type round struct {
 	after   chan struct{} // closed then
 	late    atomic.Int64  // messages that went through afterwards
 	arrived sync.WaitGroup
+	start   chan struct{}  // closed when all have arrived
+	flowing sync.WaitGroup // until each has had a message
 }
 
 func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan error) {
-	now := &round{after: make(chan struct{})}
+	now := &round{after: make(chan struct{}), start: make(chan struct{})}
 	r.round.Store(now)
 	now.arrived.Add(*streamCount)
+	now.flowing.Add(*streamCount)
 	r.handlers.Add(*streamCount)
 	all := make(chan error, *streamCount)
 	for i := range *streamCount {
@@ -125,6 +128,7 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 			return err
 		}
 		go func() {
+			<-now.start
 			for err := error(nil); ; {
 				if kind == "echo" {
 					_ = send() // its error is io.EOF, and Recv has the status
@@ -137,6 +141,7 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 		}()
 		if kind == "receives" || kind == "quiet" {
 			go func() {
+				<-now.start
 				if kind == "quiet" {
 					<-now.after
 				}
@@ -146,6 +151,8 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 		}
 	}
 	now.arrived.Wait()
+	close(now.start)
+	now.flowing.Wait()
 	return all
 }
 
@@ -166,6 +173,11 @@ func (r *crowd) handle(s duplexStream) error {
 	now := r.round.Load()
 	now.arrived.Done()
 	kind := metadata.ValueFromIncomingContext(s.Context(), "kind")[0]
+	<-now.start
+	flows := sync.OnceFunc(now.flowing.Done)
+	if kind == "quiet" {
+		flows()
+	}
 	for {
 		before := now.revoked.Load()
 		if kind != "sends" {
@@ -176,6 +188,7 @@ func (r *crowd) handle(s duplexStream) error {
 			if before || marked(m.Payload) {
 				now.late.Add(1)
 			}
+			flows()
 			before = now.revoked.Load()
 		}
 		if kind == "echo" || kind == "sends" {
@@ -183,6 +196,7 @@ func (r *crowd) handle(s duplexStream) error {
 			if err != nil {
 				return err
 			}
+			flows()
 			if before {
 				now.late.Add(1)
 			}

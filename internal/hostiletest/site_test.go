@@ -213,9 +213,13 @@ func (s *site) under(attack func(ctx context.Context)) {
 	require.NotZero(s, calls)
 	require.Zero(s, s.late.Load(), "messages went through under the revoked key")
 	s.eventually("streams are left", func() bool { return s.store.Stats().Live == 0 })
-	after := heap()
+	// The server may still be reading what attackers sent before they went.
+	var after uint64
+	s.eventually("memory was not given back", func() bool {
+		after = heap()
+		return after < before+32<<20
+	})
 	s.Logf("%d good calls, none failed; heap %d MiB before, %d MiB at most, %d MiB after", calls, before>>20, highest>>20, after>>20)
-	require.Less(s, after, before+64<<20, "memory was not given back")
 }
 
 // openStreams opens streams with the victim's key, and sees each work.

@@ -99,13 +99,19 @@ func (r *raw) drain() error {
 	}
 }
 
-// awaitTrailers reads frames until the server has ended the stream, and returns its grpc-status.
+// awaitTrailers reads frames until the server has ended the stream, and returns its grpc-status. It answers pings, so
+// that the connection lasts.
 func (r *raw) awaitTrailers(id uint32) (string, error) {
 	r.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {
 		f, err := r.ReadFrame()
 		if err != nil {
 			return "", err
+		}
+		if ping, ok := f.(*http2.PingFrame); ok && !ping.IsAck() {
+			if err := r.WritePing(true, ping.Data); err != nil {
+				return "", err
+			}
 		}
 		if f, ok := f.(*http2.MetaHeadersFrame); ok && f.StreamID == id && f.StreamEnded() {
 			for _, field := range f.Fields {

@@ -23,6 +23,9 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 	var cut atomic.Int64
 	s.ready = func() bool { return s.handlers.Load() >= int64(streams/perConn*perConn+bystanders) }
 	s.under(func(ctx context.Context) {
+		// Until they are cut, which may be after the attack's time.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hang)
+		defer cancel()
 		each(streams/perConn, func(int) {
 			client := s.dial()
 			each(perConn, func(i int) {

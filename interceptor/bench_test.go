@@ -2,6 +2,7 @@ package interceptor_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -44,6 +45,34 @@ func BenchmarkUnary(b *testing.B) {
 			}
 		})
 	}
+}
+
+// The same in turns, one caller at a time: x-none is the ratio of the medians.
+func BenchmarkUnaryTurns(b *testing.B) {
+	store := openStore(b)
+	_, token := issue(b, store, keystore.Spec{})
+	with := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, newAuth(b, store).ServerOptions()...)))
+	without := testpb.NewTestServiceClient(dial(b, serve(b, &service{})))
+	ctx := withKey(b.Context(), token)
+	round := func(client testpb.TestServiceClient) time.Duration {
+		begin := time.Now()
+		for range 50 {
+			if _, err := client.EmptyCall(ctx, &testpb.Empty{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(begin) / 50
+	}
+	var auth, none []time.Duration
+	for b.Loop() {
+		auth = append(auth, round(with))
+		none = append(none, round(without))
+	}
+	slices.Sort(auth)
+	slices.Sort(none)
+	b.ReportMetric(float64(auth[len(auth)/2].Nanoseconds()), "ns/with")
+	b.ReportMetric(float64(none[len(none)/2].Nanoseconds()), "ns/without")
+	b.ReportMetric(float64(auth[len(auth)/2])/float64(none[len(none)/2]), "x-none")
 }
 
 // A message to the server and one back, without an interceptor, with the stream's end written from outside, and with

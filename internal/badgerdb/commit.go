@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -92,10 +93,10 @@ func revision(c backend.Change) uint64 {
 // disk makes up the next one. A request that comes alone is committed at once.
 func (db *DB) committer() {
 	defer close(db.stopped)
+	var group []*request
 	var left *request // was taken, and did not fit into the last group
 	for commits := 1; ; commits++ {
 		first := left
-		left = nil
 		if first == nil {
 			select {
 			case first = <-db.queue:
@@ -103,19 +104,7 @@ func (db *DB) committer() {
 				return
 			}
 		}
-		group, size := []*request{first}, first.size
-		for full := false; !full && len(group) < maxGroup; {
-			select {
-			case r := <-db.queue:
-				if full = size+r.size > db.room.group; full {
-					left = r
-				} else {
-					group, size = append(group, r), size+r.size
-				}
-			default:
-				full = true
-			}
-		}
+		group, left = db.gather(first, len(group))
 		err := db.commit(group)
 		for _, r := range group {
 			if err != nil {
@@ -128,6 +117,32 @@ func (db *DB) committer() {
 		}
 	}
 }
+
+// gather returns a group that begins with a request, and one that did not fit in. The last group had so many.
+//
+// Whoever was told of the last commit may be about to ask again. So the committer lets others run, a few times, until
+// there are as many again. Without that it would take the first of 64 writers alone, sync that, and then find the others.
+func (db *DB) gather(first *request, last int) (group []*request, left *request) {
+	group, size := []*request{first}, first.size
+	for waits := 0; len(group) < maxGroup; {
+		select {
+		case r := <-db.queue:
+			if size+r.size > db.room.group {
+				return group, r
+			}
+			group, size = append(group, r), size+r.size
+		default:
+			if len(group) >= last || waits == maxWaits {
+				return group, nil
+			}
+			waits++
+			runtime.Gosched()
+		}
+	}
+	return group, nil
+}
+
+const maxWaits = 4
 
 // discard lets Badger drop the versions that nobody needs, if nobody reads; see invariant 3.
 func (db *DB) discard() {

@@ -180,6 +180,9 @@ var damages = []struct {
 		end := logEnd(t, log)
 		edit(t, log, func(b []byte) []byte { copy(b[end:], strings.Repeat("\xff", 40)); return b })
 	}, "", 0},
+	{"a log that was only just made", func(t *testing.T, f fixture) {
+		require.NoError(t, os.WriteFile(filepath.Join(f.dir, "00007.mem"), nil, 0o600))
+	}, "", 0},
 	{"a bit of a table", func(t *testing.T, f fixture) {
 		edit(t, f.file(t, "*.sst"), flip(func([]byte) int { return 5000 }))
 	}, "is damaged", -1},

@@ -50,6 +50,7 @@ const (
 var roles = map[string]func(dir string) error{
 	"writer": writer,
 	"teller": teller,
+	"worker": worker,
 	"judge":  judge,
 }
 
@@ -213,18 +214,21 @@ func writer(dir string) error {
 	report("open")
 	failed := make(chan error)
 	for _, mine := range found {
-		go func() { failed <- write(store, mine, func() bool { return true }) }()
+		go func() {
+			_, err := write(store, mine, func() bool { return true })
+			failed <- err
+		}()
 	}
 	return <-failed
 }
 
-// write changes keys that nobody else changes, and creates some, while it may go on.
-func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) error {
+// write changes keys that nobody else changes, and creates some, while it may go on. It returns them as they are then.
+func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) ([]keystore.Key, error) {
 	for goOn() {
 		if len(mine) == 0 || rand.N(3) == 0 {
 			issued, err := create(store, 0)
 			if err != nil {
-				return err
+				return mine, err
 			}
 			mine = append(mine, *issued.Key)
 			continue
@@ -246,7 +250,7 @@ func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) error {
 			action = []string{revoke, revoke, disable, update, rotate}[rand.N(5)]
 		}
 		if err := act(store, key.ID, action, key.Revision); err != nil {
-			return err
+			return mine, err
 		}
 		key.Revision++
 		switch action {
@@ -258,7 +262,7 @@ func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) error {
 			key.DisabledAt = time.Time{}
 		}
 	}
-	return nil
+	return mine, nil
 }
 
 // A key is what the parent knows of one.
@@ -335,45 +339,56 @@ type wrong struct{ text string }
 
 func (w *wrong) Error() string { return w.text }
 
-// check compares keys with what the store says, and returns a *wrong if it says what is not so, or the store's own
-// error if it could not tell. If the store is to be believed, what was in doubt is decided then.
-func (o *oracle) check(ctx context.Context, store *keystore.Store, ids []string, settle bool) error {
+// check compares keys with what the store says, and returns a *wrong if it says of any what is not so, or else the first
+// of the store's own errors if it could not tell of all. If it could, what was in doubt is decided then.
+func (o *oracle) check(ctx context.Context, store *keystore.Store, ids []string, settle bool) (trouble error) {
 	for _, id := range ids {
-		k := o.Keys[id]
-		got, err := store.Get(ctx, id)
-		if errors.Is(err, keystore.ErrNotFound) {
-			return &wrong{fmt.Sprintf("key %s, at revision %d, is lost", id, k.Acked.Revision)}
-		}
-		if err != nil {
+		err := o.checkKey(ctx, store, id, settle)
+		if w := new(wrong); errors.As(err, &w) {
 			return err
 		}
-		is := k.Acked
-		if k.Doubt != nil && got.Revision == k.Doubt.Revision {
-			is = *k.Doubt
+		if trouble == nil {
+			trouble = err
 		}
-		if got.Revision != is.Revision || got.Status() != is.Status || got.Name != is.Name {
-			return &wrong{fmt.Sprintf("key %s is %v %q at revision %d: acknowledged was %v %q at %d",
-				id, got.Status(), got.Name, got.Revision, is.Status, is.Name, is.Revision)}
+	}
+	return trouble
+}
+
+func (o *oracle) checkKey(ctx context.Context, store *keystore.Store, id string, settle bool) error {
+	k := o.Keys[id]
+	got, err := store.Get(ctx, id)
+	if errors.Is(err, keystore.ErrNotFound) {
+		return &wrong{fmt.Sprintf("key %s, at revision %d, is lost", id, k.Acked.Revision)}
+	}
+	if err != nil {
+		return err
+	}
+	is := k.Acked
+	if k.Doubt != nil && got.Revision == k.Doubt.Revision {
+		is = *k.Doubt
+	}
+	if got.Revision != is.Revision || got.Status() != is.Status || got.Name != is.Name {
+		return &wrong{fmt.Sprintf("key %s is %v %q at revision %d: acknowledged was %v %q at %d",
+			id, got.Status(), got.Name, got.Revision, is.Status, is.Name, is.Revision)}
+	}
+	old := k.Old
+	if is.Token != "" {
+		if err := expect(ctx, store, id, is.Token, admission(is.Status)); err != nil {
+			return err
 		}
-		old := k.Old
-		if is.Token != "" {
-			if err := expect(ctx, store, id, is.Token, admission(is.Status)); err != nil {
-				return err
-			}
-		} else {
-			old = append(slices.Clip(old), k.Acked.Token)
+	} else {
+		old = append(slices.Clip(old), k.Acked.Token)
+	}
+	for _, token := range old {
+		if token == "" {
+			continue
 		}
-		for _, token := range old {
-			if token == "" {
-				continue
-			}
-			if err := expect(ctx, store, id, token, keystore.ErrUnknown); err != nil {
-				return err
-			}
+		if err := expect(ctx, store, id, token, keystore.ErrUnknown); err != nil {
+			return err
 		}
-		if settle && k.Doubt != nil {
-			k.Acked, k.Doubt, k.Old = is, nil, old
-		}
+	}
+	if settle && k.Doubt != nil {
+		k.Acked, k.Doubt, k.Old = is, nil, old
 	}
 	return nil
 }

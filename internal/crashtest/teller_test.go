@@ -1,4 +1,3 @@
 package crashtest
 
 func teller(dir string) error { return nil }
-func judge(dir string) error  { return nil }

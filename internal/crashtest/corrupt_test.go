@@ -1,0 +1,516 @@
+package crashtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+var corruptions = flag.Int("corruptions", 120, "how many damaged directories to open")
+
+// A file is the content of one. Those of Badger are mostly zeros, which are not kept.
+type file struct {
+	size  int64
+	pages map[int64][]byte // by number, those that are not zero; a short one is the last
+}
+
+const page = 4096
+
+func readFile(path string) (*file, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &file{size: int64(len(text)), pages: make(map[int64][]byte)}
+	zero := make([]byte, page)
+	n := int64(0)
+	for p := range slices.Chunk(text, page) {
+		if !bytes.Equal(p, zero[:len(p)]) {
+			f.pages[n] = bytes.Clone(p)
+		}
+		n++
+	}
+	return f, nil
+}
+
+func (f *file) write(path string) (err error) {
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.Close()) }()
+	for n, p := range f.pages {
+		if _, err := to.WriteAt(p, n*page); err != nil {
+			return err
+		}
+	}
+	return to.Truncate(f.size)
+}
+
+func (f *file) clone() *file {
+	c := &file{size: f.size, pages: make(map[int64][]byte)}
+	for n, p := range f.pages {
+		c.pages[n] = bytes.Clone(p)
+	}
+	return c
+}
+
+func (f *file) equal(g *file) bool {
+	if f == nil || g == nil || f.size != g.size || len(f.pages) != len(g.pages) {
+		return false
+	}
+	for n, p := range f.pages {
+		if !bytes.Equal(p, g.pages[n]) {
+			return false
+		}
+	}
+	return true
+}
+
+// clear makes zeros of a stretch.
+func (f *file) clear(from, to int64) {
+	for n := from / page; n*page < to; n++ {
+		p, ok := f.pages[n]
+		if !ok {
+			continue
+		}
+		clear(p[max(from-n*page, 0):min(to-n*page, int64(len(p)))])
+		if bytes.Equal(p, make([]byte, len(p))) {
+			delete(f.pages, n)
+		}
+	}
+}
+
+func (f *file) flip(bit int64) {
+	n, at := bit/8/page, bit/8%page
+	p, ok := f.pages[n]
+	if !ok {
+		p = make([]byte, min(page, f.size-n*page))
+		f.pages[n] = p
+	}
+	p[at] ^= 1 << (bit % 8)
+}
+
+func (f *file) truncate(size int64) {
+	f.clear(size, f.size)
+	f.size = size
+	if p, ok := f.pages[size/page]; ok {
+		f.pages[size/page] = p[:size%page]
+	}
+}
+
+// place draws an offset: mostly where there is something, or just behind.
+func (f *file) place(random *rand.Rand) int64 {
+	if len(f.pages) == 0 || random.IntN(8) == 0 {
+		return random.Int64N(max(f.size, 1))
+	}
+	numbers := make([]int64, 0, len(f.pages))
+	for n := range f.pages {
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	n := numbers[random.IntN(len(numbers))]
+	return min(n*page+random.Int64N(page+64), f.size-1)
+}
+
+// A picture is a directory at a moment.
+type picture map[string]*file
+
+// photograph reads a directory, which a process may be at work on: a file that goes meanwhile is left out.
+func photograph(t *testing.T, dir string) picture {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	p := make(picture)
+	for _, e := range entries {
+		f, err := readFile(filepath.Join(dir, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		require.NoError(t, err)
+		p[e.Name()] = f
+	}
+	return p
+}
+
+func (p picture) names() []string {
+	names := make([]string, 0, len(p))
+	for name := range p {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (p picture) develop(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, f := range p {
+		if err := f.write(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A specimen is a directory that is to be damaged, with what has to be in it, and earlier pictures of it.
+type specimen struct {
+	name    string
+	now     picture
+	earlier []picture
+	oracle  string // the file that a judge reads
+}
+
+// specimens makes directories in several states: closed cleanly, once and after several lives, each of which leaves a
+// table; killed at rest, and killed in the middle of a change.
+func specimens(t *testing.T) []*specimen {
+	t.Helper()
+	dir, notes := t.TempDir(), t.TempDir()
+	o := newOracle()
+	var all []*specimen
+	var album []picture
+	take := func(name string) {
+		s := &specimen{name: name, now: photograph(t, dir), earlier: slices.Clone(album)}
+		s.oracle = filepath.Join(notes, strconv.Itoa(len(all)))
+		o.write(t, s.oracle)
+		all = append(all, s)
+		album = append(album, s.now)
+	}
+	live := func(changes int) *process {
+		p := start(t, "worker", dir)
+		p.order("%d", changes)
+		for line, ok := p.line(); ; line, ok = p.line() {
+			require.True(t, ok, "%s", p.stderr)
+			if line == "idle" {
+				return p
+			}
+			o.hear(line)
+			if changes--; changes%40 == 0 {
+				album = append(album, photograph(t, dir))
+			}
+		}
+	}
+	end := func(p *process) {
+		p.order("close")
+		line, _ := p.line()
+		require.Equal(t, "closed", line, "%s", p.stderr)
+		require.NoError(t, p.cmd.Wait())
+	}
+	end(live(60))
+	take("closed once")
+	for range 3 {
+		end(live(80))
+	}
+	take("closed, several tables")
+	live(120).kill(t, o)
+	take("killed at rest")
+	live(50).kill(t, o) // which recovered a log first
+	p := live(30)
+	p.order("1000000")
+	for range 60 {
+		line, ok := p.line()
+		require.True(t, ok, "%s", p.stderr)
+		o.hear(line)
+	}
+	p.kill(t, o)
+	take("killed at work")
+	return all
+}
+
+// worker makes so many changes as it is ordered to, and says when it has; it closes the store when it is told to.
+func worker(dir string) error {
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		return err
+	}
+	var mine []keystore.Key
+	for key, err := range store.List(context.Background(), keystore.Query{}) {
+		if err != nil {
+			return err
+		}
+		mine = append(mine, *key)
+	}
+	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
+		var left int
+		if _, err := fmt.Sscan(orders.Text(), &left); err != nil {
+			if err := store.Close(); err != nil {
+				return err
+			}
+			report("closed")
+			return nil
+		}
+		mine, err = write(store, mine, func() bool { left--; return left >= 0 })
+		if err != nil {
+			return err
+		}
+		report("idle")
+	}
+	return nil
+}
+
+// The outcomes of opening a damaged directory. The first two are what is promised.
+const (
+	refused = "refused" // Open, or the read of what is damaged, says ErrCorrupt, or another error
+	intact  = "intact"  // all is there
+	silent  = "SILENT"  // an answer that is not so
+	died    = "DIED"    // the process did
+)
+
+// judge opens the directories that it is told, and says what comes of it, in one line:
+//
+//	OUTCOME how it was found out
+//
+// An intact one is opened twice, and written to between: some damage is found by the work that opening leaves behind.
+func judge(string) error {
+	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
+		words := strings.Fields(orders.Text())
+		o, err := readOracle(words[1])
+		if err != nil {
+			return err
+		}
+		outcome, how := examine(words[0], o)
+		if outcome == intact {
+			if outcome, how = examine(words[0], o); outcome != intact {
+				how = "the second time: " + how
+			}
+		}
+		report("%s %s", outcome, how)
+	}
+	return nil
+}
+
+func examine(dir string, o *oracle) (outcome, how string) {
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		return refused, "Open: " + describe(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil && outcome == intact {
+			outcome, how = refused, "Close: "+describe(err)
+		}
+	}()
+	ctx := context.Background()
+	err, eventsErr := o.check(ctx, store, o.ids(), false), checkEvents(ctx, store)
+	for _, err := range []error{err, eventsErr} { // whatever else it says
+		if w := new(wrong); errors.As(err, &w) {
+			return silent, err.Error()
+		}
+	}
+	if err := errors.Join(err, eventsErr); err != nil {
+		return refused, "read: " + describe(err)
+	}
+	issued, err := store.Create(ctx, keystore.Spec{Name: "a later one"})
+	if err == nil {
+		err = store.Revoke(ctx, issued.Key.ID, "")
+	}
+	if err != nil {
+		return refused, "write: " + describe(err)
+	}
+	return intact, ""
+}
+
+// A damage is one that was done to a file.
+type damage struct{ kind, what string }
+
+var damages = []string{"flip", "page", "range", "truncate", "delete", "older"}
+
+// harm returns what a kind of damage makes of the file, nil if it is deleted; or false if it would change nothing.
+func harm(random *rand.Rand, s *specimen, name, kind string) (f *file, what string, ok bool) {
+	was := s.now[name]
+	f = was.clone()
+	switch kind {
+	case "flip":
+		if f.size == 0 {
+			return nil, "", false
+		}
+		bit := f.place(random)*8 + random.Int64N(8)
+		f.flip(bit)
+		what = fmt.Sprintf("bit %d of byte %d", bit%8, bit/8)
+	case "page":
+		n := f.place(random) / page
+		f.clear(n*page, min((n+1)*page, f.size))
+		what = fmt.Sprintf("page %d", n)
+	case "range":
+		from := f.place(random)
+		to := min(from+1+random.Int64N(1<<random.IntN(16)), f.size)
+		f.clear(from, to)
+		what = fmt.Sprintf("bytes %d to %d", from, to)
+	case "truncate":
+		if f.size == 0 {
+			return nil, "", false
+		}
+		to := f.place(random)
+		if random.IntN(8) == 0 {
+			to = 0
+		}
+		f.truncate(to)
+		what = fmt.Sprintf("to %d bytes", to)
+	case "delete":
+		return nil, "", true
+	case "older":
+		n := random.IntN(len(s.earlier) + 1)
+		if n == len(s.earlier) || s.earlier[n][name] == nil {
+			return nil, "", false
+		}
+		f = s.earlier[n][name]
+		what = fmt.Sprintf("of picture %d", n)
+	}
+	return f, what, !f.equal(was)
+}
+
+// kindOf is what sort of file has a name: its extension, or all of it.
+func kindOf(name string) string {
+	if ext := filepath.Ext(name); ext != "" {
+		return "*" + ext
+	}
+	return name
+}
+
+// Each case damages one file of a copy. The store then refuses, or has every acknowledged change; it never says what is
+// not so, and never dies. Whatever else the directory holds by the time, ReadDir finds it.
+func TestCorruption(t *testing.T) {
+	random := seeded(t)
+	all := specimens(t)
+	type cell struct{ file, damage string }
+	table := make(map[cell]map[string]int)
+	totals := make(map[string]int)
+	spoiled := 0 // refused, and putting the file back does not help
+	var bad []string
+	court := new(court)
+	bench := memoryDir(t)
+	began := time.Now()
+	try := func(s *specimen, name, kind string) bool {
+		f, what, ok := harm(random, s, name, kind)
+		if !ok {
+			return false
+		}
+		dir := filepath.Join(bench, "store")
+		damaged := make(picture)
+		for n, f := range s.now {
+			damaged[n] = f
+		}
+		if damaged[name] = f; f == nil {
+			delete(damaged, name)
+		}
+		require.NoError(t, damaged.develop(dir))
+		outcome, how := court.judge(t, dir, s.oracle)
+		c := cell{kindOf(name), kind}
+		if table[c] == nil {
+			table[c] = make(map[string]int)
+		}
+		table[c][outcome]++
+		totals[outcome]++
+		story := fmt.Sprintf("%s: %s of %s %s: %s: %s", s.name, kind, name, what, outcome, how)
+		switch {
+		case outcome == silent, outcome == died:
+			bad = append(bad, story)
+		case outcome == refused && strings.HasPrefix(how, "Open:"):
+			require.NoError(t, s.now[name].write(filepath.Join(dir, name)))
+			if again, why := court.judge(t, dir, s.oracle); again != intact {
+				spoiled++
+				t.Logf("putting the file back does not help: %s; then %s %s", story, again, why)
+			}
+		}
+		require.NoError(t, os.RemoveAll(dir))
+		return true
+	}
+	done := 0
+	// What there are few of: every file of every specimen deleted, and replaced by an older one, if there is one.
+	for _, s := range all {
+		for _, name := range s.now.names() {
+			for _, kind := range []string{"delete", "older"} {
+				for range 10 {
+					if done < *corruptions && try(s, name, kind) {
+						done++
+						break
+					}
+				}
+			}
+		}
+	}
+	for done < *corruptions {
+		s := all[random.IntN(len(all))]
+		names := s.now.names()
+		if try(s, names[random.IntN(len(names))], damages[random.IntN(len(damages))]) {
+			done++
+		}
+	}
+	court.close(t)
+
+	var text strings.Builder
+	cells := make([]cell, 0, len(table))
+	for c := range table {
+		cells = append(cells, c)
+	}
+	slices.SortFunc(cells, func(a, b cell) int {
+		return strings.Compare(a.file+"\x00"+a.damage, b.file+"\x00"+b.damage)
+	})
+	fmt.Fprintf(&text, "%-16s %-9s %8s %8s %8s %8s\n", "file", "damage", refused, intact, silent, died)
+	for _, c := range cells {
+		r := table[c]
+		fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", c.file, c.damage, r[refused], r[intact], r[silent], r[died])
+	}
+	fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", "all", "", totals[refused], totals[intact], totals[silent], totals[died])
+	t.Logf("%d cases, %.0f ms each; %d refusals that putting the file back does not undo\n%s",
+		done, float64(time.Since(began).Milliseconds())/float64(done), spoiled, &text)
+	require.Positive(t, totals[refused], "no damage was noticed")
+	slices.Sort(bad)
+	require.Zero(t, len(bad), "%d of %d cases:\n%s", len(bad), done, strings.Join(bad[:min(len(bad), 40)], "\n"))
+}
+
+// memoryDir is a temporary directory, in memory where there is such a thing: damage needs no disk, and syncs take time.
+func memoryDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "crashtest")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// A court is a judge, and the next one when that has died.
+type court struct{ sitting *process }
+
+func (c *court) judge(t *testing.T, dir, oracle string) (outcome, how string) {
+	t.Helper()
+	if c.sitting == nil {
+		c.sitting = start(t, "judge", dir)
+	}
+	c.sitting.order("%s %s", dir, oracle)
+	line, ok := c.sitting.line()
+	if !ok {
+		err := c.sitting.cmd.Wait()
+		reason, _, _ := strings.Cut(c.sitting.stderr.String(), "\n")
+		how = fmt.Sprintf("%v: %s", err, reason)
+		c.sitting = nil
+		return died, how
+	}
+	outcome, how, _ = strings.Cut(line, " ")
+	return outcome, how
+}
+
+func (c *court) close(t *testing.T) {
+	if c.sitting != nil {
+		require.NoError(t, c.sitting.in.Close())
+		require.NoError(t, c.sitting.cmd.Wait())
+	}
+}

@@ -49,7 +49,6 @@ const (
 // a time, and takes orders from its standard input.
 var roles = map[string]func(dir string) error{
 	"writer": writer,
-	"teller": teller,
 	"worker": worker,
 	"judge":  judge,
 }

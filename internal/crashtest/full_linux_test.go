@@ -1,0 +1,286 @@
+package crashtest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+func init() { roles["teller"] = teller }
+
+// teller does what it is told, and answers each order with a line behind those that report changes:
+//
+//	                    answer ERROR   of Open
+//	create N PADDING    answer ERROR   N keys, from several goroutines, until one is refused
+//	verify TOKEN        answer ERROR
+//	ACTION ID REVISION  answer ERROR   revoke, disable and so on
+//	bind TOKEN          answer ERROR
+//	live                answer WHY     what became of the context that was bound last; "on" if nothing did
+func teller(dir string) error {
+	store, err := keystore.Open(dir, nil)
+	report("answer %s", describe(err))
+	if err != nil {
+		return nil
+	}
+	ctx := context.Background()
+	var live context.Context
+	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
+		words := strings.Fields(orders.Text())
+		var err error
+		switch words[0] {
+		case "create":
+			var left atomic.Int64
+			var padding int64
+			var n int64
+			if _, err := fmt.Sscan(words[1]+" "+words[2], &n, &padding); err != nil {
+				return err
+			}
+			left.Store(n)
+			err = together(8, func() error {
+				for left.Add(-1) >= 0 {
+					if _, err := create(store, int(padding)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		case "verify":
+			_, err = store.Verify(ctx, words[1])
+		case "bind":
+			live, _, _, err = store.Bind(ctx, words[1])
+		case "live":
+			if live.Err() == nil {
+				report("answer on")
+				continue
+			}
+			err = context.Cause(live)
+		default:
+			var revision uint64
+			if _, err := fmt.Sscan(words[2], &revision); err != nil {
+				return err
+			}
+			err = act(store, words[1], words[0], revision)
+		}
+		report("answer %s", describe(err))
+	}
+	return nil
+}
+
+// together calls f in so many goroutines, and returns the first error.
+func together(n int, f func() error) error {
+	var wg sync.WaitGroup
+	errs := make(chan error, n)
+	for range n {
+		wg.Go(func() { errs <- f() })
+	}
+	wg.Wait()
+	close(errs)
+	var first error
+	for err := range errs {
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// answer reads the report to the next answer. A process that dies first fails the test.
+func (p *process) answer(t *testing.T, o *oracle) (word, text string) {
+	t.Helper()
+	for line, ok := p.line(); ok; line, ok = p.line() {
+		if answer, ok := strings.CutPrefix(line, "answer "); ok {
+			word, text, _ = strings.Cut(answer, " ")
+			return word, text
+		}
+		o.hear(line)
+	}
+	err := p.cmd.Wait()
+	reason, _, _ := strings.Cut(p.stderr.String(), "\ngoroutine ")
+	require.FailNow(t, "the process died", "%v: %s", err, reason)
+	return "", ""
+}
+
+func (p *process) ask(t *testing.T, o *oracle, order string, args ...any) (word, text string) {
+	t.Helper()
+	p.order(order, args...)
+	return p.answer(t, o)
+}
+
+// fill writes a file until not a byte fits any more.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	for _, size := range []int{1 << 20, 64 << 10, 4 << 10, 512, 1} {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+		require.ErrorIs(t, err, syscall.ENOSPC)
+	}
+	require.NoError(t, f.Close())
+	// Blocks that ext4 has promised to write, and not yet: then it says what is really left.
+	syscall.Sync()
+}
+
+// occupy writes a file of so many KiB, so that there is something to give back.
+func occupy(t *testing.T, path string, kib int) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(path, make([]byte, kib<<10), 0o600))
+}
+
+// verifyAll asks for every key whose state is known. While the disk is full, unavailable is an answer too.
+func verifyAll(t *testing.T, p *process, o *oracle, full bool) (unavailable int) {
+	t.Helper()
+	for id, k := range o.Keys {
+		if k.Doubt != nil || k.Acked.Token == "" {
+			continue
+		}
+		want, _, _ := strings.Cut(describe(admission(k.Acked.Status)), " ")
+		word, text := p.ask(t, o, "verify %s", k.Acked.Token)
+		if word == "unavailable" && full {
+			unavailable++
+			continue
+		}
+		require.Equal(t, want, word, "key %s, acknowledged %v: %s", id, k.Acked.Status, text)
+	}
+	return unavailable
+}
+
+func TestFullDisk(t *testing.T) {
+	for _, tt := range []struct {
+		kind string
+		mib  int64
+	}{
+		{"tmpfs", 12},
+		{"ext4", 24},
+	} {
+		t.Run(tt.kind, func(t *testing.T) { fullDisk(t, mount(t, tt.kind, tt.mib)) })
+	}
+}
+
+func fullDisk(t *testing.T, d *disk) {
+	dir, ballast, filler := filepath.Join(d.point, "keys"), filepath.Join(d.point, "ballast"), filepath.Join(d.point, "filler")
+	o := newOracle()
+	p := start(t, "teller", dir)
+	word, text := p.answer(t, o)
+	require.Equal(t, "ok", word, text)
+	occupy(t, ballast, 1<<10)
+	word, text = p.ask(t, o, "create 300 0")
+	require.Equal(t, "ok", word, text)
+	early := o.ids()
+	bound := early[0]
+	word, text = p.ask(t, o, "bind %s", o.Keys[bound].Acked.Token)
+	require.Equal(t, "ok", word, text)
+
+	// The store fills the disk itself.
+	word, text = p.ask(t, o, "create 1000000 4000")
+	require.Equal(t, "unavailable", word, text)
+	require.Contains(t, text, syscall.ENOSPC.Error(), "it says why")
+	created := len(o.Keys)
+	revoked := early[1:151]
+	for _, id := range revoked {
+		word, text = p.ask(t, o, "revoke %s 1", id)
+		require.Equal(t, "ok", word, "revoking works when creating does not: %s", text)
+	}
+	require.Zero(t, verifyAll(t, p, o, false))
+	word, _ = p.ask(t, o, "create 1 0")
+	require.Equal(t, "unavailable", word)
+
+	// Others fill the rest.
+	fill(t, filler)
+	unavailable := verifyAll(t, p, o, true)
+	word, _ = p.ask(t, o, "create 1 0")
+	require.Equal(t, "unavailable", word)
+	word, text = p.ask(t, o, "revoke %s 1", bound)
+	require.Contains(t, []string{"ok", "unavailable"}, word, text)
+	cause, _ := p.ask(t, o, "live")
+	require.Equal(t, "revoked", cause, "a context outlived a revocation that was %s", word)
+	inReserve := 0
+	for _, id := range early[151:] {
+		if word, _ = p.ask(t, o, "revoke %s 1", id); word == "ok" {
+			inReserve++
+		}
+	}
+	t.Logf("%d keys until creating was refused, then %d revocations; with 0 bytes free %d more of %d; %d of %d verifications unavailable",
+		created, len(revoked), inReserve, len(early[151:]), unavailable, len(o.Keys))
+
+	// Space comes back.
+	require.NoError(t, os.Remove(filler))
+	require.NoError(t, os.Remove(ballast))
+	word, text = p.ask(t, o, "create 1 0")
+	require.Equal(t, "ok", word, "there is space again: %s", text)
+
+	// It is gone again when the process is, and the next one begins.
+	fill(t, filler)
+	p.kill(t, o)
+	opened := start(t, "teller", dir)
+	word, text = opened.answer(t, o)
+	t.Logf("Open of a full disk: %s %s", word, text)
+	require.NotEqual(t, "corrupt", word, "it is full, not damaged: %s", text)
+	if word == "ok" {
+		verifyAll(t, opened, o, true)
+	}
+	require.NoError(t, opened.in.Close())
+	require.NoError(t, opened.cmd.Wait())
+	require.NoError(t, os.Remove(filler))
+	o.checkAll(t, dir, true)
+}
+
+// Somebody else fills the disk while the store writes.
+func TestFullDiskHog(t *testing.T) {
+	for _, tt := range []struct {
+		kind string
+		mib  int64
+	}{
+		{"tmpfs", 24},
+		{"ext4", 32},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			d := mount(t, tt.kind, tt.mib)
+			dir, filler := filepath.Join(d.point, "keys"), filepath.Join(d.point, "filler")
+			o := newOracle()
+			p := start(t, "teller", dir)
+			word, text := p.answer(t, o)
+			require.Equal(t, "ok", word, text)
+			hogged := make(chan error)
+			go func() {
+				f, err := os.Create(filler)
+				for err == nil {
+					_, err = f.Write(make([]byte, 4<<10))
+				}
+				if errors.Is(err, syscall.ENOSPC) {
+					err = nil
+				}
+				hogged <- errors.Join(err, f.Close())
+			}()
+			word, text = p.ask(t, o, "create 1000000 1000")
+			require.NoError(t, <-hogged)
+			require.Equal(t, "unavailable", word, text)
+			fill(t, filler)
+			t.Logf("%d keys; then %s", len(o.Keys), text)
+			require.NotEmpty(t, o.Keys)
+			verifyAll(t, p, o, true)
+			for _, id := range o.ids()[:min(len(o.Keys), 100)] {
+				word, text = p.ask(t, o, "revoke %s 1", id)
+				require.Contains(t, []string{"ok", "unavailable"}, word, text)
+			}
+			word, _ = p.ask(t, o, "create 1 0")
+			require.Equal(t, "unavailable", word)
+			p.kill(t, o)
+			require.NoError(t, os.Remove(filler))
+			o.checkAll(t, dir, true)
+		})
+	}
+}

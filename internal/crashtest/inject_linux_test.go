@@ -1,0 +1,288 @@
+package crashtest
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+var injections = flag.Int("injections", 2, "up to which call of each kind to inject an error, in turn; needs strace")
+
+// hung is far longer than both lives of a victim take.
+const hung = 10 * time.Second
+
+func init() { roles["sufferer"] = sufferer }
+
+// The calls that a store makes of the kernel to write. Those that would hit other files of the process too are confined
+// to the store's.
+var syscalls = []struct {
+	name     string
+	confined bool
+}{
+	{"msync", false}, {"fsync", false}, {"fdatasync", false}, {"pwrite64", false}, {"ftruncate", false},
+	{"openat", true}, {"write", true}, {"renameat", true}, {"unlinkat", true}, {"mmap", true},
+}
+
+// sufferer lives twice: it opens the store, changes keys and closes it. What fails it reports, and then what is said of
+// a key that was good, and goes on to the next life:
+//
+//	open ERROR
+//	after WHAT ERROR
+//	close ERROR
+//	hung in WHAT
+func sufferer(dir string) error {
+	// A call that never returns ends the process; the report says behind what.
+	var doing atomic.Value
+	time.AfterFunc(hung, func() {
+		report("hung in %v", doing.Load())
+		os.Exit(1)
+	})
+	for range 2 {
+		doing.Store("open")
+		store, err := keystore.Open(dir, nil)
+		report("open %s", describe(err))
+		if err != nil {
+			continue
+		}
+		doing.Store("a change")
+		good, err := create(store, 0)
+		var live context.Context
+		if err == nil {
+			ctx, _, done, err := store.Bind(context.Background(), good.Secret.Reveal())
+			if err != nil {
+				return err
+			}
+			defer done()
+			live = ctx
+			left := 20
+			_, err = write(store, nil, func() bool { left--; return left >= 0 })
+			if err != nil {
+				afterwards(store, good, live)
+			}
+		} else {
+			_, err := create(store, 0)
+			report("after create %s", describe(err))
+		}
+		doing.Store("close")
+		report("close %s", describe(store.Close()))
+	}
+	return nil
+}
+
+func afterwards(store *keystore.Store, good *keystore.Issued, live context.Context) {
+	ctx := context.Background()
+	_, err := store.Verify(ctx, good.Secret.Reveal())
+	report("after verify %s", describe(err))
+	_, err = store.Get(ctx, good.Key.ID)
+	report("after get %s", describe(err))
+	_, err = create(store, 0)
+	report("after create %s", describe(err))
+	err = act(store, good.Key.ID, revoke, 1)
+	report("after revoke %s", describe(err))
+	_, err = store.Verify(ctx, good.Secret.Reveal())
+	if err == nil {
+		report("after revoked admitted")
+	}
+	if live.Err() == nil {
+		report("after live goes on")
+	}
+}
+
+// With every call failing in turn, once or from then on: what was acknowledged is there afterwards, and nothing was
+// admitted or acknowledged between the first failure and the end of that life.
+func TestInjectedErrors(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("NOT RUN: there is no strace")
+	}
+	if out, err := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "true").CombinedOutput(); err != nil {
+		t.Skipf("NOT RUN: strace may not trace here: %s", out)
+	}
+	began, runs, hits := time.Now(), 0, 0
+	var bad []string
+	for _, call := range syscalls {
+		for _, failure := range []string{"EIO", "ENOSPC"} {
+			for _, onwards := range []string{"", "+"} {
+				outcomes := make(map[string]int)
+				places := make(map[int]bool)
+				// No errors from some call on: there are no more such calls. Two that hang: enough to know.
+				for n, missed := 1, 0; n <= *injections && missed < 2 && outcomes["hung"] < 2; n++ {
+					runs++
+					place, outcome := inject(t, strace, call.name, call.confined, failure, fmt.Sprintf("%d%s", n, onwards))
+					if place == 0 {
+						missed++
+						continue
+					}
+					hits++
+					places[place] = true
+					word, _, _ := strings.Cut(outcome, " ")
+					if outcomes[word]++; word != "ok" {
+						bad = append(bad, fmt.Sprintf("%s %s at %d%s: %s", call.name, failure, n, onwards, outcome))
+					}
+				}
+				if len(places) > 0 {
+					t.Logf("%-9s %-6s %-1s at %v: %v", call.name, failure, onwards, sorted(places), outcomes)
+				}
+			}
+		}
+	}
+	t.Logf("%d runs, %d with an injected error; %.2f s each", runs, hits, time.Since(began).Seconds()/float64(runs))
+	require.Positive(t, hits, "no error was injected")
+	require.Zero(t, len(bad), "%d of %d runs:\n%s", len(bad), hits, strings.Join(bad, "\n"))
+}
+
+func sorted(places map[int]bool) []int {
+	var s []int
+	for place := range places {
+		s = append(s, place)
+	}
+	slices.Sort(s)
+	return s
+}
+
+// inject runs the victim with an error, and returns at the how-manieth of all such calls it was hit first (strace counts
+// those of each thread by themselves), 0 if it was not, and "ok" or what was wrong.
+func inject(t *testing.T, strace, call string, confined bool, failure, when string) (place int, outcome string) {
+	t.Helper()
+	dir := filepath.Join(memoryDir(t), "store")
+	log := filepath.Join(t.TempDir(), "strace")
+	args := []string{strace, "-f", "--seccomp-bpf", "-qq", "-o", log, "-e", "trace=" + call,
+		"-e", "inject=" + call + ":error=" + failure + ":when=" + when}
+	if confined {
+		for _, path := range storePaths(dir) {
+			args = append(args, "-P", path)
+		}
+	}
+	p := start(t, "sufferer", dir, args...)
+	o := newOracle()
+	complaint := ""
+	failed := false // in this life
+	for line, ok := p.line(); ok; line, ok = p.line() {
+		o.hear(line)
+		words := strings.Fields(line)
+		switch words[0] {
+		case "open":
+			failed = false
+			if words[1] == "ok" || words[1] == "unavailable" || words[1] == "other" {
+				continue
+			}
+			complaint = line
+		case "failed":
+			failed = true
+			if words[3] != "unavailable" {
+				complaint = line
+			}
+		case "created", "done":
+			// After ENOSPC a store may go on: it may have found out before it wrote anything.
+			if failed && failure != "ENOSPC" {
+				complaint = "acknowledged after a failure: " + words[0]
+			}
+		case "hung":
+			complaint = line
+		case "after":
+			if words[2] == "unavailable" || words[2] == "ok" && failure == "ENOSPC" && words[1] != "revoked" {
+				continue
+			}
+			complaint = line
+		}
+	}
+	err := p.cmd.Wait()
+	text, readErr := os.ReadFile(log)
+	require.NoError(t, readErr)
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, " "+call+"(") {
+			place++
+		}
+		if strings.Contains(line, "(INJECTED)") {
+			break
+		}
+	}
+	if !strings.Contains(string(text), "(INJECTED)") {
+		place = 0
+	}
+	if strings.HasPrefix(complaint, "hung") {
+		return place, complaint
+	}
+	if err != nil {
+		reason, _, _ := strings.Cut(p.stderr.String(), "\n")
+		return place, fmt.Sprintf("died %v: %s", err, reason)
+	}
+	if complaint != "" {
+		return place, "untrue " + complaint
+	}
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		return place, "unopenable " + err.Error()
+	}
+	if err := o.check(t.Context(), store, o.ids(), true); err != nil {
+		return place, "lost " + err.Error()
+	}
+	if err := checkEvents(t.Context(), store); err != nil {
+		return place, "lost " + err.Error()
+	}
+	if _, err := store.Create(t.Context(), keystore.Spec{Name: "afterwards"}); err != nil {
+		return place, "unrecovered " + err.Error()
+	}
+	if err := store.Close(); err != nil {
+		return place, "unclosable " + err.Error()
+	}
+	return place, "ok"
+}
+
+// storePaths are the files that a store may have. The directory of one that was used is looked at for their names;
+// numbers count up.
+func storePaths(dir string) []string {
+	paths := []string{dir, filepath.Join(dir, "MANIFEST-REWRITE")}
+	for _, name := range fileNames() {
+		paths = append(paths, filepath.Join(dir, name))
+	}
+	for n := range 12 {
+		for _, pattern := range []string{"%05d.mem", "%06d.vlog", "%06d.sst"} {
+			paths = append(paths, filepath.Join(dir, fmt.Sprintf(pattern, n)))
+		}
+	}
+	return paths
+}
+
+// fileNames are those that a store has when it is open, and when it was closed.
+var fileNames = sync.OnceValue(func() (names []string) {
+	dir, err := os.MkdirTemp("", "crashtest")
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	look := func() {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if !slices.Contains(names, e.Name()) && !strings.ContainsAny(e.Name()[:1], "0123456789") {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	store, err := keystore.Open(dir, nil)
+	if err != nil {
+		panic(err)
+	}
+	if _, err := store.Create(context.Background(), keystore.Spec{Name: "first"}); err != nil {
+		panic(err)
+	}
+	look()
+	if err := store.Close(); err != nil {
+		panic(err)
+	}
+	look()
+	return names
+})

@@ -1,3 +1,0 @@
-package crashtest
-
-func teller(dir string) error { return nil }

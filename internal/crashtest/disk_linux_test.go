@@ -17,6 +17,7 @@ import (
 type disk struct {
 	image string // of an ext4 on a loop device; empty for a tmpfs
 	point string
+	mib   int64
 }
 
 // mount makes a file system of so many MiB, and mounts it. Without the rights or a loop device the test is skipped.
@@ -25,7 +26,7 @@ func mount(t *testing.T, kind string, size int64) *disk {
 	if os.Geteuid() != 0 {
 		t.Skip("NOT RUN: mounting a file system needs root")
 	}
-	d := &disk{point: t.TempDir()}
+	d := &disk{point: t.TempDir(), mib: size}
 	t.Cleanup(d.unmount)
 	if kind == "tmpfs" {
 		run(t, "mount", "-t", "tmpfs", "-o", "size="+strconv.FormatInt(size, 10)+"m", "crashtest", d.point)

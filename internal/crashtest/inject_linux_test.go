@@ -19,7 +19,10 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-var injections = flag.Int("injections", 2, "up to which call of each kind to inject an error, in turn; needs strace")
+var (
+	injections = flag.Int("injections", 2, "up to which call of each kind to inject an error, in turn; needs strace")
+	exhaustive = flag.Bool("exhaustive", false, "inject each of the errors into each of these calls, not one after the other")
+)
 
 // hung is far longer than both lives of a victim take.
 const hung = 10 * time.Second
@@ -36,8 +39,8 @@ var syscalls = []struct {
 	{"openat", true}, {"write", true}, {"renameat", true}, {"unlinkat", true}, {"mmap", true},
 }
 
-// sufferer lives twice: it opens the store, changes keys and closes it. What fails it reports, and then what is said of
-// a key that was good, and goes on to the next life:
+// sufferer lives twice: it opens the store, changes keys, as often as it is ordered to, and closes it. What fails it
+// reports, and then what is said of a key that was good, and goes on to the next life:
 //
 //	open ERROR
 //	after WHAT ERROR
@@ -45,6 +48,10 @@ var syscalls = []struct {
 //	hung in WHAT
 func sufferer(dir string) error {
 	// A call that never returns ends the process; the report says behind what.
+	var changes int
+	if _, err := fmt.Scan(&changes); err != nil {
+		return err
+	}
 	var doing atomic.Value
 	time.AfterFunc(hung, func() {
 		report("hung in %v", doing.Load())
@@ -58,23 +65,9 @@ func sufferer(dir string) error {
 			continue
 		}
 		doing.Store("a change")
-		good, err := create(store, 0)
-		var live context.Context
-		if err == nil {
-			ctx, _, done, err := store.Bind(context.Background(), good.Secret.Reveal())
-			if err != nil {
-				return err
-			}
-			defer done()
-			live = ctx
-			left := 20
-			_, err = write(store, nil, func() bool { left--; return left >= 0 })
-			if err != nil {
-				afterwards(store, good, live)
-			}
-		} else {
-			_, err := create(store, 0)
-			report("after create %s", describe(err))
+		good, live, err := suffer(store, changes)
+		if err != nil {
+			afterwards(store, good, live)
 		}
 		doing.Store("close")
 		report("close %s", describe(store.Close()))
@@ -82,21 +75,38 @@ func sufferer(dir string) error {
 	return nil
 }
 
+// suffer makes changes until one fails. It returns a key that they leave alone, if there is one, and a context that is
+// bound to it.
+func suffer(store *keystore.Store, changes int) (*keystore.Issued, context.Context, error) {
+	good, err := create(store, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	live, _, _, err := store.Bind(context.Background(), good.Secret.Reveal())
+	if err != nil {
+		return good, nil, err
+	}
+	_, err = write(store, nil, func() bool { changes--; return changes >= 0 })
+	return good, live, err
+}
+
 func afterwards(store *keystore.Store, good *keystore.Issued, live context.Context) {
 	ctx := context.Background()
-	_, err := store.Verify(ctx, good.Secret.Reveal())
+	_, err := create(store, 0)
+	report("after create %s", describe(err))
+	if good == nil {
+		return
+	}
+	_, err = store.Verify(ctx, good.Secret.Reveal())
 	report("after verify %s", describe(err))
 	_, err = store.Get(ctx, good.Key.ID)
 	report("after get %s", describe(err))
-	_, err = create(store, 0)
-	report("after create %s", describe(err))
 	err = act(store, good.Key.ID, revoke, 1)
 	report("after revoke %s", describe(err))
-	_, err = store.Verify(ctx, good.Secret.Reveal())
-	if err == nil {
+	if _, err = store.Verify(ctx, good.Secret.Reveal()); err == nil {
 		report("after revoked admitted")
 	}
-	if live.Err() == nil {
+	if live != nil && live.Err() == nil {
 		report("after live goes on")
 	}
 }
@@ -113,30 +123,32 @@ func TestInjectedErrors(t *testing.T) {
 	}
 	began, runs, hits := time.Now(), 0, 0
 	var bad []string
+	kinds := []struct{ failure, onwards string }{{"EIO", ""}, {"EIO", "+"}, {"ENOSPC", ""}, {"ENOSPC", "+"}}
 	for _, call := range syscalls {
-		for _, failure := range []string{"EIO", "ENOSPC"} {
-			for _, onwards := range []string{"", "+"} {
-				outcomes := make(map[string]int)
-				places := make(map[int]bool)
-				// No errors from some call on: there are no more such calls. Two that hang: enough to know.
-				for n, missed := 1, 0; n <= *injections && missed < 2 && outcomes["hung"] < 2; n++ {
-					runs++
-					place, outcome := inject(t, strace, call.name, call.confined, failure, fmt.Sprintf("%d%s", n, onwards))
-					if place == 0 {
-						missed++
-						continue
-					}
-					hits++
-					places[place] = true
-					word, _, _ := strings.Cut(outcome, " ")
-					if outcomes[word]++; word != "ok" {
-						bad = append(bad, fmt.Sprintf("%s %s at %d%s: %s", call.name, failure, n, onwards, outcome))
-					}
+		outcomes := make(map[string]int)
+		places := make(map[int]bool)
+		// No errors from some call on: there are no more such calls. Two that hang: enough to know.
+		for n, missed := 1, 0; n <= *injections && missed < len(kinds) && outcomes["hung"] < 2; n++ {
+			for k, kind := range kinds {
+				if !*exhaustive && k != n%len(kinds) {
+					continue
 				}
-				if len(places) > 0 {
-					t.Logf("%-9s %-6s %-1s at %v: %v", call.name, failure, onwards, sorted(places), outcomes)
+				runs++
+				place, outcome := inject(t, strace, call.name, call.confined, kind.failure, fmt.Sprintf("%d%s", n, kind.onwards))
+				if place == 0 {
+					missed++
+					continue
+				}
+				hits++
+				places[place] = true
+				word, _, _ := strings.Cut(outcome, " ")
+				if outcomes[word]++; word != "ok" && word != "unopened" {
+					bad = append(bad, fmt.Sprintf("%s %s at %d%s: %s", call.name, kind.failure, n, kind.onwards, outcome))
 				}
 			}
+		}
+		if len(places) > 0 {
+			t.Logf("%-9s %v, at %v", call.name, outcomes, sorted(places))
 		}
 	}
 	t.Logf("%d runs, %d with an injected error; %.2f s each", runs, hits, time.Since(began).Seconds()/float64(runs))
@@ -167,19 +179,28 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 		}
 	}
 	p := start(t, "sufferer", dir, args...)
+	p.order("%d", max(20, *injections/2)) // each of two lives has that many changes
 	o := newOracle()
 	complaint := ""
-	failed := false // in this life
+	var failed bool                  // in this life
+	var opened, closed = false, "ok" // whether it is open; what the last Close said
 	for line, ok := p.line(); ok; line, ok = p.line() {
 		o.hear(line)
 		words := strings.Fields(line)
 		switch words[0] {
 		case "open":
-			failed = false
-			if words[1] == "ok" || words[1] == "unavailable" || words[1] == "other" {
-				continue
+			failed, opened = false, words[1] == "ok"
+			switch words[1] {
+			case "ok", "unavailable", "other":
+			case "locked": // by the one before, if it could not be closed: the directory is free when the process is gone
+				if closed == "ok" {
+					complaint = line
+				}
+			default:
+				complaint = line
 			}
-			complaint = line
+		case "close":
+			opened, closed = false, words[1]
 		case "failed":
 			failed = true
 			if words[3] != "unavailable" {
@@ -199,7 +220,7 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 			complaint = line
 		}
 	}
-	err := p.cmd.Wait()
+	err, died := p.cmd.Wait(), false
 	text, readErr := os.ReadFile(log)
 	require.NoError(t, readErr)
 	for line := range strings.Lines(string(text)) {
@@ -218,7 +239,11 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	}
 	if err != nil {
 		reason, _, _ := strings.Cut(p.stderr.String(), "\n")
-		return place, fmt.Sprintf("died %v: %s", err, reason)
+		// Badger ends the process if it cannot make its file DISCARD. That is while it is opened: nobody was served.
+		if opened || complaint != "" {
+			return place, fmt.Sprintf("died %v: %s %s", err, complaint, reason)
+		}
+		died = true
 	}
 	if complaint != "" {
 		return place, "untrue " + complaint
@@ -238,6 +263,9 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	}
 	if err := store.Close(); err != nil {
 		return place, "unclosable " + err.Error()
+	}
+	if died {
+		return place, "unopened"
 	}
 	return place, "ok"
 }

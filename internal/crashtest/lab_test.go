@@ -277,6 +277,7 @@ type oracle struct {
 	Keys         map[string]*key
 	Acknowledged int // changes
 	touched      map[string]bool
+	heard        func() // called for each change that is acknowledged, unless nil
 }
 
 func newOracle() *oracle { return &oracle{Keys: make(map[string]*key), touched: make(map[string]bool)} }
@@ -314,6 +315,9 @@ func (o *oracle) hear(line string) bool {
 	}
 	if o.touched != nil {
 		o.touched[id] = true
+	}
+	if o.heard != nil && words[0] != "trying" {
+		o.heard()
 	}
 	return true
 }
@@ -499,7 +503,10 @@ func start(t *testing.T, role, dir string, wrapper ...string) *process {
 	require.NoError(t, err)
 	p.out = bufio.NewReader(out)
 	require.NoError(t, p.cmd.Start())
-	t.Cleanup(func() { _ = p.cmd.Process.Kill() })
+	t.Cleanup(func() { // of one that has not been waited for
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	})
 	return p
 }
 

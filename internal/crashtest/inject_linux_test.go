@@ -22,10 +22,11 @@ import (
 var (
 	injections = flag.Int("injections", 2, "up to which call of each kind to inject an error, in turn; needs strace")
 	exhaustive = flag.Bool("exhaustive", false, "inject each of the errors into each of these calls, not one after the other")
+	calls      = flag.String("calls", "", "inject into these only, as in msync,fsync")
 )
 
 // hung is far longer than both lives of a victim take.
-const hung = 10 * time.Second
+const hung = 30 * time.Second
 
 func init() { roles["sufferer"] = sufferer }
 
@@ -125,6 +126,9 @@ func TestInjectedErrors(t *testing.T) {
 	var bad []string
 	kinds := []struct{ failure, onwards string }{{"EIO", ""}, {"EIO", "+"}, {"ENOSPC", ""}, {"ENOSPC", "+"}}
 	for _, call := range syscalls {
+		if *calls != "" && !slices.Contains(strings.Split(*calls, ","), call.name) {
+			continue
+		}
 		outcomes := make(map[string]int)
 		places := make(map[int]bool)
 		// No errors from some call on: there are no more such calls. Two that hang: enough to know.

@@ -280,12 +280,19 @@ const (
 //	OUTCOME how it was found out
 //
 // An intact one is opened twice, and written to between: some damage is found by the work that opening leaves behind.
+//
+// With a third word in the order, a refused directory is recovered instead; see salvage.
 func judge(string) error {
 	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
 		words := strings.Fields(orders.Text())
 		o, err := readOracle(words[1])
 		if err != nil {
 			return err
+		}
+		if len(words) > 2 {
+			outcome, how := salvage(words[0], o)
+			report("%s %s", outcome, how)
+			continue
 		}
 		outcome, how := examine(words[0], o)
 		if outcome == intact {
@@ -315,7 +322,7 @@ func examine(dir string, o *oracle) (outcome, how string) {
 			return silent, err.Error()
 		}
 	}
-	if err := errors.Join(err, eventsErr); err != nil {
+	if err := errors.Join(err, eventsErr, store.CheckIntegrity(ctx)); err != nil {
 		return refused, "read: " + describe(err)
 	}
 	issued, err := store.Create(ctx, keystore.Spec{Name: "a later one"})
@@ -328,8 +335,42 @@ func examine(dir string, o *oracle) (outcome, how string) {
 	return intact, ""
 }
 
-// A damage is one that was done to a file.
-type damage struct{ kind, what string }
+// The outcomes of a recovery. What is not there was reported, in every one but silent.
+const (
+	whole = "whole" // all is there after all
+	part  = "part"  // what is left
+)
+
+// salvage opens what is left of a directory that was refused.
+func salvage(dir string, o *oracle) (outcome, how string) {
+	var lost error
+	store, err := keystore.Open(dir, &keystore.Options{Recover: func(err error) { lost = err }})
+	if err != nil {
+		return refused, "Open: " + describe(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			outcome, how = refused, "Close: "+describe(err)
+		}
+	}()
+	ctx := context.Background()
+	err = o.check(ctx, store, o.ids(), false)
+	switch {
+	case err == nil:
+		outcome = whole
+	case lost == nil:
+		return silent, err.Error()
+	default:
+		outcome = part
+	}
+	if err := store.CheckIntegrity(ctx); err != nil {
+		return refused, "CheckIntegrity: " + describe(err)
+	}
+	if _, err := store.Create(ctx, keystore.Spec{Name: "afterwards"}); err != nil {
+		return refused, "write: " + describe(err)
+	}
+	return outcome, describe(lost)
+}
 
 var damages = []string{"flip", "page", "range", "truncate", "delete", "older"}
 
@@ -386,7 +427,8 @@ func kindOf(name string) string {
 }
 
 // Each case damages one file of a copy. The store then refuses, or has every acknowledged change; it never says what is
-// not so, and never dies. Whatever else the directory holds by the time, ReadDir finds it.
+// not so, and never dies. What it refuses it leaves as it is, so that it is whole again when the file is put back, and
+// Options.Recover opens what is left, and says that it does. Whatever else the directory holds by the time, ReadDir finds it.
 func TestCorruption(t *testing.T) {
 	random := seeded(t)
 	all := specimens(t)
@@ -394,6 +436,7 @@ func TestCorruption(t *testing.T) {
 	table := make(map[cell]map[string]int)
 	totals := make(map[string]int)
 	spoiled := 0 // refused, and putting the file back does not help
+	recoveries := make(map[string]int)
 	var bad []string
 	court := new(court)
 	bench := memoryDir(t)
@@ -412,7 +455,7 @@ func TestCorruption(t *testing.T) {
 			delete(damaged, name)
 		}
 		require.NoError(t, damaged.develop(dir))
-		outcome, how := court.judge(t, dir, s.oracle)
+		outcome, how := court.judge(t, dir, s.oracle, "")
 		c := cell{kindOf(name), kind}
 		if table[c] == nil {
 			table[c] = make(map[string]int)
@@ -424,8 +467,16 @@ func TestCorruption(t *testing.T) {
 		case outcome == silent, outcome == died:
 			bad = append(bad, story)
 		case outcome == refused && strings.HasPrefix(how, "Open:"):
+			again := filepath.Join(bench, "again")
+			require.NoError(t, damaged.develop(again))
+			recovered, lost := court.judge(t, again, s.oracle, "recover")
+			recoveries[recovered]++
+			switch recovered {
+			case silent, died, refused:
+				bad = append(bad, fmt.Sprintf("%s; recovered: %s %s", story, recovered, lost))
+			}
 			require.NoError(t, s.now[name].write(filepath.Join(dir, name)))
-			if again, why := court.judge(t, dir, s.oracle); again != intact {
+			if again, why := court.judge(t, dir, s.oracle, ""); again != intact {
 				spoiled++
 				t.Logf("putting the file back does not help: %s; then %s %s", story, again, why)
 			}
@@ -470,9 +521,10 @@ func TestCorruption(t *testing.T) {
 		fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", c.file, c.damage, r[refused], r[intact], r[silent], r[died])
 	}
 	fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", "all", "", totals[refused], totals[intact], totals[silent], totals[died])
-	t.Logf("%d cases, %.0f ms each; %d refusals that putting the file back does not undo\n%s",
-		done, float64(time.Since(began).Milliseconds())/float64(done), spoiled, &text)
+	t.Logf("%d cases, %.0f ms each; %d refusals that putting the file back does not undo; recovered: %v\n%s",
+		done, float64(time.Since(began).Milliseconds())/float64(done), spoiled, recoveries, &text)
 	require.Positive(t, totals[refused], "no damage was noticed")
+	require.Zero(t, spoiled)
 	slices.Sort(bad)
 	require.Zero(t, len(bad), "%d of %d cases:\n%s", len(bad), done, strings.Join(bad[:min(len(bad), 40)], "\n"))
 }
@@ -490,22 +542,21 @@ func memoryDir(t *testing.T) string {
 // A court is a judge, and the next one when that has died.
 type court struct{ sitting *process }
 
-func (c *court) judge(t *testing.T, dir, oracle string) (outcome, how string) {
+func (c *court) judge(t *testing.T, dir, oracle, how string) (outcome, text string) {
 	t.Helper()
 	if c.sitting == nil {
 		c.sitting = start(t, "judge", dir)
 	}
-	c.sitting.order("%s %s", dir, oracle)
+	c.sitting.order("%s %s %s", dir, oracle, how)
 	line, ok := c.sitting.line()
 	if !ok {
 		err := c.sitting.cmd.Wait()
 		reason, _, _ := strings.Cut(c.sitting.stderr.String(), "\n")
-		how = fmt.Sprintf("%v: %s", err, reason)
 		c.sitting = nil
-		return died, how
+		return died, fmt.Sprintf("%v: %s", err, reason)
 	}
-	outcome, how, _ = strings.Cut(line, " ")
-	return outcome, how
+	outcome, text, _ = strings.Cut(line, " ")
+	return outcome, text
 }
 
 func (c *court) close(t *testing.T) {

@@ -3,6 +3,7 @@ package crashtest
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
+
+var hogs = flag.Bool("hogs", false, "fill disks while the store writes, too; needs root")
 
 func init() { roles["teller"] = teller }
 
@@ -267,6 +270,9 @@ func fullDisk(t *testing.T, d *disk) {
 // Somebody else fills the disk while the store writes: as fast as can be, or in step with it, so that every state on the
 // way is seen.
 func TestFullDiskHog(t *testing.T) {
+	if !*hogs {
+		t.Skip("not without -hogs: it takes 10 seconds")
+	}
 	for _, tt := range []struct {
 		kind string
 		mib  int64

@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	injections = flag.Int("injections", 2, "up to which call of each kind to inject an error, in turn; needs strace")
+	injections = flag.Int("injections", 1, "up to which call of each kind to inject an error, in turn; needs strace")
 	exhaustive = flag.Bool("exhaustive", false, "inject each of the errors into each of these calls, not one after the other")
 	calls      = flag.String("calls", "", "inject into these only, as in msync,fsync")
 )

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var cycles = flag.Int("cycles", 20, "how many times to kill the process")
+var cycles = flag.Int("cycles", 5, "how many times to kill the process")
 
 func TestKill(t *testing.T) {
 	dir := t.TempDir()

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var powercuts = flag.Int("powercuts", 3, "how many times to cut the power; needs root")
+var powercuts = flag.Int("powercuts", 2, "how many times to cut the power; needs root")
 
 func init() { roles["forgetful"] = forgetful }
 

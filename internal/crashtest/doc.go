@@ -15,7 +15,8 @@
 //	  deleted, an older one
 //	EIO and ENOSPC of each      what fails is not acknowledged; after it      Injected -injections 500 -exhaustive
 //	  call of the kernel, in    nothing is, nobody is let in, and live
-//	  turn, through strace      contexts end; opened again, all is there
+//	  turn, through strace      contexts end; opened again, all is there,
+//	                            or Open refuses, and all is recovered
 //	a full disk: tmpfs, ext4    creating is refused first, and revoking       FullDisk -hogs -count 20
 //	                            goes on; the process lives; with space
 //	                            again, creating works again

@@ -264,8 +264,9 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	outcome = "ok"
 	store, err := keystore.Open(dir, nil)
 	if errors.Is(err, keystore.ErrCorrupt) {
-		// A failed fsync of the manifest: Badger deletes the table that it has named there, and writes another, of the
-		// same. What it names and is not there might have been anything.
+		// Badger goes on after an error, and closes what has failed: it names tables in the manifest that it then
+		// deletes, if the manifest could not be synced, and has merged tables when the logs could not be. All is
+		// there, but Open cannot know.
 		outcome = "recovered after " + err.Error()
 		store, err = keystore.Open(dir, &keystore.Options{Recover: func(error) {}})
 	}

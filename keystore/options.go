@@ -40,7 +40,7 @@ type Options struct {
 	// means no limit. A read of the store's own directory cannot be interrupted, and is not.
 	Timeout time.Duration
 	// Recover opens a directory that is damaged with what is left of it. It is called once, before Open returns, with an
-	// error that wraps ErrCorrupt and says what was damaged and how much of what was written is left, unless that is all.
+	// error that wraps ErrCorrupt and says what was damaged, and how much of what was written is left.
 	// Keys may then be as they were before the changes that were lost: one that was revoked in one of those is not
 	// revoked. The damaged files are kept inside the directory. Nil means that Open refuses such a directory, with
 	// ErrCorrupt, and leaves it as it is. New does not use it.

@@ -103,19 +103,22 @@ func (db *DB) Close() error {
 func (db *DB) closeBadger() error {
 	done := make(chan error, 1)
 	go func() { done <- db.badger.Close() }()
-	var patience <-chan time.Time
-	if db.failed.Load() != nil {
-		patience = time.After(5 * time.Second)
-	}
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("badger: %w", err)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for failing := 0; failing < 5; {
+		select {
+		case err := <-done:
+			if err != nil {
+				return fmt.Errorf("badger: %w", err)
+			}
+			return nil
+		case <-tick.C:
+			if db.failed.Load() != nil {
+				failing++
+			}
 		}
-		return nil
-	case <-patience:
-		return fmt.Errorf("badgerdb: %s could not be closed, because it could not be written: start the process again", db.dir)
 	}
+	return fmt.Errorf("badgerdb: %s could not be closed, because it could not be written: start the process again", db.dir)
 }
 
 // fail stops the DB for good; see invariant 4. It returns the reason that came first.

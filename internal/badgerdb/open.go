@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
@@ -16,8 +18,8 @@ import (
 type Options struct {
 	Logger *slog.Logger // told what Badger has to say; nil means silence
 
-	// Recover opens a damaged directory with what is left of it; nil means that Open refuses. It is told what was lost,
-	// by an error that wraps ErrCorrupt.
+	// Recover opens a damaged directory with what is left of it; nil means that Open refuses, unless it is certain that
+	// nothing is lost. It is told what was damaged and what is left, by an error that wraps ErrCorrupt.
 	Recover func(lost error)
 
 	memTableSize int64 // for tests; 0 outside, which means that it depends on the disk
@@ -121,22 +123,37 @@ func (db *DB) open(opts Options) error {
 	return db.damaged(s, slots, opts, err)
 }
 
-// damaged returns the error, or recovers what is left and opens that, if it is to.
-func (db *DB) damaged(s *survey, slots []slot, opts Options, err error) error {
-	if opts.Recover == nil || !errors.Is(err, backend.ErrCorrupt) {
-		return err
+// damaged returns the error, or opens what is left: if it is to, and tells what is lost, or if that is nothing.
+//
+// All may be there though Badger would not find it: after an error in writing its manifest, Badger goes on with another
+// table of the same content, and removes the one that the manifest names. The count of the entries and the sum of their
+// checksums, which LAST has, prove that all is there, as it was.
+func (db *DB) damaged(s *survey, slots []slot, opts Options, damage error) error {
+	if !errors.Is(damage, backend.ErrCorrupt) {
+		return damage
 	}
-	lost, err := db.salvage(s, slots, opts, err)
+	whole, lost, err := db.salvage(s, slots, opts, damage)
+	if err == nil && !whole && opts.Recover == nil {
+		return errors.Join(damage, os.RemoveAll(filepath.Join(db.dir, recovering)))
+	}
+	if err != nil && opts.Recover == nil {
+		return damage
+	}
 	if err != nil {
 		return fmt.Errorf("%s cannot be recovered: %w", db.dir, err)
 	}
-	tell := opts.Recover
-	opts.Recover = nil
+	if err := keepRecovery(db.dir); err != nil {
+		return err
+	}
 	db.failed.Store(nil) // what Badger could not open
 	if err := db.open(opts); err != nil {
 		return err
 	}
-	tell(lost)
+	if opts.Recover != nil {
+		opts.Recover(lost)
+	} else {
+		opts.Logger.Warn("API key store found its directory damaged, and nothing lost: it has been put in order", "error", lost)
+	}
 	return nil
 }
 

@@ -40,37 +40,40 @@ func recoverable(dir string) bool {
 	return false
 }
 
-// salvage writes a recovery of the directory, and returns what is lost.
-func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (lost error, err error) {
+// salvage writes a recovery of the directory, and returns what is lost, and whether it is certain that nothing is. It
+// changes nothing else; see keepRecovery.
+func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (whole bool, lost, err error) {
 	dir := filepath.Join(db.dir, recovering)
 	if err := os.RemoveAll(dir); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	if err := db.room.toSalvage(); err != nil {
-		return nil, err
+		return false, nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return false, nil, err
 	}
 	to := &DB{dir: dir, room: newRoom(dir, usualMemtable, 0)}
 	if to.badger, err = badger.OpenManaged(to.options(opts).WithSyncWrites(false)); err != nil {
-		return nil, err
+		return false, nil, err
 	}
-	left, err := to.collect(db.dir, s, slots)
-	if err = errors.Join(err, to.badger.Close()); err != nil {
-		return nil, err
+	whole, left, err := to.collect(db.dir, s, slots)
+	if err = errors.Join(err, to.closeBadger()); err != nil {
+		return false, nil, err
 	}
-	if err := syncDir(dir); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(dir, filepath.Join(db.dir, recovered)); err != nil {
-		return nil, err
-	}
-	return errors.Join(damage, left), syncDir(db.dir)
+	return whole, errors.Join(damage, left), syncDir(dir)
 }
 
-// collect fills a new database, and returns what it has against what there should be.
-func (db *DB) collect(from string, s *survey, slots []slot) (left error, err error) {
+// keepRecovery says that the recovery is to be moved to its place, whatever happens from now on.
+func keepRecovery(dir string) error {
+	if err := os.Rename(filepath.Join(dir, recovering), filepath.Join(dir, recovered)); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// collect fills a new database, and returns what it has against what there should be, and whether that is all.
+func (db *DB) collect(from string, s *survey, slots []slot) (whole bool, left, err error) {
 	h := head{}
 	_, _ = rand.Read(h.store[:])
 	batch := db.badger.NewManagedWriteBatch()
@@ -88,7 +91,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (left error, err err
 	}
 	damaged, err := salvageTables(from, put)
 	if err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	for _, l := range s.logs {
 		_, err := readLog(filepath.Join(from, l.name), func(version uint64, writes []write) error {
@@ -100,46 +103,49 @@ func (db *DB) collect(from string, s *survey, slots []slot) (left error, err err
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return false, nil, err
 		}
 	}
 	for _, slot := range slots {
+		if s.head.seq > 0 && slot.store != s.head.store {
+			continue // another store's
+		}
 		h.store = slot.store
 		for _, w := range slot.writes {
 			if err := put(slot.seq, w); err != nil {
-				return nil, err
+				return false, nil, err
 			}
 		}
 		h.seq = max(h.seq, slot.seq)
 	}
 	if err := batch.Flush(); err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	if h.seq == 0 {
-		return errors.New("nothing is left: the store is empty"), nil
+		return false, errors.New("nothing is left: the store is empty"), nil
 	}
 	var bad error // what put lets pass
 	if err := db.countPages(context.Background(), h.seq, &h, func(err error) { bad = err }); err != nil || bad != nil {
-		return nil, errors.Join(err, bad)
+		return false, nil, errors.Join(err, bad)
 	}
 	h.seq++
 	txn := db.badger.NewTransactionAt(h.seq, true)
 	defer txn.Discard()
 	if err := txn.SetEntry(badger.NewEntry(headKey, h.append(nil))); err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	if err := txn.CommitAt(h.seq, nil); err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	report := fmt.Errorf("%d entries are left", h.entries)
 	if len(slots) > 0 {
 		want := slots[len(slots)-1]
 		report = fmt.Errorf("%d of %d entries are left", h.entries, want.entries)
-		if want.entries == h.entries && want.sum == h.sum {
+		if whole = want.store == h.store && want.entries == h.entries && want.sum == h.sum; whole {
 			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.entries, want.seq)
 		}
 	}
-	return errors.Join(append(damaged, report)...), nil
+	return whole, errors.Join(append(damaged, report)...), nil
 }
 
 // salvageTables hands every entry of every whole block to put, and returns what is damaged of tables that the survey does

@@ -1,0 +1,76 @@
+package chart_test
+
+import (
+	"encoding/xml"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/chart"
+)
+
+type drawing struct {
+	Width float64 `xml:"width,attr"`
+	Texts []struct {
+		X      float64 `xml:"x,attr"`
+		Anchor string  `xml:"text-anchor,attr"`
+		Text   string  `xml:",chardata"`
+	} `xml:"text"`
+	Rects []struct {
+		Class string  `xml:"class,attr"`
+		X     float64 `xml:"x,attr"`
+		Width float64 `xml:"width,attr"`
+	} `xml:"rect"`
+}
+
+func draw(t *testing.T, b chart.Bars) drawing {
+	t.Helper()
+	var d drawing
+	require.NoError(t, xml.Unmarshal([]byte(b.SVG()), &d))
+	return d
+}
+
+// Labels end before their bars, values begin behind them, and nothing leaves the drawing: also with long labels, and values
+// that are far apart.
+func TestNothingOverlaps(t *testing.T) {
+	for _, log := range []bool{false, true} {
+		b := chart.Bars{Title: "A < B & C", Note: "less is better", Log: log}
+		b.Add("a label that is as long as any that a chart of ours has", 0.001, "0.001", true)
+		b.Add("b", 0, "0", false)
+		b.Add("c", 12345, "12,345 calls a second", false)
+		d := draw(t, b)
+		require.Len(t, d.Rects, 4)
+		require.Len(t, d.Texts, 8)
+		require.Equal(t, "A < B & C", d.Texts[0].Text)
+		for i, bar := range d.Rects[1:] {
+			label, value := d.Texts[2+2*i], d.Texts[3+2*i]
+			require.Equal(t, "end", label.Anchor)
+			require.Less(t, label.X, bar.X)
+			require.Greater(t, label.X, 7.0*float64(len(label.Text)), "the label begins in the drawing")
+			require.Greater(t, value.X, bar.X+bar.Width)
+			require.Less(t, value.X+7*float64(len(value.Text)), d.Width)
+			require.Positive(t, bar.Width)
+		}
+		require.Equal(t, "ours", d.Rects[1].Class)
+		require.Equal(t, "other", d.Rects[2].Class)
+		require.Greater(t, d.Rects[3].Width, d.Rects[1].Width)
+	}
+}
+
+// Bars are as long as their values; with Log, equal factors make equal steps.
+func TestScale(t *testing.T) {
+	for _, log := range []bool{false, true} {
+		b := chart.Bars{Log: log}
+		for _, v := range []float64{10, 100, 1000} {
+			b.Add(strconv.Itoa(int(v)), v, "", false)
+		}
+		r := draw(t, b).Rects[1:]
+		if log {
+			require.InDelta(t, r[1].Width-r[0].Width, r[2].Width-r[1].Width, 0.2)
+		} else {
+			require.InDelta(t, 10, r[2].Width/r[1].Width, 0.1)
+		}
+	}
+	require.Len(t, draw(t, chart.Bars{}).Rects, 1, "a chart of nothing is one")
+}

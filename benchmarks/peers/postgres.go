@@ -1,0 +1,120 @@
+package peers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// startPostgreSQL looks every credential up in a cluster of its own, on loopback.
+func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
+	bin, err := postgresBinaries()
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	// Its servers refuse to run as root, and another user cannot enter a directory of root's.
+	dir, err := os.MkdirTemp("", "grpc-api-key-postgres-")
+	if err != nil {
+		return nil, err
+	}
+	as, err := unprivileged(dir)
+	if err != nil {
+		_ = os.Remove(dir)
+		return nil, fmt.Errorf("PostgreSQL does not run as root, and there is no user to run it as: %w: %w", errMissing, err)
+	}
+	run := func(program string, args ...string) error {
+		cmd := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
+		cmd.Dir = dir
+		as(cmd)
+		if out, err := output(cmd, filepath.Join(dir, program+".out")); err != nil {
+			return fmt.Errorf("%s: %w: %s", program, err, out)
+		}
+		return nil
+	}
+	data := filepath.Join(dir, "data")
+	if err := run("initdb", "-D", data, "-U", "bench", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	options := fmt.Sprintf("-c listen_addresses=127.0.0.1 -c port=%d -c unix_socket_directories=''", port)
+	if err := run("pg_ctl", "-D", data, "-o", options, "-l", filepath.Join(dir, "log"), "-w", "-t", "120", "start"); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	stop := func() error {
+		cmd := exec.Command(filepath.Join(bin, "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+		cmd.Dir = dir
+		as(cmd)
+		return errors.Join(cmd.Run(), os.RemoveAll(dir))
+	}
+	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, stop()) }
+
+	pool, err := pgxpool.New(ctx, fmt.Sprintf("postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=16", port))
+	if err != nil {
+		return fail(err)
+	}
+	stored, unknown := issue()
+	if err := fillPostgreSQL(ctx, pool, stored); err != nil {
+		pool.Close()
+		return fail(err)
+	}
+	p := guard(func(ctx context.Context, credential string) (*principal, error) {
+		digest := issued{credential: credential}.digest()
+		p := new(principal)
+		err := pool.QueryRow(ctx, "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL", digest[:]).Scan(&p.id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil, errRefused
+		}
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	})
+	p.How = "a pgx pool of 16, a prepared SELECT by the SHA-256, which is the primary key, one for each call; the server is on loopback"
+	p.Close = func() error {
+		pool.Close()
+		return stop()
+	}
+	p.credentials(stored, unknown)
+	return p, nil
+}
+
+func fillPostgreSQL(ctx context.Context, pool *pgxpool.Pool, stored []issued) error {
+	_, err := pool.Exec(ctx, "CREATE TABLE api_keys (digest bytea PRIMARY KEY, id text NOT NULL, revoked_at timestamptz)")
+	if err != nil {
+		return err
+	}
+	_, err = pool.CopyFrom(ctx, pgx.Identifier{"api_keys"}, []string{"digest", "id"},
+		pgx.CopyFromSlice(len(stored), func(i int) ([]any, error) {
+			digest := stored[i].digest()
+			return []any{digest[:], stored[i].id}, nil
+		}))
+	if err != nil {
+		return err
+	}
+	_, err = pool.Exec(ctx, "VACUUM ANALYZE api_keys")
+	return err
+}
+
+// postgresBinaries returns the directory of the servers' programs: Debian does not put them into the PATH.
+func postgresBinaries() (string, error) {
+	if ctl, err := exec.LookPath("pg_ctl"); err == nil {
+		if _, err := exec.LookPath("initdb"); err == nil {
+			return filepath.Dir(ctl), nil
+		}
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_ctl")
+	if len(found) == 0 {
+		return "", fmt.Errorf("PostgreSQL is %w: apt-get install postgresql", errMissing)
+	}
+	return filepath.Dir(slices.Max(found)), nil
+}

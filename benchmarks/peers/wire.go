@@ -1,0 +1,123 @@
+package peers
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+)
+
+// payload is what every unary call carries, in both directions.
+const payload = 64
+
+// A Service is the one that every peer guards: grpc-go's own for interoperability tests, with handlers that do as good as
+// nothing. Duplex, unless it is nil, handles FullDuplexCall.
+type Service struct {
+	testpb.UnimplementedTestServiceServer
+	Duplex func(Duplex) error
+}
+
+// A Duplex is the server's side of a FullDuplexCall.
+type Duplex = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
+
+// UnaryCall returns as much as it was sent.
+func (*Service) UnaryCall(_ context.Context, in *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	return &testpb.SimpleResponse{Payload: in.Payload}, nil
+}
+
+// FullDuplexCall calls Duplex.
+func (s *Service) FullDuplexCall(stream Duplex) error {
+	if s.Duplex == nil {
+		return s.UnimplementedTestServiceServer.FullDuplexCall(stream)
+	}
+	return s.Duplex(stream)
+}
+
+// Serve serves the service on a socket of loopback, until stop.
+func Serve(s *Service, opts ...grpc.ServerOption) (addr string, stop func() error, err error) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
+	testpb.RegisterTestServiceServer(server, s)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(lis) }()
+	return lis.Addr().String(), func() error {
+		server.Stop()
+		return <-done
+	}, nil
+}
+
+// Dial connects a caller who sends the credential with each call; none, if it is empty.
+func Dial(addr, credential string) (*grpc.ClientConn, error) {
+	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if credential != "" {
+		opts = append(opts, grpc.WithPerRPCCredentials(Bearer(credential)))
+	}
+	return grpc.NewClient(addr, opts...)
+}
+
+// A Bearer is a credential that is sent as it is. All peers' callers use it, so that none has a better client than the others.
+type Bearer string
+
+var _ credentials.PerRPCCredentials = Bearer("")
+
+// GetRequestMetadata returns the header.
+func (b Bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+
+// RequireTransportSecurity returns false: it goes over loopback.
+func (b Bearer) RequireTransportSecurity() bool { return false }
+
+// A Rig is a server with callers that are connected to it.
+type Rig struct {
+	conns []*grpc.ClientConn
+	stop  func() error
+}
+
+// NewRig serves with the options, and connects one caller for each of the credentials.
+func NewRig(s *Service, credentials []string, opts ...grpc.ServerOption) (*Rig, error) {
+	addr, stop, err := Serve(s, opts...)
+	if err != nil {
+		return nil, err
+	}
+	r := &Rig{stop: stop}
+	for _, c := range credentials {
+		conn, err := Dial(addr, c)
+		if err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		r.conns = append(r.conns, conn)
+	}
+	return r, nil
+}
+
+// Client returns the i-th caller's; they are counted around.
+func (r *Rig) Client(i int) testpb.TestServiceClient {
+	return testpb.NewTestServiceClient(r.conns[i%len(r.conns)])
+}
+
+// Call returns a unary call of the i-th caller.
+func (r *Rig) Call(ctx context.Context, i int, opts ...grpc.CallOption) func() error {
+	client := r.Client(i)
+	request := &testpb.SimpleRequest{Payload: &testpb.Payload{Body: make([]byte, payload)}}
+	return func() error {
+		_, err := client.UnaryCall(ctx, request, opts...)
+		return err
+	}
+}
+
+// Close hangs up, and ends the server.
+func (r *Rig) Close() error {
+	var errs []error
+	for _, c := range r.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(append(errs, r.stop())...)
+}

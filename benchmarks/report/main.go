@@ -1,0 +1,131 @@
+// Report measures grpc-api-key beside its peers, and writes RESULTS.md and the charts.
+//
+//	cd benchmarks && go run ./report
+//
+// The whole takes about a quarter of an hour. What is only tried (-quick), or is a part (-only), is printed, and written
+// nowhere unless -out says where.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/work"
+)
+
+func main() {
+	work.MaybeChild()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "report:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	quick := flag.Bool("quick", false, "only try that everything works, in a minute or two: the figures say little")
+	only := flag.String("only", "", "run only the work whose name, or one of whose goals, matches the `expression`")
+	out := flag.String("out", "", "the `directory` that RESULTS.md and charts/ go to (default: this one; with -quick or -only, none)")
+	keys := flag.Int("keys", 1_000_000, "the most keys that a store may have: 10000000 takes 3 GB of disk, and a quarter of an hour more")
+	list := flag.Bool("list", false, "print the work and its goals, and do nothing")
+	flag.Parse()
+
+	var expression *regexp.Regexp
+	if *only != "" {
+		if expression, err = regexp.Compile(*only); err != nil {
+			return err
+		}
+	}
+	selected := work.Select(work.All(), expression)
+	if len(selected) == 0 {
+		return fmt.Errorf("no work and no goal matches %q: see -list", *only)
+	}
+	if *list {
+		for _, w := range selected {
+			fmt.Printf("%-10s %s\n", w.Name, w.Title)
+			for _, g := range w.Goals {
+				fmt.Printf("    %-18s %s: %s\n", g.ID, g.Work, g.Bound)
+			}
+		}
+		return nil
+	}
+	if *out == "" && !*quick && expression == nil {
+		*out = "."
+	}
+
+	dir, err := os.MkdirTemp("", "grpc-api-key-benchmarks-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r := report{
+		Quick:   *quick,
+		Begun:   time.Now(),
+		Machine: describe(dir),
+		Command: "go run ./report" + arguments(),
+	}
+	line := newProgress(os.Stderr)
+	for i, w := range selected {
+		e := &work.Env{Quick: *quick, Keys: *keys}
+		if e.Dir, err = os.MkdirTemp(dir, w.Name); err != nil {
+			return err
+		}
+		e.Progress = func(doing string, done, of int) {
+			line.show(fmt.Sprintf("%d/%d %s: %s, %d of %d", i+1, len(selected), w.Name, doing, done, of))
+		}
+		begin := time.Now()
+		o, err := w.Run(ctx, e)
+		line.clear()
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.Name, err)
+		}
+		// In the order of the goals.
+		slices.SortStableFunc(o.Verdicts, func(a, b work.Verdict) int { return w.Place(a.Goal.ID) - w.Place(b.Goal.ID) })
+		r.Parts = append(r.Parts, part{w, o, time.Since(begin)})
+		if err := os.RemoveAll(e.Dir); err != nil {
+			return err
+		}
+	}
+	r.Took = time.Since(r.Begun)
+	if *out == "" {
+		_, err := os.Stdout.WriteString(r.markdown())
+		return err
+	}
+	return r.write(*out)
+}
+
+// arguments are the flags that were given, but for where the report goes.
+func arguments() (s string) {
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "out" {
+			s += fmt.Sprintf(" -%s=%s", f.Name, f.Value)
+		}
+	})
+	return s
+}
+
+// write writes RESULTS.md and the charts.
+func (r *report) write(dir string) error {
+	charts := filepath.Join(dir, "charts")
+	if err := os.MkdirAll(charts, 0o755); err != nil {
+		return err
+	}
+	for _, p := range r.Parts {
+		for _, c := range p.outcome.Charts {
+			if err := os.WriteFile(filepath.Join(charts, c.Name+".svg"), []byte(c.SVG()), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "RESULTS.md"), []byte(r.markdown()), 0o644)
+}

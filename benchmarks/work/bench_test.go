@@ -1,0 +1,47 @@
+package work
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
+)
+
+// The operations of the report that are quick enough, one benchmark each, for benchstat:
+//
+//	go test -run '^$' -bench . -count 10 ./work | tee new.txt
+//	benchstat old.txt new.txt
+
+func BenchmarkVerify(b *testing.B) {
+	e := &Env{Dir: b.TempDir(), Keys: million}
+	hot, err := newHotStore(b.Context(), e, hotKeys)
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, hot.Close()) })
+	checks, skipped, err := peers.Start(b.Context(), b.TempDir())
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, peers.Close(checks)) })
+	for _, s := range skipped {
+		b.Logf("SKIPPED: %s: %s", s.Name, s.Why)
+	}
+	run(b, verifyCases(b.Context(), hot, checks))
+}
+
+func BenchmarkReads(b *testing.B) {
+	r, err := newReadStores(b.Context(), &Env{Dir: b.TempDir(), Keys: million}, 20_000)
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, r.Close()) })
+	run(b, readCases(b.Context(), r))
+}
+
+func run(b *testing.B, cases []measure.Case) {
+	for _, c := range cases {
+		b.Run(c.Name, func(b *testing.B) {
+			b.ReportAllocs()
+			if err := c.Do(b.N); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,230 @@
+package work
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// What a store of so many keys takes: to open, in memory, on disk, in goroutines, and for a miss. The keys are made by Create,
+// with their events, from 1,024 goroutines that share commits; there is no faster way, and no other that would leave on disk
+// what a store leaves there.
+//
+// Each opening is a process of its own (see child.go), which opens the store once, uses it, and tells what it took. The
+// memory is what the operating system has given to the process: anonymous, which nothing else can use, and mapped from
+// files, which the kernel takes back when it needs it. The measure of an opening is the checksum of all tables, which an
+// opening verifies: what that costs is counted by reading the same files in the same process just before.
+var sizesWork = Workload{
+	Name:  "sizes",
+	Title: "Stores of 0 to 10,000,000 keys",
+	About: "Each opening is in a process of its own, with the files in the page cache. `Open` verifies the checksums of all " +
+		"tables, so that what CRC-32C over the same files takes is measured beside it. Memory is from " +
+		"`/proc/self/smaps_rollup`, less what the process had before `Open`: anonymous after `Open`; with the default cache " +
+		"filled by 65,536 keys at random, as it stands and after a garbage collection that gives back what is free. " +
+		"Disk is what the closed store has allocated.",
+	Goals: []Goal{
+		{ID: "open-1m", Work: "1 M keys: open / (2 × that of an empty store + checksumming)", Bound: atMost(1, Times)},
+		{ID: "memory-1m", Work: "1 M keys: anonymous memory of the store, default cache full", Bound: atMost(64<<20, Bytes)},
+		{ID: "disk-1m", Work: "1 M keys: disk", Bound: atMost(300, PerKey)},
+		{ID: "disk-10m", Work: "disk, 10 M keys / 1 M", Bound: atMost(10, Times)},
+		{ID: "memory-10m", Work: "anonymous memory, 10 M keys / 1 M", Bound: atMost(2, Times)},
+		{ID: "miss-10m", Work: "Verify miss, 10 M keys / 1 M", Bound: atMost(2, Times)},
+		{ID: "empty-goroutines", Work: "empty store: goroutines", Bound: atMost(16, Count)},
+		{ID: "empty-disk", Work: "empty store: apparent disk while open", Bound: atMost(20<<20, Bytes)},
+		{ID: "empty-heap", Work: "empty store: heap", Bound: atMost(16<<20, Bytes)},
+	},
+}
+
+func init() { sizesWork.Run = runSizes }
+
+const (
+	million    = 1_000_000
+	tenMillion = 10_000_000
+)
+
+// A sized store is on disk, and closed.
+type sized struct {
+	dir    string
+	keys   int
+	tokens []string // 65,536 of them at most
+	disk   float64
+	took   time.Duration // to make
+	opened []opening     // one for each round
+}
+
+func (s *sized) name() string { return digits(float64(s.keys)) + " keys" }
+
+// of returns one thing of all openings.
+func (s *sized) of(what func(*opening) float64) []float64 {
+	var values []float64
+	for i := range s.opened {
+		values = append(values, what(&s.opened[i]))
+	}
+	return values
+}
+
+func newSized(ctx context.Context, e *Env, keys int) (*sized, error) {
+	dir, err := e.temp()
+	if err != nil {
+		return nil, err
+	}
+	s := &sized{dir: filepath.Join(dir, "store"), keys: keys}
+	store, err := keystore.Open(s.dir, nil)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	s.tokens, err = peers.Create(ctx, store, keys, min(keys, hotKeys), e.progress("creating "+s.name()))
+	s.took = time.Since(begin)
+	if err = errors.Join(err, store.Close()); err != nil {
+		return nil, err
+	}
+	rand.Shuffle(len(s.tokens), func(i, j int) { s.tokens[i], s.tokens[j] = s.tokens[j], s.tokens[i] })
+	_, allocated, err := diskOf(s.dir)
+	s.disk = float64(allocated)
+	return s, err
+}
+
+func runSizes(ctx context.Context, e *Env) (o *Outcome, err error) {
+	counts := []int{0, 10_000, million, tenMillion}
+	if e.Quick {
+		counts = []int{0, 2000, 20_000}
+	}
+	o = &Outcome{}
+	var stores []*sized
+	by := make(map[int]*sized)
+	for _, n := range counts {
+		if n > e.Keys {
+			continue
+		}
+		s, err := newSized(ctx, e, n)
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(filepath.Dir(s.dir))
+		stores = append(stores, s)
+		by[n] = s
+	}
+	var contestants []measure.Contestant
+	for _, s := range stores {
+		contestants = append(contestants, measure.Contestant{Name: s.name(), Sample: func(ctx context.Context) (float64, error) {
+			opened, err := openInChild(ctx, s.dir, s.tokens)
+			if err != nil {
+				return 0, err
+			}
+			s.opened = append(s.opened, *opened)
+			return opened.Open, nil
+		}})
+	}
+	if _, err := measure.Rounds(ctx, e.rounds(11), e.progress("opening"), contestants...); err != nil {
+		return nil, err
+	}
+	for _, s := range stores {
+		s.opened = s.opened[1:] // of the round that warmed up
+	}
+	misses, err := missesBySize(ctx, e, stores)
+	if err != nil {
+		return nil, err
+	}
+	judgeSizes(o, by, misses)
+	for _, s := range stores {
+		of := func(what string, u Unit, get func(*opening) float64) { o.figure(s.name()+": "+what, u, s.of(get)) }
+		of("open", Nanos, func(p *opening) float64 { return p.Open })
+		of("CRC-32C of its tables", Nanos, func(p *opening) float64 { return p.Checksum })
+		of("goroutines", Count, func(p *opening) float64 { return p.Goroutines })
+		of("heap after opening", Bytes, func(p *opening) float64 { return p.Heap })
+		if runtime.GOOS == "linux" {
+			of("anonymous memory after opening", Bytes, func(p *opening) float64 { return p.AnonOpen })
+			of("anonymous memory, cache full, as it stands", Bytes, func(p *opening) float64 { return p.AnonFull })
+			of("anonymous memory, cache full, after a collection", Bytes, func(p *opening) float64 { return p.AnonSettled })
+			of("mapped from files, cache full", Bytes, func(p *opening) float64 { return p.Mapped })
+		}
+		of("apparent disk while open", Bytes, func(p *opening) float64 { return p.Apparent })
+		o.figure(s.name()+": disk when closed", Bytes, []float64{s.disk})
+		if s.keys > 0 {
+			o.figure(s.name()+": disk a key", PerKey, []float64{s.disk / float64(s.keys)})
+			o.figure(s.name()+": created in", Nanos, []float64{float64(s.took.Nanoseconds())})
+			o.figure(s.name()+": Verify, miss, at random", Nanos, misses[s.name()])
+		}
+	}
+	return o, nil
+}
+
+func judgeSizes(o *Outcome, by map[int]*sized, misses measure.Samples) {
+	w := &sizesWork
+	empty, one, ten := by[0], by[million], by[tenMillion]
+	o.judge(w, "empty-goroutines", empty.of(func(p *opening) float64 { return p.Goroutines }))
+	o.judge(w, "empty-disk", empty.of(func(p *opening) float64 { return p.Apparent }))
+	o.judge(w, "empty-heap", empty.of(func(p *opening) float64 { return p.Heap }))
+	settled := func(p *opening) float64 { return p.AnonSettled }
+	memory := func(id string, judge func()) {
+		if runtime.GOOS == "linux" {
+			judge()
+		} else {
+			o.skip(w, id, "memory is told apart on Linux only")
+		}
+	}
+	if one == nil {
+		for _, id := range []string{"open-1m", "memory-1m", "disk-1m"} {
+			o.skip(w, id, "it takes -keys 1000000, and no -quick")
+		}
+	} else {
+		opened := func(p *opening) float64 { return p.Open }
+		var allowed []float64
+		for i, p := range one.opened {
+			allowed = append(allowed, 2*empty.opened[i].Open+p.Checksum)
+		}
+		o.judge(w, "open-1m", measure.Ratios(one.of(opened), allowed))
+		memory("memory-1m", func() { o.judge(w, "memory-1m", one.of(settled)) })
+		o.judge(w, "disk-1m", []float64{one.disk / million})
+	}
+	if one == nil || ten == nil {
+		for _, id := range []string{"disk-10m", "memory-10m", "miss-10m"} {
+			o.skip(w, id, "it takes -keys 10000000, some 3 GB of disk, and a quarter of an hour more")
+		}
+		return
+	}
+	o.judge(w, "disk-10m", []float64{ten.disk / one.disk})
+	memory("memory-10m", func() { o.judge(w, "memory-10m", measure.Ratios(ten.of(settled), one.of(settled))) })
+	o.judge(w, "miss-10m", measure.Ratios(misses[ten.name()], misses[one.name()]))
+}
+
+// missesBySize measures a Verify without a cache in all of the stores, in turns.
+func missesBySize(ctx context.Context, e *Env, stores []*sized) (s measure.Samples, err error) {
+	var end closer
+	defer end.into(&err)
+	var cases []measure.Case
+	for _, s := range stores {
+		if s.keys == 0 {
+			continue
+		}
+		store, err := keystore.Open(s.dir, &keystore.Options{CacheSize: -1})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name(), err)
+		}
+		end.add(store.Close)
+		random := rand.New(rand.NewPCG(9, 10))
+		cases = append(cases, measure.Case{Name: s.name(), Do: func(n int) error {
+			for range n {
+				if _, err := store.Verify(ctx, s.tokens[random.IntN(len(s.tokens))]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+	}
+	timed, err := measure.AllTimed(cases, 2*time.Millisecond)
+	if err != nil {
+		return nil, err
+	}
+	return measure.Rounds(ctx, e.rounds(101), e.progress("missing in all sizes"), timed...)
+}

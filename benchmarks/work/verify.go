@@ -1,0 +1,179 @@
+package work
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/chart"
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// The verification of a credential, by itself: no gRPC, one goroutine, the cache warm. It is measured for one key that is
+// used over and over, and for 65,536 keys at random, where the processor's caches miss; against the SHA-256 of the same
+// token, which no store of digests can do without; and against what the peers' interceptors do for the same.
+var verifyWork = Workload{
+	Name:  "verify",
+	Title: "Verification of one credential",
+	About: "One goroutine, without gRPC. `Verify` hits its cache: one key over and over, or 65,536 keys at random. SHA-256 is " +
+		"that of the same token. The peers do what their interceptors do for each call, with one credential over and over.",
+	Goals: []Goal{
+		{ID: "hit", Work: "Verify hit / SHA-256 of the token", Bound: atMost(1.6, Times)},
+		{ID: "hit-allocs", Work: "Verify hit: allocations", Bound: atMost(0, Count)},
+		{ID: "jwt-hs256", Work: "JWT HS256 / Verify hit", Bound: atLeast(25, Times)},
+		{ID: "jwt-es256", Work: "JWT ES256 / Verify hit", Bound: atLeast(300, Times)},
+		{ID: "jwt-rs256", Work: "JWT RS256 / Verify hit", Bound: atLeast(150, Times)},
+		{ID: "jwt-eddsa", Work: "JWT EdDSA / Verify hit", Bound: atLeast(200, Times)},
+	},
+}
+
+func init() { verifyWork.Run = runVerify }
+
+const (
+	caseSHA256 = "SHA-256 of the token"
+	caseHot    = "Verify, hit, one key"
+	caseRandom = "Verify, hit, 65,536 keys at random"
+)
+
+// hotKeys is how many keys are used at random.
+const hotKeys = 1 << 16
+
+// A hotStore is an open store with keys that are all cached.
+type hotStore struct {
+	*keystore.Store
+	tokens []string // in no order; their number is a power of two
+}
+
+// newHotStore makes one. The cache is twice as large as it need be, because keys spread over its shards by chance, and every
+// one is to be a hit.
+func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
+	dir, err := e.temp()
+	if err != nil {
+		return nil, err
+	}
+	store, err := keystore.Open(filepath.Join(dir, "store"), &keystore.Options{CacheSize: 2 * keys})
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := peers.Create(ctx, store, keys, keys, e.progress("creating keys"))
+	if err == nil {
+		rand.Shuffle(len(tokens), func(i, j int) { tokens[i], tokens[j] = tokens[j], tokens[i] })
+		for range 2 { // once into the cache, and once to see that it is
+			for _, t := range tokens {
+				if _, err = store.Verify(ctx, t); err != nil {
+					break
+				}
+			}
+		}
+	}
+	if err == nil && store.Stats().Misses != uint64(keys) {
+		err = errors.New("not every key of the hot ones is cached")
+	}
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return &hotStore{store, tokens}, nil
+}
+
+// hotSize is hotKeys, or less for a quick run; a power of two, so that a random index is a mask.
+func (e *Env) hotSize() int {
+	if e.Quick {
+		return 1 << 10
+	}
+	return hotKeys
+}
+
+// verifyCases are the operations of this file. Checks has the started peers with a Check.
+func verifyCases(ctx context.Context, hot *hotStore, checks []*peers.Peer) []measure.Case {
+	one := hot.tokens[0]
+	plain := []byte(one)
+	random := rand.New(rand.NewPCG(3, 4))
+	cases := []measure.Case{
+		{Name: caseSHA256, Do: func(n int) error {
+			for range n {
+				sha256.Sum256(plain)
+			}
+			return nil
+		}},
+		{Name: caseHot, Do: func(n int) error {
+			for range n {
+				if _, err := hot.Verify(ctx, one); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{Name: caseRandom, Do: func(n int) error {
+			mask := uint64(len(hot.tokens) - 1)
+			for range n {
+				if _, err := hot.Verify(ctx, hot.tokens[random.Uint64()&mask]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	}
+	for _, p := range checks {
+		if p.Check == nil || p.Name == peers.APIKey { // that is above
+			continue
+		}
+		cases = append(cases, measure.Case{Name: p.Name, Do: func(n int) error {
+			for range n {
+				if err := p.Check(ctx, p.Good[0]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+	}
+	return cases
+}
+
+func runVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
+	hot, err := newHotStore(ctx, e, e.hotSize())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, hot.Close()) }()
+	dir, err := e.temp()
+	if err != nil {
+		return nil, err
+	}
+	checks, skipped, err := peers.Start(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, peers.Close(checks)) }()
+	cases := verifyCases(ctx, hot, checks)
+	timed, err := measure.AllTimed(cases, time.Millisecond)
+	if err != nil {
+		return nil, err
+	}
+	s, err := measure.Rounds(ctx, e.rounds(101), e.progress("verifying"), timed...)
+	if err != nil {
+		return nil, err
+	}
+
+	o = &Outcome{Skipped: skipped}
+	o.judge(&verifyWork, "hit", measure.Ratios(s[caseHot], s[caseSHA256]))
+	o.judge(&verifyWork, "hit-allocs", []float64{testing.AllocsPerRun(10_000, func() { _, _ = hot.Verify(ctx, hot.tokens[0]) })})
+	for id, peer := range map[string]string{
+		"jwt-hs256": peers.HS256, "jwt-es256": peers.ES256, "jwt-rs256": peers.RS256, "jwt-eddsa": peers.EdDSA,
+	} {
+		o.judge(&verifyWork, id, measure.Ratios(s[peer], s[caseHot]))
+	}
+	bars := chart.Bars{Name: "verify", Title: "Time to verify one credential", Note: "less is better; logarithmic", Log: true}
+	for _, c := range cases {
+		o.figure(c.Name, Nanos, s[c.Name])
+		median := measure.Median(s[c.Name])
+		bars.Add(c.Name, median, Nanos.Format(median), c.Name == caseHot || c.Name == caseRandom)
+	}
+	o.Charts = append(o.Charts, bars)
+	return o, nil
+}

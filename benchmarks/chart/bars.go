@@ -1,6 +1,11 @@
 // Package chart draws horizontal bars as SVG, for documents that are read in light and in dark.
 package chart
 
+import (
+	"cmp"
+	"slices"
+)
+
 // Bars is a chart.
 type Bars struct {
 	Name  string // of its file, without .svg
@@ -20,4 +25,14 @@ type bar struct {
 // own.
 func (b *Bars) Add(label string, value float64, text string, ours bool) {
 	b.bars = append(b.bars, bar{label, text, value, ours})
+}
+
+// Sort puts the bars in the order of their values, the shortest first or the longest.
+func (b *Bars) Sort(longestFirst bool) {
+	slices.SortStableFunc(b.bars, func(x, y bar) int {
+		if longestFirst {
+			x, y = y, x
+		}
+		return cmp.Compare(x.value, y.value)
+	})
 }

@@ -74,3 +74,23 @@ func TestScale(t *testing.T) {
 	}
 	require.Len(t, draw(t, chart.Bars{}).Rects, 1, "a chart of nothing is one")
 }
+
+func TestSort(t *testing.T) {
+	var b chart.Bars
+	for _, v := range []float64{2, 3, 1} {
+		b.Add(strconv.Itoa(int(v)), v, "", false)
+	}
+	order := func() (labels string) {
+		for i, text := range draw(t, b).Texts[2:] {
+			if i%2 == 0 {
+				labels += text.Text
+			}
+		}
+		return labels
+	}
+	require.Equal(t, "231", order())
+	b.Sort(false)
+	require.Equal(t, "123", order())
+	b.Sort(true)
+	require.Equal(t, "321", order())
+}

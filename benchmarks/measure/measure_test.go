@@ -86,3 +86,21 @@ func TestTimed(t *testing.T) {
 	require.NoError(t, err)
 	require.Greater(t, measure.Median(measure.Ratios(samples["spin"], samples["short"])), 10.0, "it should be 100")
 }
+
+// Two goroutines that each take as long as one do twice as much; and what they did is what is counted.
+func TestThroughput(t *testing.T) {
+	nap := func(int) func() error {
+		return func() error {
+			time.Sleep(time.Millisecond)
+			return nil
+		}
+	}
+	one, err := measure.Throughput(1, 1, 100*time.Millisecond, nap)
+	require.NoError(t, err)
+	many, err := measure.Throughput(10, 1, 100*time.Millisecond, nap)
+	require.NoError(t, err)
+	require.Positive(t, one)
+	require.LessOrEqual(t, one, 1000.0, "each takes a millisecond at least")
+	require.LessOrEqual(t, many, 10_000.0)
+	require.Greater(t, many, one)
+}

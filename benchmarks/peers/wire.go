@@ -104,10 +104,16 @@ func (r *Rig) Client(i int) testpb.TestServiceClient {
 }
 
 // Call returns a unary call of the i-th caller.
-func (r *Rig) Call(ctx context.Context, i int, opts ...grpc.CallOption) func() error {
+func (r *Rig) Call(ctx context.Context, i int) func() error {
+	call := r.CallWith(ctx, i)
+	return func() error { return call() }
+}
+
+// CallWith is Call, with options for each call.
+func (r *Rig) CallWith(ctx context.Context, i int) func(...grpc.CallOption) error {
 	client := r.Client(i)
 	request := &testpb.SimpleRequest{Payload: &testpb.Payload{Body: make([]byte, payload)}}
-	return func() error {
+	return func(opts ...grpc.CallOption) error {
 		_, err := client.UnaryCall(ctx, request, opts...)
 		return err
 	}

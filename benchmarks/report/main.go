@@ -74,6 +74,7 @@ func run(ctx context.Context) (err error) {
 		Machine: describe(dir),
 		Command: "go run ./report" + arguments(),
 	}
+	var failed error
 	line := newProgress(os.Stderr)
 	for i, w := range selected {
 		e := &work.Env{Quick: *quick, Keys: *keys}
@@ -86,8 +87,15 @@ func run(ctx context.Context) (err error) {
 		begin := time.Now()
 		o, err := w.Run(ctx, e)
 		line.clear()
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), err)
+		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.Name, err)
+			// The others are measured all the same.
+			err = fmt.Errorf("%s: %w", w.Name, err)
+			failed = errors.Join(failed, err)
+			fmt.Fprintln(os.Stderr, "report:", err)
+			o = work.Failed(w)
 		}
 		// In the order of the goals.
 		slices.SortStableFunc(o.Verdicts, func(a, b work.Verdict) int { return w.Place(a.Goal.ID) - w.Place(b.Goal.ID) })
@@ -98,10 +106,11 @@ func run(ctx context.Context) (err error) {
 	}
 	r.Took = time.Since(r.Begun)
 	if *out == "" {
-		_, err := os.Stdout.WriteString(r.markdown())
-		return err
+		_, err = os.Stdout.WriteString(r.markdown())
+	} else {
+		err = r.write(*out)
 	}
-	return r.write(*out)
+	return errors.Join(err, failed)
 }
 
 // arguments are the flags that were given, but for where the report goes.

@@ -114,7 +114,9 @@ func (p *part) section(line writer) {
 	for _, c := range p.outcome.Charts {
 		line("![%s](charts/%s.svg)\n", c.Title, c.Name)
 	}
-	line("| | median | middle half | rounds |\n|---|--:|---|--:|")
+	if len(p.outcome.Figures) > 0 {
+		line("| | median | middle half | rounds |\n|---|--:|---|--:|")
+	}
 	for _, f := range p.outcome.Figures {
 		line("| %s | %s | %s |", f.Name, f.Unit.Format(measure.Median(f.Samples)), spread(f.Unit, f.Samples))
 	}

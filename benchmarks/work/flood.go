@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,33 +72,36 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	unknown := make([]peers.Bearer, e.size(50_000))
+	unknown := make([]string, e.size(50_000))
 	for i := range unknown {
-		_, text := format.New()
-		unknown[i] = peers.Bearer(text)
+		_, unknown[i] = format.New()
 	}
 	auth, err := interceptor.New(store)
 	if err != nil {
 		return nil, err
 	}
-	anonymous := make([]string, sides) // connections without a credential: each call of the flood has its own
-	rig, err := peers.NewRig(&peers.Service{}, append(good, anonymous...), auth.ServerOptions()...)
+	anonymous := make([]string, sides) // connections without a credential: each call of a rival has its own
+	rig, err := peers.NewRig(&peers.Service{}, append(slices.Clone(good), anonymous...), auth.ServerOptions()...)
 	if err != nil {
 		return nil, err
 	}
 	end.add(rig.Close)
+	// Both kinds of rivals call over the same connections, and send a credential with each call in the same way.
 	var next atomic.Uint64
-	attack := func(g int) func() error {
-		return func() error {
-			with := unknown[next.Add(1)%uint64(len(unknown))]
-			err := rig.Call(ctx, 2*sides+g%sides, grpc.PerRPCCredentials(with))()
-			if status.Code(err) != codes.Unauthenticated {
-				return fmt.Errorf("an unknown key should be refused: %v", err)
+	rival := func(credentials []peers.Bearer, want codes.Code) func(g int) func() error {
+		return func(g int) func() error {
+			call := rig.CallWith(ctx, len(good)+g%sides)
+			return func() error {
+				with := credentials[next.Add(1)%uint64(len(credentials))]
+				if err := call(grpc.PerRPCCredentials(with)); status.Code(err) != want {
+					return fmt.Errorf("a rival's call should end with %v: %v", want, err)
+				}
+				return nil
 			}
-			return nil
 		}
 	}
-	valid := func(g int) func() error { return rig.Call(ctx, sides+g%sides) }
+	attack := rival(bearers(unknown), codes.Unauthenticated)
+	valid := rival(bearers(good[sides:]), codes.OK)
 	turn := e.turn(500 * time.Millisecond)
 	// beside returns the rates of the good traffic and of what goes on beside it.
 	beside := func(other func(g int) func() error) (rate, rival float64, err error) {
@@ -139,6 +143,14 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 	o.figure(caseFlood, Rate, s[caseFlood])
 	o.figure("the flood itself", Rate, flooded[1:])
 	o.figure(caseEqual, Rate, s[caseEqual])
-	o.figure("those", Rate, equal[1:])
+	o.figure("those with good keys", Rate, equal[1:])
 	return o, nil
+}
+
+func bearers(texts []string) []peers.Bearer {
+	all := make([]peers.Bearer, len(texts))
+	for i, text := range texts {
+		all[i] = peers.Bearer(text)
+	}
+	return all
 }

@@ -41,7 +41,8 @@ func runRevoke(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := keystore.Open(filepath.Join(dir, "store"), nil)
+	// Without a limit: however long it takes, that is the figure.
+	store, err := keystore.Open(filepath.Join(dir, "store"), &keystore.Options{Timeout: -1})
 	if err != nil {
 		return nil, err
 	}

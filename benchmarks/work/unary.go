@@ -72,13 +72,14 @@ func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 		}
 		o.judge(&unaryWork, id, measure.Ratios(s[peers.APIKey], s[peer]))
 	}
-	bars := chart.Bars{Name: "unary", Title: "Unary calls per second", Note: "more is better; callers and servers share two cores or more"}
+	bars := chart.Bars{Name: "unary", Title: "Unary calls per second", Note: "more is better; callers and servers share the machine"}
 	for _, p := range all {
 		o.figure(p.Name, Rate, s[p.Name])
 		o.note("%s: %s.", p.Name, p.How)
 		median := measure.Median(s[p.Name])
 		bars.Add(p.Name, median, Rate.Format(median), p.Name == peers.APIKey)
 	}
+	bars.Sort(true)
 	o.Charts = append(o.Charts, bars)
 	return o, nil
 }

@@ -116,6 +116,15 @@ func (o *Outcome) skip(w *Workload, id, why string) {
 	o.Verdicts = append(o.Verdicts, Verdict{Goal: g, Bound: g.Bound, Skipped: why})
 }
 
+// Failed is the outcome of a workload that ended with an error: none of its goals was measured.
+func Failed(w Workload) *Outcome {
+	o := &Outcome{Notes: []string{"It ended with an error, and was not measured."}}
+	for _, g := range w.Goals {
+		o.skip(&w, g.ID, "the work ended with an error")
+	}
+	return o
+}
+
 func (o *Outcome) figure(name string, u Unit, samples []float64) {
 	if len(samples) > 0 {
 		o.Figures = append(o.Figures, Figure{name, u, samples})

@@ -9,7 +9,7 @@ import (
 )
 
 func startAPIKey(ctx context.Context, dir string) (*Peer, error) {
-	store, err := keystore.Open(dir, nil)
+	store, err := keystore.Open(dir, Options(0))
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +84,12 @@ func Create(ctx context.Context, store *keystore.Store, n, keep int, progress fu
 	}
 	wg.Wait()
 	return kept, first
+}
+
+// Options are the defaults but for the size of the cache, where 0 is the default too, and the limit on writes: a machine that
+// is busy with something else for ten seconds would end the run. That limit costs and spares nothing where it is not reached.
+func Options(cacheSize int) *keystore.Options {
+	return &keystore.Options{CacheSize: cacheSize, Timeout: -1}
 }
 
 // Spec is what an application would say of a key.

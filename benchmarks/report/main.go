@@ -94,7 +94,6 @@ func run(ctx context.Context) (err error) {
 			// The others are measured all the same.
 			err = fmt.Errorf("%s: %w", w.Name, err)
 			failed = errors.Join(failed, err)
-			fmt.Fprintln(os.Stderr, "report:", err)
 			o = work.Failed(w)
 		}
 		// In the order of the goals.

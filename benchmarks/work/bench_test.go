@@ -1,6 +1,7 @@
 package work
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -33,6 +34,28 @@ func BenchmarkReads(b *testing.B) {
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, r.Close()) })
 	run(b, readCases(b.Context(), r))
+}
+
+// With -cpu 1,2,8 it shows what the goroutines take from each other.
+func BenchmarkVerifyParallel(b *testing.B) {
+	hot, err := newHotStore(b.Context(), &Env{Dir: b.TempDir(), Keys: million}, hotKeys)
+	require.NoError(b, err)
+	b.Cleanup(func() { require.NoError(b, hot.Close()) })
+	var seed atomic.Uint64
+	for _, op := range parallelOps(b.Context(), hot) {
+		b.Run(op.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				do := op.op(int(seed.Add(1)))
+				for pb.Next() {
+					if err := do(); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
 }
 
 func run(b *testing.B, cases []measure.Case) {

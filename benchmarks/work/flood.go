@@ -49,7 +49,7 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	const sides = 4 // connections of each kind
-	store, err := keystore.Open(filepath.Join(dir, "store"), &keystore.Options{CacheSize: 2 * sides})
+	store, err := keystore.Open(filepath.Join(dir, "store"), peers.Options(2*sides))
 	if err != nil {
 		return nil, err
 	}

@@ -27,16 +27,13 @@ var parallelWork = Workload{
 
 func init() { parallelWork.Run = runParallel }
 
-func runParallel(ctx context.Context, e *Env) (o *Outcome, err error) {
-	hot, err := newHotStore(ctx, e, e.hotSize())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, hot.Close()) }()
-	ops := []struct {
-		name string
-		op   func(g int) func() error
-	}{
+type parallelOp struct {
+	name string
+	op   func(goroutine int) func() error
+}
+
+func parallelOps(ctx context.Context, hot *hotStore) []parallelOp {
+	return []parallelOp{
 		{caseSHA256, func(int) func() error {
 			plain := []byte(hot.tokens[0])
 			return func() error {
@@ -59,6 +56,15 @@ func runParallel(ctx context.Context, e *Env) (o *Outcome, err error) {
 			}
 		}},
 	}
+}
+
+func runParallel(ctx context.Context, e *Env) (o *Outcome, err error) {
+	hot, err := newHotStore(ctx, e, e.hotSize())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, hot.Close()) }()
+	ops := parallelOps(ctx, hot)
 	counts := []int{1, 2, 8}
 	name := func(op string, goroutines int) string { return fmt.Sprintf("%s: goroutines: %d", op, goroutines) }
 	var contestants []measure.Contestant

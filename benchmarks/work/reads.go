@@ -97,7 +97,7 @@ func newReadStores(ctx context.Context, e *Env, keys int) (r *readStores, err er
 		}
 	}()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	store, err := keystore.Open(path("uncached"), nil)
+	store, err := keystore.Open(path("uncached"), peers.Options(0))
 	if err != nil {
 		return r, err
 	}
@@ -112,10 +112,10 @@ func newReadStores(ctx context.Context, e *Env, keys int) (r *readStores, err er
 			return r, err
 		}
 	}
-	if r.uncached, err = keystore.Open(path("uncached"), &keystore.Options{CacheSize: -1}); err != nil {
+	if r.uncached, err = keystore.Open(path("uncached"), peers.Options(-1)); err != nil {
 		return r, err
 	}
-	if r.cached, err = keystore.Open(path("cached"), nil); err != nil {
+	if r.cached, err = keystore.Open(path("cached"), peers.Options(0)); err != nil {
 		return r, err
 	}
 	if r.layer, err = badgerdb.Open(path("layer"), badgerdb.Options{}); err != nil {

@@ -41,8 +41,7 @@ func runRevoke(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a limit: however long it takes, that is the figure.
-	store, err := keystore.Open(filepath.Join(dir, "store"), &keystore.Options{Timeout: -1})
+	store, err := keystore.Open(filepath.Join(dir, "store"), peers.Options(0))
 	if err != nil {
 		return nil, err
 	}

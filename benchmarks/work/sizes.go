@@ -78,7 +78,7 @@ func newSized(ctx context.Context, e *Env, keys int) (*sized, error) {
 		return nil, err
 	}
 	s := &sized{dir: filepath.Join(dir, "store"), keys: keys}
-	store, err := keystore.Open(s.dir, nil)
+	store, err := keystore.Open(s.dir, peers.Options(0))
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func missesBySize(ctx context.Context, e *Env, stores []*sized) (s measure.Sampl
 		if s.keys == 0 {
 			continue
 		}
-		store, err := keystore.Open(s.dir, &keystore.Options{CacheSize: -1})
+		store, err := keystore.Open(s.dir, peers.Options(-1))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name(), err)
 		}

@@ -57,7 +57,7 @@ func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := keystore.Open(filepath.Join(dir, "store"), &keystore.Options{CacheSize: 2 * keys})
+	store, err := keystore.Open(filepath.Join(dir, "store"), peers.Options(2*keys))
 	if err != nil {
 		return nil, err
 	}

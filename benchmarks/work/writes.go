@@ -33,7 +33,7 @@ func runWrites(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := keystore.Open(filepath.Join(dir, "store"), nil)
+	store, err := keystore.Open(filepath.Join(dir, "store"), peers.Options(0))
 	if err != nil {
 		return nil, err
 	}

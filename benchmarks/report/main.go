@@ -54,7 +54,7 @@ func run(ctx context.Context) (err error) {
 		for _, w := range selected {
 			fmt.Printf("%-10s %s\n", w.Name, w.Title)
 			for _, g := range w.Goals {
-				fmt.Printf("    %-18s %s: %s\n", g.ID, g.Work, g.Bound)
+				fmt.Printf("    %-18s %s: %s\n", g.ID, g.Work, g)
 			}
 		}
 		return nil

@@ -63,7 +63,7 @@ func (r *report) goals(line writer) {
 	for _, p := range r.Parts {
 		for _, v := range p.outcome.Verdicts {
 			if v.Skipped != "" {
-				line("| %s | %s | – | | | not measured: %s |", v.Goal.Work, v.Bound, v.Skipped)
+				line("| %s | %s | – | | | not measured: %s |", v.Goal.Work, v.Goal, v.Skipped)
 				continue
 			}
 			reached := "yes"
@@ -71,7 +71,7 @@ func (r *report) goals(line writer) {
 				reached = "**no**"
 				missed = append(missed, v)
 			}
-			line("| %s | %s | %s | %s | %s |", v.Goal.Work, v.Bound, v.Bound.Unit.Format(measure.Median(v.Samples)), spread(v.Bound.Unit, v.Samples), reached)
+			line("| %s | %s | %s | %s | %s |", v.Goal.Work, v.Goal, v.Bound.Unit.Format(measure.Median(v.Samples)), spread(v.Bound.Unit, v.Samples), reached)
 		}
 	}
 	line("")

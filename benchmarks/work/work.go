@@ -70,6 +70,14 @@ func (b Bound) String() string {
 	return "≥ " + b.Unit.Format(b.Value)
 }
 
+// String returns what is to be reached.
+func (g Goal) String() string {
+	if g.Or != nil {
+		return g.Bound.String() + ", or " + g.Or.String()
+	}
+	return g.Bound.String()
+}
+
 // A Verdict is how a goal was met. Samples are of all rounds; there are none if it was not measured, and Skipped says why.
 type Verdict struct {
 	Goal    Goal

@@ -46,6 +46,8 @@ func TestJudge(t *testing.T) {
 		{ID: "least", Bound: atLeast(2, Times)},
 		{ID: "either", Bound: atMost(2, Times), Or: &Bound{true, 5, MoreThan}},
 	}}
+	require.Equal(t, "≥ 2 ×", w.Goals[0].String())
+	require.Equal(t, "≤ 2 ×, or ≤ 5 ns more", w.Goals[1].String())
 	var o Outcome
 	o.judge(w, "least", []float64{1, 2, 100})
 	o.judge(w, "least", []float64{1, 1.9, 100})

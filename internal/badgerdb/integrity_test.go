@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -522,37 +521,26 @@ func FuzzSlot(f *testing.F) {
 	})
 }
 
-// Whatever the files hold, looking at them ends, without a panic, and gives what their checksums vouch for.
+// Whatever a log or a table holds, looking at it ends, without a panic.
 func FuzzFiles(f *testing.F) {
-	fix := newFixture(f)
-	for _, pattern := range []string{"*.mem", "*.sst"} {
-		file, err := os.Open(fix.file(f, pattern))
-		require.NoError(f, err)
-		data, err := io.ReadAll(io.LimitReader(file, 20<<10))
-		require.NoError(f, err)
-		require.NoError(f, file.Close())
-		f.Add(data, pattern == "*.mem")
-	}
-	whole, err := os.ReadFile(fix.file(f, "*.sst"))
+	dir := f.TempDir()
+	db := open(f, dir)
+	require.NoError(f, db.Apply(f.Context(), change("a", "1", 0), change("b", "2", 0)))
+	require.NoError(f, db.Apply(f.Context(), change("a", "3", 1)))
+	log, err := os.ReadFile(fixture{dir: dir}.file(f, "*.mem"))
 	require.NoError(f, err)
-	f.Add(whole, false)
-	path := filepath.Join(f.TempDir(), "file")
-	f.Fuzz(func(t *testing.T, data []byte, log bool) {
-		require.NoError(t, os.WriteFile(path, data, 0o600))
-		if log {
-			l, err := readLog(path, func(uint64, []write) error { return nil })
-			require.NoError(t, err)
-			require.LessOrEqual(t, l.end, int64(max(len(data), logHeaderSize)))
-			return
+	f.Add(bytes.TrimRight(log, "\x00"))
+	require.NoError(f, db.Close())
+	table, err := os.ReadFile(fixture{dir: dir}.file(f, "*.sst"))
+	require.NoError(f, err)
+	f.Add(table)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		l, err := parseLog(bytes.NewReader(data), func(uint64, []write) error { return nil })
+		require.NoError(t, err)
+		require.LessOrEqual(t, l.end, int64(max(len(data), logHeaderSize)))
+		if table, err := parseTable(data); err == nil {
+			_, _, _ = table.check()
 		}
-		table, err := openTable(path, nil)
-		if err != nil {
-			return
-		}
-		table.blocks(func(_ int, block []byte, err error) {
-			if err == nil {
-				_ = entries(block, func([]byte, uint64, []byte) {})
-			}
-		})
+		_ = entries(data, func([]byte, uint64, []byte) {}) // as if its checksum were right
 	})
 }

@@ -26,7 +26,7 @@ const (
 
 	// Longer ones are no entries of ours.
 	maxLogKey   = 1 << 10
-	maxLogValue = 1 << 20
+	maxLogValue = 64 << 10
 	maxLogEntry = 2 + 3*binary.MaxVarintLen64 + maxLogKey + maxLogValue + crc32.Size
 )
 
@@ -55,7 +55,11 @@ func readLog(path string, visit func(version uint64, writes []write) error) (l l
 		return logFile{}, err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, maxLogEntry)
+	return parseLog(f, visit)
+}
+
+func parseLog(file io.Reader, visit func(version uint64, writes []write) error) (l logFile, err error) {
+	r := bufio.NewReaderSize(file, maxLogEntry)
 	l.end = logHeaderSize
 	header, err := r.Peek(logHeaderSize)
 	if err != nil || binary.BigEndian.Uint64(header) != 0 {

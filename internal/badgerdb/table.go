@@ -29,12 +29,17 @@ type tableFile struct {
 	index *fb.TableIndex
 }
 
-// openTable reads a table, and checks its index.
-func openTable(path string, buf []byte) (t tableFile, err error) {
-	t.data, err = readFile(path, buf)
+// openTable reads a table, into buf if that is large enough, and checks its index.
+func openTable(path string, buf []byte) (tableFile, error) {
+	data, err := readFile(path, buf)
 	if err != nil {
-		return t, err
+		return tableFile{data: data}, err
 	}
+	return parseTable(data)
+}
+
+func parseTable(data []byte) (t tableFile, err error) {
+	t.data = data
 	defer func() { // a flatbuffer is not read with care
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the index is damaged: %v", r)

@@ -396,3 +396,50 @@ func TestUnknownKeysDoNotEvictOrFill(t *testing.T) {
 	require.Equal(t, st.Misses, s.Stats().Misses, "every hot key was still cached")
 	require.Less(t, heap(), before+(16<<20), "memory is bounded")
 }
+
+// Reads of keys that are not cached while eight writers commit, against the same while none does: p99-x-idle is the 99th
+// percentile of the one over the median of the other.
+func BenchmarkVerifyMissBesideWriters(b *testing.B) {
+	s := open(b, &keystore.Options{CacheSize: -1})
+	var tokens []string
+	for range 1000 {
+		tokens = append(tokens, create(b, s, keystore.Spec{}).Secret.Reveal())
+	}
+	n := 0
+	read := func() time.Duration {
+		n++
+		begin := time.Now()
+		if _, err := s.Verify(b.Context(), tokens[n%len(tokens)]); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(begin)
+	}
+	var idle, busy []time.Duration
+	for range 20_000 {
+		idle = append(idle, read())
+	}
+	var stop atomic.Bool
+	var writers sync.WaitGroup
+	for range 8 {
+		writers.Go(func() {
+			for !stop.Load() {
+				if _, err := s.Create(b.Context(), keystore.Spec{Name: "n"}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for b.Loop() {
+		busy = append(busy, read())
+		time.Sleep(100 * time.Microsecond) // a caller now and then, as a miss is, and not one that takes a core
+	}
+	stop.Store(true)
+	writers.Wait()
+	slices.Sort(busy)
+	p99 := busy[len(busy)*99/100]
+	b.ReportMetric(float64(median(idle).Nanoseconds()), "ns-idle-p50")
+	b.ReportMetric(float64(median(busy).Nanoseconds()), "ns-busy-p50")
+	b.ReportMetric(float64(p99.Nanoseconds()), "ns-busy-p99")
+	b.ReportMetric(float64(p99)/float64(median(idle)), "p99-x-idle")
+}

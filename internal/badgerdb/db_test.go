@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
@@ -534,41 +533,4 @@ func TestLock(t *testing.T) {
 	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	open(t, dir)
-}
-
-// Reads while eight writers commit, against reads while none does: x-idle is the ratio of the medians.
-func BenchmarkGetBesideWriters(b *testing.B) {
-	db := open(b, b.TempDir())
-	require.NoError(b, db.Apply(b.Context(), change("k", "v", 0)))
-	read := func() time.Duration {
-		begin := time.Now()
-		for range 100 {
-			_, _ = db.Get(b.Context(), []byte("k"))
-		}
-		return time.Since(begin)
-	}
-	var idle, busy []time.Duration
-	for range 200 {
-		idle = append(idle, read())
-	}
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for n := range 8 {
-		wg.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-					_ = db.Apply(context.Background(), change(fmt.Sprint(n, "-", i), "v", 0))
-				}
-			}
-		})
-	}
-	for b.Loop() {
-		busy = append(busy, read())
-	}
-	close(stop)
-	wg.Wait()
-	b.ReportMetric(float64(median(busy))/float64(median(idle)), "x-idle")
 }

@@ -41,6 +41,11 @@
 // share one write to the disk. After a write that failed, the store refuses everything with [ErrUnavailable] until it
 // is opened again, because nobody can know what the disk holds.
 //
+// What was acknowledged is not lost in silence either: [Open] refuses a directory in which something is damaged or
+// missing, with [ErrCorrupt], unless Options.Recover says otherwise. On a disk that is nearly full, Create and the like
+// return [ErrUnavailable], and wrap syscall.ENOSPC, while Revoke and Disable go on in a reserve; nothing has happened
+// then, and the store goes on when there is room.
+//
 // # Compatibility
 //
 // Options may change from one run to the next: keys that were issued under another prefix, secret length or charset

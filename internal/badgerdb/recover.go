@@ -148,34 +148,32 @@ func (db *DB) collect(from string, s *survey, slots []slot) (whole bool, left, e
 	return whole, errors.Join(append(damaged, report)...), nil
 }
 
-// salvageTables hands every entry of every whole block to put, and returns what is damaged of tables that the survey does
-// not know, and of blocks.
+// salvageTables hands every entry of every whole block to put, and returns what is damaged.
 func salvageTables(dir string, put func(version uint64, w write) error) (damaged []error, err error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.sst"))
 	if err != nil {
 		return nil, err
 	}
-	var buf []byte
 	for _, path := range paths {
-		t, err := openTable(path, buf)
-		buf = t.data
-		if err != nil {
-			damaged = append(damaged, fmt.Errorf("%s: nothing of it is left: %w", filepath.Base(path), err))
-			continue
-		}
 		var failed error
-		t.blocks(func(_ int, block []byte, damage error) {
-			if damage == nil {
-				damage = entries(block, func(key []byte, version uint64, value []byte) {
-					if failed == nil {
-						failed = put(version, write{y.Copy(key), y.Copy(value)})
-					}
-				})
-			}
+		note := func(damage error) {
 			if damage != nil {
 				damaged = append(damaged, fmt.Errorf("%s: %w", filepath.Base(path), damage))
 			}
-		})
+		}
+		note(withTable(path, func(t tableFile) error {
+			t.blocks(func(_ int, block []byte, damage error) {
+				if damage == nil {
+					damage = entries(block, func(key []byte, version uint64, value []byte) {
+						if failed == nil {
+							failed = put(version, write{y.Copy(key), y.Copy(value)})
+						}
+					})
+				}
+				note(damage)
+			})
+			return nil
+		}))
 		if failed != nil {
 			return nil, failed
 		}

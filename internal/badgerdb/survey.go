@@ -94,26 +94,24 @@ func (s *survey) readTables() error {
 	)
 	for range min(runtime.GOMAXPROCS(0), 8, len(manifest.Tables)) {
 		wg.Go(func() {
-			var t tableFile
 			for id := range ids {
 				name := table.IDToFilename(id)
 				var version uint64
 				var newest head
-				var err error
-				t, err = openTable(filepath.Join(s.dir, name), t.data)
-				if err == nil {
+				err := withTable(filepath.Join(s.dir, name), func(t tableFile) (err error) {
 					version, newest, err = t.check()
-				}
+					return err
+				})
 				mu.Lock()
-				var fault *os.PathError
+				var unread *fs.PathError
 				switch {
 				case err == nil:
 					s.tables = max(s.tables, version)
 					s.found(newest)
-				case errors.As(err, &fault) && !errors.Is(err, fs.ErrNotExist):
-					failed = err
 				case errors.Is(err, fs.ErrNotExist):
 					s.damaged(name, errors.New("it is missing"))
+				case errors.As(err, &unread):
+					failed = err
 				default:
 					s.damaged(name, err)
 				}

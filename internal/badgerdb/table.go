@@ -3,8 +3,10 @@ package badgerdb
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
+	"runtime/debug"
 
 	"google.golang.org/protobuf/proto"
 
@@ -29,22 +31,33 @@ type tableFile struct {
 	index *fb.TableIndex
 }
 
-// openTable reads a table, into buf if that is large enough, and checks its index.
-func openTable(path string, buf []byte) (tableFile, error) {
-	data, err := readFile(path, buf)
+// withTable calls use with a table whose index is whole. The table is good until use returns. A *fs.PathError says that
+// the file could not be read, and any other error what is wrong with it.
+func withTable(path string, use func(t tableFile) error) (err error) {
+	data, unmap, err := mapFile(path)
 	if err != nil {
-		return tableFile{data: data}, err
+		return err
 	}
-	return parseTable(data)
+	defer unmap()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }:
+			err = &fs.PathError{Op: "read", Path: path, Err: errors.New("the disk gave an error")}
+		default:
+			err = errors.New("the index leads nowhere")
+		}
+	}()
+	t, err := parseTable(data)
+	if err != nil {
+		return err
+	}
+	return use(t)
 }
 
 func parseTable(data []byte) (t tableFile, err error) {
 	t.data = data
-	defer func() { // a flatbuffer is not read with care
-		if r := recover(); r != nil {
-			err = fmt.Errorf("the index is damaged: %v", r)
-		}
-	}()
 	rest, sum, ok := cutChecksum(t.data)
 	if !ok {
 		return t, fmt.Errorf("the end, from byte %d, is damaged", len(t.data))
@@ -56,7 +69,7 @@ func parseTable(data []byte) (t tableFile, err error) {
 	if y.VerifyChecksum(index, sum) != nil {
 		return t, fmt.Errorf("the index, from byte %d, is damaged", len(rest)-4-len(index))
 	}
-	t.index = fb.GetRootAsTableIndex(index, 0)
+	t.index = fb.GetRootAsTableIndex(index, 0) // read without care from now on, but it is what was written
 	return t, nil
 }
 
@@ -180,26 +193,4 @@ func cutOffsets(b []byte) (offsets []byte, ok bool) {
 		return nil, false
 	}
 	return rest[len(rest)-int(n):], true
-}
-
-// readFile reads a file into buf, if that is large enough.
-func readFile(path string, buf []byte) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if int64(cap(buf)) < info.Size() {
-		buf = make([]byte, info.Size())
-	}
-	buf = buf[:info.Size()]
-	n, err := f.ReadAt(buf, 0)
-	if n == len(buf) {
-		err = nil
-	}
-	return buf[:n], err
 }

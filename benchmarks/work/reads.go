@@ -178,8 +178,7 @@ func bareOptions(dir string) badger.Options {
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
-		WithVerifyValueChecksum(true).
+		WithChecksumVerificationMode(options.NoVerification).
 		WithMetricsEnabled(false).
 		WithDetectConflicts(false).
 		WithLogger(nil)

@@ -63,7 +63,7 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 	if ok && ss.Context().Value(http.ServerContextKey) == nil {
 		s.end = end
 		s.ended = make(chan struct{})
-		s.stop = context.AfterFunc(bound, func() {
+		s.stop = onEnd(bound, func() {
 			defer close(s.ended)
 			if s.cut() != nil {
 				// An error means that the connection is gone, and the handler is unblocked by that.
@@ -72,6 +72,18 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 		})
 	}
 	return s
+}
+
+// onEnd is context.AfterFunc, or what a keystore.Store's contexts have in its place, which does not start a goroutine for
+// each of the many streams that one Revoke ends. It is not called for the end of the parent then, of which there is
+// nothing to tell.
+func onEnd(bound context.Context, f func()) (stop func() bool) {
+	if b, ok := bound.(interface {
+		OnEnd(f func()) (stop func() bool)
+	}); ok {
+		return b.OnEnd(f)
+	}
+	return context.AfterFunc(bound, f)
 }
 
 // settle waits until nothing of s runs any more. The handler has returned, or panicked: then nobody but settle sees

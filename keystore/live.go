@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
@@ -19,15 +18,17 @@ import (
 // admitted by, and has ended if one of them did not admit it. Two changes may tell it in either order; one that comes
 // late is judged all the same, because a key that was disabled and enabled again was disabled.
 type live struct {
+	context.Context      // derived from the caller's
 	fence.Binding[entry] // registered under id; its functions are those of this type
 
 	store *Store
 	id    token.ID
 	since time.Time
 	end   context.CancelCauseFunc
-	over  atomic.Bool // ended, by the store or its owner
 
 	mu       sync.Mutex // guards all below
+	over     bool       // ended, by the store or its owner, and nothing is to follow that has not begun
+	follow   func()     // OnEnd's; nil: none
 	told     []*entry   // what it was told before it was admitted
 	first    *entry     // by which it was admitted; nil until then
 	latest   *entry     // by which it goes on
@@ -35,9 +36,10 @@ type live struct {
 	timer    *time.Timer
 }
 
-func (s *Store) newLive(id token.ID, end context.CancelCauseFunc) *live {
-	l := &live{store: s, id: id, since: time.Now(), end: end}
-	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.cut}
+func (s *Store) newLive(ctx context.Context, id token.ID) *live {
+	l := &live{store: s, id: id, since: time.Now()}
+	l.Context, l.end = context.WithCancelCause(ctx)
+	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.end, Ended: l.ended}
 	return l
 }
 
@@ -59,19 +61,21 @@ func (l *live) admit(e *entry, rotation uint32) {
 	}
 }
 
-// changed is told of a new value of the key.
-func (l *live) changed(e *entry) {
+// changed is told of a new value of the key, and reports whether that ended it.
+func (l *live) changed(e *entry) bool {
 	l.mu.Lock()
 	if l.first == nil {
 		l.told = append(l.told, e)
 		l.mu.Unlock()
-		return
+		return false
 	}
 	err := l.judgeLocked(e)
 	l.mu.Unlock()
-	if err != nil {
-		l.cut(err)
+	if err == nil {
+		return false
 	}
+	l.end(err)
+	return true
 }
 
 // judgeLocked returns why the value ends it, if it does.
@@ -134,16 +138,53 @@ func (l *live) armLocked(until time.Time) {
 func (l *live) cut(cause error) {
 	l.end(cause)
 	l.store.fence.Release(l.id, &l.Binding)
-	if !l.over.Swap(true) && l.store.observer != nil {
-		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: cause, After: time.Since(l.since)})
+	if follow := l.ended(); follow != nil {
+		go follow()
 	}
+}
+
+// ended is called when it has ended and been forgotten. It returns what is to follow.
+func (l *live) ended() (follow func()) {
+	l.mu.Lock()
+	again := l.over
+	follow = l.follow
+	l.over, l.follow = true, nil
+	l.mu.Unlock()
+	if !again && l.store.observer != nil {
+		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: context.Cause(l), After: time.Since(l.since)})
+	}
+	return follow
 }
 
 // release ends it at its owner's wish.
 func (l *live) release() {
 	l.mu.Lock()
 	l.armLocked(time.Time{})
+	l.over, l.follow = true, nil
 	l.mu.Unlock()
-	l.over.Store(true)
 	l.cut(context.Canceled)
+}
+
+// OnEnd has f called when the store has ended the context, and not when its parent has. The interceptor looks for this
+// method. It differs from [context.AfterFunc] in that the end of many contexts at once does not start a goroutine for
+// each, and that f is not called before all of them have ended. Like there, stop reports whether it kept f from being
+// called; what f does may block.
+func (l *live) OnEnd(f func()) (stop func() bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.over:
+		go f()
+		return func() bool { return false }
+	case l.follow != nil:
+		return context.AfterFunc(l, f) // there is room for one
+	}
+	l.follow = f
+	return func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		kept := l.follow != nil
+		l.follow = nil
+		return kept
+	}
 }

@@ -308,7 +308,7 @@ var errNoKey = trouble("read", ErrNotFound)
 // apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
 // cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle is called there with the
 // outcome, once, before apply returns it. Where apply did not wait for the outcome, the change may
-// happen yet.
+// happen yet. Once the backend has answered, the outcome is known, however long settle takes to tell of it.
 func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error)) error {
 	s.mu.Lock()
 	if s.closing {
@@ -316,22 +316,28 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 		settle(ErrClosed)
 		return ErrClosed
 	}
+	var known atomic.Bool
 	done := make(chan error, 1)
 	s.changes.Go(func() {
 		err := s.backend.Apply(context.WithoutCancel(ctx), c...)
+		known.Store(true)
 		settle(err)
 		done <- err
 	})
 	s.mu.Unlock()
+	var err error
 	select {
-	case err := <-done:
-		if err == nil || errors.Is(err, backend.ErrConflict) {
-			return err
-		}
-		s.noteFailure(err)
-		s.log.Error("API key store could not write", "error", err)
-		return trouble("write", err)
+	case err = <-done:
 	case <-ctx.Done():
-		return fmt.Errorf("keystore: write: the outcome is not known: %w", endOf(ctx))
+		if !known.Load() {
+			return fmt.Errorf("keystore: write: the outcome is not known: %w", endOf(ctx))
+		}
+		err = <-done
 	}
+	if err == nil || errors.Is(err, backend.ErrConflict) {
+		return err
+	}
+	s.noteFailure(err)
+	s.log.Error("API key store could not write", "error", err)
+	return trouble("write", err)
 }

@@ -107,23 +107,22 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 	if !ok {
 		return nil, nil, nil, s.refuse(text, s.malformed(ctx))
 	}
-	bound, end := context.WithCancelCause(ctx)
-	l := s.newLive(id, end)
+	l := s.newLive(ctx, id)
 	e, rotation, err := s.admitBound(ctx, id, text, &l.Binding)
 	if err != nil {
-		end(err)
+		l.end(err)
 		return nil, nil, nil, s.refuse(text, err)
 	}
 	l.admit(e, rotation)
 	// It may have ended since.
-	if err := context.Cause(bound); err != nil {
+	if err := context.Cause(l); err != nil {
 		l.release()
 		return nil, nil, nil, s.refuse(text, err)
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
 	}
-	return bound, &e.key, l.release, nil
+	return l, &e.key, l.release, nil
 }
 
 // malformed returns what to say of a text that is no token: trouble comes first.

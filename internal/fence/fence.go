@@ -18,7 +18,6 @@
 package fence
 
 import (
-	"context"
 	"maps"
 	"math"
 	"slices"
@@ -58,7 +57,9 @@ type ID = [16]byte
 //     committed after 2, so its End is still to come and will find the binding. (Requiring an unmoved generation too
 //     would be right, and would make binds wait for, or fail because of, every commit in flight.)
 //  4. A binding that an End finds is told before that End returns, and outside the lock, because it runs code of the
-//     caller's. Two changes of one ID may tell it in either order.
+//     caller's. Two changes of one ID may tell it in either order. It stays registered until it has been told: another
+//     End of its ID finds it too, and does not return before it has ended. Those that a value ends are then taken out
+//     together, and only when all have ended does any of them do more about it than end.
 //
 // A lock would cost a hit as much as finding the value, and a hot key's would be fetched from core to core. So a front
 // stands before the LRU, which step 1 looks at first, with no lock, unless it is to bind:
@@ -117,12 +118,17 @@ type shard[V any] struct {
 	_ [64]byte // so that no two locks are in one cache line
 }
 
-// A Binding is something that lives under a key until the key no longer admits it. It is compared by address.
+// A Binding is something that lives under a key until the key no longer admits it. It is compared by address. Its
+// functions may be called again, and at once.
 type Binding[V any] struct {
-	// Changed is told of each new value that is committed, after all that was committed before. It must not block.
-	Changed func(v *V)
-	// Cut ends it, whatever the value. It must not block. It may be called again, and with Changed at once.
-	Cut context.CancelCauseFunc
+	// Changed is told of each new value that is committed, after all that was committed before, and reports whether that
+	// ended it. It must not block, nor call the fence: a change has thousands to tell.
+	Changed func(v *V) (ended bool)
+	// Cut ends it, whatever the value, and otherwise is like Changed.
+	Cut func(cause error)
+	// Ended is called when it has ended by one of these and been released, and so have all others that the same call
+	// ends. It should not block. What it returns, if not nil, follows in the background, and may block.
+	Ended func() (follow func())
 }
 
 // A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
@@ -278,8 +284,14 @@ func (f *Fence[V]) Release(id ID, b *Binding[V]) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.releaseLocked(id, b)
+}
+
+func (s *shard[V]) releaseLocked(id ID, all ...*Binding[V]) {
 	set := s.bound[id]
-	delete(set, b)
+	for _, b := range all {
+		delete(set, b)
+	}
 	if len(set) == 0 {
 		delete(s.bound, id)
 	}
@@ -313,9 +325,7 @@ func (f *Fence[V]) End(id ID, v *V) {
 		live = s.tellLocked(id)
 	}
 	s.mu.Unlock()
-	for _, b := range live {
-		b.Changed(v)
-	}
+	s.end(id, live, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
 // Tell tells every binding of id of a value that is committed already, by somebody else, whose End may not have come
@@ -325,9 +335,7 @@ func (f *Fence[V]) Tell(id ID, v *V) {
 	s.mu.Lock()
 	live := s.tellLocked(id)
 	s.mu.Unlock()
-	for _, b := range live {
-		b.Changed(v)
-	}
+	s.end(id, live, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
 // Cut ends every binding of id and evicts it, whatever the store says. It is how a revocation whose outcome is unknown
@@ -338,9 +346,7 @@ func (f *Fence[V]) Cut(id ID, cause error) {
 	f.invalidateLocked(s, id, true, true, true)
 	live := s.tellLocked(id)
 	s.mu.Unlock()
-	for _, b := range live {
-		b.Cut(cause)
-	}
+	s.end(id, live, func(b *Binding[V]) bool { b.Cut(cause); return true })
 }
 
 // Close ends every binding and registers no more.
@@ -349,13 +355,10 @@ func (f *Fence[V]) Close(cause error) {
 		s := &f.shards[i]
 		s.mu.Lock()
 		s.closed = true
-		var live []*Binding[V]
-		for id := range s.bound {
-			live = append(live, s.tellLocked(id)...)
-		}
+		ids := slices.Collect(maps.Keys(s.bound))
 		s.mu.Unlock()
-		for _, b := range live {
-			b.Cut(cause)
+		for _, id := range ids {
+			f.Cut(id, cause)
 		}
 	}
 }
@@ -393,8 +396,31 @@ func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool)
 	}
 }
 
-// tellLocked returns the bindings to tell. They stay registered until they are released.
+// tellLocked returns the bindings to tell, which stay registered meanwhile.
 func (s *shard[V]) tellLocked(id ID) []*Binding[V] {
 	s.told++
 	return slices.Collect(maps.Keys(s.bound[id]))
+}
+
+// end tells bindings of id, and finishes with those that it ends.
+func (s *shard[V]) end(id ID, live []*Binding[V], tell func(*Binding[V]) (ended bool)) {
+	var ended []*Binding[V]
+	for _, b := range live {
+		if tell(b) {
+			ended = append(ended, b)
+		}
+	}
+	if len(ended) == 0 {
+		return
+	}
+	s.mu.Lock()
+	s.releaseLocked(id, ended...)
+	s.mu.Unlock()
+	var follow []func()
+	for _, b := range ended {
+		if f := b.Ended(); f != nil {
+			follow = append(follow, f)
+		}
+	}
+	callInTurn(follow)
 }

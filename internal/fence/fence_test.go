@@ -101,8 +101,9 @@ func TestBindings(t *testing.T) {
 	var cut []error
 	binding := func() *Binding[value] {
 		return &Binding[value]{
-			Changed: func(v *value) { told = append(told, v.n) },
+			Changed: func(v *value) bool { told = append(told, v.n); return false },
 			Cut:     func(err error) { cut = append(cut, err) },
+			Ended:   func() func() { return nil },
 		}
 	}
 
@@ -129,9 +130,10 @@ func TestBindings(t *testing.T) {
 	require.Equal(t, []int64{5, 5, 6, 6}, told)
 	f.Cut(id(1), cause)
 	require.Equal(t, []error{cause, cause}, cut)
+	require.Equal(t, 1, f.Stats().Bound, "whoever has ended is released")
 
 	f.Close(cause)
-	require.Len(t, cut, 5, "whoever is not released is told again")
+	require.Equal(t, []error{cause, cause, cause}, cut)
 	_, ticket = f.Get(id(2), other)
 	require.False(t, f.Put(id(2), val(2, 2), ticket, other), "nothing is bound after Close")
 	f.Release(id(1), onMiss)
@@ -209,7 +211,10 @@ func prober(w *world) []func() {
 
 // binder is a Bind, in its three steps. The new value does not admit it.
 func binder(w *world) []func() {
-	b := &Binding[value]{Changed: func(v *value) { w.ended = v.n == newValue }}
+	b := &Binding[value]{
+		Changed: func(v *value) bool { w.ended = v.n == newValue; return w.ended },
+		Ended:   func() func() { return nil },
+	}
 	var (
 		ticket Ticket
 		v      *value
@@ -399,16 +404,17 @@ func TestConcurrent(t *testing.T) {
 				default:
 				}
 				floor := announced.Load()
-				// It counts itself once, when it is told of a value beyond its own, and leaves.
-				var over sync.Once
-				b := new(Binding[value])
-				b.Changed = func(*value) {
-					over.Do(func() {
-						live.Add(-1)
-						f.Release(id(1), b)
-					})
+				// It counts itself once, when it is told of a value beyond its own, or leaves.
+				over := sync.OnceFunc(func() { live.Add(-1) })
+				b := &Binding[value]{
+					Changed: func(*value) bool { return true },
+					Cut:     func(error) {},
+					Ended:   func() func() { over(); return nil },
 				}
-				b.Cut = func(error) { b.Changed(nil) }
+				leave := func() {
+					f.Release(id(1), b)
+					over()
+				}
 				v, ticket := f.Get(id(1), nil)
 				if v == nil {
 					v = val(1, committed.Load())
@@ -425,13 +431,13 @@ func TestConcurrent(t *testing.T) {
 					v = val(1, committed.Load())
 					live.Add(1) // before it can be cancelled
 					if ok = f.Put(id(1), v, ticket, b); !ok {
-						b.Changed(nil)
+						leave()
 					}
 				} else {
 					live.Add(1)
 				}
 				if live.Load() > 100 {
-					b.Changed(nil)
+					leave()
 				}
 				if v.n < max(floor, least) {
 					t.Errorf("bound with %d, after %d was announced and %d was read", v.n, floor, least)

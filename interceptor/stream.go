@@ -46,6 +46,7 @@ type stream struct {
 	grpc.ServerStream
 	ctx   *callContext
 	bound context.Context
+	kept  kept                  // bound; nil if it is not such a one
 	told  func() *status.Status // what the client is told of a cut; the same each time
 
 	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
@@ -58,12 +59,13 @@ type stream struct {
 
 func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, tell func(cause error) *status.Status) *stream {
 	s := &stream{ServerStream: ss, ctx: ctx, bound: bound}
-	s.told = sync.OnceValue(func() *status.Status { return tell(context.Cause(bound)) })
+	s.kept, _ = bound.(kept)
+	s.told = sync.OnceValue(func() *status.Status { return tell(s.cause()) })
 	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
 	if ok && ss.Context().Value(http.ServerContextKey) == nil {
 		s.end = end
 		s.ended = make(chan struct{})
-		s.stop = onEnd(bound, func() {
+		s.stop = s.onEnd(func() {
 			defer close(s.ended)
 			if s.cut() != nil {
 				// An error means that the connection is gone, and the handler is unblocked by that.
@@ -74,16 +76,31 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 	return s
 }
 
-// onEnd is context.AfterFunc, or what a keystore.Store's contexts have in its place, which does not start a goroutine for
-// each of the many streams that one Revoke ends. It is not called for the end of the parent then, of which there is
-// nothing to tell.
-func onEnd(bound context.Context, f func()) (stop func() bool) {
-	if b, ok := bound.(interface {
-		OnEnd(f func()) (stop func() bool)
-	}); ok {
-		return b.OnEnd(f)
+// A kept is a context of a keystore.Store's, which keeps many under one key. It spares the Revoke that ends them all what
+// the functions of package context cost: a wait behind the goroutines that those would start.
+type kept interface {
+	// Cause returns why the store has ended the context, or nil.
+	Cause() error
+	// OnEnd has f called when it has. Stop reports whether it kept f from being called.
+	OnEnd(f func()) (stop func() bool)
+}
+
+func (s *stream) onEnd(f func()) (stop func() bool) {
+	if s.kept != nil {
+		return s.kept.OnEnd(f)
 	}
-	return context.AfterFunc(bound, f)
+	return context.AfterFunc(s.bound, f)
+}
+
+// cause returns why bound has ended, or nil.
+func (s *stream) cause() error {
+	if s.kept != nil {
+		return s.kept.Cause()
+	}
+	if s.bound.Err() == nil {
+		return nil
+	}
+	return context.Cause(s.bound)
 }
 
 // settle waits until nothing of s runs any more. The handler has returned, or panicked: then nobody but settle sees
@@ -104,7 +121,7 @@ func (s *stream) cut() error {
 	if st := s.spent.Load(); st != nil {
 		return st.Err()
 	}
-	if s.bound.Err() == nil || !isCut(context.Cause(s.bound)) {
+	if cause := s.cause(); cause == nil || !isCut(cause) {
 		return nil
 	}
 	return s.told().Err()

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
@@ -14,21 +15,31 @@ import (
 // A live is a context that Bind gave out. It is registered with the fence before it is known whether the token admits,
 // so that no change can pass it by, and hears of each change of the key until it ends.
 //
-// The invariant: once it has been admitted, it has heard of every change that is committed after the value that it was
-// admitted by, and has ended if one of them did not admit it. Two changes may tell it in either order; one that comes
-// late is judged all the same, because a key that was disabled and enabled again was disabled.
+// The invariants:
+//
+//  1. Once it has been admitted, it has heard of every change that is committed after the value that it was admitted by,
+//     and has ended if one of them did not admit it. Two changes may tell it in either order; one that comes late is
+//     judged all the same, because a key that was disabled and enabled again was disabled.
+//  2. It has ended when cause is set: from then on Done is closed and Err is not nil, to whoever looks. To cancel a
+//     context takes microseconds, which a Revoke of 10,000 has not; and only who has asked for Done can be waiting. So
+//     where nobody has, the first look makes up for it, or else follow does. Done sets asked before it looks at cause,
+//     and stop sets cause before it looks at asked: one of them sees the other.
+//  3. Once the store has ended it, what OnEnd was given is called, unless its owner releases it first.
 type live struct {
-	context.Context      // derived from the caller's
+	context.Context      // derived from the caller's; what to look at is that of live
 	fence.Binding[entry] // registered under id; its functions are those of this type
 
 	store *Store
 	id    token.ID
 	since time.Time
-	end   context.CancelCauseFunc
+	end   context.CancelCauseFunc // of Context
+	cause atomic.Pointer[error]   // why the store, or its owner, has ended it
+	asked atomic.Bool             // for Done
 
 	mu       sync.Mutex // guards all below
-	over     bool       // ended, by the store or its owner, and nothing is to follow that has not begun
-	follow   func()     // OnEnd's; nil: none
+	reported bool       // to the observer, or its owner released it
+	over     bool       // what was to follow has followed
+	onEnd    func()     // what is to follow; nil: nothing
 	told     []*entry   // what it was told before it was admitted
 	first    *entry     // by which it was admitted; nil until then
 	latest   *entry     // by which it goes on
@@ -39,8 +50,52 @@ type live struct {
 func (s *Store) newLive(ctx context.Context, id token.ID) *live {
 	l := &live{store: s, id: id, since: time.Now()}
 	l.Context, l.end = context.WithCancelCause(ctx)
-	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.end, Ended: l.ended}
+	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.stop, Follow: l.follow}
+	if s.observer != nil {
+		l.Ended = l.report
+	}
 	return l
+}
+
+func (l *live) Done() <-chan struct{} {
+	l.asked.Store(true)
+	l.cancel()
+	return l.Context.Done()
+}
+
+func (l *live) Err() error {
+	l.cancel()
+	return l.Context.Err()
+}
+
+// Value is how context.Cause looks, too.
+func (l *live) Value(key any) any {
+	l.cancel()
+	return l.Context.Value(key)
+}
+
+// Cause returns why the store, or its owner, has ended the context, or nil; the end of its parent does not count. It is
+// for the interceptor, which asks twice for each message.
+func (l *live) Cause() error {
+	if cause := l.cause.Load(); cause != nil {
+		return *cause
+	}
+	return nil
+}
+
+// cancel makes up for what stop left.
+func (l *live) cancel() {
+	if cause := l.cause.Load(); cause != nil {
+		l.end(*cause)
+	}
+}
+
+// stop ends it. A second call does nothing.
+func (l *live) stop(cause error) {
+	l.cause.CompareAndSwap(nil, &cause)
+	if l.asked.Load() {
+		l.cancel()
+	}
 }
 
 // admit starts it, by what was decided about its token.
@@ -71,11 +126,10 @@ func (l *live) changed(e *entry) bool {
 	}
 	err := l.judgeLocked(e)
 	l.mu.Unlock()
-	if err == nil {
-		return false
+	if err != nil {
+		l.stop(err)
 	}
-	l.end(err)
-	return true
+	return err != nil
 }
 
 // judgeLocked returns why the value ends it, if it does.
@@ -136,39 +190,48 @@ func (l *live) armLocked(until time.Time) {
 
 // cut ends it, and forgets it: it has nothing more to hear. It is called with no lock held.
 func (l *live) cut(cause error) {
-	l.end(cause)
+	l.stop(cause)
 	l.store.fence.Release(l.id, &l.Binding)
-	if follow := l.ended(); follow != nil {
-		go follow()
+	l.report()
+	l.follow()
+}
+
+// report tells the observer, once, and only if it is the store that has ended it.
+func (l *live) report() {
+	l.mu.Lock()
+	again := l.reported
+	l.reported = true
+	l.mu.Unlock()
+	if !again && l.store.observer != nil {
+		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: l.Cause(), After: time.Since(l.since)})
 	}
 }
 
-// ended is called when it has ended and been forgotten. It returns what is to follow.
-func (l *live) ended() (follow func()) {
+// follow does what nobody waits for.
+func (l *live) follow() {
 	l.mu.Lock()
-	again := l.over
-	follow = l.follow
-	l.over, l.follow = true, nil
+	f := l.onEnd
+	l.onEnd, l.over = nil, true
 	l.mu.Unlock()
-	if !again && l.store.observer != nil {
-		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: context.Cause(l), After: time.Since(l.since)})
+	l.cancel()
+	if f != nil {
+		f()
 	}
-	return follow
 }
 
 // release ends it at its owner's wish.
 func (l *live) release() {
 	l.mu.Lock()
 	l.armLocked(time.Time{})
-	l.over, l.follow = true, nil
+	l.reported, l.onEnd = true, nil
 	l.mu.Unlock()
 	l.cut(context.Canceled)
 }
 
 // OnEnd has f called when the store has ended the context, and not when its parent has. The interceptor looks for this
 // method. It differs from [context.AfterFunc] in that the end of many contexts at once does not start a goroutine for
-// each, and that f is not called before all of them have ended. Like there, stop reports whether it kept f from being
-// called; what f does may block.
+// each, and that f is not called before all of them have ended. What f does may block. Stop reports whether it kept f from
+// being called: it does not if the context has ended, even if f has not begun.
 func (l *live) OnEnd(f func()) (stop func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -176,15 +239,17 @@ func (l *live) OnEnd(f func()) (stop func() bool) {
 	case l.over:
 		go f()
 		return func() bool { return false }
-	case l.follow != nil:
+	case l.onEnd != nil:
 		return context.AfterFunc(l, f) // there is room for one
 	}
-	l.follow = f
+	l.onEnd = f
 	return func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		kept := l.follow != nil
-		l.follow = nil
-		return kept
+		if l.onEnd == nil || l.Cause() != nil {
+			return false
+		}
+		l.onEnd = nil
+		return true
 	}
 }

@@ -126,9 +126,11 @@ type Binding[V any] struct {
 	Changed func(v *V) (ended bool)
 	// Cut ends it, whatever the value, and otherwise is like Changed.
 	Cut func(cause error)
-	// Ended is called when it has ended by one of these and been released, and so have all others that the same call
-	// ends. It should not block. What it returns, if not nil, follows in the background, and may block.
-	Ended func() (follow func())
+	// Ended, if not nil, is called when it has ended by one of these and been released, and so have all others that the
+	// same call ends. It should be quick.
+	Ended func()
+	// Follow is called in the background after Ended, and may block.
+	Follow func()
 }
 
 // A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
@@ -404,7 +406,7 @@ func (s *shard[V]) tellLocked(id ID) []*Binding[V] {
 
 // end tells bindings of id, and finishes with those that it ends.
 func (s *shard[V]) end(id ID, live []*Binding[V], tell func(*Binding[V]) (ended bool)) {
-	var ended []*Binding[V]
+	ended := live[:0]
 	for _, b := range live {
 		if tell(b) {
 			ended = append(ended, b)
@@ -416,11 +418,10 @@ func (s *shard[V]) end(id ID, live []*Binding[V], tell func(*Binding[V]) (ended 
 	s.mu.Lock()
 	s.releaseLocked(id, ended...)
 	s.mu.Unlock()
-	var follow []func()
 	for _, b := range ended {
-		if f := b.Ended(); f != nil {
-			follow = append(follow, f)
+		if b.Ended != nil {
+			b.Ended()
 		}
 	}
-	callInTurn(follow)
+	go follow(ended)
 }

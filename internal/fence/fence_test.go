@@ -103,7 +103,7 @@ func TestBindings(t *testing.T) {
 		return &Binding[value]{
 			Changed: func(v *value) bool { told = append(told, v.n); return false },
 			Cut:     func(err error) { cut = append(cut, err) },
-			Ended:   func() func() { return nil },
+			Follow:  func() {},
 		}
 	}
 
@@ -213,7 +213,7 @@ func prober(w *world) []func() {
 func binder(w *world) []func() {
 	b := &Binding[value]{
 		Changed: func(v *value) bool { w.ended = v.n == newValue; return w.ended },
-		Ended:   func() func() { return nil },
+		Follow:  func() {},
 	}
 	var (
 		ticket Ticket
@@ -409,7 +409,8 @@ func TestConcurrent(t *testing.T) {
 				b := &Binding[value]{
 					Changed: func(*value) bool { return true },
 					Cut:     func(error) {},
-					Ended:   func() func() { over(); return nil },
+					Ended:   over,
+					Follow:  func() {},
 				}
 				leave := func() {
 					f.Release(id(1), b)

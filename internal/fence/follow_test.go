@@ -1,0 +1,90 @@
+package fence
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Of the bindings that one call ends, all have ended and been released when the first is to do more, and End does not wait
+// for what follows.
+func TestAllEndBeforeAnythingFollows(t *testing.T) {
+	const bindings = 100
+	for name, end := range map[string]func(f *Fence[value]){
+		"End":   func(f *Fence[value]) { f.Begin(id(1)); f.End(id(1), val(1, newValue)) },
+		"Tell":  func(f *Fence[value]) { f.Tell(id(1), val(1, newValue)) },
+		"Cut":   func(f *Fence[value]) { f.Cut(id(1), nil) },
+		"Close": func(f *Fence[value]) { f.Close(nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFence(4)
+			load(f, 1, oldValue)
+			ended, reported := 0, 0
+			returned := make(chan struct{})
+			var followed sync.WaitGroup
+			followed.Add(bindings)
+			for range bindings {
+				f.Get(id(1), &Binding[value]{
+					Changed: func(*value) bool { ended++; return true },
+					Cut:     func(error) { ended++ },
+					Ended: func() {
+						require.Equal(t, bindings, ended)
+						require.Zero(t, f.Stats().Bound)
+						reported++
+					},
+					Follow: func() {
+						<-returned
+						followed.Done()
+					},
+				})
+			}
+			end(f)
+			require.Equal(t, bindings, reported)
+			close(returned)
+			followed.Wait()
+		})
+	}
+}
+
+// What follows and does not come back holds up the others once, wherever in the line it is. If all of it blocks, all of it
+// is soon under way.
+func TestFollowersThatBlock(t *testing.T) {
+	const all = 1000
+	for name, tt := range map[string]struct {
+		blocks func(i int) bool
+		within time.Duration
+	}{
+		"none":      {func(int) bool { return false }, 0},
+		"the first": {func(i int) bool { return i == 0 }, patience},
+		"some":      {func(i int) bool { return i%100 == 0 }, 10 * patience},
+		"all":       {func(int) bool { return true }, 9 * patience}, // 1+2+4+…+2^9 > 1000
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				var begun, over sync.WaitGroup
+				var bindings []*Binding[value]
+				for i := range all {
+					begun.Add(1)
+					over.Add(1)
+					bindings = append(bindings, &Binding[value]{Follow: func() {
+						begun.Done()
+						if tt.blocks(i) {
+							<-release
+						}
+						over.Done()
+					}})
+				}
+				start := time.Now()
+				go follow(bindings)
+				begun.Wait()
+				require.LessOrEqual(t, time.Since(start), tt.within)
+				close(release)
+				over.Wait()
+			}) // which also waits until every goroutine has ended
+		})
+	}
+}

@@ -1,0 +1,162 @@
+package keystore
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+func boundLive(t *testing.T, parent context.Context) *live {
+	r := newRig(t, fence.TwoPhase)
+	ctx, _, release, err := r.store.Bind(parent, r.issued.Secret.Reveal())
+	require.NoError(t, err)
+	t.Cleanup(release)
+	return ctx.(*live)
+}
+
+// A context that nobody has asked for Done is only marked by stop. Whatever is looked at next shows that it has ended.
+func TestAMarkedContextHasEnded(t *testing.T) {
+	type key struct{}
+	for name, look := range map[string]func(t *testing.T, l *live){
+		"Err":  func(t *testing.T, l *live) { require.ErrorIs(t, l.Err(), context.Canceled) },
+		"Done": func(t *testing.T, l *live) { <-l.Done() },
+		"Cause": func(t *testing.T, l *live) {
+			require.ErrorIs(t, context.Cause(l), ErrRevoked)
+		},
+		"Err of a value's": func(t *testing.T, l *live) {
+			require.Error(t, context.WithValue(l, key{}, 1).Err())
+		},
+		"Cause of a value's": func(t *testing.T, l *live) {
+			require.ErrorIs(t, context.Cause(context.WithValue(l, key{}, 1)), ErrRevoked)
+		},
+		"a derived context": func(t *testing.T, l *live) {
+			ctx, cancel := context.WithCancel(l)
+			defer cancel()
+			require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
+		},
+		"follow": func(t *testing.T, l *live) { l.follow() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := boundLive(t, t.Context())
+			l.stop(ErrRevoked)
+			require.NoError(t, l.Context.Err(), "nobody has looked yet")
+			require.ErrorIs(t, l.Cause(), ErrRevoked)
+			look(t, l)
+			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
+			l.stop(ErrChanged)
+			require.ErrorIs(t, context.Cause(l), ErrRevoked, "the first cause stays")
+		})
+	}
+}
+
+// Whoever has asked for Done, or derived a context, is woken by stop itself.
+func TestWhoWaitsForAContextIsWoken(t *testing.T) {
+	for name, wait := range map[string]func(l *live) <-chan struct{}{
+		"Done": (*live).Done,
+		"Done of a derived context": func(l *live) <-chan struct{} {
+			ctx, cancel := context.WithCancel(l)
+			t.Cleanup(cancel)
+			return ctx.Done()
+		},
+		"AfterFunc": func(l *live) <-chan struct{} {
+			called := make(chan struct{})
+			context.AfterFunc(l, func() { close(called) })
+			return called
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := boundLive(t, t.Context())
+			woken := wait(l)
+			l.stop(ErrRevoked)
+			<-woken
+			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
+		})
+	}
+}
+
+// The two sides of the second invariant at once. One that misses the other waits for ever.
+func TestDoneAgainstStop(t *testing.T) {
+	l := boundLive(t, t.Context())
+	for range 10000 {
+		l := l.store.newLive(t.Context(), l.id)
+		go l.stop(ErrRevoked)
+		<-l.Done()
+	}
+}
+
+func TestOnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		parent, cancel := context.WithCancel(t.Context())
+		var calls atomic.Int64
+		call := func() { calls.Add(1) }
+
+		l := boundLive(t, parent)
+		stop := l.OnEnd(call)
+		require.True(t, stop())
+		require.False(t, stop(), "it has been kept from it already")
+		l.cut(ErrRevoked)
+		synctest.Wait()
+		require.Zero(t, calls.Load())
+		require.False(t, l.OnEnd(call)(), "it had ended")
+		synctest.Wait()
+		require.EqualValues(t, 1, calls.Load())
+
+		l = boundLive(t, parent)
+		stop, second := l.OnEnd(call), l.OnEnd(call)
+		l.stop(ErrRevoked)
+		require.False(t, stop(), "it has ended, and what follows is under way")
+		require.False(t, second())
+		l.cut(ErrRevoked)
+		synctest.Wait()
+		require.EqualValues(t, 3, calls.Load())
+
+		l = boundLive(t, parent)
+		stop = l.OnEnd(call)
+		cancel()
+		synctest.Wait()
+		require.Error(t, l.Err())
+		require.NoError(t, l.Cause())
+		require.True(t, stop(), "the end of its parent is not its own")
+		l.release()
+		synctest.Wait()
+		require.EqualValues(t, 3, calls.Load())
+	})
+}
+
+// slow takes longer to hear of things than a change may take.
+type slow struct{ Observer }
+
+func (slow) Ended(Ending)          { time.Sleep(time.Minute) }
+func (slow) Changed(Event)         { time.Sleep(time.Minute) }
+func (slow) Verified(Verification) {}
+
+// The outcome of a change is known as soon as the backend has answered. However long it takes to tell everybody, it is not
+// reported as unknown, neither for the store's timeout nor for the caller's.
+func TestSlowTellingIsNotDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, deadline := range map[string]time.Duration{"the store's timeout": time.Hour, "the caller's": time.Second} {
+			b := backendtest.NewMemory()
+			s, err := New(b, &Options{Observer: slow{}, Timeout: 10 * time.Second})
+			require.NoError(t, err)
+			issued, err := s.Create(t.Context(), Spec{Name: "test"})
+			require.NoError(t, err, name)
+			bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+			require.NoError(t, err)
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			begin := time.Now()
+			require.NoError(t, s.Revoke(ctx, issued.Key.ID, ""), name)
+			require.Equal(t, 2*time.Minute, time.Since(begin))
+			require.ErrorIs(t, context.Cause(bound), ErrRevoked)
+			cancel()
+			release()
+			require.NoError(t, s.Close())
+		}
+	})
+}

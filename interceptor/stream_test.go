@@ -68,15 +68,29 @@ type withContext struct {
 
 func (s *withContext) Context() context.Context { return s.ctx }
 
+// An embedder is a Verifier whose contexts are not those of the store that it has, but derived from them.
+type embedder struct{ *keystore.Store }
+
+func (e embedder) Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	bound, key, release, err := e.Store.Bind(ctx, token)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	type tag struct{}
+	return context.WithValue(bound, tag{}, "embedder's"), key, release, nil
+}
+
 func TestRevokeEndsStreams(t *testing.T) {
 	for _, transport := range []struct {
 		name  string
 		opts  []grpc.ServerOption
 		serve func(t testing.TB, svc *service, opts ...grpc.ServerOption) string
+		embed bool
 	}{
-		{"grpc-go's transport", nil, serve},
-		{"a transport that cannot end a stream", []grpc.ServerOption{hidden()}, serve},
-		{"an HTTP server", nil, nil},
+		{"grpc-go's transport", nil, serve, false},
+		{"grpc-go's transport under another Verifier", nil, serve, true},
+		{"a transport that cannot end a stream", []grpc.ServerOption{hidden()}, serve, false},
+		{"an HTTP server", nil, nil, false},
 	} {
 		for name, handler := range handlers {
 			t.Run(transport.name+", a handler "+name, func(t *testing.T) {
@@ -91,7 +105,11 @@ func TestRevokeEndsStreams(t *testing.T) {
 					returned <- err
 					return err
 				}}
-				opts := append(transport.opts, newAuth(t, store).ServerOptions()...)
+				var verifier interceptor.Verifier = store
+				if transport.embed {
+					verifier = embedder{store}
+				}
+				opts := append(transport.opts, newAuth(t, verifier).ServerOptions()...)
 				var conn *grpc.ClientConn
 				if transport.serve != nil {
 					conn = dial(t, transport.serve(t, svc, opts...))
@@ -381,8 +399,8 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 	requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
-// A handler that wakes from its context and panics may be faster than the watch that tells the client. Contexts that it
-// derived are cancelled before the watch starts, and give it that time.
+// A handler that wakes from its context and panics may be faster than the watch that tells the client, and waits for that.
+// Contexts that it derived are cancelled before the watch starts, and give it time to be.
 func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
 	store := openStore(t)
 	svc := &service{duplex: func(s duplexStream) error {

@@ -98,7 +98,7 @@ func (s *Store) refuse(text string, err error) error {
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
 //   - ErrClosed.
 //
-// The key is what it was when bound.
+// If ctx ends too, the cause may be that of ctx. The key is what it was when bound.
 //
 // Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
 // and ErrChanged if that happened meanwhile; the other results are nil with them.

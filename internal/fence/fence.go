@@ -401,7 +401,8 @@ func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool)
 // tellLocked returns the bindings to tell, which stay registered meanwhile.
 func (s *shard[V]) tellLocked(id ID) []*Binding[V] {
 	s.told++
-	return slices.Collect(maps.Keys(s.bound[id]))
+	set := s.bound[id]
+	return slices.AppendSeq(make([]*Binding[V], 0, len(set)), maps.Keys(set))
 }
 
 // end tells bindings of id, and finishes with those that it ends.

@@ -28,7 +28,7 @@ type Options struct {
 	SecretCharset string
 	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256().
 	Hasher hashing.Hasher
-	// CacheSize is the number of keys held in memory, some 600 bytes each. 0 means 65,536; negative means none: every
+	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
 	CacheSize int
 	// MaxLifetime is a policy: every key must expire, at most so long after the Create or the Update that says when. 0 or

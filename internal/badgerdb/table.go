@@ -33,12 +33,18 @@ type tableFile struct {
 
 // withTable calls use with a table whose index is whole. The table is good until use returns. A *fs.PathError says that
 // the file could not be read, and any other error what is wrong with it.
-func withTable(path string, use func(t tableFile) error) (err error) {
+func withTable(path string, use func(t tableFile) error) error {
 	data, unmap, err := mapFile(path)
 	if err != nil {
 		return err
 	}
 	defer unmap()
+	return readTable(path, data, use)
+}
+
+// readTable is withTable for what the file holds. An index with the right checksum may still be none, as where all is zero,
+// and a flatbuffer is read without care.
+func readTable(path string, data []byte, use func(t tableFile) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		switch recover().(type) {
@@ -69,7 +75,7 @@ func parseTable(data []byte) (t tableFile, err error) {
 	if y.VerifyChecksum(index, sum) != nil {
 		return t, fmt.Errorf("the index, from byte %d, is damaged", len(rest)-4-len(index))
 	}
-	t.index = fb.GetRootAsTableIndex(index, 0) // read without care from now on, but it is what was written
+	t.index = fb.GetRootAsTableIndex(index, 0)
 	return t, nil
 }
 

@@ -151,12 +151,15 @@ func entries(block []byte, visit func(key []byte, version uint64, value []byte))
 		if len(key) < 8 {
 			return fmt.Errorf("a key has no version")
 		}
-		var v y.ValueStruct
-		if e = e[rest:]; len(e) < 3 { // meta, user meta, expiry
+		const metas = 2
+		if e = e[rest:]; len(e) < metas {
 			return fmt.Errorf("a value is outside of its block")
 		}
-		v.Decode(e)
-		visit(y.ParseKey(key), y.ParseTs(key), v.Value)
+		_, expiry := binary.Uvarint(e[metas:])
+		if expiry <= 0 {
+			return fmt.Errorf("a value has no expiry")
+		}
+		visit(y.ParseKey(key), y.ParseTs(key), e[metas+expiry:])
 	}
 	return nil
 }

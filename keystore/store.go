@@ -37,6 +37,7 @@ type Store struct {
 	journal journal
 	turns   turns
 	limits  *limits
+	texts   texts
 	usage   usage
 
 	_       [64]byte // a flood of refusals is not to take from every core the cache lines that a hit reads

@@ -268,6 +268,7 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 	if e.digest.Scheme == s.decoy.Scheme {
 		e.digest.Scheme = s.decoy.Scheme // one text for all, that is always in the processor's cache
 	}
+	s.texts.share(&e.key)
 	e.key.limit = s.limits.of(id, &e.key)
 	return e, nil
 }

@@ -217,7 +217,7 @@ func (db *DB) commit(group []*request) error {
 // make commits what the transaction holds, which is that of the slot, to Badger and to last at once.
 func (db *DB) make(txn *badger.Txn, s slot) error {
 	kept := make(chan error, 1)
-	go func() { kept <- db.last.write(s) }()
+	go func() { kept <- db.keep(s) }()
 	err := errors.Join(txn.CommitAt(s.seq, nil), <-kept)
 	if err == nil && db.commitFault != nil {
 		err = db.commitFault()

@@ -52,6 +52,7 @@ func Open(dir string, opts Options) (*DB, error) {
 	db := &DB{
 		dir:     dir,
 		last:    l,
+		keep:    l.write,
 		queue:   make(chan *request),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -75,7 +75,7 @@ func runParallel(ctx context.Context, e *Env) (o *Outcome, err error) {
 			}})
 		}
 	}
-	s, err := measure.Rounds(ctx, e.rounds(41), e.progress("verifying in parallel"), contestants...)
+	s, err := measure.Rounds(ctx, e.rounds(101), e.progress("verifying in parallel"), contestants...)
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,7 @@ func runStream(ctx context.Context, e *Env) (o *Outcome, err error) {
 	var end closer
 	defer end.into(&err)
 	end.add(func() error { return peers.Close(both) })
-	rounds, messages := e.rounds(100), 5000 // in each direction, a turn
+	rounds, messages := e.rounds(250), 5000 // in each direction, a turn
 	cases := make([]measure.Contestant, 0, 2)
 	o = &Outcome{}
 	for _, p := range both {

@@ -60,7 +60,7 @@ func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	// A difference of 2 in 100 takes more rounds than the rest, and the two of them alone.
-	floor, err := measure.Rounds(ctx, e.rounds(60), e.progress("calling, with and without"), rate[peers.APIKey], rate[peers.NoAuth])
+	floor, err := measure.Rounds(ctx, e.rounds(150), e.progress("calling, with and without"), rate[peers.APIKey], rate[peers.NoAuth])
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func runWrites(ctx context.Context, e *Env) (o *Outcome, err error) {
 			}})
 		}
 	}
-	s, err := measure.Rounds(ctx, e.rounds(12), e.progress("writing"), contestants...)
+	s, err := measure.Rounds(ctx, e.rounds(24), e.progress("writing"), contestants...)
 	if err != nil {
 		return nil, err
 	}

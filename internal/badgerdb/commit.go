@@ -202,6 +202,9 @@ func (db *DB) commit(group []*request) error {
 	if len(next.writes) == 0 {
 		return nil
 	}
+	if err := db.compactions.vouch(); err != nil {
+		return err // what was expected may not be so
+	}
 	h := write{headKey, next.head.append(nil)}
 	if err := txn.SetEntry(badger.NewEntry(h.key, h.value)); err != nil {
 		return fmt.Errorf("badgerdb: write: %w", err)

@@ -12,6 +12,8 @@
 //     Badger drops acknowledged writes without a word where a bit of its log has flipped or a file is gone: see last.
 //   - A checksum in each entry, and none read by Badger, which takes a damaged block for one without the key, and then
 //     finds an older version in another table.
+//   - Compactions that are watched, because Badger goes on without a table that it could not make, and deletes those that
+//     it was made of: see compactions.
 //   - Space on the disk that is checked before each commit, because Badger writes to mapped files, where a full disk
 //     ends the process: see room.
 //   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286), and the version that
@@ -62,6 +64,8 @@ type DB struct {
 	durable atomic.Uint64         // timestamp of the last commit that is on disk
 	failed  atomic.Pointer[error] // set once; see invariant 4
 
+	compactions *compactions // those of badger
+
 	head head // after the last commit; the committer's
 	room room // the committer's
 
@@ -102,6 +106,7 @@ func (db *DB) Close() error {
 
 // closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
 func (db *DB) closeBadger() error {
+	release := db.hold() // of what is compacted while Badger is being closed
 	done := make(chan error, 1)
 	go func() { done <- db.badger.Close() }()
 	tick := time.NewTicker(time.Second)
@@ -111,6 +116,9 @@ func (db *DB) closeBadger() error {
 		case err := <-done:
 			if err != nil {
 				return fmt.Errorf("badger: %w", err)
+			}
+			if db.failed.Load() == nil && release != nil {
+				release()
 			}
 			return nil
 		case <-tick.C:
@@ -244,7 +252,11 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	}()
 	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
-	return f(txn)
+	err = f(txn)
+	if doubt := db.compactions.vouch(); doubt != nil {
+		return doubt
+	}
+	return err
 }
 
 // Get implements backend.Backend. A read of a mapped file cannot be interrupted: ctx is looked at before.
@@ -349,8 +361,9 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 // A logger passes on what Badger says: its chatter as detail. What it calls an error is something that it could not
 // write, and stops the DB.
 type logger struct {
-	to *slog.Logger
-	db *DB
+	to          *slog.Logger
+	db          *DB
+	compactions *compactions
 }
 
 func (l logger) Errorf(format string, args ...any) {
@@ -359,6 +372,14 @@ func (l logger) Errorf(format string, args ...any) {
 	l.db.fail("in the background", errors.New(text))
 }
 
-func (l logger) Warningf(format string, args ...any) { l.to.Warn(badgerText(format, args)) }
-func (l logger) Infof(format string, args ...any)    { l.to.Debug(badgerText(format, args)) }
-func (l logger) Debugf(format string, args ...any)   { l.to.Debug(badgerText(format, args)) }
+func (l logger) Warningf(format string, args ...any) {
+	l.to.Warn(badgerText(format, args))
+	l.compactions.hear(format, args)
+}
+
+func (l logger) Infof(format string, args ...any) { l.to.Debug(badgerText(format, args)) }
+
+func (l logger) Debugf(format string, args ...any) {
+	l.to.Debug(badgerText(format, args))
+	l.compactions.hear(format, args)
+}

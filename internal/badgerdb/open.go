@@ -106,9 +106,11 @@ func (db *DB) open(opts Options) error {
 	if err := s.tidy(); err != nil {
 		return err
 	}
+	db.compactions = newCompactions(db)
 	if db.badger, err = badger.OpenManaged(db.options(opts)); err != nil {
 		return openError(db.dir, err)
 	}
+	close(db.compactions.ready)
 	if isRecovery {
 		err = db.adopt()
 	} else {
@@ -117,7 +119,7 @@ func (db *DB) open(opts Options) error {
 	if err == nil {
 		return db.room.opened()
 	}
-	err = errors.Join(err, db.badger.Close())
+	err = errors.Join(err, db.closeBadger())
 	if isRecovery {
 		return err
 	}
@@ -177,7 +179,7 @@ func (db *DB) options(opts Options) badger.Options {
 		WithMetricsEnabled(false).
 		WithDetectConflicts(false). // there is one writer
 		WithNumVersionsToKeep(1).
-		WithLogger(logger{opts.Logger, db})
+		WithLogger(logger{opts.Logger, db, db.compactions})
 }
 
 // settle brings Badger to where the last commits are, and last to where Badger is.

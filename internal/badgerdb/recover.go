@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,7 +55,10 @@ func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (whol
 		return false, nil, err
 	}
 	to := &DB{dir: dir, room: newRoom(dir, usualMemtable, 0)}
-	if to.badger, err = badger.OpenManaged(to.options(opts).WithSyncWrites(false)); err != nil {
+	to.compactions = newCompactions(to)
+	// It is not compacted: that is watched only where tables are flushed in the order of commits.
+	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).WithNumLevelZeroTablesStall(math.MaxInt)
+	if to.badger, err = badger.OpenManaged(options); err != nil {
 		return false, nil, err
 	}
 	whole, left, err := to.collect(db.dir, s, slots)

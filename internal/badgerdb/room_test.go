@@ -104,7 +104,7 @@ func TestWhatPoisons(t *testing.T) {
 			require.NoError(t, db.last.file.Close())
 		},
 		"Badger cannot write a table": func(db *DB) {
-			logger{quiet, db}.Errorf("error flushing memtable to disk: %v, retrying", errors.New("input/output error"))
+			logger{to: quiet, db: db}.Errorf("error flushing memtable to disk: %v, retrying", errors.New("input/output error"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

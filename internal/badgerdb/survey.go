@@ -27,6 +27,8 @@ type survey struct {
 	dir    string
 	used   bool      // it has a manifest, tables, or logs
 	logs   []logFile // in their order
+	named  []string  // the tables that the manifest names
+	strays []string  // the other tables
 	tables uint64    // the highest version in a table that the manifest names
 	head   head      // the newest one that there is
 	damage []error   // what is certain to be wrong
@@ -120,11 +122,18 @@ func (s *survey) readTables() error {
 		})
 	}
 	for id := range manifest.Tables {
+		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))
 		ids <- id
 	}
 	close(ids)
 	wg.Wait()
-	return failed
+	paths, err := filepath.Glob(filepath.Join(s.dir, "*.sst"))
+	for _, path := range paths {
+		if !slices.Contains(s.named, path) {
+			s.strays = append(s.strays, path)
+		}
+	}
+	return errors.Join(failed, err)
 }
 
 func (s *survey) found(h head) {
@@ -190,8 +199,69 @@ func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 		return nil, s.corrupt(s.lost(seq, newest))
 	case seq > newest+1:
 		return nil, s.corrupt(fmt.Errorf("%s: its last commit is %d, and there are %d: it is an old one, or damaged", lastName, newest, seq))
+	default:
+		return redo, s.forgotten(newest)
 	}
-	return redo, nil
+}
+
+// forgotten returns an error if tables that the manifest does not name hold something, of the commits up to one, of which
+// no other file has this version or a later one.
+//
+// A process that ends in the middle of a compaction leaves such tables: new ones, whose old ones the manifest still names, or
+// old ones. They are superfluous, and Badger will delete them, unless the compaction went wrong; see compactions.
+func (s *survey) forgotten(upTo uint64) error {
+	newest := make(map[string]uint64)
+	for _, path := range s.strays {
+		// One that is damaged was not finished, or was being deleted.
+		if err := eachVersion(path, func(key []byte, version uint64) {
+			if version <= upTo {
+				newest[string(key)] = max(newest[string(key)], version)
+			}
+		}); errors.As(err, new(*fs.PathError)) {
+			return err
+		}
+	}
+	found := func(key []byte, version uint64) {
+		if v, ok := newest[string(key)]; ok && v <= version {
+			delete(newest, string(key))
+		}
+	}
+	for _, path := range s.named {
+		if len(newest) == 0 {
+			return nil
+		}
+		if err := eachVersion(path, found); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.logs {
+		if _, err := readLog(filepath.Join(s.dir, l.name), func(version uint64, writes []write) error {
+			for _, w := range writes {
+				found(w.key, version)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if len(newest) == 0 {
+		return nil
+	}
+	return s.corrupt(fmt.Errorf("%d entries are only in tables that %s does not name, such as %s: a compaction failed",
+		len(newest), badger.ManifestFilename, filepath.Base(s.strays[0])))
+}
+
+// eachVersion calls visit for each entry of a table's whole blocks.
+func eachVersion(path string, visit func(key []byte, version uint64)) error {
+	return withTable(path, func(t tableFile) (err error) {
+		t.blocks(func(_ int, block []byte, damage error) {
+			if damage == nil {
+				damage = entries(block, func(key []byte, version uint64, _ []byte) { visit(key, version) })
+			}
+			err = cmp.Or(err, damage)
+		})
+		return err
+	})
 }
 
 // lost says which commits are lost, and how.

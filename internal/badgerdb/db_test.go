@@ -434,6 +434,19 @@ func TestDirectory(t *testing.T) {
 		open(t, dir)
 		require.Equal(t, os.FileMode(0o700), mode(t, dir))
 	})
+	t.Run("a name that is a pattern", func(t *testing.T) {
+		f := newFixture(t)
+		top := t.TempDir()
+		neighbour := filepath.Join(top, "store-a")
+		copyDir(t, f.dir, neighbour)
+		before := names(t, neighbour)
+		for _, name := range []string{"store-[a-z]", "store-[", "store-*", `store-\a`} {
+			dir := filepath.Join(top, name)
+			copyDir(t, f.dir, dir)
+			require.Equal(t, f.entries, read(t, open(t, dir)), name)
+			require.Equal(t, before, names(t, neighbour))
+		}
+	})
 	t.Run("without a name", func(t *testing.T) {
 		require.ErrorContains(t, refused(t, ""), "no name")
 	})

@@ -123,6 +123,19 @@ func holder(dir string) string {
 	}
 }
 
+// filesOf returns the paths of the files in dir whose names end so, in the order of their names. It is not filepath.Glob,
+// to which dir would be a part of the pattern.
+func filesOf(dir, suffix string) ([]string, error) {
+	files, err := os.ReadDir(dir)
+	var paths []string
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), suffix) {
+			paths = append(paths, filepath.Join(dir, f.Name()))
+		}
+	}
+	return paths, err
+}
+
 func syncDir(dir string) error {
 	if runtime.GOOS == "windows" { // it cannot, and need not
 		return nil

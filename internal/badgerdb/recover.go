@@ -154,7 +154,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (whole bool, left, e
 
 // salvageTables hands every entry of every whole block to put, and returns what is damaged.
 func salvageTables(dir string, put func(version uint64, w write) error) (damaged []error, err error) {
-	paths, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	paths, err := filesOf(dir, ".sst")
 	if err != nil {
 		return nil, err
 	}

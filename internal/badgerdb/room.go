@@ -71,7 +71,7 @@ func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%
 
 // opened finds the log that Badger writes, once it is open.
 func (r *room) opened() error {
-	logs, err := filepath.Glob(filepath.Join(r.dir, "*.mem"))
+	logs, err := filesOf(r.dir, ".mem")
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (r *room) toClose() error {
 }
 
 func (r *room) tables() (size int64) {
-	tables, _ := filepath.Glob(filepath.Join(r.dir, "*.sst")) // the pattern is right
+	tables, _ := filesOf(r.dir, ".sst") // the disk has been looked at just now
 	for _, path := range tables {
 		if info, err := os.Stat(path); err == nil { // it may just have been removed
 			size += info.Size()

@@ -40,11 +40,11 @@ func surveyDir(dir string) (*survey, error) {
 	if err := s.readTables(); err != nil {
 		return nil, err
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	paths, err := filesOf(dir, ".mem")
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range names {
+	for _, path := range paths {
 		l, err := readLog(path, func(_ uint64, writes []write) error {
 			for _, w := range writes {
 				if h, ok := parseHead(w.value); ok && string(w.key) == string(headKey) {
@@ -71,7 +71,7 @@ func surveyDir(dir string) (*survey, error) {
 func (s *survey) readTables() error {
 	f, err := os.Open(filepath.Join(s.dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
-		tables, err := filepath.Glob(filepath.Join(s.dir, "*.sst"))
+		tables, err := filesOf(s.dir, ".sst")
 		if len(tables) > 0 {
 			s.used = true
 			s.damaged(badger.ManifestFilename, errors.New("it is missing"))
@@ -127,7 +127,7 @@ func (s *survey) readTables() error {
 	}
 	close(ids)
 	wg.Wait()
-	paths, err := filepath.Glob(filepath.Join(s.dir, "*.sst"))
+	paths, err := filesOf(s.dir, ".sst")
 	for _, path := range paths {
 		if !slices.Contains(s.named, path) {
 			s.strays = append(s.strays, path)
@@ -287,8 +287,8 @@ func (s *survey) corrupt(damage ...error) error {
 // its registry of encryption keys.
 func (s *survey) tidy() error {
 	var errs []error
-	for _, pattern := range []string{"*.vlog", "DISCARD", "KEYREGISTRY"} {
-		paths, err := filepath.Glob(filepath.Join(s.dir, pattern))
+	for _, suffix := range []string{".vlog", "DISCARD", "KEYREGISTRY"} {
+		paths, err := filesOf(s.dir, suffix)
 		errs = append(errs, err)
 		for _, path := range paths {
 			errs = append(errs, os.Remove(path))

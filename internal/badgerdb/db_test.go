@@ -434,6 +434,20 @@ func TestDirectory(t *testing.T) {
 		open(t, dir)
 		require.Equal(t, os.FileMode(0o700), mode(t, dir))
 	})
+	t.Run("relative, and the process goes elsewhere", func(t *testing.T) {
+		home, away := t.TempDir(), t.TempDir()
+		t.Chdir(home)
+		db, err := Open("store/", Options{memTableSize: smallMemtable})
+		require.NoError(t, err)
+		t.Chdir(away)
+		require.NoError(t, os.Mkdir("store", 0o700))
+		for i := range 200 { // until there are tables
+			require.NoError(t, db.Apply(t.Context(), change(fmt.Sprint(i), strings.Repeat("v", 30_000), 0)))
+		}
+		require.NoError(t, db.Close())
+		require.Empty(t, names(t, filepath.Join(away, "store")))
+		require.Len(t, read(t, open(t, filepath.Join(home, "store"))), 200)
+	})
 	t.Run("a name that is a pattern", func(t *testing.T) {
 		f := newFixture(t)
 		top := t.TempDir()

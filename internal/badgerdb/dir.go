@@ -24,15 +24,12 @@ import (
 //	anything else             it is refused and not touched: /tmp must not lose its mode, and tables without a manifest, or
 //	                          without a LAST, are what is left of a damaged store, which Badger would delete
 func prepare(dir string) error {
-	if dir == "" {
-		return errors.New("the directory has no name: pass one that is the store's own")
-	}
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := makeAll(dir); err != nil {
 			return fmt.Errorf("cannot make the directory: %w", err)
 		}
-		return syncDir(filepath.Dir(dir))
+		return nil
 	}
 	if err != nil {
 		return err
@@ -55,6 +52,20 @@ func prepare(dir string) error {
 			"run chmod 700 on it as its owner, or name a directory inside it: %w", dir, info.Mode().Perm(), err)
 	}
 	return nil
+}
+
+// makeAll is os.MkdirAll for a directory that is missing, and makes what it makes durable.
+func makeAll(dir string) error {
+	parent := filepath.Dir(dir)
+	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+		if err := makeAll(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
 }
 
 func checkContents(dir string, files []fs.DirEntry) error {

@@ -39,6 +39,13 @@ func Open(dir string, opts Options) (*DB, error) {
 	if opts.Logger == nil {
 		opts.Logger = quiet
 	}
+	if dir == "" {
+		return nil, errors.New("the directory has no name: pass one that is the store's own")
+	}
+	dir, err := filepath.Abs(dir) // the process may go elsewhere
+	if err != nil {
+		return nil, err
+	}
 	if err := prepare(dir); err != nil && !(opts.Recover != nil && errors.Is(err, backend.ErrCorrupt)) {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func (db *DB) Close() error {
 	}
 	db.closed = true
 	err := db.closeBadger()
-	return errors.Join(err, db.last.file.Close())
+	return errors.Join(err, db.last.close())
 }
 
 // closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.

@@ -10,6 +10,3 @@ func mapFile(path string) (data []byte, unmap func(), err error) {
 	data, err = os.ReadFile(path)
 	return data, func() {}, err
 }
-
-// lock leaves it to Badger's own lock, which comes later.
-func lock(*os.File) error { return nil }

@@ -3,13 +3,11 @@
 package badgerdb
 
 import (
-	"fmt"
+	"math"
+	"math/bits"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
 // disk returns how many bytes may still be written to the file system of dir, and how many it has in all. False means
@@ -19,7 +17,22 @@ func disk(dir string) (free, total int64, ok bool) {
 	if unix.Statfs(dir, &st) != nil {
 		return 0, 0, false
 	}
-	return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), true
+	return inBytes(st)
+}
+
+func inBytes(st unix.Statfs_t) (free, total int64, ok bool) {
+	if st.Blocks == 0 { // a tmpfs without a limit, or a file system that does not tell
+		return 0, 0, false
+	}
+	size := func(blocks uint64) int64 {
+		high, low := bits.Mul64(blocks, blockSize(st))
+		if high != 0 || low > math.MaxInt64 {
+			return math.MaxInt64
+		}
+		return int64(low)
+	}
+	available := int64(st.Bavail) // below 0 where only root may use what is left
+	return size(uint64(max(0, available))), size(st.Blocks), true
 }
 
 // mapFile returns what a file holds, until unmap is called. An error of the disk is a fault when it is read.
@@ -38,15 +51,4 @@ func mapFile(path string) (data []byte, unmap func(), err error) {
 		return nil, nil, &os.PathError{Op: "mmap", Path: path, Err: err}
 	}
 	return data, func() { _ = unix.Munmap(data) }, nil
-}
-
-// lock takes the lock of a file, which goes with it when it is closed, or its process dies.
-func lock(f *os.File) error {
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		if err == syscall.EWOULDBLOCK {
-			return backend.ErrLocked
-		}
-		return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
-	}
-	return nil
 }

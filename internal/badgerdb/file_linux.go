@@ -3,6 +3,8 @@ package badgerdb
 import (
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // datasync makes what was written to f durable. Times of the file are left out.
@@ -19,4 +21,12 @@ func datasync(f *os.File) error {
 func allocate(f *os.File, size int64) bool {
 	const keepSize = 1 // FALLOC_FL_KEEP_SIZE
 	return syscall.Fallocate(int(f.Fd()), keepSize, 0, size) == nil
+}
+
+// blockSize is what the file system counts in, which is not always the size that it likes to transfer.
+func blockSize(st unix.Statfs_t) uint64 {
+	if st.Frsize > 0 {
+		return uint64(st.Frsize)
+	}
+	return uint64(st.Bsize)
 }

@@ -145,6 +145,12 @@ func openLast(dir string) (*last, error) {
 	return &last{f}, nil
 }
 
+// close gives the directory back.
+func (l *last) close() error {
+	unlock(l.file)
+	return l.file.Close()
+}
+
 // begin makes it that of a new store, and returns commit 0.
 func (l *last) begin(dir string) (slot, error) {
 	var s slot

@@ -65,7 +65,7 @@ func Open(dir string, opts Options) (*DB, error) {
 		stopped: make(chan struct{}),
 	}
 	if err := db.open(opts); err != nil {
-		return nil, errors.Join(err, l.file.Close())
+		return nil, errors.Join(err, l.close())
 	}
 	go db.committer()
 	return db, nil

@@ -524,6 +524,38 @@ func FuzzSlot(f *testing.F) {
 	})
 }
 
+// A commit whose copy in LAST was not finished is there, is read by everybody, and so must not be lost in silence later.
+func TestCommitWithoutItsCopy(t *testing.T) {
+	dir := t.TempDir()
+	db, err := Open(dir, Options{})
+	require.NoError(t, err)
+	require.NoError(t, db.Apply(t.Context(), change("k", "active", 0)))
+	require.NoError(t, db.Close())
+	db = open(t, dir)
+	db.keep = func(slot) error { return nil } // the process will have ended before
+	require.NoError(t, db.Apply(t.Context(), change("k", "revoked", 1)))
+	for _, flushed := range []bool{false, true} { // where the next Open finds it: in the log, or in a table
+		f := fixture{filepath.Join(t.TempDir(), "crash"), map[string]string{"k": "revoked"}}
+		copyDir(t, dir, f.dir)
+		if flushed {
+			s, err := surveyDir(f.dir)
+			require.NoError(t, err)
+			bare := &DB{dir: f.dir, room: newRoom(f.dir, 0, 0)}
+			bare.compactions = newCompactions(bare)
+			require.NoError(t, s.tidy())
+			bare.badger, err = badger.OpenManaged(bare.options(Options{Logger: quiet}))
+			require.NoError(t, err)
+			require.NoError(t, bare.badger.Close())
+		}
+		db, err := Open(f.dir, Options{})
+		require.NoError(t, err)
+		require.Equal(t, f.entries, read(t, db))
+		require.NoError(t, db.Close())
+		edit(t, filepath.Join(f.dir, "MANIFEST"), func(b []byte) []byte { return b[:len(b)-2] })
+		require.Equal(t, f.entries, read(t, open(t, f.dir)), "it is put in order")
+	}
+}
+
 // Whatever a log or a table holds, looking at it ends, without a panic.
 func FuzzFiles(f *testing.F) {
 	dir := f.TempDir()

@@ -56,7 +56,8 @@ type head struct {
 	sum     uint64
 }
 
-// A slot is one of the two commits: what it made of the store, and what it wrote.
+// A slot is one of the two commits: what it made of the store, and what it wrote. That is left out where it was not known
+// any more when the slot was written: such a commit cannot be made again.
 type slot struct {
 	head
 	writes []write

@@ -211,7 +211,7 @@ func (db *DB) settle(s *survey, slots, redo []slot) error {
 		return nil
 	}
 	// Its copy was not finished. The next commit goes over the only one that is whole.
-	return db.last.write(slot{head: db.head})
+	return db.last.write(slot{head: db.head, writes: s.writes})
 }
 
 // redo makes a commit again that Badger has lost.

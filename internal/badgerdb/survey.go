@@ -31,6 +31,7 @@ type survey struct {
 	strays []string  // the other tables
 	tables uint64    // the highest version in a table that the manifest names
 	head   head      // the newest one that there is
+	writes []write   // of its commit, if that is in a log
 	damage []error   // what is certain to be wrong
 }
 
@@ -48,7 +49,7 @@ func surveyDir(dir string) (*survey, error) {
 		l, err := readLog(path, func(_ uint64, writes []write) error {
 			for _, w := range writes {
 				if h, ok := parseHead(w.value); ok && string(w.key) == string(headKey) {
-					s.found(h)
+					s.found(h, writes)
 				}
 			}
 			return nil
@@ -109,7 +110,7 @@ func (s *survey) readTables() error {
 				switch {
 				case err == nil:
 					s.tables = max(s.tables, version)
-					s.found(newest)
+					s.found(newest, nil)
 				case errors.Is(err, fs.ErrNotExist):
 					s.damaged(name, errors.New("it is missing"))
 				case errors.As(err, &unread):
@@ -136,9 +137,9 @@ func (s *survey) readTables() error {
 	return errors.Join(failed, err)
 }
 
-func (s *survey) found(h head) {
-	if h.seq > s.head.seq {
-		s.head = h
+func (s *survey) found(h head, writes []write) {
+	if h.seq > s.head.seq || h.seq == s.head.seq && writes != nil {
+		s.head, s.writes = h, writes
 	}
 }
 
@@ -189,7 +190,7 @@ func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 		if seq > 0 && slot.seq == seq && slot.head != s.head {
 			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", lastName, slot.head, s.head))
 		}
-		if slot.seq == have+1 {
+		if slot.seq == have+1 && len(slot.writes) > 0 {
 			redo = append(redo, slot)
 			have++
 		}

@@ -161,10 +161,6 @@ func (db *DB) commit(group []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
-	size := 0
-	for _, r := range group {
-		size += r.size
-	}
 	usual, urgent := db.room.forCommit()
 	// It reads what it has written itself.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
@@ -178,8 +174,12 @@ func (db *DB) commit(group []*request) error {
 		if r.err != nil {
 			continue
 		}
-		olds, err := expected(txn, r.changes)
-		if r.err = err; err != nil {
+		var olds []uint64
+		r.err = db.guard(func() (err error) {
+			olds, err = expected(txn, r.changes)
+			return err
+		})
+		if r.err != nil {
 			continue
 		}
 		for i, c := range r.changes {
@@ -213,7 +213,7 @@ func (db *DB) commit(group []*request) error {
 	if err := db.make(txn, next); err != nil {
 		return err
 	}
-	db.room.committed(size, len(next.writes))
+	db.room.committed(next.writes)
 	return nil
 }
 

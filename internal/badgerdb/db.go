@@ -225,9 +225,6 @@ func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 }
 
 // read calls f with a read transaction at a timestamp: db.durable.Load, or that of a snapshot which is counted in pins.
-//
-// Badger reads mapped files, without care: a disk that cannot be read, and a table that was damaged since it was
-// checked, are panics here.
 func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -240,6 +237,18 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
+	txn := db.badger.NewTransactionAt(at(), false)
+	defer txn.Discard()
+	err = db.guard(func() error { return f(txn) })
+	if doubt := db.compactions.vouch(); doubt != nil {
+		return doubt
+	}
+	return err
+}
+
+// guard calls f, which reads tables. Badger does that in mapped files, and without care: a disk that cannot be read, and
+// a table that was damaged since it was checked, are panics there.
+func (db *DB) guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		switch recover().(type) {
@@ -250,13 +259,7 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 			err = fmt.Errorf("%w: a table is damaged, and could not be read", backend.ErrCorrupt)
 		}
 	}()
-	txn := db.badger.NewTransactionAt(at(), false)
-	defer txn.Discard()
-	err = f(txn)
-	if doubt := db.compactions.vouch(); doubt != nil {
-		return doubt
-	}
-	return err
+	return f()
 }
 
 // Get implements backend.Backend. A read of a mapped file cannot be interrupted: ctx is looked at before.

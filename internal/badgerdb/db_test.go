@@ -385,6 +385,24 @@ func TestPagesOverDeletedEntries(t *testing.T) {
 	require.Nil(t, next)
 }
 
+// A table that cannot be read any more, as after an error of the disk, is trouble for whoever reads it, and does not end the
+// process.
+func TestUnreadableTable(t *testing.T) {
+	dir := t.TempDir()
+	db, err := Open(dir, Options{})
+	require.NoError(t, err)
+	require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
+	require.NoError(t, db.Close())
+	db = open(t, dir)
+	tables, err := filesOf(dir, ".sst")
+	require.NoError(t, err)
+	require.Len(t, tables, 1, "one is not compacted, which would end the process")
+	require.NoError(t, os.Truncate(tables[0], 0))
+	require.ErrorIs(t, db.Apply(t.Context(), change("k", "w", 1)), backend.ErrFailed)
+	_, err = db.Get(t.Context(), []byte("k"))
+	require.ErrorIs(t, err, backend.ErrFailed)
+}
+
 // A stored value is a revision and a value, or nothing. Anything between is damage.
 func TestDamagedEntry(t *testing.T) {
 	db := open(t, t.TempDir())

@@ -143,6 +143,11 @@ func openLast(dir string) (*last, error) {
 	if err := lock(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	// A process that was killed may have left a commit here that is not on the disk yet, while the next one goes over the
+	// other slot.
+	if err := f.Sync(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return &last{f}, nil
 }
 
@@ -167,12 +172,15 @@ func (l *last) reset(s slot) error {
 	if err := l.file.Truncate(0); err != nil {
 		return err
 	}
-	allocate(l.file, 2*slotSize)
+	l.reserve()
 	if err := l.write(s); err != nil {
 		return err
 	}
 	return l.file.Sync()
 }
+
+// reserve gives it all of its space, which a copy of the file may not have.
+func (l *last) reserve() bool { return allocate(l.file, 2*slotSize) }
 
 // write makes a commit durable in its slot.
 func (l *last) write(s slot) error {

@@ -124,7 +124,7 @@ func (db *DB) open(opts Options) error {
 		err = db.settle(s, slots, redo)
 	}
 	if err == nil {
-		return db.room.opened()
+		return db.room.opened(db.last.reserve())
 	}
 	err = errors.Join(err, db.closeBadger())
 	if isRecovery {
@@ -223,7 +223,11 @@ func (db *DB) redo(commit slot) error {
 			return fmt.Errorf("badgerdb: make commit %d again: %w", commit.seq, err)
 		}
 	}
-	return db.make(txn, commit)
+	if err := db.make(txn, commit); err != nil {
+		return err
+	}
+	db.room.use(commit.writes)
+	return nil
 }
 
 // storedHead returns the head that Badger has.

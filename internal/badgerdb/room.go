@@ -32,7 +32,8 @@ type room struct {
 
 	log       int   // number of the log that is being written
 	used      int64 // at most so much of its memtable
-	allocated bool  // it has all of its space
+	reserved  bool  // LAST has all of its space
+	allocated bool  // and so has the log
 }
 
 const (
@@ -49,14 +50,19 @@ const (
 func newRoom(dir string, memtable int64, largestLog int64) room {
 	r := room{dir: dir, disk: disk, memtable: memtable}
 	if r.memtable == 0 {
-		r.memtable = usualMemtable
-		if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable {
-			r.memtable = smallMemtable
-		}
+		r.memtable = memtableFor(disk, dir, largestLog)
 	}
 	// Badger takes 15 % of a memtable in one transaction.
 	r.group = int(r.memtable / 16)
 	return r
+}
+
+func memtableFor(disk func(string) (free, total int64, ok bool), dir string, largestLog int64) int64 {
+	// A log of small values takes up to twice its size in a memtable.
+	if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable/2 {
+		return smallMemtable
+	}
+	return usualMemtable
 }
 
 // logSize is how large a log can become: it is full when it has the size of a memtable, before a commit.
@@ -69,8 +75,9 @@ func (r *room) need(tables int64) int64 {
 
 func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%05d.mem", log)) }
 
-// opened finds the log that Badger writes, once it is open.
-func (r *room) opened() error {
+// opened finds the log that Badger writes, once it is open, and is told whether the file LAST has its space.
+func (r *room) opened(reserved bool) error {
+	r.reserved = reserved
 	logs, err := filesOf(r.dir, ".mem")
 	if err != nil {
 		return err
@@ -87,6 +94,9 @@ func (r *room) opened() error {
 
 func (r *room) allocate() {
 	r.allocated = false
+	if !r.reserved {
+		return
+	}
 	f, err := os.OpenFile(r.path(r.log), os.O_RDWR, 0)
 	if err != nil {
 		return
@@ -95,16 +105,23 @@ func (r *room) allocate() {
 	_ = f.Close() // nothing was written
 }
 
-// committed takes note of a commit of so many bytes and writes, the head among them, for which Badger may have begun
-// another log.
-func (r *room) committed(size, writes int) {
+// committed takes note of a commit, for which Badger may have begun another log.
+func (r *room) committed(writes []write) {
 	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
 		r.log++
 		r.used = 0
 		r.allocate()
 	}
-	// Each write is in the log, and in a node of a skip list; so is the end of the transaction.
-	r.used += int64(size+headSize+2*perWrite) + int64(writes+1)*int64(skl.MaxNodeSize)
+	r.use(writes)
+}
+
+// use adds a commit to what the log has. Each write is in the log, and in a node of a skip list; so is the end of the
+// transaction.
+func (r *room) use(writes []write) {
+	r.used += int64(perWrite + skl.MaxNodeSize)
+	for _, w := range writes {
+		r.used += int64(len(w.key) + len(w.value) + perWrite + skl.MaxNodeSize)
+	}
 }
 
 // forCommit returns why there is no room for a usual commit, and for an urgent one.

@@ -3,6 +3,7 @@ package badgerdb
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -122,4 +123,56 @@ func TestWhatPoisons(t *testing.T) {
 			require.NoError(t, err, "reopening recovers")
 		})
 	}
+}
+
+// Commits that are made again when the directory is opened take their room in the log too.
+func TestRoomAfterRedo(t *testing.T) {
+	dir := t.TempDir()
+	db, err := Open(dir, Options{memTableSize: smallMemtable})
+	require.NoError(t, err)
+	put := func(db *DB, from int) error {
+		var changes []backend.Change
+		for i := range 3 {
+			c := change(fmt.Sprint("k", from+i), strings.Repeat("v", 32<<10), 0)
+			c.Urgent = true
+			changes = append(changes, c)
+		}
+		return db.Apply(t.Context(), changes...)
+	}
+	for i := range 4 {
+		require.NoError(t, put(db, 10*i))
+	}
+	f := fixture{dir: filepath.Join(t.TempDir(), "crash")}
+	copyDir(t, dir, f.dir)
+	require.NoError(t, db.Close())
+	log := f.file(t, "*.mem")
+	require.NoError(t, os.Truncate(log, logEnd(t, log)-110_000)) // more than the last commit
+
+	db, err = Open(f.dir, Options{memTableSize: smallMemtable})
+	require.NoError(t, err)
+	defer db.Close()
+	require.Len(t, read(t, db), 12)
+	if !db.room.allocated {
+		t.Skip("SKIPPED: this file system cannot allocate space for a file")
+	}
+	number := db.room.log
+	db.room.disk = func(string) (int64, int64, bool) { return 0, 1 << 30, true }
+	for n := 10; err == nil; n++ {
+		require.Less(t, n, 100, "it goes on for ever")
+		err = put(db, 10*n)
+	}
+	require.ErrorIs(t, err, backend.ErrFull)
+	require.Equal(t, number, db.room.log, "Badger was never made to begin another log")
+	db.room.disk = disk
+}
+
+// A log of small values needs a larger memtable than its own size.
+func TestSmallMemtables(t *testing.T) {
+	small := func(string) (int64, int64, bool) { return smallDisk / 2, smallDisk - 1, true }
+	require.EqualValues(t, smallMemtable, memtableFor(small, "", 0))
+	require.EqualValues(t, usualMemtable, memtableFor(small, "", smallMemtable))
+	large := func(string) (int64, int64, bool) { return smallDisk, smallDisk, true }
+	require.EqualValues(t, usualMemtable, memtableFor(large, "", 0))
+	unknown := func(string) (int64, int64, bool) { return 0, 0, false }
+	require.EqualValues(t, usualMemtable, memtableFor(unknown, "", 0))
 }

@@ -117,7 +117,8 @@ func openError(dir string, err error) error {
 }
 
 func locked(dir string) error {
-	return fmt.Errorf("%w: %s has %s open: one process at a time can: close it there, or ask it", backend.ErrLocked, holder(dir), dir)
+	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: stop it, or manage the keys through it",
+		backend.ErrLocked, holder(dir), dir)
 }
 
 // holder names the process that has the directory locked, from the file in which Badger writes its number.

@@ -102,6 +102,7 @@ func (db *DB) open(opts Options) error {
 			return err
 		}
 		slots = append(slots, first)
+		opts.Logger.Info("made a new API key store", "dir", db.dir)
 	}
 	var redo []slot
 	if !isRecovery {
@@ -111,7 +112,7 @@ func (db *DB) open(opts Options) error {
 		return db.damaged(s, slots, opts, err)
 	}
 	if err := s.tidy(); err != nil {
-		return err
+		return fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
 	}
 	db.compactions = newCompactions(db)
 	if db.badger, err = badger.OpenManaged(db.options(opts)); err != nil {

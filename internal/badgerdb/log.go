@@ -30,6 +30,10 @@ const (
 	maxLogEntry = 2 + 3*binary.MaxVarintLen64 + maxLogKey + maxLogValue + crc32.Size
 )
 
+// perNode is what an entry takes in a memtable beside its key and value, on average: a node of Badger's skip list, the
+// version, and what is before the value.
+const perNode = 29 + 8 + 3
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // A logEntry is one entry of a log. Its slices are good until the next one is read.
@@ -43,6 +47,7 @@ type logFile struct {
 	name        string
 	first, last uint64 // the versions of its first and last transaction; 0: it has none
 	end         int64  // the offset behind the last transaction
+	memory      int64  // what its entries take in a memtable, about
 	gap         uint64 // the version that is missing in the middle; 0: none
 	torn        bool   // something that is no transaction follows
 }
@@ -102,6 +107,9 @@ func parseLog(file io.Reader, visit func(version uint64, writes []write) error) 
 				l.gap = l.last + 1
 			}
 			l.last, l.end = version, offset
+			for _, w := range writes {
+				l.memory += int64(perNode + len(w.key) + len(w.value))
+			}
 			if visit != nil {
 				if err := visit(version, writes); err != nil {
 					return l, err

@@ -90,7 +90,7 @@ func (db *DB) open(opts Options) error {
 	var inLogs, largest int64
 	for _, l := range s.logs {
 		inLogs += l.end
-		largest = max(largest, l.end)
+		largest = max(largest, l.memory)
 	}
 	db.room = newRoom(db.dir, opts.memTableSize, largest)
 	if err := db.room.toOpen(inLogs); err != nil {

@@ -46,7 +46,8 @@ const (
 	smallDisk     = 512 << 20 // one with less has small memtables
 )
 
-// newRoom looks at the disk. The logs that there are may need memtables as large as they were written for.
+// newRoom looks at the disk. The logs that there are may need memtables as large as they were written for: it is told what
+// the largest takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
 	r := room{dir: dir, disk: disk, memtable: memtable}
 	if r.memtable == 0 {
@@ -58,8 +59,8 @@ func newRoom(dir string, memtable int64, largestLog int64) room {
 }
 
 func memtableFor(disk func(string) (free, total int64, ok bool), dir string, largestLog int64) int64 {
-	// A log of small values takes up to twice its size in a memtable.
-	if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable/2 {
+	// A log has less than 1.2 times the size of the memtable that it was written for, and Badger makes room for 1.3 times.
+	if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable*5/4 {
 		return smallMemtable
 	}
 	return usualMemtable

@@ -166,13 +166,38 @@ func TestRoomAfterRedo(t *testing.T) {
 	db.room.disk = disk
 }
 
-// A log of small values needs a larger memtable than its own size.
+// A log can be opened with the memtable that is chosen for it, be its entries large or small.
 func TestSmallMemtables(t *testing.T) {
 	small := func(string) (int64, int64, bool) { return smallDisk / 2, smallDisk - 1, true }
-	require.EqualValues(t, smallMemtable, memtableFor(small, "", 0))
-	require.EqualValues(t, usualMemtable, memtableFor(small, "", smallMemtable))
 	large := func(string) (int64, int64, bool) { return smallDisk, smallDisk, true }
-	require.EqualValues(t, usualMemtable, memtableFor(large, "", 0))
 	unknown := func(string) (int64, int64, bool) { return 0, 0, false }
-	require.EqualValues(t, usualMemtable, memtableFor(unknown, "", 0))
+	for name, value := range map[string]string{"small values": "v", "usual values": strings.Repeat("v", 300)} {
+		dir := t.TempDir()
+		db, err := Open(dir, Options{memTableSize: usualMemtable})
+		require.NoError(t, err)
+		chosen := int64(smallMemtable)
+		for n := 0; chosen == smallMemtable; n++ {
+			crash := filepath.Join(t.TempDir(), "crash")
+			copyDir(t, dir, crash)
+			s, err := surveyDir(crash)
+			require.NoError(t, err)
+			require.Len(t, s.logs, 1)
+			chosen = memtableFor(small, crash, s.logs[0].memory)
+			require.EqualValues(t, usualMemtable, memtableFor(large, crash, s.logs[0].memory))
+			require.EqualValues(t, usualMemtable, memtableFor(unknown, crash, s.logs[0].memory))
+			if s.logs[0].memory > smallMemtable {
+				db, err := Open(crash, Options{memTableSize: chosen}) // or Badger ends the process
+				require.NoError(t, err, name)
+				require.NoError(t, db.Close())
+			}
+			for i := range 16 {
+				var changes []backend.Change
+				for j := range backend.MaxChanges {
+					changes = append(changes, change(fmt.Sprintf("%016d", n<<16|i<<8|j), value, 0))
+				}
+				require.NoError(t, db.Apply(t.Context(), changes...))
+			}
+		}
+		require.NoError(t, db.Close())
+	}
 }

@@ -160,6 +160,33 @@ func TestLimitMessages(t *testing.T) {
 	}
 }
 
+// An ErrorMapper is asked once about a stream that was limited, with the reason.
+func TestErrorMapperOfALimitedStream(t *testing.T) {
+	store := openStore(t)
+	for name, v := range map[string]interceptor.Verifier{"the store": store, "another Verifier": embedder{store}} {
+		t.Run(name, func(t *testing.T) {
+			_, token := issue(t, store, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.001, Burst: 2}})
+			var asked []error
+			auth := newAuth(t, v, interceptor.LimitMessages(),
+				interceptor.WithErrorMapper(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
+					asked = append(asked, err)
+					return told
+				}))
+			over := make(chan struct{})
+			outer := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+				defer close(over)
+				return next(srv, ss)
+			})
+			conn := dial(t, serve(t, &service{duplex: echo}, append([]grpc.ServerOption{outer}, auth.ServerOptions()...)...))
+			requireRefused(t, exchange(withKey(t.Context(), token), conn, 5), codes.ResourceExhausted, "RATE_LIMIT_EXCEEDED")
+			<-over
+			var limited *keystore.RateLimitError
+			require.Len(t, asked, 1)
+			require.ErrorAs(t, asked[0], &limited)
+		})
+	}
+}
+
 func TestLimitFailures(t *testing.T) {
 	store := openStore(t)
 	_, good := issue(t, store, keystore.Spec{})

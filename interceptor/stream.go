@@ -67,7 +67,7 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 		s.ended = make(chan struct{})
 		s.stop = s.onEnd(func() {
 			defer close(s.ended)
-			if s.cut() != nil {
+			if isCut(s.cause()) {
 				// An error means that the connection is gone, and the handler is unblocked by that.
 				_ = end.WriteStatus(s.told())
 			}
@@ -110,7 +110,7 @@ func (s *stream) settle() {
 	case s.stop == nil:
 	case !s.stop():
 		<-s.ended
-	case s.cut() != nil:
+	case isCut(s.cause()):
 		_ = s.end.WriteStatus(s.told())
 	}
 }

@@ -3,6 +3,7 @@ package interceptor_test
 import (
 	"context"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -105,6 +106,42 @@ func TestAllowedNetworks(t *testing.T) {
 	require.NoError(t, err)
 	addr := "unix:" + serveOn(t, lis, svc, newAuth(t, store).ServerOptions()...)
 	requireRefused(t, call(withKey(ctx, local), dial(t, addr)), codes.Unauthenticated, "API_KEY_INVALID")
+}
+
+// A client may bind its end of a unix socket to a name that reads like an address. That makes it none.
+func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
+	auth := newAuth(t, store)
+	for name, serve := range map[string]func(net.Listener){
+		"Serve": func(lis net.Listener) { serveOn(t, lis, &service{}, auth.ServerOptions()...) },
+		"ServeHTTP": func(lis net.Listener) {
+			server := grpc.NewServer(append(auth.ServerOptions(), grpc.WaitForHandlers(true))...)
+			testpb.RegisterTestServiceServer(server, &service{})
+			web := &http.Server{Handler: server, Protocols: new(http.Protocols)}
+			web.Protocols.SetUnencryptedHTTP2(true)
+			done := make(chan error, 1)
+			go func() { done <- web.Serve(lis) }()
+			t.Cleanup(func() {
+				require.NoError(t, web.Close())
+				require.ErrorIs(t, <-done, http.ErrServerClosed)
+				server.Stop()
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Chdir(t.TempDir()) // where the client's end appears
+			socket := &net.UnixAddr{Name: "s", Net: "unix"}
+			lis, err := net.ListenUnix("unix", socket)
+			require.NoError(t, err)
+			serve(lis)
+			conn := dial(t, "passthrough:///s", grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+					return net.DialUnix("unix", &net.UnixAddr{Name: "192.0.2.1:80", Net: "unix"}, socket)
+				}))
+			requireRefused(t, call(withKey(t.Context(), token), conn), codes.Unauthenticated, "API_KEY_INVALID")
+		})
+	}
 }
 
 func TestRateLimit(t *testing.T) {

@@ -47,6 +47,13 @@ func (a *Authenticator) clientAddr(ctx context.Context) netip.Addr {
 	if !ok || p.Addr == nil {
 		return netip.Addr{}
 	}
+	// A client binds its end of a unix socket to a name of its choice, such as "192.0.2.1:80". Of a call through ServeHTTP
+	// only the server's end says that it is one.
+	for _, end := range []net.Addr{p.Addr, p.LocalAddr} {
+		if end != nil && strings.HasPrefix(end.Network(), "unix") {
+			return netip.Addr{}
+		}
+	}
 	addr := addrOf(p.Addr)
 	if a.proxyHeader == "" || !a.isProxy(addr) {
 		return addr

@@ -132,13 +132,13 @@ func (a *Authenticator) rule(fullMethod string) rule {
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		r := a.rule(info.FullMethod)
-		if r.public {
-			return handler(&callContext{Context: ctx, auth: a}, req)
-		}
 		call := &callContext{Context: ctx, auth: a}
+		if r.public {
+			return handler(call, req)
+		}
 		key, err := a.verify(call, r)
 		if err != nil {
-			return nil, a.tell(ctx, info.FullMethod, err).Err()
+			return nil, a.tell(call, info.FullMethod, err).Err()
 		}
 		call.key = key
 		return handler(call, req)
@@ -182,21 +182,21 @@ func (a *Authenticator) failed(call *callContext, err error) error {
 // Stream returns the interceptor for streams. One whose key is revoked or expires ends.
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		ctx := ss.Context()
 		r := a.rule(info.FullMethod)
+		call := &callContext{Context: ss.Context(), auth: a}
 		if r.public {
-			return handler(srv, &publicStream{ss, &callContext{Context: ctx, auth: a}})
+			return handler(srv, &publicStream{ss, call})
 		}
-		bound, key, release, err := a.bind(ctx, r)
+		bound, key, release, err := a.bind(call, r)
 		if err != nil {
-			return a.tell(ctx, info.FullMethod, err).Err()
+			return a.tell(call, info.FullMethod, err).Err()
 		}
 		defer release()
 		s := newStream(ss, bound, &callContext{Context: bound, auth: a, key: key}, func(cause error) *status.Status {
-			return a.tellCut(ctx, info.FullMethod, cause)
+			return a.tellCut(call, info.FullMethod, cause)
 		})
 		if a.limitMessages {
-			s.exhausted = func(err error) *status.Status { return a.tell(ctx, info.FullMethod, err) }
+			s.exhausted = func(err error) *status.Status { return a.tell(call, info.FullMethod, err) }
 		}
 		defer s.settle()
 		err = handler(srv, s)
@@ -207,8 +207,7 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	}
 }
 
-func (a *Authenticator) bind(ctx context.Context, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	call := &callContext{Context: ctx, auth: a}
+func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
 	text, err := a.admit(call)
 	if err != nil {
 		return nil, nil, nil, err

@@ -32,7 +32,8 @@ func NewContext(ctx context.Context, k *keystore.Key) context.Context {
 // every call would cost more than verifying the key. To do that it need not know under which key gRPC keeps metadata:
 // whatever value is a metadata.MD is stripped.
 //
-// The Verifier gets one too: it tells a key store the caller's address, when that asks for it.
+// The Verifier gets one too, which tells a key store the caller's address, when that asks for it, and so does the
+// ErrorMapper.
 type callContext struct {
 	context.Context
 	auth *Authenticator

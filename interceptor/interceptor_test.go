@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -505,6 +506,38 @@ func TestErrorMapper(t *testing.T) {
 	requireRefused(t, call(), codes.Unauthenticated, "CREDENTIALS_MISSING")
 	require.Len(t, heard, 3)
 	require.ErrorIs(t, heard[1], keystore.ErrUnknown)
+}
+
+// A mapper that logs what it gets logs no credential, not that of a good key either.
+func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{Scopes: []string{"stream"}})
+	var asked atomic.Int64
+	mapper := func(ctx context.Context, _ string, _ error, told *status.Status) *status.Status {
+		asked.Add(1)
+		md, ok := metadata.FromIncomingContext(ctx)
+		if !ok || len(md.Get("authorization")) > 0 || strings.Contains(fmt.Sprint(ctx), token) {
+			t.Error("the credential is there, or the rest is not")
+		}
+		return told
+	}
+	opened := make(chan struct{})
+	svc := &service{duplex: func(s duplexStream) error {
+		close(opened)
+		return handlers["blocked in Recv"](s)
+	}}
+	refuses := newAuth(t, store, interceptor.WithErrorMapper(mapper), interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a"))
+	for _, err := range both(withKey(t.Context(), token), dial(t, serve(t, svc, refuses.ServerOptions()...))) {
+		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
+	}
+	cuts := newAuth(t, store, interceptor.WithErrorMapper(mapper), interceptor.Require(duplex, "stream"))
+	stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, cuts.ServerOptions()...))).FullDuplexCall(withKey(t.Context(), token))
+	require.NoError(t, err)
+	<-opened
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+	require.EqualValues(t, 3, asked.Load())
 }
 
 func TestRequireTLS(t *testing.T) {

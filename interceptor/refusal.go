@@ -99,8 +99,9 @@ func isCut(cause error) bool {
 	return false
 }
 
-// tellCut returns what the caller of a stream that is cut is told.
-func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause error) *status.Status {
+// tellCut returns what the caller of a stream that is cut is told. Whoever is first to need that asks the mapper: often a
+// goroutine that is not the handler's, where a panic would pass any recovery by and end the process.
+func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause error) (mapped *status.Status) {
 	told := unavailableStatus
 	switch {
 	case errors.Is(cause, keystore.ErrRevoked):
@@ -112,6 +113,8 @@ func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause er
 	case errors.Is(cause, keystore.ErrChanged):
 		told = changedStatus
 	}
+	mapped = told // if the mapper panics
+	defer func() { _ = recover() }()
 	return a.mapped(ctx, fullMethod, cause, told)
 }
 

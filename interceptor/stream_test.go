@@ -399,6 +399,29 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 	requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
+// A mapper is asked about a cut on a goroutine that nobody can recover: its panic ends neither the process nor the promise.
+func TestMapperThatPanicsAboutACut(t *testing.T) {
+	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{})
+			mapper := func(context.Context, string, error, *status.Status) *status.Status { panic("in the mapper") }
+			opened := make(chan struct{})
+			svc := &service{duplex: func(s duplexStream) error {
+				close(opened)
+				return handlers["blocked in Recv"](s)
+			}}
+			opts = append(opts, newAuth(t, store, interceptor.WithErrorMapper(mapper)).ServerOptions()...)
+			stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, opts...))).FullDuplexCall(withKey(t.Context(), token))
+			require.NoError(t, err)
+			<-opened
+			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+			_, err = stream.Recv()
+			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+		})
+	}
+}
+
 // A handler that wakes from its context and panics may be faster than the watch that tells the client, and waits for that.
 // Contexts that it derived are cancelled before the watch starts, and give it time to be.
 func TestPanicThatIsFasterThanTheWatch(t *testing.T) {

@@ -292,32 +292,34 @@ func TestScopeRules(t *testing.T) {
 // ruledTypes are what ruled has linked in; a program can do that once.
 var ruledTypes []protoreflect.ExtensionType
 
+// extension makes an option of methods, and registers it nowhere.
+func extension(t *testing.T, in *protoregistry.Files, name string, number int32, kind descriptorpb.FieldDescriptorProto_Type, repeated bool) protoreflect.ExtensionType {
+	t.Helper()
+	label := descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL
+	if repeated {
+		label = descriptorpb.FieldDescriptorProto_LABEL_REPEATED
+	}
+	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
+		Name: proto.String(name + ".proto"), Package: proto.String("ruled"), Dependency: []string{"google/protobuf/descriptor.proto"},
+		Extension: []*descriptorpb.FieldDescriptorProto{{
+			Name: &name, Number: &number, Type: &kind, Label: &label, Extendee: proto.String(".google.protobuf.MethodOptions"),
+		}},
+	}, in)
+	require.NoError(t, err)
+	return dynamicpb.NewExtensionType(fd.Extensions().Get(0))
+}
+
 // ruled links a service into the program whose methods have options, as generated code would.
 func ruled(t *testing.T) (scopes, one, public, number protoreflect.ExtensionType) {
 	t.Helper()
 	if ts := ruledTypes; ts != nil {
 		return ts[0], ts[1], ts[2], ts[3]
 	}
-	const name = "grpc_api_key/test/ruled.proto"
-	ext := func(name string, number int32, kind descriptorpb.FieldDescriptorProto_Type, label descriptorpb.FieldDescriptorProto_Label) *descriptorpb.FieldDescriptorProto {
-		return &descriptorpb.FieldDescriptorProto{
-			Name: &name, Number: &number, Type: &kind, Label: &label, Extendee: proto.String(".google.protobuf.MethodOptions"),
-		}
-	}
-	optional, repeated := descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL, descriptorpb.FieldDescriptorProto_LABEL_REPEATED
-	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String(name + ".ext"), Package: proto.String("ruled"), Dependency: []string{"google/protobuf/descriptor.proto"},
-		Extension: []*descriptorpb.FieldDescriptorProto{
-			ext("scopes", 50001, descriptorpb.FieldDescriptorProto_TYPE_STRING, repeated),
-			ext("one", 50002, descriptorpb.FieldDescriptorProto_TYPE_STRING, optional),
-			ext("public", 50003, descriptorpb.FieldDescriptorProto_TYPE_BOOL, optional),
-			ext("number", 50004, descriptorpb.FieldDescriptorProto_TYPE_INT32, optional),
-		},
-	}, protoregistry.GlobalFiles)
-	require.NoError(t, err)
-	types := make([]protoreflect.ExtensionType, 4)
-	for i := range types {
-		types[i] = dynamicpb.NewExtensionType(fd.Extensions().Get(i))
+	types := []protoreflect.ExtensionType{
+		extension(t, protoregistry.GlobalFiles, "scopes", 50001, descriptorpb.FieldDescriptorProto_TYPE_STRING, true),
+		extension(t, protoregistry.GlobalFiles, "one", 50002, descriptorpb.FieldDescriptorProto_TYPE_STRING, false),
+		extension(t, protoregistry.GlobalFiles, "public", 50003, descriptorpb.FieldDescriptorProto_TYPE_BOOL, false),
+		extension(t, protoregistry.GlobalFiles, "number", 50004, descriptorpb.FieldDescriptorProto_TYPE_INT32, false),
 	}
 	method := func(name string, set func(*descriptorpb.MethodOptions)) *descriptorpb.MethodDescriptorProto {
 		o := new(descriptorpb.MethodOptions)
@@ -326,8 +328,8 @@ func ruled(t *testing.T) (scopes, one, public, number protoreflect.ExtensionType
 			Name: &name, InputType: proto.String(".grpc.testing.Empty"), OutputType: proto.String(".grpc.testing.Empty"), Options: o,
 		}
 	}
-	linked, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String(name), Package: proto.String("ruled"), Dependency: []string{"grpc/testing/empty.proto"},
+	file := &descriptorpb.FileDescriptorProto{
+		Name: proto.String("grpc_api_key/test/ruled.proto"), Package: proto.String("ruled"), Dependency: []string{"grpc/testing/empty.proto"},
 		Service: []*descriptorpb.ServiceDescriptorProto{{Name: proto.String("Service"), Method: []*descriptorpb.MethodDescriptorProto{
 			method("Both", func(o *descriptorpb.MethodOptions) {
 				list := types[0].New().List()
@@ -340,7 +342,13 @@ func ruled(t *testing.T) (scopes, one, public, number protoreflect.ExtensionType
 			method("Closed", func(o *descriptorpb.MethodOptions) { proto.SetExtension(o, types[2], false) }),
 			method("Named", func(o *descriptorpb.MethodOptions) { proto.SetExtension(o, types[2], true) }),
 		}}},
-	}, protoregistry.GlobalFiles)
+	}
+	wire, err := proto.Marshal(file) // in generated code it is bytes, which are read by who may not know the extensions
+	require.NoError(t, err)
+	file = new(descriptorpb.FileDescriptorProto)
+	require.NoError(t, proto.Unmarshal(wire, file))
+	require.NotEmpty(t, file.Service[0].Method[0].Options.ProtoReflect().GetUnknown())
+	linked, err := protodesc.NewFile(file, protoregistry.GlobalFiles)
 	require.NoError(t, err)
 	require.NoError(t, protoregistry.GlobalFiles.RegisterFile(linked))
 	ruledTypes = types
@@ -352,6 +360,16 @@ func TestRulesFrom(t *testing.T) {
 	store := openStore(t)
 	_, err := interceptor.New(store, interceptor.RulesFrom(number))
 	require.ErrorContains(t, err, "must be a string")
+	another := extension(t, protoregistry.GlobalFiles, "another", 50003, descriptorpb.FieldDescriptorProto_TYPE_STRING, false)
+	_, err = interceptor.New(store, interceptor.RulesFrom(another))
+	require.ErrorContains(t, err, "its option 50003 is not what ruled.another says")
+	copied, err := protodesc.NewFiles(&descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{
+		protodesc.ToFileDescriptorProto(descriptorpb.File_google_protobuf_descriptor_proto),
+	}})
+	require.NoError(t, err)
+	foreign := extension(t, copied, "scopes", 50001, descriptorpb.FieldDescriptorProto_TYPE_STRING, true)
+	_, err = interceptor.New(store, interceptor.RulesFrom(foreign))
+	require.ErrorContains(t, err, "ruled.scopes extends another google.protobuf.MethodOptions")
 	auth := newAuth(t, store, interceptor.RulesFrom(scopes), interceptor.RulesFrom(one), interceptor.RulesFrom(public),
 		interceptor.Require("/ruled.Service/Named", "c"))
 

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
 )
 
 // RulesFrom reads the rules of methods from an option of your own on them in your .proto files:
@@ -28,6 +30,11 @@ func RulesFrom(ext protoreflect.ExtensionType) Option {
 		d := ext.TypeDescriptor()
 		if d.ContainingMessage().FullName() != "google.protobuf.MethodOptions" {
 			return fmt.Errorf("RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions", d.FullName(), d.ContainingMessage().FullName())
+		}
+		if d.ContainingMessage() != new(descriptorpb.MethodOptions).ProtoReflect().Descriptor() {
+			// No method would seem to have it.
+			return fmt.Errorf("RulesFrom: %s extends another google.protobuf.MethodOptions than that of package descriptorpb: "+
+				"build it on protoregistry.GlobalFiles", d.FullName())
 		}
 		if !(d.Kind() == protoreflect.StringKind || d.Kind() == protoreflect.BoolKind && !d.IsList()) {
 			return fmt.Errorf("RulesFrom: %s is a %v: it must be a string, a repeated string, or a bool", d.FullName(), d.Kind())
@@ -68,10 +75,14 @@ func (a *Authenticator) readRules() error {
 
 func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err error) {
 	for _, ext := range a.extensions {
-		if !proto.HasExtension(m.Options(), ext) {
+		options, err := optionsOf(m, ext)
+		if err != nil {
+			return rule{}, false, err
+		}
+		if !proto.HasExtension(options, ext) {
 			continue
 		}
-		value, d := m.Options().ProtoReflect().Get(ext.TypeDescriptor()), ext.TypeDescriptor()
+		value, d := options.ProtoReflect().Get(ext.TypeDescriptor()), ext.TypeDescriptor()
 		switch {
 		case d.IsList():
 			for i := range value.List().Len() {
@@ -90,4 +101,29 @@ func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool
 		return rule{}, false, errors.New("it is public and requires scopes: choose one")
 	}
 	return r, r.public || len(r.scopes) > 0, nil
+}
+
+// optionsOf returns the options of a method, read by one who knows ext. Where ext is not registered, it was an unknown field
+// to whoever read them before, and a rule that is overlooked lets every key in.
+func optionsOf(m protoreflect.MethodDescriptor, ext protoreflect.ExtensionType) (*descriptorpb.MethodOptions, error) {
+	wire, err := proto.MarshalOptions{AllowPartial: true}.Marshal(m.Options())
+	if err != nil {
+		return nil, err
+	}
+	known := new(protoregistry.Types)
+	if err := known.RegisterExtension(ext); err != nil {
+		return nil, err
+	}
+	options := new(descriptorpb.MethodOptions)
+	if err := (proto.UnmarshalOptions{AllowPartial: true, Resolver: known}).Unmarshal(wire, options); err != nil {
+		return nil, err
+	}
+	for rest := options.ProtoReflect().GetUnknown(); len(rest) > 0; {
+		number, _, n := protowire.ConsumeField(rest)
+		if number == ext.TypeDescriptor().Number() {
+			return nil, fmt.Errorf("its option %d is not what %s says", number, ext.TypeDescriptor().FullName())
+		}
+		rest = rest[n:]
+	}
+	return options, nil
 }

@@ -128,17 +128,29 @@ func (a *Authenticator) rule(fullMethod string) rule {
 	return rule{}
 }
 
+// method returns the full name under which a unary method was called, as that of a stream is. That of info is what generated
+// code says, also of a service that is registered under another name.
+func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) string {
+	if len(a.methods)+len(a.services) > 0 {
+		if m, ok := grpc.Method(ctx); ok && m != "" {
+			return m
+		}
+	}
+	return info.FullMethod
+}
+
 // Unary returns the interceptor for unary calls. A key that is revoked while the handler runs does not interrupt it.
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		r := a.rule(info.FullMethod)
+		method := a.method(ctx, info)
+		r := a.rule(method)
 		call := &callContext{Context: ctx, auth: a}
 		if r.public {
 			return handler(call, req)
 		}
 		key, err := a.verify(call, r)
 		if err != nil {
-			return nil, a.tell(call, info.FullMethod, err).Err()
+			return nil, a.tell(call, method, err).Err()
 		}
 		call.key = key
 		return handler(call, req)

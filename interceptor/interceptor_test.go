@@ -390,6 +390,33 @@ func TestUnknownMethodsNeedAKey(t *testing.T) {
 	require.Equal(t, "EOF", stream.RecvMsg(&testpb.Empty{}).Error())
 }
 
+// A service may be registered under another name than its generated code has. Rules go by what callers call.
+func TestRulesOfAServiceUnderAnotherName(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	const call, public = "/v2.TestService/EmptyCall", "/v2.TestService/UnaryCall"
+	auth := newAuth(t, store, interceptor.Require(call, "admin"), interceptor.Public(public, emptyCall))
+	desc := testpb.TestService_ServiceDesc
+	desc.ServiceName = "v2.TestService"
+	server := grpc.NewServer(auth.ServerOptions()...)
+	server.RegisterService(&desc, &service{})
+	testpb.RegisterTestServiceServer(server, &service{})
+	require.NoError(t, auth.Check(server))
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go func() { _ = server.Serve(lis) }()
+	t.Cleanup(server.Stop)
+	conn := dial(t, lis.Addr().String())
+
+	err = conn.Invoke(withKey(t.Context(), token), call, &testpb.Empty{}, &testpb.Empty{})
+	requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
+	err = conn.Invoke(t.Context(), call, &testpb.Empty{}, &testpb.Empty{})
+	requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
+	err = conn.Invoke(t.Context(), public, &testpb.SimpleRequest{}, &testpb.SimpleResponse{})
+	require.Equal(t, codes.Unimplemented, status.Code(err), "it was let in: %v", err)
+	require.NoError(t, conn.Invoke(t.Context(), emptyCall, &testpb.Empty{}, &testpb.Empty{}))
+}
+
 func TestNewRefuses(t *testing.T) {
 	store := openStore(t)
 	for name, opts := range map[string][]interceptor.Option{

@@ -32,8 +32,9 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 // Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not
 // come through a write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a
 // goroutine that the handler can walk away from. That takes four allocations a message and, in a ping-pong on loopback, 5
-// to 15 µs (BenchmarkStreamMessage). The handler then ends the stream
-// by returning, and the abandoned call with it.
+// to 15 µs (BenchmarkStreamMessage). The handler then ends the stream by returning, and the abandoned call with it. Under
+// ServeHTTP the status is written from outside as well, for the client of a handler that does not return; nothing waits
+// for that, since a client that does not read may hold it up for as long as the connection lasts.
 //
 // The invariants:
 //
@@ -52,7 +53,7 @@ type stream struct {
 	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
 	spent     atomic.Pointer[status.Status] // set when there were
 
-	end   interface{ WriteStatus(*status.Status) error } // nil: run each call in a goroutine
+	end   interface{ WriteStatus(*status.Status) error } // unblocks calls; nil: run each in a goroutine
 	stop  func() bool                                    // of the watch for a cut
 	ended chan struct{}                                  // closed when the watch has written the status
 }
@@ -62,17 +63,20 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 	s.kept, _ = bound.(kept)
 	s.told = sync.OnceValue(func() *status.Status { return tell(s.cause()) })
 	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
-	if ok && ss.Context().Value(http.ServerContextKey) == nil {
-		s.end = end
-		s.ended = make(chan struct{})
-		s.stop = s.onEnd(func() {
-			defer close(s.ended)
-			if isCut(s.cause()) {
-				// An error means that the connection is gone, and the handler is unblocked by that.
-				_ = end.WriteStatus(s.told())
-			}
-		})
+	if !ok {
+		return s
 	}
+	if ss.Context().Value(http.ServerContextKey) == nil {
+		s.end = end
+	}
+	s.ended = make(chan struct{})
+	s.stop = s.onEnd(func() {
+		defer close(s.ended)
+		if isCut(s.cause()) {
+			// An error means that the connection is gone, and the handler is unblocked by that.
+			_ = end.WriteStatus(s.told())
+		}
+	})
 	return s
 }
 
@@ -103,11 +107,13 @@ func (s *stream) cause() error {
 	return context.Cause(s.bound)
 }
 
-// settle waits until nothing of s runs any more. The handler has returned, or panicked: then nobody but settle sees
-// to it that the client is told of a cut, if the handler was faster than the watch.
+// settle waits until nothing of s runs any more, but for what is written under ServeHTTP. The handler has returned, or
+// panicked: then nobody but settle sees to it that the client is told of a cut, if the handler was faster than the watch.
 func (s *stream) settle() {
 	switch {
 	case s.stop == nil:
+	case s.end == nil:
+		s.stop()
 	case !s.stop():
 		<-s.ended
 	case isCut(s.cause()):

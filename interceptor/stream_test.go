@@ -157,33 +157,79 @@ func dialHTTP(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.Clien
 
 // A handler that ignores everything goes on, but its client is told at once, and it can neither send nor receive.
 func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
+	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
+		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dial(t, serve(t, svc, opts...)) },
+		"an HTTP server":      func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dialHTTP(t, svc, opts...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{})
+			told, done := make(chan struct{}), make(chan struct{})
+			svc := &service{duplex: func(s duplexStream) error {
+				defer close(done)
+				if err := s.Send(payload(1)); err != nil {
+					return err
+				}
+				<-told
+				if err := s.Send(payload(1)); reasonOf(err) != "API_KEY_REVOKED" {
+					t.Errorf("Send: %v", err)
+				}
+				if _, err := s.Recv(); reasonOf(err) != "API_KEY_REVOKED" {
+					t.Errorf("Recv: %v", err)
+				}
+				return nil
+			}}
+			conn := connect(svc, newAuth(t, store).ServerOptions()...)
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			require.NoError(t, err)
+			_, err = stream.Recv()
+			require.NoError(t, err)
+			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+			_, err = stream.Recv()
+			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+			close(told)
+			<-done
+		})
+	}
+}
+
+// Under an HTTP server a client that does not read holds up what it is told of the cut, and nothing else: the handlers come
+// back, those that are deaf afterwards too, and when the client is gone, so is everything.
+func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
+	const streams = 20
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
-	told, done := make(chan struct{}), make(chan struct{})
+	came, deaf, left := make(chan error, streams), make(chan struct{}), make(chan struct{}, streams)
+	var n atomic.Int64
 	svc := &service{duplex: func(s duplexStream) error {
-		defer close(done)
-		if err := s.Send(payload(1)); err != nil {
-			return err
+		defer func() { left <- struct{}{} }()
+		_ = s.SendHeader(nil)
+		i, err := n.Add(1), error(nil)
+		for err == nil {
+			err = s.Send(payload(4 << 10))
 		}
-		<-told
-		if err := s.Send(payload(1)); reasonOf(err) != "API_KEY_REVOKED" {
-			t.Errorf("Send: %v", err)
+		came <- err
+		if i%2 == 0 {
+			<-deaf
 		}
-		if _, err := s.Recv(); reasonOf(err) != "API_KEY_REVOKED" {
-			t.Errorf("Recv: %v", err)
-		}
-		return nil
+		return err
 	}}
-	conn := dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...))
-	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
-	require.NoError(t, err)
-	_, err = stream.Recv()
-	require.NoError(t, err)
+	conn := dialHTTP(t, svc, newAuth(t, store).ServerOptions()...)
+	for range streams {
+		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+		require.NoError(t, err)
+		_, err = stream.Header()
+		require.NoError(t, err)
+	}
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
-	_, err = stream.Recv()
-	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
-	close(told)
-	<-done
+	for range streams {
+		requireRefused(t, <-came, codes.Unauthenticated, "API_KEY_REVOKED")
+	}
+	require.NoError(t, conn.Close())
+	close(deaf)
+	for range streams {
+		<-left
+	}
 }
 
 // Whatever makes a key admit to less ends its streams, and says how.

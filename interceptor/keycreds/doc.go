@@ -13,8 +13,8 @@
 //
 // The key is sent only over a connection that has privacy and integrity, which is what TLS gives. With
 // [google.golang.org/grpc/credentials/insecure], grpc.NewClient refuses the dial option, and a call that has the call
-// option fails before anything of it is sent. [AllowInsecure] lifts that, for tests and for links that are trusted
-// otherwise.
+// option fails before anything of it is sent. Transport credentials of somebody else's must say that they have both, in
+// the CommonAuthInfo of their AuthInfo. [AllowInsecure] lifts that, for tests and for links that are trusted otherwise.
 //
 // A unix socket needs no TLS: [google.golang.org/grpc/credentials/local] vouches for it.
 //

@@ -24,6 +24,9 @@ var (
 			"give the key alone, without a scheme such as Bearer")
 	errLength = status.Errorf(codes.Unauthenticated,
 		"keycreds: the API key is longer than %d bytes: is it an API key?", maxKey)
+	errSilent = status.Error(codes.Unauthenticated,
+		"keycreds: the API key does not go over an insecure connection: "+
+			"use TLS (the transport credentials do not say how secure this one is)")
 	errNilSource = status.Error(codes.Internal, "keycreds: FromSource: the source is nil")
 )
 
@@ -111,12 +114,15 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 		return nil, c.err
 	}
 	// gRPC asks RequireTransportSecurity and checks this by itself; but what wraps these credentials may answer for
-	// them.
+	// them, and credentials.CheckSecurityLevel lets a connection pass that does not say how secure it is.
 	if !c.allowInsecure {
-		ri, _ := credentials.RequestInfoFromContext(ctx)
-		if err := credentials.CheckSecurityLevel(ri.AuthInfo, credentials.PrivacyAndIntegrity); err != nil {
+		switch level := securityLevel(ctx); level {
+		case credentials.PrivacyAndIntegrity:
+		case credentials.InvalidSecurityLevel:
+			return nil, errSilent
+		default:
 			return nil, status.Errorf(codes.Unauthenticated,
-				"keycreds: the API key does not go over an insecure connection: use TLS (%v)", err)
+				"keycreds: the API key does not go over an insecure connection: use TLS (this one has %v)", level)
 		}
 	}
 	value, err := c.key(ctx)
@@ -127,6 +133,18 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 		value = c.scheme + " " + value
 	}
 	return map[string]string{c.header: value}, nil
+}
+
+// securityLevel returns what the connection of a call says about itself; if that is nothing, InvalidSecurityLevel.
+func securityLevel(ctx context.Context) credentials.SecurityLevel {
+	ri, _ := credentials.RequestInfoFromContext(ctx)
+	info, ok := ri.AuthInfo.(interface {
+		GetCommonAuthInfo() credentials.CommonAuthInfo
+	})
+	if !ok {
+		return credentials.InvalidSecurityLevel
+	}
+	return info.GetCommonAuthInfo().SecurityLevel
 }
 
 // RequireTransportSecurity implements [credentials.PerRPCCredentials].

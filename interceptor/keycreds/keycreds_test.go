@@ -110,6 +110,44 @@ func TestPlaintextIsRefused(t *testing.T) {
 	})
 }
 
+// silent are transport credentials that do not say how secure they are, which is not at all.
+type silent struct {
+	credentials.TransportCredentials
+	credentials.AuthInfo
+}
+
+func (s silent) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, s.AuthInfo, nil
+}
+
+func (silent) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "silent"}
+}
+func (s silent) Clone() credentials.TransportCredentials { return s }
+
+type noInfo struct{}
+
+func (noInfo) AuthType() string { return "silent" }
+
+type emptyInfo struct {
+	noInfo
+	credentials.CommonAuthInfo
+}
+
+func TestConnectionThatDoesNotSayIsRefused(t *testing.T) {
+	for name, info := range map[string]credentials.AuthInfo{"no level": noInfo{}, "an invalid level": emptyInfo{}, "nil": nil} {
+		t.Run(name, func(t *testing.T) {
+			s := servePlaintext(t)
+			s.dialOptions = append(s.dialOptions, grpc.WithTransportCredentials(silent{insecure.NewCredentials(), info}))
+			err := check(t, s.dial(t, grpc.WithPerRPCCredentials(keycreds.New(testKey))))
+			require.Equal(t, codes.Unauthenticated, status.Code(err), err)
+			require.ErrorContains(t, err, "insecure connection: use TLS (the transport credentials do not say how secure this one is)")
+			require.NotContains(t, err.Error(), testKey)
+			require.False(t, s.sentHeaders(t))
+		})
+	}
+}
+
 func TestAllowInsecure(t *testing.T) {
 	s := servePlaintext(t)
 	creds := keycreds.New(testKey, keycreds.AllowInsecure())

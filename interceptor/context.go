@@ -56,10 +56,14 @@ func (c *callContext) Value(key any) any {
 
 // strip returns md without the headers that may hold a credential. The values are shared, as those of the original
 // are. A transport other than gRPC's own may have left names in upper case, which metadata.FromIncomingContext
-// lowers.
+// lowers. grpc-gateway sends authorization as it is and, like any header of HTTP's own, a second time behind its prefix.
 func (c *callContext) strip(md metadata.MD) metadata.MD {
+	const gateway = "grpcgateway-"
 	md = maps.Clone(md)
 	maps.DeleteFunc(md, func(name string, _ []string) bool {
+		if len(name) > len(gateway) && strings.EqualFold(name[:len(gateway)], gateway) {
+			name = name[len(gateway):]
+		}
 		return slices.ContainsFunc(c.auth.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
 	})
 	return md

@@ -27,6 +27,7 @@ func FuzzCredential(f *testing.F) {
 	f.Add("authorization", "Bearer k", "x-api-key", "k", "k")
 	f.Add("Authorization", "bearer  k ", "authorization", "", "k")
 	f.Add("X-Api-Key", " k", "user-agent", "x", "k")
+	f.Add("authorization", "Bearer k", "grpcgateway-authorization", "Bearer k", "")
 	f.Add("authorization-bin", "\xff", "x-api-key", "Bearer k", "")
 	a, err := New(noVerifier{}, Header("authorization", "Bearer"), Header("x-api-key", ""))
 	require.NoError(f, err)
@@ -57,8 +58,9 @@ func FuzzCredential(f *testing.F) {
 		require.True(t, ok)
 		require.Empty(t, seen.Get("authorization"))
 		require.Empty(t, seen.Get("x-api-key"))
+		require.Empty(t, seen.Get("grpcgateway-authorization"))
 		for name := range md {
-			if name != "authorization" && name != "x-api-key" {
+			if bare := strings.TrimPrefix(name, "grpcgateway-"); bare != "authorization" && bare != "x-api-key" {
 				require.Equal(t, md[name], seen[name])
 			}
 		}

@@ -284,6 +284,8 @@ func TestCredentialIsStripped(t *testing.T) {
 		md, ok := metadata.FromIncomingContext(ctx)
 		require.True(t, ok)
 		require.Empty(t, md.Get("authorization"))
+		require.Empty(t, md.Get("grpcgateway-authorization"), "the copy that grpc-gateway makes")
+		require.Equal(t, []string{"b"}, md.Get("grpcgateway-accept"))
 		require.Equal(t, []string{"1", "2"}, md.Get("x-other"), "the rest is there")
 		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "X-Other"))
 		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
@@ -304,7 +306,8 @@ func TestCredentialIsStripped(t *testing.T) {
 		newAuth(t, store, interceptor.Public(emptyCall, duplex)), // not even where nobody needs it
 	} {
 		conn := dial(t, serve(t, svc, auth.ServerOptions()...))
-		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1", "x-other", "2")
+		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1", "x-other", "2",
+			"grpcgateway-authorization", "Bearer "+token, "grpcgateway-accept", "b")
 		for kind, err := range both(ctx, conn) {
 			require.NoError(t, err, kind)
 		}
@@ -315,7 +318,9 @@ func TestCredentialIsStripped(t *testing.T) {
 func TestCredentialIsStrippedInAnyCase(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.MD{"Authorization": {"Bearer " + token}, "Other": {"1"}})
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.MD{
+		"Authorization": {"Bearer " + token}, "Grpcgateway-Authorization": {"Bearer " + token}, "Other": {"1"},
+	})
 	_, err := newAuth(t, store).Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(ctx context.Context, _ any) (any, error) {
 		md, _ := metadata.FromIncomingContext(ctx)
 		require.Equal(t, metadata.MD{"other": {"1"}}, md)

@@ -18,7 +18,7 @@ type contextKey struct{}
 // Authenticator. It is false for a call of a public method.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
 	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
-	return k, ok
+	return k, ok && k != nil
 }
 
 // NewContext returns a context from which FromContext gets k: for testing a handler without a server.

@@ -641,6 +641,8 @@ func TestNewContext(t *testing.T) {
 	got, ok := interceptor.FromContext(interceptor.NewContext(t.Context(), k))
 	require.True(t, ok)
 	require.Same(t, k, got)
-	_, ok = interceptor.FromContext(t.Context())
-	require.False(t, ok)
+	for _, ctx := range []context.Context{t.Context(), interceptor.NewContext(t.Context(), nil)} {
+		_, ok = interceptor.FromContext(ctx)
+		require.False(t, ok)
+	}
 }

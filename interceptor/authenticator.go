@@ -128,8 +128,8 @@ func (a *Authenticator) rule(fullMethod string) rule {
 	return rule{}
 }
 
-// method returns the full name under which a unary method was called, as that of a stream is. That of info is what generated
-// code says, also of a service that is registered under another name.
+// method returns the full name under which a unary method was called, as that of a stream is. That of info is what
+// generated code says, also of a service that is registered under another name.
 func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) string {
 	if len(a.methods)+len(a.services) > 0 {
 		if m, ok := grpc.Method(ctx); ok && m != "" {

@@ -5,8 +5,10 @@
 //	auth, err := interceptor.New(store)
 //	server := grpc.NewServer(auth.ServerOptions()...)
 //
-// Every method needs a key, also those of health checks and reflection, and those that the server does not know,
-// unless [Public] names it.
+// Every method needs a key, also those of health checks and reflection, and those that a grpc.UnknownServiceHandler
+// serves, unless [Public] names it. Whatever else the server does not know, gRPC itself answers with Unimplemented, to
+// everybody. It runs no interceptor for a grpc.StreamDesc, written by hand, that sets neither ClientStreams nor
+// ServerStreams.
 //
 // # What a caller is told
 //
@@ -19,14 +21,20 @@
 //	a key that is revoked, expired, disabled, not yet
 //	valid, or used from a network that is not allowed     Unauthenticated   API_KEY_INVALID
 //	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
-//	a stream whose key was revoked while it was open      Unauthenticated   API_KEY_REVOKED
-//	a stream whose key expired while it was open          Unauthenticated   API_KEY_EXPIRED
+//	a stream whose key was revoked while it was open,
+//	or got another secret without a grace                 Unauthenticated   API_KEY_REVOKED
+//	a stream whose key expired while it was open, or the
+//	secret that it was opened with, with its grace        Unauthenticated   API_KEY_EXPIRED
+//	a stream whose key was disabled while it was open     Unauthenticated   API_KEY_INVALID
 //	a stream whose key was changed to admit less          Unavailable       API_KEY_CHANGED, with RetryInfo
-//	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE
+//	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE, with scopes
 //	the key is used more often than its RateLimit         ResourceExhausted RATE_LIMIT_EXCEEDED, with RetryInfo
 //	too many failures from the address: LimitFailures     ResourceExhausted AUTH_THROTTLED, with RetryInfo
 //	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
 //	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
+//
+// The ErrorInfo of INSUFFICIENT_SCOPE has the scopes that the method requires (all of them, or one, as its rule says) in
+// its metadata, under "scopes" and separated by spaces.
 //
 // One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of
 // the server's never reads as a bad key.
@@ -34,8 +42,9 @@
 // # Rules
 //
 // Each method has at most one rule, and the most exact one counts: that of Public, [Require] or [RequireAny] for the
-// method, or else that of [RulesFrom], or else Public for its service, or else that any valid key will do. Names match to
-// the letter. Which scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
+// method, or else that of [RulesFrom], or else Public for its service, or else that any valid key will do, also one
+// without scopes. Names are those that callers call, and match to the letter; [Authenticator.Check] finds those that are
+// misspelt. Which scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
 //
 // # The credential
 //

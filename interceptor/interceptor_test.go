@@ -351,6 +351,7 @@ func TestPublicRequireAndCheck(t *testing.T) {
 		_, err = client.EmptyCall(withKey(t.Context(), token), &testpb.Empty{})
 		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 	}
+	require.Equal(t, "read write", status.Convert(err).Details()[0].(*errdetails.ErrorInfo).Metadata["scopes"])
 	_, err = client.EmptyCall(withKey(t.Context(), plain+"x"), &testpb.Empty{})
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
 	stream, err := client.FullDuplexCall(withKey(t.Context(), plain))

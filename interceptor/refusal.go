@@ -23,7 +23,7 @@ var (
 	invalidStatus  = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
 	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
 	revokedStatus  = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
-	expiredStatus  = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key has expired", nil)
+	expiredStatus  = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key, or this secret of it, has expired", nil)
 	changedStatus  = newStatus(codes.Unavailable, "API_KEY_CHANGED", "the API key was changed: open the stream again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
 	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE", "API keys cannot be checked now: try again", nil,

@@ -103,8 +103,8 @@ func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool
 	return r, r.public || len(r.scopes) > 0, nil
 }
 
-// optionsOf returns the options of a method, read by one who knows ext. Where ext is not registered, it was an unknown field
-// to whoever read them before, and a rule that is overlooked lets every key in.
+// optionsOf returns the options of a method, read by one who knows ext. Where ext is not registered, it was an unknown
+// field to whoever read them before, and a rule that is overlooked lets every key in.
 func optionsOf(m protoreflect.MethodDescriptor, ext protoreflect.ExtensionType) (*descriptorpb.MethodOptions, error) {
 	wire, err := proto.MarshalOptions{AllowPartial: true}.Marshal(m.Options())
 	if err != nil {

@@ -111,7 +111,9 @@ func Example() {
 	call(send(narrow))
 	issued, _ := store.Create(ctx, keystore.Spec{Name: "with it", Scopes: []string{"health:read"}})
 	call(send(issued))
-	_ = store.Revoke(ctx, issued.Key.ID, "no longer needed")
+	if err := store.Revoke(ctx, issued.Key.ID, "leaked"); err != nil {
+		log.Fatal(err)
+	}
 	call(send(issued))
 	// Output:
 	// Unauthenticated

@@ -77,7 +77,7 @@ func run() error {
 		return err
 	}
 	say("id      %s", issued.Key.ID)
-	say("secret  %v   (a Secret prints itself like this; Reveal gives the text, once)", issued.Secret)
+	say("secret  %v   (a Secret prints itself like this; Reveal gives the text, which the store does not keep)", issued.Secret)
 
 	step("Call with the key")
 	conn, err := dial(addr, roots, grpc.WithPerRPCCredentials(keycreds.New(issued.Secret.Reveal())))

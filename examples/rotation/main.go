@@ -100,7 +100,6 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	end := time.Now().Add(grace)
 	fmt.Printf("The key is rotated. For %v both secrets work.\n", grace)
 	time.Sleep(grace / 2)
 	secret.Store(issued.Secret.Reveal())
@@ -114,7 +113,8 @@ func run() error {
 	if status.Code(err) != codes.Unauthenticated {
 		return fmt.Errorf("the stream of the old secret should have ended as Unauthenticated: %v", err)
 	}
-	fmt.Printf("The grace is over. The first stream ended %v later: %v\n", time.Since(end).Round(time.Millisecond), status.Convert(err).Message())
+	late := time.Since(issued.Key.PreviousUntil).Round(time.Millisecond)
+	fmt.Printf("The grace is over. The first stream ended %v later: %v\n", late, status.Convert(err).Message())
 	if _, err := store.Verify(ctx, old.Secret.Reveal()); !errors.Is(err, keystore.ErrDenied) {
 		return fmt.Errorf("the old secret should be refused: %v", err)
 	}

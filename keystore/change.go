@@ -41,6 +41,9 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	}
 	id, text := s.format.New()
 	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), s.hasher.Digest(text), now), revision: 1}
+	if err := checkSize(st.record, 0); err != nil {
+		return nil, err
+	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	// No phases of the fence: nobody can have read or cached an ID that did not exist, and a miss is not cached.
@@ -159,7 +162,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 			}
 		}
 		spec.writeTo(r)
-		return !proto.Equal(before, r), nil
+		return !proto.Equal(before, r), checkSize(r, proto.Size(before))
 	})
 	if err != nil {
 		return nil, err
@@ -331,10 +334,6 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 	value, err := record.Encode(st.record)
 	if err != nil {
 		return nil, trouble("encode", err)
-	}
-	if len(value) > maxRecordSize {
-		return nil, invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes",
-			len(value), maxRecordSize)
 	}
 	event.KeyId, event.Revision = st.id[:], st.revision
 	said, err := record.EncodeEvent(event)

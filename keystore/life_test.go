@@ -166,6 +166,42 @@ func TestUpdateOfAnExpiredKey(t *testing.T) {
 	})
 }
 
+// The largest key that Create makes, to the byte, can still be changed in every way, which makes it larger yet.
+func TestTheLargestKeyCanBeChanged(t *testing.T) {
+	s := inMemory(t)
+	other := create(t, s, keystore.Spec{})
+	size, step := 0, 16<<10
+	spec := func(size int) keystore.Spec {
+		return keystore.Spec{Name: "n", Metadata: map[string]string{"m": strings.Repeat("x", size)}}
+	}
+	for ; step > 0; step /= 2 {
+		if _, err := s.Create(t.Context(), spec(size+step)); err == nil {
+			size += step
+		} else {
+			require.ErrorIs(t, err, keystore.ErrInvalid)
+		}
+	}
+	issued := create(t, s, spec(size))
+	id, token := issued.Key.ID, issued.Secret.Reveal()
+	require.NoError(t, s.Disable(t.Context(), id, strings.Repeat("r", 1024)))
+	require.NoError(t, s.Enable(t.Context(), id))
+	rotated, err := s.Rotate(t.Context(), id, time.Hour)
+	require.NoError(t, err)
+	update := func(change func(*keystore.Spec)) error {
+		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { change(spec); return nil })
+		return err
+	}
+	require.ErrorIs(t, update(func(spec *keystore.Spec) { spec.Owner = "o" }), keystore.ErrInvalid)
+	require.NoError(t, update(func(spec *keystore.Spec) { spec.Metadata["m"] = spec.Metadata["m"][1:] }), "it need not fit at once")
+	n, err := s.RevokeAll(t.Context(), keystore.Query{After: other.Key.ID}, strings.Repeat("r", 1024), nil)
+	require.NoError(t, err)
+	require.Greater(t, n, 1)
+	require.NoError(t, s.Revoke(t.Context(), id, ""))
+	require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked)
+	require.ErrorIs(t, verify(t, s, rotated.Secret.Reveal()), keystore.ErrRevoked)
+	require.NoError(t, verify(t, s, other.Secret.Reveal()))
+}
+
 // Every update of many at once is made, none on top of an old state.
 func TestConcurrentUpdates(t *testing.T) {
 	s := open(t, nil)

@@ -388,7 +388,32 @@ func merge(have, saved *stored) *stored {
 		r.RevokedAt, r.RevokeReason = saved.record.RevokedAt, saved.record.RevokeReason
 		return &stored{id: have.id, record: r, revision: have.revision + 1}
 	default:
+		if hold == 0 && take == 0 {
+			saved.record.Rotations = renumber(have.record, saved.record)
+		}
 		return &stored{id: saved.id, record: saved.record, revision: max(saved.revision, have.revision+1)}
+	}
+}
+
+// renumber returns the number of rotations by which a saved record takes the place of another one. Live contexts know the
+// secret that they were opened with by that number, and two stores that parted may have given the same one to different
+// secrets. So the secrets that both records have keep their numbers, where that works, and otherwise all of the saved
+// ones get numbers that no context has.
+func renumber(have, saved *record.Record) uint32 {
+	type secret interface {
+		GetDigestScheme() string
+		GetDigest() []byte
+	}
+	same := func(a, b secret) bool {
+		return a.GetDigestScheme() == b.GetDigestScheme() && bytes.Equal(a.GetDigest(), b.GetDigest())
+	}
+	switch {
+	case same(have, saved) && (saved.Previous == nil || same(have.Previous, saved.Previous)):
+		return have.Rotations
+	case saved.Previous != nil && same(have, saved.Previous):
+		return have.Rotations + 1
+	default:
+		return max(have.Rotations, saved.Rotations) + 2
 	}
 }
 

@@ -340,6 +340,66 @@ func TestRestoreEndsLiveContexts(t *testing.T) {
 	require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
 }
 
+// Two stores part and rotate the key, each by itself. What the other store's secret takes the place of ends, although it
+// has the same number; and what it does not goes on.
+func TestRestoreOfAnotherSecretEndsLiveContexts(t *testing.T) {
+	update := func(t *testing.T, s *keystore.Store, id string) {
+		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Owner += "x"; return nil })
+		require.NoError(t, err)
+	}
+	rotate := func(t *testing.T, s *keystore.Store, id string, grace time.Duration) string {
+		issued, err := s.Rotate(t.Context(), id, grace)
+		require.NoError(t, err)
+		return issued.Secret.Reveal()
+	}
+	parted := func(t *testing.T) (one, other *keystore.Store, id, token string) {
+		one, other = inMemory(t), inMemory(t)
+		issued := create(t, one, keystore.Spec{})
+		restore(t, other, backup(t, one))
+		return one, other, issued.Key.ID, issued.Secret.Reveal()
+	}
+	t.Run("both have rotated", func(t *testing.T) {
+		for _, grace := range []time.Duration{0, time.Hour} {
+			one, other, id, _ := parted(t)
+			theirs := rotate(t, one, id, grace)
+			update(t, one, id)
+			replaced := rotate(t, other, id, 0)
+			live := bind(t, other, replaced)
+			restore(t, other, backup(t, one))
+			require.ErrorIs(t, verify(t, other, replaced), keystore.ErrUnknown)
+			require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+			live = bind(t, other, theirs)
+			update(t, one, id)
+			update(t, one, id)
+			restore(t, other, backup(t, one))
+			require.NoError(t, live.Err(), "the secret is the same, whatever its number")
+			rotate(t, other, id, 0)
+			require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+		}
+	})
+	t.Run("the other store has", func(t *testing.T) {
+		one, other, id, token := parted(t)
+		live := bind(t, other, token)
+		theirs := rotate(t, one, id, time.Hour)
+		restore(t, other, backup(t, one))
+		require.NoError(t, live.Err(), "it is in its grace")
+		require.NoError(t, verify(t, other, theirs))
+		rotate(t, other, id, time.Hour)
+		require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+	})
+	t.Run("this store has, with a grace", func(t *testing.T) {
+		one, other, id, token := parted(t)
+		live := bind(t, other, token)
+		replaced := bind(t, other, rotate(t, other, id, time.Hour))
+		update(t, one, id)
+		update(t, one, id)
+		restore(t, other, backup(t, one))
+		require.NoError(t, verify(t, other, token))
+		require.ErrorIs(t, context.Cause(replaced), keystore.ErrRevoked)
+		require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked, "to be safe")
+	})
+}
+
 func TestBackupAndRestoreRefuse(t *testing.T) {
 	s := open(t, nil)
 	create(t, s, keystore.Spec{})

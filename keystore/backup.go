@@ -322,9 +322,6 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 	for _, e := range batch {
 		p, err := s.restoreKey(ctx, e, actor)
 		if err != nil {
-			for _, p := range all {
-				s.conclude(p, err)
-			}
 			return 0, err
 		}
 		if p != nil {
@@ -334,7 +331,7 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 	if len(all) == 0 {
 		return 0, nil
 	}
-	if err := s.commit(ctx, ErrChanged, all); err != nil {
+	if err := s.commit(ctx, ErrChanged, all, nil); err != nil {
 		return 0, err
 	}
 	return len(all), nil

@@ -272,16 +272,13 @@ func (s *Store) changeTogether(
 			}
 		}
 		if err != nil {
-			for _, p := range all {
-				s.conclude(p, err)
-			}
 			return nil, err
 		}
 	}
 	if len(all) == 0 {
 		return nil, nil
 	}
-	if err := s.commit(ctx, doubt, all); err != nil {
+	if err := s.commit(ctx, doubt, all, nil); err != nil {
 		return nil, err
 	}
 	return entries, nil

@@ -51,7 +51,11 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.apply(ctx, p.changes, func(err error) { s.conclude(p, err) })
+	s.begin(p)
+	err = s.apply(ctx, p.changes, func(err error) {
+		s.journal.end(p)
+		s.conclude(p, err)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -268,6 +272,9 @@ func (s *Store) change(
 			return nil, err
 		}
 		if !changed {
+			if over != nil {
+				over() // see commit
+			}
 			// Whoever committed it may not have reached phase C yet, and this call must not return before.
 			e := st.entry()
 			s.fence.Tell(id, e)
@@ -278,7 +285,7 @@ func (s *Store) change(
 		if err != nil {
 			return nil, err
 		}
-		err = s.commit(ctx, doubt, []*prepared{p})
+		err = s.commit(ctx, doubt, []*prepared{p}, over)
 		if err == nil {
 			return p.entry, nil
 		}
@@ -294,14 +301,21 @@ func (s *Store) change(
 	return nil, trouble("change", errors.New("others keep changing the key"))
 }
 
-// commit makes all of the changes or none, through the phases of the fence.
-func (s *Store) commit(ctx context.Context, doubt error, all []*prepared) error {
+// commit makes all of the changes or none, through the phases of the fence. Over, if not nil, is called once nothing is
+// left to try.
+func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over func()) error {
 	var changes []backend.Change
 	for _, p := range all {
+		s.begin(p)
 		s.fence.Begin(p.entry.ID)
 		changes = append(changes, p.changes...)
 	}
 	return s.apply(ctx, changes, func(err error) {
+		// From here on observers are told, who may call the store. So whatever a call of theirs would wait for ends first.
+		s.journal.end(all...)
+		if over != nil && !errors.Is(err, backend.ErrConflict) {
+			over()
+		}
 		for _, p := range all {
 			switch {
 			case err == nil:
@@ -323,13 +337,12 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared) error 
 // A prepared is a new state of a key and the event that says so, on their way to the backend.
 type prepared struct {
 	entry   *entry // what the key becomes
-	stamp   int64  // the event's, open in the journal
+	stamp   int64  // the event's, once it has begun
 	event   *record.Event
 	changes []backend.Change // of the record, of the event, and what else goes with them
 }
 
-// prepare encodes a record at its new revision, and its event. The key has the revision expect until then. What it
-// returns has to be concluded.
+// prepare encodes a record at its new revision, and its event. The key has the revision expect until then.
 func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepared, error) {
 	value, err := record.Encode(st.record)
 	if err != nil {
@@ -340,23 +353,27 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 	if err != nil {
 		return nil, trouble("encode", err)
 	}
-	stamp := s.journal.begin()
 	urgent := event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 	return &prepared{
 		entry: st.entry(),
-		stamp: stamp,
 		event: event,
 		changes: []backend.Change{
 			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: urgent},
-			{Key: eventKey(stamp), Value: said},
+			{Key: eventKey(0), Value: said}, // of which begin makes the right one
 		},
 	}, nil
 }
 
-// conclude ends what prepare began. It is called when it is known whether the changes were made, and after the phases
-// of the fence: whoever hears of the change finds it in force.
+// begin gives the event its place. The journal's end of it has to follow, as soon as it is known whether the changes were
+// made: whoever reads events waits for that.
+func (s *Store) begin(p *prepared) {
+	p.stamp = s.journal.begin()
+	p.changes[1].Key = eventKey(p.stamp)
+}
+
+// conclude tells of a change, if it was made. It is called after the phases of the fence: whoever hears of the change
+// finds it in force.
 func (s *Store) conclude(p *prepared, err error) {
-	s.journal.end(p.stamp)
 	if err != nil || s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}

@@ -216,11 +216,13 @@ func (j *journal) begin() int64 {
 	return j.last
 }
 
-// end closes a stamp.
-func (j *journal) end(stamp int64) {
+// end closes stamps.
+func (j *journal) end(all ...*prepared) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	delete(j.open, stamp)
+	for _, p := range all {
+		delete(j.open, p.stamp)
+	}
 	if j.moved != nil {
 		close(j.moved)
 		j.moved = nil

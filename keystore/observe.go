@@ -3,14 +3,16 @@ package keystore
 import "time"
 
 // An Observer is told of what happens in a Store, for metrics. It is called by the goroutine that the thing happens in,
-// at the moment when it does, with no lock held; so it should be quick, must be safe for concurrent use, and may call the
-// Store. It is never given a secret.
+// at the moment when it does, with no lock held; so it should be quick, and must be safe for concurrent use. It may call
+// the Store, but for Close, which would wait for the very call that it is made in: leave that to another goroutine. It is
+// never given a secret.
 type Observer interface {
 	// Verified is told of each Verify and Bind that admits. It is on the fast path: each nanosecond of it counts.
 	Verified(Verification)
 	// Refused is told of each that does not.
 	Refused(Refusal)
-	// Changed is told of each change of a key, when it is in force and before the call that made it returns.
+	// Changed is told of each change of a key, when it is in force and before the call that made it returns. Changes of
+	// one key that are made at the same time may be told in any order: Event.Revision has the right one.
 	Changed(Event)
 	// Ended is told of each context of Bind's that the store has ended.
 	Ended(Ending)

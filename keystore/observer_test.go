@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
 // A witness writes down what it is told, and calls the store each time: it would hang if that held a lock.
@@ -94,6 +96,82 @@ func TestObserver(t *testing.T) {
 	for _, text := range []string{fmt.Sprintf("%+v %#v", told, created), fmt.Sprintf("%+v", refused)} {
 		require.NotContains(t, text, token[len(token)-40:])
 		require.NotContains(t, text, wrong.Secret.Reveal()[40:])
+	}
+}
+
+// told is an Observer of functions.
+type told struct {
+	changed func(keystore.Event)
+	ended   func(keystore.Ending)
+}
+
+func (o *told) Verified(keystore.Verification) {}
+func (o *told) Refused(keystore.Refusal)       {}
+func (o *told) Changed(e keystore.Event) {
+	if o.changed != nil {
+		o.changed(e)
+	}
+}
+func (o *told) Ended(e keystore.Ending) {
+	if o.ended != nil {
+		o.ended(e)
+	}
+}
+
+// An Observer may call the store, even for what waits for changes that are under way: its own is not.
+func TestAnObserverCallsTheStore(t *testing.T) {
+	readAll := func(t *testing.T, s *keystore.Store) {
+		require.NotEmpty(t, events(t, s, keystore.EventQuery{}))
+	}
+	for name, play := range map[string]func(t *testing.T, s *keystore.Store, b *unlucky, o *told){
+		"Ended reads the events": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
+			o.ended = func(keystore.Ending) { readAll(t, s) }
+			issued := create(t, s, keystore.Spec{})
+			bind(t, s, issued.Secret.Reveal())
+			require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
+		},
+		"Changed reads the events, while many keys are changed at once": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
+			o.changed = func(keystore.Event) { readAll(t, s) }
+			fill(t, s, 3, func(int) keystore.Spec { return keystore.Spec{} })
+			saved := backup(t, s)
+			n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+			require.NoError(t, err)
+			require.Equal(t, 3, n)
+			there := new(told)
+			other, err := keystore.New(backendtest.NewMemory(), &keystore.Options{Observer: there})
+			require.NoError(t, err)
+			there.changed = func(keystore.Event) { readAll(t, other) }
+			restore(t, other, saved)
+			require.NoError(t, other.Close())
+		},
+		"Changed revokes the key, whose line the change stands in": func(t *testing.T, s *keystore.Store, b *unlucky, o *told) {
+			issued := create(t, s, keystore.Spec{})
+			id := issued.Key.ID
+			o.changed = func(e keystore.Event) {
+				if e.Action == keystore.ActionDisable {
+					require.NoError(t, s.Revoke(context.Background(), id, ""))
+				}
+			}
+			b.between = func() { // somebody else comes first, once
+				b.between = func() {}
+				_, err := s.Update(context.Background(), id, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
+				require.NoError(t, err)
+			}
+			require.NoError(t, s.Disable(context.WithValue(t.Context(), marked{}, true), id, ""))
+			require.ErrorIs(t, verify(t, s, issued.Secret.Reveal()), keystore.ErrRevoked)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // whoever waits for itself would end by the timeout
+				o, b := new(told), &unlucky{Backend: backendtest.NewMemory()}
+				s, err := keystore.New(b, &keystore.Options{Observer: o})
+				require.NoError(t, err)
+				defer func() { require.NoError(t, s.Close()) }()
+				began := time.Now()
+				play(t, s, b, o)
+				require.Zero(t, time.Since(began))
+			})
+		})
 	}
 }
 

@@ -28,8 +28,9 @@ type line struct {
 	size int           // of the line, with its head
 }
 
-// take waits until the caller is at the head of the key's line, and returns what to call when it is through. For a caller
-// that has not lost there need not be a line: over is nil then. The error is that of the context; over is nil then too.
+// take waits until the caller is at the head of the key's line, and returns what to call when it is through, which may be
+// called again. For a caller that has not lost there need not be a line: over is nil then. The error is that of the
+// context; over is nil then too.
 func (t *turns) take(ctx context.Context, id token.ID, lost bool) (over func(), err error) {
 	t.mu.Lock()
 	l := t.lines[id]
@@ -48,10 +49,10 @@ func (t *turns) take(ctx context.Context, id token.ID, lost bool) (over func(), 
 	t.mu.Unlock()
 	select {
 	case l.head <- struct{}{}:
-		return func() {
+		return sync.OnceFunc(func() {
 			<-l.head
 			t.leave(id, l)
-		}, nil
+		}), nil
 	case <-ctx.Done():
 		t.leave(id, l)
 		return nil, endOf(ctx)

@@ -39,7 +39,8 @@ type Query struct {
 	Scope string
 	// CreatedBefore selects the keys that were made before; zero, those of every age.
 	CreatedBefore time.Time
-	// UnusedSince selects the keys that have not been used since, or ever, and are older themselves; zero, all.
+	// UnusedSince selects the keys that have not been used since, or ever, and are older themselves; zero, all. Uses are
+	// known to the minute: a key that was last used in the very minute is not selected.
 	UnusedSince time.Time
 	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the
 	// first key.
@@ -104,7 +105,7 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*stored, *Key, err
 		if key.LastUsedAt, err = s.lastUsed(ctx, st.id); err != nil {
 			return err
 		}
-		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince) {
+		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince.Truncate(time.Minute)) {
 			continue
 		}
 		if !yield(st, key, nil) {

@@ -85,6 +85,27 @@ func TestLastUseIsWrittenByClose(t *testing.T) {
 	require.False(t, lastUsed(t, s, issued.Key.ID).Before(before.UTC()))
 }
 
+// A use is known by its minute, which began before it: no key is taken for unused that was used after the moment.
+func TestUnusedSinceIsSafeWithinAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := inMemory(t)
+		issued := create(t, s, keystore.Spec{})
+		time.Sleep(30 * time.Second)
+		since := time.Now()
+		time.Sleep(29 * time.Second)
+		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+		selected := func(since time.Time) (n int) {
+			for _, err := range s.List(t.Context(), keystore.Query{UnusedSince: since}) {
+				require.NoError(t, err)
+				n++
+			}
+			return n
+		}
+		require.Zero(t, selected(since))
+		require.Equal(t, 1, selected(time.Now().Truncate(time.Minute).Add(time.Minute)))
+	})
+}
+
 // A key is revoked at the worst moment: when its use is about to be written.
 func TestUsageCannotBringAKeyBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

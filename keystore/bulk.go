@@ -29,8 +29,9 @@ type RevokeAllOptions struct {
 // changed when its turn is over is not.
 //
 // ErrInvalid means that nothing was done. After any other error, those keys are revoked that Progress was told of, and
-// perhaps some more; call it again, and it goes on with those that are not. A damaged record does not stop it: the key
-// is no longer admitted from the cache, and ErrCorrupt is returned at the end.
+// perhaps some more; call it again, and it goes on with those that are not. A key that cannot be judged, because what is
+// stored of it is damaged, does not stop it: its live contexts end, and ErrCorrupt is returned at the end. Only where
+// storage cannot read on behind what is damaged, the keys there are not revoked, and the text of ErrCorrupt says so.
 func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *RevokeAllOptions) (int, error) {
 	if err := checkReason(reason); err != nil {
 		return 0, err
@@ -186,7 +187,7 @@ func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*s
 		q.Limit = 0 // those that are not wanted do not count
 		var batch []*stored
 		size, on := 0, true
-		err := s.list(ctx, q, func(st *stored, _ *Key, err error) bool {
+		err := s.list(ctx, q, false, func(st *stored, _ *Key, err error) bool {
 			switch {
 			case err != nil && st == nil:
 				on = yield(nil, err)

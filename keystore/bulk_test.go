@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -208,6 +210,45 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 200, n)
 	require.Zero(t, none)
+}
+
+// A damaged last use, of one key, is nothing to those who do not ask for it, and to others it is an error about that key.
+func TestDamagedLastUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := backendtest.NewMemory()
+		s, err := keystore.New(b, nil)
+		require.NoError(t, err)
+		defer s.Close()
+		keys := fill(t, s, 5, func(int) keystore.Spec { return keystore.Spec{} })
+		var ids [][]byte
+		for e, err := range b.Scan(t.Context(), []byte("k"), []byte("l")) {
+			require.NoError(t, err)
+			ids = append(ids, e.Key[1:])
+		}
+		require.NoError(t, b.Apply(t.Context(), backend.Change{Key: append([]byte("u"), ids[1]...), Value: []byte{0xff}}))
+		time.Sleep(time.Second)
+		require.Equal(t, 5, admitted(t, s, keys))
+		require.NoError(t, s.Backup(t.Context(), io.Discard), "the uses of the others can be written")
+
+		listed, damaged := 0, 0
+		for k, err := range s.List(t.Context(), keystore.Query{}) {
+			if err != nil {
+				require.ErrorIs(t, err, keystore.ErrCorrupt)
+				damaged++
+				continue
+			}
+			require.NotZero(t, k.LastUsedAt)
+			listed++
+		}
+		require.Equal(t, []int{4, 1}, []int{listed, damaged})
+		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now()}, "", nil)
+		require.ErrorIs(t, err, keystore.ErrCorrupt)
+		require.Zero(t, n)
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+		require.NoError(t, err)
+		require.Equal(t, 5, n)
+		require.Zero(t, admitted(t, s, keys))
+	})
 }
 
 func TestPurgeRemovesTheLongDeadAndNothingElse(t *testing.T) {

@@ -2,6 +2,8 @@ package keystore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"time"
 )
@@ -61,11 +63,11 @@ func (q *Query) selects(k *Key) bool {
 // List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
 // it is at the moment when it is read; a key that is created meanwhile comes at the end.
 //
-// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it
-// ends.
+// An error comes with a nil key. After ErrCorrupt that is about one key the list can go on. After any other error it ends,
+// also after ErrCorrupt if storage cannot read on: the text says so.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		err := s.list(ctx, q, func(_ *stored, k *Key, err error) bool { return yield(k, err) })
+		err := s.list(ctx, q, true, func(_ *stored, k *Key, err error) bool { return yield(k, err) })
 		if err != nil {
 			yield(nil, err)
 		}
@@ -73,8 +75,8 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 }
 
 // list returns the error that ends the list, unless the consumer ended it. With ErrCorrupt, the stored may have no more
-// than its ID, or be nil.
-func (s *Store) list(ctx context.Context, q Query, yield func(*stored, *Key, error) bool) error {
+// than its ID, or be nil. LastUsedAt is filled in if that is said, or the query asks for it.
+func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored, *Key, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
@@ -86,10 +88,15 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*stored, *Key, err
 		}
 		from = append(storageKey(after), 0) // the least key behind it
 	}
+	used = used || !q.UnusedSince.IsZero()
 	left := q.Limit
 	for e, err := range s.backend.Scan(ctx, from, []byte{keySpace + 1}) {
 		if err != nil {
-			return s.scanError(ctx, "list", err)
+			err = s.scanError(ctx, "list", err)
+			if errors.Is(err, ErrCorrupt) {
+				return fmt.Errorf("%w; the keys behind it were not read", err)
+			}
+			return err
 		}
 		st, err := parseStored(e)
 		if err != nil {
@@ -102,7 +109,16 @@ func (s *Store) list(ctx context.Context, q Query, yield func(*stored, *Key, err
 		if st.purged() || !q.selects(key) {
 			continue
 		}
-		if key.LastUsedAt, err = s.lastUsed(ctx, st.id); err != nil {
+		if used {
+			key.LastUsedAt, err = s.lastUsed(ctx, st.id)
+		}
+		if errors.Is(err, ErrCorrupt) {
+			if !yield(st, nil, fmt.Errorf("key %s: %w", key.ID, err)) {
+				return nil
+			}
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince.Truncate(time.Minute)) {

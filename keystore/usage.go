@@ -92,6 +92,9 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) error {
 	var changes []backend.Change
 	for _, id := range ids {
 		minute, revision, err := s.readUsage(ctx, id)
+		if errors.Is(err, ErrCorrupt) {
+			continue // or nobody's use would be written any more
+		}
 		if err != nil {
 			return err
 		}

@@ -16,8 +16,9 @@ import (
 type RevokeAllOptions struct {
 	// DryRun revokes nothing: Progress is told of the keys that would be.
 	DryRun bool
-	// Progress is told of each key when it has been revoked, in the order of creation, with the number of those so far. A
-	// call that was broken off is just made again: what is revoked is not looked at twice. Nil means nobody.
+	// Progress is told of each key when it has been revoked, in the order of creation, with the number of those so far;
+	// keys that were added meanwhile come last. A call that was broken off is just made again: what is revoked is not
+	// looked at twice. Nil means nobody.
 	Progress func(k *Key, done int)
 }
 
@@ -25,8 +26,9 @@ type RevokeAllOptions struct {
 // those were. When it returns nil, none of the selection is admitted any more, and their live contexts have ended, as
 // with Revoke. The zero Query selects every key there is.
 //
-// Each key is judged when its turn comes. One that is created meanwhile comes last, and is judged too; one that is
-// changed when its turn is over is not.
+// Each key is judged when its turn comes. One whose Create was under way when the call began is judged too, once
+// that is over, and so is one that is created while the selection is read; one that is changed when its turn is over
+// is not.
 //
 // ErrInvalid means that nothing was done. After any other error, those keys are revoked that Progress was told of, and
 // perhaps some more; call it again, and it goes on with those that are not. A key that cannot be judged, because what is
@@ -46,11 +48,13 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 			opts.Progress(k, done)
 		}
 	}
-	wanted := func(st *stored) bool {
-		return st.record.RevokedAt == 0 && q.selects(&st.entry().key)
-	}
 	if opts.DryRun {
-		for batch, err := range s.batches(ctx, q, len(reason), wanted) {
+		var corrupt error
+		for batch, err := range s.batches(ctx, q, len(reason), q.wantsRevoked) {
+			if errors.Is(err, ErrCorrupt) {
+				corrupt = err
+				continue
+			}
 			if err != nil {
 				return done, err
 			}
@@ -58,8 +62,28 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 				tell(&st.entry().key)
 			}
 		}
-		return done, nil
+		return done, corrupt
 	}
+	_, over := s.journal.additions()
+	failed, corrupt := s.revokeAll(ctx, q, reason, tell)
+	if begun, _ := s.journal.additions(); failed == nil && begun != over && (q.Limit <= 0 || done < q.Limit) {
+		// A key that was added meanwhile may stand before others that had been read already: its ID is older than itself.
+		// It is there when what was under way is over, and found by reading once more.
+		if _, failed = s.settled(ctx); failed == nil {
+			q.Limit = max(0, q.Limit-done)
+			failed, corrupt = s.revokeAll(ctx, q, reason, tell)
+		}
+	}
+	return done, errors.Join(failed, corrupt)
+}
+
+// wantsRevoked reports whether RevokeAll has to revoke a key.
+func (q *Query) wantsRevoked(st *stored) bool {
+	return st.record.RevokedAt == 0 && q.selects(&st.entry().key)
+}
+
+// revokeAll reads the selection once, and revokes it. It returns the error that ended it, and that of what is damaged.
+func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func(*Key)) (failed, corrupt error) {
 	cut := func(batch []*stored) {
 		for _, st := range batch {
 			s.fence.Cut(st.id, ErrRevoked)
@@ -78,8 +102,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		}
 		return w.err
 	}
-	var failed, corrupt error
-	for batch, err := range s.batches(ctx, q, len(reason), wanted) {
+	for batch, err := range s.batches(ctx, q, len(reason), q.wantsRevoked) {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			cut(batch)
@@ -100,7 +123,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		go func() {
 			event := &record.Event{Action: record.Action_ACTION_REVOKE, Reason: reason}
 			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked, func(st *stored) (bool, error) {
-				if !wanted(st) {
+				if !q.wantsRevoked(st) {
 					return false, nil
 				}
 				revoke(st.record, reason)
@@ -117,7 +140,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 			failed = err
 		}
 	}
-	return done, errors.Join(failed, corrupt)
+	return failed, corrupt
 }
 
 // maxWrites is how many writes RevokeAll has under way at once, for the backend to commit together.

@@ -167,6 +167,49 @@ func TestRevokeAllGoesOnWhereItWasBrokenOff(t *testing.T) {
 	require.Zero(t, admitted(t, s, keys))
 }
 
+// The ID of a key is older than the key. One whose Create is slow is found all the same, when others with later IDs have
+// been read long since.
+func TestRevokeAllFindsWhatIsBeingCreated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &stalling{Backend: backendtest.NewMemory()}
+		s, err := keystore.New(b, nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		for _, limit := range []int{0, 2, 1} {
+			stall := make(chan struct{})
+			b.stall = stall
+			created := make(chan *keystore.Issued, 1)
+			go func() {
+				issued, _ := s.Create(context.Background(), keystore.Spec{Name: "slow"})
+				created <- issued
+			}()
+			synctest.Wait() // it has its ID
+			b.stall = nil
+			fast := create(t, s, keystore.Spec{})
+			var told []string
+			revoked := make(chan error, 1)
+			go func() {
+				_, err := s.RevokeAll(context.Background(), keystore.Query{Limit: limit}, "", &keystore.RevokeAllOptions{
+					Progress: func(k *keystore.Key, _ int) { told = append(told, k.ID) },
+				})
+				revoked <- err
+			}()
+			synctest.Wait()
+			require.Equal(t, []string{fast.Key.ID}, told)
+			close(stall)
+			slow := <-created
+			require.Less(t, slow.Key.ID, fast.Key.ID)
+			require.NoError(t, <-revoked)
+			if limit == 1 {
+				require.NoError(t, verify(t, s, slow.Secret.Reveal()))
+				continue
+			}
+			require.Equal(t, []string{fast.Key.ID, slow.Key.ID}, told)
+			require.ErrorIs(t, verify(t, s, slow.Secret.Reveal()), keystore.ErrRevoked)
+		}
+	})
+}
+
 func TestRevokeAllEndsLiveContexts(t *testing.T) {
 	s := open(t, nil)
 	acme, ajax := create(t, s, keystore.Spec{Owner: "acme"}), create(t, s, keystore.Spec{Owner: "ajax"})

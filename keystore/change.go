@@ -39,19 +39,16 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, text := s.format.New()
-	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), s.hasher.Digest(text), now), revision: 1}
-	if err := checkSize(st.record, 0); err != nil {
+	stamp := s.journal.begin(true) // before the ID is made: RevokeAll counts on it
+	p, text, err := s.prepareNew(spec, now, actor)
+	if err != nil {
+		s.journal.end(&prepared{stamp: stamp})
 		return nil, err
 	}
+	p.place(stamp)
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	// No phases of the fence: nobody can have read or cached an ID that did not exist, and a miss is not cached.
-	p, err := s.prepare(st, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
-	if err != nil {
-		return nil, err
-	}
-	s.begin(p)
 	err = s.apply(ctx, p.changes, func(err error) {
 		s.journal.end(p)
 		s.conclude(p, err)
@@ -60,6 +57,17 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		return nil, err
 	}
 	return &Issued{Key: &p.entry.key, Secret: newSecret(text)}, nil
+}
+
+// prepareNew makes a key, and returns its text too.
+func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared, text string, err error) {
+	id, text := s.format.New()
+	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), s.hasher.Digest(text), now), revision: 1}
+	if err := checkSize(st.record, 0); err != nil {
+		return nil, "", err
+	}
+	p, err = s.prepare(st, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	return p, text, err
 }
 
 // Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment.
@@ -306,7 +314,7 @@ func (s *Store) change(
 func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over func()) error {
 	var changes []backend.Change
 	for _, p := range all {
-		s.begin(p)
+		p.place(s.journal.begin(p.event.Action == record.Action_ACTION_RESTORE))
 		s.fence.Begin(p.entry.ID)
 		changes = append(changes, p.changes...)
 	}
@@ -337,7 +345,7 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 // A prepared is a new state of a key and the event that says so, on their way to the backend.
 type prepared struct {
 	entry   *entry // what the key becomes
-	stamp   int64  // the event's, once it has begun
+	stamp   int64  // the event's, once it has its place
 	event   *record.Event
 	changes []backend.Change // of the record, of the event, and what else goes with them
 }
@@ -359,16 +367,16 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 		event: event,
 		changes: []backend.Change{
 			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: urgent},
-			{Key: eventKey(0), Value: said}, // of which begin makes the right one
+			{Key: eventKey(0), Value: said}, // until place
 		},
 	}, nil
 }
 
-// begin gives the event its place. The journal's end of it has to follow, as soon as it is known whether the changes were
+// place gives the event its place. The journal's end of it has to follow, as soon as it is known whether the changes were
 // made: whoever reads events waits for that.
-func (s *Store) begin(p *prepared) {
-	p.stamp = s.journal.begin()
-	p.changes[1].Key = eventKey(p.stamp)
+func (p *prepared) place(stamp int64) {
+	p.stamp = stamp
+	p.changes[1].Key = eventKey(stamp)
 }
 
 // conclude tells of a change, if it was made. It is called after the phases of the fence: whoever hears of the change

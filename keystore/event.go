@@ -200,19 +200,24 @@ func publicEvent(key []byte, e *record.Event) Event {
 type journal struct {
 	mu    sync.Mutex
 	last  int64
-	open  map[int64]struct{}
-	moved chan struct{} // closed, and made anew, when a stamp is closed while somebody waits; nil if nobody does
+	open  map[int64]bool // whether the change may add a key
+	moved chan struct{}  // closed, and made anew, when a stamp is closed while somebody waits; nil if nobody does
+
+	begun, over uint64 // how many changes that may add a key there were, and how many are not open any more
 }
 
 // begin gives a stamp: the time, in nanoseconds since the Unix epoch, or a little later.
-func (j *journal) begin() int64 {
+func (j *journal) begin(adds bool) int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.last = max(j.last+1, time.Now().UnixNano())
 	if j.open == nil {
-		j.open = make(map[int64]struct{})
+		j.open = make(map[int64]bool)
 	}
-	j.open[j.last] = struct{}{}
+	j.open[j.last] = adds
+	if adds {
+		j.begun++
+	}
 	return j.last
 }
 
@@ -221,12 +226,22 @@ func (j *journal) end(all ...*prepared) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, p := range all {
+		if j.open[p.stamp] {
+			j.over++
+		}
 		delete(j.open, p.stamp)
 	}
 	if j.moved != nil {
 		close(j.moved)
 		j.moved = nil
 	}
+}
+
+// additions returns how many changes have begun that may add a key, and how many of them are over.
+func (j *journal) additions() (begun, over uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.begun, j.over
 }
 
 // settled waits until no stamp is open that was given before the call, and returns the last of them.

@@ -61,10 +61,11 @@ func (q *Query) selects(k *Key) bool {
 }
 
 // List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
-// it is at the moment when it is read; a key that is created meanwhile comes at the end.
+// it is at the moment when it is read; a key that is created meanwhile comes at the end. Of keys that are created at the
+// same time, one may appear when those behind it have been read already, and a list that goes on behind them misses it.
 //
-// An error comes with a nil key. After ErrCorrupt that is about one key the list can go on. After any other error it ends,
-// also after ErrCorrupt if storage cannot read on: the text says so.
+// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it ends.
+// If storage cannot read on behind what is damaged, it ends after ErrCorrupt too, and the text says so.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
 		err := s.list(ctx, q, true, func(_ *stored, k *Key, err error) bool { return yield(k, err) })

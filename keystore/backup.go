@@ -305,12 +305,13 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 		merge = s.restoreUsage
 	}
 	for range changeAttempts {
-		changed, err = merge(ctx, batch)
+		n, err := merge(ctx, batch)
+		changed += n
 		if !errors.Is(err, backend.ErrConflict) {
 			return changed, err
 		}
 	}
-	return 0, trouble("restore", errors.New("others keep changing the keys"))
+	return changed, trouble("restore", errors.New("others keep changing the keys"))
 }
 
 func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed int, err error) {
@@ -319,22 +320,35 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 		return 0, err
 	}
 	var all []*prepared
+	size := 0
+	flush := func() error {
+		if len(all) == 0 {
+			return nil
+		}
+		err := s.commit(ctx, ErrChanged, all, nil)
+		if err == nil {
+			changed += len(all)
+		}
+		all, size = nil, 0
+		return err
+	}
 	for _, e := range batch {
 		p, err := s.restoreKey(ctx, e, actor)
 		if err != nil {
-			return 0, err
+			return changed, err
 		}
-		if p != nil {
-			all = append(all, p)
+		if p == nil {
+			continue
 		}
+		// What a key becomes may be what the store has of it, which is larger than what the batch was made for.
+		if size+p.size() > backend.MaxApplySize {
+			if err := flush(); err != nil {
+				return changed, err
+			}
+		}
+		all, size = append(all, p), size+p.size()
 	}
-	if len(all) == 0 {
-		return 0, nil
-	}
-	if err := s.commit(ctx, ErrChanged, all, nil); err != nil {
-		return 0, err
-	}
-	return len(all), nil
+	return changed, flush()
 }
 
 // restoreKey prepares what becomes of one key; nil if it stays as it is.

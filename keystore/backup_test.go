@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -338,6 +339,33 @@ func TestRestoreEndsLiveContexts(t *testing.T) {
 	require.NoError(t, one.Revoke(t.Context(), issued.Key.ID, ""))
 	restore(t, other, backup(t, one))
 	require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+}
+
+// A revocation takes what the store has of a key, which may be much more than the backup has.
+func TestRestoreRevokesKeysThatHaveGrown(t *testing.T) {
+	const n = 20
+	one, other := inMemory(t), inMemory(t)
+	keys := fill(t, one, n, func(int) keystore.Spec { return keystore.Spec{} })
+	restore(t, other, backup(t, one))
+	for _, k := range keys {
+		require.NoError(t, one.Revoke(t.Context(), k.Key.ID, "leaked"))
+		for _, what := range []string{"x", "y"} {
+			_, err := other.Update(t.Context(), k.Key.ID, func(spec *keystore.Spec) error {
+				spec.Metadata["m"] = strings.Repeat(what, 15<<10)
+				return nil
+			})
+			require.NoError(t, err)
+		}
+	}
+	restore(t, other, backup(t, one))
+	require.Zero(t, admitted(t, other, keys))
+	restored := 0
+	for _, e := range events(t, other, keystore.EventQuery{}) {
+		if e.Action == keystore.ActionRestore {
+			restored++
+		}
+	}
+	require.Equal(t, 2*n, restored)
 }
 
 // Two stores part and rotate the key, each by itself. What the other store's secret takes the place of ends, although it

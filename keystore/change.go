@@ -328,7 +328,7 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 			switch {
 			case err == nil:
 				s.fence.End(p.entry.ID, p.entry)
-			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull):
+			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrTooLarge):
 				s.fence.End(p.entry.ID, nil) // nothing was changed
 			default:
 				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
@@ -370,6 +370,14 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 			{Key: eventKey(0), Value: said}, // until place
 		},
 	}, nil
+}
+
+// size is how many bytes the changes take of an Apply.
+func (p *prepared) size() (n int) {
+	for _, c := range p.changes {
+		n += len(c.Key) + len(c.Value)
+	}
+	return n
 }
 
 // place gives the event its place. The journal's end of it has to follow, as soon as it is known whether the changes were

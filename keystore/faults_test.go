@@ -194,7 +194,7 @@ func TestKeyInDoubtIsNotCached(t *testing.T) {
 	require.Equal(t, 1, s.Stats().Cached)
 
 	inner := b.Backend
-	b.Backend = applyFails{inner}
+	b.Backend = applyFails{inner, errors.New("lost the connection")}
 	require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, ""), keystore.ErrUnavailable)
 	b.Backend = inner
 	require.NoError(t, verify())
@@ -203,10 +203,28 @@ func TestKeyInDoubtIsNotCached(t *testing.T) {
 	require.ErrorIs(t, verify(), keystore.ErrRevoked)
 }
 
-type applyFails struct{ backend.Backend }
+type applyFails struct {
+	backend.Backend
+	err error
+}
 
-func (applyFails) Apply(context.Context, ...backend.Change) error {
-	return errors.New("lost the connection")
+func (b applyFails) Apply(context.Context, ...backend.Change) error { return b.err }
+
+// What was certainly not made leaves nobody in doubt.
+func TestChangeThatDidNotHappenCutsNobody(t *testing.T) {
+	s, b := withFaults(t, nil)
+	issued := create(t, s, keystore.Spec{})
+	live := bind(t, s, issued.Secret.Reveal())
+	for _, err := range []error{backend.ErrFull, backend.ErrTooLarge} {
+		inner := b.Backend
+		b.Backend = applyFails{inner, err}
+		_, got := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
+		b.Backend = inner
+		require.ErrorIs(t, got, keystore.ErrUnavailable)
+		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+		require.Equal(t, 1, s.Stats().Cached)
+		require.NoError(t, live.Err())
+	}
 }
 
 // Once the backend has failed for good, cached keys are refused too.

@@ -168,7 +168,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 		if err := spec.check(); err != nil {
 			return false, err
 		}
-		if toNanos(spec.ExpiresAt) != r.ExpiresAt {
+		if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) { // 1970 is not never
 			if err := spec.checkTimes(time.Now(), s.maxLifetime); err != nil {
 				return false, err
 			}

@@ -135,6 +135,7 @@ func TestUpdateRefuses(t *testing.T) {
 		"an empty name":         {func(spec *keystore.Spec) error { spec.Name = ""; return nil }, keystore.ErrInvalid},
 		"a bad scope":           {func(spec *keystore.Spec) error { spec.Scopes = []string{"a*"}; return nil }, keystore.ErrInvalid},
 		"an expiry in the past": {func(spec *keystore.Spec) error { spec.ExpiresAt = time.Now(); return nil }, keystore.ErrInvalid},
+		"an expiry in 1970":     {func(spec *keystore.Spec) error { spec.ExpiresAt = time.Unix(0, 0); return nil }, keystore.ErrInvalid},
 		"metadata beyond limits": {func(spec *keystore.Spec) error {
 			spec.Metadata = map[string]string{"k": strings.Repeat("x", 20<<10)}
 			return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -89,6 +90,41 @@ func TestDoneAgainstStop(t *testing.T) {
 		go l.stop(ErrRevoked)
 		<-l.Done()
 	}
+}
+
+// A hooked hasher calls a hook once it has matched a token.
+type hooked struct {
+	hashing.Hasher
+	hook func()
+}
+
+func (h *hooked) Match(d hashing.Digest, token string) hashing.Result {
+	r := h.Hasher.Match(d, token)
+	if f := h.hook; f != nil {
+		h.hook = nil
+		f()
+	}
+	return r
+}
+
+// A Bind under a context of Bind's, which ends meanwhile: that is no answer about the key that is bound.
+func TestTheEndOfAParentIsNoDenial(t *testing.T) {
+	h := &hooked{Hasher: hashing.SHA256()}
+	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
+	require.NoError(t, err)
+	defer s.Close()
+	outer, err := s.Create(t.Context(), Spec{Name: "outer"})
+	require.NoError(t, err)
+	inner, err := s.Create(t.Context(), Spec{Name: "inner"})
+	require.NoError(t, err)
+	parent, _, release, err := s.Bind(t.Context(), outer.Secret.Reveal())
+	require.NoError(t, err)
+	defer release()
+	h.hook = func() { require.NoError(t, s.Revoke(t.Context(), outer.Key.ID, "")) }
+	_, _, _, err = s.Bind(parent, inner.Secret.Reveal())
+	require.ErrorIs(t, err, context.Canceled)
+	require.NotErrorIs(t, err, ErrDenied)
+	require.Zero(t, s.Stats().Live, "neither is left")
 }
 
 func TestOnEnd(t *testing.T) {

@@ -114,8 +114,12 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 		return nil, nil, nil, s.refuse(text, err)
 	}
 	l.admit(e, rotation)
-	// It may have ended since.
-	if err := context.Cause(l); err != nil {
+	// It may have ended since. The cause of ctx is not the key's: it may be a denial of another one.
+	err = l.Cause()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		l.release()
 		return nil, nil, nil, s.refuse(text, err)
 	}

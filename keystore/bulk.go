@@ -38,6 +38,9 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 	if err := checkReason(reason); err != nil {
 		return 0, err
 	}
+	if _, err := actorOf(ctx); err != nil {
+		return 0, err
+	}
 	if opts == nil {
 		opts = new(RevokeAllOptions)
 	}

@@ -109,6 +109,9 @@ func (s *Store) stop(
 	if err := checkReason(reason); err != nil {
 		return err
 	}
+	if _, err := actorOf(ctx); err != nil {
+		return err
+	}
 	if err := s.serving(); errors.Is(err, ErrClosed) {
 		return err
 	}

@@ -84,6 +84,20 @@ func TestEveryChangeHasItsEvent(t *testing.T) {
 	}
 }
 
+// Nobody is cut for the sake of an actor that cannot be written down: nothing was done.
+func TestUnusableActorCutsNobody(t *testing.T) {
+	s := inMemory(t)
+	issued := create(t, s, keystore.Spec{})
+	live := bind(t, s, issued.Secret.Reveal())
+	ctx := keystore.WithActor(t.Context(), "line\nbreak")
+	require.ErrorIs(t, s.Revoke(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
+	require.ErrorIs(t, s.Disable(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
+	_, err := s.RevokeAll(ctx, keystore.Query{}, "", nil)
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+	require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+	require.NoError(t, live.Err())
+}
+
 // Each of many changes at once has one event, and the revisions of a key are those of its events.
 func TestEventsOfConcurrentChanges(t *testing.T) {
 	s := open(t, nil)

@@ -67,6 +67,9 @@ func invalid(format string, args ...any) error {
 // trouble turns a backend's error into one of this package's. An error that is neither known nor the context's own is
 // ErrUnavailable, so that nothing a backend says can be taken for a denial.
 func trouble(doing string, err error) error {
+	if errors.Is(err, ErrDenied) {
+		err = errors.New(err.Error()) // another store's answer to the backend
+	}
 	switch {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnavailable):
 		return fmt.Errorf("keystore: %s: %w", doing, err)

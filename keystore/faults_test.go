@@ -105,7 +105,7 @@ func TestFailingBackendIsUnavailable(t *testing.T) {
 func TestABackendCannotDeny(t *testing.T) {
 	s, b := withFaults(t, &keystore.Options{CacheSize: -1})
 	issued := create(t, s, keystore.Spec{})
-	for _, err := range []error{context.Canceled, context.DeadlineExceeded, backend.ErrConflict, backend.ErrLocked, backend.ErrTooLarge} {
+	for _, err := range []error{context.Canceled, context.DeadlineExceeded, backend.ErrConflict, backend.ErrLocked, backend.ErrTooLarge, keystore.ErrRevoked, errors.Join(backend.ErrFailed, keystore.ErrUnknown)} {
 		b.fail.Store(&err)
 		_, got := s.Verify(t.Context(), issued.Secret.Reveal())
 		require.ErrorIs(t, got, keystore.ErrUnavailable)

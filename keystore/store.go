@@ -249,7 +249,7 @@ func (s *Store) noteFailure(err error) {
 	if !errors.Is(err, backend.ErrFailed) {
 		return
 	}
-	down := fmt.Errorf("keystore: %w: %w", ErrUnavailable, err)
+	down := trouble("serve", err)
 	if s.down.CompareAndSwap(nil, &down) {
 		s.log.Error("API key store failed; reopen it", "error", err)
 	}

@@ -46,7 +46,9 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	if err := s.flushUsage(ctx); err != nil {
+	if err := s.flushUsage(ctx); errors.Is(err, backend.ErrFull) || errors.Is(err, backend.ErrConflict) {
+		s.log.Warn("API key store could not write when keys were last used, and backs up what it has", "error", err)
+	} else if err != nil {
 		return err
 	}
 	sum := sha256.New()

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
 // all returns everything that a store lists.
@@ -339,6 +340,22 @@ func TestRestoreEndsLiveContexts(t *testing.T) {
 	require.NoError(t, one.Revoke(t.Context(), issued.Key.ID, ""))
 	restore(t, other, backup(t, one))
 	require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+}
+
+// The last uses are a part that a backup can do without.
+func TestBackupWithoutTheLastUses(t *testing.T) {
+	s, b := withFaults(t, nil)
+	issued := create(t, s, keystore.Spec{})
+	for _, err := range []error{backend.ErrFull, backend.ErrConflict} {
+		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
+		inner := b.Backend
+		b.Backend = applyFails{inner, err}
+		saved := backup(t, s)
+		b.Backend = inner
+		other := inMemory(t)
+		restore(t, other, saved)
+		require.NoError(t, verify(t, other, issued.Secret.Reveal()))
+	}
 }
 
 // A revocation takes what the store has of a key, which may be much more than the backup has.

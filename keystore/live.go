@@ -37,7 +37,7 @@ type live struct {
 	asked atomic.Bool             // for Done
 
 	mu       sync.Mutex // guards all below
-	reported bool       // to the observer, or its owner released it
+	reported bool       // to the observer, or it is not to hear of it: it was not told of a Bind, or its owner released it
 	over     bool       // what was to follow has followed
 	onEnd    func()     // what is to follow; nil: nothing
 	told     []*entry   // what it was told before it was admitted
@@ -49,6 +49,7 @@ type live struct {
 
 func (s *Store) newLive(ctx context.Context, id token.ID) *live {
 	l := &live{store: s, id: id, since: time.Now()}
+	l.reported = true // until Bind has returned it, as good as
 	l.Context, l.end = context.WithCancelCause(ctx)
 	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.stop, Follow: l.follow}
 	if s.observer != nil {
@@ -132,9 +133,19 @@ func (l *live) changed(e *entry) bool {
 	return err != nil
 }
 
-// judgeLocked returns why the value ends it, if it does.
+// given says that the observer has been told of it, and is to hear of its end: of one that has come already, now.
+func (l *live) given() {
+	l.mu.Lock()
+	l.reported = false
+	l.mu.Unlock()
+	if l.Cause() != nil {
+		l.report()
+	}
+}
+
+// judgeLocked returns why the value ends it, if it does and it has not ended.
 func (l *live) judgeLocked(e *entry) error {
-	if e.key.Revision <= l.first.key.Revision {
+	if l.Cause() != nil || e.key.Revision <= l.first.key.Revision {
 		return nil
 	}
 	late := e.key.Revision <= l.latest.key.Revision
@@ -221,11 +232,13 @@ func (l *live) follow() {
 
 // release ends it at its owner's wish.
 func (l *live) release() {
+	cause := context.Canceled
 	l.mu.Lock()
+	l.cause.CompareAndSwap(nil, &cause) // under the lock: nobody arms it again
 	l.armLocked(time.Time{})
 	l.reported, l.onEnd = true, nil
 	l.mu.Unlock()
-	l.cut(context.Canceled)
+	l.cut(cause)
 }
 
 // OnEnd has f called when the store has ended the context, and not when its parent has. The interceptor looks for this

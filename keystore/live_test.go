@@ -127,6 +127,99 @@ func TestTheEndOfAParentIsNoDenial(t *testing.T) {
 	require.Zero(t, s.Stats().Live, "neither is left")
 }
 
+// counts is an Observer that counts, and calls a hook before it counts a Bind.
+type counts struct {
+	Observer
+	bound, ended atomic.Int64
+	hook         func()
+}
+
+func (*counts) Changed(Event)   {}
+func (*counts) Refused(Refusal) {}
+func (c *counts) Ended(Ending)  { c.ended.Add(1) }
+func (c *counts) Verified(v Verification) {
+	if f := c.hook; f != nil && v.Bound {
+		c.hook = nil
+		f()
+		c.ended.Add(100 * c.ended.Load()) // told too early
+	}
+	if v.Bound {
+		c.bound.Add(1)
+	}
+}
+
+// The observer hears of the end of what it was told of, after that, and of no other.
+func TestEndingsHaveTheirBinds(t *testing.T) {
+	c, h := new(counts), &hooked{Hasher: hashing.SHA256()}
+	s, err := New(backendtest.NewMemory(), &Options{Hasher: h, Observer: c})
+	require.NoError(t, err)
+	defer s.Close()
+	bind := func(revokeFrom *func()) (context.Context, error) {
+		issued, err := s.Create(t.Context(), Spec{Name: "test"})
+		require.NoError(t, err)
+		_, err = s.Verify(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		*revokeFrom = func() { require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, "")) }
+		ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		if err == nil {
+			t.Cleanup(release)
+		}
+		return ctx, err
+	}
+	_, err = bind(&h.hook) // before it is admitted
+	require.ErrorIs(t, err, ErrRevoked)
+	require.Equal(t, []int64{0, 0}, []int64{c.bound.Load(), c.ended.Load()})
+	ctx, err := bind(&c.hook) // while the observer is told
+	require.NoError(t, err)
+	require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
+	require.Equal(t, []int64{1, 1}, []int64{c.bound.Load(), c.ended.Load()})
+	revoke := func() {}
+	_, err = bind(&revoke) // after it has been
+	require.NoError(t, err)
+	revoke()
+	require.Equal(t, []int64{2, 2}, []int64{c.bound.Load(), c.ended.Load()})
+}
+
+// A change that has found a context before its owner released it tells it afterwards.
+func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
+	s := newRig(t, fence.TwoPhase).store
+	issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+	require.NoError(t, err)
+	ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+	require.NoError(t, err)
+	l := ctx.(*live)
+	release()
+	st, err := s.get(t.Context(), l.id)
+	require.NoError(t, err)
+	st.revision++
+	require.False(t, l.changed(st.entry()))
+	require.Nil(t, l.timer)
+}
+
+// A Close that comes while another one is at work waits for it, and takes nothing away under it.
+func TestASecondCloseWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &gated{Backend: backendtest.NewMemory()}
+		s, err := New(b, nil)
+		require.NoError(t, err)
+		issued, err := s.Create(t.Context(), Spec{Name: "test"})
+		require.NoError(t, err)
+		_, err = s.Verify(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		g := b.set(&b.beforeApply) // of the last use
+		closed := make(chan error, 2)
+		for range 2 {
+			go func() { closed <- s.Close() }()
+		}
+		<-g.arrived
+		synctest.Wait()
+		require.Empty(t, closed)
+		close(g.open)
+		require.NoError(t, <-closed)
+		require.NoError(t, <-closed)
+	})
+}
+
 func TestOnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		parent, cancel := context.WithCancel(t.Context())

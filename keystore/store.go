@@ -48,6 +48,7 @@ type Store struct {
 
 	mu      sync.Mutex     // guards closing against a change that is about to start
 	closing bool           // no change starts any more
+	closed  chan struct{}  // closed when the first Close has ended what goes on, which others wait for
 	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
@@ -119,6 +120,7 @@ func newStore(opts *Options) (*Store, error) {
 		decoy:   o.Hasher.Digest(unused),
 		fence:   fence.New(o.CacheSize, (*entry).node),
 		log:     o.Logger,
+		closed:  make(chan struct{}),
 		timeout: o.Timeout,
 
 		observer:    o.Observer,
@@ -131,7 +133,9 @@ func newStore(opts *Options) (*Store, error) {
 
 // Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits
 // nobody. It waits for changes that are under way, and releases the directory. After it, every method returns
-// ErrClosed, and a second Close does nothing.
+// ErrClosed, and a second Close does nothing; one that is called meanwhile waits for the first.
+//
+// To stop a server: Close the store first, which ends the streams as Unavailable, and then call server.GracefulStop.
 //
 // An error means that the directory may still be held: where there is no space left on the disk, Close can be called
 // again when there is. Nothing that was acknowledged is lost in any case.
@@ -144,7 +148,9 @@ func (s *Store) Close() error {
 		s.down.Store(&ErrClosed)
 		s.fence.Close(ErrClosed)
 		s.stopBackground()
+		close(s.closed)
 	}
+	<-s.closed
 	err := s.backend.Close() // which does nothing if it has been closed
 	s.changes.Wait()
 	if err != nil {

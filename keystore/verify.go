@@ -125,6 +125,7 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
+		l.given()
 	}
 	return l, &e.key, l.release, nil
 }

@@ -158,8 +158,8 @@ func revoke(r *record.Record, reason string) {
 // were. Their events stay until Options.EventRetention. A few bytes of each key stay for good: they keep Restore from
 // bringing it back to life.
 //
-// A key that could be admitted again is never removed: not one that is disabled, nor one whose expiry an Update moves
-// while Purge runs. The errors are as those of RevokeAll.
+// No other key is removed: not one that is only disabled, nor one whose expiry an Update moves while Purge runs. The
+// errors are as those of RevokeAll.
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {

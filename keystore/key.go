@@ -133,14 +133,15 @@ type Spec struct {
 	// NotBefore is the first moment at which the key is admitted. Zero means at once.
 	NotBefore time.Time
 	// AllowedNetworks are where the key may be used from: at most 64. Empty means anywhere. With any, a caller whose
-	// address the store is not told (see WithClientAddr) is refused.
+	// address the store is not told (see WithClientAddr), or who has none, as over a unix socket or bufconn, is refused.
 	AllowedNetworks []netip.Prefix
 	// RateLimit is how often the key may be used. Zero means without limit.
 	RateLimit RateLimit
 }
 
 // A RateLimit is a token bucket: Burst uses at once, and PerSecond more in each second. It holds for each process by
-// itself, and begins anew with the process.
+// itself, and begins anew with the process. A call that the key is good for counts, even if it is then refused for want of
+// a scope.
 type RateLimit struct {
 	PerSecond float64 // more than 0
 	Burst     int     // 1 or more

@@ -29,7 +29,7 @@ type Verification struct {
 type Refusal struct {
 	// KeyID is the one that the token claimed, which need not exist; empty if the token was malformed.
 	KeyID string
-	// Err is the error of Verify or Bind.
+	// Err is the error of Verify or Bind. Tell errors apart with errors.Is: their texts vary.
 	Err error
 }
 

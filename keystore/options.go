@@ -26,7 +26,9 @@ type Options struct {
 	// SecretCharset is what new secrets are made of: 10 or more distinct printable ASCII characters without '_' and
 	// space. Empty means ASCII62.
 	SecretCharset string
-	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256().
+	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256(). Where there are
+	// keys already, another one has to be a hashing.Keyring that holds the earlier one too: without it, every earlier key
+	// is refused as unknown.
 	Hasher hashing.Hasher
 	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
@@ -37,7 +39,9 @@ type Options struct {
 	// EventRetention is how long the events of changes are kept, to the hour. 0 or less means for ever.
 	EventRetention time.Duration
 	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
-	// means no limit. A read of the store's own directory cannot be interrupted, and is not.
+	// means no limit. It bounds each write of a call that makes many. It does not bound what reads all that is stored,
+	// which is List, Events, RevokeAll, Purge, Backup, Restore and CheckIntegrity, nor an Observer; and a read of the
+	// store's own directory cannot be interrupted, and is not.
 	Timeout time.Duration
 	// Recover opens a directory that is damaged with what is left of it. It is called once, before Open returns, with an
 	// error that wraps ErrCorrupt and says what was damaged, and how much of what was written is left.

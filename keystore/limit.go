@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -23,7 +24,11 @@ func (l *limiter) take() error {
 		return nil
 	}
 	missing := 1 - l.TokensAt(now)
-	return &RateLimitError{RetryAfter: max(0, time.Duration(missing/float64(l.Limit())*float64(time.Second)))}
+	after := missing / float64(l.Limit()) * float64(time.Second)
+	if after >= math.MaxInt64 { // 292 years, and more than a Duration holds
+		return &RateLimitError{RetryAfter: math.MaxInt64}
+	}
+	return &RateLimitError{RetryAfter: max(0, time.Duration(after))}
 }
 
 // Allow takes one use from the key's RateLimit, as Verify and Bind do, for what should count and is neither: each message

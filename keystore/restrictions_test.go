@@ -2,6 +2,7 @@ package keystore_test
 
 import (
 	"context"
+	"math"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -220,4 +221,16 @@ func TestRateLimitOfAKey(t *testing.T) {
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%v", bad)
 		}
 	})
+}
+
+// A wait that is longer than a Duration can say is as long as one can.
+func TestRetryAfterDoesNotOverflow(t *testing.T) {
+	s := inMemory(t)
+	for _, perSecond := range []float64{1e-10, 1e-300} {
+		token := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: perSecond, Burst: 1}}).Secret.Reveal()
+		require.NoError(t, verify(t, s, token))
+		var limited *keystore.RateLimitError
+		require.ErrorAs(t, verify(t, s, token), &limited)
+		require.EqualValues(t, math.MaxInt64, limited.RetryAfter)
+	}
 }

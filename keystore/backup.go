@@ -152,6 +152,9 @@ func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
 		default:
 			err = damaged("it has an entry of an unknown kind")
 		}
+		if errors.Is(err, record.ErrNewer) {
+			return 0, invalid("the backup has a key that a later version has written: upgrade the program")
+		}
 		if err != nil {
 			return 0, fmt.Errorf("keystore: restore: %w", err)
 		}
@@ -258,7 +261,7 @@ func (b *backupReader) take(n int) ([]byte, error) {
 }
 
 func damaged(what string) error {
-	return fmt.Errorf("keystore: restore: the backup is damaged: %w: %s; nothing was changed", ErrCorrupt, what)
+	return &plainError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
 }
 
 // restore takes the entries of a backup that has been checked.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -94,7 +96,7 @@ func (s *Store) Disable(ctx context.Context, id, reason string) error {
 		}
 		r.Status = record.Status_STATUS_DISABLED
 		r.DisabledAt, r.DisableReason = toNanos(time.Now()), reason
-		return true, refuseRevoked(r)
+		return true, refuseRevoked("disable", id, r)
 	})
 }
 
@@ -102,7 +104,7 @@ func (s *Store) Disable(ctx context.Context, id, reason string) error {
 func (s *Store) stop(
 	ctx context.Context, id, reason string, action record.Action, cause error, edit func(*record.Record) (bool, error),
 ) error {
-	parsed, err := parseID(id)
+	parsed, err := parseID("", id)
 	if err != nil {
 		return err
 	}
@@ -125,7 +127,7 @@ func (s *Store) stop(
 // Enable ends what Disable began. Enabling a key that is not disabled changes nothing and is no error. A revoked key
 // gives ErrRevoked, an unknown one ErrNotFound.
 func (s *Store) Enable(ctx context.Context, id string) error {
-	parsed, err := parseID(id)
+	parsed, err := parseID("", id)
 	if err != nil {
 		return err
 	}
@@ -135,7 +137,7 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 		}
 		r.Status = record.Status_STATUS_ACTIVE
 		r.DisabledAt, r.DisableReason = 0, ""
-		return true, refuseRevoked(r)
+		return true, refuseRevoked("enable", id, r)
 	})
 	return err
 }
@@ -151,7 +153,7 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 // the key is revoked, ErrNotFound that there is none: nothing was done. ErrUnavailable with contention means the
 // same; after any other error the change may have been made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
-	parsed, err := parseID(id)
+	parsed, err := parseID("", id)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +162,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 	}
 	event := &record.Event{Action: record.Action_ACTION_UPDATE}
 	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
-		if err := refuseRevoked(r); err != nil {
+		if err := refuseRevoked("update", id, r); err != nil {
 			return false, err
 		}
 		before := proto.Clone(r)
@@ -196,7 +198,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 // After any other error the key may have been rotated, to a secret that nobody has: Get tells, by its Revision.
 // Rotate it again, with care for who still uses the first secret.
 func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
-	parsed, err := parseID(id)
+	parsed, err := parseID("", id)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +211,7 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 	var text string
 	event := &record.Event{Action: record.Action_ACTION_ROTATE}
 	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
-		if err := refuseRevoked(r); err != nil {
+		if err := refuseRevoked("rotate", id, r); err != nil {
 			return false, err
 		}
 		r.Previous = nil
@@ -235,9 +237,9 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 const maxGrace = 10 * 365 * 24 * time.Hour
 
 // refuseRevoked returns ErrRevoked for a key that is revoked: nothing can be done to it any more.
-func refuseRevoked(r *record.Record) error {
+func refuseRevoked(doing, id string, r *record.Record) error {
 	if r.RevokedAt != 0 {
-		return fmt.Errorf("keystore: change: %w", ErrRevoked)
+		return &plainError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrRevoked}
 	}
 	return nil
 }
@@ -275,6 +277,9 @@ func (s *Store) change(
 	}()
 	for range changeAttempts {
 		st, err := s.get(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			err = noKey(string(actions[event.Action]), id)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -412,13 +417,19 @@ func (s *Store) ready(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// parseID reads an ID. What it refuses may be a secret in the wrong place, and is not repeated in the error.
-func parseID(id string) (token.ID, error) {
+// parseID reads an ID. What it refuses may be a secret in the wrong place, so that the error repeats nothing that is longer
+// than an ID. Where is what the text was found in, if that needs saying: a field's name, a colon and a space.
+func parseID(where, id string) (token.ID, error) {
 	if parsed, ok := token.ParseID(id); ok {
 		return parsed, nil
 	}
-	if _, ok := token.Parse(id); ok {
-		return token.ID{}, invalid("the id is a whole key: take the 26 characters between its last two underscores")
+	_, whole := token.Parse(id)
+	if whole || strings.HasSuffix(id, "_…") {
+		return token.ID{}, invalid("%sa whole key, or its hint, is no key ID: take the 26 characters between its last two underscores", where)
 	}
-	return token.ID{}, invalid("the id is not the ID of a key: it has 26 characters, of 0-9 and a-z without i, l, o and u")
+	what := "this"
+	if len(id) <= len(token.ID{}.String()) {
+		what = strconv.Quote(id)
+	}
+	return token.ID{}, invalid("%s%s is no key ID: an ID has 26 characters of 0-9 and a-z without i, l, o and u", where, what)
 }

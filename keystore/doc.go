@@ -30,6 +30,9 @@
 // trouble of the store's own, or the end of the caller's context, and says nothing about the key: refuse the call,
 // but do not tell the caller that its key is bad. No error holds a token or part of a secret.
 //
+// [ErrRevoked] from Update, Rotate, Disable and Enable is about the key that the call names, and not about the caller: map
+// it before it reaches something that takes it for a denial.
+//
 // # Concurrency
 //
 // A Store is safe for concurrent use. Create, Verify and Revoke are linearizable for each key: they behave as if each

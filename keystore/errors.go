@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -59,6 +60,20 @@ var (
 	// ErrClosed means that Close was called.
 	ErrClosed = backend.ErrClosed
 )
+
+// A plainError is another error in words of its own.
+type plainError struct {
+	text string
+	err  error
+}
+
+func (e *plainError) Error() string { return e.text }
+func (e *plainError) Unwrap() error { return e.err }
+
+// noKey is the ErrNotFound of a call that named a key.
+func noKey(doing string, id token.ID) error {
+	return &plainError{fmt.Sprintf("keystore: %s: there is no key %s", doing, id), ErrNotFound}
+}
 
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("keystore: %w: %s", ErrInvalid, fmt.Sprintf(format, args...))

@@ -111,7 +111,7 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 	var only token.ID
 	if q.KeyID != "" {
 		var err error
-		if only, err = parseID(q.KeyID); err != nil {
+		if only, err = parseID("EventQuery.KeyID: ", q.KeyID); err != nil {
 			return err
 		}
 	}
@@ -120,10 +120,10 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 		return err
 	}
 	if !q.Until.IsZero() {
-		last = min(last, q.Until.UnixNano())
+		last = min(last, stampAt(q.Until))
 	}
 	left := q.Limit
-	for e, err := range s.backend.Scan(ctx, eventKey(toNanos(q.After)+1), eventKey(last+1)) {
+	for e, err := range s.backend.Scan(ctx, eventKey(stampAt(q.After)+1), eventKey(last+1)) {
 		if err != nil {
 			return s.scanError(ctx, "events", err)
 		}
@@ -163,6 +163,19 @@ const eventSpace = 'e'
 
 func eventKey(stamp int64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
+}
+
+// stampAt returns the stamp of a moment; of one before 1970 that is 0, and of one after 2261 the last that there can be but
+// one.
+func stampAt(t time.Time) int64 {
+	switch {
+	case t.Year() < 1970:
+		return 0
+	case t.Year() > 2261:
+		return math.MaxInt64 - 1
+	default:
+		return max(0, t.UnixNano())
+	}
 }
 
 func stampOf(key []byte) int64 { return int64(binary.BigEndian.Uint64(key[1:])) }

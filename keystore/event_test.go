@@ -84,6 +84,22 @@ func TestEveryChangeHasItsEvent(t *testing.T) {
 	}
 }
 
+// Times that no stamp can have are before all, or behind.
+func TestEventTimesBeyondAllStamps(t *testing.T) {
+	s := inMemory(t)
+	create(t, s, keystore.Spec{})
+	early := []time.Time{time.Unix(-1, 0), time.Time{}.Add(1), time.Date(-9999, 1, 1, 0, 0, 0, 0, time.UTC)}
+	for _, at := range early {
+		require.Len(t, events(t, s, keystore.EventQuery{After: at}), 1, at)
+		require.Empty(t, events(t, s, keystore.EventQuery{Until: at}), at)
+	}
+	for _, year := range []int{2262, 2600, 9999} {
+		at := time.Date(year, 12, 31, 0, 0, 0, 0, time.UTC)
+		require.Len(t, events(t, s, keystore.EventQuery{Until: at}), 1, at)
+		require.Empty(t, events(t, s, keystore.EventQuery{After: at}), at)
+	}
+}
+
 // Nobody is cut for the sake of an actor that cannot be written down: nothing was done.
 func TestUnusableActorCutsNobody(t *testing.T) {
 	s := inMemory(t)

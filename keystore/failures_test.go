@@ -1,6 +1,7 @@
 package keystore_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -65,4 +66,37 @@ func TestFailures(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1, key.Revision)
 	require.Equal(t, keystore.StatusActive, key.Status())
+}
+
+// What an error says of a call names the call and the key, and repeats nothing that may be a secret.
+func TestErrorTexts(t *testing.T) {
+	s := inMemory(t)
+	ctx := t.Context()
+	issued := create(t, s, keystore.Spec{})
+	id, token := issued.Key.ID, issued.Secret.Reveal()
+	absent := create(t, inMemory(t), keystore.Spec{}).Key.ID
+	require.NoError(t, s.Revoke(ctx, id, ""))
+	require.EqualError(t, s.Revoke(ctx, absent, ""), "keystore: revoke: there is no key "+absent)
+	_, err := s.Get(ctx, absent)
+	require.EqualError(t, err, "keystore: get: there is no key "+absent)
+	_, err = s.Rotate(ctx, id, 0)
+	require.EqualError(t, err, "keystore: rotate: key "+id+" is revoked")
+	require.EqualError(t, s.Enable(ctx, id), "keystore: enable: key "+id+" is revoked")
+	require.EqualError(t, s.Disable(ctx, id, ""), "keystore: disable: key "+id+" is revoked")
+
+	const rule = " is no key ID: an ID has 26 characters of 0-9 and a-z without i, l, o and u"
+	require.EqualError(t, s.Revoke(ctx, "01M87", ""), `keystore: invalid argument: "01M87"`+rule)
+	require.EqualError(t, s.Revoke(ctx, token[40:], ""), `keystore: invalid argument: this`+rule)
+	for _, err := range s.List(ctx, keystore.Query{After: "x"}) {
+		require.EqualError(t, err, `keystore: invalid argument: Query.After: "x"`+rule)
+	}
+	for _, text := range []string{token, issued.Key.Hint} {
+		err := s.Revoke(ctx, text, "")
+		require.ErrorContains(t, err, "the 26 characters between its last two underscores")
+		require.NotContains(t, err.Error(), id)
+	}
+	saved := backup(t, s)
+	err = s.Restore(ctx, bytes.NewReader(saved[:len(saved)-1]))
+	require.ErrorIs(t, err, keystore.ErrCorrupt)
+	require.EqualError(t, err, "keystore: restore: the backup is damaged: it is cut off; nothing was changed")
 }

@@ -11,7 +11,7 @@ import (
 // Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is
 // not an ID.
 func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
-	parsed, err := parseID(id)
+	parsed, err := parseID("", id)
 	if err != nil {
 		return nil, err
 	}
@@ -21,6 +21,9 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	st, err := s.get(ctx, parsed)
+	if errors.Is(err, ErrNotFound) {
+		err = noKey("get", parsed)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +86,7 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 	}
 	from := []byte{keySpace}
 	if q.After != "" {
-		after, err := parseID(q.After)
+		after, err := parseID("Query.After: ", q.After)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,9 @@ const Format = 1
 // ErrInvalid means that bytes are not a record that this program can decide by.
 var ErrInvalid = errors.New("not a usable record")
 
+// ErrNewer is the ErrInvalid of a record that a later version has written.
+var ErrNewer = fmt.Errorf("%w: it is of a later version", ErrInvalid)
+
 // Decode reads a record. It refuses, with ErrInvalid, whatever could not be decided by: bytes that are no message, a
 // newer format, an unknown status, a missing digest, a revocation without its time.
 func Decode(b []byte) (*Record, error) {
@@ -65,9 +68,9 @@ func check(r *Record) error {
 	case r.Format == 0:
 		return fmt.Errorf("%w: it has no format", ErrInvalid)
 	case r.Format > Format:
-		return fmt.Errorf("%w: format %d is newer than this program's %d: upgrade the program", ErrInvalid, r.Format, Format)
+		return fmt.Errorf("%w: format %d is newer than this program's %d: upgrade the program", ErrNewer, r.Format, Format)
 	case r.Status == Status_STATUS_PURGED:
-		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil {
+		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil || len(r.AllowedNetworks) != 0 {
 			return fmt.Errorf("%w: it was removed, and is not empty", ErrInvalid)
 		}
 		return nil

@@ -194,10 +194,28 @@ func (l *live) armLocked(until time.Time) {
 		l.timer.Stop()
 		l.timer = nil
 	}
-	if !until.IsZero() {
-		l.timer = time.AfterFunc(time.Until(until), func() { l.cut(ErrExpired) })
+	if until.IsZero() {
+		return
 	}
+	var timer *time.Timer
+	timer = time.AfterFunc(min(time.Until(until), clockCheck), func() {
+		l.mu.Lock()
+		replaced := l.timer != timer
+		early := time.Until(until) > 0
+		if early && !replaced {
+			l.armLocked(until)
+		}
+		l.mu.Unlock()
+		if !early && !replaced {
+			l.cut(ErrExpired)
+		}
+	})
+	l.timer = timer
 }
+
+// clockCheck is the longest that a timer goes. Timers go by a clock that stands still while the machine sleeps, and is not
+// set when that of the day is, which keys expire by.
+const clockCheck = time.Minute
 
 // cut ends it, and forgets it: it has nothing more to hear. It is called with no lock held.
 func (l *live) cut(cause error) {

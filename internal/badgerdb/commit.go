@@ -199,11 +199,11 @@ func (db *DB) commit(group []*request) error {
 			}
 		}
 	}
-	if len(next.writes) == 0 {
-		return nil
-	}
 	if err := db.compactions.vouch(); err != nil {
 		return err // what was expected may not be so
+	}
+	if len(next.writes) == 0 {
+		return nil
 	}
 	h := write{headKey, next.head.append(nil)}
 	if err := txn.SetEntry(badger.NewEntry(h.key, h.value)); err != nil {

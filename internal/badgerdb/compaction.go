@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/pb"
@@ -23,7 +22,7 @@ import (
 // go into a table, before it makes that, and when all is done. The invariants:
 //
 //  1. From the first table of a compaction until it is done there is no other: what comes and goes are its own tables, but
-//     for those that are flushed, which hold newer commits than any table before.
+//     for those that are flushed, which hold newer commits than any table before. (Open waits for what it finds in logs.)
 //  2. No table is deleted before the compaction that has replaced it has been found to be whole, because a hold has a
 //     reference to each. After one that was not, none is deleted any more, and nothing is served: Open finds what the
 //     manifest has forgotten, and puts it in order (survey.forgotten).
@@ -31,6 +30,7 @@ import (
 type compactions struct {
 	db    *DB
 	ready chan struct{} // closed when db.badger is set
+	vain  chan struct{} // closed when it will not be
 
 	mu   sync.Mutex
 	over sync.Cond // that now has become nil
@@ -56,30 +56,31 @@ const (
 	saysAdded  = "[%d] LOG Compact. Added %d keys. Skipped %d keys. Iteration took: %v"
 	saysDone   = "[Compactor: %d] Compaction for level: %d DONE"
 	saysFailed = "[Compactor: %d] LOG Compact FAILED with error: %+v: %+v"
+	saysVain   = "Received err: %v. Cleaning up..."
 )
 
 func newCompactions(db *DB) *compactions {
-	c := &compactions{db: db, ready: make(chan struct{})}
+	c := &compactions{db: db, ready: make(chan struct{}), vain: make(chan struct{})}
 	c.over.L = &c.mu
 	return c
 }
 
 // hear is told of everything that Badger logs.
 func (c *compactions) hear(format string, args []any) {
-	switch format {
-	case saysAdded, saysDone, saysFailed:
-	default:
-		return
+	compactor := func() int {
+		by, _ := args[0].(int)
+		return by
 	}
-	by, _ := args[0].(int)
 	switch format {
 	case saysAdded:
 		keys, _ := args[1].(uint64)
-		c.added(by, keys)
+		c.added(compactor(), keys)
 	case saysDone:
-		c.done(by)
+		c.done(compactor())
 	case saysFailed:
-		c.failed(by)
+		c.failed(compactor())
+	case saysVain:
+		close(c.vain)
 	}
 }
 
@@ -87,8 +88,8 @@ func (c *compactions) hear(format string, args []any) {
 func (c *compactions) added(by int, keys uint64) {
 	select {
 	case <-c.ready:
-	case <-time.After(time.Minute):
-		return // Badger cannot be opened, and waits for its compactions before it says so
+	case <-c.vain: // Badger cannot be opened, and waits for its compactions before it says so
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

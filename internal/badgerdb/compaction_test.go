@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -116,10 +117,13 @@ func TestCompactionWithoutATable(t *testing.T) {
 			require.ErrorIs(t, err, backend.ErrFailed)
 			require.ErrorContains(t, err, "compact: a table could not be made")
 
-			crashed := filepath.Join(t.TempDir(), "crashed")
+			crashed, torn := filepath.Join(t.TempDir(), "crashed"), filepath.Join(t.TempDir(), "torn")
 			copyDir(t, dir, crashed)
+			copyDir(t, dir, torn) // in the middle of a commit, before its copy was whole
+			last := int(db.head.seq%2) * slotSize
+			edit(t, filepath.Join(torn, lastName), func(b []byte) []byte { b[last] ^= 1; return b })
 			require.NoError(t, db.Close())
-			for _, dir := range []string{crashed, dir} {
+			for _, dir := range []string{crashed, torn, dir} {
 				db := open(t, dir)
 				for i := range keys {
 					e, err := db.Get(t.Context(), []byte(key(i)))
@@ -205,4 +209,53 @@ func (d deaf) Infof(format string, args ...any)    { d.Debugf(format, args...) }
 
 func (d deaf) Debugf(format string, args ...any) {
 	_ = d.o.Handle(context.Background(), slog.Record{Message: badgerText(format, args)})
+}
+
+// A store that is opened and ends without a Close, again and again, before Badger comes to compacting, can be opened again:
+// nothing there waits for a compaction, and what is replayed is not taken for what one has made.
+func TestOpenAfterCrashes(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "0")
+	for n := range 2 * level0Stall {
+		db, err := Open(dir, Options{})
+		require.NoError(t, err)
+		s, err := surveyDir(dir)
+		require.NoError(t, err)
+		for _, l := range s.logs {
+			require.Zero(t, l.last, "it is in a table")
+		}
+		require.NoError(t, db.Apply(t.Context(), change(fmt.Sprint("k", n), "v", 0)))
+		dir = filepath.Join(top, fmt.Sprint(n+1))
+		for before := names(t, db.dir); ; { // of one moment: see newFixture
+			copyDir(t, db.dir, dir)
+			after := names(t, db.dir)
+			if slices.Equal(before, after) {
+				break
+			}
+			before = after
+			require.NoError(t, os.RemoveAll(dir))
+		}
+		require.NoError(t, db.Close())
+	}
+	db := open(t, dir)
+	require.Len(t, read(t, db), 2*level0Stall)
+	require.NoError(t, db.Check(t.Context()))
+}
+
+// What a compaction that is not found to be whole yet may have changed is not told, be it a conflict.
+func TestConflictDuringACompaction(t *testing.T) {
+	db := open(t, t.TempDir())
+	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
+	now := &compaction{done: make(chan struct{})} // it has no place in the manifest where it was not committed yet
+	db.compactions.now.Store(now)
+	told := make(chan error, 1)
+	go func() { told <- db.Apply(t.Context(), change("k", "2", 0)) }()
+	select {
+	case err := <-told:
+		require.Fail(t, "it was told too early", "%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	failed := db.fail("compact", errors.New("as if"))
+	db.compactions.end(now)
+	require.Equal(t, failed, <-told)
 }

@@ -373,6 +373,7 @@ func (l logger) Errorf(format string, args ...any) {
 	text := badgerText(format, args)
 	l.to.Error(text)
 	l.db.fail("in the background", errors.New(text))
+	l.compactions.hear(format, args)
 }
 
 func (l logger) Warningf(format string, args ...any) {

@@ -499,6 +499,16 @@ func TestDirectory(t *testing.T) {
 			require.NoError(t, db.Close())
 		}
 	})
+	t.Run("with a file of somebody else's", func(t *testing.T) {
+		dir := t.TempDir()
+		db, err := Open(dir, Options{})
+		require.NoError(t, err)
+		require.NoError(t, db.Close())
+		notes := filepath.Join(dir, "notes-KEYREGISTRY")
+		require.NoError(t, os.WriteFile(notes, nil, 0o600))
+		open(t, dir)
+		require.FileExists(t, notes)
+	})
 	t.Run("somebody else's", func(t *testing.T) {
 		dir := t.TempDir()
 		require.NoError(t, os.Chmod(dir, 0o755))

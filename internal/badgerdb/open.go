@@ -3,10 +3,12 @@ package badgerdb
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -32,6 +34,8 @@ const (
 	discardEvery = 256
 	maxGroup     = 512
 )
+
+const level0Stall = 8
 
 // Open opens the directory, and creates it if need be; see prepare for what it must be like. The error wraps
 // backend.ErrLocked if it is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull.
@@ -115,8 +119,13 @@ func (db *DB) open(opts Options) error {
 		return fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
 	}
 	db.compactions = newCompactions(db)
-	if db.badger, err = badger.OpenManaged(db.options(opts)); err != nil {
+	// While it is opened there is no compaction, for which Badger would wait once it had so many tables in level 0.
+	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.level0 + len(s.logs))
+	if db.badger, err = badger.OpenManaged(options); err != nil {
 		return openError(db.dir, err)
+	}
+	if err := db.awaitTables(s.logs); err != nil {
+		return errors.Join(err, db.closeBadger())
 	}
 	close(db.compactions.ready)
 	if isRecovery {
@@ -132,6 +141,23 @@ func (db *DB) open(opts Options) error {
 		return err
 	}
 	return db.damaged(s, slots, opts, err)
+}
+
+// awaitTables waits until Badger has made tables of the logs that it found. There may be one already, in which the newest
+// commits are no newer than in others; see invariant 1 of compactions.
+func (db *DB) awaitTables(logs []logFile) error {
+	for _, l := range logs {
+		for l.last > 0 { // tidy has removed the others
+			if _, err := os.Stat(filepath.Join(db.dir, l.name)); errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if err := db.failed.Load(); err != nil {
+				return *err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // damaged returns the error, or opens what is left: if it is to, and tells what is lost, or if that is nothing.
@@ -174,7 +200,7 @@ func (db *DB) options(opts Options) badger.Options {
 		WithMemTableSize(db.room.memtable).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
-		WithNumLevelZeroTablesStall(8).
+		WithNumLevelZeroTablesStall(level0Stall).
 		WithNumCompactors(2).
 		WithValueLogFileSize(1 << 20).
 		WithValueThreshold(64 << 10).

@@ -143,7 +143,10 @@ func (db *DB) collect(from string, s *survey, slots []slot) (whole bool, left, e
 	}
 	report := fmt.Errorf("%d entries are left", h.entries)
 	if len(slots) > 0 {
-		want := slots[len(slots)-1]
+		want := slots[len(slots)-1].head
+		if s.head.store == want.store && s.head.seq == want.seq+1 {
+			want = s.head // its copy was not finished
+		}
 		report = fmt.Errorf("%d of %d entries are left", h.entries, want.entries)
 		if whole = want.store == h.store && want.entries == h.entries && want.sum == h.sum; whole {
 			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.entries, want.seq)

@@ -29,6 +29,7 @@ type survey struct {
 	logs   []logFile // in their order
 	named  []string  // the tables that the manifest names
 	strays []string  // the other tables
+	level0 int       // how many of the named are in Badger's level 0
 	tables uint64    // the highest version in a table that the manifest names
 	head   head      // the newest one that there is
 	writes []write   // of its commit, if that is in a log
@@ -122,7 +123,10 @@ func (s *survey) readTables() error {
 			}
 		})
 	}
-	for id := range manifest.Tables {
+	for id, t := range manifest.Tables {
+		if t.Level == 0 {
+			s.level0++
+		}
 		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))
 		ids <- id
 	}
@@ -288,11 +292,11 @@ func (s *survey) corrupt(damage ...error) error {
 // its registry of encryption keys.
 func (s *survey) tidy() error {
 	var errs []error
-	for _, suffix := range []string{".vlog", "DISCARD", "KEYREGISTRY"} {
-		paths, err := filesOf(s.dir, suffix)
-		errs = append(errs, err)
-		for _, path := range paths {
-			errs = append(errs, os.Remove(path))
+	paths, err := filesOf(s.dir, ".vlog")
+	errs = append(errs, err)
+	for _, path := range append(paths, filepath.Join(s.dir, "DISCARD"), filepath.Join(s.dir, "KEYREGISTRY")) {
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	for _, l := range s.logs {

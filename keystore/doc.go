@@ -1,6 +1,5 @@
 // Package keystore keeps API keys inside a Go process: it creates, verifies, restricts, rotates, revokes, audits and backs
-// them up. It knows nothing
-// of gRPC; package [github.com/grpc-api-key/grpc-api-key/interceptor] joins the two.
+// them up. It knows nothing of gRPC; package [github.com/grpc-api-key/grpc-api-key/interceptor] joins the two.
 //
 //	store, err := keystore.Open("keys", nil)
 //	issued, err := store.Create(ctx, keystore.Spec{Name: "ci"})

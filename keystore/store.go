@@ -63,7 +63,7 @@ func Open(dir string, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := badgerdb.Open(dir, badgerdb.Options{Logger: s.log, Recover: recoverFrom(opts)})
+	db, err := badgerdb.Open(dir, badgerdb.Options{Logger: s.log, Recover: recoverFrom(opts), Failed: s.noteFailure})
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}

@@ -74,7 +74,8 @@ func TestCompactionWithoutATable(t *testing.T) {
 		t.Run(fmt.Sprint(which), func(t *testing.T) {
 			dir := t.TempDir()
 			o := &obstacle{dir: dir, which: which}
-			db, err := Open(dir, Options{memTableSize: 1 << 20, Logger: slog.New(o)})
+			told := make(chan error, 1)
+			db, err := Open(dir, Options{memTableSize: 1 << 20, Logger: slog.New(o), Failed: func(err error) { told <- err }})
 			require.NoError(t, err)
 
 			// Keys that are written in no order, so that tables overlap, and again and again, so that older versions could show.
@@ -116,6 +117,7 @@ func TestCompactionWithoutATable(t *testing.T) {
 			require.Nil(t, wrong.Load())
 			require.ErrorIs(t, err, backend.ErrFailed)
 			require.ErrorContains(t, err, "compact: a table could not be made")
+			require.Equal(t, err, <-told)
 
 			crashed, torn := filepath.Join(t.TempDir(), "crashed"), filepath.Join(t.TempDir(), "torn")
 			copyDir(t, dir, crashed)

@@ -63,6 +63,7 @@ type DB struct {
 	last    *last
 	durable atomic.Uint64         // timestamp of the last commit that is on disk
 	failed  atomic.Pointer[error] // set once; see invariant 4
+	tell    atomic.Pointer[func(error)]
 
 	compactions *compactions // those of badger
 
@@ -133,8 +134,17 @@ func (db *DB) closeBadger() error {
 // fail stops the DB for good; see invariant 4. It returns the reason that came first.
 func (db *DB) fail(doing string, err error) error {
 	err = fmt.Errorf("badgerdb: %w: %s: %w", backend.ErrFailed, doing, err)
-	db.failed.CompareAndSwap(nil, &err)
+	if db.failed.CompareAndSwap(nil, &err) {
+		db.tellFailure(err)
+	}
 	return *db.failed.Load()
+}
+
+// tellFailure tells whom Open was given, once it is through. They are told twice if that is at the same time.
+func (db *DB) tellFailure(err error) {
+	if tell := db.tell.Load(); tell != nil && *tell != nil {
+		(*tell)(err)
+	}
 }
 
 // The layout of Badger's entries:

@@ -24,6 +24,10 @@ type Options struct {
 	// nothing is lost. It is told what was damaged and what is left, by an error that wraps ErrCorrupt.
 	Recover func(lost error)
 
+	// Failed is told that the DB has stopped for good, by whichever goroutine finds out: Badger's too, while nobody
+	// asks for anything. It should be quick. Nil means nobody.
+	Failed func(error)
+
 	memTableSize int64 // for tests; 0 outside, which means that it depends on the disk
 }
 
@@ -72,6 +76,10 @@ func Open(dir string, opts Options) (*DB, error) {
 		return nil, errors.Join(err, l.close())
 	}
 	go db.committer()
+	db.tell.Store(&opts.Failed)
+	if err := db.failed.Load(); err != nil {
+		db.tellFailure(*err)
+	}
 	return db, nil
 }
 

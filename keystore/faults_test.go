@@ -6,6 +6,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -303,4 +304,29 @@ func TestDirectories(t *testing.T) {
 		_, err = keystore.Open(dir, nil)
 		require.ErrorIs(t, err, keystore.ErrLocked)
 	})
+}
+
+// A failure in the background, while nobody asks storage for anything, ends what is answered from the cache too.
+func TestBackgroundFailureStopsTheStore(t *testing.T) {
+	dir := t.TempDir()
+	s, err := keystore.Open(dir, nil)
+	require.NoError(t, err)
+	defer s.Close()
+	token := create(t, s, keystore.Spec{}).Secret.Reveal()
+	require.NoError(t, verify(t, s, token))
+	// What Badger cannot make is its first table, once its first log is full.
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "000001.sst"), nil, 0o600))
+	large := keystore.Spec{Name: "large", Metadata: map[string]string{"k": strings.Repeat("v", 12_000)}}
+	for n := 0; ; n++ {
+		require.Less(t, n, 20_000, "the log is never full")
+		if _, err := os.Stat(filepath.Join(dir, "00002.mem")); err == nil {
+			break
+		}
+		if _, err := s.Create(t.Context(), large); err != nil {
+			require.ErrorIs(t, err, keystore.ErrUnavailable)
+			break
+		}
+	}
+	require.Eventually(t, func() bool { return errors.Is(verify(t, s, token), keystore.ErrUnavailable) }, 20*time.Second,
+		time.Millisecond, "and not only once a minute, when last uses are written")
 }

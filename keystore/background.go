@@ -129,14 +129,18 @@ func (b *background) uncount() {
 	b.epoch++
 }
 
+func (s *Store) hasEarlierHasher() bool {
+	keyring, ok := s.hasher.(interface{ HasEarlier() bool })
+	return ok && keyring.HasEarlier()
+}
+
 // countOutdated counts the digests that need an earlier hasher, if there may be such, and fewer than were counted. No
 // change that comes meanwhile makes more of them, but for a Restore, which calls uncount before and after.
 func (s *Store) countOutdated(ctx context.Context) {
 	b := &s.background
 	began := time.Now()
 	b.mu.Lock()
-	keyring, ok := s.hasher.(interface{ HasEarlier() bool })
-	if !ok || !keyring.HasEarlier() || !b.recount || began.Before(b.next) {
+	if !s.hasEarlierHasher() || !b.recount || began.Before(b.next) {
 		b.mu.Unlock()
 		return
 	}

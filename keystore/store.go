@@ -22,6 +22,7 @@ type Store struct {
 	format  *token.Format
 	hasher  hashing.Hasher
 	decoy   hashing.Digest // what the token of an unknown key is compared with
+	foreign sync.Once      // a warning of digests that the hasher does not make
 	backend backend.Backend
 	fence   *fence.Fence[entry]
 	log     *slog.Logger

@@ -2,6 +2,8 @@ package keystore_test
 
 import (
 	"bytes"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,3 +106,36 @@ func TestReplacedDigestCannotBringAKeyBack(t *testing.T) {
 type unclosed struct{ *faulty }
 
 func (unclosed) Close() error { return nil }
+
+// Whoever takes another Hasher and forgets the earlier one is told why every key is refused.
+func TestForgottenHasherIsLogged(t *testing.T) {
+	dir := t.TempDir()
+	s, err := keystore.Open(dir, nil)
+	require.NoError(t, err)
+	first := create(t, s, keystore.Spec{})
+	second, err := s.Rotate(t.Context(), first.Key.ID, 0)
+	require.NoError(t, err)
+	wrong, right := first.Secret.Reveal(), second.Secret.Reveal()
+	require.NoError(t, s.Close())
+
+	for _, tt := range []struct {
+		hasher hashing.Hasher
+		warns  int
+	}{
+		{pepper(t, "2026", 1), 1},
+		{keyring(t, pepper(t, "2026", 1), hashing.SHA256()), 0},
+		{hashing.SHA256(), 0},
+	} {
+		var out strings.Builder
+		s, err := keystore.Open(dir, &keystore.Options{Hasher: tt.hasher, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		require.NoError(t, err)
+		for range 2 {
+			require.ErrorIs(t, verify(t, s, wrong), keystore.ErrUnknown)
+			if tt.warns > 0 {
+				require.ErrorIs(t, verify(t, s, right), keystore.ErrUnknown)
+			}
+		}
+		require.NoError(t, s.Close())
+		require.Equal(t, tt.warns, strings.Count(out.String(), "use a hashing.Keyring"), out.String())
+	}
+}

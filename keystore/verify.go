@@ -195,6 +195,12 @@ func (s *Store) decide(ctx context.Context, e *entry, text string, result hashin
 		if _, ok := token.Parse(text); !ok {
 			return 0, ErrMalformed
 		}
+		if digest.Scheme != s.decoy.Scheme && !s.hasEarlierHasher() {
+			s.foreign.Do(func() {
+				s.log.Warn("API key refused whose digest the Hasher does not make; if the Hasher was changed, all earlier keys are: "+
+					"use a hashing.Keyring that holds the earlier one", "id", e.key.ID, "scheme", digest.Scheme, "hasher", s.decoy.Scheme)
+			})
+		}
 		return 0, ErrUnknown
 	}
 	if err := e.admits(rotation); err != nil {

@@ -152,11 +152,11 @@ func TestRoomAfterRedo(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 	require.Len(t, read(t, db), 12)
-	if !db.room.allocated {
-		t.Skip("SKIPPED: this file system cannot allocate space for a file")
+	number, free := db.room.log, int64(0)
+	if !db.room.allocated { // the file system cannot: then the log may use what is spare
+		free = db.room.memtable
 	}
-	number := db.room.log
-	db.room.disk = func(string) (int64, int64, bool) { return 0, 1 << 30, true }
+	db.room.disk = func(string) (int64, int64, bool) { return free, 1 << 30, true }
 	for n := 10; err == nil; n++ {
 		require.Less(t, n, 100, "it goes on for ever")
 		err = put(db, 10*n)

@@ -61,9 +61,9 @@ type DB struct {
 	dir     string
 	badger  *badger.DB
 	last    *last
-	durable atomic.Uint64         // timestamp of the last commit that is on disk
-	failed  atomic.Pointer[error] // set once; see invariant 4
-	tell    atomic.Pointer[func(error)]
+	durable atomic.Uint64               // timestamp of the last commit that is on disk
+	failed  atomic.Pointer[error]       // set once; see invariant 4
+	tell    atomic.Pointer[func(error)] // Options.Failed; nil until Open is through
 
 	compactions *compactions // those of badger
 

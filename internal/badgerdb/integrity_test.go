@@ -63,15 +63,22 @@ func newFixture(t testing.TB) fixture {
 			require.NoError(t, db.Apply(t.Context(), change(key, "revoked", 1)))
 		}
 	}
-	// Badger may be compacting: a copy is of one moment if no file has come or gone meanwhile.
-	for before := names(t, live); ; {
-		copyDir(t, live, f.dir)
-		after := names(t, live)
+	copyLive(t, live, f.dir)
+	return f
+}
+
+// copyLive copies a directory that is open. Badger may be compacting: a copy is of one moment if no file has come or gone
+// meanwhile.
+func copyLive(t testing.TB, from, to string) {
+	t.Helper()
+	for before := names(t, from); ; {
+		copyDir(t, from, to)
+		after := names(t, from)
 		if slices.Equal(before, after) {
-			return f
+			return
 		}
 		before = after
-		require.NoError(t, os.RemoveAll(f.dir))
+		require.NoError(t, os.RemoveAll(to))
 	}
 }
 

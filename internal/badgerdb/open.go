@@ -39,6 +39,7 @@ const (
 	maxGroup     = 512
 )
 
+// level0Stall is how many tables there may be in Badger's level 0 before the next one waits for a compaction.
 const level0Stall = 8
 
 // Open opens the directory, and creates it if need be; see prepare for what it must be like. The error wraps
@@ -151,8 +152,8 @@ func (db *DB) open(opts Options) error {
 	return db.damaged(s, slots, opts, err)
 }
 
-// awaitTables waits until Badger has made tables of the logs that it found. There may be one already, in which the newest
-// commits are no newer than in others; see invariant 1 of compactions.
+// awaitTables waits until Badger has made tables of the logs that it found. A log may have a table already, if the process
+// ended before it was removed: its second one has nothing newer, and a compaction would take that for its own.
 func (db *DB) awaitTables(logs []logFile) error {
 	for _, l := range logs {
 		for l.last > 0 { // tidy has removed the others

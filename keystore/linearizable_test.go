@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	rounds    = flag.Int("rounds", 20, "how many histories to check for linearizability")
+	rounds    = flag.Int("rounds", fullRounds, "how many histories to check for linearizability")
 	firstSeed = flag.Uint64("seed", 0, "of the first history; the next ones count up; 0 is any")
 	drawings  = flag.String("drawings", "", "a directory for drawings of histories that are not linearizable")
 )
@@ -187,39 +187,59 @@ func TestLinearizable(t *testing.T) {
 	seed := seedOf()
 	dir := t.TempDir()
 	began := time.Now()
-	var next atomic.Uint64
-	var wg sync.WaitGroup
-	counts := make([]tally, workers)
-	errs := make([]error, workers)
-	for w := range workers {
-		counts[w] = make(tally)
-		wg.Go(func() { errs[w] = work(t, dir, seed, &next, counts[w]) })
-	}
-	wg.Wait()
-	require.NoError(t, errors.Join(errs...))
 	count := make(tally)
-	for _, c := range counts {
-		for what, n := range c {
-			count[what] += n
+	play := func(from, to int) {
+		var next atomic.Int64
+		next.Store(int64(from))
+		var wg sync.WaitGroup
+		counts := make([]tally, workers)
+		errs := make([]error, workers)
+		for w := range workers {
+			counts[w] = make(tally)
+			wg.Go(func() { errs[w] = work(t, dir, seed, &next, to, counts[w]) })
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(errs...))
+		for _, c := range counts {
+			for what, n := range c {
+				count[what] += n
+			}
 		}
 	}
-	t.Logf("%d rounds from seed %d, %.0f a minute, all linearizable:\n%v",
-		*rounds, seed, float64(*rounds)/time.Since(began).Minutes(), count)
-	if *rounds < 20 {
-		return
+	played := *rounds
+	play(0, played)
+	// What a few rounds come to is chance; that they come to all of it some time is not.
+	for *rounds >= fullRounds && count.lacks() != "" && played < 50*fullRounds {
+		play(played, played+fullRounds)
+		played += fullRounds
 	}
+	t.Logf("%d rounds from seed %d, %.0f a minute, all linearizable:\n%v",
+		played, seed, float64(played)/time.Since(began).Minutes(), count)
+	if *rounds >= fullRounds {
+		require.Empty(t, count.lacks(), "what the rounds never came to")
+	}
+}
+
+// fullRounds have every kind of round among them.
+const fullRounds = 20
+
+// lacks is an outcome that rounds should come to and have not; "" if there is none.
+func (c tally) lacks() string {
 	for _, what := range []string{
 		"verify ok", "verify unknown", "verify revoked", "verify expired", "verify disabled",
 		"bind ok", "bind unknown", "bind revoked", "bind expired", "bind disabled",
 		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample changed",
 		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok", "get ok",
 	} {
-		require.NotZero(t, count[what], "the rounds never came to: %s", what)
+		if c[what] == 0 {
+			return what
+		}
 	}
+	return ""
 }
 
 // work plays rounds until they are used up, or one is not linearizable.
-func work(t *testing.T, dir string, first uint64, next *atomic.Uint64, count tally) (err error) {
+func work(t *testing.T, dir string, first uint64, next *atomic.Int64, end int, count tally) (err error) {
 	plain := &arena{open: openPlain}
 	slow := &arena{open: func(dir string) (*Store, error) {
 		// A small cache is one shard, whose keys disturb each other, and which evicts.
@@ -228,14 +248,14 @@ func work(t *testing.T, dir string, first uint64, next *atomic.Uint64, count tal
 	defer func() { err = errors.Join(err, plain.close(), slow.close()) }()
 	for {
 		n := next.Add(1) - 1
-		if n >= uint64(*rounds) {
+		if n >= int64(end) {
 			return nil
 		}
 		var err error
-		switch seed := first + n; {
-		case seed%20 == 0:
+		switch seed := first + uint64(n); {
+		case seed%fullRounds == 0:
 			err = restarts(dir, seed, count, 3, openPlain)
-		case seed%20 == 10:
+		case seed%fullRounds == fullRounds/2:
 			err = restarts(dir, seed, count, 3, func(dir string) (*Store, error) {
 				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
 			})
@@ -249,8 +269,8 @@ func work(t *testing.T, dir string, first uint64, next *atomic.Uint64, count tal
 			continue
 		}
 		if err != nil {
-			next.Store(uint64(*rounds)) // the others need not go on
-			return fmt.Errorf("again: go test ./keystore -run Linearizable -rounds 1 -seed %d: %w", first+n, err)
+			next.Store(int64(end)) // the others need not go on
+			return fmt.Errorf("again: go test ./keystore -run Linearizable -rounds 1 -seed %d: %w", first+uint64(n), err)
 		}
 	}
 }

@@ -151,13 +151,16 @@ func TestTally(t *testing.T) {
 	const goroutines, each = 100, 1000
 	var c tally
 	var wg sync.WaitGroup
+	all := make(chan struct{})
 	for range goroutines {
 		wg.Go(func() {
+			<-all // are there at once, each on a stack of its own
 			for range each {
 				c.add()
 			}
 		})
 	}
+	close(all)
 	wg.Wait()
 	require.EqualValues(t, goroutines*each, c.sum())
 	used := 0

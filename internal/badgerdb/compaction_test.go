@@ -43,8 +43,10 @@ func (o *obstacle) Handle(_ context.Context, r slog.Record) error {
 	case strings.Contains(r.Message, "LOG Compact. Added"):
 		if o.tables++; o.tables == o.which && !o.put {
 			o.put = true
-			return os.WriteFile(filepath.Join(o.dir, table.IDToFilename(o.lastID()+1)), nil, 0o600)
+			return o.hinder()
 		}
+	case strings.Contains(r.Message, "error flushing memtable"): // it took the name first, and takes the next one when it tries again
+		o.put = false
 	case strings.Contains(r.Message, "DONE"):
 		if o.put && o.forgot != nil && o.tables >= o.which {
 			o.forgot()
@@ -54,6 +56,20 @@ func (o *obstacle) Handle(_ context.Context, r slog.Record) error {
 		o.done++
 	}
 	return nil
+}
+
+// hinder takes the name of the next table, and never the file of one that Badger has made since.
+func (o *obstacle) hinder() error {
+	for {
+		name := filepath.Join(o.dir, table.IDToFilename(o.lastID()+1))
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err == nil {
+			return f.Close()
+		}
+		if !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
 }
 
 func (o *obstacle) lastID() (last uint64) {

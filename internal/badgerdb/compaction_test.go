@@ -29,7 +29,7 @@ type obstacle struct {
 	mu       sync.Mutex
 	tables   int // of the compaction under way
 	put      bool
-	hindered bool // a compaction, which is over
+	hindered bool // a compaction has met it, and is over
 	done     int  // compactions
 
 	forgot func() // called when Badger has gone on without the table, and nobody knows yet
@@ -46,7 +46,7 @@ func (o *obstacle) Handle(_ context.Context, r slog.Record) error {
 			o.put = true
 			return o.hinder()
 		}
-	case strings.Contains(r.Message, "error flushing memtable"): // it took the name first, and takes the next one when it tries again
+	case strings.Contains(r.Message, "error flushing memtable"): // it met the obstacle, and not a compaction; it tries again
 		o.put, o.hindered = false, false
 	case strings.Contains(r.Message, "DONE"):
 		if o.put && !o.hindered && o.tables >= o.which {

@@ -1,0 +1,55 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+)
+
+// Reason names why a call was refused, with one word of a closed set. The words serve as values of log attributes and as
+// labels of metrics; do not show the words to callers, who must not learn which keys exist. Reason of nil is empty.
+//
+//	malformed, unknown, revoked, expired, disabled, not_yet_valid, network    errors that wrap ErrDenied
+//	rate_limited            a *RateLimitError
+//	changed                 ErrChanged
+//	not_found, invalid      ErrNotFound, ErrInvalid
+//	locked, corrupt         ErrLocked, ErrCorrupt
+//	closed, unavailable     ErrClosed, ErrUnavailable
+//	canceled, deadline      the errors of a context
+//	other                   every other error
+func Reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	for _, r := range reasons {
+		if errors.Is(err, r.err) {
+			return r.word
+		}
+	}
+	if limited := (*RateLimitError)(nil); errors.As(err, &limited) {
+		return "rate_limited"
+	}
+	return "other"
+}
+
+// reasons has the more precise error first: ErrUnavailable wraps whatever the backend said.
+var reasons = []struct {
+	err  error
+	word string
+}{
+	{ErrMalformed, "malformed"},
+	{ErrUnknown, "unknown"},
+	{ErrRevoked, "revoked"},
+	{ErrExpired, "expired"},
+	{ErrDisabled, "disabled"},
+	{ErrNotYet, "not_yet_valid"},
+	{ErrNetwork, "network"},
+	{ErrChanged, "changed"},
+	{ErrNotFound, "not_found"},
+	{ErrInvalid, "invalid"},
+	{ErrLocked, "locked"},
+	{ErrCorrupt, "corrupt"},
+	{ErrClosed, "closed"},
+	{ErrUnavailable, "unavailable"},
+	{context.Canceled, "canceled"},
+	{context.DeadlineExceeded, "deadline"},
+}

@@ -7,7 +7,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        (unknown)
-// source: record.proto
+// source: grpcapikey/record/v1/record.proto
 
 package record
 
@@ -80,11 +80,11 @@ func (x Action) String() string {
 }
 
 func (Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_record_proto_enumTypes[0].Descriptor()
+	return file_grpcapikey_record_v1_record_proto_enumTypes[0].Descriptor()
 }
 
 func (Action) Type() protoreflect.EnumType {
-	return &file_record_proto_enumTypes[0]
+	return &file_grpcapikey_record_v1_record_proto_enumTypes[0]
 }
 
 func (x Action) Number() protoreflect.EnumNumber {
@@ -93,7 +93,7 @@ func (x Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Action.Descriptor instead.
 func (Action) EnumDescriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{0}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{0}
 }
 
 // Status is what was last decided about a key. Expiry is not a status: it is a time, compared at each use.
@@ -139,11 +139,11 @@ func (x Status) String() string {
 }
 
 func (Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_record_proto_enumTypes[1].Descriptor()
+	return file_grpcapikey_record_v1_record_proto_enumTypes[1].Descriptor()
 }
 
 func (Status) Type() protoreflect.EnumType {
-	return &file_record_proto_enumTypes[1]
+	return &file_grpcapikey_record_v1_record_proto_enumTypes[1]
 }
 
 func (x Status) Number() protoreflect.EnumNumber {
@@ -152,7 +152,7 @@ func (x Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{1}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{1}
 }
 
 // Record is one key. Times are in nanoseconds since the Unix epoch; 0 means that it has not happened or never will.
@@ -190,7 +190,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_record_proto_msgTypes[0]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +202,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[0]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +215,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{0}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Record) GetFormat() uint32 {
@@ -378,7 +378,7 @@ type Previous struct {
 
 func (x *Previous) Reset() {
 	*x = Previous{}
-	mi := &file_record_proto_msgTypes[1]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +390,7 @@ func (x *Previous) String() string {
 func (*Previous) ProtoMessage() {}
 
 func (x *Previous) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[1]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +403,7 @@ func (x *Previous) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Previous.ProtoReflect.Descriptor instead.
 func (*Previous) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{1}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Previous) GetDigestScheme() string {
@@ -437,7 +437,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +449,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +462,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{2}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RateLimit) GetPerSecond() float64 {
@@ -491,7 +491,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +503,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +516,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{3}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Saved) GetKey() []byte {
@@ -556,7 +556,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +568,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +581,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{4}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Event) GetFormat() uint32 {
@@ -626,11 +626,11 @@ func (x *Event) GetReason() string {
 	return ""
 }
 
-var File_record_proto protoreflect.FileDescriptor
+var File_grpcapikey_record_v1_record_proto protoreflect.FileDescriptor
 
-const file_record_proto_rawDesc = "" +
+const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\frecord.proto\x12\x14grpcapikey.record.v1\"\xbd\x06\n" +
+	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\xbd\x06\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -701,20 +701,20 @@ const file_record_proto_rawDesc = "" +
 	"\rSTATUS_PURGED\x10\x04B6Z4github.com/grpc-api-key/grpc-api-key/internal/recordb\x06proto3"
 
 var (
-	file_record_proto_rawDescOnce sync.Once
-	file_record_proto_rawDescData []byte
+	file_grpcapikey_record_v1_record_proto_rawDescOnce sync.Once
+	file_grpcapikey_record_v1_record_proto_rawDescData []byte
 )
 
-func file_record_proto_rawDescGZIP() []byte {
-	file_record_proto_rawDescOnce.Do(func() {
-		file_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)))
+func file_grpcapikey_record_v1_record_proto_rawDescGZIP() []byte {
+	file_grpcapikey_record_v1_record_proto_rawDescOnce.Do(func() {
+		file_grpcapikey_record_v1_record_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_grpcapikey_record_v1_record_proto_rawDesc), len(file_grpcapikey_record_v1_record_proto_rawDesc)))
 	})
-	return file_record_proto_rawDescData
+	return file_grpcapikey_record_v1_record_proto_rawDescData
 }
 
-var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
-var file_record_proto_goTypes = []any{
+var file_grpcapikey_record_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_grpcapikey_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_grpcapikey_record_v1_record_proto_goTypes = []any{
 	(Action)(0),       // 0: grpcapikey.record.v1.Action
 	(Status)(0),       // 1: grpcapikey.record.v1.Status
 	(*Record)(nil),    // 2: grpcapikey.record.v1.Record
@@ -724,7 +724,7 @@ var file_record_proto_goTypes = []any{
 	(*Event)(nil),     // 6: grpcapikey.record.v1.Event
 	nil,               // 7: grpcapikey.record.v1.Record.MetadataEntry
 }
-var file_record_proto_depIdxs = []int32{
+var file_grpcapikey_record_v1_record_proto_depIdxs = []int32{
 	1, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
 	7, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
 	3, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
@@ -737,27 +737,27 @@ var file_record_proto_depIdxs = []int32{
 	0, // [0:5] is the sub-list for field type_name
 }
 
-func init() { file_record_proto_init() }
-func file_record_proto_init() {
-	if File_record_proto != nil {
+func init() { file_grpcapikey_record_v1_record_proto_init() }
+func file_grpcapikey_record_v1_record_proto_init() {
+	if File_grpcapikey_record_v1_record_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_grpcapikey_record_v1_record_proto_rawDesc), len(file_grpcapikey_record_v1_record_proto_rawDesc)),
 			NumEnums:      2,
 			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_record_proto_goTypes,
-		DependencyIndexes: file_record_proto_depIdxs,
-		EnumInfos:         file_record_proto_enumTypes,
-		MessageInfos:      file_record_proto_msgTypes,
+		GoTypes:           file_grpcapikey_record_v1_record_proto_goTypes,
+		DependencyIndexes: file_grpcapikey_record_v1_record_proto_depIdxs,
+		EnumInfos:         file_grpcapikey_record_v1_record_proto_enumTypes,
+		MessageInfos:      file_grpcapikey_record_v1_record_proto_msgTypes,
 	}.Build()
-	File_record_proto = out.File
-	file_record_proto_goTypes = nil
-	file_record_proto_depIdxs = nil
+	File_grpcapikey_record_v1_record_proto = out.File
+	file_grpcapikey_record_v1_record_proto_goTypes = nil
+	file_grpcapikey_record_v1_record_proto_depIdxs = nil
 }

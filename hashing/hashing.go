@@ -68,7 +68,8 @@ type Hasher interface {
 	Digest(token string) Digest
 
 	// Match says whether d is a digest of the token. It is asked about any d, those of other schemes and damaged ones
-	// included: they are a Mismatch. The time that it takes does not depend on the bytes in d.Sum.
+	// included: they are a Mismatch. A Result that this package does not declare means trouble, and admits nobody. The time
+	// that Match takes does not depend on the bytes in d.Sum.
 	Match(d Digest, token string) Result
 }
 
@@ -227,8 +228,12 @@ func (k *keyring) Match(d Digest, token string) Result {
 		return r
 	}
 	for _, h := range k.earlier {
-		if h.Match(d, token) != Mismatch {
+		switch r := h.Match(d, token); r {
+		case Mismatch:
+		case Match, MatchOutdated:
 			return MatchOutdated
+		default: // of a Hasher that has failed
+			return r
 		}
 	}
 	return Mismatch

@@ -87,8 +87,13 @@ func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 	if !e.rehashing.CompareAndSwap(false, true) {
 		return
 	}
+	digest, err := s.digest(text)
+	if err != nil {
+		e.rehashing.Store(false)
+		return
+	}
 	select {
-	case s.background.rehashes <- rehash{id: e.ID, old: old, new: s.hasher.Digest(text), entry: e}:
+	case s.background.rehashes <- rehash{id: e.ID, old: old, new: digest, entry: e}:
 	default:
 		e.rehashing.Store(false) // the next use tries again
 	}

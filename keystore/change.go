@@ -64,7 +64,11 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 // prepareNew makes a key, and returns its text too.
 func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared, text string, err error) {
 	id, text := s.format.New()
-	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), s.hasher.Digest(text), now), revision: 1}
+	digest, err := s.digest(text)
+	if err != nil {
+		return nil, "", trouble("create", err)
+	}
+	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), digest, now), revision: 1}
 	if err := checkSize(st.record, 0); err != nil {
 		return nil, "", err
 	}
@@ -144,7 +148,7 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 
 // Update changes what a key's Spec says, and returns the key as it is then. It calls change with what the key has
 // now, and stores what that makes of it, unless somebody else came first; then it begins again. So change may be
-// called several times, and should do nothing else.
+// called several times, and should do nothing else. A panic of change passes through to the caller; nothing was done.
 //
 // A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
 // key's live contexts with ErrChanged; one that widens it does not.
@@ -223,7 +227,10 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 			}
 		}
 		text = s.format.Renew(parsed)
-		digest := s.hasher.Digest(text)
+		digest, err := s.digest(text)
+		if err != nil {
+			return false, trouble("rotate", err)
+		}
 		r.DigestScheme, r.Digest, r.Prefix = digest.Scheme, digest.Sum, s.format.Prefix()
 		r.Rotations++
 		return true, nil

@@ -28,7 +28,8 @@ type Options struct {
 	SecretCharset string
 	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256(). Where there are
 	// keys already, another one has to be a hashing.Keyring that holds the earlier one too: without it, every earlier key
-	// is refused as unknown.
+	// is refused as unknown. A Hasher that panics, or that returns what package hashing does not declare, makes the call fail
+	// with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and the name of its scheme 255.
 	Hasher hashing.Hasher
 	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
@@ -49,9 +50,10 @@ type Options struct {
 	// revoked. The damaged files are kept inside the directory. Nil means that Open refuses such a directory, with
 	// ErrCorrupt, and leaves it as it is. New does not use it.
 	Recover func(lost error)
-	// Observer is told of what happens. Nil means nobody.
+	// Observer is told of what happens. Nil means nobody. A panic of the Observer is logged.
 	Observer Observer
-	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence.
+	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence. If
+	// the Logger's handler panics, the line is lost.
 	Logger *slog.Logger
 }
 

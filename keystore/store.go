@@ -26,6 +26,7 @@ type Store struct {
 	backend backend.Backend
 	fence   *fence.Fence[entry]
 	log     *slog.Logger
+	panics  *panics
 	down    atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
 
 	observer    Observer // nil: nobody
@@ -85,7 +86,7 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(b); err != nil {
+	if err := s.start(&guardedBackend{b, s.panics}); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -114,22 +115,28 @@ func newStore(opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, invalid("%v", err)
 	}
-	_, unused := format.New()
-	return &Store{
+	log := guardLogger(o.Logger)
+	panics := newPanics(log)
+	s := &Store{
 		format:  format,
-		hasher:  o.Hasher,
-		decoy:   o.Hasher.Digest(unused),
+		hasher:  guardHasher(o.Hasher, panics),
 		fence:   fence.New(o.CacheSize, (*entry).node),
-		log:     o.Logger,
+		log:     log,
+		panics:  panics,
 		closed:  make(chan struct{}),
 		timeout: o.Timeout,
 
-		observer:    o.Observer,
+		observer:    guardObserver(o.Observer, panics),
 		maxLifetime: o.MaxLifetime,
 		retention:   o.EventRetention,
 		limits:      newLimits(),
 		usage:       usage{used: make(map[token.ID]int64)},
-	}, nil
+	}
+	_, unused := format.New()
+	if s.decoy, err = s.digest(unused); err != nil {
+		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, or one of more than %d bytes", maxSum)
+	}
+	return s, nil
 }
 
 // Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits
@@ -327,10 +334,11 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 	var known atomic.Bool
 	done := make(chan error, 1)
 	s.changes.Go(func() {
-		err := s.backend.Apply(context.WithoutCancel(ctx), c...)
+		var err error
+		defer func() { done <- err }() // even if an Observer ends the goroutine, as FailNow of a test does
+		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
 		known.Store(true)
 		settle(err)
-		done <- err
 	})
 	s.mu.Unlock()
 	var err error

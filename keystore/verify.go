@@ -191,6 +191,9 @@ func (s *Store) decide(ctx context.Context, e *entry, text string, result hashin
 		digest = &e.previous
 		result = s.hasher.Match(*digest, text)
 	}
+	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
+		return 0, errHasher
+	}
 	if result == hashing.Mismatch {
 		if _, ok := token.Parse(text); !ok {
 			return 0, ErrMalformed
@@ -268,7 +271,9 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 	st, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
 		// As much work as for a key that exists, so that a slow hasher does not tell which IDs do.
-		s.hasher.Match(s.decoy, text)
+		if s.hasher.Match(s.decoy, text) == failedMatch {
+			return nil, errHasher
+		}
 		return nil, ErrUnknown
 	}
 	if err != nil {

@@ -1,0 +1,301 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// The types of this file guard the application's code that the store calls: the Hasher, the Observer, the handler of the
+// Logger, and a backend. A panic of such code ends neither the process nor a call of the store halfway. The guard recovers
+// from the panic, logs the panic, and returns what makes the store fail closed.
+//
+// Callbacks that run on the goroutine of their caller are not guarded, because their panic belongs to the caller: the
+// change of Update, Progress of RevokeAll, the loop bodies of List and Events, the writer of Backup and the reader of
+// Restore. The store holds nothing while these run, or releases what the store holds with a defer.
+
+// panics logs the panics that the guards recover from: the first few of each callback, and then at most one a second. Code
+// that panics on each use of a key must not fill the disk with stacks.
+type panics struct {
+	log *slog.Logger
+
+	mu    sync.Mutex // guards all below
+	calls map[string]*panicCount
+}
+
+// A panicCount counts the panics of one callback.
+type panicCount struct {
+	logged, skipped int // skipped ones since the last log line
+	last            time.Time
+}
+
+const (
+	firstPanics    = 4
+	panicsInterval = time.Second
+)
+
+func newPanics(log *slog.Logger) *panics {
+	return &panics{log: log, calls: make(map[string]*panicCount)}
+}
+
+// due reports whether a panic is to be logged, and how many were not since the last that was.
+func (p *panics) due(callback string) (due bool, skipped int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.calls[callback]
+	if c == nil {
+		c = new(panicCount)
+		p.calls[callback] = c
+	}
+	now := time.Now()
+	if c.logged >= firstPanics && now.Sub(c.last) < panicsInterval {
+		c.skipped++
+		return false, 0
+	}
+	skipped, c.skipped = c.skipped, 0
+	c.logged++
+	c.last = now
+	return true, skipped
+}
+
+// recovered recovers from a panic. It must be deferred directly; callback names the code that may panic.
+func (p *panics) recovered(callback string) {
+	if value := recover(); value != nil {
+		p.report(callback, value)
+	}
+}
+
+func (p *panics) report(callback string, value any) {
+	if due, skipped := p.due(callback); due {
+		p.log.Error("API key store recovered from a panic of the application's code", "callback", callback,
+			"panic", describePanic(value), "stack", callers(), "panics not logged before", skipped)
+	}
+}
+
+// describePanic returns the type of a panic's value. The value itself may hold a credential, so that only the texts of the
+// Go runtime's own errors are added.
+func describePanic(value any) string {
+	t := reflect.TypeOf(value)
+	name := t.String()
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if err, ok := value.(runtime.Error); ok && t.PkgPath() == "runtime" {
+		return name + ": " + err.Error()
+	}
+	return name
+}
+
+// callers returns the stack as functions and lines. Unlike debug.Stack, callers leaves out the functions' arguments.
+func callers() string {
+	pcs := make([]uintptr, 64)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	var b strings.Builder
+	for {
+		frame, more := frames.Next()
+		fmt.Fprintf(&b, "%s\n\t%s:%d\n", frame.Function, frame.File, frame.Line)
+		if !more {
+			return b.String()
+		}
+	}
+}
+
+// A guardedHasher guards a Hasher. After a panic, Digest returns the zero Digest and Match returns failedMatch.
+type guardedHasher struct {
+	hasher hashing.Hasher
+	panics *panics
+}
+
+// failedMatch is the Result of a Match that panicked. The store takes it for trouble, as every Result but the three that
+// package hashing declares.
+const failedMatch = hashing.Result(0xff)
+
+// errHasher is the error of a call whose Hasher gave no usable answer.
+var errHasher = fmt.Errorf("%w: the Hasher panicked, or its answer is not usable", ErrUnavailable)
+
+// guardHasher guards a Hasher. SHA256 needs no guard, because SHA256 cannot panic, and it is on the fast path of most
+// stores.
+func guardHasher(h hashing.Hasher, p *panics) hashing.Hasher {
+	if h == hashing.SHA256() {
+		return h
+	}
+	return &guardedHasher{h, p}
+}
+
+func (g *guardedHasher) Digest(token string) (d hashing.Digest) {
+	defer g.panics.recovered("Hasher.Digest")
+	return g.hasher.Digest(token)
+}
+
+func (g *guardedHasher) Match(d hashing.Digest, token string) (r hashing.Result) {
+	r = failedMatch
+	defer g.panics.recovered("Hasher.Match")
+	r = g.hasher.Match(d, token)
+	return r
+}
+
+// HasEarlier is that of a hashing.Keyring.
+func (g *guardedHasher) HasEarlier() bool {
+	defer g.panics.recovered("Hasher.HasEarlier")
+	keyring, ok := g.hasher.(interface{ HasEarlier() bool })
+	return ok && keyring.HasEarlier()
+}
+
+// digest makes the digest of a token. The error means that the Hasher panicked, or that the digest cannot be stored.
+func (s *Store) digest(text string) (hashing.Digest, error) {
+	d := s.hasher.Digest(text)
+	if d.Scheme == "" || len(d.Scheme) > maxScheme || len(d.Sum) == 0 || len(d.Sum) > maxSum {
+		return hashing.Digest{}, errHasher
+	}
+	return d, nil
+}
+
+// maxScheme and maxSum are the largest name of a scheme and the largest sum of a digest, in bytes.
+const (
+	maxScheme = 255
+	maxSum    = 1024
+)
+
+// A guardedObserver guards an Observer. After a panic, the Observer misses what it was called for.
+type guardedObserver struct {
+	observer Observer
+	panics   *panics
+}
+
+func guardObserver(o Observer, p *panics) Observer {
+	if o == nil {
+		return nil
+	}
+	return &guardedObserver{o, p}
+}
+
+func (g *guardedObserver) Verified(v Verification) {
+	defer g.panics.recovered("Observer.Verified")
+	g.observer.Verified(v)
+}
+
+func (g *guardedObserver) Refused(r Refusal) {
+	defer g.panics.recovered("Observer.Refused")
+	g.observer.Refused(r)
+}
+
+func (g *guardedObserver) Changed(e Event) {
+	defer g.panics.recovered("Observer.Changed")
+	g.observer.Changed(e)
+}
+
+func (g *guardedObserver) Ended(e Ending) {
+	defer g.panics.recovered("Observer.Ended")
+	g.observer.Ended(e)
+}
+
+// A guardedHandler guards the handler of a Logger. After a panic, the line is lost: there is no other place to write to.
+type guardedHandler struct{ slog.Handler }
+
+func guardLogger(log *slog.Logger) *slog.Logger { return slog.New(guardedHandler{log.Handler()}) }
+
+func (h guardedHandler) Enabled(ctx context.Context, level slog.Level) (enabled bool) {
+	defer func() { _ = recover() }()
+	return h.Handler.Enabled(ctx, level)
+}
+
+func (h guardedHandler) Handle(ctx context.Context, r slog.Record) (err error) {
+	err = errPanicked
+	defer func() { _ = recover() }()
+	err = h.Handler.Handle(ctx, r)
+	return err
+}
+
+func (h guardedHandler) WithAttrs(attrs []slog.Attr) (with slog.Handler) {
+	with = h
+	defer func() { _ = recover() }()
+	with = guardedHandler{h.Handler.WithAttrs(attrs)}
+	return with
+}
+
+func (h guardedHandler) WithGroup(name string) (with slog.Handler) {
+	with = h
+	defer func() { _ = recover() }()
+	with = guardedHandler{h.Handler.WithGroup(name)}
+	return with
+}
+
+var errPanicked = errors.New("it panicked")
+
+// A guardedBackend guards a backend of the application's. A panic becomes an error, which is ErrUnavailable to callers; a
+// change whose Apply panicked may have happened.
+type guardedBackend struct {
+	backend.Backend
+	panics *panics
+}
+
+func (g *guardedBackend) Get(ctx context.Context, key []byte) (e backend.Entry, err error) {
+	err = errPanicked
+	defer g.panics.recovered("Backend.Get")
+	e, err = g.Backend.Get(ctx, key)
+	return e, err
+}
+
+func (g *guardedBackend) Apply(ctx context.Context, changes ...backend.Change) (err error) {
+	err = errPanicked
+	defer g.panics.recovered("Backend.Apply")
+	err = g.Backend.Apply(ctx, changes...)
+	return err
+}
+
+func (g *guardedBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return g.guard("Backend.Scan", func() iter.Seq2[backend.Entry, error] { return g.Backend.Scan(ctx, from, to) })
+}
+
+func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return g.guard("Backend.Snapshot", func() iter.Seq2[backend.Entry, error] { return g.Backend.Snapshot(ctx, from, to) })
+}
+
+// guard guards an iterator of the backend's, and lets a panic of the loop body pass.
+func (g *guardedBackend) guard(callback string, open func() iter.Seq2[backend.Entry, error]) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		inBody, ended := false, false
+		defer func() {
+			if inBody {
+				return
+			}
+			if value := recover(); value != nil {
+				g.panics.report(callback, value)
+				if !ended {
+					yield(backend.Entry{}, errPanicked)
+				}
+			}
+		}()
+		for e, err := range open() {
+			inBody = true
+			more := yield(e, err)
+			inBody = false
+			if !more {
+				ended = true
+				return
+			}
+		}
+	}
+}
+
+// Check is that of a backend.Checker; a backend that is none has nothing to check.
+func (g *guardedBackend) Check(ctx context.Context) (err error) {
+	c, ok := g.Backend.(backend.Checker)
+	if !ok {
+		return nil
+	}
+	err = errPanicked
+	defer g.panics.recovered("Backend.Check")
+	err = c.Check(ctx)
+	return err
+}

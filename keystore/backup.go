@@ -146,7 +146,7 @@ func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
 		last = e.Key
 		switch e.Key[0] {
 		case keySpace:
-			_, err = parseStored(e)
+			_, err = parseSaved(e)
 		case usageSpace:
 			_, err = parseUsage(e)
 		default:
@@ -154,6 +154,9 @@ func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
 		}
 		if errors.Is(err, record.ErrNewer) {
 			return 0, invalid("the backup has a key that a later version has written: upgrade the program")
+		}
+		if plain := (*plainError)(nil); errors.As(err, &plain) {
+			return 0, err
 		}
 		if err != nil {
 			return 0, fmt.Errorf("keystore: restore: %w", err)
@@ -358,7 +361,7 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 
 // restoreKey prepares what becomes of one key; nil if it stays as it is.
 func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (*prepared, error) {
-	saved, err := parseStored(e)
+	saved, err := parseSaved(e)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"math"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -13,6 +16,27 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
+
+// backupOf returns a backup that is whole, by its checksum.
+func backupOf(t *testing.T, form byte, frames ...*record.Saved) []byte {
+	b := append([]byte(backupMagic), form)
+	for _, saved := range frames {
+		frame, err := proto.Marshal(saved)
+		require.NoError(t, err)
+		b = binary.AppendUvarint(b, uint64(len(frame)))
+		b = append(b, frame...)
+	}
+	b = append(b, 0)
+	b = binary.BigEndian.AppendUint64(b, uint64(len(frames)))
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
+func frameOf(t *testing.T, r *record.Record, revision uint64) *record.Saved {
+	value, err := proto.Marshal(r)
+	require.NoError(t, err)
+	return &record.Saved{Key: storageKey(token.ID{1}), Value: value, Revision: revision}
+}
 
 // Backups that are whole, by their checksum, with one record that this version would not have written.
 func TestBackupsThatNobodyWrote(t *testing.T) {
@@ -24,19 +48,101 @@ func TestBackupsThatNobodyWrote(t *testing.T) {
 		"purged, with a network": {&record.Record{Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1, AllowedNetworks: []string{"x"}}, ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
-			value, err := proto.Marshal(tt.record)
-			require.NoError(t, err)
-			frame, err := proto.Marshal(&record.Saved{Key: storageKey(token.ID{1}), Value: value, Revision: 2})
-			require.NoError(t, err)
-			b := append([]byte(backupMagic), backupForm)
-			b = binary.AppendUvarint(b, uint64(len(frame)))
-			b = append(append(b, frame...), 0)
-			b = binary.BigEndian.AppendUint64(b, 1)
-			sum := sha256.Sum256(b)
 			s, err := New(backendtest.NewMemory(), nil)
 			require.NoError(t, err)
 			defer s.Close()
-			require.ErrorIs(t, s.Restore(t.Context(), bytes.NewReader(append(b, sum[:]...))), tt.want)
+			b := backupOf(t, 1, frameOf(t, tt.record, 2))
+			require.ErrorIs(t, s.Restore(t.Context(), bytes.NewReader(b)), tt.want)
+		})
+	}
+}
+
+// Restore takes no key that cannot be revoked any more, and what Restore takes can be changed in every way.
+func TestRestoredKeysCanBeRevoked(t *testing.T) {
+	id := token.ID{1}
+	plain := func() *record.Record {
+		digest := sha256.Sum256([]byte("token"))
+		return &record.Record{
+			Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, Name: "n", DigestScheme: "sha256", Digest: digest[:],
+		}
+	}
+	filled := func(size int) *record.Record {
+		r := plain()
+		for proto.Size(r) < size {
+			r.Metadata = map[string]string{"m": r.Metadata["m"] + strings.Repeat("x", min(100, size-proto.Size(r)))}
+		}
+		for proto.Size(r) > size { // the length of a length has grown
+			r.Metadata["m"] = r.Metadata["m"][1:]
+		}
+		require.Equal(t, size, proto.Size(r))
+		return r
+	}
+	with := func(edit func(*record.Record)) *record.Record {
+		r := plain()
+		edit(r)
+		return r
+	}
+	for name, tt := range map[string]struct {
+		record   *record.Record
+		revision uint64
+		ok       bool
+	}{
+		"plain":                      {plain(), 1, true},
+		"the last revision":          {plain(), math.MaxUint64, false},
+		"a revision that is too far": {plain(), maxSavedRevision + 1, false},
+		"the highest revision":       {plain(), maxSavedRevision, true},
+		"the largest value":          {filled(32 << 10), 1, false},
+		"a value that is too large":  {filled(maxSavedSize + 1), 1, false},
+		"the largest record":         {filled(maxSavedSize), 1, true},
+		"the last rotation":          {with(func(r *record.Record) { r.Rotations = math.MaxUint32 }), 1, false},
+		"too many rotations":         {with(func(r *record.Record) { r.Rotations = maxSavedRotations + 1 }), 1, false},
+		"the most rotations":         {with(func(r *record.Record) { r.Rotations = maxSavedRotations }), 1, true},
+		"a long reason": {with(func(r *record.Record) {
+			r.DisableReason = strings.Repeat("x", maxReason+1)
+		}), 1, false},
+		"a long reason of a revocation": {with(func(r *record.Record) {
+			r.Status, r.RevokedAt, r.RevokeReason = record.Status_STATUS_REVOKED, 1, strings.Repeat("x", 20<<10)
+		}), 1, false},
+		"the last revision of a key that is gone": {
+			&record.Record{Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1}, math.MaxUint64, false,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := New(backendtest.NewMemory(), nil)
+			require.NoError(t, err)
+			defer s.Close()
+			ctx := t.Context()
+			err = s.Restore(ctx, bytes.NewReader(backupOf(t, 1, frameOf(t, tt.record, tt.revision))))
+			if !tt.ok {
+				require.ErrorIs(t, err, ErrCorrupt)
+				_, err = s.Get(ctx, id.String())
+				require.ErrorIs(t, err, ErrNotFound)
+				return
+			}
+			require.NoError(t, err)
+			reason := strings.Repeat("r", maxReason)
+			for range 3 {
+				require.NoError(t, s.Disable(ctx, id.String(), reason))
+				require.NoError(t, s.Enable(ctx, id.String()))
+				_, err = s.Rotate(ctx, id.String(), time.Hour)
+				require.NoError(t, err)
+				_, err = s.Update(ctx, id.String(), func(spec *Spec) error {
+					if m := spec.Metadata["m"]; m != "" {
+						spec.Metadata["m"] = m[1:] // the record does not grow: it may be as large as a record gets
+					}
+					return nil
+				})
+				require.NoError(t, err)
+			}
+			require.NoError(t, s.Restore(ctx, bytes.NewReader(backupOf(t, 1, frameOf(t, tt.record, tt.revision)))))
+			require.NoError(t, s.Disable(ctx, id.String(), reason))
+			require.NoError(t, s.Revoke(ctx, id.String(), reason))
+			key, err := s.Get(ctx, id.String())
+			require.NoError(t, err)
+			require.Equal(t, StatusRevoked, key.Status())
+			n, err := s.Purge(ctx, time.Now())
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
 		})
 	}
 }

@@ -376,6 +376,28 @@ func checkSize(r *record.Record, before int) error {
 	return nil
 }
 
+// What a key may have when Restore takes the key from a backup. The limits leave space for every later change of the key: a
+// key that cannot be revoked must not get into a store. No store writes a backup that is beyond the limits.
+const (
+	maxSavedRevision  = 1 << 62
+	maxSavedRotations = 1 << 31
+	maxSavedSize      = 24 << 10 // a record of maxRecordSize, with a previous digest and two reasons, is smaller
+)
+
+// parseSaved is parseStored for an entry of a backup, and refuses what is beyond the limits.
+func parseSaved(e backend.Entry) (*stored, error) {
+	st, err := parseStored(e)
+	if err != nil {
+		return nil, err
+	}
+	r := st.record
+	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations || len(e.Value) > maxSavedSize ||
+		len(r.RevokeReason) > maxReason || len(r.DisableReason) > maxReason {
+		return nil, damaged(fmt.Sprintf("the revision, the number of rotations or a length of key %s is impossible", st.id))
+	}
+	return st, nil
+}
+
 func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *record.Record {
 	r := &record.Record{
 		Format:       record.Format,

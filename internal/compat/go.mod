@@ -5,6 +5,8 @@ go 1.26.0
 replace github.com/grpc-api-key/grpc-api-key => ../..
 
 require (
+	github.com/davecgh/go-spew v1.1.1
+	github.com/google/go-cmp v0.7.0
 	github.com/grpc-api-key/grpc-api-key v0.0.0-00010101000000-000000000000
 	github.com/grpc-ecosystem/go-grpc-middleware/v2 v2.3.4
 	github.com/stretchr/testify v1.12.1

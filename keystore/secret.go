@@ -14,6 +14,7 @@ import (
 // Whatever prints, logs or encodes a Secret gets its public part, such as oil_01k9x3v7q2f8hr6m5w0c4tzbnd_…; only
 // Reveal gives the text. The zero Secret is empty.
 type Secret struct {
+	hint string // the public part
 	// A pointer, because fmt prints the fields of a struct that it reached through an unexported field without asking
 	// for methods, and stops at a pointer; and so that a Secret equals its copies.
 	hidden *hidden
@@ -26,7 +27,7 @@ type hidden struct {
 }
 
 func newSecret(text string) Secret {
-	return Secret{&hidden{func() string { return text }}}
+	return Secret{token.Hint(text), &hidden{func() string { return text }}}
 }
 
 // Reveal returns the text of the key. Show it to its owner, once, and let go of it.
@@ -38,12 +39,7 @@ func (s Secret) Reveal() string {
 }
 
 // String returns the public part.
-func (s Secret) String() string {
-	if s.hidden == nil {
-		return ""
-	}
-	return token.Hint(s.Reveal())
-}
+func (s Secret) String() string { return s.hint }
 
 // GoString returns the public part.
 func (s Secret) GoString() string { return "keystore.Secret(" + s.String() + ")" }

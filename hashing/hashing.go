@@ -129,7 +129,8 @@ func equal(a, b []byte) bool {
 // "hmac-sha256:" followed by the id. See Pepper in the package's comment for when to use it.
 //
 // The id has 1 to 64 letters, digits, '.', '_' and '-'. It is stored with each digest and is no secret. Give each
-// pepper an id of its own, such as the year: it is the only way to see which digests still need an earlier one.
+// pepper an id of its own, such as the year: it is the only way to see which digests still need an earlier one. A store
+// that is opened with another pepper under the same id refuses to open.
 //
 // The pepper has 16 bytes or more, better 32, from crypto/rand. It is copied. Nothing that the fmt package prints of
 // the Hasher has it.
@@ -196,7 +197,9 @@ func (h *hmacHasher) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "has
 // Match, and what one of the earlier matches is [MatchOutdated]. It asks one after the other, which costs little,
 // since for the digests of other schemes each has but a name to compare. Keyrings can be nested.
 //
-// The error is about a Hasher that is nil.
+// The error is about a Hasher that is nil, or about two peppers with one id: a store could not tell their digests apart,
+// and would count none as outdated. The same pepper twice is harmless, and is not an error. To find out, Keyring asks each
+// Hasher for a digest of a fixed text.
 func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 	if current == nil {
 		return nil, errors.New("hashing: the current hasher of a keyring is nil")
@@ -206,12 +209,59 @@ func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 			return nil, fmt.Errorf("hashing: earlier hasher %d of a keyring, counted from 0, is nil", i)
 		}
 	}
-	return &keyring{current, slices.Clone(earlier)}, nil
+	k := &keyring{current: current, earlier: slices.Clone(earlier)}
+	for _, h := range append([]Hasher{current}, earlier...) {
+		for _, m := range membersOf(h) {
+			if err := k.add(m); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return k, nil
 }
 
 type keyring struct {
 	current Hasher
 	earlier []Hasher
+	members []member // of all hashers, in the order in which Match asks them; those of nested keyrings too
+}
+
+// A member is a Hasher of a keyring that is no keyring.
+type member struct {
+	hasher Hasher
+	digest Digest // of sample
+}
+
+// sample is no token of a store: a token has no space.
+const sample = "a sample for the hashers of a keyring"
+
+func membersOf(h Hasher) []member {
+	if k, ok := h.(*keyring); ok {
+		return k.members
+	}
+	return []member{{h, h.Digest(sample)}}
+}
+
+// add adds a member, unless an earlier one makes digests of the same scheme and does not match those of the member.
+func (k *keyring) add(m member) error {
+	for _, other := range k.members {
+		if other.digest.Scheme == m.digest.Scheme && other.hasher.Match(m.digest, sample) != Match {
+			return fmt.Errorf("hashing: two hashers of a keyring make digests of the scheme %q, and with different peppers: "+
+				"give each pepper an id of its own, such as the year", m.digest.Scheme)
+		}
+	}
+	k.members = append(k.members, m)
+	return nil
+}
+
+// Schemes returns the schemes of all hashers of a keyring. A store asks for them, of any Hasher, to know whose digests the
+// Hasher has to match.
+func (k *keyring) Schemes() []string {
+	schemes := make([]string, len(k.members))
+	for i, m := range k.members {
+		schemes[i] = m.digest.Scheme
+	}
+	return schemes
 }
 
 // HasEarlier reports whether a Match may be outdated. A store asks for it, of any Hasher, to know whether there may be

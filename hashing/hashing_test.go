@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
@@ -161,9 +162,8 @@ func TestKeyring(t *testing.T) {
 	require.Equal(t, hashing.MatchOutdated, nested.Match(unknown.Digest(token), token))
 	require.Equal(t, hashing.MatchOutdated, keyring(t, unknown, ring).Match(current.Digest(token), token))
 
-	// A pepper that was changed under its id is bad style, and works.
-	changed := peppered(t, "2", bytes.Repeat([]byte{1}, 32))
-	require.Equal(t, hashing.MatchOutdated, keyring(t, changed, current).Match(current.Digest(token), token))
+	same := keyring(t, current, old, peppered(t, "2", make([]byte, 32)))
+	require.Equal(t, hashing.Match, same.Match(current.Digest(token), token), "one pepper twice")
 
 	earlier := []hashing.Hasher{old}
 	ring = keyring(t, current, earlier...)
@@ -179,6 +179,39 @@ func TestKeyringRefusesNil(t *testing.T) {
 	require.ErrorContains(t, err, "earlier hasher 1 of a keyring")
 	require.Nil(t, h)
 }
+
+// Two peppers with one id could not be told apart: digests of the one would be taken for those of the other.
+func TestKeyringRefusesTwoPeppersWithOneID(t *testing.T) {
+	a, changed := peppered(t, "2026", make([]byte, 32)), peppered(t, "2026", append(make([]byte, 32), '\n'))
+	other := peppered(t, "2025", make([]byte, 32))
+	for name, hashers := range map[string][]hashing.Hasher{
+		"at once":         {a, changed},
+		"further back":    {a, other, changed},
+		"both earlier":    {other, a, changed},
+		"in a nested one": {a, keyring(t, other, changed)},
+		"in two nested":   {keyring(t, other, a), keyring(t, changed)},
+	} {
+		h, err := hashing.Keyring(hashers[0], hashers[1:]...)
+		require.ErrorContains(t, err, `the scheme "hmac-sha256:2026"`, name)
+		require.Nil(t, h)
+	}
+}
+
+// A Hasher that has failed is not taken for one that matches.
+func TestKeyringPassesOnAFailure(t *testing.T) {
+	const failed = hashing.MatchOutdated + 7
+	ring := keyring(t, hashing.SHA256(), failing{failed})
+	d := hashing.Digest{Scheme: "x", Sum: []byte{1}}
+	require.Equal(t, failed, ring.Match(d, token))
+	require.Equal(t, failed, keyring(t, failing{failed}, hashing.SHA256()).Match(d, token))
+}
+
+type failing struct{ result hashing.Result }
+
+func (f failing) Digest(string) hashing.Digest {
+	return hashing.Digest{Scheme: "failing", Sum: []byte{1}}
+}
+func (f failing) Match(hashing.Digest, string) hashing.Result { return f.result }
 
 func TestNothingSecretIsPrinted(t *testing.T) {
 	pepper := []byte("PEPPERPEPPERPEPPER")
@@ -197,6 +230,10 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		require.NoError(t, err)
 		out.Write(text)
 	}
+	var failures printed
+	assert.Equal(&failures, []hashing.Hasher{h, ring}, []hashing.Hasher{ring, h}) // a failed assertion follows pointers
+	require.NotEmpty(t, failures.String())
+	out.WriteString(failures.String())
 	for _, part := range []string{
 		"PEPPER", hex.EncodeToString(pepper[:6]), strings.ToUpper(hex.EncodeToString(pepper[:6])),
 		"80 69 80 80 69 82", "0x50, 0x45", token[31:40], hex.EncodeToString([]byte(token[31:40])),
@@ -205,6 +242,11 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	}
 	require.Equal(t, "hashing.hmac-sha256:2026", fmt.Sprintf("%+v", h))
 }
+
+// A printed is a test that remembers what its assertions print.
+type printed struct{ strings.Builder }
+
+func (p *printed) Errorf(format string, args ...any) { fmt.Fprintf(p, format, args...) }
 
 func TestHMACSHA256IsSafeForConcurrentUse(t *testing.T) {
 	h := peppered(t, "a", make([]byte, 32))

@@ -132,7 +132,8 @@ func equal(a, b []byte) bool {
 // pepper an id of its own, such as the year: it is the only way to see which digests still need an earlier one. A store
 // that is opened with another pepper under the same id refuses to open.
 //
-// The pepper has 16 bytes or more, better 32, from crypto/rand. It is copied. Nothing that the fmt package prints of
+// The pepper has 16 bytes or more, better 32, from crypto/rand. Whoever has a copy of a store can guess at a pepper that a
+// person chose: the store holds a digest of a text that everybody knows. The pepper is copied. Nothing that the fmt package prints of
 // the Hasher has it.
 //
 // The error is about an id or a pepper that is not so.

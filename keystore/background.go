@@ -72,6 +72,7 @@ func (s *Store) stopBackground() {
 func (s *Store) tick(ctx context.Context, now time.Time) {
 	minute := minuteOf(now)
 	s.usage.minute.Store(minute)
+	s.writeProved(ctx)
 	if err := s.flushUsage(ctx); err != nil {
 		s.log.Warn("API key store could not write when keys were last used, and will try again", "error", err)
 	}

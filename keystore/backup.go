@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -21,22 +22,24 @@ import (
 
 // The form of a backup, which is a stream:
 //
-//	magic     "grpc-api-key backup\n", and the number of the form: 1
+//	magic     "grpc-api-key backup\n", and the number of the form: 1, or 2 if there are check values
 //	frame...  a length as a varint, and so many bytes: a record.Saved
 //	end       a length of 0
 //	trailer   the number of frames, 8 bytes, big-endian; SHA-256 of everything before the sum
 //
-// The frames have the entries of the key space, and then those of the usage space, in the order of their keys.
+// The frames have the check values of the Hasher, then the entries of the key space, and then those of the usage space, in
+// the order of their keys.
 const (
-	backupMagic = "grpc-api-key backup\n"
-	backupForm  = 1
+	backupMagic      = "grpc-api-key backup\n"
+	backupForm       = 1
+	backupFormChecks = 2
 
 	maxFrame = backend.MaxKeySize + backend.MaxValueSize + 64
 )
 
 // Backup writes all keys, with the digests of their secrets and when they were last used, as they are at one moment
 // between the call and its first write. The store goes on meanwhile; w may be as slow as it likes. Events are not part
-// of it, and no secret is.
+// of it, and no secret is. The check values of the Hasher are: see Options.Hasher.
 //
 // An error of w's is returned as it is; what was written is then of no use, and Restore refuses it.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
@@ -53,20 +56,31 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	}
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
-	out.WriteString(backupMagic) // a bufio.Writer keeps its first error for Flush
-	out.WriteByte(backupForm)
 	frames := uint64(0)
-	for e, err := range s.backend.Snapshot(ctx, []byte{keySpace}, []byte{usageSpace + 1}) {
+	begin := func(form byte) {
+		out.WriteString(backupMagic) // a bufio.Writer keeps its first error for Flush
+		out.WriteByte(form)
+	}
+	for e, err := range s.backend.Snapshot(ctx, []byte{checkSpace}, []byte{usageSpace + 1}) {
 		if err != nil {
 			return s.scanError(ctx, "backup", err)
 		}
-		if e.Key[0] != keySpace && e.Key[0] != usageSpace {
+		switch e.Key[0] {
+		case checkSpace:
+			_, err = parseCheck(e)
+		case keySpace:
+			_, err = parseStored(e)
+		case usageSpace:
+		default:
 			continue
 		}
-		if e.Key[0] == keySpace {
-			if _, err := parseStored(e); err != nil {
-				return fmt.Errorf("keystore: backup: %w", err)
-			}
+		if err != nil {
+			return fmt.Errorf("keystore: backup: %w", err)
+		}
+		if frames == 0 && e.Key[0] == checkSpace {
+			begin(backupFormChecks)
+		} else if frames == 0 {
+			begin(backupForm)
 		}
 		frame, err := proto.Marshal(&record.Saved{Key: e.Key, Value: e.Value, Revision: e.Revision})
 		if err != nil {
@@ -77,6 +91,9 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 			return err
 		}
 		frames++
+	}
+	if frames == 0 {
+		begin(backupForm)
 	}
 	out.WriteByte(0)
 	out.Write(binary.BigEndian.AppendUint64(nil, frames))
@@ -110,7 +127,7 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 		spool.Close()
 		os.Remove(spool.Name())
 	}()
-	frames, err := checkBackup(ctx, io.TeeReader(r, spool))
+	frames, err := s.checkBackup(ctx, io.TeeReader(r, spool))
 	if err != nil {
 		return err
 	}
@@ -123,12 +140,13 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 }
 
 // checkBackup reads a whole backup, and returns the number of its frames if all of it is in order.
-func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
+func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
 	b, err := newBackupReader(r)
 	if err != nil {
 		return 0, err
 	}
 	var last []byte
+	var others []string // schemes whose check value the Hasher does not match
 	for {
 		if frames%1024 == 0 && ctx.Err() != nil {
 			return 0, ctx.Err()
@@ -145,8 +163,23 @@ func checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
 		}
 		last = e.Key
 		switch e.Key[0] {
+		case checkSpace:
+			var d hashing.Digest
+			if d, err = parseCheck(e); err == nil && s.knows(d.Scheme) {
+				var ok bool
+				if ok, err = s.matchesCheck(d); err == nil && !ok {
+					others = append(others, d.Scheme)
+				}
+			}
 		case keySpace:
-			_, err = parseSaved(e)
+			var st *stored
+			if st, err = parseSaved(e); err == nil {
+				for _, scheme := range others {
+					if st.needs(scheme) {
+						return 0, anotherPepper("the backup", scheme)
+					}
+				}
+			}
 		case usageSpace:
 			_, err = parseUsage(e)
 		default:
@@ -184,8 +217,9 @@ func newBackupReader(r io.Reader) (*backupReader, error) {
 	if err != nil || string(head[:len(backupMagic)]) != backupMagic {
 		return nil, invalid("the stream is not a backup, or it is damaged at its very beginning")
 	}
-	if form := head[len(backupMagic)]; form != backupForm {
-		return nil, invalid("the backup has form %d, and this program knows %d: upgrade the program", form, backupForm)
+	if form := head[len(backupMagic)]; form != backupForm && form != backupFormChecks {
+		return nil, invalid("the backup has form %d, and this program knows %d and %d: upgrade the program",
+			form, backupForm, backupFormChecks)
 	}
 	return b, nil
 }
@@ -309,7 +343,10 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	merge := s.restoreKeys
-	if batch[0].Key[0] == usageSpace {
+	switch batch[0].Key[0] {
+	case checkSpace:
+		merge = s.restoreChecks
+	case usageSpace:
 		merge = s.restoreUsage
 	}
 	for range changeAttempts {
@@ -434,6 +471,40 @@ func renumber(have, saved *record.Record) uint32 {
 	default:
 		return max(have.Rotations, saved.Rotations) + 2
 	}
+}
+
+// restoreChecks takes the check values of schemes that the store has none of. Those that the store's Hasher does not match
+// are left: no key needs them.
+func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+	var changes []backend.Change
+	for _, e := range batch {
+		d, err := parseCheck(e)
+		if err != nil {
+			return 0, err
+		}
+		if s.knows(d.Scheme) {
+			if ok, err := s.matchesCheck(d); !ok || err != nil {
+				if err != nil {
+					return 0, err
+				}
+				continue
+			}
+		}
+		_, err = s.backend.Get(ctx, e.Key)
+		if errors.Is(err, backend.ErrNotFound) {
+			changes = append(changes, backend.Change{Key: e.Key, Value: e.Value})
+		} else if err != nil {
+			return 0, s.scanError(ctx, "restore", err)
+		}
+	}
+	if len(changes) == 0 {
+		return 0, nil
+	}
+	err = s.backend.Apply(ctx, changes...)
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
+		return 0, s.scanError(ctx, "restore", err)
+	}
+	return 0, err
 }
 
 // restoreUsage takes the last uses that are later than those of the store.

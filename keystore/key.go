@@ -294,6 +294,7 @@ type stored struct {
 // The layout of the backend:
 //
 //	'e' stamp[8]   a record.Event; the stamp is its time in nanoseconds since the Unix epoch, or a little later
+//	'h' scheme     a check value of the Hasher: the digest of a fixed text
 //	'k' id[16]     a record.Record
 //	'u' id[16]     the minute of the key's last use since the Unix epoch, as a varint
 //

@@ -28,7 +28,8 @@ type Options struct {
 	SecretCharset string
 	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256(). Where there are
 	// keys already, another one has to be a hashing.Keyring that holds the earlier one too: without it, every earlier key
-	// is refused as unknown. A Hasher that panics, or that returns what package hashing does not declare, makes the call fail
+	// is refused as unknown. Another pepper under the same id is an error of Open, ErrInvalid: the store keeps a check value
+	// for each scheme, which is the digest of a fixed text. The first Open with a new scheme reads all keys once. A Hasher that panics, or that returns what package hashing does not declare, makes the call fail
 	// with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and the name of its scheme 255.
 	Hasher hashing.Hasher
 	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every

@@ -151,6 +151,15 @@ func (g *guardedHasher) HasEarlier() bool {
 	return ok && keyring.HasEarlier()
 }
 
+// Schemes is that of a hashing.Keyring.
+func (g *guardedHasher) Schemes() []string {
+	defer g.panics.recovered("Hasher.Schemes")
+	if keyring, ok := g.hasher.(interface{ Schemes() []string }); ok {
+		return keyring.Schemes()
+	}
+	return nil
+}
+
 // digest makes the digest of a token. The error means that the Hasher panicked, or that the digest cannot be stored.
 func (s *Store) digest(text string) (hashing.Digest, error) {
 	d := s.hasher.Digest(text)

@@ -23,6 +23,7 @@ type Store struct {
 	hasher  hashing.Hasher
 	decoy   hashing.Digest // what the token of an unknown key is compared with
 	foreign sync.Once      // a warning of digests that the hasher does not make
+	proof   proof          // of the hasher, for its check value
 	backend backend.Backend
 	fence   *fence.Fence[entry]
 	log     *slog.Logger
@@ -59,7 +60,8 @@ type Store struct {
 //
 // A directory that another process, or another Store of this one, has open gives ErrLocked; one that is damaged, or lacks
 // something that was acknowledged, ErrCorrupt, and it is left as it is (see Options.Recover and CheckIntegrity); unusable
-// options give ErrInvalid. Any other error is the operating system's: too little space on the disk is syscall.ENOSPC.
+// options give ErrInvalid, and so does a Hasher with another pepper than the keys of the store have. Any other error is the
+// operating system's: too little space on the disk is syscall.ENOSPC.
 func Open(dir string, opts *Options) (*Store, error) {
 	s, err := newStore(opts)
 	if err != nil {
@@ -77,7 +79,7 @@ func Open(dir string, opts *Options) (*Store, error) {
 }
 
 // New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults;
-// ErrInvalid says what is wrong with them. After an error the backend is still the caller's.
+// ErrInvalid says what is wrong with them, as it does for Open. After an error the backend is still the caller's.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -95,6 +97,9 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 // start begins to work on a backend.
 func (s *Store) start(b backend.Backend) error {
 	s.backend = b
+	if err := s.checkHasher(); err != nil {
+		return err
+	}
 	if err := s.resumeJournal(); err != nil {
 		return err
 	}
@@ -213,6 +218,8 @@ func checkStored(e backend.Entry) (err error) {
 		_, err = parseEvent(e)
 	case usageSpace:
 		_, err = parseUsage(e)
+	case checkSpace:
+		_, err = parseCheck(e)
 	}
 	return err
 }

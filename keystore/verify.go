@@ -64,6 +64,7 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 		}
 	}
 	if !hit {
+		s.noteProof(e, result)
 		s.fence.Put(id, e, ticket, nil)
 	}
 	if !plain {
@@ -156,12 +157,16 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 				return nil, 0, err
 			}
 		}
-		rotation, err := s.decide(ctx, e, text, s.hasher.Match(e.digest, text))
+		result := s.hasher.Match(e.digest, text)
+		rotation, err := s.decide(ctx, e, text, result)
 		if err != nil {
 			if hit {
 				s.fence.Release(id, b)
 			}
 			return nil, 0, err
+		}
+		if !hit {
+			s.noteProof(e, result)
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
 			if err := e.key.Allow(); err != nil {

@@ -1,0 +1,220 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// Another pepper under the same id, such as one with a line break at its end, would make every key unknown, without a word.
+// So the store keeps a check value for each scheme that was current: the digest of a fixed text. Open refuses a Hasher that
+// does not match the check value of a scheme that the Hasher makes or matches.
+//
+// The rules:
+//
+//  1. A check value is written when the store holds no key that needs the scheme, or when a use of an older key has proved
+//     the Hasher. So a check value cannot be of a wrong pepper while keys of the right one are there.
+//  2. A check value that the Hasher does not match is an error of Open while a key needs the scheme. Otherwise the check
+//     value is replaced: the pepper of an empty store may change.
+//  3. A scheme that the Hasher does not know is not judged. Digests of the scheme are refused at their use.
+//  4. SHA256 has no pepper and no check value.
+//
+// A check value is no way in: the fixed text has not the form of a token.
+
+// checkSpace is where the backend has the check values; see keySpace.
+const checkSpace = 'h'
+
+// sampleText has not the form of a token.
+const sampleText = "grpc-api-key: a check of the pepper"
+
+func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
+
+func parseCheck(e backend.Entry) (hashing.Digest, error) {
+	if len(e.Key) < 2 || e.Key[0] != checkSpace || len(e.Value) == 0 {
+		return hashing.Digest{}, fmt.Errorf("%w: the storage key %x is not a check value's", ErrCorrupt, e.Key)
+	}
+	return hashing.Digest{Scheme: string(e.Key[1:]), Sum: e.Value}, nil
+}
+
+// A proof says whether the check value of the current scheme has still to be written.
+type proof struct {
+	state atomic.Int32
+	since time.Time // only the use of a key that is older is a proof
+}
+
+const (
+	proofDone   = iota // the check value is there, or none is needed
+	proofWanted        // there are keys of the scheme, and no check value: wait until one is used
+	proofFound         // one was used
+)
+
+// noteProof is told how a token matched the present digest of a key that was read from the store.
+func (s *Store) noteProof(e *entry, result hashing.Result) {
+	p := &s.proof
+	if p.state.Load() == proofWanted && result == hashing.Match && e.digest.Scheme == s.decoy.Scheme && e.key.CreatedAt.Before(p.since) {
+		p.state.Store(proofFound)
+	}
+}
+
+// plainScheme is the scheme of hashing.SHA256.
+const plainScheme = "sha256"
+
+// knows reports whether the Hasher makes or matches the digests of a scheme, as far as the Hasher tells, and whether the
+// scheme has a check value.
+func (s *Store) knows(scheme string) bool {
+	return scheme != plainScheme && (scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
+}
+
+func (s *Store) earlierSchemes() []string {
+	if keyring, ok := s.hasher.(interface{ Schemes() []string }); ok {
+		return keyring.Schemes()
+	}
+	return nil
+}
+
+// matchesCheck reports whether the Hasher matches a check value.
+func (s *Store) matchesCheck(d hashing.Digest) (bool, error) {
+	switch s.hasher.Match(d, sampleText) {
+	case hashing.Match, hashing.MatchOutdated:
+		return true, nil
+	case hashing.Mismatch:
+		return false, nil
+	default:
+		return false, errHasher
+	}
+}
+
+// checkHasher compares the Hasher with the check values, and writes that of the current scheme.
+func (s *Store) checkHasher() error {
+	schemes := append(s.earlierSchemes(), s.decoy.Scheme)
+	slices.Sort(schemes)
+	for _, scheme := range slices.Compact(schemes) {
+		if s.knows(scheme) {
+			if err := s.checkScheme(scheme); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) checkScheme(scheme string) error {
+	current := scheme == s.decoy.Scheme
+	for range changeAttempts {
+		e, err := s.readCheck(scheme)
+		if err != nil {
+			return err
+		}
+		found := e.Revision > 0
+		if found {
+			d, err := parseCheck(e)
+			if err != nil {
+				return trouble("open", err)
+			}
+			if ok, err := s.matchesCheck(d); ok || err != nil {
+				return err
+			}
+		} else if !current {
+			return nil
+		}
+		needed, err := s.needs(scheme)
+		switch {
+		case err != nil:
+			return err
+		case needed && found:
+			return anotherPepper("Options.Hasher", scheme)
+		case needed:
+			s.proof.since = time.Now()
+			s.proof.state.Store(proofWanted)
+			return nil
+		case !current:
+			return nil
+		}
+		if err := s.writeCheck(context.Background(), e.Revision); !errors.Is(err, backend.ErrConflict) {
+			return err
+		}
+	}
+	return trouble("open", errors.New("others keep changing the check value of the Hasher"))
+}
+
+func anotherPepper(where, scheme string) error {
+	return invalid("%s: the keys of scheme %q were made with another pepper, and every one of them would be refused as "+
+		"unknown: use that pepper (is there a line break at the end of its file?), or give the new pepper an id of its own "+
+		"and put the other into a hashing.Keyring", where, scheme)
+}
+
+// readCheck returns the entry of a check value, at revision 0 if there is none.
+func (s *Store) readCheck(scheme string) (backend.Entry, error) {
+	ctx, cancel := s.limited(context.Background())
+	defer cancel()
+	e, err := s.backend.Get(ctx, checkKey(scheme))
+	if errors.Is(err, backend.ErrNotFound) {
+		return backend.Entry{Key: checkKey(scheme)}, nil
+	}
+	if err != nil {
+		return backend.Entry{}, s.scanError(ctx, "open", err)
+	}
+	return e, nil
+}
+
+// needs reports whether there is a key that may admit and has a digest of the scheme. It reads all keys if there is none.
+func (s *Store) needs(scheme string) (bool, error) {
+	ctx := context.Background()
+	for e, err := range s.backend.Scan(ctx, []byte{keySpace}, []byte{keySpace + 1}) {
+		if err != nil {
+			return false, s.scanError(ctx, "open", err)
+		}
+		if st, err := parseStored(e); err == nil && st.needs(scheme) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// needs reports whether a token of the key may be matched with a digest of the scheme.
+func (s *stored) needs(scheme string) bool {
+	r := s.record
+	return r.RevokedAt == 0 && !s.purged() &&
+		(r.DigestScheme == scheme || r.Previous != nil && r.Previous.DigestScheme == scheme)
+}
+
+// writeCheck writes the check value of the current scheme, in the place of the entry at a revision. A full disk does not
+// keep the store from being opened: the next Open tries again.
+func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
+	d, err := s.digest(sampleText)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.matchesCheck(d); !ok || err != nil {
+		return err // a Hasher that takes nothing but tokens has no check value
+	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	err = s.backend.Apply(ctx, backend.Change{Key: checkKey(d.Scheme), Value: d.Sum, Expect: expect})
+	if errors.Is(err, backend.ErrFull) {
+		s.log.Warn("API key store could not write the check value of its Hasher", "error", err)
+		return nil
+	}
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
+		return s.scanError(ctx, "open", err)
+	}
+	return err
+}
+
+// writeProved writes the check value that a use of a key has proved. The background calls it from time to time.
+func (s *Store) writeProved(ctx context.Context) {
+	if s.proof.state.Load() != proofFound {
+		return
+	}
+	if err := s.writeCheck(ctx, 0); err != nil && !errors.Is(err, backend.ErrConflict) {
+		s.log.Warn("API key store could not write the check value of its Hasher, and will try again", "error", err)
+		return
+	}
+	s.proof.state.Store(proofDone)
+}

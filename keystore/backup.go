@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 
 	"google.golang.org/protobuf/proto"
 
@@ -108,58 +107,97 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 // revision stays; but a key that either has revoked, or purged, is so afterwards. What that changes is in force when
 // Restore returns, on live contexts too. Events are written of it, with ActionRestore.
 //
-// The stream is read to its end, into a temporary file, and checked before anything is changed: one that is damaged, cut
-// off, or followed by something else gives ErrCorrupt, one that is no backup, or that a later version has made,
-// ErrInvalid; an error of r's is returned as it is. After any other error a part of the keys may have been restored: it is
-// safe to call Restore again. Options.Logger is told how far it is, and the Observer of each key.
+// The stream is read to its end and checked before anything is changed: one that is damaged, cut off, or followed by
+// something else gives ErrCorrupt, one that is no backup, that a later version has made, or whose keys were made with another
+// pepper than the Hasher has, ErrInvalid; an error of r's is returned as it is. After any other error a part of the keys may
+// have been restored: it is safe to call Restore again. Options.Logger is told how far it is, and the Observer of each key.
+//
+// Restore writes no temporary file. If r is an io.Seeker that can seek, such as a file, Restore reads r twice, from where r
+// stands; r must not change meanwhile. Otherwise Restore holds the backup in memory, and refuses one of more than 64 MiB with
+// ErrInvalid: save such a backup in a file first.
 func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 	if r == nil {
 		return invalid("the reader of the backup is nil")
 	}
+	return s.restoreHolding(ctx, r, maxHeld)
+}
+
+// maxHeld is the largest backup, in bytes, that Restore holds in memory.
+const maxHeld = 64 << 20
+
+// restoreHolding is Restore, and holds at most so many bytes in memory.
+func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	spool, err := os.CreateTemp("", "grpc-api-key-restore-*")
-	if err != nil {
-		return fmt.Errorf("keystore: restore: %w", err)
-	}
-	defer func() {
-		spool.Close()
-		os.Remove(spool.Name())
-	}()
-	frames, err := s.checkBackup(ctx, io.TeeReader(r, spool))
+	first, again := twice(r, most)
+	frames, sum, err := s.checkBackup(ctx, first)
 	if err != nil {
 		return err
 	}
-	if _, err := spool.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("keystore: restore: %w", err)
+	second, err := again()
+	if err != nil {
+		return err
 	}
 	s.background.uncount()
 	defer s.background.uncount()
-	return s.restore(ctx, spool, frames)
+	return s.restore(ctx, second, frames, sum)
 }
 
-// checkBackup reads a whole backup, and returns the number of its frames if all of it is in order.
-func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, err error) {
+// twice returns a reader of what r gives, and a function that returns another reader of the same. If r cannot seek, as a pipe
+// cannot, at most so many bytes are held in memory.
+func twice(r io.Reader, most int) (first io.Reader, again func() (io.Reader, error)) {
+	if seeker, ok := r.(io.Seeker); ok {
+		if start, err := seeker.Seek(0, io.SeekCurrent); err == nil {
+			return r, func() (io.Reader, error) {
+				_, err := seeker.Seek(start, io.SeekStart)
+				return r, err
+			}
+		}
+	}
+	held := &limitedBuffer{most: most}
+	return io.TeeReader(r, held), func() (io.Reader, error) { return &held.Buffer, nil }
+}
+
+// A limitedBuffer takes so many bytes at most.
+type limitedBuffer struct {
+	bytes.Buffer
+	most int
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > b.most {
+		return 0, invalid("the backup has more than %d MiB, and its reader cannot seek: save the backup in a file, and "+
+			"restore it from there", b.most>>20)
+	}
+	return b.Buffer.Write(p)
+}
+
+// errOtherBackup is the error of a reader that gives something else when it is read for the second time.
+var errOtherBackup = &plainError{"keystore: restore: the reader gave another backup when it was read again; a part of the " +
+	"keys may have been restored", ErrCorrupt}
+
+// checkBackup reads a whole backup, and returns the number of its frames and its sum if all of it is in order.
+func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum []byte, err error) {
 	b, err := newBackupReader(r)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	var last []byte
 	var others []string // schemes whose check value the Hasher does not match
 	for {
 		if frames%1024 == 0 && ctx.Err() != nil {
-			return 0, ctx.Err()
+			return 0, nil, ctx.Err()
 		}
 		e, err := b.next()
 		if errors.Is(err, io.EOF) {
-			return frames, nil
+			return frames, b.sum.Sum(nil), nil
 		}
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		if bytes.Compare(last, e.Key) >= 0 {
-			return 0, damaged("its entries are not in order")
+			return 0, nil, damaged("its entries are not in order")
 		}
 		last = e.Key
 		switch e.Key[0] {
@@ -176,7 +214,7 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, err e
 			if st, err = parseSaved(e); err == nil {
 				for _, scheme := range others {
 					if st.needs(scheme) {
-						return 0, anotherPepper("the backup", scheme)
+						return 0, nil, anotherPepper("the backup", scheme)
 					}
 				}
 			}
@@ -186,16 +224,16 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, err e
 			err = damaged("it has an entry of an unknown kind")
 		}
 		if errors.Is(err, record.ErrNewer) {
-			return 0, invalid("the backup has a key that a later version has written: upgrade the program")
+			return 0, nil, invalid("the backup has a key that a later version has written: upgrade the program")
 		}
 		if plain := (*plainError)(nil); errors.As(err, &plain) {
-			return 0, err
+			return 0, nil, err
 		}
 		if err != nil {
-			return 0, fmt.Errorf("keystore: restore: %w", err)
+			return 0, nil, fmt.Errorf("keystore: restore: %w", err)
 		}
 		if e.Revision == 0 {
-			return 0, damaged("it has an entry without a revision")
+			return 0, nil, damaged("it has an entry without a revision")
 		}
 		frames++
 	}
@@ -301,9 +339,12 @@ func damaged(what string) error {
 	return &plainError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
 }
 
-// restore takes the entries of a backup that has been checked.
-func (s *Store) restore(ctx context.Context, r io.Reader, frames int) error {
+// restore takes the entries of a backup that has been checked, and has so many frames and this sum.
+func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte) error {
 	b, err := newBackupReader(r)
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrInvalid) {
+		return errOtherBackup
+	}
 	if err != nil {
 		return err
 	}
@@ -311,10 +352,13 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int) error {
 	read, changed, size := 0, 0, 0
 	for {
 		e, err := b.next()
-		if err != nil && !errors.Is(err, io.EOF) {
+		end := errors.Is(err, io.EOF)
+		if errors.Is(err, ErrCorrupt) || end && !bytes.Equal(b.sum.Sum(nil), sum) {
+			return errOtherBackup
+		}
+		if err != nil && !end {
 			return err
 		}
-		end := err != nil
 		size += len(e.Value) + maxText + maxReason + 256 // with the event; a reason may come to what the store has
 		if len(batch) > 0 && (end || len(batch) == maxBatch || size > backend.MaxApplySize || batch[0].Key[0] != e.Key[0]) {
 			n, err := s.restoreBatch(ctx, batch)
@@ -400,7 +444,7 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (*prepared, error) {
 	saved, err := parseSaved(e)
 	if err != nil {
-		return nil, err
+		return nil, errOtherBackup
 	}
 	have := &stored{} // at revision 0, if there is none
 	local, err := s.backend.Get(ctx, e.Key)

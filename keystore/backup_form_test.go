@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -145,4 +149,104 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 			require.Equal(t, 1, n)
 		})
 	}
+}
+
+// A restore writes no temporary file: there may be no folder for it, and digests do not belong there.
+func TestRestoreNeedsNoTemporaryFolder(t *testing.T) {
+	one, err := New(backendtest.NewMemory(), nil)
+	require.NoError(t, err)
+	defer one.Close()
+	for range 1000 {
+		_, err := one.Create(t.Context(), Spec{Name: "n"})
+		require.NoError(t, err)
+	}
+	var saved bytes.Buffer
+	require.NoError(t, one.Backup(t.Context(), &saved))
+	path := filepath.Join(t.TempDir(), "backup")
+	require.NoError(t, os.WriteFile(path, append([]byte("before"), saved.Bytes()...), 0o600))
+	dir := t.TempDir()
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
+		t.Setenv(name, filepath.Join(dir, "there is no such folder"))
+	}
+	for name, open := range map[string]func() io.Reader{
+		"a file, from its middle": func() io.Reader {
+			f, err := os.Open(path)
+			require.NoError(t, err)
+			t.Cleanup(func() { f.Close() })
+			_, err = f.Seek(int64(len("before")), io.SeekStart)
+			require.NoError(t, err)
+			return f
+		},
+		"a pipe": func() io.Reader {
+			r, w, err := os.Pipe()
+			require.NoError(t, err)
+			go func() {
+				defer w.Close()
+				_, _ = w.Write(saved.Bytes())
+			}()
+			t.Cleanup(func() { r.Close() })
+			return r
+		},
+		"a stream": func() io.Reader { return iotest.HalfReader(bytes.NewReader(saved.Bytes())) },
+		"a seeker": func() io.Reader { return bytes.NewReader(saved.Bytes()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(filepath.Join(dir, name), nil)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close()) }()
+			require.NoError(t, s.Restore(t.Context(), open()))
+			var again bytes.Buffer
+			require.NoError(t, s.Backup(t.Context(), &again))
+			require.Equal(t, saved.Bytes(), again.Bytes())
+		})
+	}
+	t.Run("held in memory to a limit", func(t *testing.T) {
+		s, err := New(backendtest.NewMemory(), nil)
+		require.NoError(t, err)
+		defer s.Close()
+		err = s.restoreHolding(t.Context(), iotest.HalfReader(bytes.NewReader(saved.Bytes())), saved.Len()-1)
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "in a file")
+		require.NoError(t, s.restoreHolding(t.Context(), bytes.NewReader(saved.Bytes()), 0))
+		require.NoError(t, s.restoreHolding(t.Context(), iotest.HalfReader(bytes.NewReader(saved.Bytes())), saved.Len()))
+	})
+}
+
+// A reader that gives something else when it is read again is found out.
+func TestRestoreFromAReaderThatChanges(t *testing.T) {
+	s, err := New(backendtest.NewMemory(), nil)
+	require.NoError(t, err)
+	defer s.Close()
+	record := &record.Record{Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, DigestScheme: "sha256", Digest: []byte{1}}
+	first := backupOf(t, 1, frameOf(t, record, 1))
+	for name, second := range map[string][]byte{
+		"another backup":                     backupOf(t, 1, frameOf(t, record, 2)),
+		"a key that could not be revoked":    backupOf(t, 1, frameOf(t, record, math.MaxUint64)),
+		"no backup":                          []byte("hello"),
+		"half a backup":                      first[:len(first)-40],
+		"a backup of a form that is unknown": backupOf(t, 9),
+		"nothing":                            nil,
+	} {
+		r := &changing{Reader: bytes.NewReader(first), second: second}
+		err := s.Restore(t.Context(), r)
+		require.ErrorIs(t, err, ErrCorrupt, name)
+		require.NotContains(t, err.Error(), "nothing was changed", name)
+	}
+	gone := &changing{Reader: bytes.NewReader(first), err: io.ErrClosedPipe}
+	require.ErrorIs(t, s.Restore(t.Context(), gone), io.ErrClosedPipe)
+}
+
+// A changing reader has other content, or none, when it is read again.
+type changing struct {
+	*bytes.Reader
+	second []byte
+	err    error
+}
+
+func (c *changing) Seek(offset int64, whence int) (int64, error) {
+	if whence == io.SeekStart {
+		*c.Reader = *bytes.NewReader(c.second)
+		return 0, c.err
+	}
+	return c.Reader.Seek(offset, whence)
 }

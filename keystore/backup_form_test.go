@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -249,4 +250,42 @@ func (c *changing) Seek(offset int64, whence int) (int64, error) {
 		return 0, c.err
 	}
 	return c.Reader.Seek(offset, whence)
+}
+
+// A key that an earlier version took with characters which do not show can be read, changed and revoked; what is logged of
+// the key is escaped.
+func TestStoredHiddenCharactersHinderNothing(t *testing.T) {
+	var out bytes.Buffer
+	s, err := New(backendtest.NewMemory(), &Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})
+	require.NoError(t, err)
+	defer s.Close()
+	const text = "a\u202eb\u0085c"
+	require.NoError(t, s.Restore(t.Context(), bytes.NewReader(backupOf(t, 1, frameOf(t, &record.Record{
+		Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, DigestScheme: "sha256", Digest: []byte{1},
+		Name: text, Owner: text, Metadata: map[string]string{text: text},
+	}, 1)))))
+	id := token.ID{1}.String()
+	for key, err := range s.List(t.Context(), Query{Owner: text}) {
+		require.NoError(t, err)
+		require.Equal(t, id, key.ID)
+	}
+	key, err := s.Update(t.Context(), id, func(spec *Spec) error { spec.Scopes = []string{"a"}; return nil })
+	require.NoError(t, err)
+	require.Equal(t, text, key.Name)
+	for _, change := range []func(*Spec){
+		func(spec *Spec) { spec.Name += "\u202e" },
+		func(spec *Spec) { spec.Owner += "\u202e" },
+		func(spec *Spec) { spec.Metadata[text] += "\u202e" },
+		func(spec *Spec) { spec.Metadata["\u202e"] = "" },
+	} {
+		_, err = s.Update(t.Context(), id, func(spec *Spec) error { change(spec); return nil })
+		require.ErrorIs(t, err, ErrInvalid)
+	}
+	require.NoError(t, s.Disable(t.Context(), id, ""))
+	require.NoError(t, s.Revoke(t.Context(), id, ""))
+	key, err = s.Get(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, StatusRevoked, key.Status())
+	require.Contains(t, out.String(), `a\\u202eb\\u0085c`)
+	require.NotContains(t, out.String(), "\u202e")
 }

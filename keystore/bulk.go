@@ -36,6 +36,7 @@ type RevokeAllOptions struct {
 // stored of it is damaged, does not stop it: its live contexts end, and ErrCorrupt is returned at the end. Only where
 // storage cannot read on behind what is damaged, the keys there are not revoked, and the text of ErrCorrupt says so.
 func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *RevokeAllOptions) (int, error) {
+	reason = escaped(reason, maxReason)
 	if err := checkReason(reason); err != nil {
 		return 0, err
 	}

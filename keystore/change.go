@@ -31,7 +31,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		return nil, err
 	}
 	now := time.Now()
-	if err := spec.check(); err != nil {
+	if err := spec.check(new(Spec)); err != nil {
 		return nil, err
 	}
 	if err := spec.checkTimes(now, s.maxLifetime); err != nil {
@@ -78,11 +78,13 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 
 // Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment.
 // Revoking a revoked key changes nothing, the reason of the first time stays, and is no error. The reason is for
-// people; it may be empty, and has at most 1,024 bytes.
+// people; it may be empty, and has at most 1,024 bytes. Line breaks, and other characters that do not show, are stored
+// escaped, such as \n and \u202e.
 //
 // ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
 // other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
+	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_REVOKED {
 			return false, nil
@@ -94,6 +96,7 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 
 // Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives ErrRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
+	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_DISABLED {
 			return false, nil
@@ -170,11 +173,12 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 			return false, err
 		}
 		before := proto.Clone(r)
-		spec := (&stored{record: r}).entry().key.spec()
+		key := &(&stored{record: r}).entry().key
+		spec, had := key.spec(), key.spec()
 		if err := change(&spec); err != nil {
 			return false, err
 		}
-		if err := spec.check(); err != nil {
+		if err := spec.check(&had); err != nil {
 			return false, err
 		}
 		if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) { // 1970 is not never
@@ -409,8 +413,12 @@ func (s *Store) conclude(p *prepared, err error) {
 		return
 	}
 	e := publicEvent(eventKey(p.stamp), p.event)
-	s.log.Info("API key changed", "id", e.KeyID, "action", string(e.Action), "revision", e.Revision,
-		"status", p.entry.key.Status(), "actor", e.Actor, "name", p.entry.key.Name, "owner", p.entry.key.Owner)
+	attrs := []any{"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", p.entry.key.Status().String(),
+		"actor", e.Actor, "name", escaped(p.entry.key.Name, maxRecordSize), "owner", escaped(p.entry.key.Owner, maxRecordSize)}
+	if e.Reason != "" {
+		attrs = append(attrs, "reason", e.Reason)
+	}
+	s.log.Info("API key changed", attrs...)
 	if s.observer != nil {
 		s.observer.Changed(e)
 	}

@@ -105,7 +105,7 @@ func TestUnusableActorCutsNobody(t *testing.T) {
 	s := inMemory(t)
 	issued := create(t, s, keystore.Spec{})
 	live := bind(t, s, issued.Secret.Reveal())
-	ctx := keystore.WithActor(t.Context(), "line\nbreak")
+	ctx := keystore.WithActor(t.Context(), "not UTF-8: \xff")
 	require.ErrorIs(t, s.Revoke(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
 	require.ErrorIs(t, s.Disable(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
 	_, err := s.RevokeAll(ctx, keystore.Query{}, "", nil)

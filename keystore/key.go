@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -22,6 +23,9 @@ import (
 
 // A Key is what is known of an API key, short of its secret. It is read-only and shared between callers: do not
 // change what its Metadata holds. Appending to Scopes is harmless.
+//
+// The JSON of a Key has the fields by their names, without those times that are zero, and the Status as a word. It can be
+// decoded again.
 type Key struct {
 	// ID names the key in logs, lists and Revoke: a UUIDv7 in 26 characters of Crockford's base32. It sorts by creation
 	// and is no secret.
@@ -34,26 +38,50 @@ type Key struct {
 	Hint string
 	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
 	// never.
-	CreatedAt, ExpiresAt time.Time
+	CreatedAt, ExpiresAt time.Time `json:",omitzero"`
 	// NotBefore is the first moment at which it is admitted; zero is at once.
-	NotBefore time.Time
+	NotBefore time.Time `json:",omitzero"`
 	// AllowedNetworks and RateLimit are what Spec said.
 	AllowedNetworks []netip.Prefix
-	RateLimit       RateLimit
+	RateLimit       RateLimit `json:",omitzero"`
 	// RevokedAt is when it was revoked, and DisabledAt when it was disabled; zero is not.
-	RevokedAt, DisabledAt time.Time
+	RevokedAt, DisabledAt time.Time `json:",omitzero"`
 	// RevokeReason and DisableReason are what the calls that took effect gave.
-	RevokeReason, DisableReason string
+	RevokeReason, DisableReason string `json:",omitzero"`
 	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
 	// past.
-	PreviousUntil time.Time
+	PreviousUntil time.Time `json:",omitzero"`
 	// LastUsedAt is the minute in which the key last admitted a caller; zero if it never did. Get and List fill it in.
 	// It is written within a minute or two, so that a crash may lose so much of it.
-	LastUsedAt time.Time
+	LastUsedAt time.Time `json:",omitzero"`
 	// Revision is 1 for a new key, and one more after each change.
 	Revision uint64
 
 	limit *limiter // nil: none, or not from Verify or Bind
+}
+
+// A plainKey is a Key without methods.
+type plainKey Key
+
+// MarshalJSON encodes the fields, and the Status of this moment.
+func (k Key) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		plainKey
+		Status Status
+	}{plainKey(k), k.Status()})
+}
+
+// UnmarshalJSON decodes what MarshalJSON encoded. The status follows from the fields again.
+func (k *Key) UnmarshalJSON(text []byte) error {
+	decoded := struct {
+		plainKey
+		Status any
+	}{plainKey: plainKey(*k)}
+	if err := json.Unmarshal(text, &decoded); err != nil {
+		return err
+	}
+	*k = Key(decoded.plainKey)
+	return nil
 }
 
 // HasScope reports whether one of the key's scopes covers a scope:
@@ -106,37 +134,55 @@ const (
 	StatusRevoked
 )
 
+var statusNames = [...]string{"", "active", "pending", "expired", "disabled", "revoked"}
+
 // String returns the status as a lower-case word.
 func (s Status) String() string {
-	if names := [...]string{"", "active", "pending", "expired", "disabled", "revoked"}; int(s) < len(names) {
-		return names[s]
+	if int(s) < len(statusNames) {
+		return statusNames[s]
 	}
 	return fmt.Sprintf("status %d", uint8(s))
 }
 
+// MarshalText returns the status as a lower-case word, for JSON and the like.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes the word of a status, or nothing for the zero Status. For any other text the error is ErrInvalid.
+func (s *Status) UnmarshalText(text []byte) error {
+	i := slices.Index(statusNames[:], string(text))
+	if i < 0 {
+		return invalid("%.40q is no status: use one of active, pending, expired, disabled, revoked", text)
+	}
+	*s = Status(i)
+	return nil
+}
+
 // A Spec says what a key is to be.
 type Spec struct {
-	// Name is what people will know the key by. It must not be empty; it need not be unique. At most 256 bytes.
+	// Name is what people will know the key by. It must not be empty; it need not be unique. At most 256 bytes. A name has no
+	// characters that do not show: control characters such as line breaks, those that turn the direction of writing, and
+	// those without width.
 	Name string
-	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At most 256 bytes.
+	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At most 256 bytes, as a name.
 	Owner string
 	// Scopes are what the key may be used for, in the application's own terms. At most 256, of 1 to 128 printable
 	// ASCII characters each, without space. A '*' stands for all that may follow: it is the last character, alone or
 	// behind one of ':', '.' and '/', as in "orders:*"; see HasScope.
 	Scopes []string
 	// Metadata is whatever else the application wants to know when the key is used. It is held in memory with the key.
-	// The whole key is stored in at most 16 KiB.
+	// The whole key is stored in at most 16 KiB. Line breaks and tabs are allowed in values; the other characters that a name
+	// must not have are not.
 	Metadata map[string]string
 	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that it does not expire, which
 	// Options.MaxLifetime may forbid.
-	ExpiresAt time.Time
+	ExpiresAt time.Time `json:",omitzero"`
 	// NotBefore is the first moment at which the key is admitted. Zero means at once.
-	NotBefore time.Time
+	NotBefore time.Time `json:",omitzero"`
 	// AllowedNetworks are where the key may be used from: at most 64. Empty means anywhere. With any, a caller whose
 	// address the store is not told (see WithClientAddr), or who has none, as over a unix socket or bufconn, is refused.
 	AllowedNetworks []netip.Prefix
 	// RateLimit is how often the key may be used. Zero means without limit.
-	RateLimit RateLimit
+	RateLimit RateLimit `json:",omitzero"`
 }
 
 // A RateLimit is a token bucket: Burst uses at once, and PerSecond more in each second. It holds for each process by
@@ -156,15 +202,16 @@ const (
 	maxRecordSize = 16 << 10 // as Create and Update make it: half of what a backend takes
 )
 
-// check says what is wrong with the spec, but for an expiry in the past.
-func (s *Spec) check() error {
+// check says what is wrong with the spec, but for an expiry in the past. A text that the key had before is not checked
+// again: an earlier version may have taken it.
+func (s *Spec) check(before *Spec) error {
 	if strings.TrimSpace(s.Name) == "" {
 		return invalid("Spec.Name is empty: give the key a name that tells it from others in a list")
 	}
-	if err := checkText("Spec.Name", s.Name, maxText); err != nil {
+	if err := checkText("Spec.Name", s.Name, maxText); err != nil && s.Name != before.Name {
 		return err
 	}
-	if err := checkText("Spec.Owner", s.Owner, maxText); err != nil {
+	if err := checkText("Spec.Owner", s.Owner, maxText); err != nil && s.Owner != before.Owner {
 		return err
 	}
 	if len(s.Scopes) > maxScopes {
@@ -178,6 +225,15 @@ func (s *Spec) check() error {
 	for k, v := range s.Metadata {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
 			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, with base64 for example")
+		}
+		if old, ok := before.Metadata[k]; ok && old == v {
+			continue
+		}
+		if err := checkHidden("a key of Spec.Metadata", k, hides); err != nil {
+			return err
+		}
+		if err := checkHidden(fmt.Sprintf("Spec.Metadata[%q]", k), v, hidesInText); err != nil {
+			return err
 		}
 	}
 	if s.ExpiresAt.Year() > 2261 { // int64 nanoseconds end in 2262
@@ -236,10 +292,7 @@ func checkText(what, text string, most int) error {
 	if !utf8.ValidString(text) {
 		return invalid("%s is not UTF-8 text", what)
 	}
-	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return invalid("%s holds a control character, such as a line break", what)
-	}
-	return nil
+	return checkHidden(what, text, hides)
 }
 
 func checkScope(scope string) error {

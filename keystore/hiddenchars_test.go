@@ -137,4 +137,3 @@ func unescaped(t *testing.T, text string) (plain string) {
 	require.NoError(t, err)
 	return plain
 }
-

@@ -2,7 +2,6 @@ package keystore_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sync"
 	"testing"
@@ -175,7 +174,7 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 	}
 }
 
-func TestStatsAndVar(t *testing.T) {
+func TestStats(t *testing.T) {
 	s := open(t, nil)
 	issued := create(t, s, keystore.Spec{})
 	require.NoError(t, verify(t, s, issued.Secret.Reveal()))
@@ -187,7 +186,4 @@ func TestStatsAndVar(t *testing.T) {
 	require.EqualValues(t, 1, st.Refused)
 	require.Equal(t, 1, st.Cached)
 	require.Equal(t, 1, st.Live)
-	var published keystore.Stats
-	require.NoError(t, json.Unmarshal([]byte(s.Var().String()), &published))
-	require.Equal(t, s.Stats(), published)
 }

@@ -3,7 +3,6 @@ package keystore
 import (
 	"context"
 	"errors"
-	"expvar"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -238,7 +237,10 @@ type Stats struct {
 	Outdated int
 }
 
-// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of one moment.
+// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of one moment. For package
+// expvar:
+//
+//	expvar.Publish("apikeys", expvar.Func(func() any { return store.Stats() }))
 func (s *Store) Stats() Stats {
 	st := s.fence.Stats()
 	b := &s.background
@@ -253,9 +255,6 @@ func (s *Store) Stats() Stats {
 		Outdated: b.outdated,
 	}
 }
-
-// Var returns the Stats for package expvar: expvar.Publish("apikeys", store.Var()).
-func (s *Store) Var() expvar.Var { return expvar.Func(func() any { return s.Stats() }) }
 
 // serving returns nil, ErrClosed, or ErrUnavailable.
 func (s *Store) serving() error {

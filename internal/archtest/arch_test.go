@@ -3,6 +3,7 @@
 package archtest
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -57,6 +58,41 @@ func TestImports(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Package expvar registers a handler on http.DefaultServeMux. Badger imports the package; that of this module must not.
+func TestNobodyImportsExpvar(t *testing.T) {
+	importers := list(t, "-f", `{{range .Imports}}{{if eq . "expvar" "net/http/pprof" "golang.org/x/net/trace"}}{{$.ImportPath}}{{end}}{{end}}`, module+"...")
+	require.Empty(t, importers)
+}
+
+// Of the handlers on http.DefaultServeMux, the doc of package keystore names the only one that its import brings.
+func TestHandlersThatAnImportBrings(t *testing.T) {
+	source := t.TempDir() + "/main.go"
+	require.NoError(t, os.WriteFile(source, []byte(`package main
+
+import (
+	"fmt"
+	"net/http"
+
+	_ "github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+func main() {
+	for _, path := range []string{"/", "/debug/vars", "/debug/pprof/", "/debug/requests", "/debug/events", "/metrics"} {
+		r, err := http.NewRequest("GET", "http://localhost"+path, nil)
+		if err != nil {
+			panic(err)
+		}
+		if _, pattern := http.DefaultServeMux.Handler(r); pattern != "" {
+			fmt.Println(pattern)
+		}
+	}
+}
+`), 0o600))
+	out, err := exec.Command("go", "run", source).Output()
+	require.NoError(t, err)
+	require.Equal(t, "GET /debug/vars\n", string(out))
 }
 
 func TestOnlyBadgerdbImportsBadger(t *testing.T) {

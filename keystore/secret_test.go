@@ -118,10 +118,12 @@ func TestNoReflectionFindsASecret(t *testing.T) {
 			require.NoError(t, err)
 			defer release()
 			require.ErrorIs(t, verify(t, s, i.Secret.Reveal()+"x"), keystore.ErrDenied)
+			synctest.Wait()
 			walk(&out, reflect.ValueOf(live), make(map[unsafe.Pointer]bool))
 			walk(&out, reflect.ValueOf(key), make(map[unsafe.Pointer]bool))
 			walk(&out, reflect.ValueOf(i), make(map[unsafe.Pointer]bool))
 		}
+		synctest.Wait()
 		walk(&out, reflect.ValueOf(s), make(map[unsafe.Pointer]bool))
 		require.Contains(t, out.String(), issued.Key.ID, "it finds what is there")
 		require.Contains(t, out.String(), "hmac-sha256:b")

@@ -517,8 +517,8 @@ func renumber(have, saved *record.Record) uint32 {
 	}
 }
 
-// restoreChecks takes the check values of schemes that the store has none of. Those that the store's Hasher does not match
-// are left: no key needs them.
+// restoreChecks takes the check values of a backup. One that the store's Hasher does not match is left: no key of the backup
+// needs it. One that the store has stays, unless nothing of the store needs it.
 func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {
@@ -526,29 +526,45 @@ func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (chang
 		if err != nil {
 			return 0, err
 		}
-		if s.knows(d.Scheme) {
-			if ok, err := s.matchesCheck(d); !ok || err != nil {
-				if err != nil {
-					return 0, err
-				}
-				continue
-			}
+		have, err := s.readCheck(d.Scheme)
+		if err != nil {
+			return 0, err
 		}
-		_, err = s.backend.Get(ctx, e.Key)
-		if errors.Is(err, backend.ErrNotFound) {
-			changes = append(changes, backend.Change{Key: e.Key, Value: e.Value})
-		} else if err != nil {
-			return 0, s.scanError(ctx, "restore", err)
+		takes, err := s.takesCheck(ctx, d, have)
+		if err != nil {
+			return 0, err
+		}
+		if takes {
+			changes = append(changes, backend.Change{Key: have.Key, Value: e.Value, Expect: have.Revision})
 		}
 	}
 	if len(changes) == 0 {
 		return 0, nil
 	}
-	err = s.backend.Apply(ctx, changes...)
-	if err != nil && !errors.Is(err, backend.ErrConflict) {
-		return 0, s.scanError(ctx, "restore", err)
+	return 0, s.applyCheck(ctx, changes...)
+}
+
+// takesCheck reports whether a check value of a backup takes the place of what the store has for the scheme.
+func (s *Store) takesCheck(ctx context.Context, d hashing.Digest, have backend.Entry) (bool, error) {
+	if bytes.Equal(have.Value, d.Sum) {
+		return false, nil
 	}
-	return 0, err
+	known := s.knows(d.Scheme)
+	if known {
+		if ok, err := s.matchesCheck(d); !ok || err != nil {
+			return false, err
+		}
+	}
+	switch {
+	case have.Revision == 0:
+		return true, nil
+	case known:
+		ok, err := s.matchesCheck(hashing.Digest{Scheme: d.Scheme, Sum: have.Value})
+		return !ok, err
+	default:
+		needed, err := s.needs(ctx, d.Scheme)
+		return !needed, err
+	}
 }
 
 // restoreUsage takes the last uses that are later than those of the store.

@@ -33,6 +33,9 @@ const checkSpace = 'h'
 // sampleText has not the form of a token.
 const sampleText = "grpc-api-key: a check of the pepper"
 
+// checkingPepper is what an error says that the store was doing.
+const checkingPepper = "check the pepper"
+
 func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
 
 func parseCheck(e backend.Entry) (hashing.Digest, error) {
@@ -68,7 +71,7 @@ const plainScheme = "sha256"
 // knows reports whether the Hasher makes or matches the digests of a scheme, as far as the Hasher tells, and whether the
 // scheme has a check value.
 func (s *Store) knows(scheme string) bool {
-	return scheme != plainScheme && (scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
+	return scheme != plainScheme && len(scheme) <= maxScheme && (scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
 }
 
 func (s *Store) earlierSchemes() []string {
@@ -115,7 +118,7 @@ func (s *Store) checkScheme(scheme string) error {
 		if found {
 			d, err := parseCheck(e)
 			if err != nil {
-				return trouble("open", err)
+				return trouble(checkingPepper, err)
 			}
 			if ok, err := s.matchesCheck(d); ok || err != nil {
 				return err
@@ -123,7 +126,7 @@ func (s *Store) checkScheme(scheme string) error {
 		} else if !current {
 			return nil
 		}
-		needed, err := s.needs(scheme)
+		needed, err := s.needs(context.Background(), scheme)
 		switch {
 		case err != nil:
 			return err
@@ -133,14 +136,16 @@ func (s *Store) checkScheme(scheme string) error {
 			s.proof.since = time.Now()
 			s.proof.state.Store(proofWanted)
 			return nil
-		case !current:
-			return nil
+		case current:
+			err = s.writeCheck(context.Background(), e.Revision)
+		default:
+			err = s.applyCheck(context.Background(), backend.Change{Key: e.Key, Expect: e.Revision, Delete: true})
 		}
-		if err := s.writeCheck(context.Background(), e.Revision); !errors.Is(err, backend.ErrConflict) {
+		if !errors.Is(err, backend.ErrConflict) {
 			return err
 		}
 	}
-	return trouble("open", errors.New("others keep changing the check value of the Hasher"))
+	return trouble(checkingPepper, errors.New("others keep changing the check value of the Hasher"))
 }
 
 func anotherPepper(where, scheme string) error {
@@ -158,17 +163,16 @@ func (s *Store) readCheck(scheme string) (backend.Entry, error) {
 		return backend.Entry{Key: checkKey(scheme)}, nil
 	}
 	if err != nil {
-		return backend.Entry{}, s.scanError(ctx, "open", err)
+		return backend.Entry{}, s.scanError(ctx, checkingPepper, err)
 	}
 	return e, nil
 }
 
 // needs reports whether there is a key that may admit and has a digest of the scheme. It reads all keys if there is none.
-func (s *Store) needs(scheme string) (bool, error) {
-	ctx := context.Background()
+func (s *Store) needs(ctx context.Context, scheme string) (bool, error) {
 	for e, err := range s.backend.Scan(ctx, []byte{keySpace}, []byte{keySpace + 1}) {
 		if err != nil {
-			return false, s.scanError(ctx, "open", err)
+			return false, s.scanError(ctx, checkingPepper, err)
 		}
 		if st, err := parseStored(e); err == nil && st.needs(scheme) {
 			return true, nil
@@ -185,7 +189,7 @@ func (s *stored) needs(scheme string) bool {
 }
 
 // writeCheck writes the check value of the current scheme, in the place of the entry at a revision. A full disk does not
-// keep the store from being opened: the next Open tries again.
+// keep the store from being opened if there was none: the next Open tries again.
 func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
 	d, err := s.digest(sampleText)
 	if err != nil {
@@ -194,15 +198,21 @@ func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
 	if ok, err := s.matchesCheck(d); !ok || err != nil {
 		return err // a Hasher that takes nothing but tokens has no check value
 	}
-	ctx, cancel := s.limited(ctx)
-	defer cancel()
-	err = s.backend.Apply(ctx, backend.Change{Key: checkKey(d.Scheme), Value: d.Sum, Expect: expect})
-	if errors.Is(err, backend.ErrFull) {
+	err = s.applyCheck(ctx, backend.Change{Key: checkKey(d.Scheme), Value: d.Sum, Expect: expect})
+	if errors.Is(err, backend.ErrFull) && expect == 0 {
 		s.log.Warn("API key store could not write the check value of its Hasher", "error", err)
 		return nil
 	}
+	return err
+}
+
+// applyCheck makes changes of check values. It returns backend.ErrConflict as it is.
+func (s *Store) applyCheck(ctx context.Context, changes ...backend.Change) error {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	err := s.backend.Apply(ctx, changes...)
 	if err != nil && !errors.Is(err, backend.ErrConflict) {
-		return s.scanError(ctx, "open", err)
+		return s.scanError(ctx, checkingPepper, err)
 	}
 	return err
 }

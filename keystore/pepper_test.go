@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -194,6 +195,26 @@ func TestRestoreRefusesAnotherPepper(t *testing.T) {
 	require.NoError(t, verify(t, third, issued.Secret.Reveal()))
 	require.NoError(t, third.Close())
 
+	// The store has a check value of another pepper, which no key needs.
+	fourth, err := keystore.Open(t.TempDir(), &keystore.Options{Hasher: wrong})
+	require.NoError(t, err)
+	stale := backup(t, fourth)
+	require.NoError(t, fourth.Close())
+	dir = t.TempDir()
+	fourth, err = keystore.Open(dir, nil)
+	require.NoError(t, err)
+	restore(t, fourth, stale)
+	restore(t, fourth, saved)
+	restore(t, fourth, stale)
+	require.NoError(t, fourth.Close())
+	fourth, err = keystore.Open(dir, &keystore.Options{Hasher: right})
+	require.NoError(t, err)
+	require.NoError(t, verify(t, fourth, issued.Secret.Reveal()))
+	restore(t, fourth, stale)
+	require.NoError(t, fourth.Close())
+	_, err = keystore.Open(dir, &keystore.Options{Hasher: wrong})
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+
 	require.NoError(t, one.Revoke(t.Context(), issued.Key.ID, ""))
 	restore(t, other, backup(t, one)) // no key needs the pepper
 	require.ErrorIs(t, verify(t, other, issued.Secret.Reveal()), keystore.ErrDenied)
@@ -212,6 +233,21 @@ func TestACheckValueThatCannotBeWritten(t *testing.T) {
 	b.Backend = applyFails{full, errors.New("boom")}
 	_, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 	require.ErrorIs(t, err, keystore.ErrUnavailable)
+
+	// The check value of another pepper is there, which no key needs. While it cannot be replaced, the store does not open:
+	// keys that were made now would be refused later.
+	b.Backend = full
+	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "b", pepperText)})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	b.Backend = applyFails{full, backend.ErrFull}
+	_, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "b", pepperText+"\n")})
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	b.Backend = full
+	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: keyring(t, hashing.SHA256(), pepperOf(t, "b", pepperText+"\n"))})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	require.Empty(t, checksOf(t, full), "of an earlier hasher: it is forgotten")
 
 	b.Backend = &first{Backend: full, change: backend.Change{Key: []byte("hhmac-sha256:a"), Value: pepperOf(t, "a", pepperText).Digest("x").Sum}}
 	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})

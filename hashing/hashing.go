@@ -67,9 +67,10 @@ type Hasher interface {
 	// Digest returns a digest of the token. Two calls may differ.
 	Digest(token string) Digest
 
-	// Match says whether d is a digest of the token. It is asked about any d, those of other schemes and damaged ones
-	// included: they are a Mismatch. A Result that this package does not declare means trouble, and admits nobody. The time
-	// that Match takes does not depend on the bytes in d.Sum.
+	// Match says whether d is a digest of the token. It is asked about any d, those of other
+	// schemes and damaged ones included: they are a Mismatch. A Result that this package does not
+	// declare means trouble, and admits nobody. The time that Match takes does not depend on the
+	// bytes in d.Sum.
 	Match(d Digest, token string) Result
 }
 
@@ -128,13 +129,14 @@ func equal(a, b []byte) bool {
 // HMACSHA256 returns the Hasher for HMAC with SHA-256 (RFC 2104, FIPS 198-1) and a pepper, with the scheme
 // "hmac-sha256:" followed by the id. See Pepper in the package's comment for when to use it.
 //
-// The id has 1 to 64 letters, digits, '.', '_' and '-'. It is stored with each digest and is no secret. Give each
-// pepper an id of its own, such as the year: it is the only way to see which digests still need an earlier one. A store
-// that is opened with another pepper under the same id refuses to open.
+// The id has 1 to 64 letters, digits, '.', '_' and '-'. It is stored with each digest and is no
+// secret. Give each pepper an id of its own, such as the year: it is the only way to see which
+// digests still need an earlier one. A store that is opened with another pepper under the same id
+// refuses to open.
 //
-// The pepper has 16 bytes or more, better 32, from crypto/rand. Whoever has a copy of a store can guess at a pepper that a
-// person chose: the store holds a digest of a text that everybody knows. The pepper is copied. Nothing that the fmt package prints of
-// the Hasher has it.
+// The pepper has 16 bytes or more, better 32, from crypto/rand. Whoever has a copy of a store can
+// guess at a pepper that a person chose: the store holds a digest of a text that everybody knows.
+// The pepper is copied. Nothing that the fmt package prints of the Hasher has it.
 //
 // The error is about an id or a pepper that is not so.
 func HMACSHA256(id string, pepper []byte) (Hasher, error) {
@@ -198,9 +200,9 @@ func (h *hmacHasher) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "has
 // Match, and what one of the earlier matches is [MatchOutdated]. It asks one after the other, which costs little,
 // since for the digests of other schemes each has but a name to compare. Keyrings can be nested.
 //
-// The error is about a Hasher that is nil, or about two peppers with one id: a store could not tell their digests apart,
-// and would count none as outdated. The same pepper twice is harmless, and is not an error. To find out, Keyring asks each
-// Hasher for a digest of a fixed text.
+// The error is about a Hasher that is nil, or about two peppers with one id: a store could not tell
+// their digests apart, and would count none as outdated. The same pepper twice is harmless, and is
+// not an error. To find out, Keyring asks each Hasher for a digest of a fixed text.
 func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 	if current == nil {
 		return nil, errors.New("hashing: the current hasher of a keyring is nil")
@@ -224,7 +226,7 @@ func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 type keyring struct {
 	current Hasher
 	earlier []Hasher
-	members []member // of all hashers, in the order in which Match asks them; those of nested keyrings too
+	members []member // of all hashers and nested keyrings, in the order in which Match asks them
 }
 
 // A member is a Hasher of a keyring that is no keyring.
@@ -243,20 +245,21 @@ func membersOf(h Hasher) []member {
 	return []member{{h, h.Digest(sample)}}
 }
 
-// add adds a member, unless an earlier one makes digests of the same scheme and does not match those of the member.
+// add adds a member, unless an earlier one makes digests of the same scheme and does not match
+// those of the member.
 func (k *keyring) add(m member) error {
 	for _, other := range k.members {
 		if other.digest.Scheme == m.digest.Scheme && other.hasher.Match(m.digest, sample) != Match {
-			return fmt.Errorf("hashing: two hashers of a keyring make digests of the scheme %q, and with different peppers: "+
-				"give each pepper an id of its own, such as the year", m.digest.Scheme)
+			return fmt.Errorf("hashing: two hashers of a keyring make digests of the scheme %q, and with "+
+				"different peppers: give each pepper an id of its own, such as the year", m.digest.Scheme)
 		}
 	}
 	k.members = append(k.members, m)
 	return nil
 }
 
-// Schemes returns the schemes of all hashers of a keyring. A store asks for them, of any Hasher, to know whose digests the
-// Hasher has to match.
+// Schemes returns the schemes of all hashers of a keyring. A store asks for them, of any Hasher, to
+// know whose digests the Hasher has to match.
 func (k *keyring) Schemes() []string {
 	schemes := make([]string, len(k.members))
 	for i, m := range k.members {

@@ -180,7 +180,8 @@ func TestKeyringRefusesNil(t *testing.T) {
 	require.Nil(t, h)
 }
 
-// Two peppers with one id could not be told apart: digests of the one would be taken for those of the other.
+// Two peppers with one id could not be told apart: digests of the one would be taken for those of
+// the other.
 func TestKeyringRefusesTwoPeppersWithOneID(t *testing.T) {
 	a, changed := peppered(t, "2026", make([]byte, 32)), peppered(t, "2026", append(make([]byte, 32), '\n'))
 	other := peppered(t, "2025", make([]byte, 32))

@@ -26,8 +26,8 @@ import (
 //	end       a length of 0
 //	trailer   the number of frames, 8 bytes, big-endian; SHA-256 of everything before the sum
 //
-// The frames have the check values of the Hasher, then the entries of the key space, and then those of the usage space, in
-// the order of their keys.
+// The frames have the check values of the Hasher, then the entries of the key space, and then those
+// of the usage space, in the order of their keys.
 const (
 	backupMagic      = "grpc-api-key backup\n"
 	backupForm       = 1
@@ -107,14 +107,17 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 // revision stays; but a key that either has revoked, or purged, is so afterwards. What that changes is in force when
 // Restore returns, on live contexts too. Events are written of it, with ActionRestore.
 //
-// The stream is read to its end and checked before anything is changed: one that is damaged, cut off, or followed by
-// something else gives ErrCorrupt, one that is no backup, that a later version has made, or whose keys were made with another
-// pepper than the Hasher has, ErrInvalid; an error of r's is returned as it is. After any other error a part of the keys may
-// have been restored: it is safe to call Restore again. Options.Logger is told how far it is, and the Observer of each key.
+// The stream is read to its end and checked before anything is changed: one that is damaged, cut
+// off, or followed by something else gives ErrCorrupt, one that is no backup, that a later version
+// has made, or whose keys were made with another pepper than the Hasher has, ErrInvalid; an error
+// of r's is returned as it is. After any other error a part of the keys may have been restored: it
+// is safe to call Restore again. Options.Logger is told how far it is, and the Observer of each
+// key.
 //
-// Restore writes no temporary file. If r is an io.Seeker that can seek, such as a file, Restore reads r twice, from where r
-// stands; r must not change meanwhile. Otherwise Restore holds the backup in memory, and refuses one of more than 64 MiB with
-// ErrInvalid: save such a backup in a file first.
+// Restore writes no temporary file. If r is an io.Seeker that can seek, such as a file, Restore
+// reads r twice, from where r stands; r must not change meanwhile. Otherwise Restore holds the
+// backup in memory, and refuses one of more than 64 MiB with ErrInvalid: save such a backup in a
+// file first.
 func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 	if r == nil {
 		return invalid("the reader of the backup is nil")
@@ -144,8 +147,8 @@ func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error
 	return s.restore(ctx, second, frames, sum)
 }
 
-// twice returns a reader of what r gives, and a function that returns another reader of the same. If r cannot seek, as a pipe
-// cannot, at most so many bytes are held in memory.
+// twice returns a reader of what r gives, and a function that returns another reader of the same.
+// If r cannot seek, as a pipe cannot, at most so many bytes are held in memory.
 func twice(r io.Reader, most int) (first io.Reader, again func() (io.Reader, error)) {
 	if seeker, ok := r.(io.Seeker); ok {
 		if start, err := seeker.Seek(0, io.SeekCurrent); err == nil {
@@ -167,17 +170,22 @@ type limitedBuffer struct {
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	if b.Len()+len(p) > b.most {
-		return 0, invalid("the backup has more than %d MiB, and its reader cannot seek: save the backup in a file, and "+
-			"restore it from there", b.most>>20)
+		return 0, invalid("the backup has more than %d MiB, and its reader cannot seek: save the "+
+			"backup in a file, and restore the file", b.most>>20)
 	}
 	return b.Buffer.Write(p)
 }
 
-// errOtherBackup is the error of a reader that gives something else when it is read for the second time.
-var errOtherBackup = &plainError{"keystore: restore: the reader gave another backup when it was read again; a part of the " +
-	"keys may have been restored", ErrCorrupt}
+// errOtherBackup is the error of a reader that gives something else when it is read for the second
+// time.
+var errOtherBackup = &plainError{
+	"keystore: restore: the reader gave another backup when it was read again; " +
+		"a part of the keys may have been restored",
+	ErrCorrupt,
+}
 
-// checkBackup reads a whole backup, and returns the number of its frames and its sum if all of it is in order.
+// checkBackup reads a whole backup, and returns the number of its frames and its sum if all of it
+// is in order.
 func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum []byte, err error) {
 	b, err := newBackupReader(r)
 	if err != nil {
@@ -256,8 +264,8 @@ func newBackupReader(r io.Reader) (*backupReader, error) {
 		return nil, invalid("the stream is not a backup, or it is damaged at its very beginning")
 	}
 	if form := head[len(backupMagic)]; form != backupForm && form != backupFormChecks {
-		return nil, invalid("the backup has form %d, and this program knows %d and %d: upgrade the program",
-			form, backupForm, backupFormChecks)
+		return nil, invalid("the backup has form %d, and this program knows %d and %d: "+
+			"upgrade the program", form, backupForm, backupFormChecks)
 	}
 	return b, nil
 }
@@ -517,8 +525,9 @@ func renumber(have, saved *record.Record) uint32 {
 	}
 }
 
-// restoreChecks takes the check values of a backup. One that the store's Hasher does not match is left: no key of the backup
-// needs it. One that the store has stays, unless nothing of the store needs it.
+// restoreChecks takes the check values of a backup. One that the store's Hasher does not match is
+// left: no key of the backup needs it. One that the store has stays, unless nothing of the store
+// needs it.
 func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {
@@ -535,7 +544,8 @@ func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (chang
 			return 0, err
 		}
 		if takes {
-			changes = append(changes, backend.Change{Key: have.Key, Value: e.Value, Expect: have.Revision})
+			c := backend.Change{Key: have.Key, Value: e.Value, Expect: have.Revision}
+			changes = append(changes, c)
 		}
 	}
 	if len(changes) == 0 {
@@ -544,8 +554,11 @@ func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (chang
 	return 0, s.applyCheck(ctx, changes...)
 }
 
-// takesCheck reports whether a check value of a backup takes the place of what the store has for the scheme.
-func (s *Store) takesCheck(ctx context.Context, d hashing.Digest, have backend.Entry) (bool, error) {
+// takesCheck reports whether a check value of a backup takes the place of what the store has for
+// the scheme.
+func (s *Store) takesCheck(
+	ctx context.Context, d hashing.Digest, have backend.Entry,
+) (bool, error) {
 	if bytes.Equal(have.Value, d.Sum) {
 		return false, nil
 	}

@@ -62,7 +62,8 @@ func TestBackupsThatNobodyWrote(t *testing.T) {
 	}
 }
 
-// Restore takes no key that cannot be revoked any more, and what Restore takes can be changed in every way.
+// Restore takes no key that cannot be revoked any more, and what Restore takes can be changed in
+// every way.
 func TestRestoredKeysCanBeRevoked(t *testing.T) {
 	id := token.ID{1}
 	plain := func() *record.Record {
@@ -152,7 +153,8 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 	}
 }
 
-// A restore writes no temporary file: there may be no folder for it, and digests do not belong there.
+// A restore writes no temporary file: there may be no folder for it, and digests do not belong
+// there.
 func TestRestoreNeedsNoTemporaryFolder(t *testing.T) {
 	one, err := New(backendtest.NewMemory(), nil)
 	require.NoError(t, err)
@@ -252,8 +254,8 @@ func (c *changing) Seek(offset int64, whence int) (int64, error) {
 	return c.Reader.Seek(offset, whence)
 }
 
-// A key that an earlier version took with characters which do not show can be read, changed and revoked; what is logged of
-// the key is escaped.
+// A key that an earlier version took with characters which do not show can be read, changed and
+// revoked; what is logged of the key is escaped.
 func TestStoredHiddenCharactersHinderNothing(t *testing.T) {
 	var out bytes.Buffer
 	s, err := New(backendtest.NewMemory(), &Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})

@@ -16,10 +16,10 @@ import (
 type RevokeAllOptions struct {
 	// DryRun revokes nothing: Progress is told of the keys that would be.
 	DryRun bool
-	// Progress is told of each key when it has been revoked, in the order of creation, with the number of those so far;
-	// keys that were added meanwhile come last. A call that was broken off is just made again: what is revoked is not
-	// looked at twice. Nil means nobody. A panic of Progress passes through to the caller of RevokeAll, and ends the call as an
-	// error would.
+	// Progress is told of each key when it has been revoked, in the order of creation, with the
+	// number of those so far; keys that were added meanwhile come last. A call that was broken off
+	// is just made again: what is revoked is not looked at twice. Nil means nobody. A panic of
+	// Progress passes through to the caller of RevokeAll, and ends the call as an error would.
 	Progress func(k *Key, done int)
 }
 

@@ -76,10 +76,10 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 	return p, text, err
 }
 
-// Revoke ends a key for good, and returns when nothing is admitted under it any more: see the package's comment.
-// Revoking a revoked key changes nothing, the reason of the first time stays, and is no error. The reason is for
-// people; it may be empty, and has at most 1,024 bytes. Line breaks, and other characters that do not show, are stored
-// escaped, such as \n and \u202e.
+// Revoke ends a key for good, and returns when nothing is admitted under it any more: see the
+// package's comment. Revoking a revoked key changes nothing, the reason of the first time stays,
+// and is no error. The reason is for people; it may be empty, and has at most 1,024 bytes. Line
+// breaks, and other characters that do not show, are stored escaped, such as \n and \u202e.
 //
 // ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
 // other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
@@ -149,9 +149,10 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 	return err
 }
 
-// Update changes what a key's Spec says, and returns the key as it is then. It calls change with what the key has
-// now, and stores what that makes of it, unless somebody else came first; then it begins again. So change may be
-// called several times, and should do nothing else. A panic of change passes through to the caller; nothing was done.
+// Update changes what a key's Spec says, and returns the key as it is then. It calls change with
+// what the key has now, and stores what that makes of it, unless somebody else came first; then it
+// begins again. So change may be called several times, and should do nothing else. A panic of
+// change passes through to the caller; nothing was done.
 //
 // A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
 // key's live contexts with ErrChanged; one that widens it does not.
@@ -413,8 +414,11 @@ func (s *Store) conclude(p *prepared, err error) {
 		return
 	}
 	e := publicEvent(eventKey(p.stamp), p.event)
-	attrs := []any{"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", p.entry.key.Status().String(),
-		"actor", e.Actor, "name", escaped(p.entry.key.Name, maxRecordSize), "owner", escaped(p.entry.key.Owner, maxRecordSize)}
+	k := &p.entry.key
+	attrs := []any{
+		"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", k.Status().String(),
+		"actor", e.Actor, "name", escaped(k.Name, maxRecordSize), "owner", escaped(k.Owner, maxRecordSize),
+	}
 	if e.Reason != "" {
 		attrs = append(attrs, "reason", e.Reason)
 	}

@@ -50,10 +50,12 @@
 //
 // # The handler of package expvar
 //
-// Badger imports package expvar of the standard library, so that every program which imports this package has a handler for
-// GET /debug/vars on [net/http.DefaultServeMux]. The handler shows the program's command line, its memory statistics, and
-// variables of Badger's that stay zero; nothing of the keys. If the program serves http.DefaultServeMux, which a nil Handler
-// stands for, whoever reaches the server can read these: serve a mux of your own, and keep secrets out of the command line.
+// Badger imports package expvar of the standard library, so that every program which imports this
+// package has a handler for GET /debug/vars on [net/http.DefaultServeMux]. The handler shows the
+// program's command line, its memory statistics, and variables of Badger's that stay zero; nothing
+// of the keys. If the program serves http.DefaultServeMux, which a nil Handler stands for, whoever
+// reaches the server can read these: serve a mux of your own, and keep secrets out of the command
+// line.
 //
 // # Compatibility
 //

@@ -61,9 +61,10 @@ var actions = map[record.Action]Action{
 
 type actorKey struct{}
 
-// WithActor says who is behind the changes that are made with the context, for their events: a user's name, or a
-// program's. It has at most 256 bytes of UTF-8 text, or the changes are refused with ErrInvalid. Line breaks, and other
-// characters that do not show, are stored escaped, such as \n and \u202e.
+// WithActor says who is behind the changes that are made with the context, for their events: a
+// user's name, or a program's. It has at most 256 bytes of UTF-8 text, or the changes are refused
+// with ErrInvalid. Line breaks, and other characters that do not show, are stored escaped, such as
+// \n and \u202e.
 func WithActor(ctx context.Context, actor string) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }

@@ -51,7 +51,8 @@ func TestHiddenCharactersAreRefused(t *testing.T) {
 	}
 }
 
-// A change does not fail for the look of its reason or its actor: these are stored, and logged, escaped.
+// A change does not fail for the look of its reason or its actor: these are stored, and logged,
+// escaped.
 func TestHiddenCharactersOfAChangeAreEscaped(t *testing.T) {
 	var out strings.Builder
 	s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})

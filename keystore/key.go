@@ -24,8 +24,8 @@ import (
 // A Key is what is known of an API key, short of its secret. It is read-only and shared between callers: do not
 // change what its Metadata holds. Appending to Scopes is harmless.
 //
-// The JSON of a Key has the fields by their names, without those times that are zero, and the Status as a word. It can be
-// decoded again.
+// The JSON of a Key has the fields by their names, without those times that are zero, and the
+// Status as a word. It can be decoded again.
 type Key struct {
 	// ID names the key in logs, lists and Revoke: a UUIDv7 in 26 characters of Crockford's base32. It sorts by creation
 	// and is no secret.
@@ -147,11 +147,12 @@ func (s Status) String() string {
 // MarshalText returns the status as a lower-case word, for JSON and the like.
 func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText takes the word of a status, or nothing for the zero Status. For any other text the error is ErrInvalid.
+// UnmarshalText takes the word of a status, or nothing for the zero Status. For any other text the
+// error is ErrInvalid.
 func (s *Status) UnmarshalText(text []byte) error {
 	i := slices.Index(statusNames[:], string(text))
 	if i < 0 {
-		return invalid("%.40q is no status: use one of active, pending, expired, disabled, revoked", text)
+		return invalid("%.40q is no status: use active, pending, expired, disabled or revoked", text)
 	}
 	*s = Status(i)
 	return nil
@@ -159,19 +160,20 @@ func (s *Status) UnmarshalText(text []byte) error {
 
 // A Spec says what a key is to be.
 type Spec struct {
-	// Name is what people will know the key by. It must not be empty; it need not be unique. At most 256 bytes. A name has no
-	// characters that do not show: control characters such as line breaks, those that turn the direction of writing, and
-	// those without width.
+	// Name is what people will know the key by. It must not be empty; it need not be unique. At
+	// most 256 bytes. A name has no characters that do not show: control characters such as line
+	// breaks, those that turn the direction of writing, and those without width.
 	Name string
-	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At most 256 bytes, as a name.
+	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At
+	// most 256 bytes, as a name.
 	Owner string
 	// Scopes are what the key may be used for, in the application's own terms. At most 256, of 1 to 128 printable
 	// ASCII characters each, without space. A '*' stands for all that may follow: it is the last character, alone or
 	// behind one of ':', '.' and '/', as in "orders:*"; see HasScope.
 	Scopes []string
-	// Metadata is whatever else the application wants to know when the key is used. It is held in memory with the key.
-	// The whole key is stored in at most 16 KiB. Line breaks and tabs are allowed in values; the other characters that a name
-	// must not have are not.
+	// Metadata is whatever else the application wants to know when the key is used. It is held in
+	// memory with the key. The whole key is stored in at most 16 KiB. Line breaks and tabs are
+	// allowed in values; the other characters that a name must not have are not.
 	Metadata map[string]string
 	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that it does not expire, which
 	// Options.MaxLifetime may forbid.
@@ -202,8 +204,8 @@ const (
 	maxRecordSize = 16 << 10 // as Create and Update make it: half of what a backend takes
 )
 
-// check says what is wrong with the spec, but for an expiry in the past. A text that the key had before is not checked
-// again: an earlier version may have taken it.
+// check says what is wrong with the spec, but for an expiry in the past. A text that the key had
+// before is not checked again: an earlier version may have taken it.
 func (s *Spec) check(before *Spec) error {
 	if strings.TrimSpace(s.Name) == "" {
 		return invalid("Spec.Name is empty: give the key a name that tells it from others in a list")
@@ -430,12 +432,14 @@ func checkSize(r *record.Record, before int) error {
 	return nil
 }
 
-// What a key may have when Restore takes the key from a backup. The limits leave space for every later change of the key: a
-// key that cannot be revoked must not get into a store. No store writes a backup that is beyond the limits.
+// What a key may have when Restore takes the key from a backup. The limits leave space for every
+// later change of the key: a key that cannot be revoked must not get into a store. No store writes
+// a backup that is beyond the limits.
 const (
 	maxSavedRevision  = 1 << 62
 	maxSavedRotations = 1 << 31
-	maxSavedSize      = 24 << 10 // a record of maxRecordSize, with a previous digest and two reasons, is smaller
+	// A record of maxRecordSize is smaller, with a previous digest and two reasons.
+	maxSavedSize = 24 << 10
 )
 
 // parseSaved is parseStored for an entry of a backup, and refuses what is beyond the limits.
@@ -445,9 +449,11 @@ func parseSaved(e backend.Entry) (*stored, error) {
 		return nil, err
 	}
 	r := st.record
-	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations || len(e.Value) > maxSavedSize ||
+	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations ||
+		len(e.Value) > maxSavedSize ||
 		len(r.RevokeReason) > maxReason || len(r.DisableReason) > maxReason {
-		return nil, damaged(fmt.Sprintf("the revision, the number of rotations or a length of key %s is impossible", st.id))
+		return nil, damaged(fmt.Sprintf(
+			"the revision, the number of rotations or a length of key %s is impossible", st.id))
 	}
 	return st, nil
 }

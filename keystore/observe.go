@@ -7,8 +7,9 @@ import "time"
 // the Store, but for Close, which would wait for the very call that it is made in: leave that to another goroutine. It is
 // never given a secret.
 //
-// A panic of an Observer changes nothing of what the Store does: the Store recovers from the panic, and logs the type of the
-// panic's value with the stack. A Hasher, the handler of a Logger, and a backend are guarded in the same way.
+// A panic of an Observer changes nothing of what the Store does: the Store recovers from the panic,
+// and logs the type of the panic's value with the stack. A Hasher, the handler of a Logger, and a
+// backend are guarded in the same way.
 type Observer interface {
 	// Verified is told of each Verify and Bind that admits. It is on the fast path: each nanosecond of it counts.
 	Verified(Verification)

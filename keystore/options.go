@@ -26,11 +26,14 @@ type Options struct {
 	// SecretCharset is what new secrets are made of: 10 or more distinct printable ASCII characters without '_' and
 	// space. Empty means ASCII62.
 	SecretCharset string
-	// Hasher makes the digests that are stored, and matches tokens with them. Nil means hashing.SHA256(). Where there are
-	// keys already, another one has to be a hashing.Keyring that holds the earlier one too: without it, every earlier key
-	// is refused as unknown. Another pepper under the same id is an error of Open, ErrInvalid: the store keeps a check value
-	// for each scheme, which is the digest of a fixed text. The first Open with a new scheme reads all keys once. A Hasher that panics, or that returns what package hashing does not declare, makes the call fail
-	// with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and the name of its scheme 255.
+	// Hasher makes the digests that are stored, and matches tokens with them. Nil means
+	// hashing.SHA256(). Where there are keys already, another one has to be a hashing.Keyring that
+	// holds the earlier one too: without it, every earlier key is refused as unknown. Another
+	// pepper under the same id is an error of Open, ErrInvalid: the store keeps a check value for
+	// each scheme, which is the digest of a fixed text. The first Open with a new scheme reads all
+	// keys once. A Hasher that panics, or that returns what package hashing does not declare, makes
+	// the call fail with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and
+	// the name of its scheme 255.
 	Hasher hashing.Hasher
 	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
@@ -53,8 +56,8 @@ type Options struct {
 	Recover func(lost error)
 	// Observer is told of what happens. Nil means nobody. A panic of the Observer is logged.
 	Observer Observer
-	// Logger is told of every change of a key and of trouble with the storage; never of a secret. Nil means silence. If
-	// the Logger's handler panics, the line is lost.
+	// Logger is told of every change of a key and of trouble with the storage; never of a secret.
+	// Nil means silence. If the Logger's handler panics, the line is lost.
 	Logger *slog.Logger
 }
 

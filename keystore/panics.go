@@ -16,16 +16,18 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// The types of this file guard the application's code that the store calls: the Hasher, the Observer, the handler of the
-// Logger, and a backend. A panic of such code ends neither the process nor a call of the store halfway. The guard recovers
-// from the panic, logs the panic, and returns what makes the store fail closed.
+// The types of this file guard the application's code that the store calls: the Hasher, the
+// Observer, the handler of the Logger, and a backend. A panic of such code ends neither the process
+// nor a call of the store halfway. The guard recovers from the panic, logs the panic, and returns
+// what makes the store fail closed.
 //
-// Callbacks that run on the goroutine of their caller are not guarded, because their panic belongs to the caller: the
-// change of Update, Progress of RevokeAll, the loop bodies of List and Events, the writer of Backup and the reader of
-// Restore. The store holds nothing while these run, or releases what the store holds with a defer.
+// Callbacks that run on the goroutine of their caller are not guarded, because their panic belongs
+// to the caller: the change of Update, Progress of RevokeAll, the loop bodies of List and Events,
+// the writer of Backup and the reader of Restore. The store holds nothing while these run, or
+// releases what the store holds with a defer.
 
-// panics logs the panics that the guards recover from: the first few of each callback, and then at most one a second. Code
-// that panics on each use of a key must not fill the disk with stacks.
+// panics logs the panics that the guards recover from: the first few of each callback, and then at
+// most one a second. Code that panics on each use of a key must not fill the disk with stacks.
 type panics struct {
 	log *slog.Logger
 
@@ -68,7 +70,8 @@ func (p *panics) due(callback string) (due bool, skipped int) {
 	return true, skipped
 }
 
-// recovered recovers from a panic. It must be deferred directly; callback names the code that may panic.
+// recovered recovers from a panic. It must be deferred directly; callback names the code that may
+// panic.
 func (p *panics) recovered(callback string) {
 	if value := recover(); value != nil {
 		p.report(callback, value)
@@ -77,13 +80,14 @@ func (p *panics) recovered(callback string) {
 
 func (p *panics) report(callback string, value any) {
 	if due, skipped := p.due(callback); due {
-		p.log.Error("API key store recovered from a panic of the application's code", "callback", callback,
-			"panic", describePanic(value), "stack", callers(), "panics not logged before", skipped)
+		p.log.Error("API key store recovered from a panic of the application's code",
+			"callback", callback, "panic", describePanic(value), "stack", callers(),
+			"panics not logged before", skipped)
 	}
 }
 
-// describePanic returns the type of a panic's value. The value itself may hold a credential, so that only the texts of the
-// Go runtime's own errors are added.
+// describePanic returns the type of a panic's value. The value itself may hold a credential, so
+// that only the texts of the Go runtime's own errors are added.
 func describePanic(value any) string {
 	t := reflect.TypeOf(value)
 	name := t.String()
@@ -96,7 +100,8 @@ func describePanic(value any) string {
 	return name
 }
 
-// callers returns the stack as functions and lines. Unlike debug.Stack, callers leaves out the functions' arguments.
+// callers returns the stack as functions and lines. Unlike debug.Stack, callers leaves out the
+// functions' arguments.
 func callers() string {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
@@ -110,21 +115,22 @@ func callers() string {
 	}
 }
 
-// A guardedHasher guards a Hasher. After a panic, Digest returns the zero Digest and Match returns failedMatch.
+// A guardedHasher guards a Hasher. After a panic, Digest returns the zero Digest and Match returns
+// failedMatch.
 type guardedHasher struct {
 	hasher hashing.Hasher
 	panics *panics
 }
 
-// failedMatch is the Result of a Match that panicked. The store takes it for trouble, as every Result but the three that
-// package hashing declares.
+// failedMatch is the Result of a Match that panicked. The store takes it for trouble, as every
+// Result but the three that package hashing declares.
 const failedMatch = hashing.Result(0xff)
 
 // errHasher is the error of a call whose Hasher gave no usable answer.
 var errHasher = fmt.Errorf("%w: the Hasher panicked, or its answer is not usable", ErrUnavailable)
 
-// guardHasher guards a Hasher. SHA256 needs no guard, because SHA256 cannot panic, and it is on the fast path of most
-// stores.
+// guardHasher guards a Hasher. SHA256 needs no guard, because SHA256 cannot panic, and it is on the
+// fast path of most stores.
 func guardHasher(h hashing.Hasher, p *panics) hashing.Hasher {
 	if h == hashing.SHA256() {
 		return h
@@ -160,7 +166,8 @@ func (g *guardedHasher) Schemes() []string {
 	return nil
 }
 
-// digest makes the digest of a token. The error means that the Hasher panicked, or that the digest cannot be stored.
+// digest makes the digest of a token. The error means that the Hasher panicked, or that the digest
+// cannot be stored.
 func (s *Store) digest(text string) (hashing.Digest, error) {
 	d := s.hasher.Digest(text)
 	if d.Scheme == "" || len(d.Scheme) > maxScheme || len(d.Sum) == 0 || len(d.Sum) > maxSum {
@@ -208,7 +215,8 @@ func (g *guardedObserver) Ended(e Ending) {
 	g.observer.Ended(e)
 }
 
-// A guardedHandler guards the handler of a Logger. After a panic, the line is lost: there is no other place to write to.
+// A guardedHandler guards the handler of a Logger. After a panic, the line is lost: there is no
+// other place to write to.
 type guardedHandler struct{ slog.Handler }
 
 func guardLogger(log *slog.Logger) *slog.Logger { return slog.New(guardedHandler{log.Handler()}) }
@@ -241,8 +249,11 @@ func (h guardedHandler) WithGroup(name string) (with slog.Handler) {
 
 var errPanicked = errors.New("it panicked")
 
-// A guardedBackend guards a backend of the application's. A panic becomes an error, which is ErrUnavailable to callers; a
-// change whose Apply panicked may have happened.
+// entries is what Scan and Snapshot return.
+type entries = iter.Seq2[backend.Entry, error]
+
+// A guardedBackend guards a backend of the application's. A panic becomes an error, which is
+// ErrUnavailable to callers; a change whose Apply panicked may have happened.
 type guardedBackend struct {
 	backend.Backend
 	panics *panics
@@ -262,16 +273,16 @@ func (g *guardedBackend) Apply(ctx context.Context, changes ...backend.Change) (
 	return err
 }
 
-func (g *guardedBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
-	return g.guard("Backend.Scan", func() iter.Seq2[backend.Entry, error] { return g.Backend.Scan(ctx, from, to) })
+func (g *guardedBackend) Scan(ctx context.Context, from, to []byte) entries {
+	return g.guard("Backend.Scan", func() entries { return g.Backend.Scan(ctx, from, to) })
 }
 
-func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
-	return g.guard("Backend.Snapshot", func() iter.Seq2[backend.Entry, error] { return g.Backend.Snapshot(ctx, from, to) })
+func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) entries {
+	return g.guard("Backend.Snapshot", func() entries { return g.Backend.Snapshot(ctx, from, to) })
 }
 
 // guard guards an iterator of the backend's, and lets a panic of the loop body pass.
-func (g *guardedBackend) guard(callback string, open func() iter.Seq2[backend.Entry, error]) iter.Seq2[backend.Entry, error] {
+func (g *guardedBackend) guard(callback string, open func() entries) entries {
 	return func(yield func(backend.Entry, error) bool) {
 		inBody, ended := false, false
 		defer func() {

@@ -52,8 +52,8 @@ func (h *moodyHasher) Match(d hashing.Digest, token string) hashing.Result {
 	return h.Hasher.Match(d, token)
 }
 
-// A Hasher that fails refuses everybody as trouble of the store, and leaves nothing behind: no open place in the journal,
-// for which Events and RevokeAll would wait, and no binding.
+// A Hasher that fails refuses everybody as trouble of the store, and leaves nothing behind: no open
+// place in the journal, for which Events and RevokeAll would wait, and no binding.
 func TestAFailingHasherIsUnavailable(t *testing.T) {
 	for name, mood := range map[string]func(*moodyHasher) *atomic.Bool{
 		"panics":   func(h *moodyHasher) *atomic.Bool { return &h.panics },
@@ -159,7 +159,8 @@ func (panicky) Refused(r keystore.Refusal)       { panic(r) }
 func (panicky) Changed(e keystore.Event)         { panic(e) }
 func (panicky) Ended(e keystore.Ending)          { panic(e) }
 
-// An Observer that panics changes nothing of what the store does, on whatever goroutine it is called.
+// An Observer that panics changes nothing of what the store does, on whatever goroutine it is
+// called.
 func TestAPanickyObserverChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out syncBuilder
@@ -211,7 +212,8 @@ func TestAPanickyObserverChangesNothing(t *testing.T) {
 	})
 }
 
-// A test that fails inside an Observer ends the goroutine that it is on. The call returns all the same.
+// A test that fails inside an Observer ends the goroutine that it is on. The call returns all the
+// same.
 func TestAnObserverThatEndsItsGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := new(told)
@@ -339,7 +341,8 @@ func TestAPanickyBackendIsUnavailable(t *testing.T) {
 	})
 }
 
-// What the store calls on its caller's goroutine may panic: the caller gets the panic, and the store goes on.
+// What the store calls on its caller's goroutine may panic: the caller gets the panic, and the
+// store goes on.
 func TestThePanicOfACallersFunctionIsTheCallers(t *testing.T) {
 	boom := errors.New("boom")
 	for name, call := range map[string]func(s *keystore.Store, id string){

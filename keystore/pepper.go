@@ -12,17 +12,21 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// Another pepper under the same id, such as one with a line break at its end, would make every key unknown, without a word.
-// So the store keeps a check value for each scheme that was current: the digest of a fixed text. Open refuses a Hasher that
-// does not match the check value of a scheme that the Hasher makes or matches.
+// Another pepper under the same id, such as one with a line break at its end, would make every key
+// unknown, without a word. So the store keeps a check value for each scheme that was current: the
+// digest of a fixed text. Open refuses a Hasher that does not match the check value of a scheme
+// that the Hasher makes or matches.
 //
 // The rules:
 //
-//  1. A check value is written when the store holds no key that needs the scheme, or when a use of an older key has proved
-//     the Hasher. So a check value cannot be of a wrong pepper while keys of the right one are there.
-//  2. A check value that the Hasher does not match is an error of Open while a key needs the scheme. Otherwise the check
-//     value is replaced: the pepper of an empty store may change.
-//  3. A scheme that the Hasher does not know is not judged. Digests of the scheme are refused at their use.
+//  1. A check value is written when the store holds no key that needs the scheme, or when a use of
+//     an older key has proved the Hasher. So a check value cannot be of a wrong pepper while keys of
+//     the right pepper are there.
+//  2. A check value that the Hasher does not match is an error of Open while a key needs the scheme.
+//     Otherwise the check value is replaced, or removed if the scheme is not the current one: the
+//     pepper of an empty store may change.
+//  3. A scheme that the Hasher does not know is not judged. Digests of the scheme are refused at
+//     their use.
 //  4. SHA256 has no pepper and no check value.
 //
 // A check value is no way in: the fixed text has not the form of a token.
@@ -40,7 +44,8 @@ func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme..
 
 func parseCheck(e backend.Entry) (hashing.Digest, error) {
 	if len(e.Key) < 2 || e.Key[0] != checkSpace || len(e.Value) == 0 {
-		return hashing.Digest{}, fmt.Errorf("%w: the storage key %x is not a check value's", ErrCorrupt, e.Key)
+		return hashing.Digest{}, fmt.Errorf("%w: the storage key %x is not a check value's",
+			ErrCorrupt, e.Key)
 	}
 	return hashing.Digest{Scheme: string(e.Key[1:]), Sum: e.Value}, nil
 }
@@ -60,7 +65,8 @@ const (
 // noteProof is told how a token matched the present digest of a key that was read from the store.
 func (s *Store) noteProof(e *entry, result hashing.Result) {
 	p := &s.proof
-	if p.state.Load() == proofWanted && result == hashing.Match && e.digest.Scheme == s.decoy.Scheme && e.key.CreatedAt.Before(p.since) {
+	if p.state.Load() == proofWanted && result == hashing.Match &&
+		e.digest.Scheme == s.decoy.Scheme && e.key.CreatedAt.Before(p.since) {
 		p.state.Store(proofFound)
 	}
 }
@@ -68,10 +74,11 @@ func (s *Store) noteProof(e *entry, result hashing.Result) {
 // plainScheme is the scheme of hashing.SHA256.
 const plainScheme = "sha256"
 
-// knows reports whether the Hasher makes or matches the digests of a scheme, as far as the Hasher tells, and whether the
-// scheme has a check value.
+// knows reports whether the Hasher makes or matches the digests of a scheme, as far as the Hasher
+// tells, and whether the scheme has a check value.
 func (s *Store) knows(scheme string) bool {
-	return scheme != plainScheme && len(scheme) <= maxScheme && (scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
+	return scheme != plainScheme && len(scheme) <= maxScheme &&
+		(scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
 }
 
 func (s *Store) earlierSchemes() []string {
@@ -139,7 +146,8 @@ func (s *Store) checkScheme(scheme string) error {
 		case current:
 			err = s.writeCheck(context.Background(), e.Revision)
 		default:
-			err = s.applyCheck(context.Background(), backend.Change{Key: e.Key, Expect: e.Revision, Delete: true})
+			forget := backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}
+			err = s.applyCheck(context.Background(), forget)
 		}
 		if !errors.Is(err, backend.ErrConflict) {
 			return err
@@ -149,9 +157,9 @@ func (s *Store) checkScheme(scheme string) error {
 }
 
 func anotherPepper(where, scheme string) error {
-	return invalid("%s: the keys of scheme %q were made with another pepper, and every one of them would be refused as "+
-		"unknown: use that pepper (is there a line break at the end of its file?), or give the new pepper an id of its own "+
-		"and put the other into a hashing.Keyring", where, scheme)
+	return invalid("%s: the keys of scheme %q were made with another pepper, and every one of them "+
+		"would be refused as unknown: use that pepper (is there a line break at the end of its file?), "+
+		"or give the new pepper an id of its own and put the other into a hashing.Keyring", where, scheme)
 }
 
 // readCheck returns the entry of a check value, at revision 0 if there is none.
@@ -168,7 +176,8 @@ func (s *Store) readCheck(scheme string) (backend.Entry, error) {
 	return e, nil
 }
 
-// needs reports whether there is a key that may admit and has a digest of the scheme. It reads all keys if there is none.
+// needs reports whether there is a key that may admit and has a digest of the scheme. It reads all
+// keys if there is none.
 func (s *Store) needs(ctx context.Context, scheme string) (bool, error) {
 	for e, err := range s.backend.Scan(ctx, []byte{keySpace}, []byte{keySpace + 1}) {
 		if err != nil {
@@ -188,8 +197,9 @@ func (s *stored) needs(scheme string) bool {
 		(r.DigestScheme == scheme || r.Previous != nil && r.Previous.DigestScheme == scheme)
 }
 
-// writeCheck writes the check value of the current scheme, in the place of the entry at a revision. A full disk does not
-// keep the store from being opened if there was none: the next Open tries again.
+// writeCheck writes the check value of the current scheme, in the place of the entry at a revision.
+// A full disk does not keep the store from being opened if there was none: the next Open tries
+// again.
 func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
 	d, err := s.digest(sampleText)
 	if err != nil {
@@ -217,13 +227,15 @@ func (s *Store) applyCheck(ctx context.Context, changes ...backend.Change) error
 	return err
 }
 
-// writeProved writes the check value that a use of a key has proved. The background calls it from time to time.
+// writeProved writes the check value that a use of a key has proved. The background calls it from
+// time to time.
 func (s *Store) writeProved(ctx context.Context) {
 	if s.proof.state.Load() != proofFound {
 		return
 	}
 	if err := s.writeCheck(ctx, 0); err != nil && !errors.Is(err, backend.ErrConflict) {
-		s.log.Warn("API key store could not write the check value of its Hasher, and will try again", "error", err)
+		s.log.Warn("API key store could not write the check value of its Hasher, and will try again",
+			"error", err)
 		return
 	}
 	s.proof.state.Store(proofDone)

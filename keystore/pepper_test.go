@@ -28,10 +28,12 @@ func pepperOf(t testing.TB, id, text string) hashing.Hasher {
 	return h
 }
 
-// A secretive hasher is one of an application's own: it has a key, and no more methods than it must.
+// A secretive hasher is one of an application's own: it has a key, and no more methods than it
+// must.
 type secretive struct{ hashing.Hasher }
 
-// Another pepper under the same id is an error of Open that says what to do. The directory can be opened again.
+// Another pepper under the same id is an error of Open that says what to do. The directory can be
+// opened again.
 func TestAnotherPepperIsRefused(t *testing.T) {
 	right, wrong := pepperOf(t, "2026", pepperText), pepperOf(t, "2026", pepperText+"\n")
 	next := pepperOf(t, "2027", pepperText)
@@ -121,8 +123,8 @@ func TestSHA256HasNoCheckValue(t *testing.T) {
 	require.EqualValues(t, 1, backup(t, s)[len("grpc-api-key backup\n")])
 }
 
-// A store that lacks the check value gets one when the use of an older key has proved the pepper; not before, and not by a
-// key that a wrong pepper has made.
+// A store that lacks the check value gets one when the use of an older key has proved the pepper;
+// not before, and not by a key that a wrong pepper has made.
 func TestACheckValueThatIsMissingIsProved(t *testing.T) {
 	for _, bound := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -167,8 +169,8 @@ func TestACheckValueThatIsMissingIsProved(t *testing.T) {
 	}
 }
 
-// A backup says with which peppers its keys were made. Restore refuses it where the Hasher has another one, before anything
-// is changed; and the store knows them from then on.
+// A backup says with which peppers its keys were made. Restore refuses it where the Hasher has
+// another one, before anything is changed; and the store knows them from then on.
 func TestRestoreRefusesAnotherPepper(t *testing.T) {
 	right, wrong := pepperOf(t, "a", pepperText), pepperOf(t, "a", pepperText+"\n")
 	one := open(t, &keystore.Options{Hasher: right})
@@ -234,8 +236,8 @@ func TestACheckValueThatCannotBeWritten(t *testing.T) {
 	_, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 	require.ErrorIs(t, err, keystore.ErrUnavailable)
 
-	// The check value of another pepper is there, which no key needs. While it cannot be replaced, the store does not open:
-	// keys that were made now would be refused later.
+	// The check value of another pepper is there, which no key needs. While it cannot be replaced,
+	// the store does not open: keys that were made now would be refused later.
 	b.Backend = full
 	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "b", pepperText)})
 	require.NoError(t, err)

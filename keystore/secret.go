@@ -20,8 +20,9 @@ type Secret struct {
 	hidden *hidden
 }
 
-// A hidden holds the text of a key where no reflection finds the text. The assertions of test libraries print what they
-// compare in full: they follow pointers and read unexported fields. They print a function as its address.
+// A hidden holds the text of a key where no reflection finds the text. The assertions of test
+// libraries print what they compare in full: they follow pointers and read unexported fields. They
+// print a function as its address.
 type hidden struct {
 	reveal func() string
 }

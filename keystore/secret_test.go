@@ -22,7 +22,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// What a failed assertion prints has no secret in it: not of two keys, not of structs that hold them in whatever way.
+// What a failed assertion prints has no secret in it: not of two keys, not of structs that hold
+// them in whatever way.
 func TestAFailedAssertionDoesNotPrintASecret(t *testing.T) {
 	s := inMemory(t)
 	one, two := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{})
@@ -99,8 +100,9 @@ func TestNoEncodingHoldsASecret(t *testing.T) {
 	require.Contains(t, string(text), issued.Key.Hint)
 }
 
-// No reflection finds the text of a key: not from what Create returned, nor from the store, a bound context or its key,
-// whatever was done with the key. The walk goes wherever a library can go that reads unexported fields.
+// No reflection finds the text of a key: not from what Create returned, nor from the store, a bound
+// context or its key, whatever was done with the key. The walk goes wherever a library can go that
+// reads unexported fields.
 func TestNoReflectionFindsASecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // the background does nothing meanwhile
 		s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{

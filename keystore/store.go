@@ -57,10 +57,11 @@ type Store struct {
 // Open opens the store in a directory, which is created if need be, with mode 0700, and must be the store's own. Nil
 // options are the defaults.
 //
-// A directory that another process, or another Store of this one, has open gives ErrLocked; one that is damaged, or lacks
-// something that was acknowledged, ErrCorrupt, and it is left as it is (see Options.Recover and CheckIntegrity); unusable
-// options give ErrInvalid, and so does a Hasher with another pepper than the keys of the store have. Any other error is the
-// operating system's: too little space on the disk is syscall.ENOSPC.
+// A directory that another process, or another Store of this one, has open gives ErrLocked; one
+// that is damaged, or lacks something that was acknowledged, ErrCorrupt, and it is left as it is
+// (see Options.Recover and CheckIntegrity); unusable options give ErrInvalid, and so does a Hasher
+// with another pepper than the keys of the store have. Any other error is the operating system's:
+// too little space on the disk is syscall.ENOSPC.
 func Open(dir string, opts *Options) (*Store, error) {
 	s, err := newStore(opts)
 	if err != nil {
@@ -77,8 +78,9 @@ func Open(dir string, opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are the defaults;
-// ErrInvalid says what is wrong with them, as it does for Open. After an error the backend is still the caller's.
+// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are
+// the defaults; ErrInvalid says what is wrong with them, as it does for Open. After an error the
+// backend is still the caller's.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -138,7 +140,8 @@ func newStore(opts *Options) (*Store, error) {
 	}
 	_, unused := format.New()
 	if s.decoy, err = s.digest(unused); err != nil {
-		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, or one of more than %d bytes", maxSum)
+		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, "+
+			"or one of more than %d bytes", maxSum)
 	}
 	return s, nil
 }
@@ -237,8 +240,8 @@ type Stats struct {
 	Outdated int
 }
 
-// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of one moment. For package
-// expvar:
+// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of
+// one moment. For package expvar:
 //
 //	expvar.Publish("apikeys", expvar.Func(func() any { return store.Stats() }))
 func (s *Store) Stats() Stats {
@@ -341,7 +344,8 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 	done := make(chan error, 1)
 	s.changes.Go(func() {
 		var err error
-		defer func() { done <- err }() // even if an Observer ends the goroutine, as FailNow of a test does
+		// Even if an Observer ends the goroutine, as FailNow of a test does.
+		defer func() { done <- err }()
 		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
 		known.Store(true)
 		settle(err)

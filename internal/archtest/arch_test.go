@@ -60,13 +60,15 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// Package expvar registers a handler on http.DefaultServeMux. Badger imports the package; that of this module must not.
+// Package expvar registers a handler on http.DefaultServeMux. Badger imports the package; that of
+// this module must not.
 func TestNobodyImportsExpvar(t *testing.T) {
 	importers := list(t, "-f", `{{range .Imports}}{{if eq . "expvar" "net/http/pprof" "golang.org/x/net/trace"}}{{$.ImportPath}}{{end}}{{end}}`, module+"...")
 	require.Empty(t, importers)
 }
 
-// Of the handlers on http.DefaultServeMux, the doc of package keystore names the only one that its import brings.
+// Of the handlers on http.DefaultServeMux, the doc of package keystore names the only one that its
+// import brings.
 func TestHandlersThatAnImportBrings(t *testing.T) {
 	source := t.TempDir() + "/main.go"
 	require.NoError(t, os.WriteFile(source, []byte(`package main

@@ -59,6 +59,11 @@
 // Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
 // way and may still arrive.
 //
+// # The end of a server
+//
+// [Shutdown] stops a server and its store in the order in which no good call fails and every stream ends. A store that is
+// closed first refuses every call until the server has stopped.
+//
 // # Order
 //
 // Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for

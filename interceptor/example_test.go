@@ -6,6 +6,9 @@ import (
 	"log"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -33,6 +36,34 @@ func Example_server() {
 	healthpb.RegisterHealthServer(server, health.NewServer())
 
 	_ = server
+}
+
+// Calls that run have 15 seconds to end. Then the streams end, and the store is closed.
+func ExampleShutdown() {
+	store, err := keystore.Open("keys", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	auth, err := interceptor.New(store)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(auth.ServerOptions()...)
+	healthServer := health.NewServer()
+	healthpb.RegisterHealthServer(server, healthServer)
+	lis, err := net.Listen("tcp", ":50051")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go server.Serve(lis)
+
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGTERM)
+	<-terminate
+	healthServer.Shutdown()
+	if err := interceptor.Shutdown(server, store, 15*time.Second); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // A client that sends one.

@@ -94,16 +94,15 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	fmt.Printf("listening on %s\n", lis.Addr())
 
 	go console.read(os.Stdin)
-	go func() {
-		<-ctx.Done()
-		// Streams that never end would hold GracefulStop up. They end with the store, and their clients are told to try
-		// again; calls that are under way have a moment to finish.
-		store.Close()
-		cut := time.AfterFunc(5*time.Second, server.Stop)
-		defer cut.Stop()
-		server.GracefulStop()
-	}()
-	return server.Serve(lis)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+		// Calls that run have 5 seconds to end. Then the streams end, and their clients may try again.
+		return interceptor.Shutdown(server, store, 5*time.Second)
+	}
 }
 
 // certificate loads a certificate, or makes one and writes its public half to caFile.

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -43,17 +42,22 @@ type Authenticator struct {
 	proxies       []netip.Prefix
 	limitMessages bool
 	failures      *failures // nil: not limited
+	requireRules  bool
+
+	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
 
 	missing *status.Status // says which header to use
 }
 
 // A rule says who may call a method. The zero rule is: whoever has a valid key.
 type rule struct {
-	public bool
-	scopes []string
-	any    bool           // one of the scopes is enough
-	linked bool           // read from a .proto: the server may lack the method
-	denied *status.Status // for a key that lacks them
+	public   bool
+	optional bool // without a credential, the caller is nobody
+	missing  bool // no rule names the method, and RequireRules wants one
+	scopes   []string
+	any      bool           // one of the scopes is enough
+	linked   bool           // read from a .proto: the server may lack the method
+	denied   *status.Status // for a key that lacks them
 }
 
 // New returns an Authenticator that asks v. An error says which option is wrong, and why.
@@ -105,16 +109,7 @@ func (a *Authenticator) addRule(fullMethod string, r rule) error {
 	return nil
 }
 
-// splitMethod splits "/pkg.Service/Method" at its second slash: service is "/pkg.Service".
-func splitMethod(fullMethod string) (service, method string, ok bool) {
-	i := strings.LastIndexByte(fullMethod, '/')
-	if i < 2 || fullMethod[0] != '/' || i == len(fullMethod)-1 || strings.Count(fullMethod, "/") != 2 {
-		return "", "", false
-	}
-	return fullMethod[:i], fullMethod[i+1:], true
-}
-
-// rule returns the rule for a method: its own, or else its service's, or else that it needs a key. Names match to the
+// rule returns the rule for a method: its own, or else its service's, or else that it needs a key or a rule. Names match to the
 // letter, so that one which the server would read differently needs a key too (compare CVE-2026-33186).
 func (a *Authenticator) rule(fullMethod string) rule {
 	if r, ok := a.methods[fullMethod]; ok {
@@ -122,10 +117,12 @@ func (a *Authenticator) rule(fullMethod string) rule {
 	}
 	if len(a.services) > 0 {
 		if service, _, ok := splitMethod(fullMethod); ok {
-			return a.services[service]
+			if r, ok := a.services[service]; ok {
+				return r
+			}
 		}
 	}
-	return rule{}
+	return rule{missing: a.requireRules}
 }
 
 // method returns the full name under which a unary method was called, as that of a stream is. That of info is what
@@ -139,13 +136,16 @@ func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) 
 	return info.FullMethod
 }
 
-// Unary returns the interceptor for unary calls. A key that is revoked while the handler runs does not interrupt it.
+// Unary returns the interceptor for unary calls. On a server that has no other interceptor of this Authenticator, streams
+// need no key: use Stream too, or ServerOptions, which is both. A key that is revoked while the handler runs does not
+// interrupt it.
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
+	a.unaryInUse.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := a.method(ctx, info)
 		r := a.rule(method)
 		call := &callContext{Context: ctx, auth: a}
-		if r.public {
+		if a.open(ctx, r) {
 			return handler(call, req)
 		}
 		key, err := a.verify(call, r)
@@ -158,7 +158,7 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 }
 
 func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error) {
-	text, err := a.admit(call)
+	text, err := a.admit(call, r)
 	if err != nil {
 		return nil, err
 	}
@@ -169,14 +169,20 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	return key, r.allows(key)
 }
 
-// admit returns the credential of a call, unless too many of its address have failed.
-func (a *Authenticator) admit(call *callContext) (string, error) {
+// admit returns the credential of a call, unless the method has no rule, or too many of its address have failed.
+func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
+	if r.missing {
+		return "", errNoRule
+	}
 	if a.failures != nil {
 		if err := a.failures.check(a.clientAddr(call.Context)); err != nil {
 			return "", err
 		}
 	}
 	text, err := a.credential(call.Context)
+	if errors.Is(err, errMissing) && call.Context.Value(callKey{}) != nil {
+		err = errTwice
+	}
 	if err != nil {
 		return "", a.failed(call, err)
 	}
@@ -191,12 +197,14 @@ func (a *Authenticator) failed(call *callContext, err error) error {
 	return err
 }
 
-// Stream returns the interceptor for streams. One whose key is revoked or expires ends.
+// Stream returns the interceptor for streams. One whose key is revoked or expires ends. On a server that has no other
+// interceptor of this Authenticator, unary calls need no key: use Unary too, or ServerOptions, which is both.
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
+	a.streamInUse.Store(true)
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		r := a.rule(info.FullMethod)
 		call := &callContext{Context: ss.Context(), auth: a}
-		if r.public {
+		if a.open(call.Context, r) {
 			return handler(srv, &publicStream{ss, call})
 		}
 		bound, key, release, err := a.bind(call, r)
@@ -220,7 +228,7 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 }
 
 func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	text, err := a.admit(call)
+	text, err := a.admit(call, r)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -255,43 +263,10 @@ func (r rule) allows(k *keystore.Key) error {
 }
 
 // ServerOptions returns both interceptors as options for grpc.NewServer, behind any that grpc.UnaryInterceptor and
-// grpc.StreamInterceptor set, and in their place among the chained ones.
+// grpc.StreamInterceptor set, and in their place among the chained ones. Give them to a server once: a second Authenticator
+// does not find the credential, and refuses the calls with Internal, AUTHENTICATED_TWICE.
 func (a *Authenticator) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(a.Unary()), grpc.ChainStreamInterceptor(a.Stream())}
-}
-
-// A ServiceInfoProvider lists the services of a server, as *grpc.Server does.
-type ServiceInfoProvider interface {
-	GetServiceInfo() map[string]grpc.ServiceInfo
-}
-
-// Check returns an error if a Public, Require or RequireAny names a method, or a service, that the server does not have: it was
-// misspelt, or has been renamed, and its rule guards nothing. Call it when every service is registered, before Serve.
-func (a *Authenticator) Check(s ServiceInfoProvider) error {
-	known := make(map[string]bool)
-	for service, info := range s.GetServiceInfo() {
-		known["/"+service] = true
-		for _, m := range info.Methods {
-			known["/"+service+"/"+m.Name] = true
-		}
-	}
-	var unknown []string
-	for name, r := range a.methods {
-		if !known[name] && !r.linked {
-			unknown = append(unknown, name)
-		}
-	}
-	for name := range a.services {
-		if !known[name] {
-			unknown = append(unknown, name+"/*")
-		}
-	}
-	if len(unknown) == 0 {
-		return nil
-	}
-	slices.Sort(unknown)
-	return fmt.Errorf("interceptor: rules for what the server does not have: %s: correct the names, or call Check after registering",
-		strings.Join(unknown, ", "))
 }
 
 // secure reports whether nobody on the way can read or change what a call carries. What does not say that it is

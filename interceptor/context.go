@@ -14,8 +14,11 @@ import (
 
 type contextKey struct{}
 
+// A callKey is where the context of a call that an Authenticator has seen has its callContext.
+type callKey struct{}
+
 // FromContext returns the key that the call was admitted with, in a handler or an interceptor behind the
-// Authenticator. It is false for a call of a public method.
+// Authenticator. It is false for a call of a public method, and for a call without a credential of an Optional one.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
 	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
 	return k, ok && k != nil
@@ -43,6 +46,9 @@ type callContext struct {
 func (c *callContext) Value(key any) any {
 	if key == (contextKey{}) && c.key != nil {
 		return c.key
+	}
+	if key == (callKey{}) {
+		return c
 	}
 	if key == (origin.Key{}) {
 		return c.auth.clientAddr(c.Context)

@@ -28,9 +28,11 @@
 //	a stream whose key was disabled while it was open     Unauthenticated   API_KEY_INVALID
 //	a stream whose key was changed to admit less          Unavailable       API_KEY_CHANGED, with RetryInfo
 //	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE, with scopes
+//	the method has no rule, and the server RequireRules   PermissionDenied  METHOD_HAS_NO_RULE
 //	the key is used more often than its RateLimit         ResourceExhausted RATE_LIMIT_EXCEEDED, with RetryInfo
 //	too many failures from the address: LimitFailures     ResourceExhausted AUTH_THROTTLED, with RetryInfo
 //	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
+//	the server has two Authenticators one after another   Internal          AUTHENTICATED_TWICE
 //	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
 //
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes that the method requires (all of them, or one, as its rule says) in
@@ -41,9 +43,10 @@
 //
 // # Rules
 //
-// Each method has at most one rule, and the most exact one counts: that of Public, [Require] or [RequireAny] for the
-// method, or else that of [RulesFrom], or else Public for its service, or else that any valid key will do, also one
-// without scopes. Names are those that callers call, and match to the letter; [Authenticator.Check] finds those that are
+// Each method has at most one rule, and the most exact one counts: that of Public, [Optional], [AnyKey], [Require] or
+// [RequireAny] for the method, or else that of [RulesFrom], or else that of Public, Optional or AnyKey for its service, or
+// else that any valid key will do, also one without scopes. With [RequireRules], nobody may call a method without a rule.
+// Names are those that callers call, and match to the letter; [Authenticator.Check] finds those that are
 // misspelt. Which scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
 //
 // # The credential

@@ -61,14 +61,7 @@ func isToken(s string) bool {
 // Public lets everyone call the methods, with no key or with any: full names such as "/grpc.health.v1.Health/Check", or
 // all methods of a service, as "/grpc.health.v1.Health/*".
 func Public(fullMethods ...string) Option {
-	return Option{func(a *Authenticator) error {
-		for _, m := range fullMethods {
-			if err := a.addRule(m, rule{public: true}); err != nil {
-				return fmt.Errorf("Public: %w", err)
-			}
-		}
-		return nil
-	}}
+	return addRules("Public", rule{public: true}, fullMethods)
 }
 
 // Require lets a key call the method only if it has all the scopes; see keystore.Key.HasScope for wildcards in a key's. A
@@ -88,7 +81,7 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 			return fmt.Errorf("%s %q: name at least one scope, and none that is empty", option, fullMethod)
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
-			return fmt.Errorf("%s %q: name one method; only Public takes a whole service", option, fullMethod)
+			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service", option, fullMethod)
 		}
 		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
 			return fmt.Errorf("%s: %w", option, err)

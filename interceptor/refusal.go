@@ -72,6 +72,10 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 		return a.missing
 	case errors.Is(err, errInsecure):
 		return insecureStatus
+	case errors.Is(err, errNoRule):
+		return noRuleStatus
+	case errors.Is(err, errTwice):
+		return twiceStatus
 	case errors.As(err, &scope):
 		return scope.told
 	case errors.Is(err, keystore.ErrDenied), errors.Is(err, errSeveral), errors.Is(err, errScheme):

@@ -43,6 +43,7 @@ type Authenticator struct {
 	limitMessages bool
 	failures      *failures // nil: not limited
 	requireRules  bool
+	cancelUnary   bool
 
 	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
 
@@ -137,8 +138,8 @@ func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) 
 }
 
 // Unary returns the interceptor for unary calls. On a server that has no other interceptor of this Authenticator, streams
-// need no key: use Stream too, or ServerOptions, which is both. A key that is revoked while the handler runs does not
-// interrupt it.
+// need no key: use Stream too, or ServerOptions, which is both. A key that is revoked while the handler runs interrupts the
+// handler only with CancelUnary.
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	a.unaryInUse.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -147,6 +148,9 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 		call := &callContext{Context: ctx, auth: a}
 		if a.open(ctx, r) {
 			return handler(call, req)
+		}
+		if a.cancelUnary {
+			return a.bound(call, r, method, req, handler)
 		}
 		key, err := a.verify(call, r)
 		if err != nil {

@@ -62,6 +62,9 @@
 // Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
 // way and may still arrive.
 //
+// A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a stream does, and its caller
+// is told what the table says of streams.
+//
 // # The end of a server
 //
 // [Shutdown] stops a server and its store in the order in which no good call fails and every stream ends. A store that is

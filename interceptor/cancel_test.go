@@ -1,0 +1,262 @@
+package interceptor_test
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// transports are the ways in which a server may be connected.
+var transports = map[string]func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
+	"grpc-go's transport": func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+		return dial(t, serve(t, svc, opts...))
+	},
+	"a transport that cannot end a stream": func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+		hide := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			plain := struct{ grpc.ServerTransportStream }{grpc.ServerTransportStreamFromContext(ctx)}
+			return next(grpc.NewContextWithServerTransportStream(ctx, plain), req)
+		})
+		return dial(t, serve(t, svc, append([]grpc.ServerOption{hide}, opts...)...))
+	},
+	"an HTTP server": dialHTTP,
+}
+
+// callInBackground makes the unary call, and returns its error.
+func callInBackground(ctx context.Context, conn *grpc.ClientConn) <-chan error {
+	ended := make(chan error, 1)
+	go func() { ended <- call(ctx, conn) }()
+	return ended
+}
+
+func TestCancelUnary(t *testing.T) {
+	for name, connect := range transports {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{})
+			started, cause := make(chan struct{}), make(chan error, 1)
+			svc := &service{empty: func(ctx context.Context) error {
+				close(started)
+				<-ctx.Done()
+				cause <- context.Cause(ctx)
+				return ctx.Err()
+			}}
+			conn := connect(t, svc, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...)
+			ended := callInBackground(withKey(t.Context(), token), conn)
+			<-started
+			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+			require.ErrorIs(t, <-cause, keystore.ErrRevoked)
+			requireRefused(t, <-ended, codes.Unauthenticated, "API_KEY_REVOKED")
+			require.Eventually(t, func() bool { return store.Stats().Live == 0 }, time.Minute, time.Millisecond)
+		})
+	}
+}
+
+// A handler that ignores its context goes on, but its reply is not sent. Where the transport can end a call, the client gets
+// the status before the handler returns.
+func TestCancelUnaryOfADeafHandler(t *testing.T) {
+	for name, connect := range transports {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{})
+			started, proceed, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			svc := &service{empty: func(ctx context.Context) error {
+				defer close(returned)
+				close(started)
+				<-proceed
+				return nil
+			}}
+			conn := connect(t, svc, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...)
+			ended := callInBackground(withKey(t.Context(), token), conn)
+			<-started
+			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+			if name == "a transport that cannot end a stream" {
+				close(proceed)
+				requireRefused(t, <-ended, codes.Unauthenticated, "API_KEY_REVOKED")
+			} else {
+				requireRefused(t, <-ended, codes.Unauthenticated, "API_KEY_REVOKED")
+				close(proceed)
+			}
+			<-returned
+		})
+	}
+}
+
+// By default a unary call runs to its end.
+func TestUnaryCallsGoOnWithoutCancelUnary(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	started, proceed := make(chan struct{}), make(chan struct{})
+	svc := &service{empty: func(ctx context.Context) error {
+		close(started)
+		<-proceed
+		return ctx.Err()
+	}}
+	ended := callInBackground(withKey(t.Context(), token), dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...)))
+	<-started
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	close(proceed)
+	require.NoError(t, <-ended)
+}
+
+// Whatever ends a stream ends a unary call, and the client gets the same status.
+func TestChangesCancelUnary(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(ctx context.Context, s *keystore.Store, id string) error
+		code   codes.Code
+		reason string
+	}{
+		"Disable": {func(ctx context.Context, s *keystore.Store, id string) error {
+			return s.Disable(ctx, id, "")
+		}, codes.Unauthenticated, "API_KEY_INVALID"},
+		"Rotate without a grace": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Rotate(ctx, id, 0)
+			return err
+		}, codes.Unauthenticated, "API_KEY_REVOKED"},
+		"Rotate with a short one": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Rotate(ctx, id, 50*time.Millisecond)
+			return err
+		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
+		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+			return err
+		}, codes.Unavailable, "API_KEY_CHANGED"},
+		"Close": {func(_ context.Context, s *keystore.Store, _ string) error {
+			return s.Close()
+		}, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := openStore(t)
+			key, token := issue(t, store, keystore.Spec{Scopes: []string{"a"}})
+			started := make(chan struct{})
+			svc := &service{empty: func(ctx context.Context) error {
+				close(started)
+				<-ctx.Done()
+				return nil
+			}}
+			auth := newAuth(t, store, interceptor.CancelUnary(), interceptor.Require(emptyCall, "a"))
+			ended := callInBackground(withKey(t.Context(), token), dial(t, serve(t, svc, auth.ServerOptions()...)))
+			<-started
+			require.NoError(t, tt.change(t.Context(), store, key.ID))
+			requireRefused(t, <-ended, tt.code, tt.reason)
+		})
+	}
+}
+
+// With CancelUnary, calls are admitted and refused as without: by a key, a scope, a method that is public or optional.
+func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	svc := &service{empty: func(ctx context.Context) error {
+		got, ok := interceptor.FromContext(ctx)
+		require.True(t, ok)
+		require.Equal(t, key.ID, got.ID)
+		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
+		require.Equal(t, []string{"1"}, metadata.ValueFromIncomingContext(ctx, "x-other"))
+		return nil
+	}}
+	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...))
+	require.NoError(t, call(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1"), conn))
+	requireRefused(t, call(t.Context(), conn), codes.Unauthenticated, "CREDENTIALS_MISSING")
+	requireRefused(t, call(withKey(t.Context(), token+"x"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+
+	scoped := newAuth(t, store, interceptor.CancelUnary(), interceptor.Require(emptyCall, "a"))
+	requireRefused(t, call(withKey(t.Context(), token), dial(t, serve(t, svc, scoped.ServerOptions()...))),
+		codes.PermissionDenied, "INSUFFICIENT_SCOPE")
+	for _, o := range []interceptor.Option{interceptor.Public(emptyCall), interceptor.Optional(emptyCall)} {
+		auth := newAuth(t, store, interceptor.CancelUnary(), o)
+		require.NoError(t, call(t.Context(), dial(t, serve(t, &service{}, auth.ServerOptions()...))))
+	}
+	require.Zero(t, store.Stats().Live)
+}
+
+// Handlers return while their key is revoked. Whoever returns after Revoke has returned must not get a reply through.
+func TestRevokeRacesTheReplies(t *testing.T) {
+	const rounds, calls = 30, 20
+	store := openStore(t)
+	var revoked atomic.Bool
+	var started sync.WaitGroup
+	var proceed chan struct{}
+	var late [calls]bool
+	svc := &service{empty: func(ctx context.Context) error {
+		i, err := strconv.Atoi(metadata.ValueFromIncomingContext(ctx, "call")[0])
+		require.NoError(t, err)
+		started.Done()
+		<-proceed
+		for range i * 1000 { // some return before, some after
+			late[i] = revoked.Load()
+		}
+		late[i] = revoked.Load()
+		return nil
+	}}
+	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...))
+	replies, refusals := 0, 0
+	for range rounds {
+		key, token := issue(t, store, keystore.Spec{})
+		revoked.Store(false)
+		proceed = make(chan struct{})
+		started.Add(calls)
+		var ends [calls]<-chan error
+		for i := range calls {
+			ends[i] = callInBackground(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "call", strconv.Itoa(i)), conn)
+		}
+		started.Wait()
+		go func() { close(proceed) }()
+		require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+		revoked.Store(true)
+		for i, end := range ends {
+			err := <-end
+			if err == nil {
+				replies++
+				require.False(t, late[i], "a reply went out after Revoke had returned")
+				continue
+			}
+			refusals++
+			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+		}
+		require.Eventually(t, func() bool { return store.Stats().Live == 0 }, time.Minute, time.Millisecond)
+	}
+	t.Logf("%d replies, %d refusals", replies, refusals)
+}
+
+// A panic of the handler is the handler's, before and after its key is revoked.
+func TestCancelUnaryPanics(t *testing.T) {
+	store := openStore(t)
+	key, token := issue(t, store, keystore.Spec{})
+	recovered := make(chan any, 2)
+	recovery := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+		defer func() { recovered <- recover() }()
+		return next(ctx, req)
+	})
+	started, wait := make(chan struct{}, 2), make(chan struct{})
+	close(wait)
+	svc := &service{empty: func(ctx context.Context) error {
+		started <- struct{}{}
+		<-wait
+		panic("in the handler")
+	}}
+	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...)...))
+	_ = call(withKey(t.Context(), token), conn)
+	require.Equal(t, "in the handler", <-recovered)
+	<-started
+	require.Zero(t, store.Stats().Live)
+
+	wait = make(chan struct{})
+	ended := callInBackground(withKey(t.Context(), token), conn)
+	<-started
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	close(wait)
+	require.Equal(t, "in the handler", <-recovered)
+	requireRefused(t, <-ended, codes.Unauthenticated, "API_KEY_REVOKED")
+	require.Zero(t, store.Stats().Live)
+}

@@ -1,0 +1,103 @@
+package interceptor_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+)
+
+// A fallible is a store that stops when a test says so.
+type fallible struct {
+	err   atomic.Pointer[error]
+	asked atomic.Int64
+}
+
+func (f *fallible) Err() error {
+	f.asked.Add(1)
+	if err := f.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func TestWatchHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, server := &fallible{}, health.NewServer()
+		server.SetServingStatus("orders", healthpb.HealthCheckResponse_SERVING)
+		server.SetServingStatus("other", healthpb.HealthCheckResponse_SERVING)
+		check := func(service string) string {
+			reply, err := server.Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+			require.NoError(t, err)
+			return reply.Status.String()
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- interceptor.WatchHealth(t.Context(), server, store, "orders") }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, []string{"SERVING", "SERVING", "SERVING"}, []string{check(""), check("orders"), check("other")})
+		require.EqualValues(t, 61, store.asked.Load(), "once a second")
+
+		stopped := errors.New("the disk is gone")
+		store.err.Store(&stopped)
+		require.ErrorIs(t, <-ended, stopped)
+		require.Equal(t, []string{"NOT_SERVING", "NOT_SERVING", "SERVING"}, []string{check(""), check("orders"), check("other")})
+	})
+}
+
+func TestWatchHealthEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- interceptor.WatchHealth(ctx, health.NewServer(), &fallible{}) }()
+		synctest.Wait()
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// A probe on a socket sees that the store has stopped. The probe has no key.
+func TestProbesSeeThatTheStoreHasStopped(t *testing.T) {
+	store, healthServer := &fallible{}, health.NewServer()
+	auth := newAuth(t, openStore(t), interceptor.Public("/grpc.health.v1.Health/*"))
+	server := grpc.NewServer(append(auth.ServerOptions(), grpc.WaitForHandlers(true))...)
+	healthpb.RegisterHealthServer(server, healthServer)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served, watched := make(chan error, 1), make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-served)
+	})
+	go func() { watched <- interceptor.WatchHealth(t.Context(), healthServer, store) }()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	probe, err := healthpb.NewHealthClient(dial(t, lis.Addr().String())).Watch(ctx, &healthpb.HealthCheckRequest{})
+	require.NoError(t, err)
+	update, err := probe.Recv()
+	require.NoError(t, err)
+	require.Equal(t, healthpb.HealthCheckResponse_SERVING, update.Status)
+	stopped := errors.New("the disk is gone")
+	store.err.Store(&stopped)
+	update, err = probe.Recv()
+	require.NoError(t, err)
+	require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, update.Status)
+	require.ErrorIs(t, <-watched, stopped)
+	cancel()
+	_, err = probe.Recv()
+	require.Equal(t, codes.Canceled, status.Code(err))
+}

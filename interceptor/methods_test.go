@@ -24,7 +24,10 @@ const (
 
 // tapped is the server's options, with the tap handle or without.
 func tapped(auth *interceptor.Authenticator) map[string][]grpc.ServerOption {
-	return map[string][]grpc.ServerOption{"": auth.ServerOptions()}
+	return map[string][]grpc.ServerOption{
+		"":         auth.ServerOptions(),
+		", tapped": append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap())),
+	}
 }
 
 func TestRequireRules(t *testing.T) {

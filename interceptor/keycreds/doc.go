@@ -34,19 +34,22 @@
 // # Rotation
 //
 // [FromSource] asks for the key on every call, so that a new key needs no new connection. A stream that is open goes
-// on under the key that it was opened with. If the source reads a file, replace that by a rename, which readers see
-// whole.
+// on under the key that it was opened with. [FromFile] reads a file again when it changes, such as a mounted secret. Replace
+// the file by a rename, which readers see whole.
 //
 // # Errors
 //
-// Neither New nor FromSource returns an error; a call fails with it instead, before anything of the call is sent.
+// New, FromSource and FromFile return no error; a call fails with it instead, before anything of the call is sent.
 // None holds the key, but that of a source is passed on as it is.
 //
 //	what is wrong                                            the call's code
 //	the key: empty, over 512 bytes, white space inside,
 //	or other characters than printable ASCII                 Unauthenticated
+//	not the key, or something around it: quotes, NAME=key,
+//	${NAME}, a comma or semicolon at the end, a hint         Unauthenticated
 //	a connection without privacy and integrity               Unauthenticated
-//	the source returned an error                             Unavailable
+//	the source returned an error, or panicked; the file
+//	cannot be read                                           Unavailable
 //	the call was cancelled, or late, before the source
 //	returned its error                                       Canceled, DeadlineExceeded
 //	a bad header or scheme, a nil source                     Internal

@@ -2,10 +2,12 @@ package keycreds_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
 	"os"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -43,11 +45,25 @@ func ExampleNew_badKey() {
 	// keycreds: the API key is empty: is the variable or the file set that it is read from?
 }
 
-// The file is read on every call: put a new key there, by a rename, and the next call carries it.
+// A secret that is mounted into a container: when the file changes, calls carry the new key a second later.
+func ExampleFromFile() {
+	conn, err := grpc.NewClient("api.example.com:443",
+		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
+		grpc.WithPerRPCCredentials(keycreds.FromFile("/run/secrets/api-key")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+}
+
+// A source is asked on every call.
 func ExampleFromSource() {
+	var current atomic.Pointer[string] // set by whoever fetches the key from a secret manager
 	creds := keycreds.FromSource(func(context.Context) (string, error) {
-		key, err := os.ReadFile("/run/secrets/api-key")
-		return string(key), err
+		if key := current.Load(); key != nil {
+			return *key, nil
+		}
+		return "", errors.New("the key was not fetched yet")
 	})
 	conn, err := grpc.NewClient("api.example.com:443",
 		grpc.WithTransportCredentials(credentials.NewTLS(nil)),

@@ -3,6 +3,8 @@ package keycreds
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -45,22 +47,44 @@ func New(token string, opts ...Option) credentials.PerRPCCredentials {
 // The source is asked on every call, every opening of a stream, and every retry, before anything is sent, unless the
 // connection may not carry a key. It must be quick, or keep the key for a while, be safe for concurrent use, and
 // return when its context, which is the call's, ends. If it returns an error, the call fails with code Unavailable;
-// the text is passed on, so it must not hold the key.
+// the text is passed on, so it must not hold the key. If it panics, the call fails with code Unavailable too. For a key in a
+// file, use [FromFile].
 func FromSource(source func(context.Context) (string, error), opts ...Option) credentials.PerRPCCredentials {
 	return newCreds(func(ctx context.Context) (string, error) {
 		if source == nil {
 			return "", errNilSource
 		}
-		token, err := source(ctx)
+		token, failed := ask(ctx, source)
 		switch {
-		case err == nil:
+		case failed == nil:
 			return clean(token)
 		case ctx.Err() != nil: // the caller's own doing
 			return "", status.FromContextError(ctx.Err()).Err()
 		default:
-			return "", &sourceError{err}
+			return "", failed
 		}
 	}, opts)
+}
+
+// ask calls the source. A panic of the source, or of its error, becomes an error: gRPC asks credentials on goroutines of its
+// own too, where nobody recovers. The text of a panic may hold the key, except that of a runtime error.
+func ask(ctx context.Context, source func(context.Context) (string, error)) (token string, failed *sourceError) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case runtime.Error:
+			failed = &sourceError{p, "it panicked: " + p.Error()}
+		case error:
+			failed = &sourceError{p, fmt.Sprintf("it panicked with a value of type %T", p)}
+		default:
+			failed = &sourceError{nil, fmt.Sprintf("it panicked with a value of type %T", p)}
+		}
+	}()
+	token, err := source(ctx)
+	if err != nil {
+		return "", &sourceError{err, err.Error()}
+	}
+	return token, nil
 }
 
 // clean returns the key in token.
@@ -71,7 +95,11 @@ func clean(token string) (string, error) {
 		return "", errEmpty
 	case len(key) > maxKey:
 		return "", errLength
-	case strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
+	}
+	if err := mistake(key); err != nil {
+		return "", err
+	}
+	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return "", errCharacters
 	}
 	return key, nil
@@ -79,12 +107,15 @@ func clean(token string) (string, error) {
 
 // A sourceError is the failure of a source. Unlike a plain status it keeps the cause for errors.Is, and the status
 // hides the code that the cause may have: NotFound, from a secret manager, is not the called server's answer.
-type sourceError struct{ cause error }
+type sourceError struct {
+	cause error // nil: a panic with a value that is no error
+	text  string
+}
 
 func (e *sourceError) Error() string { return e.GRPCStatus().String() }
 func (e *sourceError) Unwrap() error { return e.cause }
 func (e *sourceError) GRPCStatus() *status.Status {
-	return status.New(codes.Unavailable, "keycreds: the source of the API key failed: "+e.cause.Error())
+	return status.New(codes.Unavailable, "keycreds: the source of the API key failed: "+e.text)
 }
 
 // creds is immutable.
@@ -152,7 +183,7 @@ func (c *creds) RequireTransportSecurity() bool { return !c.allowInsecure }
 
 func (c *creds) String() string { return "keycreds(" + c.header + ", redacted)" }
 
-// An Option is a setting for New and FromSource. The zero Option changes nothing.
+// An Option is a setting for New, FromSource and FromFile. The zero Option changes nothing.
 type Option struct {
 	apply func(*creds)
 }

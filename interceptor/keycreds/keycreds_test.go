@@ -374,9 +374,14 @@ func withHeader(name, scheme string) credentials.PerRPCCredentials {
 
 func TestRedaction(t *testing.T) {
 	type nested struct{ creds credentials.PerRPCCredentials }
+	path := filepath.Join(t.TempDir(), "api-key")
+	write(t, path, testKey)
+	fromFile := keycreds.FromFile(path, keycreds.AllowInsecure())
+	require.Equal(t, "Bearer "+testKey, sent(t, fromFile), "it holds the key now")
 	for name, creds := range map[string]credentials.PerRPCCredentials{
 		"New":        keycreds.New(testKey),
 		"FromSource": keycreds.FromSource(func(context.Context) (string, error) { return testKey, nil }),
+		"FromFile":   fromFile,
 	} {
 		t.Run(name, func(t *testing.T) {
 			redacted := func(how, printed string) {

@@ -1,0 +1,42 @@
+//go:build unix
+
+package keycreds_test
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+)
+
+// While one caller hangs in the file system, the others go on with the last key. (A named pipe is a file whose opening
+// hangs until somebody writes.)
+func TestFromFileThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(dir, "api-key")
+		write(t, path, testKey)
+		creds := keycreds.FromFile(path, keycreds.AllowInsecure())
+		require.Equal(t, "Bearer "+testKey, sent(t, creds))
+		require.NoError(t, os.Remove(path))
+		require.NoError(t, syscall.Mkfifo(path, 0o600))
+		time.Sleep(time.Second)
+		hung := make(chan string, 1)
+		go func() { hung <- sent(t, creds) }()
+		pipe, err := os.OpenFile(path, os.O_WRONLY, 0) // returns when the other has opened the pipe
+		require.NoError(t, err)
+		for range 10 {
+			require.Equal(t, "Bearer "+testKey, sent(t, creds))
+		}
+		_, err = pipe.WriteString(testKey2)
+		require.NoError(t, err)
+		require.NoError(t, pipe.Close())
+		require.Equal(t, "Bearer "+testKey2, <-hung)
+	})
+}

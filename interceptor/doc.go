@@ -68,13 +68,16 @@
 // # The end of a server
 //
 // [Shutdown] stops a server and its store in the order in which no good call fails and every stream ends. A store that is
-// closed first refuses every call until the server has stopped.
+// closed first refuses every call until the server has stopped. [WatchHealth] tells probes that a store has stopped.
 //
 // # Order
 //
 // Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for
 // example, and binary logging see a call's metadata before any interceptor does; gRPC's binary log leaves out
 // authorization and no other header, which is why it is the default.
+//
+// gRPC reads and decompresses the request of a unary call before any interceptor runs. [Authenticator.Tap] refuses calls
+// without a plausible key before that.
 //
 // A handler that panics after its stream was cut changes nothing for the caller, who was told before; a recovery
 // outside the Authenticator counts its panic as an error all the same.

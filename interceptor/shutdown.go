@@ -27,8 +27,7 @@ func Shutdown(server interface {
 	Stop()
 }, store interface{ Close() error }, wait time.Duration) error {
 	closeStore := sync.OnceValue(store.Close)
-	end := time.AfterFunc(wait, func() { _ = closeStore() })
-	defer end.Stop()
+	time.AfterFunc(wait, func() { _ = closeStore() })
 	stop := time.AfterFunc(max(wait, 0)+lastMoment, server.Stop)
 	defer stop.Stop()
 	server.GracefulStop()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"runtime"
 	"strings"
@@ -232,9 +233,10 @@ func TestTapAsksTheMapper(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	mapper := func(ctx context.Context, method string, err error, told *status.Status) *status.Status {
-		require.ErrorIs(t, err, keystore.ErrMalformed)
-		require.Equal(t, emptyCall, method)
-		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
+		if !errors.Is(err, keystore.ErrMalformed) || method != emptyCall ||
+			len(metadata.ValueFromIncomingContext(ctx, "authorization")) > 0 {
+			return told
+		}
 		return status.New(codes.NotFound, "mapped")
 	}
 	conn := dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.WithErrorMapper(mapper)))...))

@@ -40,3 +40,21 @@ func TestFromFileThatHangs(t *testing.T) {
 		require.Equal(t, "Bearer "+testKey2, <-hung)
 	})
 }
+
+// A file without an end, or a large one, is not read as a whole.
+func TestFromFileThatDoesNotEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "api-key")
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
+	written := make(chan error, 1)
+	go func() {
+		pipe, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = pipe.Write(make([]byte, 1<<20))
+			_ = pipe.Close()
+		}
+		written <- err
+	}()
+	_, err := keycreds.FromFile(path, keycreds.AllowInsecure()).GetRequestMetadata(t.Context())
+	require.ErrorContains(t, err, "longer than 512 bytes")
+	require.ErrorIs(t, <-written, syscall.EPIPE)
+}

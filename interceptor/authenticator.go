@@ -110,8 +110,9 @@ func (a *Authenticator) addRule(fullMethod string, r rule) error {
 	return nil
 }
 
-// rule returns the rule for a method: its own, or else its service's, or else that it needs a key or a rule. Names match to the
-// letter, so that one which the server would read differently needs a key too (compare CVE-2026-33186).
+// rule returns the rule for a method: its own, or else its service's, or else that it needs a key
+// or a rule. Names match to the letter, so that one which the server would read differently needs a
+// key too (compare CVE-2026-33186).
 func (a *Authenticator) rule(fullMethod string) rule {
 	if r, ok := a.methods[fullMethod]; ok {
 		return r
@@ -137,9 +138,9 @@ func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) 
 	return info.FullMethod
 }
 
-// Unary returns the interceptor for unary calls. On a server that has no other interceptor of this Authenticator, streams
-// need no key: use Stream too, or ServerOptions, which is both. A key that is revoked while the handler runs interrupts the
-// handler only with CancelUnary.
+// Unary returns the interceptor for unary calls. On a server that has no other interceptor of this
+// Authenticator, streams need no key: use Stream too, or ServerOptions, which is both. A key that
+// is revoked while the handler runs interrupts the handler only with CancelUnary.
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	a.unaryInUse.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -173,7 +174,8 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	return key, r.allows(key)
 }
 
-// admit returns the credential of a call, unless the method has no rule, or too many of its address have failed.
+// admit returns the credential of a call, unless the method has no rule, or too many of its address
+// have failed.
 func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
 	if r.missing {
 		return "", errNoRule
@@ -201,8 +203,9 @@ func (a *Authenticator) failed(call *callContext, err error) error {
 	return err
 }
 
-// Stream returns the interceptor for streams. One whose key is revoked or expires ends. On a server that has no other
-// interceptor of this Authenticator, unary calls need no key: use Unary too, or ServerOptions, which is both.
+// Stream returns the interceptor for streams. One whose key is revoked or expires ends. On a server
+// that has no other interceptor of this Authenticator, unary calls need no key: use Unary too, or
+// ServerOptions, which is both.
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	a.streamInUse.Store(true)
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -266,9 +269,10 @@ func (r rule) allows(k *keystore.Key) error {
 	return nil
 }
 
-// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that grpc.UnaryInterceptor and
-// grpc.StreamInterceptor set, and in their place among the chained ones. Give them to a server once: a second Authenticator
-// does not find the credential, and refuses the calls with Internal, AUTHENTICATED_TWICE.
+// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that
+// grpc.UnaryInterceptor and grpc.StreamInterceptor set, and in their place among the chained ones.
+// Give them to a server once: a second Authenticator does not find the credential, and refuses the
+// calls with Internal, AUTHENTICATED_TWICE.
 func (a *Authenticator) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(a.Unary()), grpc.ChainStreamInterceptor(a.Stream())}
 }

@@ -7,12 +7,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// CancelUnary ends unary calls with their key, as streams end. When the key is revoked, disabled, changed to admit less, or
-// expires, the context of the handler is cancelled, and the client gets the status that the client of a stream gets, also
-// if the handler does not return. Once Revoke has returned, the reply of a handler that returns later is not sent; the reply
-// of a handler that returned before may still arrive. Each call costs what opening a stream costs the store, a few
-// microseconds. Without CancelUnary, a unary call that was admitted runs to its end. Calls of Public methods, and calls
-// without a credential of Optional methods, are not ended.
+// CancelUnary ends unary calls with their key, as streams end. When the key is revoked, disabled,
+// changed to admit less, or expires, the context of the handler is cancelled, and the client gets
+// the status that the client of a stream gets, also if the handler does not return. Once Revoke has
+// returned, the reply of a handler that returns later is not sent; the reply of a handler that
+// returned before may still arrive. Each call costs what opening a stream costs the store, a few
+// microseconds. Without CancelUnary, a unary call that was admitted runs to its end. Calls of
+// Public methods, and calls without a credential of Optional methods, are not ended.
 func CancelUnary() Option {
 	return Option{func(a *Authenticator) error {
 		a.cancelUnary = true
@@ -20,7 +21,8 @@ func CancelUnary() Option {
 	}}
 }
 
-// A unaryCall is a unary call in the form that newStream takes. It has no messages: the handler never sees the stream.
+// A unaryCall is a unary call in the form that newStream takes. It has no messages: the handler
+// never sees the stream.
 type unaryCall struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -29,7 +31,9 @@ type unaryCall struct {
 func (u unaryCall) Context() context.Context { return u.ctx }
 
 // bound calls the handler with a context that ends when the key no longer admits the call.
-func (a *Authenticator) bound(call *callContext, r rule, method string, req any, handler grpc.UnaryHandler) (any, error) {
+func (a *Authenticator) bound(
+	call *callContext, r rule, method string, req any, handler grpc.UnaryHandler,
+) (any, error) {
 	bound, key, release, err := a.bind(call, r)
 	if err != nil {
 		return nil, a.tell(call, method, err).Err()

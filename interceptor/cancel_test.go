@@ -63,8 +63,8 @@ func TestCancelUnary(t *testing.T) {
 	}
 }
 
-// A handler that ignores its context goes on, but its reply is not sent. Where the transport can end a call, the client gets
-// the status before the handler returns.
+// A handler that ignores its context goes on, but its reply is not sent. Where the transport can
+// end a call, the client gets the status before the handler returns.
 func TestCancelUnaryOfADeafHandler(t *testing.T) {
 	for name, connect := range transports {
 		t.Run(name, func(t *testing.T) {
@@ -154,7 +154,8 @@ func TestChangesCancelUnary(t *testing.T) {
 	}
 }
 
-// With CancelUnary, calls are admitted and refused as without: by a key, a scope, a method that is public or optional.
+// With CancelUnary, calls are admitted and refused as without: by a key, a scope, a method that is
+// public or optional.
 func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -183,15 +184,17 @@ func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 }
 
-// Handlers return while their key is revoked. Whoever returns after Revoke has returned must not get a reply through.
+// Handlers return while their key is revoked. Whoever returns after Revoke has returned must not
+// get a reply through.
 func TestRevokeRacesTheReplies(t *testing.T) {
 	const rounds, calls = 30, 20
 	store := openStore(t)
 	var revoked atomic.Bool
-	var started sync.WaitGroup
+	var started, returned sync.WaitGroup
 	var proceed chan struct{}
 	var late [calls]bool
 	svc := &service{empty: func(ctx context.Context) error {
+		defer returned.Done()
 		i, _ := strconv.Atoi(metadata.ValueFromIncomingContext(ctx, "call")[0])
 		started.Done()
 		<-proceed
@@ -208,6 +211,7 @@ func TestRevokeRacesTheReplies(t *testing.T) {
 		revoked.Store(false)
 		proceed = make(chan struct{})
 		started.Add(calls)
+		returned.Add(calls)
 		var ends [calls]<-chan error
 		for i := range calls {
 			ends[i] = callInBackground(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "call", strconv.Itoa(i)), conn)
@@ -226,6 +230,7 @@ func TestRevokeRacesTheReplies(t *testing.T) {
 			refusals++
 			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 		}
+		returned.Wait()
 		require.Eventually(t, func() bool { return store.Stats().Live == 0 }, time.Minute, time.Millisecond)
 	}
 	t.Logf("%d replies, %d refusals", replies, refusals)

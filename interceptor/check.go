@@ -16,14 +16,17 @@ type ServiceInfoProvider interface {
 
 // Check returns an error if the rules and the server do not fit together:
 //
-//   - a rule names a method, or a service, that the server does not have: the name was misspelt, or the method has been
-//     renamed, and the rule guards nothing (rules of RulesFrom may be of other servers);
-//   - with RequireRules, a method of the server has no rule, and every call of the method is refused;
-//   - the server has streams that need a key, and nobody called Stream or ServerOptions; or unary methods that need a key,
-//     and nobody called Unary or ServerOptions. Check does not see whether the server got what these returned.
+//   - A rule names a method, or a service, that the server does not have: the name was misspelt, or
+//     the method has been renamed, and the rule guards nothing. (Rules of RulesFrom may be of other
+//     servers.)
+//   - With RequireRules, a method of the server has no rule, and every call of it is refused.
+//   - The server has streams that need a key, and nobody called Stream or ServerOptions; or unary
+//     methods that need a key, and nobody called Unary or ServerOptions. Check does not see whether
+//     the server got what these returned.
 //
 // Call Check after all services are registered, before Serve. If the server passes calls on with a
-// grpc.UnknownServiceHandler, name what it passes on in proxied: full methods, or services, as "/package.Service/*".
+// grpc.UnknownServiceHandler, name what it passes on in proxied: full methods, or services, as
+// "/package.Service/*".
 func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 	known := make(map[string]bool)   // services, and methods
 	streams := make(map[string]bool) // by method: whether Stream guards the method, or else Unary
@@ -39,7 +42,8 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 	for _, name := range proxied {
 		service, method, ok := splitMethod(name)
 		if !ok {
-			return fmt.Errorf("interceptor: Check: %q is neither a full method name nor a service, as /package.Service/*", name)
+			return fmt.Errorf("interceptor: Check: %q is neither a full method name "+
+				"nor a service, as /package.Service/*", name)
 		}
 		known[service] = true
 		streams[name] = true // gRPC treats every call of an UnknownServiceHandler as a stream
@@ -74,13 +78,14 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	return errors.Join(
-		complain(unknown, "rules for what the server does not have: %s: correct the names, or call Check after registering"),
+		complain(unknown, "rules for what the server does not have: %s: "+
+			"correct the names, or call Check after registering"),
 		complain(ruleless, "methods without a rule, which RequireRules refuses to everyone: %s: "+
 			"give each a rule, such as Public, Require or AnyKey"),
-		complain(openUnary, "the interceptor of Unary is not in use, so that these methods need no key: %s: "+
-			"give grpc.NewServer the ServerOptions"),
-		complain(openStreams, "the interceptor of Stream is not in use, so that these streams need no key: %s: "+
-			"give grpc.NewServer the ServerOptions"))
+		complain(openUnary, "the interceptor of Unary is not in use, "+
+			"so that these methods need no key: %s: give grpc.NewServer the ServerOptions"),
+		complain(openStreams, "the interceptor of Stream is not in use, "+
+			"so that these streams need no key: %s: give grpc.NewServer the ServerOptions"))
 }
 
 // complain returns nil if there are no names.

@@ -17,8 +17,9 @@ type contextKey struct{}
 // A callKey is where the context of a call that an Authenticator has seen has its callContext.
 type callKey struct{}
 
-// FromContext returns the key that the call was admitted with, in a handler or an interceptor behind the
-// Authenticator. It is false for a call of a public method, and for a call without a credential of an Optional one.
+// FromContext returns the key that the call was admitted with, in a handler or an interceptor
+// behind the Authenticator. It is false for a call of a public method, and for a call without a
+// credential of an Optional one.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
 	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
 	return k, ok && k != nil

@@ -43,11 +43,12 @@
 //
 // # Rules
 //
-// Each method has at most one rule, and the most exact one counts: that of Public, [Optional], [AnyKey], [Require] or
-// [RequireAny] for the method, or else that of [RulesFrom], or else that of Public, Optional or AnyKey for its service, or
-// else that any valid key will do, also one without scopes. With [RequireRules], nobody may call a method without a rule.
-// Names are those that callers call, and match to the letter; [Authenticator.Check] finds those that are
-// misspelt. Which scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
+// Each method has at most one rule, and the most exact one counts: that of Public, [Optional],
+// [AnyKey], [Require] or [RequireAny] for the method, or else that of [RulesFrom], or else that of
+// Public, Optional or AnyKey for its service, or else that any valid key will do, also one without
+// scopes. With [RequireRules], nobody may call a method without a rule. Names are those that
+// callers call, and match to the letter; [Authenticator.Check] finds those that are misspelt. Which
+// scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
 //
 // # The credential
 //
@@ -62,13 +63,14 @@
 // Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
 // way and may still arrive.
 //
-// A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a stream does, and its caller
-// is told what the table says of streams.
+// A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a
+// stream does, and its caller is told what the table says of streams.
 //
 // # The end of a server
 //
-// [Shutdown] stops a server and its store in the order in which no good call fails and every stream ends. A store that is
-// closed first refuses every call until the server has stopped. [WatchHealth] tells probes that a store has stopped.
+// [Shutdown] stops a server and its store in the order in which no good call fails and every stream
+// ends. A store that is closed first refuses every call until the server has stopped. [WatchHealth]
+// tells probes that a store has stopped.
 //
 // # Order
 //
@@ -76,8 +78,8 @@
 // example, and binary logging see a call's metadata before any interceptor does; gRPC's binary log leaves out
 // authorization and no other header, which is why it is the default.
 //
-// gRPC reads and decompresses the request of a unary call before any interceptor runs. [Authenticator.Tap] refuses calls
-// without a plausible key before that.
+// gRPC reads and decompresses the request of a unary call before any interceptor runs.
+// [Authenticator.Tap] refuses calls without a plausible key before that.
 //
 // A handler that panics after its stream was cut changes nothing for the caller, who was told before; a recovery
 // outside the Authenticator counts its panic as an error all the same.

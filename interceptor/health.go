@@ -7,18 +7,20 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// WatchHealth sets the status of a health server to NOT_SERVING when the store has stopped, so that probes and load
-// balancers notice. It returns the error of the store, or nil when ctx ends first. Call WatchHealth in a goroutine of its
-// own:
+// WatchHealth sets the status of a health server to NOT_SERVING when the store has stopped, so that
+// probes and load balancers notice. It returns the error of the store, or nil when ctx ends first.
+// Call WatchHealth in a goroutine of its own:
 //
 //	healthServer := health.NewServer()
 //	healthpb.RegisterHealthServer(server, healthServer)
 //	go interceptor.WatchHealth(ctx, healthServer, store)
 //
-// A server is a *health.Server. A store is a *keystore.Store, whose Err returns why the store has stopped, or nil while it
-// works; WatchHealth calls Err once a second. The status that is set is that of the whole server, "", and of the services, if
-// any are named. WatchHealth never sets SERVING: a store that has stopped does not work again until it is reopened, in
-// practice with a restart of the process. Let probes call the health service without a key: Public("/grpc.health.v1.Health/*").
+// A server is a *health.Server. A store is a *keystore.Store, whose Err returns why the store has
+// stopped, or nil while it works; WatchHealth calls Err once a second. The status that is set is
+// that of the whole server, "", and of the services, if any are named. WatchHealth never sets
+// SERVING: a store that has stopped does not work again until it is reopened, in practice with a
+// restart of the process. Let probes call the health service without a key:
+// Public("/grpc.health.v1.Health/*").
 func WatchHealth(ctx context.Context, server interface {
 	SetServingStatus(service string, status healthpb.HealthCheckResponse_ServingStatus)
 }, store interface{ Err() error }, services ...string) error {

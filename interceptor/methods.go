@@ -10,9 +10,10 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// RequireRules refuses the calls of every method that has no rule, with PermissionDenied, before it looks at the credential.
-// A rule is what Public, Optional, AnyKey, Require, RequireAny or RulesFrom say about the method or its service. Without
-// this option, a method without a rule takes any valid key. Check lists the methods of a server that have no rule.
+// RequireRules refuses the calls of every method that has no rule, with PermissionDenied, before it
+// looks at the credential. A rule is what Public, Optional, AnyKey, Require, RequireAny or
+// RulesFrom say about the method or its service. Without this option, a method without a rule takes
+// any valid key. Check lists the methods of a server that have no rule.
 func RequireRules() Option {
 	return Option{func(a *Authenticator) error {
 		a.requireRules = true
@@ -20,16 +21,18 @@ func RequireRules() Option {
 	}}
 }
 
-// AnyKey lets any valid key call the methods, also a key without scopes: full names, or all methods of a service, as
-// "/package.Service/*". AnyKey is for RequireRules; without RequireRules, a method without a rule is the same.
+// AnyKey lets any valid key call the methods, also a key without scopes: full names, or all methods
+// of a service, as "/package.Service/*". AnyKey is for RequireRules; without RequireRules, a method
+// without a rule is the same.
 func AnyKey(fullMethods ...string) Option {
 	return addRules("AnyKey", rule{}, fullMethods)
 }
 
-// Optional lets a caller without a credential call the methods as nobody: FromContext returns false. A caller with a valid
-// key is known: FromContext returns the key, and a stream ends when its key is revoked. A bad key is refused, and so is a
-// header that is there and has no key. With RequireTLS, Optional methods need a secure connection, also for nobody. The
-// names are full names, or all methods of a service, as "/package.Service/*".
+// Optional lets a caller without a credential call the methods as nobody: FromContext returns
+// false. A caller with a valid key is known: FromContext returns the key, and a stream ends when
+// its key is revoked. A bad key is refused, and so is a header that is there and has no key. With
+// RequireTLS, Optional methods need a secure connection, also for nobody. The names are full names,
+// or all methods of a service, as "/package.Service/*".
 func Optional(fullMethods ...string) Option {
 	return addRules("Optional", rule{optional: true}, fullMethods)
 }
@@ -50,9 +53,11 @@ var (
 	// The metadata of a call pass the first Authenticator without the credential.
 	errTwice = errors.New("two Authenticators on one call")
 
-	noRuleStatus = newStatus(codes.PermissionDenied, "METHOD_HAS_NO_RULE", "no rule lets anyone call this method", nil)
-	twiceStatus  = newStatus(codes.Internal, "AUTHENTICATED_TWICE",
-		"a second Authenticator got this call: give the server the ServerOptions of one Authenticator, once", nil)
+	noRuleStatus = newStatus(codes.PermissionDenied, "METHOD_HAS_NO_RULE",
+		"no rule lets anyone call this method", nil)
+	twiceStatus = newStatus(codes.Internal, "AUTHENTICATED_TWICE",
+		"a second Authenticator got this call: "+
+			"give the server the ServerOptions of one Authenticator, once", nil)
 )
 
 // open reports whether the rule lets the call in without a look at a key.

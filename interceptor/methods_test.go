@@ -145,7 +145,8 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Where keys do not go over plaintext, nobody does either: a credential that was taken off on the way would not be noticed.
+// Where keys do not go over plaintext, nobody does either: a credential that was taken off on the
+// way would not be noticed.
 func TestOptionalWithRequireTLS(t *testing.T) {
 	store := openStore(t)
 	opts := newAuth(t, store, interceptor.Optional(emptyCall, duplex), interceptor.RequireTLS()).ServerOptions()

@@ -81,7 +81,8 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 			return fmt.Errorf("%s %q: name at least one scope, and none that is empty", option, fullMethod)
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
-			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service", option, fullMethod)
+			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service",
+				option, fullMethod)
 		}
 		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
 			return fmt.Errorf("%s: %w", option, err)

@@ -62,8 +62,9 @@ func newReplica(t *testing.T, backup []byte, svc *service) *replica {
 	return r
 }
 
-// Two servers share the load of 16 clients, and one of the two stops, as in a rolling update. The store that is closed first
-// refuses calls that have a good key; Shutdown fails none, and ends a stream that would never end.
+// Two servers share the load of 16 clients, and one of the two stops, as in a rolling update. The
+// store that is closed first refuses calls that have a good key; Shutdown fails none, and ends a
+// stream that would never end.
 func TestShutdownFailsNoGoodCall(t *testing.T) {
 	for name, tt := range map[string]struct {
 		stop  func(t *testing.T, r *replica)

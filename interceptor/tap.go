@@ -12,22 +12,25 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// Tap returns a handle that refuses calls without a plausible key before gRPC reads their messages. The interceptors of unary
-// calls run after gRPC has read and decompressed the request, so that a stranger makes the server inflate 83 KB of gzip to as
-// much as grpc.MaxRecvMsgSize allows. (The interceptors of streams run before.) Use the handle beside the interceptors:
+// Tap returns a handle that refuses calls without a plausible key before gRPC reads their messages.
+// The interceptors of unary calls run after gRPC has read and decompressed the request, so that a
+// stranger makes the server inflate 83 KB of gzip to as much as grpc.MaxRecvMsgSize allows. (The
+// interceptors of streams run before.) Use the handle beside the interceptors:
 //
 //	server := grpc.NewServer(append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap()))...)
 //
-// A plausible key has the form of a key of package keystore, and its checksum, which anybody can compute; a Verifier that
-// takes other keys cannot have Tap. Tap does not ask the Verifier. It looks at what needs no store: the rule of the method,
-// RequireTLS, LimitFailures, whether there is one credential, and its form. Callers are told the same as by the interceptors,
-// also of methods that the server does not have. An ErrorMapper runs on the goroutine that reads the connection, and holds up
-// its other calls. The Observer of the store does not see what Tap refuses.
+// A plausible key has the form of a key of package keystore, and its checksum, which anybody can
+// compute; a Verifier that takes other keys cannot have Tap. Tap does not ask the Verifier. It
+// looks at what needs no store: the rule of the method, RequireTLS, LimitFailures, whether there is
+// one credential, and its form. Callers are told the same as by the interceptors, also of methods
+// that the server does not have. An ErrorMapper runs on the goroutine that reads the connection,
+// and holds up its other calls. The Observer of the store does not see what Tap refuses.
 //
-// What Tap does not catch: keys that are made up with a right checksum, calls of Public and Optional methods, and calls
-// through grpc.Server.ServeHTTP, which runs no tap handle. In grpc-go 1.85, a call that is refused and has a deadline leaves
-// a timer until the deadline. So Tap refuses 4,096 such calls at most at any time, and leaves further ones to the
-// interceptors: whoever sends 4,096 calls with a long deadline ends what Tap does about calls with a deadline.
+// What Tap does not catch: keys that are made up with a right checksum, calls of Public and
+// Optional methods, and calls through grpc.Server.ServeHTTP, which runs no tap handle. In grpc-go
+// 1.85, a call that is refused and has a deadline leaves a timer until the deadline. So Tap refuses
+// 4,096 such calls at most at any time, and leaves further ones to the interceptors: whoever sends
+// 4,096 calls with a long deadline ends what Tap does about calls with a deadline.
 func (a *Authenticator) Tap() tap.ServerInHandle {
 	held := new(heldTimers)
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
@@ -58,17 +61,21 @@ func (a *Authenticator) plausible(call *callContext, r rule) error {
 }
 
 // tellEarly is tell where no recovery can stop a panic of the mapper.
-func (a *Authenticator) tellEarly(ctx context.Context, fullMethod string, err error) (told *status.Status) {
+func (a *Authenticator) tellEarly(
+	ctx context.Context, fullMethod string, err error,
+) (told *status.Status) {
 	told = a.refusal(ctx, err)
 	defer func() { _ = recover() }()
 	return a.tell(ctx, fullMethod, err)
 }
 
-// maxHeld bounds the memory that refused calls hold: a few hundred bytes each, and the connection if it has ended.
+// maxHeld bounds the memory that refused calls hold: a few hundred bytes each, and the connection
+// if it has ended.
 const maxHeld = 4096
 
-// heldTimers counts the timers that grpc-go leaves behind: http2Server.operateHeaders does not cancel the context of a call
-// that a tap handle refuses. A context without a deadline is garbage then; the timer of a deadline holds its context.
+// heldTimers counts the timers that grpc-go leaves behind: http2Server.operateHeaders does not
+// cancel the context of a call that a tap handle refuses. A context without a deadline is garbage
+// then; the timer of a deadline holds its context.
 type heldTimers struct{ n atomic.Int64 }
 
 // full reports whether the call has a deadline and must not be refused by the tap handle.
@@ -77,7 +84,8 @@ func (h *heldTimers) full(ctx context.Context) bool {
 	return ok && h.n.Load() >= maxHeld
 }
 
-// add counts the call until its deadline. It does not use context.AfterFunc, which would hold the metadata of the call too.
+// add counts the call until its deadline. It does not use context.AfterFunc, which would hold the
+// metadata of the call too.
 func (h *heldTimers) add(ctx context.Context) {
 	if deadline, ok := ctx.Deadline(); ok {
 		h.n.Add(1)

@@ -70,8 +70,8 @@ func (ready) Marshal(v any) (mem.BufferSlice, error) {
 
 func (ready) Unmarshal(mem.BufferSlice, any) error { return nil }
 
-// bomb is the gzip of a SimpleRequest with as many MiB of zeros. A gzip file may have several members, so that only the
-// first MiB has to be compressed.
+// bomb is the gzip of a SimpleRequest with as many MiB of zeros. A gzip file may have several
+// members, so that only the first MiB has to be compressed.
 func bomb(t *testing.T, mib int) []byte {
 	gz := func(b []byte) []byte {
 		var member bytes.Buffer
@@ -266,8 +266,8 @@ func TestRevokeEndsStreamsBehindTap(t *testing.T) {
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
-// Each refused call with a deadline costs memory until the deadline. Tap leaves calls to the interceptors when there are too
-// many, and nobody is let in.
+// Each refused call with a deadline costs memory until the deadline. Tap leaves calls to the
+// interceptors when there are too many, and nobody is let in.
 func TestTapBoundsWhatItHolds(t *testing.T) {
 	const most, more = 4096, 100
 	var reached atomic.Int64

@@ -150,8 +150,8 @@ func newStore(opts *Options) (*Store, error) {
 // nobody. It waits for changes that are under way, and releases the directory. After it, every method returns
 // ErrClosed, and a second Close does nothing; one that is called meanwhile waits for the first.
 //
-// To stop a gRPC server and its store, call Shutdown of package interceptor. A server whose store is closed first refuses
-// every call, also calls with a good key.
+// To stop a gRPC server and its store, call Shutdown of package interceptor. A server whose store
+// is closed first refuses every call, also calls with a good key.
 //
 // An error means that the directory may still be held: where there is no space left on the disk, Close can be called
 // again when there is. Nothing that was acknowledged is lost in any case.

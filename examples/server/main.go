@@ -100,7 +100,8 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
-		// Calls that run have 5 seconds to end. Then the streams end, and their clients may try again.
+		// Calls that run have 5 seconds to end. Then the streams end, and their clients may try
+		// again.
 		return interceptor.Shutdown(server, store, 5*time.Second)
 	}
 }

@@ -33,14 +33,14 @@
 //
 // # Rotation
 //
-// [FromSource] asks for the key on every call, so that a new key needs no new connection. A stream that is open goes
-// on under the key that it was opened with. [FromFile] reads a file again when it changes, such as a mounted secret. Replace
-// the file by a rename, which readers see whole.
+// [FromSource] asks for the key on every call, so that a new key needs no new connection. A stream
+// that is open goes on under the key that it was opened with. [FromFile] reads a file again when it
+// changes, such as a mounted secret. Replace the file by a rename, which readers see whole.
 //
 // # Errors
 //
-// New, FromSource and FromFile return no error; a call fails with it instead, before anything of the call is sent.
-// None holds the key, but that of a source is passed on as it is.
+// New, FromSource and FromFile return no error; a call fails with it instead, before anything of
+// the call is sent. None holds the key, but that of a source is passed on as it is.
 //
 //	what is wrong                                            the call's code
 //	the key: empty, over 512 bytes, white space inside,

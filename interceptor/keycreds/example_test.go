@@ -45,7 +45,8 @@ func ExampleNew_badKey() {
 	// keycreds: the API key is empty: is the variable or the file set that it is read from?
 }
 
-// A secret that is mounted into a container: when the file changes, calls carry the new key a second later.
+// A secret that is mounted into a container: when the file changes, calls carry the new key a
+// second later.
 func ExampleFromFile() {
 	conn, err := grpc.NewClient("api.example.com:443",
 		grpc.WithTransportCredentials(credentials.NewTLS(nil)),

@@ -11,15 +11,16 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// FromFile returns credentials that send the key in a file, and are otherwise those of [New]. The file holds the key alone;
-// white space around the key is cut off.
+// FromFile returns credentials that send the key in a file, and are otherwise those of [New]. The
+// file holds the key alone; white space around the key is cut off.
 //
-// The file is read when the first call needs the key, and then by the next call that comes a second or more after the last
-// reading. So a new key is sent a second after it is there, however it came there: by a rename, by the swap of a symbolic
-// link, as Kubernetes mounts secrets (not with subPath, which is never updated), or by a write. If a reading fails, or finds
-// no key, the last key is sent for one second more, because a file that is written in place is empty for a moment. If the
-// next reading fails too, calls fail: with Unavailable and the name of the file if it cannot be read, and as those of New if
-// it holds no key. They fail until a reading succeeds.
+// The file is read when the first call needs the key, and then by the next call that comes a second
+// or more after the last reading. So a new key is sent a second after it is there, however it came
+// there: by a rename, by the swap of a symbolic link, as Kubernetes mounts secrets (not with
+// subPath, which is never updated), or by a write. If a reading fails, or finds no key, the last
+// key is sent for one second more, because a file that is written in place is empty for a moment.
+// If the next reading fails too, calls fail: with Unavailable and the name of the file if it cannot
+// be read, and as those of New if it holds no key. They fail until a reading succeeds.
 //
 // A file system that hangs holds up one call at a time, or all calls if no key was read yet.
 func FromFile(path string, opts ...Option) credentials.PerRPCCredentials {
@@ -71,12 +72,16 @@ func (r *reading) fresh() bool { return r != nil && time.Since(r.at) < readEvery
 func (f *file) read(before *reading) *reading {
 	token, err := readFile(f.path)
 	r := &reading{at: time.Now(), token: token, err: err}
-	if _, bad := clean(token); (err != nil || bad != nil) && before != nil && before.err == nil && !before.stale {
-		if _, bad := clean(before.token); bad == nil {
-			r.token, r.err, r.stale = before.token, nil, true
-		}
+	if !r.good() && before != nil && before.good() && !before.stale {
+		r.token, r.err, r.stale = before.token, nil, true
 	}
 	return r
+}
+
+// good reports whether the token is a key.
+func (r *reading) good() bool {
+	_, err := clean(r.token)
+	return r.err == nil && err == nil
 }
 
 func readFile(path string) (string, error) {

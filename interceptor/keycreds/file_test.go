@@ -28,7 +28,8 @@ func replace(t *testing.T, path, text string) {
 	require.NoError(t, os.Rename(path+".new", path))
 }
 
-// mount makes a directory as Kubernetes mounts a secret: api-key -> ..data/api-key, and ..data -> ..version.
+// mount makes a directory as Kubernetes mounts a secret: api-key -> ..data/api-key, and ..data ->
+// ..version.
 func mount(t *testing.T, dir, version, text string) (path string) {
 	t.Helper()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, version), 0o700))
@@ -78,7 +79,8 @@ func TestFromFileReadsAChangedFile(t *testing.T) {
 	}
 }
 
-// A file that is being written, or is missing for a moment, fails no call; what is wrong with it for longer does.
+// A file that is being written, or is missing for a moment, fails no call; what is wrong with it
+// for longer does.
 func TestFromFileThatHoldsNoKey(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spoil func(t *testing.T, path string)

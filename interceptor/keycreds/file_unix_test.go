@@ -15,8 +15,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
 )
 
-// While one caller hangs in the file system, the others go on with the last key. (A named pipe is a file whose opening
-// hangs until somebody writes.)
+// While one caller hangs in the file system, the others go on with the last key. (A named pipe is a
+// file whose opening hangs until somebody writes.)
 func TestFromFileThatHangs(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {

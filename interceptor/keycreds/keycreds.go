@@ -44,11 +44,11 @@ func New(token string, opts ...Option) credentials.PerRPCCredentials {
 
 // FromSource returns credentials that ask source for the key, and are otherwise those of [New].
 //
-// The source is asked on every call, every opening of a stream, and every retry, before anything is sent, unless the
-// connection may not carry a key. It must be quick, or keep the key for a while, be safe for concurrent use, and
-// return when its context, which is the call's, ends. If it returns an error, the call fails with code Unavailable;
-// the text is passed on, so it must not hold the key. If it panics, the call fails with code Unavailable too. For a key in a
-// file, use [FromFile].
+// The source is asked on every call, every opening of a stream, and every retry, before anything is
+// sent, unless the connection may not carry a key. It must be quick, or keep the key for a while,
+// be safe for concurrent use, and return when its context, which is the call's, ends. If it returns
+// an error, the call fails with code Unavailable; the text is passed on, so it must not hold the
+// key. If it panics, the call fails with code Unavailable too. For a key in a file, use [FromFile].
 func FromSource(source func(context.Context) (string, error), opts ...Option) credentials.PerRPCCredentials {
 	return newCreds(func(ctx context.Context) (string, error) {
 		if source == nil {
@@ -66,9 +66,12 @@ func FromSource(source func(context.Context) (string, error), opts ...Option) cr
 	}, opts)
 }
 
-// ask calls the source. A panic of the source, or of its error, becomes an error: gRPC asks credentials on goroutines of its
-// own too, where nobody recovers. The text of a panic may hold the key, except that of a runtime error.
-func ask(ctx context.Context, source func(context.Context) (string, error)) (token string, failed *sourceError) {
+// ask calls the source. A panic of the source, or of its error, becomes an error: gRPC asks
+// credentials on goroutines of its own too, where nobody recovers. The text of a panic may hold the
+// key, except that of a runtime error.
+func ask(
+	ctx context.Context, source func(context.Context) (string, error),
+) (token string, failed *sourceError) {
 	defer func() {
 		switch p := recover().(type) {
 		case nil:

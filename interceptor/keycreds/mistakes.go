@@ -10,12 +10,14 @@ import (
 // What people give in place of a key, or around one. None of these texts quotes what was given.
 var (
 	errHint = status.Error(codes.Unauthenticated,
-		"keycreds: this is the hint of an API key, which is safe to show, and not the key (it has an ellipsis): "+
-			"the key itself was shown once, when it was created")
+		"keycreds: this is the hint of an API key, which is safe to show, and not the key "+
+			"(it has an ellipsis): the key itself was shown once, when it was created")
 	errQuotes = status.Error(codes.Unauthenticated,
-		"keycreds: the API key has quotation marks around it: remove them (docker --env-file and Kubernetes keep them)")
+		"keycreds: the API key has quotation marks around it: remove them "+
+			"(docker --env-file and Kubernetes keep them)")
 	errAssignment = status.Error(codes.Unauthenticated,
-		"keycreds: the API key has a name and an equals sign before it, as in NAME=key: give what comes after the sign")
+		"keycreds: the API key has a name and an equals sign before it, as in NAME=key: "+
+			"give what comes after the sign")
 	errPlaceholder = status.Error(codes.Unauthenticated,
 		"keycreds: the API key is a placeholder, such as ${NAME}, which nothing has replaced: "+
 			"is the variable expanded where it is set?")
@@ -23,9 +25,9 @@ var (
 		"keycreds: the API key ends in a comma or a semicolon: remove it")
 )
 
-// mistake returns an error if the text is not a key, but what often stands in place of a key. A key of package keystore is
-// never taken for a mistake, whatever its charset: it begins with a letter or a digit, has an underscore before its secret
-// and none inside, and ends in a letter or a digit.
+// mistake returns an error if the text is not a key, but what often stands in place of a key. A key
+// of package keystore is never taken for a mistake, whatever its charset: it begins with a letter
+// or a digit, has an underscore before its secret and none inside, and ends in a letter or a digit.
 func mistake(key string) error {
 	switch {
 	case strings.Contains(key, "…"):
@@ -42,8 +44,9 @@ func mistake(key string) error {
 	return nil
 }
 
-// isAssignment looks for NAME=key. What has a lower-case name must have an underscore behind the sign too, because
-// an equals sign may be a character of secrets. Padding of base64 is not an assignment.
+// isAssignment looks for NAME=key. What has a lower-case name must have an underscore behind the
+// sign too, because an equals sign may be a character of secrets. Padding of base64 is not an
+// assignment.
 func isAssignment(key string) bool {
 	name, value, ok := strings.Cut(key, "=")
 	name = strings.TrimSpace(strings.TrimPrefix(name, "export "))

@@ -61,7 +61,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// No key of a store is taken for a mistake, whatever its secret is made of; nor are the keys of others that look odd.
+// No key of a store is taken for a mistake, whatever its secret is made of; nor are the keys of
+// others that look odd.
 func TestKeysAreNotMistakes(t *testing.T) {
 	var all strings.Builder
 	for c := byte('!'); c <= '~'; c++ {
@@ -126,7 +127,8 @@ func TestSourceThatPanics(t *testing.T) {
 	}
 }
 
-// gRPC asks for the key on a goroutine of its own when it checks the health of a server: nobody recovers a panic there.
+// gRPC asks for the key on a goroutine of its own when it checks the health of a server: nobody
+// recovers a panic there.
 func TestSourceThatPanicsOnAGoroutineOfGRPC(t *testing.T) {
 	s := serveTLS(t)
 	asked := make(chan struct{}, 100)

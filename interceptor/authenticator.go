@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
@@ -61,10 +62,11 @@ type rule struct {
 	denied   *status.Status // for a key that lacks them
 }
 
-// New returns an Authenticator that asks v. An error says which option is wrong, and why.
+// New returns an Authenticator that asks v. An error says which option is wrong, and why. A v that is nil, or holds a nil
+// pointer such as (*keystore.Store)(nil), is an error too.
 func New(v Verifier, opts ...Option) (*Authenticator, error) {
-	if v == nil {
-		return nil, errors.New("interceptor: the verifier is nil")
+	if isNil(v) {
+		return nil, fmt.Errorf("interceptor: the verifier is nil: its type is %T", v)
 	}
 	a := &Authenticator{
 		verifier: v,
@@ -88,6 +90,18 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	}
 	a.missing = missingStatus(a.headers[0])
 	return a, nil
+}
+
+// isNil reports whether an interface is nil, or holds a nil pointer, map, function or the like.
+func isNil(v any) bool {
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Pointer, reflect.Map, reflect.Func, reflect.Chan, reflect.Slice, reflect.UnsafePointer:
+		return r.IsNil()
+	default:
+		return false
+	}
 }
 
 // addRule adds the rule for one method, or for one service.

@@ -26,6 +26,7 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
@@ -120,6 +121,12 @@ func newAuth(t testing.TB, v interceptor.Verifier, opts ...interceptor.Option) *
 // withKey is the context of a call that sends the token.
 func withKey(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+}
+
+// direct makes a unary call of a method without a server; ctx has the incoming metadata. The handler does nothing.
+func direct(ctx context.Context, a *interceptor.Authenticator, method string) error {
+	_, err := a.Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
+	return err
 }
 
 func reasonOf(err error) string {
@@ -445,16 +452,43 @@ func TestNewRefuses(t *testing.T) {
 		"required, an empty scope":  {interceptor.Require(emptyCall, "")},
 		"required, a whole service": {interceptor.Require("/a.B/*", "a")},
 		"a nil mapper":              {interceptor.WithErrorMapper(nil)},
+		"a nil extension":           {interceptor.RulesFrom((*dynamicExtension)(nil))},
+		"a scope with a space":      {interceptor.Require(emptyCall, "a b")},
+		"a scope with a line break": {interceptor.Require(emptyCall, "a", "read\n")},
+		"a scope that is not ASCII": {interceptor.RequireAny(emptyCall, "löschen")},
+		"a scope with an inner '*'": {interceptor.RequireAny(emptyCall, "or*ders")},
+		"a scope of a broken '*'":   {interceptor.Require(emptyCall, "orders*")},
+		"a scope too long":          {interceptor.Require(emptyCall, strings.Repeat("a", 129))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := interceptor.New(store, opts...)
 			require.ErrorContains(t, err, "interceptor: ")
 		})
 	}
-	_, err := interceptor.New(nil)
-	require.Error(t, err)
-	_, err = interceptor.New(store, interceptor.Option{})
+	for _, v := range []interceptor.Verifier{nil, (*keystore.Store)(nil), verifierMap(nil), verifierFunc(nil)} {
+		_, err := interceptor.New(v)
+		require.ErrorContains(t, err, "the verifier is nil", "%T", v)
+	}
+	_, err := interceptor.New(store, interceptor.Option{}, interceptor.Require(emptyCall, "orders:*", "*", strings.Repeat("a", 128)))
 	require.NoError(t, err)
+}
+
+type (
+	dynamicExtension struct{ protoreflect.ExtensionType }
+	verifierMap      map[string]verifier
+	verifierFunc     func() verifier
+)
+
+func (verifierMap) Verify(context.Context, string) (*keystore.Key, error) { return nil, nil }
+
+func (verifierMap) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	return nil, nil, nil, nil
+}
+
+func (verifierFunc) Verify(context.Context, string) (*keystore.Key, error) { return nil, nil }
+
+func (verifierFunc) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	return nil, nil, nil, nil
 }
 
 // A verifier that answers what a test wants.

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/scope"
 )
 
 // An Option is a setting for New.
@@ -66,6 +68,9 @@ func Public(fullMethods ...string) Option {
 
 // Require lets a key call the method only if it has all the scopes; see keystore.Key.HasScope for wildcards in a key's. A
 // method that no rule names takes any valid key.
+//
+// A scope is printable ASCII without space, as keystore.Spec says. New refuses a scope that no key can have, such as "a b"
+// or "read\n".
 func Require(fullMethod string, scopes ...string) Option {
 	return requireScopes("Require", fullMethod, scopes, false)
 }
@@ -77,8 +82,13 @@ func RequireAny(fullMethod string, scopes ...string) Option {
 
 func requireScopes(option, fullMethod string, scopes []string, any bool) Option {
 	return Option{func(a *Authenticator) error {
-		if len(scopes) == 0 || slices.Contains(scopes, "") {
-			return fmt.Errorf("%s %q: name at least one scope, and none that is empty", option, fullMethod)
+		if len(scopes) == 0 {
+			return fmt.Errorf("%s %q: name at least one scope", option, fullMethod)
+		}
+		for _, s := range scopes {
+			if err := checkScope(s); err != nil {
+				return fmt.Errorf("%s %q: %w", option, fullMethod, err)
+			}
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
 			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service",
@@ -89,6 +99,14 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 		}
 		return nil
 	}}
+}
+
+// checkScope refuses a scope that no key can have: keys have the same grammar.
+func checkScope(s string) error {
+	if err := scope.Check(s); err != nil {
+		return fmt.Errorf("the scope %.200q %w", s, err)
+	}
+	return nil
 }
 
 // An ErrorMapper changes what callers are told. It gets the context of the call, without the credential, its full method,

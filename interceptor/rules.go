@@ -3,7 +3,6 @@ package interceptor
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -22,9 +21,10 @@ import (
 // with interceptor.RulesFrom(orderspb.E_Scopes). A string, or a repeated one, names scopes that a key must have, all of
 // them, as Require does; a bool that is true makes the method Public. It goes through every service that is linked into
 // the program, so that Check does not ask for them. A method that Public, Require or RequireAny names keeps that rule.
+// New refuses a scope that no key can have, as for Require.
 func RulesFrom(ext protoreflect.ExtensionType) Option {
 	return Option{func(a *Authenticator) error {
-		if ext == nil {
+		if isNil(ext) {
 			return errors.New("RulesFrom: the extension is nil")
 		}
 		d := ext.TypeDescriptor()
@@ -94,10 +94,12 @@ func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool
 			r.scopes = append(r.scopes, value.String())
 		}
 	}
-	switch {
-	case slices.Contains(r.scopes, ""):
-		return rule{}, false, errors.New("a scope is empty")
-	case r.public && len(r.scopes) > 0:
+	for _, s := range r.scopes {
+		if err := checkScope(s); err != nil {
+			return rule{}, false, err
+		}
+	}
+	if r.public && len(r.scopes) > 0 {
 		return rule{}, false, errors.New("it is public and requires scopes: choose one")
 	}
 	return r, r.public || len(r.scopes) > 0, nil

@@ -17,6 +17,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/scope"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -199,7 +200,6 @@ const (
 	maxText       = 256 // bytes of a name or an owner
 	maxReason     = 1024
 	maxScopes     = 256
-	maxScope      = 128
 	maxNetworks   = 64
 	maxRecordSize = 16 << 10 // as Create and Update make it: half of what a backend takes
 )
@@ -219,8 +219,8 @@ func (s *Spec) check(before *Spec) error {
 	if len(s.Scopes) > maxScopes {
 		return invalid("Spec.Scopes has %d scopes: at most %d are allowed", len(s.Scopes), maxScopes)
 	}
-	for i, scope := range s.Scopes {
-		if err := checkScope(scope); err != nil {
+	for i, text := range s.Scopes {
+		if err := scope.Check(text); err != nil {
 			return invalid("Spec.Scopes[%d] %v", i, err)
 		}
 	}
@@ -295,25 +295,6 @@ func checkText(what, text string, most int) error {
 		return invalid("%s is not UTF-8 text", what)
 	}
 	return checkHidden(what, text, hides)
-}
-
-func checkScope(scope string) error {
-	if scope == "" {
-		return fmt.Errorf("is empty")
-	}
-	if len(scope) > maxScope {
-		return fmt.Errorf("has %d bytes: at most %d are allowed", len(scope), maxScope)
-	}
-	for _, c := range []byte(scope) {
-		if c <= ' ' || c >= 0x7f {
-			return fmt.Errorf("holds the character %q: use printable ASCII without space", rune(c))
-		}
-	}
-	stem, _ := strings.CutSuffix(scope, "*")
-	if strings.Contains(stem, "*") || (stem != scope && stem != "" && !strings.ContainsRune(":./", rune(stem[len(stem)-1]))) {
-		return fmt.Errorf("has a '*' that is not the last character, alone or behind ':', '.' or '/'")
-	}
-	return nil
 }
 
 // An entry is what the fence caches: a key as users see it, and the digest to decide by. It is immutable, but for what is

@@ -41,10 +41,11 @@ func TestImports(t *testing.T) {
 		{"interceptor/keycreds", nil, []string{badger, "google.golang.org/protobuf/testing"}},
 		{"keystore/backend", nil, []string{badger, grpc}},
 		{"keystore/backend/backendtest", []string{"keystore/backend"}, []string{badger, grpc}},
-		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, []string{grpc}},
-		{"keystore/keystoretest", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
-		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/token"}, nil},
+		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, []string{grpc}},
+		{"keystore/keystoretest", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
+		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, nil},
 		{"internal/token", nil, []string{badger, grpc}},
+		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},
 	} {
 		t.Run(tt.pkg, func(t *testing.T) {

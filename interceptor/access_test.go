@@ -3,7 +3,6 @@ package interceptor_test
 import (
 	"context"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -114,20 +113,8 @@ func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
 	auth := newAuth(t, store)
 	for name, serve := range map[string]func(net.Listener){
-		"Serve": func(lis net.Listener) { serveOn(t, lis, &service{}, auth.ServerOptions()...) },
-		"ServeHTTP": func(lis net.Listener) {
-			server := grpc.NewServer(append(auth.ServerOptions(), grpc.WaitForHandlers(true))...)
-			testpb.RegisterTestServiceServer(server, &service{})
-			web := &http.Server{Handler: server, Protocols: new(http.Protocols)}
-			web.Protocols.SetUnencryptedHTTP2(true)
-			done := make(chan error, 1)
-			go func() { done <- web.Serve(lis) }()
-			t.Cleanup(func() {
-				require.NoError(t, web.Close())
-				require.ErrorIs(t, <-done, http.ErrServerClosed)
-				server.Stop()
-			})
-		},
+		"Serve":     func(lis net.Listener) { serveOn(t, lis, &service{}, auth.ServerOptions()...) },
+		"ServeHTTP": func(lis net.Listener) { serveHTTPOn(t, lis, nil, &service{}, auth.ServerOptions()...) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Chdir(t.TempDir()) // where the client's end appears

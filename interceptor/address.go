@@ -19,34 +19,131 @@ import (
 // unknown, and a key with AllowedNetworks is then refused.
 //
 // Every proxy on the way must append to the header, or replace it. Ports behind the addresses are ignored.
+//
+// Every host in the networks can claim every address. If the networks are a whole pod network of Kubernetes, each pod can:
+// then AllowedNetworks and LimitFailures bind only callers from outside the network. So name the proxies' own addresses or a
+// subnet that only proxies are in, or make a network policy let only the proxies connect.
+//
+// New refuses a network with bits behind its mask, a network of all addresses, and headers of another syntax, such as
+// "forwarded" (RFC 7239). For a proxy that has no address, see TrustProxyTransport.
 func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	return Option{func(a *Authenticator) error {
 		switch {
-		case a.proxyHeader != "":
+		case len(a.proxies) > 0:
 			return errors.New("TrustProxy is given twice: name all proxies in one")
-		case header == "":
-			return errors.New("TrustProxy: the header has no name")
 		case len(proxies) == 0:
 			return errors.New("TrustProxy: name the networks of the proxies")
 		}
 		for _, p := range proxies {
-			if !p.IsValid() || p.Addr().Is4In6() {
+			switch {
+			case !p.IsValid() || p.Addr().Is4In6():
 				return fmt.Errorf("TrustProxy: %v is not a network", p)
+			case p.Masked() != p:
+				return fmt.Errorf("TrustProxy: %v has bits behind its mask: write %v, or %v/%d for one address",
+					p, p.Masked(), p.Addr(), p.Addr().BitLen())
+			case p.Bits() == 0:
+				return fmt.Errorf("TrustProxy: every caller is in %v, and could claim every address: name the proxies' networks", p)
 			}
 		}
-		a.proxyHeader = strings.ToLower(header)
 		a.proxies = slices.Clone(proxies)
-		return nil
+		return a.setProxyHeader("TrustProxy", header)
 	}}
+}
+
+// TrustProxyTransport does what TrustProxy does, for a proxy that connects over a transport without addresses. Name the
+// transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix socket, "bufconn" for a gateway in the same
+// process. TrustProxyTransport and TrustProxy may both be given, for the same header.
+//
+// This is safe only if nobody but the proxy can connect. Whoever connects to the transport can claim every address. A unix
+// socket is safe in a directory that only the server and the proxy may enter; an abstract unix socket of Linux has no
+// permissions, and is not safe. A bufconn listener is safe, because only the process itself has it.
+func TrustProxyTransport(header string, networks ...string) Option {
+	return Option{func(a *Authenticator) error {
+		switch {
+		case len(a.proxyTransports) > 0:
+			return errors.New("TrustProxyTransport is given twice: name all transports in one")
+		case len(networks) == 0:
+			return errors.New(`TrustProxyTransport: name the transports, such as "unix" or "bufconn"`)
+		}
+		for _, n := range networks {
+			switch {
+			case n == "" || strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-_+.") != "":
+				return fmt.Errorf("TrustProxyTransport: %q is not the name of a transport, such as unix or bufconn", n)
+			case strings.HasPrefix(n, "tcp"), strings.HasPrefix(n, "udp"), strings.HasPrefix(n, "ip"):
+				return fmt.Errorf("TrustProxyTransport: callers over %s have addresses: name the proxies with TrustProxy", n)
+			}
+		}
+		a.proxyTransports = slices.Clone(networks)
+		return a.setProxyHeader("TrustProxyTransport", header)
+	}}
+}
+
+func (a *Authenticator) setProxyHeader(option, header string) error {
+	lower := strings.ToLower(header)
+	if err := checkHeader(lower); err != nil {
+		return fmt.Errorf("%s: the header %q: %w", option, header, err)
+	}
+	switch lower {
+	case "forwarded":
+		return fmt.Errorf("%s: the header %q has the syntax of RFC 7239, which is not read here: have the proxies send X-Forwarded-For",
+			option, header)
+	case "via", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto":
+		return fmt.Errorf("%s: the header %q does not hold the address of a caller: name one that does, such as X-Forwarded-For",
+			option, header)
+	}
+	if a.proxyHeader != "" && a.proxyHeader != lower {
+		return fmt.Errorf("%s: the header %q is another than %q: all proxies must set the same", option, header, a.proxyHeader)
+	}
+	a.proxyHeader = lower
+	return nil
 }
 
 // clientAddr returns the address that a call comes from, or the zero Addr if it is not known: on a unix socket, for
 // example.
 func (a *Authenticator) clientAddr(ctx context.Context) netip.Addr {
+	addr, _ := a.origin(ctx)
+	return addr
+}
+
+// A proxy is the trusted proxy that a call came through; the zero proxy is none.
+type proxy struct {
+	addr      netip.Addr
+	transport string // if it has no address
+}
+
+// String returns the address or the transport, or "" for none.
+func (p proxy) String() string {
+	if p.addr.IsValid() {
+		return p.addr.String()
+	}
+	return p.transport
+}
+
+// origin returns the address that a call comes from, or the zero Addr, and the proxy that it came through.
+func (a *Authenticator) origin(ctx context.Context) (netip.Addr, proxy) {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
-		return netip.Addr{}
+		return netip.Addr{}, proxy{}
 	}
+	addr := addrOf(p)
+	var through proxy
+	switch {
+	case a.proxyHeader == "":
+		return addr, proxy{}
+	case addr.IsValid() && a.isProxy(addr):
+		through.addr = addr
+	case !addr.IsValid() && a.isProxyTransport(p.Addr):
+		through.transport = p.Addr.Network()
+	case !addr.IsValid() && p.LocalAddr != nil && a.isProxyTransport(p.LocalAddr):
+		through.transport = p.LocalAddr.Network()
+	default:
+		return addr, proxy{}
+	}
+	return a.forwarded(metadata.ValueFromIncomingContext(ctx, a.proxyHeader)), through
+}
+
+// addrOf returns the address of the other end of a connection, or the zero Addr if that end has none.
+func addrOf(p *peer.Peer) netip.Addr {
 	// A client binds its end of a unix socket to a name of its choice, such as "192.0.2.1:80". Of a call through ServeHTTP
 	// only the server's end says that it is one.
 	for _, end := range []net.Addr{p.Addr, p.LocalAddr} {
@@ -54,22 +151,15 @@ func (a *Authenticator) clientAddr(ctx context.Context) netip.Addr {
 			return netip.Addr{}
 		}
 	}
-	addr := addrOf(p.Addr)
-	if a.proxyHeader == "" || !a.isProxy(addr) {
-		return addr
-	}
-	return a.forwarded(metadata.ValueFromIncomingContext(ctx, a.proxyHeader))
-}
-
-func addrOf(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
+	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
 		return clean(tcp.AddrPort().Addr())
 	}
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	return clean(ap.Addr())
+	// Under ServeHTTP, it is the RemoteAddr of the request. Middleware may have set that to an address without a port.
+	return parseAddr(p.Addr.String())
+}
+
+func (a *Authenticator) isProxyTransport(end net.Addr) bool {
+	return slices.Contains(a.proxyTransports, end.Network())
 }
 
 func clean(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
@@ -83,7 +173,7 @@ func (a *Authenticator) forwarded(values []string) (addr netip.Addr) {
 	for _, value := range slices.Backward(values) {
 		for more := true; more; {
 			i := strings.LastIndexByte(value, ',')
-			addr = parseForwarded(strings.Trim(value[i+1:], " \t"))
+			addr = parseAddr(strings.Trim(value[i+1:], " \t"))
 			if !addr.IsValid() || !a.isProxy(addr) {
 				return addr
 			}
@@ -95,9 +185,9 @@ func (a *Authenticator) forwarded(values []string) (addr netip.Addr) {
 	return addr
 }
 
-// parseForwarded parses an address, with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1, [2001:db8::1],
+// parseAddr parses an address, with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1, [2001:db8::1],
 // [2001:db8::1]:80.
-func parseForwarded(s string) netip.Addr {
+func parseAddr(s string) netip.Addr {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return clean(addr)
 	}

@@ -1,11 +1,18 @@
 package interceptor
 
 import (
+	"errors"
+	"math"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/peer"
 )
 
 func proxied(t testing.TB) *Authenticator {
@@ -77,6 +84,23 @@ func TestTrustProxyRefuses(t *testing.T) {
 		TrustProxy("x-forwarded-for"),
 		TrustProxy("x-forwarded-for", netip.Prefix{}),
 		TrustProxy("x-forwarded-for", netip.MustParsePrefix("::ffff:10.0.0.0/104")),
+		TrustProxy("x-forwarded-for", network, netip.MustParsePrefix("10.1.2.3/8")),
+		TrustProxy("x-forwarded-for", netip.MustParsePrefix("fd00::1/8")),
+		TrustProxy("x-forwarded-for", netip.MustParsePrefix("0.0.0.0/0")),
+		TrustProxy("x-forwarded-for", network, netip.MustParsePrefix("::/0")),
+		TrustProxy("Forwarded", network),
+		TrustProxy("via", network),
+		TrustProxy("X-Forwarded-Host", network),
+		TrustProxy("x-forwarded-for-bin", network),
+		TrustProxy(":authority", network),
+		TrustProxy("x forwarded for", network),
+		TrustProxyTransport("", "unix"),
+		TrustProxyTransport("forwarded", "unix"),
+		TrustProxyTransport("x-forwarded-for"),
+		TrustProxyTransport("x-forwarded-for", ""),
+		TrustProxyTransport("x-forwarded-for", "unix", "tcp"),
+		TrustProxyTransport("x-forwarded-for", "tcp4"),
+		TrustProxyTransport("x-forwarded-for", "/run/nginx.sock"),
 		LimitFailures(0, 1),
 		LimitFailures(1, 0),
 		RulesFrom(nil),
@@ -84,7 +108,77 @@ func TestTrustProxyRefuses(t *testing.T) {
 		require.Error(t, o.apply(new(Authenticator)))
 	}
 	require.Error(t, TrustProxy("x-forwarded-for", network).apply(proxied(t)), "twice")
+	require.ErrorContains(t, TrustProxy("Forwarded", network).apply(new(Authenticator)), "RFC 7239")
+	require.ErrorContains(t, TrustProxyTransport("x-real-ip", "unix").apply(proxied(t)), "all proxies must set the same")
+	both := proxied(t)
+	require.NoError(t, TrustProxyTransport("X-Forwarded-For", "unix", "bufconn").apply(both))
+	require.ErrorContains(t, TrustProxyTransport("X-Forwarded-For", "unix").apply(both), "twice")
+	_, err := New(noVerifier{}, Header("x-key", ""), TrustProxy("X-Key", network))
+	require.ErrorContains(t, err, "cannot hold both the key and the caller's address")
 }
+
+// However seldom a failure is allowed, the time to wait is a positive one.
+func TestFailuresWaitForAges(t *testing.T) {
+	for _, perSecond := range []float64{math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2} {
+		f := newFailures(rate.Limit(perSecond), 1)
+		addr := netip.MustParseAddr("192.0.2.1")
+		f.note(addr)
+		var throttled *throttledError
+		if !errors.As(f.check(addr), &throttled) {
+			require.Greater(t, perSecond, 1.0)
+			continue
+		}
+		require.Positive(t, throttled.retryAfter, "%v per second", perSecond)
+		if perSecond < 1e-9 {
+			require.EqualValues(t, math.MaxInt64, throttled.retryAfter)
+		}
+	}
+	for _, after := range []time.Duration{math.MaxInt64, 0, -1, math.MinInt64} {
+		for _, d := range retryStatus("R", "text", after).Details() {
+			if r, ok := d.(*errdetails.RetryInfo); ok {
+				require.NoError(t, r.RetryDelay.CheckValid())
+				require.GreaterOrEqual(t, r.RetryDelay.AsDuration(), time.Duration(0), "%d", after)
+			}
+		}
+	}
+}
+
+// What the other end of a connection says that it is, which under ServeHTTP is any text that middleware has set.
+func TestAddressOfAPeer(t *testing.T) {
+	tcp := &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 80}
+	for _, c := range []struct {
+		remote net.Addr
+		want   string // "" is unknown
+	}{
+		{tcp, "198.51.100.1"},
+		{textAddr("192.0.2.1:443"), "192.0.2.1"},
+		{textAddr("192.0.2.1"), "192.0.2.1"},
+		{textAddr("::ffff:192.0.2.1"), "192.0.2.1"},
+		{textAddr("2001:db8::1"), "2001:db8::1"},
+		{textAddr("[2001:db8::1]"), "2001:db8::1"},
+		{textAddr("[fe80::1%eth0]:80"), "fe80::1"},
+		{textAddr(""), ""},
+		{textAddr("@"), ""},
+		{textAddr("bufconn"), ""},
+		{textAddr("192.0.2.1, 192.0.2.2"), ""},
+		{textAddr("example.com:80"), ""},
+		{&net.UnixAddr{Name: "192.0.2.1", Net: "unix"}, ""},
+	} {
+		got := addrOf(&peer.Peer{Addr: c.remote, LocalAddr: tcp})
+		if c.want == "" {
+			require.False(t, got.IsValid(), "%v: %v", c.remote, got)
+		} else {
+			require.Equal(t, c.want, got.String(), "%v", c.remote)
+		}
+		require.False(t, addrOf(&peer.Peer{Addr: c.remote, LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(), "on a unix socket")
+	}
+}
+
+// A textAddr is what ServeHTTP makes of http.Request.RemoteAddr.
+type textAddr string
+
+func (textAddr) Network() string  { return "tcp" }
+func (a textAddr) String() string { return string(a) }
 
 func TestFailuresByNetwork(t *testing.T) {
 	f := newFailures(0.001, 2)
@@ -99,8 +193,12 @@ func TestFailuresByNetwork(t *testing.T) {
 	require.Error(t, f.check(netip.MustParseAddr("2001:db8::ffff")), "the same network of 64 bits")
 	require.NoError(t, f.check(netip.MustParseAddr("2001:db8:0:1::1")))
 	require.NoError(t, f.check(netip.MustParseAddr("192.0.2.1")))
-	f.note(netip.Addr{})
-	require.NoError(t, f.check(netip.Addr{}), "an unknown address is not limited")
+	require.NoError(t, f.check(netip.Addr{}))
+	for range 2 {
+		f.note(netip.Addr{})
+	}
+	require.ErrorAs(t, f.check(netip.Addr{}), &throttled, "all without an address share one limit")
+	require.NoError(t, f.check(netip.IPv4Unspecified()))
 	for i := range maxFailing {
 		f.note(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
@@ -39,12 +40,13 @@ type Authenticator struct {
 	requireTLS bool
 	extensions []protoreflect.ExtensionType
 
-	proxyHeader   string // "": no proxy is trusted
-	proxies       []netip.Prefix
-	limitMessages bool
-	failures      *failures // nil: not limited
-	requireRules  bool
-	cancelUnary   bool
+	proxyHeader     string // "": no proxy is trusted
+	proxies         []netip.Prefix
+	proxyTransports []string // of proxies without an address, as net.Addr.Network names them
+	limitMessages   bool
+	failures        *failures // nil: not limited
+	requireRules    bool
+	cancelUnary     bool
 
 	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
 
@@ -87,6 +89,9 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	}
 	if len(a.headers) == 0 {
 		a.headers = []header{{name: "authorization", schemes: []string{"Bearer"}}}
+	}
+	if i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == a.proxyHeader }); i >= 0 {
+		return nil, fmt.Errorf("interceptor: the header %q cannot hold both the key and the caller's address", a.proxyHeader)
 	}
 	a.missing = missingStatus(a.headers[0])
 	return a, nil

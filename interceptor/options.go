@@ -23,16 +23,10 @@ type Option struct {
 func Header(name, scheme string) Option {
 	return Option{func(a *Authenticator) error {
 		lower := strings.ToLower(name)
-		switch {
-		case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
-			return fmt.Errorf("Header %q: a name is made of letters, digits, '-', '_' and '.'", name)
-		case strings.HasSuffix(lower, "-bin"):
-			return fmt.Errorf("Header %q: gRPC encodes what has a name in -bin: choose another", name)
-		case strings.HasPrefix(lower, "grpc-"):
-			return fmt.Errorf("Header %q: names in grpc- are gRPC's own: choose another", name)
-		case slices.Contains([]string{"connection", "content-type", "host", "te", "user-agent"}, lower):
-			return fmt.Errorf("Header %q: gRPC or HTTP/2 has its own use for it: choose another", name)
-		case !isToken(scheme):
+		if err := checkHeader(lower); err != nil {
+			return fmt.Errorf("Header %q: %w", name, err)
+		}
+		if !isToken(scheme) {
 			return fmt.Errorf("Header %q: the scheme %q is not a token of RFC 9110", name, scheme)
 		}
 		i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == lower })
@@ -47,6 +41,21 @@ func Header(name, scheme string) Option {
 		h.schemes = append(h.schemes, scheme)
 		return nil
 	}}
+}
+
+// checkHeader says what is wrong with the lower-case name of a metadata header that clients or proxies set.
+func checkHeader(lower string) error {
+	switch {
+	case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
+		return errors.New("a name is made of letters, digits, '-', '_' and '.'")
+	case strings.HasSuffix(lower, "-bin"):
+		return errors.New("gRPC encodes what has a name in -bin: choose another")
+	case strings.HasPrefix(lower, "grpc-"):
+		return errors.New("names in grpc- are gRPC's own: choose another")
+	case slices.Contains([]string{"connection", "content-type", "host", "te", "user-agent"}, lower):
+		return errors.New("gRPC or HTTP/2 has its own use for it: choose another")
+	}
+	return nil
 }
 
 // isToken reports whether s is made of a token's characters (RFC 9110, section 5.6.2), or empty.

@@ -41,7 +41,7 @@ func scopeStatus(scopes []string) *status.Status {
 }
 
 func retryStatus(reason, text string, after time.Duration) *status.Status {
-	return newStatus(codes.ResourceExhausted, reason, text, nil, &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
+	return newStatus(codes.ResourceExhausted, reason, text, nil, &errdetails.RetryInfo{RetryDelay: durationpb.New(max(0, after))})
 }
 
 func newStatus(code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1) *status.Status {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/origin"
@@ -42,6 +43,8 @@ type callContext struct {
 	context.Context
 	auth *Authenticator
 	key  *keystore.Key // nil in a public method, and before the call is admitted
+
+	stream *stream // that a handler has this context of; nil for a unary call, a public method, and an ErrorMapper
 }
 
 func (c *callContext) Value(key any) any {
@@ -57,6 +60,11 @@ func (c *callContext) Value(key any) any {
 	value := c.Context.Value(key)
 	if md, ok := value.(metadata.MD); ok {
 		return c.strip(md)
+	}
+	if c.stream != nil {
+		if t, ok := value.(grpc.ServerTransportStream); ok && c.stream.over() {
+			return endedTransport{t, c.stream}
+		}
 	}
 	return value
 }

@@ -61,7 +61,12 @@
 // Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes none, and its
 // context is cancelled. A handler that is blocked in either comes back with the error, and the caller is told
 // Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
-// way and may still arrive.
+// way and may still arrive. SetHeader, SendHeader and SetTrailer refuse too, those of package grpc with the context of
+// the stream included.
+//
+// Under [grpc.Server.ServeHTTP], and a transport other than gRPC's own, RecvMsg and SendMsg may return before the call
+// below them has. SendMsg then still reads its message, as gRPC allows. RecvMsg never writes to its message after it has
+// returned, unless that is no protobuf message: do not use such a message again after an error.
 //
 // A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a
 // stream does, and its caller is told what the table says of streams.

@@ -3,11 +3,15 @@ package interceptor
 import (
 	"context"
 	"net/http"
+	"reflect"
 	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // A publicStream is the stream of a public method: only its context differs.
@@ -40,7 +44,9 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //
 //  1. bound is done before Revoke returns. RecvMsg and SendMsg look at it before they begin, and again when they are
 //     through: no call that begins after Revoke returned gets a message through, and none that was blocked then
-//     reports success.
+//     reports success. SendHeader does the same. SetHeader and SetTrailer look before they begin. So do grpc.SetHeader,
+//     grpc.SendHeader and grpc.SetTrailer with the handler's context. A grpc.ServerTransportStream that the handler
+//     has taken from its context before does not look.
 //  2. The client is told one status, made from the cause, whoever asks for it first. A SendMsg that looked before bound
 //     was done may still get its message out before the status; behind it the transport takes none.
 type stream struct {
@@ -60,6 +66,7 @@ type stream struct {
 
 func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, tell func(cause error) *status.Status) *stream {
 	s := &stream{ServerStream: ss, ctx: ctx, bound: bound}
+	ctx.stream = s
 	s.kept, _ = bound.(kept)
 	s.told = sync.OnceValue(func() *status.Status { return tell(s.cause()) })
 	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
@@ -135,9 +142,52 @@ func (s *stream) cut() error {
 
 func (s *stream) Context() context.Context { return s.ctx }
 
+// over reports whether the handler's part in the stream has ended: cut returns an error from now on.
+func (s *stream) over() bool { return s.spent.Load() != nil || isCut(s.cause()) }
+
+func (s *stream) SetHeader(md metadata.MD) error {
+	if err := s.cut(); err != nil {
+		return err
+	}
+	return s.ServerStream.SetHeader(md)
+}
+
+func (s *stream) SetTrailer(md metadata.MD) {
+	if !s.over() {
+		s.ServerStream.SetTrailer(md)
+	}
+}
+
+func (s *stream) SendHeader(md metadata.MD) error {
+	send := func() error { return s.ServerStream.SendHeader(md) }
+	if s.end == nil {
+		return s.call(send)
+	}
+	if err := s.cut(); err != nil {
+		return err
+	}
+	err := send()
+	if cut := s.cut(); cut != nil {
+		return cut
+	}
+	return err
+}
+
+// An endedTransport stands for the transport's stream in the context of a handler whose stream was cut: for
+// grpc.SetHeader, grpc.SendHeader and grpc.SetTrailer. Until the cut they get the transport's own, because
+// grpc.SetSendCompressor takes no other.
+type endedTransport struct {
+	grpc.ServerTransportStream
+	stream *stream
+}
+
+func (t endedTransport) SetHeader(metadata.MD) error  { return t.stream.cut() }
+func (t endedTransport) SendHeader(metadata.MD) error { return t.stream.cut() }
+func (t endedTransport) SetTrailer(metadata.MD) error { return t.stream.cut() }
+
 func (s *stream) RecvMsg(m any) error {
 	if s.end == nil {
-		return s.count(s.call(func() error { return s.ServerStream.RecvMsg(m) }))
+		return s.receive(m)
 	}
 	if err := s.cut(); err != nil {
 		return err
@@ -147,6 +197,27 @@ func (s *stream) RecvMsg(m any) error {
 		return cut
 	}
 	return s.count(err)
+}
+
+// receive is RecvMsg where the call that the handler walks away from may still receive a message. That message must not
+// appear in m, which the handler may have put to another use. So a message of protobuf is received apart from m.
+func (s *stream) receive(m any) error {
+	target, ok := m.(proto.Message)
+	if !ok || reflect.TypeOf(target.ProtoReflect().Interface()) != reflect.TypeOf(m) { // a codec of its own may read it
+		return s.count(s.call(func() error { return s.ServerStream.RecvMsg(m) }))
+	}
+	message := target.ProtoReflect().New()
+	if err := s.count(s.call(func() error { return s.ServerStream.RecvMsg(message.Interface()) })); err != nil {
+		return err
+	}
+	proto.Reset(target)
+	to := target.ProtoReflect()
+	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		to.Set(field, value)
+		return true
+	})
+	to.SetUnknown(message.GetUnknown())
+	return nil
 }
 
 // count takes a received message from the key's rate limit. One too many ends the stream.

@@ -235,6 +235,19 @@ func TestLimitFailures(t *testing.T) {
 	require.NoError(t, call(from("192.0.2.2", good), conn), "the key is as good as ever from elsewhere")
 }
 
+func TestLimitFailuresCountsStreams(t *testing.T) {
+	store := openStore(t)
+	_, good := issue(t, store, keystore.Spec{})
+	conn := dial(t, serve(t, &service{duplex: echo}, newAuth(t, store, interceptor.LimitFailures(0.001, 2)).ServerOptions()...))
+	require.NoError(t, exchange(withKey(t.Context(), good), conn, 1))
+	for range 2 {
+		requireRefused(t, exchange(withKey(t.Context(), "nonsense"), conn, 1), codes.Unauthenticated, "API_KEY_INVALID")
+	}
+	for _, err := range []error{exchange(withKey(t.Context(), good), conn, 1), call(withKey(t.Context(), good), conn)} {
+		requireRefused(t, err, codes.ResourceExhausted, "AUTH_THROTTLED")
+	}
+}
+
 func TestScopeRules(t *testing.T) {
 	store := openStore(t)
 	auth := newAuth(t, store,

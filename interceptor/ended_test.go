@@ -3,6 +3,7 @@ package interceptor_test
 import (
 	"context"
 	"io"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -237,4 +238,113 @@ func TestMessagesReceivedApart(t *testing.T) {
 	_, err = stream.Recv()
 	require.Equal(t, codes.Unknown, status.Code(err), "the handler returns io.EOF: %v", err)
 	require.ErrorContains(t, err, io.EOF.Error())
+}
+
+// A counted stream counts the calls that come through to the transport.
+type counted struct {
+	grpc.ServerStream
+	calls *atomic.Int64
+}
+
+func (s counted) RecvMsg(m any) error {
+	s.calls.Add(1)
+	return s.ServerStream.RecvMsg(m)
+}
+
+func (s counted) SendMsg(m any) error {
+	s.calls.Add(1)
+	return s.ServerStream.SendMsg(m)
+}
+
+// After Revoke has returned, RecvMsg and SendMsg do not even reach the transport.
+func TestMessagesLookAtTheSessionFirst(t *testing.T) {
+	for _, transport := range []string{"one that can end a stream", "one that cannot"} {
+		for name, use := range map[string]func(duplexStream) error{
+			"RecvMsg": func(s duplexStream) error { return s.RecvMsg(new(testpb.StreamingOutputCallRequest)) },
+			"SendMsg": func(s duplexStream) error { return s.SendMsg(payload(1)) },
+		} {
+			t.Run(name+" on "+transport, func(t *testing.T) {
+				store := openStore(t)
+				key, token := issue(t, store, keystore.Spec{})
+				var calls atomic.Int64
+				revoked, opened, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+				errs := make(chan error, 1)
+				svc := &service{duplex: func(s duplexStream) error {
+					defer close(returned)
+					close(opened)
+					<-revoked
+					errs <- use(s)
+					return nil
+				}}
+				opts := []grpc.ServerOption{below(func(ss grpc.ServerStream) grpc.ServerStream { return counted{ss, &calls} })}
+				if transport == "one that cannot" {
+					opts = append(opts, hidden())
+				} else {
+					opts = append(opts, holding(returned))
+				}
+				conn := dial(t, serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...))
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				require.NoError(t, err)
+				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
+				<-opened
+				require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+				close(revoked)
+				_, err = stream.Recv()
+				requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+				requireRefused(t, <-errs, codes.Unauthenticated, "API_KEY_REVOKED")
+				require.Zero(t, calls.Load())
+			})
+		}
+	}
+}
+
+// An endable context is ended by the test, as a store would, and never gets to call what OnEnd was given.
+type endable struct {
+	context.Context
+	cause atomic.Pointer[error]
+}
+
+func (e *endable) Cause() error {
+	if cause := e.cause.Load(); cause != nil {
+		return *cause
+	}
+	return nil
+}
+
+func (e *endable) OnEnd(func()) (stop func() bool) { return func() bool { return true } }
+
+// A bindVerifier binds every token to what bind returns.
+type bindVerifier struct {
+	verifier
+	bind func(context.Context) (context.Context, *keystore.Key, context.CancelFunc, error)
+}
+
+func (v bindVerifier) Bind(ctx context.Context, _ string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	return v.bind(ctx)
+}
+
+// The client is told of the cut, and not of the panic, also if the handler panics before the watch has begun.
+func TestHandlerFasterThanTheWatch(t *testing.T) {
+	revoked := error(keystore.ErrRevoked)
+	var bound *endable
+	v := bindVerifier{bind: func(ctx context.Context) (context.Context, *keystore.Key, context.CancelFunc, error) {
+		bound = &endable{Context: ctx}
+		return bound, &keystore.Key{ID: "id"}, func() {}, nil
+	}}
+	svc := &service{duplex: func(duplexStream) error {
+		bound.cause.Store(&revoked)
+		panic("after the cut")
+	}}
+	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+		defer func() {
+			_ = recover()
+			err = status.Error(codes.Internal, "panic")
+		}()
+		return next(srv, ss)
+	})
+	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, v).ServerOptions()...)...))
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), "k"))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 }

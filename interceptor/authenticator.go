@@ -50,7 +50,7 @@ type Authenticator struct {
 
 	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
 
-	missing *status.Status // says which header to use
+	missing, noScheme, wrongScheme *status.Status // each says which header to use
 }
 
 // A rule says who may call a method. The zero rule is: whoever has a valid key.
@@ -93,7 +93,7 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	if i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == a.proxyHeader }); i >= 0 {
 		return nil, fmt.Errorf("interceptor: the header %q cannot hold both the key and the caller's address", a.proxyHeader)
 	}
-	a.missing = missingStatus(a.headers[0])
+	a.describeHeader(a.headers[0])
 	return a, nil
 }
 

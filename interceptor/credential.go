@@ -15,10 +15,11 @@ type header struct {
 }
 
 var (
-	errMissing  = errors.New("no credential")
-	errSeveral  = errors.New("several credentials")
-	errScheme   = errors.New("a credential of another scheme")
-	errInsecure = errors.New("an insecure connection")
+	errMissing     = errors.New("no credential")
+	errSeveral     = errors.New("several credentials")
+	errNoScheme    = errors.New("a credential without a scheme")
+	errWrongScheme = errors.New("a credential with a scheme that is not accepted")
+	errInsecure    = errors.New("an insecure connection")
 )
 
 // credential returns the one credential of a call. It does not look at what it is made of.
@@ -69,5 +70,8 @@ func (h *header) credential(value string) (string, error) {
 			return strings.TrimLeft(rest, " "), nil
 		}
 	}
-	return "", errScheme
+	if strings.ContainsAny(value, " \t") {
+		return "", errWrongScheme
+	}
+	return "", errNoScheme
 }

@@ -49,7 +49,7 @@ func FuzzCredential(f *testing.F) {
 		case len(sent) > 1:
 			require.Equal(t, errSeveral, err)
 		default:
-			require.Contains(t, []error{errMissing, errScheme}, err)
+			require.Contains(t, []error{errMissing, errNoScheme, errWrongScheme}, err)
 		}
 		if err != nil {
 			require.Empty(t, credential)

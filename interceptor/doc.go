@@ -17,7 +17,10 @@
 //
 //	case                                                  code              reason
 //	no credential                                         Unauthenticated   CREDENTIALS_MISSING
-//	malformed, unknown, wrong, several credentials,
+//	a key without a scheme, where one is needed           Unauthenticated   CREDENTIALS_SCHEME_MISSING
+//	another scheme than the header accepts                Unauthenticated   CREDENTIALS_SCHEME_INVALID
+//	several credentials                                   Unauthenticated   CREDENTIALS_SEVERAL
+//	a malformed, unknown or wrong key,
 //	a key that is revoked, expired, disabled, not yet
 //	valid, or used from a network that is not allowed     Unauthenticated   API_KEY_INVALID
 //	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
@@ -38,8 +41,9 @@
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes that the method requires (all of them, or one, as its rule says) in
 // its metadata, under "scopes" and separated by spaces.
 //
-// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. Trouble of
-// the server's never reads as a bad key.
+// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. How a call
+// carries its credential says nothing about any key: each mistake there has a reason and a text of its own. Trouble of the
+// server's never reads as a bad key.
 //
 // # Rules
 //

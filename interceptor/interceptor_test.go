@@ -191,13 +191,13 @@ func TestCredentials(t *testing.T) {
 		{"blank", []string{"authorization", "   "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
 		{"only the scheme", []string{"authorization", "Bearer"}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
 		{"the scheme and a space", []string{"authorization", "Bearer "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"no scheme", []string{"authorization", token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"another scheme", []string{"authorization", "Basic " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"a longer scheme", []string{"authorization", "Bearers " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"the scheme run into the key", []string{"authorization", "Bearer" + token}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"no scheme", []string{"authorization", token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_MISSING"},
+		{"another scheme", []string{"authorization", "Basic " + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_INVALID"},
+		{"a longer scheme", []string{"authorization", "Bearers " + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_INVALID"},
+		{"the scheme run into the key", []string{"authorization", "Bearer" + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_MISSING"},
 		{"twice the scheme", []string{"authorization", "Bearer Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"doubled", []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"a second one that is empty", []string{"authorization", "Bearer " + token, "authorization", ""}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"doubled", []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
+		{"a second one that is empty", []string{"authorization", "Bearer " + token, "authorization", ""}, codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
 		{"two in one", []string{"authorization", "Bearer " + token + ", Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
 		{"two in one, bare", []string{"authorization", "Bearer " + token + "," + token}, codes.Unauthenticated, "API_KEY_INVALID"},
 		{"over-long", []string{"authorization", "Bearer " + token + strings.Repeat("x", 512)}, codes.Unauthenticated, "API_KEY_INVALID"},
@@ -238,13 +238,47 @@ func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	unary := newAuth(t, store).Unary()
-	for _, value := range []string{"Bearer " + token + "é", "Bearer \x00" + token, "Bearer " + token + "\n", "\xff\xfe", "Bearer\u00a0" + token, "Bearer\t" + token} {
+	for value, reason := range map[string]string{
+		"Bearer " + token + "é":  "API_KEY_INVALID",
+		"Bearer \x00" + token:    "API_KEY_INVALID",
+		"Bearer " + token + "\n": "API_KEY_INVALID",
+		"\xff\xfe":               "CREDENTIALS_SCHEME_MISSING",
+		"Bearer\u00a0" + token:   "CREDENTIALS_SCHEME_MISSING",
+		"Bearer\t" + token:       "CREDENTIALS_SCHEME_INVALID",
+	} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", value))
 		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(context.Context, any) (any, error) {
 			require.Fail(t, "let in")
 			return nil, nil
 		})
-		requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+		requireRefused(t, err, codes.Unauthenticated, reason)
+	}
+}
+
+// How a key is sent is told in words of its own, with how to do it, and without the credential.
+func TestSyntaxIsTold(t *testing.T) {
+	store := openStore(t)
+	_, token := issue(t, store, keystore.Spec{})
+	bearer, bare := newAuth(t, store), newAuth(t, store, interceptor.Header("x-api-key", ""), interceptor.Header("authorization", "Bearer"))
+	for _, c := range []struct {
+		auth         *interceptor.Authenticator
+		md           []string
+		reason, text string
+	}{
+		{bearer, nil, "CREDENTIALS_MISSING", "an API key is needed: send it as metadata, authorization: Bearer <key>"},
+		{bearer, []string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING",
+			"the API key has no scheme before it: send it as metadata, authorization: Bearer <key>"},
+		{bearer, []string{"authorization", "Token " + token}, "CREDENTIALS_SCHEME_INVALID",
+			"the API key is sent with a scheme that this server does not accept: send it as metadata, authorization: Bearer <key>"},
+		{bare, []string{"x-api-key", "Bearer " + token}, "CREDENTIALS_SCHEME_INVALID",
+			"the API key is sent with a scheme that this server does not accept: send it as metadata, x-api-key: <key>"},
+		{bare, []string{"x-api-key", token, "authorization", "Bearer " + token}, "CREDENTIALS_SEVERAL",
+			"the call carries several credentials: send one; gRPC adds the credentials of a call to those of its connection"},
+	} {
+		err := direct(metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.md...)), c.auth, emptyCall)
+		requireRefused(t, err, codes.Unauthenticated, c.reason)
+		require.Equal(t, c.text, status.Convert(err).Message())
+		require.False(t, strings.Contains(fmt.Sprint(status.Convert(err).Details()), token[10:]), "the credential is in the details")
 	}
 }
 
@@ -263,11 +297,11 @@ func TestHeaders(t *testing.T) {
 		"bare":                   {[]string{"x-api-key", token}, ""},
 		"bearer":                 {[]string{"authorization", "Bearer " + token}, ""},
 		"another scheme":         {[]string{"authorization", "apikey " + token}, ""},
-		"a scheme in the bare":   {[]string{"x-api-key", "Bearer " + token}, "API_KEY_INVALID"},
-		"none in the other":      {[]string{"authorization", token}, "API_KEY_INVALID"},
-		"one in each":            {[]string{"authorization", "Bearer " + token, "x-api-key", token}, "API_KEY_INVALID"},
-		"a good and a bad one":   {[]string{"authorization", "Basic eDp5", "x-api-key", token}, "API_KEY_INVALID"},
-		"a good and a blank one": {[]string{"authorization", " ", "x-api-key", token}, "API_KEY_INVALID"},
+		"a scheme in the bare":   {[]string{"x-api-key", "Bearer " + token}, "CREDENTIALS_SCHEME_INVALID"},
+		"none in the other":      {[]string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING"},
+		"one in each":            {[]string{"authorization", "Bearer " + token, "x-api-key", token}, "CREDENTIALS_SEVERAL"},
+		"a good and a bad one":   {[]string{"authorization", "Basic eDp5", "x-api-key", token}, "CREDENTIALS_SEVERAL"},
+		"a good and a blank one": {[]string{"authorization", " ", "x-api-key", token}, "CREDENTIALS_SEVERAL"},
 		"none":                   {nil, "CREDENTIALS_MISSING"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -668,7 +702,7 @@ func TestDialAndCallCredentialsAreTwo(t *testing.T) {
 	_, err := client.EmptyCall(t.Context(), &testpb.Empty{})
 	require.NoError(t, err)
 	_, err = client.EmptyCall(t.Context(), &testpb.Empty{}, grpc.PerRPCCredentials(creds))
-	requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+	requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_SEVERAL")
 }
 
 func TestNewContext(t *testing.T) {

@@ -20,7 +20,9 @@ const domain = "github.com/grpc-api-key/grpc-api-key"
 
 // What callers are told. See the package's comment.
 var (
-	invalidStatus  = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
+	invalidStatus = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
+	severalStatus = newStatus(codes.Unauthenticated, "CREDENTIALS_SEVERAL", "the call carries several credentials: send one; "+
+		"gRPC adds the credentials of a call to those of its connection", nil)
 	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
 	revokedStatus  = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
 	expiredStatus  = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key, or this secret of it, has expired", nil)
@@ -30,9 +32,15 @@ var (
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
 )
 
-func missingStatus(h header) *status.Status {
-	text := fmt.Sprintf("an API key is needed: send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
-	return newStatus(codes.Unauthenticated, "CREDENTIALS_MISSING", text, nil)
+// describeHeader makes what is told to callers who do not send a key as they must.
+func (a *Authenticator) describeHeader(h header) {
+	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
+	told := func(reason, text string) *status.Status {
+		return newStatus(codes.Unauthenticated, reason, text+": "+send, nil)
+	}
+	a.missing = told("CREDENTIALS_MISSING", "an API key is needed")
+	a.noScheme = told("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it")
+	a.wrongScheme = told("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept")
 }
 
 func scopeStatus(scopes []string) *status.Status {
@@ -70,6 +78,12 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 	switch {
 	case errors.Is(err, errMissing):
 		return a.missing
+	case errors.Is(err, errSeveral):
+		return severalStatus
+	case errors.Is(err, errNoScheme):
+		return a.noScheme
+	case errors.Is(err, errWrongScheme):
+		return a.wrongScheme
 	case errors.Is(err, errInsecure):
 		return insecureStatus
 	case errors.Is(err, errNoRule):
@@ -78,7 +92,7 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 		return twiceStatus
 	case errors.As(err, &scope):
 		return scope.told
-	case errors.Is(err, keystore.ErrDenied), errors.Is(err, errSeveral), errors.Is(err, errScheme):
+	case errors.Is(err, keystore.ErrDenied):
 		return invalidStatus
 	case errors.As(err, &used):
 		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key is used too often", used.RetryAfter)

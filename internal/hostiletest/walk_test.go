@@ -78,7 +78,7 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 				"an unknown key":   {[]string{"authorization", "Bearer " + unknownToken(t)}, "API_KEY_INVALID"},
 				"a mistyped key":   {[]string{"authorization", "Bearer " + good + "x"}, "API_KEY_INVALID"},
 				"a revoked key":    {[]string{"authorization", "Bearer " + revoked.Secret.Reveal()}, "API_KEY_INVALID"},
-				"two":              {[]string{"authorization", "Bearer " + good, "authorization", "Bearer " + good}, "API_KEY_INVALID"},
+				"two":              {[]string{"authorization", "Bearer " + good, "authorization", "Bearer " + good}, "CREDENTIALS_SEVERAL"},
 				"in another place": {[]string{"x-api-key", good}, "CREDENTIALS_MISSING"},
 			}
 			infos := server.GetServiceInfo()

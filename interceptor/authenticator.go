@@ -19,7 +19,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent use.
+// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent use. With a nil error, every
+// other result is not nil; a call for which that is not so is refused as Unavailable, and logged. No error's text holds
+// the token.
 type Verifier interface {
 	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
@@ -36,7 +38,8 @@ type Authenticator struct {
 	headers    []header
 	methods    map[string]rule // by full method
 	services   map[string]rule // by "/pkg.Service"
-	mapper     ErrorMapper
+	mapper     ErrorMapper     // nil: none
+	log        refusalLog
 	requireTLS bool
 	extensions []protoreflect.ExtensionType
 
@@ -74,7 +77,6 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 		verifier: v,
 		methods:  make(map[string]rule),
 		services: make(map[string]rule),
-		mapper:   func(_ context.Context, _ string, _ error, told *status.Status) *status.Status { return told },
 	}
 	for _, o := range opts {
 		if o.apply == nil {
@@ -187,8 +189,11 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 		return nil, err
 	}
 	key, err := a.verifier.Verify(call, text)
+	if err == nil && key == nil {
+		err = errNoKey
+	}
 	if err != nil {
-		return nil, a.failed(call, err)
+		return nil, a.failed(call, ofToken(text, err))
 	}
 	return key, r.allows(key)
 }
@@ -238,12 +243,7 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 			return a.tell(call, info.FullMethod, err).Err()
 		}
 		defer release()
-		s := newStream(ss, bound, &callContext{Context: bound, auth: a, key: key}, func(cause error) *status.Status {
-			return a.tellCut(call, info.FullMethod, cause)
-		})
-		if a.limitMessages {
-			s.exhausted = func(err error) *status.Status { return a.tell(call, info.FullMethod, err) }
-		}
+		s := a.newStream(ss, bound, call, key, info.FullMethod)
 		defer s.settle()
 		err = handler(srv, s)
 		if cut := s.cut(); cut != nil {
@@ -259,8 +259,14 @@ func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keyst
 		return nil, nil, nil, err
 	}
 	bound, key, release, err := a.verifier.Bind(call, text)
+	if err == nil && (bound == nil || key == nil || release == nil) {
+		err = errNoKey
+		if release != nil {
+			release()
+		}
+	}
 	if err != nil {
-		return nil, nil, nil, a.failed(call, err)
+		return nil, nil, nil, a.failed(call, ofToken(text, err))
 	}
 	if err := r.allows(key); err != nil {
 		release()
@@ -279,11 +285,11 @@ func (r rule) allows(k *keystore.Key) error {
 			if r.any {
 				return nil
 			}
-			return &scopeError{r.denied}
+			return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
 		}
 	}
 	if r.any {
-		return &scopeError{r.denied}
+		return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
 	}
 	return nil
 }

@@ -119,10 +119,11 @@ func checkScope(s string) error {
 }
 
 // An ErrorMapper changes what callers are told. It gets the context of the call, without the credential, its full method,
-// why it is refused (err may be matched with keystore's errors), and what the caller is told by default. What it returns
-// is told instead, unless that is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use,
-// quick, and must not put a cause into the text that tells one bad key from another. If it panics about a call that is
-// refused, that is a panic of the call's; about a stream that is cut, the default is told.
+// why it is refused, and what the caller is told by default. The error is a *Refusal, which says what is known of the key
+// and of where the call came from, and may be matched with keystore's errors. What the mapper returns is told instead,
+// unless that is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not
+// put a cause into the text that tells one bad key from another. If it panics, the caller is told the default, and the
+// panic is logged: see LogRefusals.
 type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status
 
 // WithErrorMapper sets the ErrorMapper.

@@ -68,7 +68,14 @@ func (e *scopeError) Error() string { return e.told.Message() }
 
 // tell returns what a caller whose call is refused is told.
 func (a *Authenticator) tell(ctx context.Context, fullMethod string, err error) *status.Status {
-	return a.mapped(ctx, fullMethod, err, a.refusal(ctx, err))
+	return a.report(ctx, callRefused, fullMethod, err)
+}
+
+// report logs that a call was refused, or a stream ended, for err, and returns what the caller is told.
+func (a *Authenticator) report(ctx context.Context, message, fullMethod string, err error) *status.Status {
+	r, told := a.refusalOf(ctx, fullMethod, err), a.refusal(ctx, err)
+	a.log.refused(ctx, message, r, told.Code())
+	return a.mapped(ctx, r, told)
 }
 
 func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
@@ -117,28 +124,18 @@ func isCut(cause error) bool {
 	return false
 }
 
-// tellCut returns what the caller of a stream that is cut is told. Whoever is first to need that asks the mapper: often a
-// goroutine that is not the handler's, where a panic would pass any recovery by and end the process.
-func (a *Authenticator) tellCut(ctx context.Context, fullMethod string, cause error) (mapped *status.Status) {
-	told := unavailableStatus
+// cutStatus returns what the caller of a stream that is cut is told by default.
+func cutStatus(cause error) *status.Status {
 	switch {
 	case errors.Is(cause, keystore.ErrRevoked):
-		told = revokedStatus
+		return revokedStatus
 	case errors.Is(cause, keystore.ErrExpired):
-		told = expiredStatus
+		return expiredStatus
 	case errors.Is(cause, keystore.ErrDenied):
-		told = invalidStatus
+		return invalidStatus
 	case errors.Is(cause, keystore.ErrChanged):
-		told = changedStatus
+		return changedStatus
+	default:
+		return unavailableStatus
 	}
-	mapped = told // if the mapper panics
-	defer func() { _ = recover() }()
-	return a.mapped(ctx, fullMethod, cause, told)
-}
-
-func (a *Authenticator) mapped(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status {
-	if st := a.mapper(ctx, fullMethod, err, told); st.Code() != codes.OK { // that of a nil Status is OK
-		return st
-	}
-	return told
 }

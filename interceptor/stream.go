@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
 // A publicStream is the stream of a public method: only its context differs.
@@ -56,6 +58,8 @@ type stream struct {
 	kept  kept                  // bound; nil if it is not such a one
 	told  func() *status.Status // what the client is told of a cut; the same each time
 
+	logCut func() // logs a cut, once; nil: cuts are not logged
+
 	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
 	spent     atomic.Pointer[status.Status] // set when there were
 
@@ -64,11 +68,23 @@ type stream struct {
 	ended chan struct{}                                  // closed when the watch has written the status
 }
 
-func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, tell func(cause error) *status.Status) *stream {
-	s := &stream{ServerStream: ss, ctx: ctx, bound: bound}
-	ctx.stream = s
+// newStream returns the stream that a handler gets for ss. An ErrorMapper gets call, which is of the stream before it was
+// bound.
+func (a *Authenticator) newStream(ss grpc.ServerStream, bound context.Context, call *callContext, key *keystore.Key,
+	fullMethod string) *stream {
+	s := &stream{ServerStream: ss, ctx: &callContext{Context: bound, auth: a, key: key}, bound: bound}
+	s.ctx.stream = s
 	s.kept, _ = bound.(kept)
-	s.told = sync.OnceValue(func() *status.Status { return tell(s.cause()) })
+	refusal := func() *Refusal { return a.refusalOf(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()}) }
+	s.told = sync.OnceValue(func() *status.Status { return a.mapped(call, refusal(), cutStatus(s.cause())) })
+	if a.log.logger != nil {
+		s.logCut = sync.OnceFunc(func() { a.log.refused(call, callEnded, refusal(), cutStatus(s.cause()).Code()) })
+	}
+	if a.limitMessages {
+		s.exhausted = func(err error) *status.Status {
+			return a.report(call, callEnded, fullMethod, &Refusal{KeyID: key.ID, err: err})
+		}
+	}
 	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
 	if !ok {
 		return s
@@ -82,6 +98,7 @@ func newStream(ss grpc.ServerStream, bound context.Context, ctx *callContext, te
 		if isCut(s.cause()) {
 			// An error means that the connection is gone, and the handler is unblocked by that.
 			_ = end.WriteStatus(s.told())
+			s.log()
 		}
 	})
 	return s
@@ -117,6 +134,7 @@ func (s *stream) cause() error {
 // settle waits until nothing of s runs any more, but for what is written under ServeHTTP. The handler has returned, or
 // panicked: then nobody but settle sees to it that the client is told of a cut, if the handler was faster than the watch.
 func (s *stream) settle() {
+	defer s.log()
 	switch {
 	case s.stop == nil:
 	case s.end == nil:
@@ -125,6 +143,13 @@ func (s *stream) settle() {
 		<-s.ended
 	case isCut(s.cause()):
 		_ = s.end.WriteStatus(s.told())
+	}
+}
+
+// log logs the cut, if there was one, once. It comes after the client is told: a logger may block.
+func (s *stream) log() {
+	if s.logCut != nil && s.spent.Load() == nil && isCut(s.cause()) {
+		s.logCut()
 	}
 }
 

@@ -20,12 +20,14 @@ import (
 //
 // Every proxy on the way must append to the header, or replace it. Ports behind the addresses are ignored.
 //
-// Every host in the networks can claim every address. If the networks are a whole pod network of Kubernetes, each pod can:
-// then AllowedNetworks and LimitFailures bind only callers from outside the network. So name the proxies' own addresses or a
-// subnet that only proxies are in, or make a network policy let only the proxies connect.
+// Every host in the networks can claim every address. If the networks are a whole pod network of
+// Kubernetes, each pod can: then AllowedNetworks and LimitFailures bind only callers from outside
+// the network. So name the proxies' own addresses or a subnet that only proxies are in, or make a
+// network policy let only the proxies connect.
 //
-// New refuses a network with bits behind its mask, a network of all addresses, and headers of another syntax, such as
-// "forwarded" (RFC 7239). For a proxy that has no address, see TrustProxyTransport.
+// New refuses a network with bits behind its mask, a network of all addresses, and headers of
+// another syntax, such as "forwarded" (RFC 7239). For a proxy that has no address, see
+// TrustProxyTransport.
 func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	return Option{func(a *Authenticator) error {
 		switch {
@@ -50,13 +52,15 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	}}
 }
 
-// TrustProxyTransport does what TrustProxy does, for a proxy that connects over a transport without addresses. Name the
-// transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix socket, "bufconn" for a gateway in the same
-// process. TrustProxyTransport and TrustProxy may both be given, for the same header.
+// TrustProxyTransport does what TrustProxy does, for a proxy that connects over a transport without
+// addresses. Name the transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix
+// socket, "bufconn" for a gateway in the same process. TrustProxyTransport and TrustProxy may both
+// be given, for the same header.
 //
-// This is safe only if nobody but the proxy can connect. Whoever connects to the transport can claim every address. A unix
-// socket is safe in a directory that only the server and the proxy may enter; an abstract unix socket of Linux has no
-// permissions, and is not safe. A bufconn listener is safe, because only the process itself has it.
+// This is safe only if nobody but the proxy can connect. Whoever connects to the transport can
+// claim every address. A unix socket is safe in a directory that only the server and the proxy may
+// enter; an abstract unix socket of Linux has no permissions, and is not safe. A bufconn listener
+// is safe, because only the process itself has it.
 func TrustProxyTransport(header string, networks ...string) Option {
 	return Option{func(a *Authenticator) error {
 		switch {
@@ -119,7 +123,8 @@ func (p proxy) String() string {
 	return p.transport
 }
 
-// origin returns the address that a call comes from, or the zero Addr, and the proxy that it came through.
+// origin returns the address that a call comes from, or the zero Addr, and the proxy that it came
+// through.
 func (a *Authenticator) origin(ctx context.Context) (netip.Addr, proxy) {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
@@ -142,7 +147,8 @@ func (a *Authenticator) origin(ctx context.Context) (netip.Addr, proxy) {
 	return a.forwarded(metadata.ValueFromIncomingContext(ctx, a.proxyHeader)), through
 }
 
-// addrOf returns the address of the other end of a connection, or the zero Addr if that end has none.
+// addrOf returns the address of the other end of a connection, or the zero Addr if that end has
+// none.
 func addrOf(p *peer.Peer) netip.Addr {
 	// A client binds its end of a unix socket to a name of its choice, such as "192.0.2.1:80". Of a call through ServeHTTP
 	// only the server's end says that it is one.
@@ -154,7 +160,8 @@ func addrOf(p *peer.Peer) netip.Addr {
 	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
 		return clean(tcp.AddrPort().Addr())
 	}
-	// Under ServeHTTP, it is the RemoteAddr of the request. Middleware may have set that to an address without a port.
+	// Under ServeHTTP, it is the RemoteAddr of the request. Middleware may have set that to an
+	// address without a port.
 	return parseAddr(p.Addr.String())
 }
 
@@ -185,8 +192,8 @@ func (a *Authenticator) forwarded(values []string) (addr netip.Addr) {
 	return addr
 }
 
-// parseAddr parses an address, with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1, [2001:db8::1],
-// [2001:db8::1]:80.
+// parseAddr parses an address, with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1,
+// [2001:db8::1], [2001:db8::1]:80.
 func parseAddr(s string) netip.Addr {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return clean(addr)

@@ -143,7 +143,8 @@ func TestFailuresWaitForAges(t *testing.T) {
 	}
 }
 
-// What the other end of a connection says that it is, which under ServeHTTP is any text that middleware has set.
+// What the other end of a connection says that it is, which under ServeHTTP is any text that
+// middleware has set.
 func TestAddressOfAPeer(t *testing.T) {
 	tcp := &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 80}
 	for _, c := range []struct {

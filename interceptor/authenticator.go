@@ -19,9 +19,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent use. With a nil error, every
-// other result is not nil; a call for which that is not so is refused as Unavailable, and logged. No error's text holds
-// the token.
+// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent
+// use. With a nil error, no other result may be nil: otherwise the call is refused as Unavailable,
+// and logged. The text of an error must not hold the token.
 type Verifier interface {
 	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
@@ -67,8 +67,8 @@ type rule struct {
 	denied   *status.Status // for a key that lacks them
 }
 
-// New returns an Authenticator that asks v. An error says which option is wrong, and why. A v that is nil, or holds a nil
-// pointer such as (*keystore.Store)(nil), is an error too.
+// New returns an Authenticator that asks v. An error says which option is wrong, and why. New also
+// refuses a v that is nil, or that holds a nil pointer such as (*keystore.Store)(nil).
 func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	if isNil(v) {
 		return nil, fmt.Errorf("interceptor: the verifier is nil: its type is %T", v)
@@ -193,7 +193,7 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 		err = errNoKey
 	}
 	if err != nil {
-		return nil, a.failed(call, ofToken(text, err))
+		return nil, a.failed(call, withKeyID(text, err))
 	}
 	return key, r.allows(key)
 }
@@ -266,7 +266,7 @@ func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keyst
 		}
 	}
 	if err != nil {
-		return nil, nil, nil, a.failed(call, ofToken(text, err))
+		return nil, nil, nil, a.failed(call, withKeyID(text, err))
 	}
 	if err := r.allows(key); err != nil {
 		release()

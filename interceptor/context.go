@@ -44,7 +44,7 @@ type callContext struct {
 	auth *Authenticator
 	key  *keystore.Key // nil in a public method, and before the call is admitted
 
-	stream *stream // that a handler has this context of; nil for a unary call, a public method, and an ErrorMapper
+	stream *stream // whose handler has this context; nil for unary calls, public methods and mappers
 }
 
 func (c *callContext) Value(key any) any {

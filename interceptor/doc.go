@@ -41,9 +41,9 @@
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes that the method requires (all of them, or one, as its rule says) in
 // its metadata, under "scopes" and separated by spaces.
 //
-// One text stands for every way in which a key can be bad, so that nobody learns from it which keys exist. How a call
-// carries its credential says nothing about any key: each mistake there has a reason and a text of its own. Trouble of the
-// server's never reads as a bad key.
+// One text stands for every way in which a key can be bad, so that nobody learns from it which keys
+// exist. Each mistake in the syntax of a credential has its own reason and text, because such a
+// mistake says nothing about any key. Trouble of the server's never reads as a bad key.
 //
 // # Rules
 //
@@ -62,15 +62,22 @@
 //
 // # Streams
 //
-// Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes none, and its
-// context is cancelled. A handler that is blocked in either comes back with the error, and the caller is told
-// Unauthenticated, even if the handler goes on with something else. Messages that SendMsg took before are on their
-// way and may still arrive. SetHeader, SendHeader and SetTrailer refuse too, those of package grpc with the context of
-// the stream included.
+// Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes
+// none, and its context is cancelled. A handler that is blocked in either comes back with the
+// error, and the caller is told Unauthenticated, even if the handler goes on with something else.
+// Messages that SendMsg took before are on their way and may still arrive. SetHeader, SendHeader
+// and SetTrailer have no effect after Revoke has returned, and neither have the functions of
+// package grpc with the context of the stream.
 //
-// Under [grpc.Server.ServeHTTP], and a transport other than gRPC's own, RecvMsg and SendMsg may return before the call
-// below them has. SendMsg then still reads its message, as gRPC allows. RecvMsg never writes to its message after it has
-// returned, unless that is no protobuf message: do not use such a message again after an error.
+// Under [grpc.Server.ServeHTTP], and on a transport that is not grpc-go's, RecvMsg and SendMsg may
+// return before the call to the transport returns. SendMsg may then still read its message, as gRPC
+// allows. RecvMsg does not write to a protobuf message after RecvMsg has returned. RecvMsg may
+// still write to a message of another kind: do not use such a message again after an error.
+//
+// # Why a call was refused
+//
+// [LogRefusals] logs each refusal with its reason, the ID of the key, the method and the address of
+// the caller. An [ErrorMapper] gets the same as a [Refusal].
 //
 // A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a
 // stream does, and its caller is told what the table says of streams.

@@ -25,7 +25,8 @@ func below(wrap func(grpc.ServerStream) grpc.ServerStream) grpc.ServerOption {
 	})
 }
 
-// A held transport writes a status only when the gate is open. So what a handler does before that comes before the status.
+// A held transport writes a status only when the gate is open. So what a handler does before that
+// comes before the status.
 type held struct {
 	grpc.ServerTransportStream
 	gate <-chan struct{}
@@ -114,7 +115,8 @@ func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 	}
 }
 
-// What a handler sets before the cut arrives with the status, and an ErrorMapper may still add to it.
+// What a handler sets before the cut arrives with the status, and an ErrorMapper may still add to
+// it.
 func TestTrailersBeforeTheCut(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -156,7 +158,8 @@ func TestTrailersBeforeTheCut(t *testing.T) {
 	require.Equal(t, []string{"1"}, stream.Trailer().Get("mapper"))
 }
 
-// A lateStream gives RecvMsg its message only when the gate is open, and says when RecvMsg has written to the message.
+// A lateStream gives RecvMsg its message only when the gate is open, and says when RecvMsg has
+// written to the message.
 type lateStream struct {
 	grpc.ServerStream
 	gate, done chan struct{}
@@ -204,7 +207,8 @@ func TestAbandonedRecvMsg(t *testing.T) {
 	}
 }
 
-// Where a message is received apart from the handler's, the handler's becomes what was sent, and nothing else.
+// Where a message is received apart from the handler's, the handler's becomes what was sent, and
+// nothing else.
 func TestMessagesReceivedApart(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -298,7 +302,8 @@ func TestMessagesLookAtTheSessionFirst(t *testing.T) {
 	}
 }
 
-// An endable context is ended by the test, as a store would, and never gets to call what OnEnd was given.
+// An endable context is ended by the test, as a store would, and never gets to call what OnEnd was
+// given.
 type endable struct {
 	context.Context
 	cause atomic.Pointer[error]
@@ -323,7 +328,8 @@ func (v bindVerifier) Bind(ctx context.Context, _ string) (context.Context, *key
 	return v.bind(ctx)
 }
 
-// The client is told of the cut, and not of the panic, also if the handler panics before the watch has begun.
+// The client is told of the cut, and not of the panic, also if the handler panics before the watch
+// has begun.
 func TestHandlerFasterThanTheWatch(t *testing.T) {
 	revoked := error(keystore.ErrRevoked)
 	var bound *endable

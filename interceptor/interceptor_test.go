@@ -123,7 +123,8 @@ func withKey(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
-// direct makes a unary call of a method without a server; ctx has the incoming metadata. The handler does nothing.
+// direct makes a unary call of a method without a server; ctx has the incoming metadata. The
+// handler does nothing.
 func direct(ctx context.Context, a *interceptor.Authenticator, method string) error {
 	_, err := a.Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
 	return err

@@ -20,15 +20,17 @@ func LimitMessages() Option {
 	}}
 }
 
-// LimitFailures limits how often calls from one address may fail for their credential: burst at once, and perSecond in the
-// long run. Calls from an address that has used that up are refused with ResourceExhausted before the store is asked, those
-// with a good key too: what is counted is addresses (of IPv6, networks of 64 bits), never keys, so that nobody can
-// lock the owner of a key out from elsewhere. Behind a proxy, give TrustProxy or TrustProxyTransport as well, or all callers
-// of the proxy share one limit. It is off by default: guessing a key is hopeless with or without it; it saves the work of
-// refusing.
+// LimitFailures limits how often calls from one address may fail for their credential: burst at
+// once, and perSecond in the long run. Calls from an address that has used that up are refused with
+// ResourceExhausted before the store is asked, those with a good key too: what is counted is
+// addresses (of IPv6, networks of 64 bits), never keys, so that nobody can lock the owner of a key
+// out from elsewhere. Behind a proxy, give TrustProxy or TrustProxyTransport as well, or all
+// callers of the proxy share one limit. It is off by default: guessing a key is hopeless with or
+// without it; it saves the work of refusing.
 //
-// All callers without a known address share one limit: callers over a unix socket or bufconn, and callers whose trusted
-// proxy sent no address. So one of these callers can use up the limit for all of them.
+// All callers without a known address share one limit: callers over a unix socket or bufconn, and
+// callers whose trusted proxy sent no address. So one of these callers can use up the limit for all
+// of them.
 //
 // It remembers the 65,536 addresses that failed last.
 func LimitFailures(perSecond float64, burst int) Option {
@@ -65,8 +67,8 @@ type throttledError struct{ retryAfter time.Duration }
 
 func (e *throttledError) Error() string { return "too many calls with bad credentials" }
 
-// bucketOf returns the address that stands for all whose failures are counted together: the network of 64 bits of an IPv6
-// address, and the zero Addr for every caller without a known address.
+// bucketOf returns the address that stands for all whose failures are counted together: the network
+// of 64 bits of an IPv6 address, and the zero Addr for every caller without a known address.
 func bucketOf(addr netip.Addr) netip.Addr {
 	if addr.Is6() {
 		p, _ := addr.Prefix(64)
@@ -89,7 +91,8 @@ func (f *failures) check(addr netip.Addr) error {
 	return nil
 }
 
-// seconds returns n seconds as a Duration, and the longest Duration, 292 years, instead of a longer one.
+// seconds returns n seconds as a Duration, and the longest Duration, 292 years, instead of a longer
+// one.
 func seconds(n float64) time.Duration {
 	if d := n * float64(time.Second); d < math.MaxInt64 {
 		return max(0, time.Duration(d))

@@ -43,7 +43,8 @@ func Header(name, scheme string) Option {
 	}}
 }
 
-// checkHeader says what is wrong with the lower-case name of a metadata header that clients or proxies set.
+// checkHeader says what is wrong with the lower-case name of a metadata header that clients or
+// proxies set.
 func checkHeader(lower string) error {
 	switch {
 	case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
@@ -78,8 +79,8 @@ func Public(fullMethods ...string) Option {
 // Require lets a key call the method only if it has all the scopes; see keystore.Key.HasScope for wildcards in a key's. A
 // method that no rule names takes any valid key.
 //
-// A scope is printable ASCII without space, as keystore.Spec says. New refuses a scope that no key can have, such as "a b"
-// or "read\n".
+// A scope is printable ASCII without space, as keystore.Spec says. New refuses a scope that no key
+// can have, such as "a b" or "read\n".
 func Require(fullMethod string, scopes ...string) Option {
 	return requireScopes("Require", fullMethod, scopes, false)
 }
@@ -118,12 +119,13 @@ func checkScope(s string) error {
 	return nil
 }
 
-// An ErrorMapper changes what callers are told. It gets the context of the call, without the credential, its full method,
-// why it is refused, and what the caller is told by default. The error is a *Refusal, which says what is known of the key
-// and of where the call came from, and may be matched with keystore's errors. What the mapper returns is told instead,
-// unless that is nil or has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not
-// put a cause into the text that tells one bad key from another. If it panics, the caller is told the default, and the
-// panic is logged: see LogRefusals.
+// An ErrorMapper changes what callers are told. It gets the context of the call, without the
+// credential, its full method, why it is refused, and what the caller is told by default. The error
+// is a *Refusal, which says what is known of the key and of where the call came from, and may be
+// matched with keystore's errors. What the mapper returns is told instead, unless that is nil or
+// has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not
+// put a cause into the text that tells one bad key from another. If it panics, the caller is told
+// the default, and the panic is logged: see LogRefusals.
 type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status
 
 // WithErrorMapper sets the ErrorMapper.

@@ -19,8 +19,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// serveHTTPOn runs a server behind an http.Server without TLS until the end of the test. Middleware, if not nil, stands
-// before the server.
+// serveHTTPOn runs a server behind an http.Server without TLS until the end of the test.
+// Middleware, if not nil, stands before the server.
 func serveHTTPOn(t testing.TB, lis net.Listener, middleware func(http.Handler) http.Handler, svc *service,
 	opts ...grpc.ServerOption) string {
 	t.Helper()

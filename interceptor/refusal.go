@@ -71,7 +71,8 @@ func (a *Authenticator) tell(ctx context.Context, fullMethod string, err error) 
 	return a.report(ctx, callRefused, fullMethod, err)
 }
 
-// report logs that a call was refused, or a stream ended, for err, and returns what the caller is told.
+// report logs that a call was refused, or a stream ended, for err, and returns what the caller is
+// told.
 func (a *Authenticator) report(ctx context.Context, message, fullMethod string, err error) *status.Status {
 	r, told := a.refusalOf(ctx, fullMethod, err), a.refusal(ctx, err)
 	a.log.refused(ctx, message, r, told.Code())

@@ -19,33 +19,39 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Refusal is the error that an ErrorMapper gets: why a call was refused, or why a stream has ended. It wraps the error
-// of the Verifier, so that errors.Is finds those of keystore, and errors.As a *keystore.RateLimitError. A Refusal is for
-// logs and for people who run the server, not for callers. It never holds the credential.
+// A Refusal is the error that an ErrorMapper gets. A Refusal says why a call was refused, or why a
+// stream ended with its key. A Refusal wraps the error of the Verifier: errors.Is finds the errors
+// of package keystore, and errors.As finds a *keystore.RateLimitError. A Refusal is for logs and
+// for people who run the server. Do not show its text to callers. A Refusal never holds the
+// credential.
 type Refusal struct {
-	// Reason is one word of a closed set, fit for a label of a metric: the words of keystore.Reason, and
+	// Reason is one word of a closed set, and may be the label of a metric. The set is the words of
+	// keystore.Reason and
 	//
 	//	missing, scheme, several    no credential, a missing or wrong scheme, several credentials
 	//	insecure                    plaintext, and RequireTLS is set
 	//	scope                       the key lacks a scope
 	//	throttled                   LimitFailures
 	Reason string
-	// KeyID is the ID of the key. It is empty unless the caller has sent the whole key, secret included: never is it an ID
-	// that somebody only claims.
+	// KeyID is the ID of the key. KeyID is empty unless the caller sent the whole key with its
+	// secret. So a caller cannot put the ID of another caller's key here.
 	KeyID string
-	// Method is the full method. Where the server has a grpc.UnknownServiceHandler, callers can send any text.
+	// Method is the full method. If the server has a grpc.UnknownServiceHandler, callers can send
+	// any text as the method.
 	Method string
-	// Addr is the address that the call came from, as AllowedNetworks are compared with; the zero Addr if it is not known.
+	// Addr is the address of the caller, as compared with the AllowedNetworks of keys. The zero
+	// Addr means that the address is not known.
 	Addr netip.Addr
-	// Proxy is the address of the trusted proxy that the call came through, or the transport of a proxy without an
-	// address, such as "unix"; empty if there was none.
+	// Proxy is the address of the trusted proxy that sent the call: see TrustProxy. For a proxy
+	// without an address, Proxy is the name of the transport, such as "unix": see
+	// TrustProxyTransport. Empty means that no such proxy sent the call.
 	Proxy string
 
 	err error
 }
 
-// Error says what Unwrap says, and where the call came from: "API key denied: wrong network: the call came from
-// 203.0.113.9 through proxy 10.0.0.4".
+// Error returns the text of the wrapped error and the address of the caller, for example "API key
+// denied: wrong network: the call came from 203.0.113.9 through proxy 10.0.0.4".
 func (r *Refusal) Error() string {
 	from, through := "an unknown address", ""
 	if r.Addr.IsValid() {
@@ -60,7 +66,7 @@ func (r *Refusal) Error() string {
 // Unwrap returns the error of the Verifier, or one of this package's own.
 func (r *Refusal) Unwrap() error { return r.err }
 
-// errNoKey is what a Verifier has done that returned neither a key nor an error. It is the server's fault.
+// errNoKey stands for the answer of a Verifier that returned neither a key nor an error.
 var errNoKey = fmt.Errorf("the Verifier returned no key and no error: %w", keystore.ErrUnavailable)
 
 // reasonOf returns the Reason of a Refusal.
@@ -85,9 +91,10 @@ func reasonOf(err error) string {
 	}
 }
 
-// ofToken adds the ID of the key to an error that a Verifier gave for a token, if the error proves that the token is the
-// whole key. These errors are given only to a caller who has the secret.
-func ofToken(text string, err error) error {
+// withKeyID adds the ID of the key to the error of a Verifier for a token, if the error proves that
+// the token has the secret of the key: a Verifier returns these errors only after it has compared
+// the secret.
+func withKeyID(text string, err error) error {
 	switch keystore.Reason(err) {
 	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "changed":
 		if id, ok := token.Parse(text); ok {
@@ -97,7 +104,7 @@ func ofToken(text string, err error) error {
 	return err
 }
 
-// refusalOf completes what is known of a refusal.
+// refusalOf returns the Refusal for err, which may be a Refusal that has only the ID of the key.
 func (a *Authenticator) refusalOf(ctx context.Context, fullMethod string, err error) *Refusal {
 	r := &Refusal{err: err}
 	if known := (*Refusal)(nil); errors.As(err, &known) {
@@ -108,43 +115,53 @@ func (a *Authenticator) refusalOf(ctx context.Context, fullMethod string, err er
 	return r
 }
 
-// mapped asks the ErrorMapper what to tell. A panic of the mapper's must not pass: about a cut, it would end the process,
-// because no handler is below to recover it.
-func (a *Authenticator) mapped(ctx context.Context, r *Refusal, told *status.Status) (st *status.Status) {
+// mapped asks the ErrorMapper for a status. If the mapper panics, mapped returns the default: the
+// goroutine may be the store's, where no interceptor recovers a panic, and the panic would end the
+// process.
+func (a *Authenticator) mapped(
+	ctx context.Context, r *Refusal, told *status.Status,
+) (st *status.Status) {
 	if a.mapper == nil {
 		return told
 	}
 	st = told
 	defer func() {
 		if p := recover(); p != nil {
-			a.log.fault(ctx, "ErrorMapper panicked: the caller is told the default", "panic", bounded(fmt.Sprint(p), maxErrorText),
-				"reason", r.Reason, "method", methodText(r.Method), "stack", bounded(string(debug.Stack()), 4*maxErrorText))
+			a.log.fault(ctx, "ErrorMapper panicked: the caller is told the default",
+				"panic", bounded(fmt.Sprint(p), maxErrorText),
+				"reason", r.Reason,
+				"method", methodText(r.Method),
+				"stack", bounded(string(debug.Stack()), 4*maxErrorText))
 		}
 	}()
-	if mapped := a.mapper(ctx, r.Method, r, told); mapped.Code() != codes.OK { // that of a nil Status is OK
+	mapped := a.mapper(ctx, r.Method, r, told)
+	if mapped.Code() != codes.OK { // the code of a nil Status is OK
 		return mapped
 	}
 	return told
 }
 
-// LogRefusals logs each call that is refused, and each stream that ends with its key, with the attributes
+// LogRefusals logs each call that is refused, and each stream that ends with its key. A line has
+// these attributes:
 //
-//	reason        a Refusal's Reason
-//	key           the ID of the key, only if the caller has sent the whole key
-//	method, addr, proxy    a Refusal's, where known
-//	error         what went wrong, only for trouble of the server's, which callers are told as Unavailable
-//	suppressed    how many refusals of this reason were left out since the line before; only if there were any
+//	reason                 the Reason of a Refusal
+//	key                    the ID of the key, if the caller sent the whole key
+//	method, addr, proxy    the Method, Addr and Proxy of a Refusal; addr and proxy only where known
+//	error                  the text of the error, only if callers are told Unavailable
+//	suppressed             how many lines of this reason were left out since the line before
 //
-// Trouble of the server's is logged as an error, a call that its caller has cancelled as information, everything else as a
-// warning. The credential is never logged, and no text of a caller's but the method: at most 256 bytes of it, without
-// characters that do not print.
+// The level is Error if the server or the store has a fault, Info if the caller has cancelled the
+// call, and Warn for every other reason. The log never holds the credential. The log holds no text
+// of a caller except the method: at most 256 bytes, without characters that do not print.
 //
-// A flood of refusals does not fill the disk: for each reason, 10 lines come at once and then one per second, which is at
-// most 86,400 a day, about 20 MB. Ends of streams are counted apart from refusals of calls. Memory is bounded by the number
-// of reasons. The count of what was left out comes with the next line of that reason, and is lost if none comes.
+// A flood of refusals does not fill the disk. Each reason has a bucket of 10 lines, and gets one
+// more line per second: at most 86,400 lines a day, about 20 MB. Calls and streams have separate
+// buckets. Memory is bounded by the number of reasons. The next line of a reason has the count of
+// lines that were left out. If no further line of the reason comes, the count is lost.
 //
-// What is logged without the option, by slog.Default and bounded in the same way, is what must be a fault in the program:
-// a Verifier that returns no key and no error, and an ErrorMapper that panics.
+// Without this option, two faults of the program are logged to slog.Default, with the same bounds:
+// a Verifier that returns no key and no error, and an ErrorMapper that panics. A nil logger is an
+// error of New.
 func LogRefusals(logger *slog.Logger) Option {
 	return Option{func(a *Authenticator) error {
 		if logger == nil {
@@ -162,8 +179,9 @@ const (
 	logPerSecond  = 1
 )
 
-// methodText returns a method for the log: bounded, and with \ufffd instead of what does not print, such as the characters
-// that turn the direction of text, which the JSON handler of slog leaves as they are.
+// methodText returns a method for the log: bounded, and with \ufffd for each character that does
+// not print. The JSON handler of slog does not escape the characters that reverse the direction of
+// text.
 func methodText(method string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -181,9 +199,9 @@ func bounded(text string, n int) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// A refusalLog logs a sample of refusals. The zero refusalLog logs only faults.
+// A refusalLog logs a sample of refusals. The zero refusalLog logs only faults of the program.
 type refusalLog struct {
-	logger *slog.Logger // nil: only faults, by slog.Default
+	logger *slog.Logger // nil: LogRefusals was not given
 
 	mu      sync.Mutex
 	samples map[sampleKey]*sample
@@ -222,7 +240,7 @@ const (
 	callEnded   = "gRPC call ended with its API key"
 )
 
-// refused logs a refusal, of which the caller is told a status of code.
+// refused logs a refusal. The code is the one that the caller gets by default.
 func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, code codes.Code) {
 	logger := l.logger
 	if logger == nil {
@@ -241,7 +259,10 @@ func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, co
 			level = slog.LevelError
 		}
 	}
-	attrs := []slog.Attr{slog.String("reason", r.Reason), slog.String("method", methodText(r.Method))}
+	attrs := []slog.Attr{
+		slog.String("reason", r.Reason),
+		slog.String("method", methodText(r.Method)),
+	}
 	if r.KeyID != "" {
 		attrs = append(attrs, slog.String("key", r.KeyID))
 	}
@@ -257,18 +278,21 @@ func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, co
 	l.write(ctx, logger, level, message, r.Reason, attrs)
 }
 
-// fault logs what must be a fault in the program.
+// fault logs a fault of the program.
 func (l *refusalLog) fault(ctx context.Context, message string, args ...any) {
 	logger := l.logger
 	if logger == nil {
 		logger = slog.Default()
 	}
-	r := slog.Group("", args...)
-	l.write(ctx, logger, slog.LevelError, message, "", r.Value.Group())
+	attrs := slog.Group("", args...).Value.Group()
+	l.write(ctx, logger, slog.LevelError, message, "", attrs)
 }
 
-func (l *refusalLog) write(ctx context.Context, logger *slog.Logger, level slog.Level, message, reason string, attrs []slog.Attr) {
-	defer func() { _ = recover() }() // the goroutine may have nobody who would recover a handler's panic
+// write logs a line if the bucket of the reason has one, and counts the line otherwise.
+func (l *refusalLog) write(
+	ctx context.Context, logger *slog.Logger, level slog.Level, message, reason string, attrs []slog.Attr,
+) {
+	defer func() { _ = recover() }() // as for the ErrorMapper
 	if !logger.Enabled(ctx, level) {
 		return
 	}

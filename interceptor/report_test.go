@@ -147,7 +147,8 @@ func TestVerifierWithoutAnAnswer(t *testing.T) {
 	}
 }
 
-// Where a mapper panics, callers get the default, nothing is left behind, and the log has the panic.
+// Where a mapper panics, callers get the default, nothing is left behind, and the log has the
+// panic.
 func TestMapperThatPanics(t *testing.T) {
 	store := openStore(t)
 	key, good := issue(t, store, keystore.Spec{})
@@ -211,7 +212,8 @@ func (r *refusals) last(t testing.TB) *interceptor.Refusal {
 	return r.all[len(r.all)-1]
 }
 
-// Each reason is told to the mapper and to the log, with the key if the caller has it, and where the call came from.
+// Each reason is told to the mapper and to the log, with the key if the caller has it, and where
+// the call came from.
 func TestRefusalsAreExplained(t *testing.T) {
 	store := openStore(t)
 	make := func(spec keystore.Spec) (string, string) {
@@ -385,7 +387,8 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 	}
 }
 
-// A flood is sampled for each reason, what is left out is counted, and callers cannot make the log grow by other texts.
+// A flood is sampled for each reason, what is left out is counted, and callers cannot make the log
+// grow by other texts.
 func TestLogIsSampled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		book := new(logBook)
@@ -416,7 +419,8 @@ func TestLogIsSampled(t *testing.T) {
 	})
 }
 
-// Of what callers send, only the method is logged, in bounded length and without what does not print.
+// Of what callers send, only the method is logged, in bounded length and without what does not
+// print.
 func TestLogOfAHostileMethod(t *testing.T) {
 	method := "/p.S/\n\x1b[31mfake level=ERROR \xff\u202e\u0085" + strings.Repeat("x", 1<<20)
 	for name, handler := range map[string]func(*logBook) slog.Handler{
@@ -445,7 +449,8 @@ func (f handlerFunc) Handle(_ context.Context, r slog.Record) error { f(r); retu
 func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler            { return f }
 func (f handlerFunc) WithGroup(string) slog.Handler                 { return f }
 
-// A logger that panics ends nothing, and one that blocks holds up no client of a stream that is cut.
+// A logger that panics ends nothing, and one that blocks holds up no client of a stream that is
+// cut.
 func TestLoggersThatFail(t *testing.T) {
 	for name, handle := range map[string]func(release <-chan struct{}){
 		"panics": func(<-chan struct{}) { panic("in the logger") },

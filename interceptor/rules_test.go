@@ -19,8 +19,8 @@ const (
 	boolOption   = descriptorpb.FieldDescriptorProto_TYPE_BOOL
 )
 
-// link links the service linked.<name> with one method, M, into the program. The options of the method are set, in wire form
-// and unknown to whoever read the file, as in generated code.
+// link links the service linked.<name> with one method, M, into the program. The options of the
+// method are set, in wire form and unknown to whoever read the file, as in generated code.
 func link(t *testing.T, name string, set func(*descriptorpb.MethodOptions)) {
 	t.Helper()
 	path := "grpc_api_key/test/linked_" + name + ".proto"
@@ -72,7 +72,8 @@ func TestRulesFromRefusesWhatIsPublicAndRequiresScopes(t *testing.T) {
 	require.ErrorContains(t, err, "/linked.Torn/M: it is public and requires scopes")
 }
 
-// A method of which one option says that it is public is public, whatever another option says, in either order.
+// A method of which one option says that it is public is public, whatever another option says, in
+// either order.
 func TestRulesFromTwoBools(t *testing.T) {
 	store := openStore(t)
 	yes := extension(t, protoregistry.GlobalFiles, "two_yes", 50121, boolOption, false)

@@ -68,17 +68,24 @@ type stream struct {
 	ended chan struct{}                                  // closed when the watch has written the status
 }
 
-// newStream returns the stream that a handler gets for ss. An ErrorMapper gets call, which is of the stream before it was
-// bound.
-func (a *Authenticator) newStream(ss grpc.ServerStream, bound context.Context, call *callContext, key *keystore.Key,
-	fullMethod string) *stream {
-	s := &stream{ServerStream: ss, ctx: &callContext{Context: bound, auth: a, key: key}, bound: bound}
-	s.ctx.stream = s
+// newStream returns the stream that a handler gets for ss. The context call, for an ErrorMapper,
+// does not end with the key.
+func (a *Authenticator) newStream(
+	ss grpc.ServerStream, bound context.Context, call *callContext, key *keystore.Key, fullMethod string,
+) *stream {
+	s := &stream{ServerStream: ss, bound: bound}
+	s.ctx = &callContext{Context: bound, auth: a, key: key, stream: s}
 	s.kept, _ = bound.(kept)
-	refusal := func() *Refusal { return a.refusalOf(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()}) }
-	s.told = sync.OnceValue(func() *status.Status { return a.mapped(call, refusal(), cutStatus(s.cause())) })
+	refusal := func() *Refusal {
+		return a.refusalOf(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()})
+	}
+	s.told = sync.OnceValue(func() *status.Status {
+		return a.mapped(call, refusal(), cutStatus(s.cause()))
+	})
 	if a.log.logger != nil {
-		s.logCut = sync.OnceFunc(func() { a.log.refused(call, callEnded, refusal(), cutStatus(s.cause()).Code()) })
+		s.logCut = sync.OnceFunc(func() {
+			a.log.refused(call, callEnded, refusal(), cutStatus(s.cause()).Code())
+		})
 	}
 	if a.limitMessages {
 		s.exhausted = func(err error) *status.Status {
@@ -146,7 +153,8 @@ func (s *stream) settle() {
 	}
 }
 
-// log logs the cut, if there was one, once. It comes after the client is told: a logger may block.
+// log logs the cut, if there was one, once. Call log after the client got the status, because a
+// logger may block.
 func (s *stream) log() {
 	if s.logCut != nil && s.spent.Load() == nil && isCut(s.cause()) {
 		s.logCut()
@@ -167,7 +175,7 @@ func (s *stream) cut() error {
 
 func (s *stream) Context() context.Context { return s.ctx }
 
-// over reports whether the handler's part in the stream has ended: cut returns an error from now on.
+// over reports whether cut returns an error, now and from now on.
 func (s *stream) over() bool { return s.spent.Load() != nil || isCut(s.cause()) }
 
 func (s *stream) SetHeader(md metadata.MD) error {
@@ -198,9 +206,9 @@ func (s *stream) SendHeader(md metadata.MD) error {
 	return err
 }
 
-// An endedTransport stands for the transport's stream in the context of a handler whose stream was cut: for
-// grpc.SetHeader, grpc.SendHeader and grpc.SetTrailer. Until the cut they get the transport's own, because
-// grpc.SetSendCompressor takes no other.
+// An endedTransport replaces the stream of the transport in the context of a handler after the cut,
+// so that grpc.SetHeader, grpc.SendHeader and grpc.SetTrailer fail. Before the cut, the context has
+// the stream of the transport itself, because grpc.SetSendCompressor accepts no other type.
 type endedTransport struct {
 	grpc.ServerTransportStream
 	stream *stream
@@ -224,11 +232,14 @@ func (s *stream) RecvMsg(m any) error {
 	return s.count(err)
 }
 
-// receive is RecvMsg where the call that the handler walks away from may still receive a message. That message must not
-// appear in m, which the handler may have put to another use. So a message of protobuf is received apart from m.
+// receive is RecvMsg on a transport where the handler can walk away from a blocked call. An
+// abandoned call may still receive a message, and must not write to m, because the handler may use
+// m again. So receive gives the call a new message, and moves the content to m only if the call was
+// not abandoned.
 func (s *stream) receive(m any) error {
 	target, ok := m.(proto.Message)
-	if !ok || reflect.TypeOf(target.ProtoReflect().Interface()) != reflect.TypeOf(m) { // a codec of its own may read it
+	if !ok || reflect.TypeOf(target.ProtoReflect().Interface()) != reflect.TypeOf(m) {
+		// Only the user's own codec knows how to fill m.
 		return s.count(s.call(func() error { return s.ServerStream.RecvMsg(m) }))
 	}
 	message := target.ProtoReflect().New()

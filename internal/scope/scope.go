@@ -1,4 +1,5 @@
-// Package scope says what the text of a scope may be, for keys that have scopes and for rules that require scopes.
+// Package scope says what the text of a scope may be, for keys that have scopes and for rules that
+// require scopes.
 package scope
 
 import (
@@ -10,8 +11,8 @@ import (
 // MaxLength is the longest that a scope may be, in bytes.
 const MaxLength = 128
 
-// Check returns nil, or an error that says what is wrong with the text of a scope. The error continues a sentence whose
-// subject is the scope: "is empty". The error does not hold the text.
+// Check returns nil, or an error that says what is wrong with the text of a scope. The error
+// continues a sentence whose subject is the scope: "is empty". The error does not hold the text.
 func Check(text string) error {
 	if text == "" {
 		return errors.New("is empty")

@@ -130,7 +130,7 @@ func TestFailuresWaitForAges(t *testing.T) {
 		}
 		require.Positive(t, throttled.retryAfter, "%v per second", perSecond)
 		if perSecond < 1e-9 {
-			require.EqualValues(t, math.MaxInt64, throttled.retryAfter)
+			require.Equal(t, time.Duration(math.MaxInt64), throttled.retryAfter)
 		}
 	}
 	for _, after := range []time.Duration{math.MaxInt64, 0, -1, math.MinInt64} {

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
 )
 
 // CancelUnary ends unary calls with their key, as streams end. When the key is revoked, disabled,
@@ -39,12 +38,9 @@ func (a *Authenticator) bound(
 		return nil, a.tell(call, method, err).Err()
 	}
 	defer release()
-	ctx := &callContext{Context: bound, auth: a, key: key}
-	s := newStream(unaryCall{ctx: call.Context}, bound, ctx, func(cause error) *status.Status {
-		return a.tellCut(call, method, cause)
-	})
+	s := a.newStream(unaryCall{ctx: call.Context}, bound, call, key, method)
 	defer s.settle()
-	reply, err := handler(ctx, req)
+	reply, err := handler(s.ctx, req)
 	if cut := s.cut(); cut != nil {
 		return nil, cut
 	}

@@ -88,8 +88,8 @@ func TestOptional(t *testing.T) {
 			{"a good key in another header", []string{"x-api-key", token}, true, ""},
 			{"a revoked key", []string{"authorization", "Bearer " + revokedToken}, false, "API_KEY_INVALID"},
 			{"a malformed key", []string{"authorization", "Bearer nonsense"}, false, "API_KEY_INVALID"},
-			{"another scheme", []string{"authorization", "Basic " + token}, false, "API_KEY_INVALID"},
-			{"two keys", []string{"authorization", "Bearer " + token, "x-api-key", token}, false, "API_KEY_INVALID"},
+			{"another scheme", []string{"authorization", "Basic " + token}, false, "CREDENTIALS_SCHEME_INVALID"},
+			{"two keys", []string{"authorization", "Bearer " + token, "x-api-key", token}, false, "CREDENTIALS_SEVERAL"},
 			{"an empty header", []string{"authorization", ""}, false, "CREDENTIALS_MISSING"},
 			{"a scheme alone", []string{"authorization", "Bearer"}, false, "CREDENTIALS_MISSING"},
 		} {

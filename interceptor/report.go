@@ -32,6 +32,8 @@ type Refusal struct {
 	//	insecure                    plaintext, and RequireTLS is set
 	//	scope                       the key lacks a scope
 	//	throttled                   LimitFailures
+	//	no_rule                     RequireRules is set, and no rule names the method
+	//	twice                       the server has two Authenticators
 	Reason string
 	// KeyID is the ID of the key. KeyID is empty unless the caller sent the whole key with its
 	// secret. So a caller cannot put the ID of another caller's key here.
@@ -82,6 +84,10 @@ func reasonOf(err error) string {
 		return "several"
 	case errors.Is(err, errInsecure):
 		return "insecure"
+	case errors.Is(err, errNoRule):
+		return "no_rule"
+	case errors.Is(err, errTwice):
+		return "twice"
 	case errors.As(err, &scope):
 		return "scope"
 	case errors.As(err, &throttled):
@@ -147,7 +153,7 @@ func (a *Authenticator) mapped(
 //	reason                 the Reason of a Refusal
 //	key                    the ID of the key, if the caller sent the whole key
 //	method, addr, proxy    the Method, Addr and Proxy of a Refusal; addr and proxy only where known
-//	error                  the text of the error, only if callers are told Unavailable
+//	error                  the text of the error, only if callers are told Unavailable or Internal
 //	suppressed             how many lines of this reason were left out since the line before
 //
 // The level is Error if the server or the store has a fault, Info if the caller has cancelled the
@@ -255,7 +261,7 @@ func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, co
 		level = slog.LevelInfo
 	case "changed":
 	default:
-		if trouble = code == codes.Unavailable; trouble {
+		if trouble = code == codes.Unavailable || code == codes.Internal; trouble {
 			level = slog.LevelError
 		}
 	}

@@ -256,6 +256,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{"network", elsewhere, bearer(elsewhereToken), "WARN", store, interceptor.Option{}},
 		{"rate_limited", limited, bearer(limitedToken), "WARN", store, interceptor.Option{}},
 		{"scope", good, bearer(goodToken), "WARN", store, interceptor.Require("/p.S/M", "a")},
+		{"no_rule", "", bearer(goodToken), "WARN", store, interceptor.RequireRules()},
 		{"closed", "", bearer(goodToken), "ERROR", closed, interceptor.Option{}},
 		{"unavailable", "", bearer(goodToken), "ERROR", verifier{fmt.Errorf("disk: %w", keystore.ErrUnavailable)}, interceptor.Option{}},
 		{"other", "", bearer(goodToken), "ERROR", verifier{errors.New("disk: surprise")}, interceptor.Option{}},

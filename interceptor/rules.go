@@ -20,7 +20,7 @@ import (
 //
 // with interceptor.RulesFrom(orderspb.E_Scopes). A string, or a repeated one, names scopes that a key must have, all of
 // them, as Require does; a bool that is true makes the method Public. It goes through every service that is linked into
-// the program, so that Check does not ask for them. A method that Public, Require or RequireAny names keeps that rule.
+// the program, so that Check does not ask for them. A method that another option names keeps the rule of that option.
 // New refuses a scope that no key can have, as for Require.
 func RulesFrom(ext protoreflect.ExtensionType) Option {
 	return Option{func(a *Authenticator) error {

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -44,7 +43,7 @@ func (a *Authenticator) Tap() tap.ServerInHandle {
 			return ctx, nil
 		}
 		held.add(ctx)
-		return ctx, a.tellEarly(call, info.FullMethodName, err).Err()
+		return ctx, a.tell(call, info.FullMethodName, err).Err()
 	}
 }
 
@@ -58,15 +57,6 @@ func (a *Authenticator) plausible(call *callContext, r rule) error {
 		return a.failed(call, keystore.ErrMalformed)
 	}
 	return nil
-}
-
-// tellEarly is tell where no recovery can stop a panic of the mapper.
-func (a *Authenticator) tellEarly(
-	ctx context.Context, fullMethod string, err error,
-) (told *status.Status) {
-	told = a.refusal(ctx, err)
-	defer func() { _ = recover() }()
-	return a.tell(ctx, fullMethod, err)
 }
 
 // maxHeld bounds the memory that refused calls hold: a few hundred bytes each, and the connection

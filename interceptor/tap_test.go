@@ -29,24 +29,24 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-func init() { encoding.RegisterCompressor(counted{}) }
+func init() { encoding.RegisterCompressor(countedGzip{}) }
 
 // inflated is how many bytes servers have decompressed.
 var inflated atomic.Int64
 
-// counted is gzip that a client has applied already, and whose output is counted.
-type counted struct{}
+// countedGzip is gzip that a client has applied already, and whose output is counted.
+type countedGzip struct{}
 
-func (counted) Name() string { return "counted" }
+func (countedGzip) Name() string { return "counted" }
 
-func (counted) Compress(w io.Writer) (io.WriteCloser, error) {
+func (countedGzip) Compress(w io.Writer) (io.WriteCloser, error) {
 	return struct {
 		io.Writer
 		io.Closer
 	}{w, io.NopCloser(nil)}, nil
 }
 
-func (counted) Decompress(r io.Reader) (io.Reader, error) {
+func (countedGzip) Decompress(r io.Reader) (io.Reader, error) {
 	z, err := gzip.NewReader(r)
 	return countingReader{z}, err
 }
@@ -126,7 +126,7 @@ func TestTapRefusesBeforeTheBodyIsInflated(t *testing.T) {
 		"a bad key":                  {true, nil, []string{"authorization", "Bearer nonsense"}, false, codes.Unauthenticated, "API_KEY_INVALID"},
 		"a bad checksum":             {true, nil, []string{"authorization", "Bearer " + flip(token)}, false, codes.Unauthenticated, "API_KEY_INVALID"},
 		"two keys": {true, nil, []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, false,
-			codes.Unauthenticated, "API_KEY_INVALID"},
+			codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
 		"plaintext": {true, []interceptor.Option{interceptor.RequireTLS()}, []string{"authorization", "Bearer " + token}, false,
 			codes.Unauthenticated, "INSECURE_TRANSPORT"},
 		"no rule": {true, []interceptor.Option{interceptor.RequireRules()}, []string{"authorization", "Bearer " + token}, false,

@@ -3,6 +3,8 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -304,6 +306,58 @@ func TestDirectories(t *testing.T) {
 		_, err = keystore.Open(dir, nil)
 		require.ErrorIs(t, err, keystore.ErrLocked)
 	})
+}
+
+// Where no store is, MustExist makes Open fail, and nothing is made; where one is, even without a key, Open opens it.
+func TestMustExist(t *testing.T) {
+	top := t.TempDir()
+	must := &keystore.Options{MustExist: true}
+	empty, volume := filepath.Join(top, "mount-point"), filepath.Join(top, "volume")
+	require.NoError(t, os.Mkdir(empty, 0o755))
+	require.NoError(t, os.MkdirAll(filepath.Join(volume, "lost+found"), 0o755))
+	state := func() (all []string) {
+		require.NoError(t, filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
+			info, infoErr := entry.Info()
+			all = append(all, fmt.Sprint(path, " ", info.Mode()))
+			return errors.Join(err, infoErr)
+		}))
+		return all
+	}
+	before := state()
+	for _, dir := range []string{empty, volume, filepath.Join(top, "missing"), filepath.Join(top, "missing", "below")} {
+		_, err := keystore.Open(dir, must)
+		require.ErrorIs(t, err, fs.ErrNotExist)
+		require.NotErrorIs(t, err, keystore.ErrCorrupt)
+		require.ErrorContains(t, err, dir)
+	}
+	require.Equal(t, before, state())
+
+	for _, opts := range []*keystore.Options{nil, must, must} {
+		s, err := keystore.Open(empty, opts)
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+	}
+}
+
+// A panic of Options.Recover is an error of Open's. The directory is free afterwards, and the next Open tells again.
+func TestRecoverPanics(t *testing.T) {
+	dir := t.TempDir()
+	s, err := keystore.Open(dir, nil)
+	require.NoError(t, err)
+	token := create(t, s, keystore.Spec{}).Secret.Reveal()
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Remove(filepath.Join(dir, "LAST")))
+	_, err = keystore.Open(dir, &keystore.Options{Recover: func(error) { panic("no") }})
+	require.ErrorContains(t, err, "Options.Recover panicked: no")
+	_, err = keystore.Open(dir, nil)
+	require.ErrorIs(t, err, keystore.ErrCorrupt)
+	require.NotErrorIs(t, err, keystore.ErrLocked)
+	told := 0
+	s, err = keystore.Open(dir, &keystore.Options{Recover: func(error) { told++ }})
+	require.NoError(t, err)
+	defer s.Close()
+	require.Equal(t, 1, told)
+	require.NoError(t, verify(t, s, token))
 }
 
 // A failure in the background, while nobody asks storage for anything, ends what is answered from the cache too.

@@ -53,7 +53,16 @@ type Options struct {
 	// Keys may then be as they were before the changes that were lost: one that was revoked in one of those is not
 	// revoked. The damaged files are kept inside the directory. Nil means that Open refuses such a directory, with
 	// ErrCorrupt, and leaves it as it is. New does not use it.
+	//
+	// If Recover panics, Open returns the panic as an error, and the directory is closed. If the process ends before Recover
+	// returns, or Recover panics, the next Open calls Recover again; an Open without Recover then returns ErrCorrupt.
+	// Recover never opens the database of another program: Open refuses such a directory, and does not touch it.
 	Recover func(lost error)
+	// MustExist makes Open return an error, instead of making a new and empty store, where there is no store: where the
+	// directory does not exist, and where the directory is empty, as the mount point of a volume that is not mounted. The
+	// error matches fs.ErrNotExist, and nothing is made. Set MustExist in a service once its store was made. New does not
+	// use it.
+	MustExist bool
 	// Observer is told of what happens. Nil means nobody. A panic of the Observer is logged.
 	Observer Observer
 	// Logger is told of every change of a key and of trouble with the storage; never of a secret.

@@ -54,20 +54,29 @@ type Store struct {
 	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
-// Open opens the store in a directory, which is created if need be, with mode 0700, and must be the store's own. Nil
-// options are the defaults.
+// Open opens the store in a directory, which must be the store's own. A store is made where the directory is missing or
+// empty, unless Options.MustExist is set. The directory gets mode 0700. Nil options are the defaults.
+//
+// A directory that holds anything else than a store, such as another program's Badger database, is refused and not
+// touched. Files that others have put beside a store's files are left alone.
 //
 // A directory that another process, or another Store of this one, has open gives ErrLocked; one
 // that is damaged, or lacks something that was acknowledged, ErrCorrupt, and it is left as it is
 // (see Options.Recover and CheckIntegrity); unusable options give ErrInvalid, and so does a Hasher
 // with another pepper than the keys of the store have. Any other error is the operating system's:
-// too little space on the disk is syscall.ENOSPC.
+// too little space on the disk is syscall.ENOSPC. A file that the user of this process may not
+// write is fs.ErrPermission, and the text says whose file it is and what to do. No store, with
+// Options.MustExist, is fs.ErrNotExist.
 func Open(dir string, opts *Options) (*Store, error) {
 	s, err := newStore(opts)
 	if err != nil {
 		return nil, err
 	}
-	db, err := badgerdb.Open(dir, badgerdb.Options{Logger: s.log, Recover: recoverFrom(opts), Failed: s.noteFailure})
+	settings := badgerdb.Options{Logger: s.log, Failed: s.noteFailure}
+	if opts != nil {
+		settings.Recover, settings.MustExist = opts.Recover, opts.MustExist
+	}
+	db, err := badgerdb.Open(dir, settings)
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}
@@ -108,13 +117,6 @@ func (s *Store) start(b backend.Backend) error {
 	return nil
 }
 
-func recoverFrom(opts *Options) func(error) {
-	if opts == nil {
-		return nil
-	}
-	return opts.Recover
-}
-
 func newStore(opts *Options) (*Store, error) {
 	o := opts.settled()
 	format, err := token.NewFormat(o.Prefix, o.SecretLength, o.SecretCharset)
@@ -148,13 +150,14 @@ func newStore(opts *Options) (*Store, error) {
 
 // Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits
 // nobody. It waits for changes that are under way, and releases the directory. After it, every method returns
-// ErrClosed, and a second Close does nothing; one that is called meanwhile waits for the first.
+// ErrClosed, and a Close after one that returned nil does nothing; one that is called meanwhile waits for the first.
 //
 // To stop a gRPC server and its store, call Shutdown of package interceptor. A server whose store
 // is closed first refuses every call, also calls with a good key.
 //
 // An error means that the directory may still be held: where there is no space left on the disk, Close can be called
-// again when there is. Nothing that was acknowledged is lost in any case.
+// again when there is. Where storage could not be written, Close can be called again, too, and returns an error as long as
+// the directory is held. Nothing that was acknowledged is lost in any case.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	again := s.closing

@@ -59,6 +59,7 @@ import (
 //  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins.
 type DB struct {
 	dir     string
+	lock    *dirLock // of dir; nil once the directory was given back
 	badger  *badger.DB
 	last    *last
 	durable atomic.Uint64               // timestamp of the last commit that is on disk
@@ -78,7 +79,9 @@ type DB struct {
 	closed bool         // guarded by use: Badger is closed, or about to be
 	pins   atomic.Int64 // snapshots that go on; raised only while use is held for reading; see invariant 3
 
-	closeOnce sync.Once
+	closeOnce  sync.Once
+	badgerDone <-chan error // told when Badger is closed; nil while nobody closes it. Guarded by use, once Open is through
+	salvaged   bool         // Open has made a recovery
 
 	keep        func(slot) error // writes a commit to last; a benchmark leaves that out
 	commitFault func() error     // for tests; nil outside
@@ -88,38 +91,65 @@ var _ backend.Backend = (*DB)(nil)
 
 // Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken finish, and closes
 // Badger. ErrFull means that there is no room for what Badger writes then, and that the directory is still open: nothing
-// is lost, and Close may be called again.
+// is lost, and Close may be called again. Close may also be called again after an error which says that the directory could
+// not be closed: Close then waits for Badger again. Once the directory is given back, Close does nothing and returns nil.
 func (db *DB) Close() error {
 	db.closeOnce.Do(func() { close(db.closing) })
 	<-db.stopped
 	db.use.Lock()
 	defer db.use.Unlock()
-	if db.closed {
-		return nil
-	}
-	if err := db.room.toClose(); err != nil {
-		return err
+	if !db.closed {
+		if err := db.room.toClose(); err != nil {
+			return err
+		}
 	}
 	db.closed = true
-	err := db.closeBadger()
-	return errors.Join(err, db.last.close())
+	return db.release()
 }
 
-// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
+// release closes Badger, if it is open, and gives the directory back. After errNotClosed the directory is still held, and
+// release may be called again. Once the directory was given back, release does nothing.
+func (db *DB) release() error {
+	if db.lock == nil {
+		return nil
+	}
+	var err error
+	if db.badger != nil {
+		if err = db.closeBadger(); errors.Is(err, errNotClosed) {
+			return err
+		}
+	}
+	err = errors.Join(err, db.last.close(), db.lock.release())
+	db.lock = nil
+	return err
+}
+
+// errNotClosed means that Badger goes on trying to write, and that the directory is still held.
+var errNotClosed = errors.New("it could not be closed, because it could not be written: start the process again")
+
+// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again. After errNotClosed,
+// closeBadger may be called again.
 func (db *DB) closeBadger() error {
-	release := db.hold() // of what is compacted while Badger is being closed
-	done := make(chan error, 1)
-	go func() { done <- db.badger.Close() }()
+	if db.badgerDone == nil {
+		done := make(chan error, 1)
+		db.badgerDone = done
+		b, release := db.badger, db.hold() // of what is compacted while Badger is being closed
+		go func() {
+			err := b.Close()
+			if err == nil && db.failed.Load() == nil && release != nil {
+				release()
+			}
+			done <- err
+		}()
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for failing := 0; failing < 5; {
 		select {
-		case err := <-done:
+		case err := <-db.badgerDone:
+			db.badgerDone = nil
 			if err != nil {
 				return fmt.Errorf("badger: %w", err)
-			}
-			if db.failed.Load() == nil && release != nil {
-				release()
 			}
 			return nil
 		case <-tick.C:
@@ -128,7 +158,7 @@ func (db *DB) closeBadger() error {
 			}
 		}
 	}
-	return fmt.Errorf("badgerdb: %s could not be closed, because it could not be written: start the process again", db.dir)
+	return fmt.Errorf("badgerdb: %s: %w", db.dir, errNotClosed)
 }
 
 // fail stops the DB for good; see invariant 4. It returns the reason that came first.

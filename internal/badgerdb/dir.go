@@ -1,57 +1,46 @@
 package badgerdb
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// prepare makes dir ready for Badger: a directory of the store's own, which only its owner may enter, since Badger
-// makes some of its files readable for all.
-//
-//	missing                   it is made, with mode 0700, and its parents
-//	empty, or a store's       its mode is made 0700
-//	anything else             it is refused and not touched: /tmp must not lose its mode, and tables without a manifest, or
-//	                          without a LAST, are what is left of a damaged store, which Badger would delete
-func prepare(dir string) error {
+// enter takes the lock of a directory. A missing directory is made, with mode 0700, unless a store must exist. Nothing in the
+// directory is changed.
+func enter(dir string, mustExist bool) (*dirLock, error) {
 	info, err := os.Stat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && mustExist:
+		return nil, noStore(dir, "there is no such directory")
+	case errors.Is(err, fs.ErrNotExist):
 		if err := makeAll(dir); err != nil {
-			return fmt.Errorf("cannot make the directory: %w", err)
+			return nil, fmt.Errorf("cannot make the directory: %w", err)
 		}
-		return nil
+	case err != nil:
+		return nil, err
+	case !info.IsDir():
+		return nil, fmt.Errorf("%s is a file: name a directory, which will be made if it does not exist", dir)
 	}
-	if err != nil {
-		return err
+	lock, err := lockDir(dir)
+	if errors.Is(err, backend.ErrLocked) {
+		if c, err := listDir(dir); err == nil && !c.last && len(c.badger) > 0 {
+			return nil, notAStore(dir, c.badger[0], "another program has its Badger database open there")
+		}
+		return nil, lockedError(dir)
 	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s is a file: name a directory, which will be made if it does not exist", dir)
-	}
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	if err := checkContents(dir, files); err != nil {
-		return err
-	}
-	if runtime.GOOS == "windows" || info.Mode().Perm()&0o077 == 0 {
-		return nil
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("others than its owner may enter %s (mode %v), and that cannot be changed: "+
-			"run chmod 700 on it as its owner, or name a directory inside it: %w", dir, info.Mode().Perm(), err)
-	}
-	return nil
+	return lock, err
 }
 
 // makeAll is os.MkdirAll for a directory that is missing, and makes what it makes durable.
@@ -68,34 +57,121 @@ func makeAll(dir string) error {
 	return syncDir(parent)
 }
 
-func checkContents(dir string, files []fs.DirEntry) error {
-	has := make(map[string]bool)
-	data, foreign := "", ""
-	for _, f := range files {
-		name := f.Name()
-		has[name] = true
-		switch {
-		case name == badger.ManifestFilename, strings.HasSuffix(name, ".sst"), strings.HasSuffix(name, ".mem"):
-			data = name
-		case strings.HasSuffix(name, ".vlog"), name == "KEYREGISTRY", name == "DISCARD", name == "MANIFEST-REWRITE": // Badger's
-		case name == lastName, name == "LOCK", name == "lost+found": // ours; of an opener that got no further; of a file system's root
-		default:
-			foreign = name
-		}
+// Badger's kinds of files.
+const (
+	manifestFile = "MANIFEST"
+	tableFiles   = ".sst"
+	logFiles     = ".mem"
+	valueLogs    = ".vlog"
+	otherFiles   = "other" // a registry of encryption keys, statistics, and what is left of a rewrite
+)
+
+// badgerKind returns which kind of file Badger gives a name to, and "" for a name that Badger does not make: notes.mem is no log.
+func badgerKind(name string) string {
+	numbered := func(format string) bool {
+		var n uint64
+		_, err := fmt.Sscanf(name, format, &n)
+		return err == nil && fmt.Sprintf(format, n) == name
+	}
+	switch name {
+	case badger.ManifestFilename:
+		return manifestFile
+	case "KEYREGISTRY", "REWRITE-KEYREGISTRY", "MANIFEST-REWRITE", "DISCARD":
+		return otherFiles
+	}
+	if id, ok := table.ParseFileID(name); ok && table.IDToFilename(id) == name {
+		return tableFiles
 	}
 	switch {
-	case has[recovered], has[moving]:
-		return nil
-	case has[lastName] && (has[badger.ManifestFilename] || data == ""):
-		return nil
-	case has[lastName]:
-		return missing(dir, data, badger.ManifestFilename)
-	case data != "":
-		return missing(dir, data, lastName)
-	case foreign != "":
-		return fmt.Errorf("%s is not a key store: it holds %s: name a directory that is the store's own", dir, foreign)
+	case numbered("%05d.mem"):
+		return logFiles
+	case numbered("%06d.vlog"):
+		return valueLogs
+	}
+	return ""
+}
+
+// The contents of a directory are the names in it, sorted by whose they are.
+type contents struct {
+	last       bool
+	badger     []string // files with names of Badger's
+	data       string   // a manifest, a table or a log, if there is one
+	manifest   bool
+	recoveries []string // names that a recovery's directory may have; see recovery
+	inTheWay   string   // a file that Badger would take for one of its own, and could not read
+	foreign    string   // a file of somebody else's
+}
+
+func listDir(dir string) (c contents, err error) {
+	files, err := os.ReadDir(dir)
+	for _, f := range files {
+		name := f.Name()
+		const noFile = fs.ModeDir | fs.ModeNamedPipe | fs.ModeSocket | fs.ModeDevice
+		switch kind := badgerKind(name); {
+		case (kind != "" || name == lastName || name == lockName) && f.Type()&noFile != 0:
+			c.foreign, c.inTheWay = name, name
+		case kind != "":
+			c.badger = append(c.badger, name)
+			switch kind {
+			case manifestFile, tableFiles, logFiles:
+				c.data = name
+			}
+			c.manifest = c.manifest || kind == manifestFile
+		case name == lastName:
+			c.last = true
+		case name == "lost+found": // of a file system's root
+		case name == lockName: // of an opener that got no further
+			if text, err := os.ReadFile(filepath.Join(dir, name)); err == nil && len(text) > 0 {
+				if _, ok := parseHolder(string(text)); !ok {
+					c.foreign = name
+				}
+			}
+		default:
+			c.foreign = name
+			if strings.HasSuffix(name, logFiles) || strings.HasSuffix(name, valueLogs) {
+				c.inTheWay = name
+			}
+			if isRecoveryName(name) {
+				c.recoveries = append(c.recoveries, name)
+			}
+		}
+	}
+	return c, err
+}
+
+// mayWrite returns an error if a file of the store's cannot be written. Badger would find out in the middle of its work, and
+// its error would not say whose the file is.
+func (c contents) mayWrite(dir string) error {
+	names := c.badger
+	if c.last {
+		names = append([]string{lastName}, names...)
+	}
+	for _, name := range names {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		_ = f.Close() // nothing was written
 	}
 	return nil
+}
+
+// A plainError is another error in words of its own.
+type plainError struct {
+	text string
+	err  error
+}
+
+func (e *plainError) Error() string { return e.text }
+func (e *plainError) Unwrap() error { return e.err }
+
+func noStore(dir, why string) error {
+	return &plainError{fmt.Sprintf("no key store exists in %s: %s: is the path right, and its volume mounted?", dir, why), fs.ErrNotExist}
+}
+
+func notAStore(dir, has, why string) error {
+	return fmt.Errorf("%s is not a key store: it holds %s: %s: name a directory that is the store's own, which will be made if it does not exist",
+		dir, has, why)
 }
 
 func missing(dir, has, lacks string) error {
@@ -103,45 +179,110 @@ func missing(dir, has, lacks string) error {
 		"is left with Options.Recover", backend.ErrCorrupt, dir, has, lacks)
 }
 
+// claim makes the directory one that only its owner may enter, since Badger makes some of its files readable for all, and
+// says in the file LOCK who has the directory open. claim is called before the first change of the directory.
+func (db *DB) claim() error {
+	info, err := os.Stat(db.dir)
+	if err != nil {
+		return err
+	}
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
+		if err := os.Chmod(db.dir, 0o700); err != nil {
+			return chmodError(db.dir, info, err)
+		}
+	}
+	return db.lock.announce()
+}
+
+// chmodError says what to do about a directory that others may enter and whose mode this process cannot change.
+func chmodError(dir string, info fs.FileInfo, err error) error {
+	if isReadOnly(err) {
+		return err
+	}
+	text := fmt.Sprintf("others than its owner may enter %s (mode %v), and this process cannot change that", dir, info.Mode())
+	c, listErr := listDir(dir)
+	switch holdsStore := c.last || len(c.badger) > 0; {
+	case listErr == nil && !holdsStore && mayMakeFiles(dir):
+		text += ": name a directory inside it, which will be made"
+	case holdsStore: // a directory inside it would be another store, without a key
+		text = cmp.Or(whose(dir, dir), text)
+	default:
+		text = cmp.Or(whose(dir, dir), text+": run chmod 700 on it as its owner")
+	}
+	return &plainError{fmt.Sprintf("%s: %v", text, err), err}
+}
+
+// explain says of an error of the operating system what is wrong with the directory, and what to do.
+func explain(dir string, err error) error {
+	if errors.As(err, new(*plainError)) { // it says so itself
+		return err
+	}
+	path := dir
+	if e := new(fs.PathError); errors.As(err, &e) {
+		path = e.Path
+	}
+	switch {
+	case isReadOnly(err):
+		return fmt.Errorf("%s is on a read-only file system, and a store has to write, also to be read: mount the file system "+
+			"for writing, or name a directory elsewhere: %w", dir, err)
+	case errors.Is(err, fs.ErrPermission):
+		if text := whose(dir, path); text != "" {
+			return fmt.Errorf("%s: %w", text, err)
+		}
+	}
+	return err
+}
+
+// whose says who owns what is denied to this process, and how to get it. It is empty where nobody knows.
+func whose(dir, path string) string {
+	info, err := os.Stat(path)
+	for err != nil && path != filepath.Dir(path) {
+		path = filepath.Dir(path) // what could not be made, or not be looked at
+		info, err = os.Stat(path)
+	}
+	if err != nil {
+		return ""
+	}
+	uid, ok := owner(info)
+	me := os.Geteuid()
+	if !ok || me < 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%s (mode %v) belongs to %s, and this process runs as %s", path, info.Mode(), userName(uid), userName(me))
+	_, err = os.Lstat(filepath.Join(dir, lastName))
+	switch inside := path == dir || strings.HasPrefix(path, dir+string(filepath.Separator)); {
+	case uid == me:
+		return text + ": its mode, an attribute or a security module denies the access"
+	case inside && err == nil:
+		return fmt.Sprintf("%s: stop any process of that user's that uses the store, and run chown -R %d %q as root", text, me, dir)
+	case inside:
+		return text + ": name a directory of the process's own user, or give this one to that user with chown"
+	default:
+		return text + ": name a directory where the process's user may make files"
+	}
+}
+
+func userName(uid int) string {
+	if uid == 0 {
+		return "root (uid 0)"
+	}
+	return fmt.Sprintf("uid %d", uid)
+}
+
 // openError explains an error of Badger's.
 func openError(dir string, err error) error {
-	switch {
-	// Badger has no error value for it.
-	case strings.Contains(err.Error(), "Cannot acquire directory lock"):
-		return locked(dir)
-	case errors.Is(err, y.ErrChecksumMismatch):
+	if errors.Is(err, y.ErrChecksumMismatch) {
 		return fmt.Errorf("%w: %s: restore it from a backup: %w", backend.ErrCorrupt, dir, err)
-	default:
-		return fmt.Errorf("%s: %w", dir, err)
 	}
+	return fmt.Errorf("%s: %w", dir, err)
 }
 
-func locked(dir string) error {
-	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: stop it, or manage the keys through it",
-		backend.ErrLocked, holder(dir), dir)
-}
-
-// holder names the process that has the directory locked, from the file in which Badger writes its number.
-func holder(dir string) string {
-	text, err := os.ReadFile(filepath.Join(dir, "LOCK"))
-	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
-	switch {
-	case err != nil || convErr != nil:
-		return "another process"
-	case pid == os.Getpid():
-		return fmt.Sprintf("this process (pid %d)", pid)
-	default:
-		return fmt.Sprintf("the process with pid %d", pid)
-	}
-}
-
-// filesOf returns the paths of the files in dir whose names end so, in the order of their names. It is not filepath.Glob,
-// to which dir would be a part of the pattern.
-func filesOf(dir, suffix string) ([]string, error) {
+// filesOf returns the paths of Badger's files of a kind in dir, in the order of their names.
+func filesOf(dir, kind string) ([]string, error) {
 	files, err := os.ReadDir(dir)
 	var paths []string
 	for _, f := range files {
-		if strings.HasSuffix(f.Name(), suffix) {
+		if badgerKind(f.Name()) == kind {
 			paths = append(paths, filepath.Join(dir, f.Name()))
 		}
 	}

@@ -256,7 +256,7 @@ func TestDamage(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := whole.copy(t)
 			tt.harm(t, f)
-			before := listing(t, f.dir)
+			before := tree(t, f.dir)
 			db, err := Open(f.dir, Options{})
 			if tt.refused == "" {
 				require.NoError(t, err)
@@ -268,25 +268,9 @@ func TestDamage(t *testing.T) {
 			require.ErrorIs(t, err, backend.ErrCorrupt)
 			require.ErrorContains(t, err, tt.refused)
 			require.ErrorContains(t, err, "Options.Recover")
-			require.Equal(t, before, listing(t, f.dir))
+			require.Equal(t, before, tree(t, f.dir))
 		})
 	}
-}
-
-// listing returns the names and sizes of a directory's files, but for what an opener leaves of itself.
-func listing(t *testing.T, dir string) map[string]int64 {
-	t.Helper()
-	files, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	sizes := make(map[string]int64)
-	for _, f := range files {
-		info, err := f.Info()
-		require.NoError(t, err)
-		if f.Name() != "LOCK" {
-			sizes[f.Name()] = info.Size()
-		}
-	}
-	return sizes
 }
 
 // A recovery opens what is left, says what is lost, and leaves a directory that is whole again.
@@ -338,52 +322,6 @@ func TestRecover(t *testing.T) {
 			require.Len(t, away, 1, "what was damaged is kept")
 		})
 	}
-}
-
-// A recovery that a crash has interrupted goes on at the next Open, wherever it was.
-func TestRecoverAfterACrash(t *testing.T) {
-	f := newFixture(t)
-	require.NoError(t, os.Remove(f.file(t, "MANIFEST")))
-	steps := 0
-	for _, crash := range []func(dir string){
-		func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, recovering), 0o700)) },
-		func(dir string) { salvageOnly(t, dir) },
-		func(dir string) {
-			salvageOnly(t, dir)
-			require.NoError(t, os.MkdirAll(filepath.Join(dir, "damaged-1"), 0o700))
-			require.NoError(t, moveFiles(dir, filepath.Join(dir, "damaged-1")))
-		},
-		func(dir string) {
-			salvageOnly(t, dir)
-			require.NoError(t, moveRecovery(dir))
-		},
-	} {
-		steps++
-		dir := f.copy(t).dir
-		crash(dir)
-		db, err := Open(dir, Options{Recover: func(error) {}})
-		require.NoError(t, err, "step %d", steps)
-		require.Equal(t, f.entries, read(t, db), "step %d", steps)
-		require.NoError(t, db.Check(t.Context()))
-		require.NoError(t, db.Close())
-		require.NoDirExists(t, filepath.Join(dir, moving))
-	}
-}
-
-// salvageOnly does what a recovery does before it moves anything.
-func salvageOnly(t *testing.T, dir string) {
-	l, err := openLast(dir)
-	require.NoError(t, err)
-	defer l.file.Close()
-	slots, err := l.slots()
-	require.NoError(t, err)
-	s, err := surveyDir(dir)
-	require.NoError(t, err)
-	db := &DB{dir: dir, last: l, room: newRoom(dir, 0, 0)}
-	whole, _, err := db.salvage(s, slots, Options{Logger: quiet}, errors.New("damage"))
-	require.NoError(t, err)
-	require.True(t, whole)
-	require.NoError(t, keepRecovery(dir))
 }
 
 // The newest version of an entry is damaged in a way that passes Badger's checksum: the entry is gone after a recovery,
@@ -451,7 +389,7 @@ func TestCheck(t *testing.T) {
 func TestDamageWhileOpen(t *testing.T) {
 	f := newFixture(t)
 	db := open(t, f.dir)
-	for _, name := range slices.Sorted(maps.Keys(listing(t, f.dir))) {
+	for _, name := range names(t, f.dir) {
 		if !strings.HasSuffix(name, ".sst") {
 			continue
 		}
@@ -496,7 +434,7 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 		"in LAST": func(dir string) {
 			l, err := openLast(dir)
 			require.NoError(t, err)
-			slots, err := l.slots()
+			slots, _, err := l.slots()
 			require.NoError(t, err)
 			_, err = l.file.WriteAt(make([]byte, 100), int64(slots[1].seq%2)*slotSize)
 			require.NoError(t, err)

@@ -1,12 +1,14 @@
 package badgerdb
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -133,15 +135,11 @@ func decodeSlot(b []byte) (slot, bool) {
 	return s, true
 }
 
-// openLast opens the file, and makes it if need be, and takes its lock, which keeps other processes from the directory
-// until it is closed: nobody changes what the survey looks at. The error wraps ErrLocked, or is the operating system's.
+// openLast opens the file. The error matches fs.ErrNotExist where there is none.
 func openLast(dir string) (*last, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
-	}
-	if err := lock(f); err != nil {
-		return nil, errors.Join(err, f.Close())
 	}
 	// A process that was killed may have left a commit here that is not on the disk yet, while the next one goes over the
 	// other slot.
@@ -151,32 +149,28 @@ func openLast(dir string) (*last, error) {
 	return &last{f}, nil
 }
 
-// close gives the directory back.
+// close closes the file, if there is one.
 func (l *last) close() error {
-	unlock(l.file)
+	if l == nil {
+		return nil
+	}
 	return l.file.Close()
 }
 
-// begin makes it that of a new store, and returns commit 0.
-func (l *last) begin(dir string) (slot, error) {
+// beginLast makes the file of a new store, and returns commit 0.
+func beginLast(dir string) (*last, slot, error) {
 	var s slot
 	_, _ = rand.Read(s.store[:]) // it never fails
-	if err := l.reset(s); err != nil {
-		return slot{}, err
+	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, slot{}, err
 	}
-	return s, syncDir(dir)
-}
-
-// reset makes it hold one commit, and no other.
-func (l *last) reset(s slot) error {
-	if err := l.file.Truncate(0); err != nil {
-		return err
-	}
+	l := &last{f}
 	l.reserve()
-	if err := l.write(s); err != nil {
-		return err
+	if err := errors.Join(l.write(s), f.Sync(), syncDir(dir)); err != nil {
+		return nil, slot{}, errors.Join(err, l.close())
 	}
-	return l.file.Sync()
+	return l, s, nil
 }
 
 // reserve gives it all of its space, which a copy of the file may not have.
@@ -190,14 +184,29 @@ func (l *last) write(s slot) error {
 	return datasync(l.file)
 }
 
-// slots returns those that are whole, the older one first.
-func (l *last) slots() ([]slot, error) {
-	var slots []slot
+// What a file LAST is.
+type lastKind int
+
+const (
+	lastBlank   lastKind = iota // it was made, and its first commit was not written: the store was never open
+	lastOurs                    // a store wrote it, whether or not a commit is whole
+	lastUnknown                 // it shows no sign of a store
+)
+
+// slots returns the commits that are whole, the older one first, and what the file is.
+func (l *last) slots() (slots []slot, kind lastKind, err error) {
+	kind = lastBlank
 	buf := make([]byte, slotSize)
 	for i := range 2 {
 		n, err := l.file.ReadAt(buf, int64(i)*slotSize)
 		if err != nil && err != io.EOF {
-			return nil, err
+			return nil, 0, err
+		}
+		switch {
+		case bytes.HasPrefix(buf[:n], []byte(slotMagic)):
+			kind = lastOurs
+		case kind == lastBlank && (i > 0 && n > 0 || n > slotHeader+sha256.Size || len(bytes.Trim(buf[:n], "\x00")) > 0):
+			kind = lastUnknown
 		}
 		if s, ok := decodeSlot(buf[:n]); ok && s.seq%2 == uint64(i) {
 			for j := range s.writes { // out of buf
@@ -210,7 +219,24 @@ func (l *last) slots() ([]slot, error) {
 	if len(slots) == 2 && slots[0].seq > slots[1].seq {
 		slots[0], slots[1] = slots[1], slots[0]
 	}
-	return slots, nil
+	return slots, kind, nil
+}
+
+// newestIn returns the head of the newest commit in a directory's file LAST; the zero head if there is none.
+func newestIn(dir string) (head, error) {
+	f, err := os.Open(filepath.Join(dir, lastName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return head{}, nil
+	}
+	if err != nil {
+		return head{}, err
+	}
+	defer f.Close()
+	slots, _, err := (&last{f}).slots()
+	if err != nil || len(slots) == 0 {
+		return head{}, err
+	}
+	return slots[len(slots)-1].head, nil
 }
 
 var errNoSlots = errors.New(lastName + " holds no whole commit")

@@ -2,28 +2,37 @@ package badgerdb
 
 import (
 	"errors"
-	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/windows"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// lockOffset is far behind what is written, because what is locked cannot be read by others, to copy it for example.
-const lockOffset = 1 << 30
+// A dirLock is the lock of a directory. The lock is the one that Badger takes, so that no program that uses Badger opens the
+// directory meanwhile: the file LOCK, which only one process can have open, and which goes with that process.
+type dirLock struct{ file windows.Handle }
 
-// lock takes the lock of a file, which goes with it when it is closed, or its process dies.
-func lock(f *os.File) error {
-	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY,
-		0, 1, 0, &windows.Overlapped{Offset: lockOffset})
-	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
-		return backend.ErrLocked
+// lockDir takes the lock. The error wraps ErrLocked, or is the operating system's.
+func lockDir(dir string) (*dirLock, error) {
+	path := filepath.Join(dir, lockName)
+	name, err := windows.UTF16PtrFromString(path)
+	if err != nil {
+		return nil, err
+	}
+	h, err := windows.CreateFile(name, 0, 0, nil, windows.OPEN_ALWAYS,
+		windows.FILE_ATTRIBUTE_TEMPORARY|windows.FILE_FLAG_DELETE_ON_CLOSE, 0)
+	if errors.Is(err, windows.ERROR_SHARING_VIOLATION) {
+		return nil, backend.ErrLocked
 	}
 	if err != nil {
-		return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
+		return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 	}
-	return nil
+	return &dirLock{h}, nil
 }
 
-func unlock(*os.File) {}
+// announce does nothing: no other process could read the file.
+func (*dirLock) announce() error { return nil }
+
+func (l *dirLock) release() error { return windows.CloseHandle(l.file) }

@@ -1,6 +1,7 @@
 package badgerdb
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,14 +22,20 @@ type Options struct {
 	Logger *slog.Logger // told what Badger has to say; nil means silence
 
 	// Recover opens a damaged directory with what is left of it; nil means that Open refuses, unless it is certain that
-	// nothing is lost. It is told what was damaged and what is left, by an error that wraps ErrCorrupt.
+	// nothing is lost. It is told what was damaged and what is left, by an error that wraps ErrCorrupt. A panic in it is an error of Open's. Where
+	// it has not returned, because of that or of a crash, the next Open calls it again.
 	Recover func(lost error)
+
+	// MustExist makes Open refuse a directory that is missing, and one that is empty, as the mount point of a volume that is
+	// not mounted, instead of making a store there. The error matches fs.ErrNotExist.
+	MustExist bool
 
 	// Failed is told that the DB has stopped for good, by whichever goroutine finds out: Badger's too, while nobody
 	// asks for anything. It should be quick. Nil means nobody.
 	Failed func(error)
 
-	memTableSize int64 // for tests; 0 outside, which means that it depends on the disk
+	memTableSize int64             // for tests; 0 outside, which means that it depends on the disk
+	crash        func(step string) // for tests; called after each step of a recovery; nil outside
 }
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -42,40 +49,54 @@ const (
 // level0Stall is how many tables there may be in Badger's level 0 before the next one waits for a compaction.
 const level0Stall = 8
 
-// Open opens the directory, and creates it if need be; see prepare for what it must be like. The error wraps
-// backend.ErrLocked if it is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull.
-func Open(dir string, opts Options) (*DB, error) {
+// Open opens the directory, and creates it if need be. What becomes of a directory:
+//
+//	missing, or empty          a new store is made, unless Options.MustExist is set; then the error matches fs.ErrNotExist
+//	a store's                  it is opened. Files of others in it are left alone
+//	a damaged store's          see Options.Recover
+//	anything else              it is refused, and not touched: tables without a LAST, in which no store's head is found, are
+//	                           another program's
+//
+// The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the directory is open elsewhere,
+// backend.ErrCorrupt, which says what is damaged, or backend.ErrFull; errors of the operating system match as they do.
+func Open(dir string, opts Options) (_ *DB, err error) {
 	if opts.Logger == nil {
 		opts.Logger = quiet
 	}
 	if dir == "" {
 		return nil, errors.New("the directory has no name: pass one that is the store's own")
 	}
-	dir, err := filepath.Abs(dir) // the process may go elsewhere
+	dir, err = filepath.Abs(dir) // the process may go elsewhere
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(dir); err != nil && !(opts.Recover != nil && errors.Is(err, backend.ErrCorrupt)) {
-		return nil, err
-	}
-	l, err := openLast(dir)
-	if errors.Is(err, backend.ErrLocked) {
-		return nil, locked(dir)
-	}
+	lock, err := enter(dir, opts.MustExist)
 	if err != nil {
-		return nil, err
+		return nil, explain(dir, err)
 	}
 	db := &DB{
 		dir:     dir,
-		last:    l,
-		keep:    l.write,
+		lock:    lock,
 		queue:   make(chan *request),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
-	if err := db.open(opts); err != nil {
-		return nil, errors.Join(err, l.close())
+	isOpen := false
+	defer func() { // also if Options.Recover ends the goroutine
+		if !isOpen {
+			err = errors.Join(err, db.release())
+		}
+	}()
+	r, err := db.open(opts)
+	if err == nil && r != nil {
+		if err = r.tell(opts); err == nil {
+			err = r.discard()
+		}
 	}
+	if err != nil {
+		return nil, explain(dir, err)
+	}
+	isOpen = true
 	go db.committer()
 	db.tell.Store(&opts.Failed)
 	if err := db.failed.Load(); err != nil {
@@ -84,21 +105,70 @@ func Open(dir string, opts Options) (*DB, error) {
 	return db, nil
 }
 
-// open surveys the directory, and has Badger open it if nothing is lost, or if what is left is to be recovered.
-func (db *DB) open(opts Options) error {
-	if recoverable(db.dir) {
-		if err := moveRecovery(db.dir); err != nil {
-			return err
+// open surveys the directory, and has Badger open it if nothing is lost, or if what is left is to be recovered. It returns the
+// recovery that has replaced the files, and that has not been told yet.
+func (db *DB) open(opts Options) (*recovery, error) {
+	c, err := listDir(db.dir)
+	if err != nil {
+		return nil, err
+	}
+	if !c.last && len(c.badger) == 0 && len(c.recoveries) == 0 && c.foreign != "" {
+		return nil, notAStore(db.dir, c.foreign, "no store has made that")
+	}
+	if err := c.mayWrite(db.dir); err != nil {
+		return nil, err
+	}
+	r, at, err := begunRecovery(db.dir, c.recoveries)
+	if err != nil {
+		return nil, err
+	}
+	if r != nil {
+		r.crash = opts.crash
+		if err := r.refuse(db.dir, opts); err != nil {
+			return nil, err
+		}
+		if at == begun {
+			if err := r.replace(db.dir, db.claim); err != nil {
+				return nil, err
+			}
+		}
+		if c, err = listDir(db.dir); err != nil {
+			return nil, err
 		}
 	}
-	isRecovery := recoverable(db.dir)
-	slots, err := db.last.slots()
-	if err != nil {
-		return err
+	var slots []slot
+	kind := lastBlank
+	if c.last {
+		if db.last, err = openLast(db.dir); err != nil {
+			return nil, err
+		}
+		if slots, kind, err = db.last.slots(); err != nil {
+			return nil, err
+		}
 	}
 	s, err := surveyDir(db.dir)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	isNew := false
+	if kind != lastOurs && s.head.seq == 0 { // nothing here is a store's
+		switch {
+		case kind == lastUnknown:
+			return nil, notAStore(db.dir, lastName, "no store has written that")
+		case len(c.badger) > 0:
+			return nil, notAStore(db.dir, c.badger[0], "another program has its Badger database there")
+		case c.foreign != "":
+			return nil, notAStore(db.dir, c.foreign, "no store has made that")
+		case opts.MustExist:
+			return nil, noStore(db.dir, "the directory is empty")
+		}
+		isNew = true
+	}
+	if s.foreign != "" {
+		return nil, fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.foreign, errForeign)
+	}
+	if c.inTheWay != "" {
+		return nil, fmt.Errorf("%s holds %s, which Badger would take for a file of its own: move that file elsewhere", db.dir, c.inTheWay)
 	}
 	var inLogs, largest int64
 	for _, l := range s.logs {
@@ -107,49 +177,66 @@ func (db *DB) open(opts Options) error {
 	}
 	db.room = newRoom(db.dir, opts.memTableSize, largest)
 	if err := db.room.toOpen(inLogs); err != nil {
-		return err
+		return nil, err
 	}
-	if len(slots) == 0 && !s.used {
-		first, err := db.last.begin(db.dir)
+	if isNew {
+		if err := db.claim(); err != nil {
+			return nil, err
+		}
+		err := db.last.close() // a blank one
 		if err != nil {
-			return err
+			return nil, err
+		}
+		var first slot
+		if db.last, first, err = beginLast(db.dir); err != nil {
+			return nil, err
 		}
 		slots = append(slots, first)
 		opts.Logger.Info("made a new API key store", "dir", db.dir)
 	}
-	var redo []slot
-	if !isRecovery {
-		redo, err = s.reconcile(slots)
+	absent := error(nil)
+	switch {
+	case c.data != "" && !c.last && !isNew:
+		absent = missing(db.dir, c.data, lastName)
+	case c.data != "" && !c.manifest:
+		absent = missing(db.dir, c.data, badger.ManifestFilename)
 	}
-	if err != nil {
-		return db.damaged(s, slots, opts, err)
+	if absent != nil && opts.Recover == nil {
+		return nil, absent
+	}
+	redo, err := s.reconcile(slots)
+	if err = cmp.Or(absent, err); err != nil {
+		return db.damaged(s, slots, r, opts, err)
+	}
+	if err := db.claim(); err != nil {
+		return nil, err
+	}
+	if err := discardUnfinished(db.dir, c.recoveries, slots[0].store); err != nil {
+		return nil, err
 	}
 	if err := s.tidy(); err != nil {
-		return fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
+		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
 	}
 	db.compactions = newCompactions(db)
 	// While it is opened there is no compaction, for which Badger would wait once it had so many tables in level 0.
 	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.level0 + len(s.logs))
 	if db.badger, err = badger.OpenManaged(options); err != nil {
-		return openError(db.dir, err)
+		db.badger = nil
+		return nil, openError(db.dir, err)
 	}
 	if err := db.awaitTables(s.logs); err != nil {
-		return errors.Join(err, db.closeBadger())
+		return nil, err
 	}
 	close(db.compactions.ready)
-	if isRecovery {
-		err = db.adopt()
-	} else {
-		err = db.settle(s, slots, redo)
+	db.keep = db.last.write
+	if err := db.settle(s, slots, redo); err != nil {
+		if closeErr := db.closeBadger(); closeErr != nil {
+			return nil, errors.Join(err, closeErr)
+		}
+		db.badger = nil
+		return db.damaged(s, slots, r, opts, err)
 	}
-	if err == nil {
-		return db.room.opened(db.last.reserve())
-	}
-	err = errors.Join(err, db.closeBadger())
-	if isRecovery {
-		return err
-	}
-	return db.damaged(s, slots, opts, err)
+	return r, db.room.opened(db.last.reserve())
 }
 
 // awaitTables waits until Badger has made tables of the logs that it found. A log may have a table already, if the process
@@ -174,33 +261,44 @@ func (db *DB) awaitTables(logs []logFile) error {
 // All may be there though Badger would not find it: after an error in writing its manifest, Badger goes on with another
 // table of the same content, and removes the one that the manifest names. The count of the entries and the sum of their
 // checksums, which LAST has, prove that all is there, as it was.
-func (db *DB) damaged(s *survey, slots []slot, opts Options, damage error) error {
-	if !errors.Is(damage, backend.ErrCorrupt) {
-		return damage
-	}
-	whole, lost, err := db.salvage(s, slots, opts, damage)
-	if err == nil && !whole && opts.Recover == nil {
-		return errors.Join(damage, os.RemoveAll(filepath.Join(db.dir, recovering)))
-	}
-	if err != nil && opts.Recover == nil {
-		return damage
-	}
-	if err != nil {
-		return fmt.Errorf("%s cannot be recovered: %w", db.dir, err)
-	}
-	if err := keepRecovery(db.dir); err != nil {
-		return err
-	}
-	db.failed.Store(nil) // what Badger could not open
-	if err := db.open(opts); err != nil {
-		return err
+//
+// An earlier recovery that nobody has been told of yet is told together with the new one.
+func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, damage error) (*recovery, error) {
+	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
+		return nil, damage
 	}
 	if opts.Recover != nil {
-		opts.Recover(lost)
-	} else {
-		opts.Logger.Warn("API key store found its directory damaged, and nothing lost: it has been put in order", "error", lost)
+		if err := db.claim(); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	if earlier != nil {
+		damage = errors.Join(&plainError{earlier.Lost, backend.ErrCorrupt}, damage)
+	}
+	r, err := db.salvage(s, slots, opts, damage)
+	switch {
+	case err == nil && !r.Whole && opts.Recover == nil:
+		return nil, errors.Join(damage, r.discard())
+	case errors.Is(err, errForeign):
+		return nil, errors.Join(damage, err)
+	case err != nil && opts.Recover == nil:
+		return nil, damage
+	case err != nil:
+		return nil, fmt.Errorf("%s cannot be recovered: %w", db.dir, err)
+	}
+	if earlier != nil {
+		if err := earlier.discard(); err != nil {
+			return nil, err
+		}
+	}
+	err = db.last.close()
+	db.last = nil
+	if err := errors.Join(err, r.replace(db.dir, db.claim)); err != nil {
+		return nil, err
+	}
+	db.salvaged = true
+	db.failed.Store(nil) // what Badger could not open
+	return db.open(opts)
 }
 
 func (db *DB) options(opts Options) badger.Options {
@@ -222,6 +320,7 @@ func (db *DB) options(opts Options) badger.Options {
 		WithMetricsEnabled(false).
 		WithDetectConflicts(false). // there is one writer
 		WithNumVersionsToKeep(1).
+		WithBypassLockGuard(true). // this package holds Badger's lock
 		WithLogger(logger{opts.Logger, db, db.compactions})
 }
 

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -34,6 +35,8 @@ type survey struct {
 	head   head      // the newest one that there is
 	writes []write   // of its commit, if that is in a log
 	damage []error   // what is certain to be wrong
+
+	foreign string // a table that another program with Badger has written
 }
 
 // surveyDir looks at all files. Its error is the operating system's.
@@ -42,7 +45,7 @@ func surveyDir(dir string) (*survey, error) {
 	if err := s.readTables(); err != nil {
 		return nil, err
 	}
-	paths, err := filesOf(dir, ".mem")
+	paths, err := filesOf(dir, logFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -73,12 +76,12 @@ func surveyDir(dir string) (*survey, error) {
 func (s *survey) readTables() error {
 	f, err := os.Open(filepath.Join(s.dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
-		tables, err := filesOf(s.dir, ".sst")
+		tables, err := filesOf(s.dir, tableFiles)
 		if len(tables) > 0 {
 			s.used = true
 			s.damaged(badger.ManifestFilename, errors.New("it is missing"))
 		}
-		return err
+		return errors.Join(err, s.findHeads(tables))
 	}
 	if err != nil {
 		return err
@@ -88,7 +91,8 @@ func (s *survey) readTables() error {
 	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
 	if err != nil {
 		s.damaged(badger.ManifestFilename, err)
-		return nil
+		tables, err := filesOf(s.dir, tableFiles)
+		return errors.Join(err, s.findHeads(tables))
 	}
 	var (
 		mu     sync.Mutex // guards s, and failed
@@ -127,18 +131,36 @@ func (s *survey) readTables() error {
 		if t.Level == 0 {
 			s.level0++
 		}
+		if t.Compression != options.None || t.KeyID != 0 { // a store neither compresses nor encrypts
+			s.foreign = table.IDToFilename(id)
+		}
 		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))
 		ids <- id
 	}
 	close(ids)
 	wg.Wait()
-	paths, err := filesOf(s.dir, ".sst")
+	paths, err := filesOf(s.dir, tableFiles)
 	for _, path := range paths {
 		if !slices.Contains(s.named, path) {
 			s.strays = append(s.strays, path)
 		}
 	}
 	return errors.Join(failed, err)
+}
+
+// findHeads looks for a head in tables that nothing names, which says whose the tables are.
+func (s *survey) findHeads(tables []string) error {
+	for _, path := range tables {
+		err := withTable(path, func(t tableFile) error {
+			_, newest, err := t.check()
+			s.found(newest, nil)
+			return err
+		})
+		if errors.As(err, new(*fs.PathError)) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *survey) found(h head, writes []write) {
@@ -292,7 +314,7 @@ func (s *survey) corrupt(damage ...error) error {
 // its registry of encryption keys.
 func (s *survey) tidy() error {
 	var errs []error
-	paths, err := filesOf(s.dir, ".vlog")
+	paths, err := filesOf(s.dir, valueLogs)
 	errs = append(errs, err)
 	for _, path := range append(paths, filepath.Join(s.dir, "DISCARD"), filepath.Join(s.dir, "KEYREGISTRY")) {
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {

@@ -1,0 +1,25 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package badgerdb
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// owner returns the user that a file belongs to.
+func owner(info fs.FileInfo) (uid int, ok bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(st.Uid), true
+}
+
+// mayMakeFiles reports whether this process's user may make files in a directory.
+func mayMakeFiles(dir string) bool { return unix.Access(dir, unix.W_OK|unix.X_OK) == nil }
+
+func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }

@@ -286,15 +286,15 @@ func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, 
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot be recovered: %w", db.dir, err)
 	}
-	if earlier != nil {
-		if err := earlier.discard(); err != nil {
-			return nil, err
-		}
-	}
 	err = db.last.close()
 	db.last = nil
 	if err := errors.Join(err, r.replace(db.dir, db.claim)); err != nil {
 		return nil, err
+	}
+	if earlier != nil { // the new recovery tells of both from here on
+		if err := earlier.discard(); err != nil {
+			return nil, err
+		}
 	}
 	db.salvaged = true
 	db.failed.Store(nil) // what Badger could not open

@@ -116,6 +116,48 @@ func TestForeignDirectoryIsUntouched(t *testing.T) {
 	}
 }
 
+// A process that ended while it made a new store leaves a LOCK, or a LAST without a commit. A store is made there, unless one
+// must exist.
+func TestStoreThatWasBeingMade(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"LOCK":               {"LOCK": "1\n"},
+		"LOCK of a store":    {"LOCK": string(thisProcess().encode())},
+		"empty LOCK":         {"LOCK": ""},
+		"empty LAST":         {"LAST": ""},
+		"LAST of zeros":      {"LAST": strings.Repeat("\x00", slotHeader+sha256.Size), "LOCK": "1\n"},
+		"a file system root": {"lost+found/": "", "LAST": ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, dir, files)
+			before := tree(t, dir)
+			_, err := Open(dir, Options{MustExist: true})
+			require.ErrorIs(t, err, fs.ErrNotExist)
+			require.Equal(t, before, tree(t, dir))
+			db := open(t, dir)
+			require.Empty(t, read(t, db))
+			require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
+		})
+	}
+}
+
+// A LAST that is damaged, with no other file beside it, is what is left of a store, and not a new store.
+func TestDamagedLastAlone(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, map[string]string{lastName: slotMagic + strings.Repeat("x", 2000)})
+	before := tree(t, dir)
+	_, err := Open(dir, Options{})
+	require.ErrorIs(t, err, backend.ErrCorrupt)
+	require.Equal(t, before, tree(t, dir))
+	var told error
+	db, err := Open(dir, Options{Recover: func(err error) { told = err }})
+	require.NoError(t, err)
+	require.ErrorContains(t, told, "nothing is left")
+	require.Empty(t, read(t, db))
+	require.NoError(t, db.Close())
+	require.Empty(t, read(t, open(t, dir)))
+}
+
 // What others have put into a good store's directory is left alone, and the store is opened with all that it has.
 func TestFilesOfOthersInAStore(t *testing.T) {
 	whole := newFixture(t)

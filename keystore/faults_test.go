@@ -308,7 +308,8 @@ func TestDirectories(t *testing.T) {
 	})
 }
 
-// Where no store is, MustExist makes Open fail, and nothing is made; where one is, even without a key, Open opens it.
+// Where no store is, MustExist makes Open fail, and nothing is made; where one is, even without a
+// key, Open opens it.
 func TestMustExist(t *testing.T) {
 	top := t.TempDir()
 	must := &keystore.Options{MustExist: true}
@@ -316,15 +317,17 @@ func TestMustExist(t *testing.T) {
 	require.NoError(t, os.Mkdir(empty, 0o755))
 	require.NoError(t, os.MkdirAll(filepath.Join(volume, "lost+found"), 0o755))
 	state := func() (all []string) {
-		require.NoError(t, filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
 			info, infoErr := entry.Info()
 			all = append(all, fmt.Sprint(path, " ", info.Mode()))
 			return errors.Join(err, infoErr)
-		}))
+		})
+		require.NoError(t, err)
 		return all
 	}
 	before := state()
-	for _, dir := range []string{empty, volume, filepath.Join(top, "missing"), filepath.Join(top, "missing", "below")} {
+	missing := filepath.Join(top, "missing")
+	for _, dir := range []string{empty, volume, missing, filepath.Join(missing, "below")} {
 		_, err := keystore.Open(dir, must)
 		require.ErrorIs(t, err, fs.ErrNotExist)
 		require.NotErrorIs(t, err, keystore.ErrCorrupt)
@@ -339,7 +342,8 @@ func TestMustExist(t *testing.T) {
 	}
 }
 
-// A panic of Options.Recover is an error of Open's. The directory is free afterwards, and the next Open tells again.
+// A panic of Options.Recover is an error of Open's. The directory is free afterwards, and the next
+// Open tells again.
 func TestRecoverPanics(t *testing.T) {
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)

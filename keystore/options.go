@@ -48,20 +48,22 @@ type Options struct {
 	// which is List, Events, RevokeAll, Purge, Backup, Restore and CheckIntegrity, nor an Observer; and a read of the
 	// store's own directory cannot be interrupted, and is not.
 	Timeout time.Duration
-	// Recover opens a directory that is damaged with what is left of it. It is called once, before Open returns, with an
-	// error that wraps ErrCorrupt and says what was damaged, and how much of what was written is left.
-	// Keys may then be as they were before the changes that were lost: one that was revoked in one of those is not
-	// revoked. The damaged files are kept inside the directory. Nil means that Open refuses such a directory, with
-	// ErrCorrupt, and leaves it as it is. New does not use it.
+	// Recover opens a directory that is damaged with what is left of it. It is called once, before
+	// Open returns, with an error that wraps ErrCorrupt and says what was damaged, and how much of
+	// what was written is left. Keys may then be as they were before the changes that were lost:
+	// one that was revoked in one of those is not revoked. The damaged files are kept inside the
+	// directory. Nil means that Open refuses such a directory, with ErrCorrupt, and leaves it as it
+	// is. New does not use it.
 	//
-	// If Recover panics, Open returns the panic as an error, and the directory is closed. If the process ends before Recover
-	// returns, or Recover panics, the next Open calls Recover again; an Open without Recover then returns ErrCorrupt.
-	// Recover never opens the database of another program: Open refuses such a directory, and does not touch it.
+	// If Recover panics, Open returns the panic as an error, and the directory is closed. If the
+	// process ends before Recover returns, or Recover panics, the next Open calls Recover again; an
+	// Open without Recover then returns ErrCorrupt. Recover never opens the database of another
+	// program: Open refuses such a directory, and does not touch it.
 	Recover func(lost error)
-	// MustExist makes Open return an error, instead of making a new and empty store, where there is no store: where the
-	// directory does not exist, and where the directory is empty, as the mount point of a volume that is not mounted. The
-	// error matches fs.ErrNotExist, and nothing is made. Set MustExist in a service once its store was made. New does not
-	// use it.
+	// MustExist makes Open return an error, instead of making a new and empty store, where there is
+	// no store: where the directory does not exist, and where the directory is empty, as the mount
+	// point of a volume that is not mounted. The error matches fs.ErrNotExist, and nothing is made.
+	// Set MustExist in a service once its store was made. New does not use it.
 	MustExist bool
 	// Observer is told of what happens. Nil means nobody. A panic of the Observer is logged.
 	Observer Observer

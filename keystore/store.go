@@ -54,11 +54,12 @@ type Store struct {
 	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
-// Open opens the store in a directory, which must be the store's own. A store is made where the directory is missing or
-// empty, unless Options.MustExist is set. The directory gets mode 0700. Nil options are the defaults.
+// Open opens the store in a directory, which must be the store's own. A store is made where the
+// directory is missing or empty, unless Options.MustExist is set. The directory gets mode 0700. Nil
+// options are the defaults.
 //
-// A directory that holds anything else than a store, such as another program's Badger database, is refused and not
-// touched. Files that others have put beside a store's files are left alone.
+// A directory that holds anything else than a store, such as another program's Badger database, is
+// refused and not touched. Files that others have put beside a store's files are left alone.
 //
 // A directory that another process, or another Store of this one, has open gives ErrLocked; one
 // that is damaged, or lacks something that was acknowledged, ErrCorrupt, and it is left as it is
@@ -148,16 +149,18 @@ func newStore(opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke any more admits
-// nobody. It waits for changes that are under way, and releases the directory. After it, every method returns
-// ErrClosed, and a Close after one that returned nil does nothing; one that is called meanwhile waits for the first.
+// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke
+// any more admits nobody. It waits for changes that are under way, and releases the directory.
+// After it, every method returns ErrClosed, and a Close after one that returned nil does nothing;
+// one that is called meanwhile waits for the first.
 //
 // To stop a gRPC server and its store, call Shutdown of package interceptor. A server whose store
 // is closed first refuses every call, also calls with a good key.
 //
-// An error means that the directory may still be held: where there is no space left on the disk, Close can be called
-// again when there is. Where storage could not be written, Close can be called again, too, and returns an error as long as
-// the directory is held. Nothing that was acknowledged is lost in any case.
+// An error means that the directory may still be held: where there is no space left on the disk,
+// Close can be called again when there is. Where storage could not be written, Close can be called
+// again, too, and returns an error as long as the directory is held. Nothing that was acknowledged
+// is lost in any case.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	again := s.closing

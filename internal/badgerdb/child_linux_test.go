@@ -10,10 +10,14 @@ func prepareChild(c child) {
 		}
 	}
 	if c.UID != 0 {
-		for _, err := range []error{syscall.Setgroups(nil), syscall.Setgid(c.UID), syscall.Setuid(c.UID)} {
-			if err != nil {
-				panic(err)
-			}
+		if err := syscall.Setgroups(nil); err != nil {
+			panic(err)
+		}
+		if err := syscall.Setgid(c.UID); err != nil {
+			panic(err)
+		}
+		if err := syscall.Setuid(c.UID); err != nil {
+			panic(err)
 		}
 	}
 }

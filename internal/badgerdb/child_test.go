@@ -104,7 +104,8 @@ func (c child) command(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
-// run returns what a child says: the step at which it was killed, or its verdict; and whether Options.Recover was called.
+// run returns what a child says: the step at which it was killed, or its verdict; and whether
+// Options.Recover was called.
 func (c child) run(t *testing.T) (killed string, told bool, v verdict) {
 	t.Helper()
 	out, err := c.command(t).Output()
@@ -125,7 +126,8 @@ func (c child) run(t *testing.T) (killed string, told bool, v verdict) {
 	return "", false, v
 }
 
-// hold starts a child that holds its directory until it is killed, or the test ends, and returns its verdict.
+// hold starts a child that holds its directory until it is killed, or the test ends, and returns
+// its verdict.
 func (c child) hold(t *testing.T) (*exec.Cmd, verdict) {
 	t.Helper()
 	c.Hold = true

@@ -80,7 +80,7 @@ type DB struct {
 	pins   atomic.Int64 // snapshots that go on; raised only while use is held for reading; see invariant 3
 
 	closeOnce  sync.Once
-	badgerDone <-chan error // told when Badger is closed; nil while nobody closes it. Guarded by use, once Open is through
+	badgerDone <-chan error // receives when Badger is closed; nil while nobody closes it
 	salvaged   bool         // Open has made a recovery
 
 	keep        func(slot) error // writes a commit to last; a benchmark leaves that out
@@ -89,10 +89,11 @@ type DB struct {
 
 var _ backend.Backend = (*DB)(nil)
 
-// Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken finish, and closes
-// Badger. ErrFull means that there is no room for what Badger writes then, and that the directory is still open: nothing
-// is lost, and Close may be called again. Close may also be called again after an error which says that the directory could
-// not be closed: Close then waits for Badger again. Once the directory is given back, Close does nothing and returns nil.
+// Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken
+// finish, and closes Badger. ErrFull means that there is no room for what Badger writes then, and
+// that the directory is still open: nothing is lost, and Close may be called again. Close may also
+// be called again after an error which says that the directory could not be closed: Close then
+// waits for Badger again. Once the directory is given back, Close does nothing and returns nil.
 func (db *DB) Close() error {
 	db.closeOnce.Do(func() { close(db.closing) })
 	<-db.stopped
@@ -107,8 +108,9 @@ func (db *DB) Close() error {
 	return db.release()
 }
 
-// release closes Badger, if it is open, and gives the directory back. After errNotClosed the directory is still held, and
-// release may be called again. Once the directory was given back, release does nothing.
+// release closes Badger, if it is open, and gives the directory back. After errNotClosed the
+// directory is still held, and release may be called again. Once the directory was given back,
+// release does nothing.
 func (db *DB) release() error {
 	if db.lock == nil {
 		return nil
@@ -125,10 +127,11 @@ func (db *DB) release() error {
 }
 
 // errNotClosed means that Badger goes on trying to write, and that the directory is still held.
-var errNotClosed = errors.New("it could not be closed, because it could not be written: start the process again")
+var errNotClosed = errors.New("could not be closed, because it could not be written: " +
+	"start the process again")
 
-// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again. After errNotClosed,
-// closeBadger may be called again.
+// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
+// After errNotClosed, closeBadger may be called again.
 func (db *DB) closeBadger() error {
 	if db.badgerDone == nil {
 		done := make(chan error, 1)
@@ -158,7 +161,7 @@ func (db *DB) closeBadger() error {
 			}
 		}
 	}
-	return fmt.Errorf("badgerdb: %s: %w", db.dir, errNotClosed)
+	return fmt.Errorf("badgerdb: %s %w", db.dir, errNotClosed)
 }
 
 // fail stops the DB for good; see invariant 4. It returns the reason that came first.

@@ -566,20 +566,23 @@ func TestLock(t *testing.T) {
 	open(t, dir)
 }
 
-// The file LOCK of a process that was killed belongs to another user, or was written by another program: it is replaced.
+// The file LOCK of a process that was killed belongs to another user, or was written by another
+// program: it is replaced.
 func TestLockFileOfOthers(t *testing.T) {
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, lockName), fmt.Appendf(nil, "%d\n", os.Getpid()), 0o400))
+	path, pid := filepath.Join(dir, lockName), fmt.Appendf(nil, "%d\n", os.Getpid())
+	require.NoError(t, os.WriteFile(path, pid, 0o400))
 	db := open(t, dir)
 	_, err := Open(dir, Options{})
 	require.ErrorContains(t, err, fmt.Sprintf("this process (pid %d)", os.Getpid()))
-	// What another program with Badger writes, with the pid of this process: another process may have that pid on its host.
-	require.NoError(t, os.WriteFile(filepath.Join(dir, lockName), fmt.Appendf(nil, "%d\n", os.Getpid()), 0o600))
+	// What another program with Badger writes, with the pid of this process: another process may
+	// have that pid on its host.
+	require.NoError(t, os.WriteFile(path, pid, 0o600))
 	_, err = Open(dir, Options{})
 	require.ErrorContains(t, err, fmt.Sprintf("the process with pid %d", os.Getpid()))
 	require.NotContains(t, err.Error(), "this process")
 	for _, text := range []string{"", "x", "1\n2\n", strings.Repeat("\x1b[31m", 1000)} {
-		require.NoError(t, os.WriteFile(filepath.Join(dir, lockName), []byte(text), 0o600))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		_, err = Open(dir, Options{})
 		require.ErrorContains(t, err, "another process has")
 	}
@@ -587,13 +590,15 @@ func TestLockFileOfOthers(t *testing.T) {
 	require.NotContains(t, names(t, dir), lockName)
 }
 
-// A Badger that cannot write cannot be closed. Close says so each time, and the directory stays held, until Badger is closed.
+// A Badger that cannot write cannot be closed. Close says so each time, and the directory stays
+// held, until Badger is closed.
 func TestCloseThatFails(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{})
 	require.NoError(t, err)
 	require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
-	// Badger cannot make a table while another file has its name. It tries the next one each second.
+	// Badger cannot make a table while another file has its name. It tries the next one each
+	// second.
 	var obstacles []string
 	for id := range uint64(600) {
 		obstacles = append(obstacles, filepath.Join(dir, table.IDToFilename(id+1)))

@@ -17,8 +17,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// enter takes the lock of a directory. A missing directory is made, with mode 0700, unless a store must exist. Nothing in the
-// directory is changed.
+// enter takes the lock of a directory. A missing directory is made, with mode 0700, unless a store
+// must exist. Nothing in the directory is changed.
 func enter(dir string, mustExist bool) (*dirLock, error) {
 	info, err := os.Stat(dir)
 	switch {
@@ -36,7 +36,7 @@ func enter(dir string, mustExist bool) (*dirLock, error) {
 	lock, err := lockDir(dir)
 	if errors.Is(err, backend.ErrLocked) {
 		if c, err := listDir(dir); err == nil && !c.last && len(c.badger) > 0 {
-			return nil, notAStore(dir, c.badger[0], "another program has its Badger database open there")
+			return nil, notAStore(dir, c.badger[0], othersDatabase)
 		}
 		return nil, lockedError(dir)
 	}
@@ -63,10 +63,11 @@ const (
 	tableFiles   = ".sst"
 	logFiles     = ".mem"
 	valueLogs    = ".vlog"
-	otherFiles   = "other" // a registry of encryption keys, statistics, and what is left of a rewrite
+	otherFiles   = "other" // encryption keys, statistics, and what is left of a rewrite
 )
 
-// badgerKind returns which kind of file Badger gives a name to, and "" for a name that Badger does not make: notes.mem is no log.
+// badgerKind returns which kind of file Badger gives a name to, and "" for a name that Badger does
+// not make: notes.mem is no log.
 func badgerKind(name string) string {
 	numbered := func(format string) bool {
 		var n uint64
@@ -139,8 +140,8 @@ func listDir(dir string) (c contents, err error) {
 	return c, err
 }
 
-// mayWrite returns an error if a file of the store's cannot be written. Badger would find out in the middle of its work, and
-// its error would not say whose the file is.
+// mayWrite returns an error if a file of the store's cannot be written. Badger would find out in
+// the middle of its work, and its error would not say whose the file is.
 func (c contents) mayWrite(dir string) error {
 	names := c.badger
 	if c.last {
@@ -165,13 +166,22 @@ type plainError struct {
 func (e *plainError) Error() string { return e.text }
 func (e *plainError) Unwrap() error { return e.err }
 
+// Why a directory is not a store's.
+const (
+	othersFile     = "no store has made that"
+	othersDatabase = "another program has its Badger database there"
+)
+
 func noStore(dir, why string) error {
-	return &plainError{fmt.Sprintf("no key store exists in %s: %s: is the path right, and its volume mounted?", dir, why), fs.ErrNotExist}
+	return &plainError{
+		fmt.Sprintf("no key store exists in %s: %s: is the path right, and the volume mounted?", dir, why),
+		fs.ErrNotExist,
+	}
 }
 
 func notAStore(dir, has, why string) error {
-	return fmt.Errorf("%s is not a key store: it holds %s: %s: name a directory that is the store's own, which will be made if it does not exist",
-		dir, has, why)
+	return fmt.Errorf("%s is not a key store: it holds %s: %s: name a directory that is the store's "+
+		"own, which will be made if it does not exist", dir, has, why)
 }
 
 func missing(dir, has, lacks string) error {
@@ -179,8 +189,9 @@ func missing(dir, has, lacks string) error {
 		"is left with Options.Recover", backend.ErrCorrupt, dir, has, lacks)
 }
 
-// claim makes the directory one that only its owner may enter, since Badger makes some of its files readable for all, and
-// says in the file LOCK who has the directory open. claim is called before the first change of the directory.
+// claim makes the directory one that only its owner may enter, since Badger makes some of its files
+// readable for all, and says in the file LOCK who has the directory open. claim is called before
+// the first change of the directory.
 func (db *DB) claim() error {
 	info, err := os.Stat(db.dir)
 	if err != nil {
@@ -194,12 +205,14 @@ func (db *DB) claim() error {
 	return db.lock.announce()
 }
 
-// chmodError says what to do about a directory that others may enter and whose mode this process cannot change.
+// chmodError says what to do about a directory that others may enter and whose mode this process
+// cannot change.
 func chmodError(dir string, info fs.FileInfo, err error) error {
 	if isReadOnly(err) {
 		return err
 	}
-	text := fmt.Sprintf("others than its owner may enter %s (mode %v), and this process cannot change that", dir, info.Mode())
+	text := fmt.Sprintf("others than its owner may enter %s (mode %v), and this process cannot "+
+		"change that", dir, info.Mode())
 	c, listErr := listDir(dir)
 	switch holdsStore := c.last || len(c.badger) > 0; {
 	case listErr == nil && !holdsStore && mayMakeFiles(dir):
@@ -212,7 +225,8 @@ func chmodError(dir string, info fs.FileInfo, err error) error {
 	return &plainError{fmt.Sprintf("%s: %v", text, err), err}
 }
 
-// explain says of an error of the operating system what is wrong with the directory, and what to do.
+// explain says of an error of the operating system what is wrong with the directory, and what to
+// do.
 func explain(dir string, err error) error {
 	if errors.As(err, new(*plainError)) { // it says so itself
 		return err
@@ -223,8 +237,8 @@ func explain(dir string, err error) error {
 	}
 	switch {
 	case isReadOnly(err):
-		return fmt.Errorf("%s is on a read-only file system, and a store has to write, also to be read: mount the file system "+
-			"for writing, or name a directory elsewhere: %w", dir, err)
+		return fmt.Errorf("%s is on a read-only file system, and a store has to write, also to be "+
+			"read: mount the file system for writing, or name a directory elsewhere: %w", dir, err)
 	case errors.Is(err, fs.ErrPermission):
 		if text := whose(dir, path); text != "" {
 			return fmt.Errorf("%s: %w", text, err)
@@ -233,7 +247,8 @@ func explain(dir string, err error) error {
 	return err
 }
 
-// whose says who owns what is denied to this process, and how to get it. It is empty where nobody knows.
+// whose says who owns what is denied to this process, and how to get it. It is empty where nobody
+// knows.
 func whose(dir, path string) string {
 	info, err := os.Stat(path)
 	for err != nil && path != filepath.Dir(path) {
@@ -248,15 +263,17 @@ func whose(dir, path string) string {
 	if !ok || me < 0 {
 		return ""
 	}
-	text := fmt.Sprintf("%s (mode %v) belongs to %s, and this process runs as %s", path, info.Mode(), userName(uid), userName(me))
+	text := fmt.Sprintf("%s (mode %v) belongs to %s, and this process runs as %s",
+		path, info.Mode(), userName(uid), userName(me))
 	_, err = os.Lstat(filepath.Join(dir, lastName))
 	switch inside := path == dir || strings.HasPrefix(path, dir+string(filepath.Separator)); {
 	case uid == me:
 		return text + ": its mode, an attribute or a security module denies the access"
 	case inside && err == nil:
-		return fmt.Sprintf("%s: stop any process of that user's that uses the store, and run chown -R %d %q as root", text, me, dir)
+		return fmt.Sprintf("%s: stop any process of that user's that uses the store, and run "+
+			"chown -R %d %q as root", text, me, dir)
 	case inside:
-		return text + ": name a directory of the process's own user, or give this one to that user with chown"
+		return text + ": name a directory of the process's own user, or give that user this one"
 	default:
 		return text + ": name a directory where the process's user may make files"
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// lockName is the file in which the process that has the directory open says who it is. The file is no lock, except on
-// Windows. Badger has a file of this name too, with a pid in it.
+// lockName is the file in which the process that has the directory open says who it is. The file is
+// no lock, except on Windows. Badger has a file of this name too, with a pid in it.
 const lockName = "LOCK"
 
 // A holder is a process as the file LOCK describes it, one item a line:
@@ -35,14 +35,16 @@ var thisProcess = sync.OnceValue(func() holder {
 	identity := make([]byte, 16)
 	_, _ = rand.Read(identity) // it never fails
 	host, _ := os.Hostname()
-	return holder{os.Getpid(), host, time.Now().UTC().Format(time.RFC3339), hex.EncodeToString(identity)}
+	start := time.Now().UTC().Format(time.RFC3339)
+	return holder{os.Getpid(), host, start, hex.EncodeToString(identity)}
 })
 
 func (h holder) encode() []byte {
 	return fmt.Appendf(nil, "%d\n%s\n%s\n%s\n", h.pid, h.host, h.start, h.identity)
 }
 
-// parseHolder reads the file LOCK, and reports whether the text is one that a store or another program with Badger wrote.
+// parseHolder reads the file LOCK, and reports whether the text is one that a store or another
+// program with Badger wrote.
 func parseHolder(text string) (h holder, ok bool) {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	pid, err := strconv.Atoi(lines[0])
@@ -61,7 +63,8 @@ func (h holder) String() string {
 	case h.identity == me.identity:
 		return fmt.Sprintf("this process (pid %d)", h.pid)
 	case h.identity != "":
-		return fmt.Sprintf("the process with pid %d on host %q, which started at %.40q,", h.pid, h.host, h.start)
+		return fmt.Sprintf("the process with pid %d on host %q, which started at %.40q,",
+			h.pid, h.host, h.start)
 	default:
 		return fmt.Sprintf("the process with pid %d, perhaps of another host or container,", h.pid)
 	}
@@ -75,6 +78,6 @@ func lockedError(dir string) error {
 			who = h.String()
 		}
 	}
-	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: stop that process, or manage the keys through it",
-		backend.ErrLocked, who, dir)
+	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: "+
+		"stop that process, or manage the keys through it", backend.ErrLocked, who, dir)
 }

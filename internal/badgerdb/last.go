@@ -188,7 +188,7 @@ func (l *last) write(s slot) error {
 type lastKind int
 
 const (
-	lastBlank   lastKind = iota // it was made, and its first commit was not written: the store was never open
+	lastBlank   lastKind = iota // its first commit was not written: the store was never open
 	lastOurs                    // a store wrote it, whether or not a commit is whole
 	lastUnknown                 // it shows no sign of a store
 )
@@ -205,7 +205,7 @@ func (l *last) slots() (slots []slot, kind lastKind, err error) {
 		switch {
 		case bytes.HasPrefix(buf[:n], []byte(slotMagic)):
 			kind = lastOurs
-		case kind == lastBlank && (i > 0 && n > 0 || n > slotHeader+sha256.Size || len(bytes.Trim(buf[:n], "\x00")) > 0):
+		case kind == lastBlank && !(i == 0 && isBlank(buf[:n])) && n > 0:
 			kind = lastUnknown
 		}
 		if s, ok := decodeSlot(buf[:n]); ok && s.seq%2 == uint64(i) {
@@ -222,7 +222,13 @@ func (l *last) slots() (slots []slot, kind lastKind, err error) {
 	return slots, kind, nil
 }
 
-// newestIn returns the head of the newest commit in a directory's file LAST; the zero head if there is none.
+// isBlank reports whether a file is what a crash leaves while its first commit is being written.
+func isBlank(data []byte) bool {
+	return len(data) <= slotHeader+sha256.Size && len(bytes.Trim(data, "\x00")) == 0
+}
+
+// newestIn returns the head of the newest commit in a directory's file LAST; the zero head if there
+// is none.
 func newestIn(dir string) (head, error) {
 	f, err := os.Open(filepath.Join(dir, lastName))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,7 +8,8 @@ type dirLock struct{}
 
 // Without a lock two processes would write one directory.
 func lockDir(string) (*dirLock, error) {
-	return nil, errors.New("a store's directory cannot be locked on this system: use keystore.New with a backend of your own")
+	return nil, errors.New("a store's directory cannot be locked on this system: " +
+		"use keystore.New with a backend of your own")
 }
 
 func (*dirLock) announce() error { return nil }

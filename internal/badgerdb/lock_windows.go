@@ -10,8 +10,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A dirLock is the lock of a directory. The lock is the one that Badger takes, so that no program that uses Badger opens the
-// directory meanwhile: the file LOCK, which only one process can have open, and which goes with that process.
+// A dirLock is the lock of a directory. The lock is the one that Badger takes, so that no program
+// that uses Badger opens the directory meanwhile: the file LOCK, which only one process can have
+// open, and which goes with that process.
 type dirLock struct{ file windows.Handle }
 
 // lockDir takes the lock. The error wraps ErrLocked, or is the operating system's.

@@ -21,13 +21,15 @@ import (
 type Options struct {
 	Logger *slog.Logger // told what Badger has to say; nil means silence
 
-	// Recover opens a damaged directory with what is left of it; nil means that Open refuses, unless it is certain that
-	// nothing is lost. It is told what was damaged and what is left, by an error that wraps ErrCorrupt. A panic in it is an error of Open's. Where
-	// it has not returned, because of that or of a crash, the next Open calls it again.
+	// Recover opens a damaged directory with what is left of it; nil means that Open refuses,
+	// unless it is certain that nothing is lost. It is told what was damaged and what is left, by
+	// an error that wraps ErrCorrupt. A panic in it is an error of Open's. Where it has not
+	// returned, because of that or of a crash, the next Open calls it again.
 	Recover func(lost error)
 
-	// MustExist makes Open refuse a directory that is missing, and one that is empty, as the mount point of a volume that is
-	// not mounted, instead of making a store there. The error matches fs.ErrNotExist.
+	// MustExist makes Open refuse a directory that is missing, and one that is empty, as the mount
+	// point of a volume that is not mounted, instead of making a store there. The error matches
+	// fs.ErrNotExist.
 	MustExist bool
 
 	// Failed is told that the DB has stopped for good, by whichever goroutine finds out: Badger's too, while nobody
@@ -51,14 +53,15 @@ const level0Stall = 8
 
 // Open opens the directory, and creates it if need be. What becomes of a directory:
 //
-//	missing, or empty          a new store is made, unless Options.MustExist is set; then the error matches fs.ErrNotExist
-//	a store's                  it is opened. Files of others in it are left alone
-//	a damaged store's          see Options.Recover
-//	anything else              it is refused, and not touched: tables without a LAST, in which no store's head is found, are
-//	                           another program's
+//	missing, or empty    a new store is made, or refused with fs.ErrNotExist; see Options.MustExist
+//	a store's            it is opened. Files of others in it are left alone
+//	a damaged store's    see Options.Recover
+//	anything else        it is refused, and not touched. Tables without a LAST, in which no head of
+//	                     a store is found, are another program's
 //
-// The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the directory is open elsewhere,
-// backend.ErrCorrupt, which says what is damaged, or backend.ErrFull; errors of the operating system match as they do.
+// The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the
+// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull;
+// errors of the operating system match as they do.
 func Open(dir string, opts Options) (_ *DB, err error) {
 	if opts.Logger == nil {
 		opts.Logger = quiet
@@ -105,15 +108,16 @@ func Open(dir string, opts Options) (_ *DB, err error) {
 	return db, nil
 }
 
-// open surveys the directory, and has Badger open it if nothing is lost, or if what is left is to be recovered. It returns the
-// recovery that has replaced the files, and that has not been told yet.
+// open surveys the directory, and has Badger open it if nothing is lost, or if what is left is to
+// be recovered. It returns the recovery that has replaced the files, and that has not been told
+// yet.
 func (db *DB) open(opts Options) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
 		return nil, err
 	}
 	if !c.last && len(c.badger) == 0 && len(c.recoveries) == 0 && c.foreign != "" {
-		return nil, notAStore(db.dir, c.foreign, "no store has made that")
+		return nil, notAStore(db.dir, c.foreign, othersFile)
 	}
 	if err := c.mayWrite(db.dir); err != nil {
 		return nil, err
@@ -154,11 +158,11 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if kind != lastOurs && s.head.seq == 0 { // nothing here is a store's
 		switch {
 		case kind == lastUnknown:
-			return nil, notAStore(db.dir, lastName, "no store has written that")
+			return nil, notAStore(db.dir, lastName, othersFile)
 		case len(c.badger) > 0:
-			return nil, notAStore(db.dir, c.badger[0], "another program has its Badger database there")
+			return nil, notAStore(db.dir, c.badger[0], othersDatabase)
 		case c.foreign != "":
-			return nil, notAStore(db.dir, c.foreign, "no store has made that")
+			return nil, notAStore(db.dir, c.foreign, othersFile)
 		case opts.MustExist:
 			return nil, noStore(db.dir, "the directory is empty")
 		}
@@ -168,7 +172,8 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.foreign, errForeign)
 	}
 	if c.inTheWay != "" {
-		return nil, fmt.Errorf("%s holds %s, which Badger would take for a file of its own: move that file elsewhere", db.dir, c.inTheWay)
+		return nil, fmt.Errorf("%s holds %s, which Badger would take for a file of its own: "+
+			"move that file elsewhere", db.dir, c.inTheWay)
 	}
 	var inLogs, largest int64
 	for _, l := range s.logs {
@@ -263,7 +268,8 @@ func (db *DB) awaitTables(logs []logFile) error {
 // checksums, which LAST has, prove that all is there, as it was.
 //
 // An earlier recovery that nobody has been told of yet is told together with the new one.
-func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, damage error) (*recovery, error) {
+func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, damage error) (
+	*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
 		return nil, damage
 	}

@@ -24,23 +24,28 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A recovery makes a new database of what is left of a damaged one: of every table, whether the manifest names it or not,
-// of every log up to where it is damaged, and of the last commits. It keeps the newest version of each entry that there
-// is. Where the newest is damaged, the entry is gone: an older version may be that of a key that has been revoked since.
+// A recovery makes a new database of what is left of a damaged one: of every table, whether the
+// manifest names it or not, of every log up to where it is damaged, and of the last commits. It
+// keeps the newest version of each entry that there is. Where the newest is damaged, the entry is
+// gone: an older version may be that of a key that has been revoked since.
 //
-// The new database is made in a directory inside the store's, recovering-<time>. The file RECOVERY in that directory says
-// what the recovery is. Only a store writes this file, and the file has a checksum. The steps, each durable before the next:
+// The new database is made in a directory inside the store's, recovering-<time>. The file RECOVERY
+// in that directory says what the recovery is. Only a store writes this file, and the file has a
+// checksum. The steps, each durable before the next:
 //
-//  1. RECOVERY names the store, and no files: the recovery is being written. A later recovery removes this one.
-//  2. The new database is written, and surveyed. RECOVERY names its files with their checksums, and the heads that the file
-//     LAST has before and after. Nothing of the store has changed.
-//  3. The directory damaged-<time> is made. From here on Open finishes the recovery, after it has compared every file with
-//     its checksum. The damaged files move to damaged-<time>, to be examined or removed by the store's owner.
+//  1. RECOVERY names the store, and no files: the recovery is being written. A later recovery
+//     removes this one.
+//  2. The new database is written, and surveyed. RECOVERY names its files with their checksums, and
+//     the heads that the file LAST has before and after. Nothing of the store has changed.
+//  3. The directory damaged-<time> is made. From here on Open finishes the recovery, after it has
+//     compared every file with its checksum. The damaged files move to damaged-<time>, to be
+//     examined or removed by the store's owner.
 //  4. The new files move to their place, LAST at the end. From here on the store is as any other.
-//  5. Options.Recover has returned. The files of recovering-<time> are removed, by their names, RECOVERY at the end.
+//  5. Options.Recover has returned. The files of recovering-<time> are removed, by their names,
+//     RECOVERY at the end.
 //
-// RECOVERY is believed only if LAST has one of the two heads. Whatever else has such a name is not the store's: nobody reads
-// it, moves it or removes it.
+// RECOVERY is believed only if LAST has one of the two heads. Whatever else has such a name is not
+// the store's: nobody reads it, moves it or removes it.
 type recovery struct {
 	work  string            // its directory
 	away  string            // the directory of the damaged files
@@ -99,7 +104,8 @@ func newRecovery(dir string, crash func(string), file recoveryFile) (*recovery, 
 	return r, nil
 }
 
-// readRecovery returns the recovery of a name in a directory, or nil if there is none that a store wrote.
+// readRecovery returns the recovery of a name in a directory, or nil if there is none that a store
+// wrote.
 func readRecovery(dir, name string) (*recovery, error) {
 	work := filepath.Join(dir, name)
 	if info, err := os.Lstat(work); err != nil || !info.IsDir() {
@@ -115,7 +121,8 @@ func readRecovery(dir, name string) (*recovery, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &recovery{work: work, away: filepath.Join(dir, damagedTo+strings.TrimPrefix(name, recoveringTo))}
+	at := strings.TrimPrefix(name, recoveringTo)
+	r := &recovery{work: work, away: filepath.Join(dir, damagedTo+at)}
 	body, ok := bytes.CutPrefix(data, []byte(recoveryMagic))
 	if !ok || len(body) < sha256.Size {
 		return nil, nil
@@ -201,7 +208,8 @@ func (r *recovery) stage(dir string) (stage, error) {
 	return unbelieved, nil
 }
 
-// begunRecovery returns the recovery that has begun to replace the files of a directory, if there is one.
+// begunRecovery returns the recovery that has begun to replace the files of a directory, if there
+// is one.
 func begunRecovery(dir string, names []string) (*recovery, stage, error) {
 	for _, name := range names {
 		r, err := readRecovery(dir, name)
@@ -260,7 +268,8 @@ func (r *recovery) discard() error {
 		return err
 	}
 	for _, name := range []string{recoveryNewName, recoveryName} {
-		if err := os.Remove(filepath.Join(r.work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := os.Remove(filepath.Join(r.work, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -269,7 +278,8 @@ func (r *recovery) discard() error {
 	return syncDir(filepath.Dir(r.work))
 }
 
-// storeOf returns the identity of the store that a directory has files of; zeros if it is not known.
+// storeOf returns the identity of the store that a directory has files of; zeros if it is not
+// known.
 func storeOf(s *survey, slots []slot) [16]byte {
 	if s.head.seq == 0 && len(slots) > 0 {
 		return slots[len(slots)-1].store
@@ -307,14 +317,16 @@ func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*rec
 }
 
 // fill makes the new database, and writes down what it is.
-func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, damage error) (err error) {
+func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, damage error) error {
 	to := &DB{dir: r.work, room: newRoom(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
 	// It is not compacted: that is watched only where tables are flushed in the order of commits.
 	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).WithNumLevelZeroTablesStall(math.MaxInt)
-	if to.badger, err = badger.OpenManaged(options); err != nil {
+	made, err := badger.OpenManaged(options)
+	if err != nil {
 		return err
 	}
+	to.badger = made
 	must, whole, left, err := to.collect(from, s, slots)
 	if err = errors.Join(err, to.closeBadger()); err != nil {
 		return err
@@ -327,11 +339,11 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 	if err := errors.Join((&last{f}).write(slot{head: must}), f.Close()); err != nil {
 		return err
 	}
-	made, err := surveyDir(r.work)
+	survey, err := surveyDir(r.work)
 	if err != nil {
 		return err
 	}
-	if _, err := made.reconcile([]slot{{head: must}}); err != nil {
+	if _, err := survey.reconcile([]slot{{head: must}}); err != nil {
 		return err
 	}
 	c, err := listDir(r.work)
@@ -378,9 +390,11 @@ func sumFile(path string, isNew bool) ([]byte, error) {
 }
 
 // errForeign means that something in the directory is another program's.
-var errForeign = errors.New("it is not the key store's: another program with Badger uses the same directory: give each a directory of its own")
+var errForeign = errors.New("it is not the key store's: another program with Badger uses the " +
+	"same directory: give each a directory of its own")
 
-// collect fills a new database, and returns its head, what it has against what there should be, and whether that is all.
+// collect fills a new database, and returns its head, what it has against what there should be, and
+// whether that is all.
 func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool, left, err error) {
 	_, _ = rand.Read(h.store[:])
 	batch := db.badger.NewManagedWriteBatch()
@@ -432,7 +446,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 		return head{}, false, nil, err
 	}
 	if h.seq == 0 {
-		_, _ = rand.Read(h.store[:]) // another store: LAST is not to be taken for that of the damaged one
+		_, _ = rand.Read(h.store[:]) // another store, so that its LAST is another
 		return h, false, errors.New("nothing is left: the store is empty"), nil
 	}
 	var bad error // what put lets pass
@@ -464,7 +478,8 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 
 // isOurs reports whether a store, or Badger for it, writes entries under such a key.
 func isOurs(key []byte) bool {
-	return len(key) > 0 && key[0] == keyPrefix || string(key) == string(headKey) || bytes.HasPrefix(key, []byte("!badger!"))
+	return len(key) > 0 && key[0] == keyPrefix || bytes.Equal(key, headKey) ||
+		bytes.HasPrefix(key, []byte("!badger!"))
 }
 
 // salvageTables hands every entry of every whole block to put, and returns what is damaged.
@@ -500,8 +515,8 @@ func salvageTables(dir string, put func(version uint64, w write) error) (damaged
 	return damaged, nil
 }
 
-// replace puts a recovery in the place of the damaged files, or goes on where a crash has interrupted that. Nothing has
-// changed if a file of the recovery is not what it was.
+// replace puts a recovery in the place of the damaged files, or goes on where a crash has
+// interrupted that. Nothing has changed if a file of the recovery is not what it was.
 func (r *recovery) replace(dir string, claim func() error) error {
 	waiting := make(map[string]bool) // files that have not moved yet
 	var errs []error
@@ -524,8 +539,9 @@ func (r *recovery) replace(dir string, claim func() error) error {
 		}
 	}
 	if len(errs) > 0 {
-		return fmt.Errorf("%w: %s: a recovery was interrupted, and cannot go on: restore the directory from a backup, or remove %s, and "+
-			"move the files of %s, if there are any, back to their place: %w", backend.ErrCorrupt, dir, filepath.Base(r.work),
+		return fmt.Errorf("%w: %s: a recovery was interrupted, and cannot go on: restore the "+
+			"directory from a backup, or move %s elsewhere and the files of %s, if there are any, "+
+			"back to their place: %w", backend.ErrCorrupt, dir, filepath.Base(r.work),
 			filepath.Base(r.away), errors.Join(errs...))
 	}
 	if err := claim(); err != nil {
@@ -588,12 +604,14 @@ func moveFile(name, from, to string) error {
 func (r *recovery) tell(opts Options) (err error) {
 	lost := &plainError{r.Lost, backend.ErrCorrupt}
 	if opts.Recover == nil {
-		opts.Logger.Warn("API key store found its directory damaged, and nothing lost: it has been put in order", "error", lost)
+		opts.Logger.Warn("API key store found its directory damaged, and nothing lost: "+
+			"it has been put in order", "error", lost)
 		return nil
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			opts.Logger.Error("Options.Recover panicked", "panic", p, "stack", string(debug.Stack()))
+			stack := string(debug.Stack())
+			opts.Logger.Error("Options.Recover panicked", "panic", p, "stack", stack)
 			err = fmt.Errorf("Options.Recover panicked: %v", p)
 		}
 	}()
@@ -601,11 +619,12 @@ func (r *recovery) tell(opts Options) (err error) {
 	return nil
 }
 
-// refuse returns an error if the recovery loses something that nobody was told, and that nobody would be told now.
+// refuse returns an error if the recovery loses something that nobody was told, and that nobody
+// would be told now.
 func (r *recovery) refuse(dir string, opts Options) error {
 	if r.Whole || opts.Recover != nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: a recovery with Options.Recover was interrupted: open the directory with Options.Recover, to be told "+
-		"what is lost", backend.ErrCorrupt, dir)
+	return fmt.Errorf("%w: %s: a recovery with Options.Recover was interrupted: "+
+		"open the directory with Options.Recover, to be told what is lost", backend.ErrCorrupt, dir)
 }

@@ -131,7 +131,7 @@ func (s *survey) readTables() error {
 		if t.Level == 0 {
 			s.level0++
 		}
-		if t.Compression != options.None || t.KeyID != 0 { // a store neither compresses nor encrypts
+		if t.Compression != options.None || t.KeyID != 0 { // a store does neither
 			s.foreign = table.IDToFilename(id)
 		}
 		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))

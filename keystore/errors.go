@@ -55,7 +55,8 @@ var (
 	ErrNotFound = backend.ErrNotFound
 	// ErrCorrupt means that what is stored is not what was written.
 	ErrCorrupt = backend.ErrCorrupt
-	// ErrLocked means that the directory is open already; the text names the process that has it.
+	// ErrLocked means that the directory is open already; the text says which process of which host
+	// has it open.
 	ErrLocked = backend.ErrLocked
 	// ErrClosed means that Close was called.
 	ErrClosed = backend.ErrClosed

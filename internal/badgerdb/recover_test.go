@@ -429,6 +429,12 @@ func TestInterruptedRecoveryIsVerified(t *testing.T) {
 			}
 			require.ErrorIs(t, err, backend.ErrCorrupt)
 			require.Equal(t, before, tree(t, dir))
+			if strings.HasPrefix(name, "a file") { // of the rest, what is left is recovered
+				_, err = Open(dir, Options{Recover: func(error) {}})
+				require.ErrorIs(t, err, backend.ErrCorrupt)
+				require.ErrorContains(t, err, "a recovery was interrupted, and cannot go on")
+				require.Equal(t, before, tree(t, dir))
+			}
 		})
 	}
 	db, err := Open(f.dir, Options{Recover: func(error) {}})

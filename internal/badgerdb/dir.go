@@ -129,7 +129,8 @@ func listDir(dir string) (c contents, err error) {
 			}
 		default:
 			c.foreign = name
-			if strings.HasSuffix(name, logFiles) || strings.HasSuffix(name, valueLogs) {
+			_, isTable := table.ParseFileID(name) // such as 7.sst
+			if isTable || strings.HasSuffix(name, logFiles) || strings.HasSuffix(name, valueLogs) {
 				c.inTheWay = name
 			}
 			if isRecoveryName(name) {

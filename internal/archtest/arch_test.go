@@ -40,13 +40,14 @@ func TestImports(t *testing.T) {
 		{"hashing", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
 		{"interceptor/keycreds", nil, []string{badger, "google.golang.org/protobuf/testing"}},
 		{"keystore/backend", nil, []string{badger, grpc}},
-		{"keystore/backend/backendtest", []string{"keystore/backend"}, []string{badger, grpc}},
+		{"keystore/backend/backendtest", []string{"keystore/backend", "internal/memory"}, []string{badger, grpc}},
 		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, []string{grpc}},
-		{"keystore/keystoretest", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
+		{"keystore/keystoretest", []string{"keystore", "hashing", "internal/memory", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
 		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/fence", "internal/origin", "internal/record", "internal/scope", "internal/token"}, nil},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},
+		{"internal/memory", []string{"keystore/backend"}, []string{badger, grpc, "github.com/stretchr/", "testing"}},
 	} {
 		t.Run(tt.pkg, func(t *testing.T) {
 			for _, dep := range deps(t, tt.pkg) {

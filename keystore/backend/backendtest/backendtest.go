@@ -1,3 +1,4 @@
+// Package backendtest helps those who implement a backend: a conformance suite, and a reference that is easy to read.
 package backendtest
 
 import (

@@ -1,17 +1,41 @@
-// Package keystoretest gives tests a key store of their own: a real one, in a directory that the test removes.
+// Package keystoretest gives each test a key store of its own. The store runs the code of production over a backend in
+// memory: New takes about a millisecond, needs no directory, and works in a bubble of testing/synctest, where a test can
+// let a key expire without waiting.
+//
+// Only a test of what survives a restart needs a directory: see Open.
 package keystoretest
 
 import (
 	"testing"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/memory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// New opens a store in a temporary directory, and closes it when the test and its subtests are over. Nil options are the
-// defaults. The test fails if the store cannot be opened, or does not close.
+// New makes a store in memory, and closes the store when the test and its subtests are over. Nil options are the
+// defaults. The test fails if the options are invalid.
+//
+// In a bubble of testing/synctest, call New with the T of the bubble.
 func New(tb testing.TB, opts *keystore.Options) *keystore.Store {
 	tb.Helper()
-	store, err := keystore.Open(tb.TempDir(), opts)
+	store, err := keystore.New(memory.New(), opts)
+	return closed(tb, store, err)
+}
+
+// Open opens a store in a directory, such as tb.TempDir(), and closes the store when the test and its subtests are over.
+// Nil options are the defaults. The test fails if the store does not open, or does not close.
+//
+// Open takes some 100 milliseconds, and does not work in a bubble of testing/synctest. To open the directory again, call
+// Close first: the second Close, at the end of the test, does nothing.
+func Open(tb testing.TB, dir string, opts *keystore.Options) *keystore.Store {
+	tb.Helper()
+	store, err := keystore.Open(dir, opts)
+	return closed(tb, store, err)
+}
+
+// closed returns a store that is closed at the end of the test.
+func closed(tb testing.TB, store *keystore.Store, err error) *keystore.Store {
+	tb.Helper()
 	if err != nil {
 		tb.Fatalf("keystoretest: %v", err)
 	}
@@ -23,7 +47,7 @@ func New(tb testing.TB, opts *keystore.Options) *keystore.Store {
 	return store
 }
 
-// MustCreate creates a key, or fails the test. A spec without a name gets that of the test.
+// MustCreate creates a key, or fails the test. A spec without a name gets the name of the test.
 func MustCreate(tb testing.TB, store *keystore.Store, spec keystore.Spec) *keystore.Issued {
 	tb.Helper()
 	if spec.Name == "" {

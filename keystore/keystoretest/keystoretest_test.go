@@ -1,20 +1,38 @@
 package keystoretest_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var kits = map[string]func(testing.TB, *keystore.Options) *keystore.Store{
+	"in memory": keystoretest.New,
+	"in a directory": func(tb testing.TB, opts *keystore.Options) *keystore.Store {
+		return keystoretest.Open(tb, tb.TempDir(), opts)
+	},
+}
+
 func TestKit(t *testing.T) {
+	for name, open := range kits {
+		t.Run(name, func(t *testing.T) { testKit(t, open) })
+	}
+}
+
+func testKit(t *testing.T, open func(testing.TB, *keystore.Options) *keystore.Store) {
 	var left *keystore.Store
 	t.Run("a test", func(t *testing.T) {
-		store := keystoretest.New(t, &keystore.Options{Prefix: "kit"})
+		store := open(t, &keystore.Options{Prefix: "kit"})
 		issued := keystoretest.MustCreate(t, store, keystore.Spec{Owner: "o"})
 		require.Equal(t, t.Name(), issued.Key.Name)
 		key, err := store.Verify(t.Context(), issued.Secret.Reveal())
@@ -41,12 +59,64 @@ func (f *failing) Fatalf(format string, args ...any) {
 
 func TestKitFails(t *testing.T) {
 	store := keystoretest.New(t, nil)
-	for want, call := range map[string]func(*failing){
-		"Prefix":         func(f *failing) { keystoretest.New(f, &keystore.Options{Prefix: "_"}) },
-		"Spec.ExpiresAt": func(f *failing) { keystoretest.MustCreate(f, store, keystore.Spec{ExpiresAt: time.Unix(1, 0)}) },
+	dir := t.TempDir()
+	keystoretest.Open(t, dir, nil)
+	for _, tt := range []struct {
+		says string
+		call func(*failing)
+	}{
+		{"prefix", func(f *failing) { keystoretest.New(f, &keystore.Options{Prefix: "_"}) }},
+		{"prefix", func(f *failing) { keystoretest.Open(f, t.TempDir(), &keystore.Options{Prefix: "_"}) }},
+		{"open elsewhere", func(f *failing) { keystoretest.Open(f, dir, nil) }},
+		{"Spec.ExpiresAt", func(f *failing) { keystoretest.MustCreate(f, store, keystore.Spec{ExpiresAt: time.Unix(1, 0)}) }},
 	} {
 		f := &failing{TB: t}
-		require.PanicsWithValue(t, f, func() { call(f) })
-		require.NotEmpty(t, f.fatal, want)
+		require.PanicsWithValue(t, f, func() { tt.call(f) })
+		require.Contains(t, f.fatal, tt.says)
+	}
+}
+
+// In a bubble, ten days pass immediately: a goroutine that did I/O, or waited for one outside, would hold the clock. A
+// store in a directory does.
+func TestABubbleCanHoldAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := keystoretest.New(t, nil)
+		const life = 10 * 24 * time.Hour
+		issued := keystoretest.MustCreate(t, store, keystore.Spec{ExpiresAt: time.Now().Add(life)})
+		bound, _, release, err := store.Bind(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		defer release()
+		began := time.Now()
+		<-bound.Done()
+		require.ErrorIs(t, context.Cause(bound), keystore.ErrExpired)
+		require.Equal(t, life, time.Since(began))
+		_, err = store.Verify(t.Context(), issued.Secret.Reveal())
+		require.ErrorIs(t, err, keystore.ErrExpired)
+		key, err := store.Get(t.Context(), issued.Key.ID)
+		require.NoError(t, err)
+		require.Equal(t, began.Truncate(time.Minute), key.LastUsedAt.Local(), "what is written behind is written")
+	})
+}
+
+// Open keeps what is closed, and New keeps nothing.
+func TestOpenAgain(t *testing.T) {
+	dir := t.TempDir()
+	store := keystoretest.Open(t, dir, nil)
+	token := keystoretest.MustCreate(t, store, keystore.Spec{}).Secret.Reveal()
+	require.NoError(t, store.Close())
+	_, err := keystoretest.Open(t, dir, nil).Verify(t.Context(), token)
+	require.NoError(t, err)
+	_, err = keystoretest.New(t, nil).Verify(t.Context(), token)
+	require.ErrorIs(t, err, keystore.ErrUnknown)
+}
+
+// What New costs beside Open.
+func BenchmarkKit(b *testing.B) {
+	for name, open := range kits {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				require.NoError(b, open(b, nil).Close())
+			}
+		})
 	}
 }

@@ -44,6 +44,7 @@ type live struct {
 	first    *entry     // by which it was admitted; nil until then
 	latest   *entry     // by which it goes on
 	rotation uint32     // the secret that it was opened with
+	until    time.Time  // when the timer ends the context
 	timer    *time.Timer
 }
 
@@ -67,12 +68,6 @@ func (l *live) Done() <-chan struct{} {
 func (l *live) Err() error {
 	l.cancel()
 	return l.Context.Err()
-}
-
-// Value is how context.Cause looks, too.
-func (l *live) Value(key any) any {
-	l.cancel()
-	return l.Context.Value(key)
 }
 
 // Cause returns why the store, or its owner, has ended the context, or nil; the end of its parent does not count. It is
@@ -194,19 +189,20 @@ func (l *live) armLocked(until time.Time) {
 		l.timer.Stop()
 		l.timer = nil
 	}
+	l.until = until
 	if until.IsZero() {
 		return
 	}
 	var timer *time.Timer
 	timer = time.AfterFunc(min(time.Until(until), clockCheck), func() {
 		l.mu.Lock()
-		replaced := l.timer != timer
-		early := time.Until(until) > 0
-		if early && !replaced {
-			l.armLocked(until)
+		current := l.timer == timer
+		expired := current && time.Until(l.until) <= 0
+		if current && !expired {
+			l.armLocked(l.until)
 		}
 		l.mu.Unlock()
-		if !early && !replaced {
+		if expired {
 			l.cut(ErrExpired)
 		}
 	})
@@ -236,9 +232,10 @@ func (l *live) report() {
 	}
 }
 
-// follow does what nobody waits for.
+// follow does what nobody waits for. After follow, neither a timer nor the parent context refers to the context.
 func (l *live) follow() {
 	l.mu.Lock()
+	l.armLocked(time.Time{}) // for good: judgeLocked sees the cause
 	f := l.onEnd
 	l.onEnd, l.over = nil, true
 	l.mu.Unlock()
@@ -250,13 +247,10 @@ func (l *live) follow() {
 
 // release ends it at its owner's wish.
 func (l *live) release() {
-	cause := context.Canceled
 	l.mu.Lock()
-	l.cause.CompareAndSwap(nil, &cause) // under the lock: nobody arms it again
-	l.armLocked(time.Time{})
 	l.reported, l.onEnd = true, nil
 	l.mu.Unlock()
-	l.cut(cause)
+	l.cut(context.Canceled)
 }
 
 // OnEnd has f called when the store has ended the context, and not when its parent has. The interceptor looks for this

@@ -196,6 +196,83 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	require.Nil(t, l.timer)
 }
 
+// A context that the store has ended is not held by its timer or by its parent until the key expires, even if its owner
+// never releases it.
+func TestAnEndedContextIsNotHeld(t *testing.T) {
+	for name, end := range map[string]func(s *Store, id string) error{
+		"Revoke": func(s *Store, id string) error { return s.Revoke(context.Background(), id, "") },
+		"Cut": func(s *Store, id string) error {
+			parsed, err := parseID("", id)
+			s.fence.Cut(parsed, ErrRevoked)
+			return err
+		},
+		"Close": func(s *Store, _ string) error { return s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newRig(t, fence.TwoPhase).store
+				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				require.NoError(t, err)
+				parent := &watched{Context: t.Context()}
+				ctx, _, _, err := s.Bind(parent, issued.Secret.Reveal())
+				require.NoError(t, err)
+				l := ctx.(*live)
+				require.NotNil(t, l.timer)
+				require.EqualValues(t, 1, parent.children.Load())
+				require.NoError(t, end(s, issued.Key.ID))
+				synctest.Wait()
+				require.Nil(t, l.timer)
+				require.Zero(t, parent.children.Load())
+			})
+		})
+	}
+}
+
+// A watched context counts the contexts that are derived from it, and not cancelled yet: package context calls AfterFunc
+// for each.
+type watched struct {
+	context.Context
+	children atomic.Int64
+}
+
+func (*watched) Value(any) any { return nil }
+func (w *watched) AfterFunc(func()) (stop func() bool) {
+	w.children.Add(1)
+	return func() bool { return w.children.Add(-1) >= 0 }
+}
+
+// A timer runs by a clock that stands still while the machine sleeps, and that is not set as the clock of the day is. So
+// a context looks at the clock of the day every minute. The test moves the end of the key instead of the clock.
+func TestTheClockOfTheDayIsSet(t *testing.T) {
+	for name, tt := range map[string]struct{ set, after time.Duration }{
+		"ahead, past the end":   {2 * time.Hour, clockCheck},
+		"ahead, before the end": {30 * time.Minute, 30 * time.Minute},
+		"back":                  {-time.Hour, 2 * time.Hour},
+		"not at all":            {0, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newRig(t, fence.TwoPhase).store
+				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				require.NoError(t, err)
+				ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+				require.NoError(t, err)
+				defer release()
+				l := ctx.(*live)
+				l.mu.Lock()
+				l.until = l.until.Add(-tt.set)
+				l.mu.Unlock()
+				time.Sleep(tt.after - time.Nanosecond)
+				synctest.Wait()
+				require.NoError(t, l.Err())
+				time.Sleep(time.Nanosecond)
+				synctest.Wait()
+				require.ErrorIs(t, context.Cause(l), ErrExpired)
+			})
+		})
+	}
+}
+
 // A Close that comes while another one is at work waits for it, and takes nothing away under it.
 func TestASecondCloseWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

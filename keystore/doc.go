@@ -29,6 +29,9 @@
 // trouble of the store's own, or the end of the caller's context, and says nothing about the key: refuse the call,
 // but do not tell the caller that its key is bad. No error holds a token or part of a secret.
 //
+// Store.Inspect tells an operator which key a token is of, and why Verify refuses the token. Reason names an error with a
+// word. Store.Err says whether the store has stopped, for a health check.
+//
 // [ErrRevoked] from Update, Rotate, Disable and Enable is about the key that the call names, and not about the caller: map
 // it before it reaches something that takes it for a denial.
 //

@@ -224,3 +224,38 @@ func ExampleStats() {
 	// outdated: 1
 	// <nil>
 }
+
+// A token has been found in a public place. Anybody could have written it, so only a token that proves its secret ends
+// the key.
+func ExampleStore_Inspect() {
+	store, done := exampleStore()
+	defer done()
+	ctx := context.Background()
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	found := issued.Secret.Reveal()
+
+	inspection, err := store.Inspect(ctx, found)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if inspection.Key == nil {
+		log.Fatal("no key of ours: ", keystore.Reason(inspection.Refusal))
+	}
+	fmt.Println(inspection.Key.Name, inspection.Refusal)
+	if err := store.Revoke(ctx, inspection.KeyID, "found in a public repository"); err != nil {
+		log.Fatal(err)
+	}
+	inspection, err = store.Inspect(ctx, found)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(inspection.Key.RevokeReason)
+	fmt.Println(inspection.Refusal)
+	// Output:
+	// ci <nil>
+	// found in a public repository
+	// API key denied: revoked
+}

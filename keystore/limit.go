@@ -23,12 +23,25 @@ func (l *limiter) take() error {
 	if l.AllowN(now, 1) {
 		return nil
 	}
+	return &RateLimitError{RetryAfter: l.wait(now)}
+}
+
+// peek returns what take would return, and takes nothing.
+func (l *limiter) peek() error {
+	if wait := l.wait(time.Now()); wait > 0 {
+		return &RateLimitError{RetryAfter: wait}
+	}
+	return nil
+}
+
+// wait returns how long it takes until there is one use.
+func (l *limiter) wait(now time.Time) time.Duration {
 	missing := 1 - l.TokensAt(now)
 	after := missing / float64(l.Limit()) * float64(time.Second)
 	if after >= math.MaxInt64 { // 292 years, and more than a Duration holds
-		return &RateLimitError{RetryAfter: math.MaxInt64}
+		return math.MaxInt64
 	}
-	return &RateLimitError{RetryAfter: max(0, time.Duration(after))}
+	return max(0, time.Duration(after))
 }
 
 // Allow takes one use from the key's RateLimit, as Verify and Bind do, for what should count and is neither: each message
@@ -69,10 +82,31 @@ func (l *limits) of(id token.ID, k *Key) *limiter {
 		have = &limiter{Limiter: rate.NewLimiter(rate.Limit(k.RateLimit.PerSecond), k.RateLimit.Burst), revision: k.Revision}
 		l.lru.Add(id, have)
 	}
-	if have.revision < k.Revision { // readers of two revisions may come in either order
-		have.SetLimit(rate.Limit(k.RateLimit.PerSecond))
-		have.SetBurst(k.RateLimit.Burst)
-		have.revision = k.Revision
-	}
+	have.setLocked(k)
 	return have
+}
+
+// setLocked gives the limiter the key's limit, unless it has that of a later revision: readers of two revisions may come in
+// either order.
+func (l *limiter) setLocked(k *Key) {
+	if l.revision < k.Revision {
+		l.SetLimit(rate.Limit(k.RateLimit.PerSecond))
+		l.SetBurst(k.RateLimit.Burst)
+		l.revision = k.Revision
+	}
+}
+
+// peek returns the error that the next use of a key would get from its limit, and takes nothing.
+func (l *limits) peek(id token.ID, k *Key) error {
+	if k.RateLimit == (RateLimit{}) {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	have, ok := l.lru.Peek(id)
+	if !ok {
+		return nil // the first use is always allowed
+	}
+	have.setLocked(k)
+	return have.peek()
 }

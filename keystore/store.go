@@ -266,6 +266,13 @@ func (s *Store) Stats() Stats {
 	}
 }
 
+// Err returns why the store has stopped, or nil while it serves. After Close that is ErrClosed. After a failure of the
+// storage, which only a new Open can end, it wraps ErrUnavailable and says what failed. It never changes back to nil.
+//
+// Trouble that may pass, such as a full disk, does not stop a store. Err is cheap and asks nothing of the storage, so it
+// suits a health check: a failure shows once a call, or the background work of each minute, has met it.
+func (s *Store) Err() error { return s.serving() }
+
 // serving returns nil, ErrClosed, or ErrUnavailable.
 func (s *Store) serving() error {
 	if err := s.down.Load(); err != nil {

@@ -547,6 +547,7 @@ func everyCall(ctx context.Context, s *keystore.Store, issued *keystore.Issued) 
 	_, _, _, errs["Bind"] = s.Bind(ctx, issued.Secret.Reveal())
 	_, errs["Create"] = s.Create(ctx, keystore.Spec{Name: "n"})
 	_, errs["Get"] = s.Get(ctx, issued.Key.ID)
+	_, errs["Inspect"] = s.Inspect(ctx, issued.Secret.Reveal())
 	errs["Revoke"] = s.Revoke(ctx, issued.Key.ID, "")
 	for _, err := range s.List(ctx, keystore.Query{}) {
 		errs["List"] = errors.Join(errs["List"], err)

@@ -189,6 +189,27 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 // matches the digest of the present one. All of it is asked on every use, cached or not; where the entry is plain, a Match
 // is the answer.
 func (s *Store) decide(ctx context.Context, e *entry, text string, result hashing.Result) (rotation uint32, err error) {
+	rotation, outdated, err := s.prove(e, text, result)
+	if err != nil {
+		return 0, err
+	}
+	if err := e.permits(ctx, rotation); err != nil {
+		return 0, err
+	}
+	if outdated {
+		old := e.digest
+		if rotation != e.rotations {
+			old = e.previous
+		}
+		s.rehashLater(e, old, text)
+	}
+	return rotation, nil
+}
+
+// prove returns the rotation of the entry's secret that the text holds, given how the text matches the digest of the
+// present secret, and whether an earlier hasher has made the digest of that secret. Otherwise it returns ErrMalformed or
+// ErrUnknown.
+func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation uint32, outdated bool, err error) {
 	rotation = e.rotations
 	digest := &e.digest
 	if result == hashing.Mismatch && e.previous.Sum != nil {
@@ -201,7 +222,7 @@ func (s *Store) decide(ctx context.Context, e *entry, text string, result hashin
 	}
 	if result == hashing.Mismatch {
 		if _, ok := token.Parse(text); !ok {
-			return 0, ErrMalformed
+			return 0, false, ErrMalformed
 		}
 		if digest.Scheme != s.decoy.Scheme && !s.hasEarlierHasher() {
 			s.foreign.Do(func() {
@@ -209,18 +230,20 @@ func (s *Store) decide(ctx context.Context, e *entry, text string, result hashin
 					"use a hashing.Keyring that holds the earlier one", "id", e.key.ID, "scheme", digest.Scheme, "hasher", s.decoy.Scheme)
 			})
 		}
-		return 0, ErrUnknown
+		return 0, false, ErrUnknown
 	}
+	return rotation, result == hashing.MatchOutdated, nil
+}
+
+// permits says whether the key admits the bearer of its secret of a rotation now, from the address of ctx.
+func (e *entry) permits(ctx context.Context, rotation uint32) error {
 	if err := e.admits(rotation); err != nil {
-		return 0, err
+		return err
 	}
 	if len(e.key.AllowedNetworks) > 0 && !e.key.allowsFrom(origin.FromContext(ctx)) {
-		return 0, ErrNetwork
+		return ErrNetwork
 	}
-	if result == hashing.MatchOutdated {
-		s.rehashLater(e, *digest, text)
-	}
-	return rotation, nil
+	return nil
 }
 
 // WithClientAddr tells Verify and Bind the address that a caller's connection comes from, for keys with AllowedNetworks.

@@ -199,7 +199,7 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lru != nil && s.pending[id] == 0 && (b == nil || !s.closed) {
+	if s.lru != nil && (b == nil || !s.closed) { // pending or not: see 2
 		if v, ok := s.lru.Get(id); ok {
 			if b == nil {
 				f.front.putLocked(id, v) // it has just been missed there

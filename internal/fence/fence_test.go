@@ -35,6 +35,14 @@ func cached(f *Fence[value], of byte) bool {
 	return v != nil
 }
 
+// bind is a reader from step 1 to 3 that registers b.
+func bind(t *testing.T, f *Fence[value], of byte, b *Binding[value]) {
+	t.Helper()
+	if v, ticket := f.Get(id(of), b); v == nil {
+		require.True(t, f.Put(id(of), val(of, 1), ticket, b))
+	}
+}
+
 func TestHitMissAndEviction(t *testing.T) {
 	f := newFence(3)
 	v, ticket := f.Get(id(1), nil)
@@ -140,6 +148,131 @@ func TestBindings(t *testing.T) {
 	f.Release(id(1), onHit)
 	f.Release(id(2), other)
 	require.Zero(t, f.Stats().Bound)
+}
+
+// A Bind that races Close finds the fence closed, also where the value is cached: nothing would end it any more.
+func TestNothingIsBoundAfterClose(t *testing.T) {
+	f := newFence(8)
+	load(f, 1, 1)
+	f.Close(nil)
+	require.True(t, cached(f, 1), "what needs no binding goes on")
+	b := new(Binding[value])
+	v, ticket := f.Get(id(1), b)
+	require.Nil(t, v)
+	require.False(t, f.Put(id(1), val(1, 1), ticket, b))
+	require.Zero(t, f.Stats().Bound)
+	require.True(t, f.Put(id(1), val(1, 1), ticket, nil))
+}
+
+// Close ends every binding, of however many IDs, and however many shards they are in.
+func TestCloseEndsAll(t *testing.T) {
+	const ids, each = 50, 3
+	for name, size := range map[string]int{"one shard": 8, "many shards": maxShards * minPerShard, "no cache": 0} {
+		t.Run(name, func(t *testing.T) {
+			f := newFence(size)
+			cause := errors.New("cause")
+			var causes []error
+			for n := range byte(ids) {
+				for range each {
+					b := &Binding[value]{Cut: func(err error) { causes = append(causes, err) }, Follow: func() {}}
+					bind(t, f, n, b)
+				}
+			}
+			require.Equal(t, ids*each, f.Stats().Bound)
+			f.Close(cause)
+			require.Len(t, causes, ids*each)
+			require.Same(t, cause, causes[0])
+			require.Zero(t, f.Stats().Bound)
+			for i := range f.shards {
+				require.Empty(t, f.shards[i].bound)
+			}
+		})
+	}
+}
+
+// After a Cut, the value of before is not found, wherever it was, and not installed by a reader that has read it before.
+func TestCutEvicts(t *testing.T) {
+	for name, where := range map[string]func(f *Fence[value]){
+		"in the front and the LRU": func(*Fence[value]) {},
+		"in the LRU only":          func(f *Fence[value]) { f.front.clearLocked(id(1)) },
+	} {
+		f := newFence(8)
+		load(f, 1, oldValue)
+		where(f)
+		f.Cut(id(1), nil)
+		require.False(t, cached(f, 1), name)
+		require.Zero(t, f.Stats().Cached, name)
+	}
+	f := newFence(8)
+	_, ticket := f.Get(id(1), nil)
+	f.Cut(id(1), nil)
+	f.Put(id(1), val(1, oldValue), ticket, nil)
+	require.False(t, cached(f, 1), "it may be old")
+	load(f, 1, newValue)
+	require.True(t, cached(f, 1), "read afterwards")
+}
+
+// Readers that miss at the same moment install one value each, and the last stays. It has one place, and counts once: the
+// cache holds as many others as before.
+func TestAValueThatIsInstalledTwiceCountsOnce(t *testing.T) {
+	const size = 3
+	f := newFence(size)
+	for range 10 {
+		_, first := f.Get(id(1), nil)
+		_, second := f.Get(id(2), nil)
+		f.Put(id(1), val(1, 1), first, nil)
+		f.Put(id(2), val(2, 1), second, nil)
+		f.Put(id(2), val(2, 2), second, nil)
+		f.Put(id(1), val(1, 2), first, nil)
+		v, _ := f.Get(id(1), nil)
+		require.EqualValues(t, 2, v.n)
+	}
+	load(f, 3, 3)
+	require.Equal(t, size, f.Stats().Cached)
+	for n := byte(1); n <= size; n++ {
+		require.True(t, cached(f, n), "%d", n)
+	}
+	load(f, 4, 4)
+	require.Equal(t, size, f.Stats().Cached)
+	require.EqualValues(t, size, f.counts.cached.Load())
+}
+
+// What comes and goes leaves no memory behind.
+func TestNothingIsKeptOfIDsThatAreGone(t *testing.T) {
+	f := newFence(8)
+	s := f.shard(id(1))
+	binding := func(ends bool) *Binding[value] {
+		return &Binding[value]{Changed: func(*value) bool { return ends }, Cut: func(error) {}, Follow: func() {}}
+	}
+	for name, over := range map[string]func(b *Binding[value]){
+		"Release": func(b *Binding[value]) { f.Release(id(1), b) },
+		"Cut":     func(*Binding[value]) { f.Cut(id(1), nil) },
+		"Tell":    func(*Binding[value]) { f.Tell(id(1), val(1, 2)) },
+		"End":     func(*Binding[value]) { f.Begin(id(1)); f.End(id(1), val(1, 2)) },
+	} {
+		b := binding(true)
+		bind(t, f, 1, b)
+		require.Len(t, s.bound, 1)
+		over(b)
+		require.Empty(t, s.bound, name)
+		require.Empty(t, s.pending, name)
+	}
+	first, second := binding(false), binding(false)
+	bind(t, f, 1, first)
+	bind(t, f, 1, second)
+	require.Len(t, s.bound[id(1)], 2)
+	f.Begin(id(1))
+	f.Begin(id(1))
+	f.End(id(1), nil)
+	require.Equal(t, map[ID]int{id(1): 1}, s.pending)
+	f.End(id(1), val(1, 2))
+	require.Empty(t, s.pending)
+	f.Release(id(1), first)
+	require.Len(t, s.bound, 1, "the other one is there")
+	f.Release(id(1), second)
+	require.Empty(t, s.bound)
+	f.Release(id(1), second)
+	require.Empty(t, s.bound)
 }
 
 // The tests below run every interleaving of the steps in the comment of Fence, against the real code, with the commit

@@ -164,6 +164,32 @@ func TestNothingIsBoundAfterClose(t *testing.T) {
 	require.True(t, f.Put(id(1), val(1, 1), ticket, nil))
 }
 
+// A value ends the bindings that say so, and no others: those stay registered, and are told of the next.
+func TestAValueEndsSomeBindings(t *testing.T) {
+	f := newFence(8)
+	ends := make(map[int]int)
+	var followed sync.WaitGroup
+	for n := range 9 {
+		bind(t, f, 1, &Binding[value]{
+			Changed: func(v *value) bool { return int64(n%3) < v.n },
+			Ended:   func() { ends[n]++ },
+			Follow:  followed.Done,
+		})
+	}
+	for round := 1; round <= 3; round++ {
+		followed.Add(3)
+		f.Begin(id(1))
+		f.End(id(1), val(1, int64(round)))
+		require.Equal(t, 9-3*round, f.Stats().Bound)
+		require.Len(t, ends, 3*round)
+		for n := range ends {
+			require.Less(t, n%3, round)
+			require.Equal(t, 1, ends[n])
+		}
+	}
+	followed.Wait()
+}
+
 // Close ends every binding, of however many IDs, and however many shards they are in.
 func TestCloseEndsAll(t *testing.T) {
 	const ids, each = 50, 3

@@ -180,6 +180,57 @@ func TestEndingsHaveTheirBinds(t *testing.T) {
 	require.Equal(t, []int64{2, 2}, []int64{c.bound.Load(), c.ended.Load()})
 }
 
+// The observer hears of what the store ends, once, and not of what its owner or its parent ends.
+func TestWhatTheOwnerEndsIsNotReported(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end    func(s *Store, id string, cancelParent, release context.CancelFunc)
+		report bool
+	}{
+		"release":         {func(_ *Store, _ string, _, release context.CancelFunc) { release() }, false},
+		"release, twice":  {func(_ *Store, _ string, _, release context.CancelFunc) { release(); release() }, false},
+		"the parent":      {func(_ *Store, _ string, cancel, _ context.CancelFunc) { cancel() }, false},
+		"parent, release": {func(_ *Store, _ string, cancel, release context.CancelFunc) { cancel(); release() }, false},
+		"release, Revoke": {func(s *Store, id string, _, release context.CancelFunc) {
+			release()
+			require.NoError(t, s.Revoke(context.Background(), id, ""))
+		}, false},
+		"Revoke, release": {func(s *Store, id string, _, release context.CancelFunc) {
+			require.NoError(t, s.Revoke(context.Background(), id, ""))
+			release()
+		}, true},
+		"Disable, Revoke": {func(s *Store, id string, _, _ context.CancelFunc) {
+			require.NoError(t, s.Disable(context.Background(), id, ""))
+			require.NoError(t, s.Revoke(context.Background(), id, ""))
+		}, true},
+		"expiry":          {func(*Store, string, context.CancelFunc, context.CancelFunc) { time.Sleep(time.Hour) }, true},
+		"release, expiry": {func(_ *Store, _ string, _, release context.CancelFunc) { release(); time.Sleep(time.Hour) }, false},
+		"Close":           {func(s *Store, _ string, _, _ context.CancelFunc) { require.NoError(t, s.Close()) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := new(counts)
+				s, err := New(backendtest.NewMemory(), &Options{Observer: c})
+				require.NoError(t, err)
+				defer s.Close()
+				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				require.NoError(t, err)
+				parent, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				_, _, release, err := s.Bind(parent, issued.Secret.Reveal())
+				require.NoError(t, err)
+				defer release()
+				tt.end(s, issued.Key.ID, cancel, release)
+				synctest.Wait()
+				want := int64(0)
+				if tt.report {
+					want = 1
+				}
+				require.Equal(t, want, c.ended.Load())
+			})
+		})
+	}
+}
+
 // A change that has found a context before its owner released it tells it afterwards.
 func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	s := newRig(t, fence.TwoPhase).store

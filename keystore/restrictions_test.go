@@ -149,6 +149,108 @@ func TestUpdateNarrowsOrNot(t *testing.T) {
 	}
 }
 
+// A key that had no restriction gets its first: what was bound before ends, as for any narrower one.
+func TestTheFirstRestrictionNarrows(t *testing.T) {
+	hour := time.Now().Add(time.Hour)
+	for name, c := range map[string]struct {
+		cause  error // nil: it goes on
+		change func(*keystore.Spec)
+	}{
+		"a rate limit":         {keystore.ErrChanged, func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 1e9, Burst: 1e9} }},
+		"a network":            {keystore.ErrChanged, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") }},
+		"every IPv4 network":   {keystore.ErrChanged, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("0.0.0.0/0") }},
+		"an expiry":            {keystore.ErrChanged, func(s *keystore.Spec) { s.ExpiresAt = hour }},
+		"a start to come":      {keystore.ErrNotYet, func(s *keystore.Spec) { s.NotBefore = hour }},
+		"a start that is past": {nil, func(s *keystore.Spec) { s.NotBefore = time.Now().Add(-time.Hour) }},
+		"a scope":              {nil, func(s *keystore.Spec) { s.Scopes = []string{"orders:read"} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := inMemory(t)
+			from := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
+			issued := create(t, s, keystore.Spec{})
+			for range 2 { // bound by a miss, and by a hit
+				live, _, release, err := s.Bind(from, issued.Secret.Reveal())
+				require.NoError(t, err)
+				defer release()
+				defer func() { require.ErrorIs(t, context.Cause(live), c.cause) }()
+			}
+			_, err := s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { c.change(spec); return nil })
+			require.NoError(t, err)
+		})
+	}
+}
+
+// A context is measured by what the key was last, not only by what it was when bound: what an Update gave, the next one
+// takes.
+func TestEveryNarrowingCounts(t *testing.T) {
+	for name, c := range map[string]struct{ give, take func(*keystore.Spec) }{
+		"a scope": {
+			func(s *keystore.Spec) { s.Scopes = []string{"a", "b"} },
+			func(s *keystore.Spec) { s.Scopes = []string{"a"} },
+		},
+		"a network": {
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24", "198.51.100.0/24") },
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") },
+		},
+		"a rate": {
+			func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 9, Burst: 9} },
+			func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 1, Burst: 1} },
+		},
+		"time": {
+			func(s *keystore.Spec) { s.ExpiresAt = s.ExpiresAt.Add(time.Hour) },
+			func(s *keystore.Spec) { s.ExpiresAt = s.ExpiresAt.Add(-time.Hour) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := inMemory(t)
+			from := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
+			issued := create(t, s, keystore.Spec{
+				Scopes: []string{"a"}, AllowedNetworks: prefixes("192.0.2.0/24"), ExpiresAt: time.Now().Add(time.Hour),
+				RateLimit: keystore.RateLimit{PerSecond: 1, Burst: 1},
+			})
+			live, _, release, err := s.Bind(from, issued.Secret.Reveal())
+			require.NoError(t, err)
+			defer release()
+			update := func(change func(*keystore.Spec)) {
+				_, err := s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { change(spec); return nil })
+				require.NoError(t, err)
+			}
+			update(c.give)
+			require.NoError(t, live.Err())
+			update(c.take)
+			require.ErrorIs(t, context.Cause(live), keystore.ErrChanged)
+		})
+	}
+}
+
+// An expiry that is moved moves the end of what is bound, in both directions.
+func TestAnExpiryThatIsMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := inMemory(t)
+		issued := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)})
+		live := bind(t, s, issued.Secret.Reveal())
+		_, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error {
+			spec.ExpiresAt = spec.ExpiresAt.Add(time.Hour)
+			return nil
+		})
+		require.NoError(t, err)
+		time.Sleep(2*time.Hour - time.Nanosecond)
+		synctest.Wait()
+		require.NoError(t, live.Err())
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(live), keystore.ErrExpired)
+
+		issued = create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)})
+		live = bind(t, s, issued.Secret.Reveal())
+		_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.ExpiresAt = time.Time{}; return nil })
+		require.NoError(t, err)
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		require.NoError(t, live.Err())
+	})
+}
+
 func TestHasScope(t *testing.T) {
 	for _, c := range []struct {
 		granted, scope string

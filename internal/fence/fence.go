@@ -201,9 +201,7 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	defer s.mu.Unlock()
 	if s.lru != nil && (b == nil || !s.closed) { // pending or not: see 2
 		if v, ok := s.lru.Get(id); ok {
-			if b == nil {
-				f.front.putLocked(id, v) // it has just been missed there
-			}
+			f.front.putLocked(id, v) // a Get without a binding has just missed it there
 			f.counts.hits.add()
 			s.bindLocked(id, b)
 			return v, Ticket{}

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func id(n byte) ID { return ID{0: 1, 15: n} }
+// id returns an ID whose shard, bucket, tag and slot depend on n.
+func id(n byte) ID { return ID{0: 1, 9: n, 10: n, 15: n} }
 
 // A value is what is cached here: a number.
 type value struct {
@@ -70,6 +71,65 @@ func TestHitMissAndEviction(t *testing.T) {
 	load(f, 11, 11)
 	load(f, 12, 12)
 	require.False(t, cached(f, 1), "one hit keeps it once")
+}
+
+// A hit that binds is a use too, although the front is not asked.
+func TestAHitThatBindsKeepsItsValue(t *testing.T) {
+	f := newFence(3)
+	for n := byte(1); n <= 3; n++ {
+		load(f, n, 1)
+	}
+	bind(t, f, 1, new(Binding[value]))
+	load(f, 4, 1)
+	require.True(t, cached(f, 1))
+	require.False(t, cached(f, 2), "now the oldest")
+}
+
+// An eviction looks at so many values and no more, even if all have been used.
+func TestAnEvictionIsBounded(t *testing.T) {
+	const size = secondChances + 20
+	f := newFence(size)
+	for n := byte(1); n <= size; n++ {
+		load(f, n, 1)
+		require.True(t, cached(f, n))
+	}
+	load(f, size+1, 1)
+	for n := byte(1); n <= size+1; n++ {
+		_, ok := f.shard(id(n)).lru.Peek(id(n))
+		require.Equal(t, n != secondChances+1, ok, "%d", n)
+	}
+}
+
+// A commit of another key of the shard, which is under way, or turns out to have changed nothing, does not hold up a Bind.
+func TestABindDoesNotWaitForItsNeighbours(t *testing.T) {
+	f := newFence(8)
+	require.Same(t, f.shard(id(1)), f.shard(id(2)))
+	b := new(Binding[value])
+	_, ticket := f.Get(id(1), b)
+	f.Begin(id(2))
+	require.True(t, f.Put(id(1), val(1, 1), ticket, b))
+	_, ticket = f.Get(id(1), b)
+	f.End(id(2), nil)
+	require.True(t, f.Put(id(1), val(1, 1), ticket, b))
+	require.False(t, cached(f, 1), "but its value is not installed")
+}
+
+// Small caches are in one piece, large ones and no cache in many, of which each has its share of the IDs.
+func TestShards(t *testing.T) {
+	for size, want := range map[int]int{
+		-1: maxShards, 0: maxShards, 1: 1, 2*minPerShard - 1: 1, 2 * minPerShard: 2, maxShards * minPerShard: maxShards, 1 << 20: maxShards,
+	} {
+		require.Len(t, newFence(size).shards, want, "%d", size)
+	}
+	f := newFence(maxShards * minPerShard)
+	b := func() *Binding[value] { return &Binding[value]{Cut: func(error) {}, Follow: func() {}} }
+	for n := range byte(maxShards) {
+		bind(t, f, n, b())
+		bind(t, f, n, b())
+		require.Len(t, f.shard(id(n)).bound, 1, "a shard of its own")
+	}
+	require.Equal(t, Stats{Hits: maxShards, Misses: maxShards, Cached: maxShards, Bound: 2 * maxShards}, f.Stats())
+	f.Close(nil)
 }
 
 func TestNoCache(t *testing.T) {

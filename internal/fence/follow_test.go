@@ -88,3 +88,22 @@ func TestFollowersThatBlock(t *testing.T) {
 		})
 	}
 }
+
+// Followers that are slow, and none slower than the patience, are called one after the other.
+func TestFollowersThatAreSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var bindings []*Binding[value]
+		under, calls := 0, 0
+		for range 100 {
+			bindings = append(bindings, &Binding[value]{Follow: func() {
+				under++
+				require.Equal(t, 1, under)
+				time.Sleep(patience - time.Nanosecond)
+				under--
+				calls++
+			}})
+		}
+		follow(bindings)
+		require.Equal(t, 100, calls)
+	})
+}

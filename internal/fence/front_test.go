@@ -27,6 +27,53 @@ func TestAHitTakesNoLock(t *testing.T) {
 	require.EqualValues(t, 1, v.n)
 }
 
+// No two shards write one bucket, and the table does not grow beyond its bound.
+func TestSizeOfTheFront(t *testing.T) {
+	for _, tt := range []struct{ size, shards, buckets int }{
+		{1, 1, 1}, {1, 64, 64}, {100, 1, 32}, {1 << 16, 64, 1 << 14}, {1 << 30, 64, maxBuckets},
+	} {
+		f := newFront[value](tt.size, tt.shards, nil)
+		require.Len(t, f.buckets, tt.buckets)
+	}
+}
+
+// IDs that differ in one half are told apart, and most differ in their tags.
+func TestIDsAreCompared(t *testing.T) {
+	f := newFence(8)
+	f.front.buckets = f.front.buckets[:1]
+	first := ID{7: 1, 15: 1}
+	_, ticket := f.Get(first, nil)
+	f.Put(first, &value{Node: Node{ID: first}}, ticket, nil)
+	require.NotNil(t, f.Hit(words(first)))
+	tags := make(map[uint64]bool)
+	for n := byte(2); n <= 101; n++ {
+		for _, other := range []ID{{7: n, 15: 1}, {7: 1, 15: n}} {
+			require.Nil(t, f.Hit(words(other)))
+		}
+		_, tag := f.front.at(spread(id(n)))
+		tags[tag] = true
+	}
+	require.Len(t, tags, 100)
+}
+
+// A full bucket gives the slot of a value that was not used, if there is one.
+func TestAUsedValueKeepsItsSlot(t *testing.T) {
+	for unused := byte(1); unused <= ways; unused++ {
+		f := newFence(64)
+		f.front.buckets = f.front.buckets[:1]
+		for n := byte(1); n <= ways; n++ {
+			load(f, n, 1)
+			if n != unused {
+				require.NotNil(t, f.Hit(words(id(n))))
+			}
+		}
+		load(f, ways+1, 1)
+		for n := byte(1); n <= ways+1; n++ {
+			require.Equal(t, n != unused, f.Hit(words(id(n))) != nil, "%d", n)
+		}
+	}
+}
+
 // What a bucket has no slot for is found in the LRU, and gets one again.
 func TestMoreThanABucketHolds(t *testing.T) {
 	const crowd = 3 * ways

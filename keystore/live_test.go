@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -226,10 +227,137 @@ func TestWhatTheOwnerEndsIsNotReported(t *testing.T) {
 					want = 1
 				}
 				require.Equal(t, want, c.ended.Load())
+				if name != "the parent" { // which the store does not watch
+					require.Zero(t, s.Stats().Live)
+				}
 			})
 		})
 	}
 }
+
+// What a context is told before it is admitted counts, in the order in which it comes, and does not end what comes later.
+func TestWhatComesBeforeTheAdmission(t *testing.T) {
+	h := &hooked{Hasher: hashing.SHA256()}
+	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
+	require.NoError(t, err)
+	defer s.Close()
+	bind := func(before func(id string) error) (id string, ctx context.Context, err error) {
+		issued, err := s.Create(t.Context(), Spec{Name: "test"})
+		require.NoError(t, err)
+		_, err = s.Verify(t.Context(), issued.Secret.Reveal()) // so that Bind is registered when it decides
+		require.NoError(t, err)
+		h.hook = func() { require.NoError(t, before(issued.Key.ID)) }
+		ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		if err == nil {
+			t.Cleanup(release)
+		}
+		return issued.Key.ID, ctx, err
+	}
+	rename := func(id string) error {
+		_, err := s.Update(t.Context(), id, func(spec *Spec) error { spec.Name += "x"; return nil })
+		return err
+	}
+	_, _, err = bind(func(id string) error {
+		return errors.Join(s.Disable(t.Context(), id, ""), s.Enable(t.Context(), id), rename(id))
+	})
+	require.ErrorIs(t, err, ErrDisabled, "it was, for a moment")
+	require.Zero(t, s.Stats().Live)
+
+	id, ctx, err := bind(func(id string) error { return errors.Join(rename(id), rename(id)) })
+	require.NoError(t, err)
+	require.NoError(t, ctx.Err())
+	require.NoError(t, s.Revoke(t.Context(), id, ""))
+	require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
+}
+
+// A change that was committed before a context was bound is no change to it, however late it is told.
+func TestAnEarlierChangeComesLate(t *testing.T) {
+	r := newRig(t, fence.TwoPhase)
+	id := r.issued.Key.ID
+	after := r.backend.set(&r.backend.afterApply)
+	disabling := start(func() error { return r.store.Disable(context.Background(), id, "") })
+	<-after.arrived
+	r.backend.clear(&r.backend.afterApply)
+	require.NoError(t, r.store.Enable(t.Context(), id))
+	bound, err := r.bind()
+	require.NoError(t, err)
+	close(after.open)
+	require.NoError(t, disabling())
+	require.NoError(t, bound.Err(), "it has been bound since")
+}
+
+// Of two changes that come in the wrong order, the earlier one is judged by what the key was when bound, and the later
+// one's expiry stays.
+func TestChangesThatComeInTheWrongOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, fence.TwoPhase)
+		expires := time.Now().Add(time.Hour)
+		update := func(change func(*Spec)) error {
+			_, err := r.store.Update(context.Background(), r.issued.Key.ID, func(spec *Spec) error { change(spec); return nil })
+			return err
+		}
+		require.NoError(t, update(func(spec *Spec) { spec.ExpiresAt = expires }))
+		bound, err := r.bind()
+		require.NoError(t, err)
+		after := r.backend.set(&r.backend.afterApply)
+		first := start(func() error { return update(func(spec *Spec) { spec.ExpiresAt = expires.Add(time.Hour) }) })
+		<-after.arrived
+		r.backend.clear(&r.backend.afterApply)
+		require.NoError(t, update(func(spec *Spec) { spec.ExpiresAt, spec.Scopes = expires.Add(2*time.Hour), []string{"more"} }))
+		close(after.open)
+		require.NoError(t, first())
+		require.NoError(t, bound.Err())
+		time.Sleep(3*time.Hour - time.Nanosecond)
+		synctest.Wait()
+		require.NoError(t, bound.Err())
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(bound), ErrExpired)
+	})
+}
+
+// A timer that has fired, and waits for the lock while the expiry is taken away, ends nothing.
+func TestATimerThatComesTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := boundLive(t, t.Context())
+		l.mu.Lock()
+		l.armLocked(time.Now().Add(time.Second))
+		time.Sleep(time.Second)
+		l.armLocked(time.Time{})
+		l.mu.Unlock()
+		synctest.Wait()
+		require.NoError(t, l.Err())
+		require.Nil(t, l.timer)
+	})
+}
+
+// An Ending says for how long a context lived.
+func TestEndingSaysHowLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &lastEnding{}
+		s, err := New(backendtest.NewMemory(), &Options{Observer: o})
+		require.NoError(t, err)
+		defer s.Close()
+		issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		_, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		defer release()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.Equal(t, Ending{KeyID: issued.Key.ID, Cause: ErrExpired, After: 59 * time.Minute}, o.Ending)
+	})
+}
+
+type lastEnding struct {
+	Observer
+	Ending
+}
+
+func (*lastEnding) Changed(Event)         {}
+func (*lastEnding) Verified(Verification) {}
+func (o *lastEnding) Ended(e Ending)      { o.Ending = e }
 
 // A change that has found a context before its owner released it tells it afterwards.
 func TestAReleasedContextIsNotArmedAgain(t *testing.T) {

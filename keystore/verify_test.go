@@ -212,6 +212,30 @@ func TestABindThatRacesCloseIsRefused(t *testing.T) {
 	}
 }
 
+// A Bind that Close overtakes says that the store is closed, also while Close has still to write, and storage answers.
+func TestABindThatCloseOvertakes(t *testing.T) {
+	b := &gated{Backend: backendtest.NewMemory()}
+	s, err := New(b, nil)
+	require.NoError(t, err)
+	issued, err := s.Create(t.Context(), Spec{Name: "test"})
+	require.NoError(t, err)
+	_, err = s.Verify(t.Context(), issued.Secret.Reveal())
+	require.NoError(t, err)
+	id, _ := token.ParseID(issued.Key.ID)
+	s.fence.Cut(id, nil) // out of the cache
+	read := b.set(&b.afterGet)
+	bind := start(func() error { _, _, _, err := s.Bind(context.Background(), issued.Secret.Reveal()); return err })
+	<-read.arrived
+	b.clear(&b.afterGet)
+	usage := b.set(&b.beforeApply)
+	closed := start(s.Close)
+	<-usage.arrived
+	close(read.open)
+	require.ErrorIs(t, bind(), ErrClosed)
+	close(usage.open)
+	require.NoError(t, closed())
+}
+
 // A Bind that reads the store while keys of its shard are cut starts again, and gives up as trouble, never as a denial.
 func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 	for _, times := range []int{1, bindAttempts - 1, bindAttempts} {

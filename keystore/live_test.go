@@ -331,6 +331,22 @@ func TestATimerThatComesTooLate(t *testing.T) {
 	})
 }
 
+// A timer that fires while a change ends the context does not report the end again.
+func TestAnEndIsReportedOnce(t *testing.T) {
+	c := new(counts)
+	s, err := New(backendtest.NewMemory(), &Options{Observer: c})
+	require.NoError(t, err)
+	defer s.Close()
+	issued, err := s.Create(t.Context(), Spec{Name: "test"})
+	require.NoError(t, err)
+	ctx, _, _, err := s.Bind(t.Context(), issued.Secret.Reveal())
+	require.NoError(t, err)
+	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
+	ctx.(*live).cut(ErrExpired) // as the timer does
+	require.EqualValues(t, 1, c.ended.Load())
+	require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
+}
+
 // An Ending says for how long a context lived.
 func TestEndingSaysHowLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

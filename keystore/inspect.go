@@ -63,7 +63,9 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	defer cancel()
 	st, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		s.hasher.Match(s.decoy, text) // see find
+		if s.hasher.Match(s.decoy, text) == failedMatch { // see find
+			return nil, errHasher
+		}
 		i.Refusal = ErrUnknown
 		return i, nil
 	}
@@ -72,6 +74,9 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	}
 	e := st.entry()
 	rotation, _, err := s.prove(e, text, s.hasher.Match(e.digest, text))
+	if errors.Is(err, errHasher) {
+		return nil, err
+	}
 	if err != nil {
 		i.Refusal = err
 		return i, nil

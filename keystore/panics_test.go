@@ -79,10 +79,12 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 				errs := make(map[string]error)
 				_, errs["Verify"] = s.Verify(ctx, token)
 				_, _, _, errs["Bind"] = s.Bind(ctx, token)
+				_, errs["Inspect"] = s.Inspect(ctx, token)
 				_, errs["Create"] = s.Create(ctx, keystore.Spec{Name: "n"})
 				_, errs["Rotate"] = s.Rotate(ctx, issued.Key.ID, time.Hour)
 				if name == "panics" {
 					_, errs["Verify of another"] = s.Verify(ctx, other.Secret.Reveal())
+					_, errs["Inspect of another"] = s.Inspect(ctx, other.Secret.Reveal())
 				}
 				for call, err := range errs {
 					require.ErrorIs(t, err, keystore.ErrUnavailable, call)

@@ -218,7 +218,7 @@ func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation ui
 		result = s.hasher.Match(*digest, text)
 	}
 	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
-		return 0, errHasher
+		return 0, false, errHasher
 	}
 	if result == hashing.Mismatch {
 		if _, ok := token.Parse(text); !ok {

@@ -1,0 +1,95 @@
+// Package guides_test holds the pages to the files and to the code that they show.
+package guides_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return string(text)
+}
+
+// trimmed returns the lines without their indentation.
+func trimmed(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// sources is where the code and the files that the pages show come from, by the language of the block.
+var sources = map[string][]string{
+	"go":      {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go"},
+	"nginx":   {"nginx/nginx.conf"},
+	"systemd": {"systemd/*.service"},
+	"yaml":    {"kubernetes/*.yaml", "envoy/*.yaml", "prometheus/*.yml"},
+}
+
+// Every block of code or of a file in a page stands, line for line, in a file that a test compiles, checks or runs.
+func TestPagesShowWhatIsTested(t *testing.T) {
+	pages, err := filepath.Glob("*.md")
+	require.NoError(t, err)
+	shown := 0
+	for _, page := range pages {
+		for _, block := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(read(t, page), -1) {
+			patterns, ok := sources[block[1]]
+			require.True(t, ok, "%s has a block of %s, which no test runs", page, block[1])
+			found := false
+			for _, pattern := range patterns {
+				files, err := filepath.Glob(pattern)
+				require.NoError(t, err)
+				require.NotEmpty(t, files, pattern)
+				for _, file := range files {
+					found = found || strings.Contains(trimmed(read(t, file)), trimmed(block[2]))
+				}
+			}
+			require.True(t, found, "%s shows what is in none of %v:\n%s", page, patterns, block[2])
+			shown++
+		}
+	}
+	require.Greater(t, shown, 10)
+}
+
+// The index names every page, and what the pages point to is there.
+func TestLinks(t *testing.T) {
+	pages, err := filepath.Glob("*.md")
+	require.NoError(t, err)
+	for _, page := range pages {
+		if page != "README.md" {
+			require.Contains(t, read(t, "README.md"), "("+page+")", "the index names every page")
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, page), -1) {
+			_, err := os.Stat(link[1])
+			require.NoError(t, err, "%s points to %s", page, link[1])
+		}
+	}
+}
+
+// promtool finds nothing wrong in the alerts, and each alert fires when it should, and not otherwise.
+func TestAlerts(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("NOT RUN: promtool is not installed. Install Debian's package prometheus.")
+	}
+	for _, args := range [][]string{{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {
+		cmd := exec.Command(promtool, args...)
+		cmd.Dir = "prometheus"
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	tests := read(t, "prometheus/alerts_test.yml")
+	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(read(t, "prometheus/alerts.yml"), -1) {
+		require.Contains(t, tests, "alertname: "+alert[1], "each alert has a test")
+	}
+}

@@ -1,0 +1,150 @@
+package compat
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A buffer is written by several goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// The composition of the guides counts, logs and traces what its page says, for each kind of call.
+func TestComposition(t *testing.T) {
+	spans := tracetest.NewInMemoryExporter()
+	before := otel.GetTracerProvider()
+	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)))
+	defer otel.SetTracerProvider(before)
+	var text buffer
+	logger := slog.New(slog.NewTextHandler(&text, nil))
+	registry := prometheus.NewRegistry()
+	store, err := keystore.Open(t.TempDir(), &keystore.Options{Observer: newObserver(registry)})
+	require.NoError(t, err)
+	defer store.Close()
+	registerStats(registry, store)
+	newLastBackup(registry).SetToCurrentTime()
+	auth, err := interceptor.New(store)
+	require.NoError(t, err)
+	svc := &service{returned: make(chan error, 1)}
+	client, stop := serve(t, svc, serverOptions(auth, logger, registry)...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+
+	issued, err := store.Create(ctx, keystore.Spec{Name: "test", Owner: "team-a"})
+	require.NoError(t, err)
+	token := issued.Secret.Reveal()
+	key := grpc.PerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure()))
+	in := func(mode string) context.Context { return metadata.AppendToOutgoingContext(ctx, "mode", mode) }
+	_, err = client.EmptyCall(ctx, &testpb.Empty{}, key)
+	require.NoError(t, err)
+	_, err = client.EmptyCall(ctx, &testpb.Empty{})
+	require.Equal(t, codes.Unauthenticated, status.Code(err))
+	_, err = client.EmptyCall(ctx, &testpb.Empty{},
+		grpc.PerRPCCredentials(keycreds.New("mistyped", keycreds.AllowInsecure())))
+	require.Equal(t, codes.Unauthenticated, status.Code(err))
+	_, err = client.EmptyCall(in("panic"), &testpb.Empty{}, key)
+	require.Equal(t, codes.Internal, status.Code(err))
+	stream, err := client.FullDuplexCall(in("recv"), key)
+	require.NoError(t, err)
+	_, err = stream.Header()
+	require.NoError(t, err)
+	require.Equal(t, 1.0, gathered(t, registry, "apikey_live"))
+	require.NoError(t, store.Revoke(ctx, issued.Key.ID, "leaked"))
+	_, err = stream.Recv()
+	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
+	require.Error(t, <-svc.returned)
+	stop()
+
+	const unary = `grpc_method="EmptyCall",grpc_service="grpc.testing.TestService",grpc_type="unary"`
+	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP grpc_server_handled_total Total number of RPCs completed on the server, regardless of success or failure.
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_code="Internal",`+unary+`} 1
+grpc_server_handled_total{grpc_code="OK",`+unary+`} 1
+grpc_server_handled_total{grpc_code="Unauthenticated",`+unary+`} 2
+grpc_server_handled_total{grpc_code="Unauthenticated",grpc_method="FullDuplexCall",grpc_service="grpc.testing.TestService",grpc_type="bidi_stream"} 1
+# HELP apikey_refused_total Calls that the store refused.
+# TYPE apikey_refused_total counter
+apikey_refused_total{reason="malformed"} 1
+# HELP apikey_ended_total Streams that the store ended.
+# TYPE apikey_ended_total counter
+apikey_ended_total{reason="revoked"} 1
+# HELP apikey_changed_total Changes of keys.
+# TYPE apikey_changed_total counter
+apikey_changed_total{action="create"} 1
+apikey_changed_total{action="revoke"} 1
+`), "grpc_server_handled_total", "apikey_refused_total", "apikey_ended_total", "apikey_changed_total"))
+	require.Equal(t, 0.0, gathered(t, registry, "apikey_live"))
+	require.Equal(t, -1.0, gathered(t, registry, "apikey_outdated"))
+
+	logged := text.String()
+	// Logging stands behind the Authenticator: it knows the key, and sees no refusal.
+	require.Equal(t, 2, strings.Count(logged, `msg="finished call"`), "%s", logged)
+	require.Contains(t, logged, "key="+issued.Key.ID+" owner=team-a")
+	require.Contains(t, logged, `msg="a handler panicked" panic=unary`)
+	require.Len(t, spans.GetSpans(), 5)
+	require.NotContains(t, logged, token[len(token)-20:])
+
+	// Every metric that an alert of the guides names is there.
+	rules, err := os.ReadFile("../../examples/guides/prometheus/alerts.yml")
+	require.NoError(t, err)
+	names := regexp.MustCompile(`\bapikey_\w+`).FindAllString(string(rules), -1)
+	require.NotEmpty(t, names)
+	for _, name := range names {
+		_ = gathered(t, registry, name)
+	}
+}
+
+// gathered returns the value of a metric, summed over its labels.
+func gathered(t *testing.T, registry *prometheus.Registry, name string) (sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.Metric {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+			return sum
+		}
+	}
+	require.Fail(t, "no metric has the name", name)
+	return 0
+}

@@ -1,0 +1,140 @@
+package compat
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/internal/compat/gateway"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// newGateway returns the handler that translates HTTP into calls of the server at an address.
+func newGateway(ctx context.Context, address string) (http.Handler, error) {
+	mux := runtime.NewServeMux()
+	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if err := gateway.RegisterHealthHandlerFromEndpoint(ctx, mux, address, opts); err != nil {
+		return nil, err
+	}
+	return mux, nil
+}
+
+// watched notes the metadata that handlers see.
+type watched struct {
+	*health.Server
+	seen chan metadata.MD
+}
+
+func (w watched) Check(ctx context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	w.seen <- md
+	return w.Server.Check(ctx, r)
+}
+
+func TestGateway(t *testing.T) {
+	store, err := keystore.Open(t.TempDir(), nil)
+	require.NoError(t, err)
+	defer store.Close()
+	issued, err := store.Create(t.Context(), keystore.Spec{Name: "test"})
+	require.NoError(t, err)
+	token := issued.Secret.Reveal()
+	auth, err := interceptor.New(store, interceptor.TrustProxy("x-forwarded-for", netip.MustParsePrefix("127.0.0.1/32")))
+	require.NoError(t, err)
+	server := grpc.NewServer(auth.ServerOptions()...)
+	checks := watched{health.NewServer(), make(chan metadata.MD, 16)}
+	healthpb.RegisterHealthServer(server, checks)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	ctx, cancel := context.WithCancel(t.Context())
+
+	handler, err := newGateway(ctx, lis.Addr().String())
+	require.NoError(t, err)
+	web := httptest.NewServer(handler)
+	from := "127.0.0.2"
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+			return d.DialContext(ctx, network, address)
+		}}}
+	get := func(url, key string) (int, string) {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		require.NoError(t, err)
+		request.Header.Set("X-Forwarded-For", "127.0.0.2") // a lie, or not
+		if key != "" {
+			request.Header.Set("Authorization", "Bearer "+key)
+		}
+		answer, err := client.Do(request)
+		require.NoError(t, err)
+		defer answer.Body.Close()
+		body, err := io.ReadAll(answer.Body)
+		require.NoError(t, err)
+		return answer.StatusCode, strings.ReplaceAll(string(body), " ", "")
+	}
+
+	code, body := get(web.URL+"/v1/health", token)
+	require.Equal(t, http.StatusOK, code, body)
+	require.Contains(t, body, `"SERVING"`)
+	md := <-checks.seen
+	require.Equal(t, []string{"127.0.0.2, 127.0.0.2"}, md.Get("x-forwarded-for"))
+	for name, values := range md {
+		for _, value := range values {
+			require.False(t, strings.Contains(value, token), "%s holds the key", name)
+		}
+	}
+	code, body = get(web.URL+"/v1/health", "")
+	require.Equal(t, http.StatusUnauthorized, code)
+	require.Contains(t, body, "CREDENTIALS_MISSING")
+
+	bound, err := store.Create(t.Context(), keystore.Spec{
+		Name: "bound", AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
+	require.NoError(t, err)
+	code, _ = get(web.URL+"/v1/health", bound.Secret.Reveal())
+	require.Equal(t, http.StatusOK, code)
+	from = "127.0.0.3"
+	code, _ = get(web.URL+"/v1/health", bound.Secret.Reveal())
+	require.Equal(t, http.StatusUnauthorized, code, "the gateway says where the caller really is")
+
+	// A stream ends in the middle of its body.
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/v1/health:watch", nil)
+	require.NoError(t, err)
+	request.Header.Set("Authorization", "Bearer "+token)
+	stream, err := client.Do(request)
+	require.NoError(t, err)
+	defer stream.Body.Close()
+	require.Equal(t, http.StatusOK, stream.StatusCode)
+	require.NoError(t, store.Revoke(t.Context(), issued.Key.ID, ""))
+	rest, err := io.ReadAll(stream.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(rest), "API_KEY_REVOKED")
+	code, _ = get(web.URL+"/v1/health", token)
+	require.Equal(t, http.StatusUnauthorized, code)
+	web.Close()
+
+	// What the page warns of: this form calls the service without any interceptor.
+	open := runtime.NewServeMux()
+	require.NoError(t, gateway.RegisterHealthHandlerServer(t.Context(), open, checks))
+	web = httptest.NewServer(open)
+	code, _ = get(web.URL+"/v1/health", "")
+	require.Equal(t, http.StatusOK, code, "no key was asked for")
+	web.Close()
+
+	cancel()
+	server.GracefulStop()
+	require.NoError(t, <-served)
+}

@@ -28,7 +28,8 @@ func trimmed(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// sources is where the code and the files that the pages show come from, by the language of the block.
+// sources is where the code and the files that the pages show come from, by the language of the
+// block.
 var sources = map[string][]string{
 	"go":      {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go"},
 	"nginx":   {"nginx/nginx.conf"},
@@ -36,7 +37,8 @@ var sources = map[string][]string{
 	"yaml":    {"kubernetes/*.yaml", "envoy/*.yaml", "prometheus/*.yml"},
 }
 
-// Every block of code or of a file in a page stands, line for line, in a file that a test compiles, checks or runs.
+// Every block of code or of a file in a page stands, line for line, in a file that a test compiles,
+// checks or runs.
 func TestPagesShowWhatIsTested(t *testing.T) {
 	pages, err := filepath.Glob("*.md")
 	require.NoError(t, err)
@@ -76,7 +78,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// promtool finds nothing wrong in the alerts, and each alert fires when it should, and not otherwise.
+// promtool finds nothing wrong in the alerts, and each alert fires when it should, and not
+// otherwise.
 func TestAlerts(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {

@@ -18,7 +18,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// serverOptions is the composition of the guides: tracing, metrics, recovery, authentication and logging, in this order.
+// serverOptions is the composition of the guides: tracing, metrics, recovery, authentication and
+// logging, in this order.
 func serverOptions(auth *interceptor.Authenticator, logger *slog.Logger, registry *prometheus.Registry) []grpc.ServerOption {
 	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	registry.MustRegister(metrics)

@@ -15,8 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The file has no field that Envoy does not know, and its values are within Envoy's own rules. Envoy itself does not run
-// here.
+// The file has no field that Envoy does not know, and its values are within Envoy's own rules.
+// Envoy itself does not run here.
 func TestEnvoy(t *testing.T) {
 	text, err := os.ReadFile(guides + "envoy/envoy.yaml")
 	require.NoError(t, err)

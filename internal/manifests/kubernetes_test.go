@@ -100,7 +100,8 @@ func TestKubernetes(t *testing.T) {
 	require.Greater(t, float64(*pod.Spec.TerminationGracePeriodSeconds), drain.Seconds()+5, "the drain, and the last streams")
 	require.Equal(t, flags(t, job.Spec.Template.Spec.Containers[0].Args)["-keys"], arg["-keys"])
 
-	// The containers run with their arguments, as the user and in directories such as the kubelet makes them.
+	// The containers run with their arguments, as the user and in directories such as the kubelet
+	// makes them.
 	n := newNode(t)
 	for _, keys := range []string{"/var/lib/orders", "/var/lib/orders/keys"} {
 		args := slices.Clone(job.Spec.Template.Spec.Containers[0].Args)

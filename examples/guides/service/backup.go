@@ -31,8 +31,8 @@ func nightly(ctx context.Context, logger *slog.Logger, work func(context.Context
 	}
 }
 
-// backUp writes a backup of the store into dir, and restores the backup into a store of its own before the backup
-// counts. Then it removes all but the latest keep backups.
+// backUp writes a backup of the store into dir, and restores the backup into a store of its own
+// before the backup counts. Then it removes all but the latest keep backups.
 func backUp(
 	ctx context.Context, logger *slog.Logger, store *keystore.Store, opts *keystore.Options, dir string, keep int,
 ) error {
@@ -71,7 +71,8 @@ func backUp(
 	return nil
 }
 
-// testRestore restores a backup into a store that is removed afterwards, and returns how many keys the store had.
+// testRestore restores a backup into a store that is removed afterwards, and returns how many keys
+// the store had.
 func testRestore(ctx context.Context, opts *keystore.Options, backup *os.File) (keys int, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(backup.Name()), "restored-*")
 	if err != nil {

@@ -1,5 +1,6 @@
-// Service is the program that the guides deploy: a gRPC server whose methods need an API key. Its two methods are those
-// of grpc.testing.TestService, a unary call and a stream, and stand for yours.
+// Service is the program that the guides deploy: a gRPC server whose methods need an API key. Its
+// two methods are those of grpc.testing.TestService, a unary call and a stream, and stand for
+// yours.
 //
 //	go run ./examples/guides/service -keys /tmp/orders/keys -issue laptop     prints a key, and ends
 //	go run ./examples/guides/service -keys /tmp/orders/keys                   serves
@@ -121,8 +122,9 @@ func run(ctx context.Context, c config) error {
 	go func() {
 		<-ctx.Done()
 		checks.Shutdown()
-		// Calls may end by themselves for a while. Then the end of the store ends the streams that are left.
-		// A public stream, such as a Watch of the health service, has no key: Stop ends it.
+		// Calls may end by themselves for a while. Then the end of the store ends the streams that
+		// are left. A public stream, such as a Watch of the health service, has no key: Stop ends
+		// it.
 		end := time.AfterFunc(c.drain, func() { store.Close() })
 		stop := time.AfterFunc(c.drain+5*time.Second, server.Stop)
 		server.GracefulStop()

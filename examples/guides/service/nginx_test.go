@@ -82,7 +82,8 @@ type proxy struct {
 	tls     credentials.TransportCredentials
 }
 
-// startNginx starts nginx with the guide's file, in which only ports and paths differ, and what edits say.
+// startNginx starts nginx with the guide's file, in which only ports and paths differ, and what
+// edits say.
 func startNginx(t *testing.T, backend string, edits ...string) proxy {
 	t.Helper()
 	program, err := exec.LookPath("nginx")
@@ -187,8 +188,8 @@ func TestNginx(t *testing.T) {
 	_, err = nginx.client(t, "127.0.0.3").UnaryCall(liar, &testpb.SimpleRequest{}, bound, ready)
 	require.Equal(t, "API_KEY_INVALID", reason(err))
 
-	// A stream carries more than client_max_body_size would let through, and a revocation ends the stream while both ends
-	// are quiet.
+	// A stream carries more than client_max_body_size would let through, and a revocation ends the
+	// stream while both ends are quiet.
 	stream, err := client.FullDuplexCall(ctx, key)
 	require.NoError(t, err)
 	for range 8 {

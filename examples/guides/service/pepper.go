@@ -10,8 +10,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 )
 
-// hasherFrom returns the Hasher for peppers that are written as ID=FILE, the current one first. The word sha256 stands
-// for digests without a pepper. Without any pepper, the Hasher is SHA256.
+// hasherFrom returns the Hasher for peppers that are written as ID=FILE, the current one first. The
+// word sha256 stands for digests without a pepper. Without any pepper, the Hasher is SHA256.
 func hasherFrom(peppers []string) (hashing.Hasher, error) {
 	if len(peppers) == 0 {
 		return hashing.SHA256(), nil
@@ -35,8 +35,8 @@ func hasherFrom(peppers []string) (hashing.Hasher, error) {
 	return hashing.Keyring(hashers[0], hashers[1:]...)
 }
 
-// fromFile reads a pepper in base64, as "openssl rand -base64 32" prints one. A line break at the end of the file
-// changes nothing, which is why the file does not hold the bytes themselves.
+// fromFile reads a pepper in base64, as "openssl rand -base64 32" prints one. A line break at the
+// end of the file changes nothing, which is why the file does not hold the bytes themselves.
 func fromFile(id, file string) (hashing.Hasher, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -65,8 +65,8 @@ func (m machine) command(t *testing.T, unit string) []string {
 	return args
 }
 
-// What both units start, with the arguments that the units have. The unit allows every system call that the program
-// makes, and systemd finds nothing wrong in the units.
+// What both units start, with the arguments that the units have. The unit allows every system call
+// that the program makes, and systemd finds nothing wrong in the units.
 func TestSystemd(t *testing.T) {
 	strace := need(t, "strace", "strace")
 	analyze := need(t, "systemd-analyze", "systemd")

@@ -1,19 +1,21 @@
 package compat
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -23,14 +25,23 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// newGateway returns the handler that translates HTTP into calls of the server at an address.
-func newGateway(ctx context.Context, address string) (http.Handler, error) {
-	mux := runtime.NewServeMux()
-	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
-	if err := gateway.RegisterHealthHandlerFromEndpoint(ctx, mux, address, opts); err != nil {
-		return nil, err
-	}
-	return mux, nil
+// startGateway starts the gateway as a process of its own, and returns its URL.
+func startGateway(t *testing.T, server string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "proxy")
+	out, err := exec.Command("go", "build", "-o", program, "./gateway/proxy").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	proxy := exec.Command(program, "-listen", "127.0.0.1:0", "-server", server)
+	stdout, err := proxy.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, proxy.Start())
+	t.Cleanup(func() {
+		require.NoError(t, proxy.Process.Kill())
+		_ = proxy.Wait()
+	})
+	address, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	return "http://" + strings.TrimSpace(address)
 }
 
 // watched notes the metadata that handlers see.
@@ -61,11 +72,7 @@ func TestGateway(t *testing.T) {
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(lis) }()
-	ctx, cancel := context.WithCancel(t.Context())
-
-	handler, err := newGateway(ctx, lis.Addr().String())
-	require.NoError(t, err)
-	web := httptest.NewServer(handler)
+	gatewayURL := startGateway(t, lis.Addr().String())
 	from := "127.0.0.2"
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -87,7 +94,7 @@ func TestGateway(t *testing.T) {
 		return answer.StatusCode, strings.ReplaceAll(string(body), " ", "")
 	}
 
-	code, body := get(web.URL+"/v1/health", token)
+	code, body := get(gatewayURL+"/v1/health", token)
 	require.Equal(t, http.StatusOK, code, body)
 	require.Contains(t, body, `"SERVING"`)
 	md := <-checks.seen
@@ -97,21 +104,21 @@ func TestGateway(t *testing.T) {
 			require.False(t, strings.Contains(value, token), "%s holds the key", name)
 		}
 	}
-	code, body = get(web.URL+"/v1/health", "")
+	code, body = get(gatewayURL+"/v1/health", "")
 	require.Equal(t, http.StatusUnauthorized, code)
 	require.Contains(t, body, "CREDENTIALS_MISSING")
 
 	bound, err := store.Create(t.Context(), keystore.Spec{
 		Name: "bound", AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
 	require.NoError(t, err)
-	code, _ = get(web.URL+"/v1/health", bound.Secret.Reveal())
+	code, _ = get(gatewayURL+"/v1/health", bound.Secret.Reveal())
 	require.Equal(t, http.StatusOK, code)
 	from = "127.0.0.3"
-	code, _ = get(web.URL+"/v1/health", bound.Secret.Reveal())
+	code, _ = get(gatewayURL+"/v1/health", bound.Secret.Reveal())
 	require.Equal(t, http.StatusUnauthorized, code, "the gateway says where the caller really is")
 
 	// A stream ends in the middle of its body.
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/v1/health:watch", nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, gatewayURL+"/v1/health:watch", nil)
 	require.NoError(t, err)
 	request.Header.Set("Authorization", "Bearer "+token)
 	stream, err := client.Do(request)
@@ -122,19 +129,17 @@ func TestGateway(t *testing.T) {
 	rest, err := io.ReadAll(stream.Body)
 	require.NoError(t, err)
 	require.Contains(t, string(rest), "API_KEY_REVOKED")
-	code, _ = get(web.URL+"/v1/health", token)
+	code, _ = get(gatewayURL+"/v1/health", token)
 	require.Equal(t, http.StatusUnauthorized, code)
-	web.Close()
 
 	// What the page warns of: this form calls the service without any interceptor.
 	open := runtime.NewServeMux()
 	require.NoError(t, gateway.RegisterHealthHandlerServer(t.Context(), open, checks))
-	web = httptest.NewServer(open)
+	web := httptest.NewServer(open)
 	code, _ = get(web.URL+"/v1/health", "")
 	require.Equal(t, http.StatusOK, code, "no key was asked for")
 	web.Close()
 
-	cancel()
-	server.GracefulStop()
+	server.Stop()
 	require.NoError(t, <-served)
 }

@@ -31,7 +31,7 @@ func trimmed(text string) string {
 // sources is where the code and the files that the pages show come from, by the language of the
 // block.
 var sources = map[string][]string{
-	"go":      {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go",
+	"go": {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go",
 		"../../internal/compat/gateway/proxy/main.go"},
 	"nginx":   {"nginx/nginx.conf"},
 	"systemd": {"systemd/*.service"},

@@ -71,6 +71,16 @@ func backUp(
 	return nil
 }
 
+// restore brings the keys of a backup into the store.
+func restore(ctx context.Context, store *keystore.Store, file string) error {
+	backup, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer backup.Close()
+	return store.Restore(ctx, backup)
+}
+
 // testRestore restores a backup into a store that is removed afterwards, and returns how many keys
 // the store had.
 func testRestore(ctx context.Context, opts *keystore.Options, backup *os.File) (keys int, err error) {

@@ -36,7 +36,7 @@ import (
 
 // A config is what the command line says.
 type config struct {
-	listen, health, keys, backups, issue, cert, certKey string
+	listen, health, keys, backups, restore, issue, cert, certKey string
 
 	peppers, proxies list
 	drain            time.Duration
@@ -55,6 +55,7 @@ func main() {
 	flag.StringVar(&c.health, "health", "", "address for health checks without TLS and without a key; empty: none")
 	flag.StringVar(&c.keys, "keys", "", "directory of the key store; nothing else may be in it")
 	flag.StringVar(&c.backups, "backups", "", "directory for nightly backups; empty: none")
+	flag.StringVar(&c.restore, "restore", "", "restore this backup, and end")
 	flag.StringVar(&c.issue, "issue", "", "create a key with this name, print it, and end")
 	flag.StringVar(&c.cert, "cert", "", "TLS certificate in PEM; empty: no TLS")
 	flag.StringVar(&c.certKey, "cert-key", "", "private key of -cert")
@@ -91,6 +92,9 @@ func run(ctx context.Context, c config) error {
 		}
 		fmt.Println(issued.Secret.Reveal())
 		return store.Close()
+	}
+	if c.restore != "" {
+		return errors.Join(restore(ctx, store, c.restore), store.Close())
 	}
 
 	server, checks, err := newServer(c, store)

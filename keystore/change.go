@@ -81,6 +81,8 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 // and is no error. The reason is for people; it may be empty, and has at most 1,024 bytes. Line
 // breaks, and other characters that do not show, are stored escaped, such as \n and \u202e.
 //
+// Revoke, Disable and RevokeAll go first: while one of them is under way, each Update, Rotate and Enable of the key waits.
+//
 // ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
 // other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
@@ -257,7 +259,7 @@ func refuseRevoked(doing, id string, r *record.Record) error {
 }
 
 // changeAttempts is how often a change starts again because another one of the same key came first. In one process the
-// line of turns makes it few; what remains are writes of many keys, and other processes.
+// changeQueue makes it few; what remains are writes of many keys, and other processes.
 const changeAttempts = 16
 
 // change commits what edit does to a record, with the event of it, through the phases of the fence, and returns what it
@@ -278,15 +280,11 @@ func (s *Store) change(
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	over, err := s.turns.take(ctx, id, false)
+	turn, err := s.queue.acquire(ctx, id, restricts(event))
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if over != nil {
-			over()
-		}
-	}()
+	defer turn.release()
 	for range changeAttempts {
 		st, err := s.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
@@ -300,9 +298,7 @@ func (s *Store) change(
 			return nil, err
 		}
 		if !changed {
-			if over != nil {
-				over() // see commit
-			}
+			turn.release() // see commit
 			// Whoever committed it may not have reached phase C yet, and this call must not return before.
 			e := st.entry()
 			s.fence.Tell(id, e)
@@ -313,17 +309,17 @@ func (s *Store) change(
 		if err != nil {
 			return nil, err
 		}
-		err = s.commit(ctx, doubt, []*prepared{p}, over)
-		if err == nil {
-			return p.entry, nil
-		}
-		if !errors.Is(err, backend.ErrConflict) {
-			return nil, err
-		}
-		if over == nil {
-			if over, err = s.turns.take(ctx, id, true); err != nil {
+		if !turn.mustYield() {
+			err = s.commit(ctx, doubt, []*prepared{p}, turn.release)
+			if err == nil {
+				return p.entry, nil
+			}
+			if !errors.Is(err, backend.ErrConflict) {
 				return nil, err
 			}
+		}
+		if err := turn.retry(ctx); err != nil {
+			return nil, err
 		}
 	}
 	return nil, trouble("change", errors.New("others keep changing the key"))
@@ -381,15 +377,19 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 	if err != nil {
 		return nil, trouble("encode", err)
 	}
-	urgent := event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 	return &prepared{
 		entry: st.entry(),
 		event: event,
 		changes: []backend.Change{
-			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: urgent},
+			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: restricts(event)},
 			{Key: eventKey(0), Value: said}, // until place
 		},
 	}, nil
+}
+
+// restricts reports whether a change takes something from its key: such a change goes before ordinary changes.
+func restricts(event *record.Event) bool {
+	return event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 }
 
 // size is how many bytes the changes take of an Apply.

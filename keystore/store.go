@@ -37,7 +37,7 @@ type Store struct {
 	patient bool          // reads need no timeout, because none would help
 
 	journal journal
-	turns   turns
+	queue   changeQueue
 	limits  *limits
 	texts   texts
 	usage   usage

@@ -7,62 +7,183 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A turns lets changes of one key through that others keep coming before.
+// A changeQueue orders the changes of one key. Changes that restrict the key (Revoke, Disable and RevokeAll) go before
+// ordinary changes, and no change starves.
 //
-// A change makes its first attempt at once. One that has lost its race, because another change of the key was committed
-// between its read and its write, stands in the key's line from then on, and makes its next attempts when it is at the
-// head. While a key has a line, changes that begin go to its end.
+// A change makes its first attempt immediately. A change that lost a race, because another change of the key was
+// committed between its read and its write, joins a line of its kind, and makes its next attempts at the head of that
+// line. While a key has a line, new changes of the same kind join the end of the line.
 //
-// The invariant: the head of a line races only against changes that began before there was a line, each of which can
-// come before it once, and goes to the end when it loses; against writes of many keys; and against other processes. So
-// in one process every change gets through, in the order of the line.
+// While a change that restricts the key is under way, an ordinary change neither begins an attempt nor commits an attempt
+// that it has begun: the ordinary change joins its line, and its head begins again after the restricting changes.
 //
-// Nobody stands in line for a key that nobody else is changing, and no line holds up another key.
-type turns struct {
-	mu    sync.Mutex // guards all below; not held while anybody waits
-	lines map[token.ID]*line
+// The invariants:
+//
+//  1. A change that restricts a key waits for no ordinary change, and loses at most one race against ordinary changes.
+//     For an ordinary change reads the key before the change asks mustYield, and then writes. So each ordinary write that
+//     may come after the call of acquire expects a revision that the key had by then, and at most one of these writes
+//     succeeds.
+//  2. The head of a line races only against changes that began before there was a line, each of which can come before
+//     the head once, and joins the line when it loses; against restricting changes; against writes of many keys; and
+//     against other processes. So in one process every change gets through, in the order of the line.
+//
+// No change waits for a key that no other change concerns, and no key delays the changes of another key.
+type changeQueue struct {
+	mu   sync.Mutex // guards all below, and every keyQueue; not held while a change waits
+	keys map[token.ID]*keyQueue
+}
+
+// A keyQueue exists while a line of its key has members, or a change that restricts the key is under way.
+type keyQueue struct {
+	restricting int           // changes under way that restrict the key
+	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits for that
+	lines       [2]line       // of ordinary changes, and of changes that restrict the key
 }
 
 type line struct {
-	head chan struct{} // has room for the one at the head; the others wait to send, and are served as they came
-	size int           // of the line, with its head
+	head chan struct{} // has capacity for the head; the others wait to send, and are served in the order of arrival
+	size int           // the members of the line, with the head
 }
 
-// take waits until the caller is at the head of the key's line, and returns what to call when it is through, which may be
-// called again. For a caller that has not lost there need not be a line: over is nil then. The error is that of the
-// context; over is nil then too.
-func (t *turns) take(ctx context.Context, id token.ID, lost bool) (over func(), err error) {
-	t.mu.Lock()
-	l := t.lines[id]
-	if l == nil {
-		if !lost {
-			t.mu.Unlock()
-			return nil, nil
+// A turn is the place of one change among the changes of its key. One goroutine calls acquire, mustYield and retry;
+// release may be called by another goroutine.
+type turn struct {
+	queue     *changeQueue
+	id        token.ID
+	restricts bool
+
+	inLine   bool // guarded by queue.mu: the change is the head of its line
+	released bool // guarded by queue.mu
+}
+
+// acquire returns a turn when the change may make its first attempt. Call release when no attempt is left to make. The
+// error is that of the context.
+func (q *changeQueue) acquire(ctx context.Context, id token.ID, restricts bool) (*turn, error) {
+	t := &turn{queue: q, id: id, restricts: restricts}
+	if restricts {
+		q.mu.Lock()
+		q.ofLocked(id).restricting++
+		q.mu.Unlock()
+	}
+	if err := t.wait(ctx, false); err != nil {
+		t.release()
+		return nil, err
+	}
+	return t, nil
+}
+
+// mustYield reports whether the change must call retry instead of committing its attempt.
+func (t *turn) mustYield() bool {
+	t.queue.mu.Lock()
+	defer t.queue.mu.Unlock()
+	k := t.queue.keys[t.id]
+	return !t.restricts && k != nil && k.restricting > 0
+}
+
+// retry waits until a change that lost a race, or had to yield, may make its next attempt.
+func (t *turn) retry(ctx context.Context) error { return t.wait(ctx, true) }
+
+func (t *turn) wait(ctx context.Context, lost bool) error {
+	q := t.queue
+	q.mu.Lock()
+	k := q.keys[t.id]
+	if k != nil && k.restricting > 0 && !t.restricts {
+		lost = true // as good as
+	}
+	if !t.inLine && (lost || k != nil && k.lineOf(t).size > 0) {
+		if err := t.joinLocked(ctx); err != nil {
+			q.mu.Unlock()
+			return err
 		}
-		l = &line{head: make(chan struct{}, 1)}
-		if t.lines == nil {
-			t.lines = make(map[token.ID]*line)
+	}
+	for !t.restricts {
+		if k = q.keys[t.id]; k == nil || k.restricting == 0 {
+			break
 		}
-		t.lines[id] = l
+		if k.unlocked == nil {
+			k.unlocked = make(chan struct{})
+		}
+		unlocked := k.unlocked
+		q.mu.Unlock()
+		select {
+		case <-unlocked:
+		case <-ctx.Done():
+			return endOf(ctx)
+		}
+		q.mu.Lock()
+	}
+	q.mu.Unlock()
+	return nil
+}
+
+// joinLocked joins the line of the change, and returns when the change is the head. The lock is released meanwhile.
+func (t *turn) joinLocked(ctx context.Context) (err error) {
+	q := t.queue
+	k := q.ofLocked(t.id)
+	l := k.lineOf(t)
+	if l.head == nil {
+		l.head = make(chan struct{}, 1)
 	}
 	l.size++
-	t.mu.Unlock()
+	q.mu.Unlock()
 	select {
 	case l.head <- struct{}{}:
-		return sync.OnceFunc(func() {
-			<-l.head
-			t.leave(id, l)
-		}), nil
 	case <-ctx.Done():
-		t.leave(id, l)
-		return nil, endOf(ctx)
+		err = endOf(ctx)
+	}
+	q.mu.Lock()
+	if t.inLine = err == nil; !t.inLine {
+		l.size--
+		q.dropLocked(t.id, k)
+	}
+	return err
+}
+
+// release ends the turn. A second call does nothing.
+func (t *turn) release() {
+	q := t.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	k := q.keys[t.id]
+	if t.released || k == nil {
+		return
+	}
+	t.released = true
+	if t.inLine {
+		l := k.lineOf(t)
+		<-l.head
+		l.size--
+	}
+	if t.restricts {
+		if k.restricting--; k.restricting == 0 && k.unlocked != nil {
+			close(k.unlocked)
+			k.unlocked = nil
+		}
+	}
+	q.dropLocked(t.id, k)
+}
+
+func (q *changeQueue) ofLocked(id token.ID) *keyQueue {
+	k := q.keys[id]
+	if k == nil {
+		k = new(keyQueue)
+		if q.keys == nil {
+			q.keys = make(map[token.ID]*keyQueue)
+		}
+		q.keys[id] = k
+	}
+	return k
+}
+
+func (q *changeQueue) dropLocked(id token.ID, k *keyQueue) {
+	if k.restricting == 0 && k.lines[0].size == 0 && k.lines[1].size == 0 {
+		delete(q.keys, id)
 	}
 }
 
-func (t *turns) leave(id token.ID, l *line) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if l.size--; l.size == 0 {
-		delete(t.lines, id)
+func (k *keyQueue) lineOf(t *turn) *line {
+	if t.restricts {
+		return &k.lines[1]
 	}
+	return &k.lines[0]
 }

@@ -131,6 +131,8 @@ type Binding[V any] struct {
 	Ended func()
 	// Follow is called in the background after Ended, and may block.
 	Follow func()
+	// Admitted is set by the caller. Bound and IsBound count only bindings for which it is true.
+	Admitted atomic.Bool
 }
 
 // A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
@@ -379,6 +381,38 @@ func (f *Fence[V]) Stats() Stats {
 		}
 	}
 	return st
+}
+
+// Bound returns the IDs that have an admitted binding. The shards are read one after the other.
+func (f *Fence[V]) Bound() (ids []ID) {
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		for id := range s.bound {
+			if s.isBoundLocked(id) {
+				ids = append(ids, id)
+			}
+		}
+		s.mu.Unlock()
+	}
+	return ids
+}
+
+// IsBound reports whether id has an admitted binding.
+func (f *Fence[V]) IsBound(id ID) bool {
+	s := f.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.isBoundLocked(id)
+}
+
+func (s *shard[V]) isBoundLocked(id ID) bool {
+	for b := range s.bound[id] {
+		if b.Admitted.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool) {

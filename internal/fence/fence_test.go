@@ -678,3 +678,30 @@ func TestConcurrent(t *testing.T) {
 	require.Zero(t, live.Load(), "every binding was told")
 	require.Zero(t, f.Stats().Bound)
 }
+
+// A binding that is not admitted, or not any more there, does not count.
+func TestBoundIDs(t *testing.T) {
+	f := newFence(8)
+	binding := func() *Binding[value] {
+		return &Binding[value]{Changed: func(*value) bool { return true }, Cut: func(error) {}, Follow: func() {}}
+	}
+	load(f, 1, 1)
+	load(f, 2, 2)
+	refused, admitted, other := binding(), binding(), binding()
+	f.Get(id(1), refused)
+	f.Get(id(1), admitted)
+	f.Get(id(2), other)
+	require.False(t, f.IsBound(id(1)))
+	require.Empty(t, f.Bound())
+	admitted.Admitted.Store(true)
+	other.Admitted.Store(true)
+	require.True(t, f.IsBound(id(1)))
+	require.False(t, f.IsBound(id(3)))
+	require.ElementsMatch(t, []ID{id(1), id(2)}, f.Bound())
+	f.Release(id(1), admitted)
+	require.False(t, f.IsBound(id(1)))
+	require.Equal(t, []ID{id(2)}, f.Bound())
+	f.Begin(id(2))
+	f.End(id(2), val(2, 3))
+	require.Empty(t, f.Bound())
+}

@@ -287,19 +287,38 @@ func (j *journal) settled(ctx context.Context) (int64, error) {
 	}
 }
 
-// resume makes a journal go on behind what is written, should the clock have been set back.
+// resumeJournal makes the journal continue after the last stamp that is written, should the clock have been set back. A
+// clock that is years back has all events before it, so the last stamp is sought by halves, and not by reading them.
 func (s *Store) resumeJournal() error {
-	now := time.Now().UnixNano()
-	s.journal.last = now
-	ctx, cancel := s.limited(context.Background())
-	defer cancel()
-	for e, err := range s.backend.Scan(ctx, eventKey(now), eventKey(math.MaxInt64)) {
-		if err != nil {
+	last, end := time.Now().UnixNano(), int64(math.MaxInt64) // no stamp is end or later
+	for from := last; ; from = last + (end-last)/2 {
+		stamp, err := s.firstStamp(from, end)
+		switch {
+		case err != nil:
 			return trouble("open", err)
+		case stamp >= 0:
+			last = stamp
+		default:
+			end = from
 		}
-		if len(e.Key) == 1+8 {
-			s.journal.last = max(s.journal.last, stampOf(e.Key))
+		if end-last <= 1 {
+			s.journal.last = last
+			return nil
 		}
 	}
-	return nil
+}
+
+// firstStamp returns the first stamp in from <= stamp < to; -1 if there is none.
+func (s *Store) firstStamp(from, to int64) (int64, error) {
+	ctx, cancel := s.limited(context.Background())
+	defer cancel()
+	for e, err := range s.backend.Scan(ctx, eventKey(from), eventKey(to)) {
+		if err != nil {
+			return 0, err
+		}
+		if len(e.Key) == 1+8 {
+			return stampOf(e.Key), nil
+		}
+	}
+	return -1, nil
 }

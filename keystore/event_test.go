@@ -3,6 +3,7 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -100,6 +102,71 @@ func TestEventTimesBeyondAllStamps(t *testing.T) {
 	}
 }
 
+// An early backend calls before once, when a Scan of the events begins.
+type early struct {
+	stalling
+	before func()
+}
+
+func (b *early) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	if f := b.before; f != nil && from[0] == 'e' {
+		b.before = nil
+		f()
+	}
+	return b.Backend.Scan(ctx, from, to)
+}
+
+// A list until a time in the future does not go further than one without: an event after a change that is under way would
+// come before the event of that change, and a cursor would miss the latter.
+func TestEventsUntilTheFutureMissNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &early{stalling: stalling{Backend: backendtest.NewMemory()}}
+		s, err := keystore.New(b, nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		first := create(t, s, keystore.Spec{})
+		stall, made := make(chan struct{}), make(chan struct{})
+		b.before = func() {
+			b.stall = stall
+			go func() {
+				defer close(made)
+				_, _ = s.Create(context.Background(), keystore.Spec{Name: "slow"})
+			}()
+			synctest.Wait()
+			b.stall = nil
+			create(t, s, keystore.Spec{Name: "fast"})
+		}
+		seen := events(t, s, keystore.EventQuery{Until: time.Now().Add(time.Hour)})
+		close(stall)
+		<-made
+		require.Len(t, seen, 1)
+		require.Equal(t, first.Key.ID, seen[0].KeyID)
+		require.Len(t, events(t, s, keystore.EventQuery{After: seen[0].At}), 2)
+	})
+}
+
+// Until is the last moment whose events are wanted, to the nanosecond.
+func TestEventsUntilAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := inMemory(t)
+		var at []time.Time
+		for range 3 {
+			create(t, s, keystore.Spec{})
+			time.Sleep(time.Second)
+		}
+		for _, e := range events(t, s, keystore.EventQuery{}) {
+			at = append(at, e.At)
+		}
+		for i, at := range at {
+			require.Len(t, events(t, s, keystore.EventQuery{Until: at}), i+1)
+			require.Len(t, events(t, s, keystore.EventQuery{Until: at.Add(-1)}), i)
+			require.Len(t, events(t, s, keystore.EventQuery{Until: at.Add(1)}), i+1)
+		}
+		require.Empty(t, events(t, s, keystore.EventQuery{After: at[1], Until: at[0]}))
+		require.Len(t, events(t, s, keystore.EventQuery{After: at[0], Until: at[1]}), 1)
+	})
+}
+
 // Nobody is cut for the sake of an actor that cannot be written down: nothing was done.
 func TestUnusableActorCutsNobody(t *testing.T) {
 	s := inMemory(t)
@@ -108,7 +175,7 @@ func TestUnusableActorCutsNobody(t *testing.T) {
 	ctx := keystore.WithActor(t.Context(), "not UTF-8: \xff")
 	require.ErrorIs(t, s.Revoke(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
 	require.ErrorIs(t, s.Disable(ctx, issued.Key.ID, ""), keystore.ErrInvalid)
-	_, err := s.RevokeAll(ctx, keystore.Query{}, "", nil)
+	_, err := s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 	require.ErrorIs(t, err, keystore.ErrInvalid)
 	require.NoError(t, verify(t, s, issued.Secret.Reveal()))
 	require.NoError(t, live.Err())

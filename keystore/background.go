@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
@@ -11,19 +12,27 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A background is the one goroutine of a store that does what no call waits for: it writes down when keys were last
-// used, replaces the digests of earlier hashers, counts those that are left, and removes old events.
+// A background does what no call waits for: it moves the minute of last use, writes down when keys
+// were last used, replaces the digests of earlier hashers, counts those that are left, and removes
+// old events. One goroutine keeps the time and starts each job in a goroutine of its own, so that
+// no job delays another, however much there is to do or however slow the backend is.
 type background struct {
 	cancel   context.CancelFunc
 	done     sync.WaitGroup
-	rehashes chan rehash
+	rehashes chan rehash // has capacity for all of rehashing
+	swept    []byte      // the last event that was removed; used by one goroutine
 
-	mu       sync.Mutex // guards all below
-	outdated int        // digests of earlier hashers, as counted last; -1: not yet
-	recount  bool       // there may be fewer by now, or not counted yet
-	epoch    int        // a count that began in an earlier one is void
-	next     time.Time  // before which nobody counts again
+	mu        sync.Mutex            // guards all below
+	rehashing map[token.ID]struct{} // the keys whose digest is to be replaced: at most maxRehashes
+	outdated  int                   // digests of earlier hashers, as counted last; -1: not yet
+	recount   bool                  // there may be fewer by now, or not counted yet
+	epoch     int                   // a count that began in an earlier one is void
+	next      time.Time             // before which nobody counts again
 }
+
+// maxRehashes is how many digests wait to be replaced at most. A key that is used meanwhile waits
+// for a later use.
+const maxRehashes = 256
 
 // A rehash is a new digest for a token that was seen.
 type rehash struct {
@@ -36,68 +45,118 @@ func (s *Store) startBackground() {
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &s.background
 	b.cancel = cancel
-	b.rehashes = make(chan rehash, 256)
+	b.rehashes = make(chan rehash, maxRehashes)
+	b.rehashing = make(map[token.ID]struct{})
 	b.uncount()
-	s.usage.minute.Store(minuteOf(time.Now()))
+	prove := b.job(func() { s.writeProved(ctx) })
+	flush := b.job(func() {
+		if err := s.flushUsage(ctx); err != nil {
+			s.log.Warn("API key store could not write when keys were last used, and will try again", "error", err)
+		}
+	})
+	sweep := b.job(func() { s.sweepEvents(ctx) })
+	count := b.job(func() { s.countOutdated(ctx) })
+	sweep()
+	count()
+	swept := time.Now().Truncate(time.Hour)
 	b.done.Go(func() {
-		s.countOutdated(ctx)
-		s.sweepEvents(ctx)
+		everyMinute(ctx, func(now time.Time) {
+			s.usage.advance(now)
+			prove()
+			flush()
+			count()
+			if hour := now.Truncate(time.Hour); !hour.Equal(swept) && sweep() {
+				swept = hour
+			}
+		})
+	})
+	b.done.Go(func() {
 		for {
-			now := time.Now()
-			timer := time.NewTimer(now.Truncate(time.Minute).Add(time.Minute).Sub(now))
 			select {
 			case <-ctx.Done():
-				timer.Stop()
 				return
 			case r := <-b.rehashes:
-				timer.Stop()
 				s.rehash(ctx, r)
-			case now := <-timer.C:
-				s.tick(ctx, now)
 			}
 		}
 	})
+}
+
+// job returns a function that starts f in a goroutine. If the last run of f still runs, the function
+// starts nothing and returns false. The function must not be called after stopBackground.
+func (b *background) job(f func()) (start func() bool) {
+	running := new(atomic.Bool)
+	return func() bool {
+		if !running.CompareAndSwap(false, true) {
+			return false
+		}
+		b.done.Go(func() {
+			defer running.Store(false)
+			f()
+		})
+		return true
+	}
+}
+
+// everyMinute calls f when a minute of the clock begins, until ctx ends.
+func everyMinute(ctx context.Context, f func(now time.Time)) {
+	for {
+		now := time.Now()
+		timer := time.NewTimer(now.Truncate(time.Minute).Add(time.Minute).Sub(now))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+			f(time.Now())
+		}
+	}
 }
 
 // stopBackground waits for it, and writes what is left to write.
 func (s *Store) stopBackground() {
 	s.background.cancel()
 	s.background.done.Wait()
-	if err := s.flushUsage(context.Background()); err != nil {
+	if err := s.closeUsage(); err != nil {
 		s.log.Warn("API key store could not write when keys were last used", "error", err)
 	}
 }
 
-// tick is called once a minute.
-func (s *Store) tick(ctx context.Context, now time.Time) {
-	minute := minuteOf(now)
-	s.usage.minute.Store(minute)
-	s.writeProved(ctx)
-	if err := s.flushUsage(ctx); err != nil {
-		s.log.Warn("API key store could not write when keys were last used, and will try again", "error", err)
-	}
-	if minute%60 == 0 {
-		s.sweepEvents(ctx)
-	}
-	s.countOutdated(ctx)
-}
-
 // rehashLater has the digest of a token replaced that an earlier hasher has made. The token itself does not outlive the
-// call.
+// call. A new digest is made only if there is space for it, and for each key at most one at a time.
 func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 	if !e.rehashing.CompareAndSwap(false, true) {
 		return
 	}
-	digest, err := s.digest(text)
-	if err != nil {
-		e.rehashing.Store(false)
+	b := &s.background
+	b.mu.Lock()
+	_, waits := b.rehashing[e.ID]
+	if waits || len(b.rehashing) == maxRehashes {
+		b.mu.Unlock()
+		e.rehashing.Store(false) // the next use tries again
 		return
 	}
-	select {
-	case s.background.rehashes <- rehash{id: e.ID, old: old, new: digest, entry: e}:
-	default:
-		e.rehashing.Store(false) // the next use tries again
+	b.rehashing[e.ID] = struct{}{}
+	b.mu.Unlock()
+	r := rehash{id: e.ID, old: old, entry: e}
+	var err error
+	if r.new, err = s.digest(text); err != nil {
+		s.rehashed(r, false)
+		return
 	}
+	b.rehashes <- r
+}
+
+// rehashed says that a digest has been replaced, or that a later use is to try again.
+func (s *Store) rehashed(r rehash, ok bool) {
+	if !ok {
+		r.entry.rehashing.Store(false)
+	}
+	b := &s.background
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.rehashing, r.id)
+	b.recount = b.recount || ok
 }
 
 func (s *Store) rehash(ctx context.Context, r rehash) {
@@ -118,13 +177,9 @@ func (s *Store) rehash(ctx context.Context, r rehash) {
 		return true, nil
 	})
 	if err != nil {
-		r.entry.rehashing.Store(false)
 		s.log.Warn("API key store could not replace a digest, and will try again", "id", r.id.String(), "error", err)
-		return
 	}
-	s.background.mu.Lock()
-	defer s.background.mu.Unlock()
-	s.background.recount = true
+	s.rehashed(r, err == nil)
 }
 
 // uncount says that there may be more outdated digests than were counted.
@@ -187,38 +242,59 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 	return n, nil
 }
 
-// sweepEvents removes the events that are older than the retention.
+// sweepEvents removes the events that are older than the retention. A storage engine may keep a
+// mark of each entry that was removed for some time, so the sweep does not read the space again
+// that an earlier one has emptied.
 func (s *Store) sweepEvents(ctx context.Context) {
 	if s.retention <= 0 {
 		return
 	}
-	var old []backend.Change
-	end := eventKey(max(0, time.Now().Add(-s.retention).UnixNano()))
-	for e, err := range s.backend.Scan(ctx, []byte{eventSpace}, end) {
-		if err != nil {
-			s.log.Warn("API key store could not remove old events, and will try again", "error", s.scanError(ctx, "sweep", err))
-			return
-		}
-		old = append(old, backend.Change{Key: e.Key, Expect: e.Revision, Delete: true})
-		if len(old) == backend.MaxChanges {
-			if !s.sweep(ctx, old) {
-				return
-			}
-			old = nil
-		}
+	b := &s.background
+	from := []byte{eventSpace}
+	if b.swept != nil {
+		from = append(b.swept, 0) // the least key after it
 	}
-	if len(old) > 0 {
-		s.sweep(ctx, old)
+	end := eventKey(max(0, time.Now().Add(-s.retention).UnixNano()))
+	last, err := s.remove(ctx, from, end, func(backend.Entry) bool { return true })
+	if last != nil {
+		b.swept = last
+	}
+	if err != nil {
+		s.log.Warn("API key store could not remove old events, and will try again", "error", err)
 	}
 }
 
-func (s *Store) sweep(ctx context.Context, old []backend.Change) bool {
-	ctx, cancel := s.limited(ctx)
-	defer cancel()
-	if err := s.backend.Apply(ctx, old...); err != nil {
-		s.noteFailure(err)
-		s.log.Warn("API key store could not remove old events, and will try again", "error", err)
-		return false
+// remove deletes the wanted entries with from <= key < to, many in one write, and returns the key
+// of the last of them; nil if there was none.
+func (s *Store) remove(ctx context.Context, from, to []byte, wanted func(backend.Entry) bool) (last []byte, err error) {
+	var batch []backend.Change
+	write := func() error {
+		ctx, cancel := s.limited(ctx)
+		defer cancel()
+		if err := s.backend.Apply(ctx, batch...); err != nil {
+			s.noteFailure(err)
+			return trouble("remove", err)
+		}
+		last = batch[len(batch)-1].Key
+		batch = nil
+		return nil
 	}
-	return true
+	for e, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			return last, s.scanError(ctx, "remove", err)
+		}
+		if !wanted(e) {
+			continue
+		}
+		batch = append(batch, backend.Change{Key: e.Key, Expect: e.Revision, Delete: true})
+		if len(batch) == backend.MaxChanges {
+			if err := write(); err != nil {
+				return last, err
+			}
+		}
+	}
+	if len(batch) > 0 {
+		err = write()
+	}
+	return last, err
 }

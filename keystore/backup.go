@@ -144,6 +144,8 @@ func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error
 	}
 	s.background.uncount()
 	defer s.background.uncount()
+	s.usage.lose() // the backup does not know how its keys were used since
+	defer s.usage.lose()
 	return s.restore(ctx, second, frames, sum)
 }
 

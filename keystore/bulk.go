@@ -14,7 +14,12 @@ import (
 
 // RevokeAllOptions are the settings of RevokeAll. Nil and the zero value are valid.
 type RevokeAllOptions struct {
-	// DryRun revokes nothing: Progress is told of the keys that would be.
+	// All says that every key is meant. A Query that selects every key, such as the zero Query,
+	// gives ErrInvalid without All, and any other Query gives ErrInvalid with All. Query.After and
+	// Query.Limit make no difference to this.
+	All bool
+	// DryRun revokes nothing: Progress is told of the keys that would be. What RevokeAll refuses, a
+	// dry run refuses too.
 	DryRun bool
 	// Progress is told of each key when it has been revoked, in the order of creation, with the
 	// number of those so far; keys that were added meanwhile come last. A call that was broken off
@@ -23,13 +28,16 @@ type RevokeAllOptions struct {
 	Progress func(k *Key, done int)
 }
 
-// RevokeAll revokes every key that the query selects and that is not revoked, many in one write, and returns how many
-// those were. When it returns nil, none of the selection is admitted any more, and their live contexts have ended, as
-// with Revoke. The zero Query selects every key there is.
+// RevokeAll revokes every key that the query selects and that is not revoked, many in one write,
+// and returns how many those were. When it returns nil, none of the selection is admitted any more,
+// and their live contexts have ended, as with Revoke. A Query that selects every key is refused,
+// unless RevokeAllOptions.All says that all are meant: an Owner from a variable that was not set
+// must not revoke every key.
 //
-// Each key is judged when its turn comes. One whose Create was under way when the call began is judged too, once
-// that is over, and so is one that is created while the selection is read; one that is changed when its turn is over
-// is not.
+// Each key is judged when its turn comes. One whose Create was under way when the call began is
+// judged too, once that is over, and so is one that is created while the selection is read; one
+// that is changed when its turn is over is not. For Query.UnusedSince, a key is judged once more
+// just before it is revoked, and stays if it was used meanwhile.
 //
 // ErrInvalid means that nothing was done. After any other error, those keys are revoked that Progress was told of, and
 // perhaps some more; call it again, and it goes on with those that are not. A key that cannot be judged, because what is
@@ -45,6 +53,12 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 	}
 	if opts == nil {
 		opts = new(RevokeAllOptions)
+	}
+	if all := q.selectsAll(); all && !opts.All {
+		return 0, invalid("the Query selects every key: set RevokeAllOptions.All if all are meant, " +
+			"and otherwise a field of the Query")
+	} else if !all && opts.All {
+		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: set one of them")
 	}
 	done := 0
 	tell := func(k *Key) {
@@ -85,6 +99,19 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 // wantsRevoked reports whether RevokeAll has to revoke a key.
 func (q *Query) wantsRevoked(st *stored) bool {
 	return st.record.RevokedAt == 0 && q.selects(&st.entry().key)
+}
+
+// stillWanted is wantsRevoked for a key that was selected some time ago, and may have been used
+// since.
+func (s *Store) stillWanted(ctx context.Context, q *Query, st *stored) (bool, error) {
+	if !q.wantsRevoked(st) || q.UnusedSince.IsZero() {
+		return q.wantsRevoked(st), nil
+	}
+	last, err := s.lastUsed(ctx, st.id)
+	if err != nil {
+		return false, err
+	}
+	return s.usage.unused(q.UnusedSince, last)
 }
 
 // revokeAll reads the selection once, and revokes it. It returns the error that ended it, and that of what is damaged.
@@ -128,13 +155,13 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func
 		go func() {
 			event := &record.Event{Action: record.Action_ACTION_REVOKE, Reason: reason}
 			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked, func(st *stored) (bool, error) {
-				if !q.wantsRevoked(st) {
-					return false, nil
+				if wanted, err := s.stillWanted(ctx, &q, st); err != nil || !wanted {
+					return false, err
 				}
 				revoke(st.record, reason)
 				return true, nil
 			})
-			if err != nil {
+			if err != nil && !errors.Is(err, ErrInvalid) {
 				cut(batch)
 			}
 			result <- write{revoked, err}
@@ -195,8 +222,9 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 		if err != nil {
 			return done, err
 		}
-		s.forgetUsage(ctx, purged)
+		s.usage.forget(purged)
 	}
+	s.forgetUsage(ctx)
 	return done, corrupt
 }
 

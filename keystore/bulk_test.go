@@ -116,6 +116,42 @@ func TestRevokeAllRevokesTheSelectionAndNothingElse(t *testing.T) {
 	}
 }
 
+// A Query that selects every key, as one whose Owner is a variable that was not set, needs a word
+// that all are meant.
+func TestRevokeAllOfEveryKeyNeedsAll(t *testing.T) {
+	s := open(t, nil)
+	keys := fill(t, s, 3, func(int) keystore.Spec { return keystore.Spec{Owner: "acme", Scopes: []string{"a"}} })
+	live := bind(t, s, keys[0].Secret.Reveal())
+	var owner string
+	for _, dry := range []bool{true, false} {
+		for _, q := range []keystore.Query{{Owner: owner}, {Owner: owner, Limit: 1}, {Owner: owner, After: keys[0].Key.ID}, {Limit: -1}} {
+			n, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry})
+			require.ErrorIs(t, err, keystore.ErrInvalid, "%+v", q)
+			require.ErrorContains(t, err, "RevokeAllOptions.All")
+			require.Zero(t, n)
+		}
+		for _, q := range []keystore.Query{
+			{Owner: "x"}, {Status: keystore.StatusActive}, {Scope: "a"}, {CreatedBefore: time.Now()}, {UnusedSince: time.Now()},
+		} {
+			_, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry, All: true})
+			require.ErrorIs(t, err, keystore.ErrInvalid, "%+v", q)
+		}
+	}
+	_, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+	require.ErrorIs(t, err, keystore.ErrInvalid)
+	require.NoError(t, live.Err())
+	require.Equal(t, 3, admitted(t, s, keys))
+	all := &keystore.RevokeAllOptions{All: true}
+	n, err := s.RevokeAll(t.Context(), keystore.Query{Limit: 2}, "", all)
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+	n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", all)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Zero(t, admitted(t, s, keys))
+	require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
+}
+
 func TestRevokeAllByAgeAndByUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := keystore.New(backendtest.NewMemory(), nil)
@@ -137,7 +173,7 @@ func TestRevokeAllByAgeAndByUse(t *testing.T) {
 		require.Equal(t, 1, n)
 		require.Equal(t, 1, admitted(t, s, []*keystore.Issued{used, young}))
 
-		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.Zero(t, admitted(t, s, []*keystore.Issued{old, used, young}))
@@ -150,6 +186,7 @@ func TestRevokeAllGoesOnWhereItWasBrokenOff(t *testing.T) {
 	keys := fill(t, s, n, func(int) keystore.Spec { return keystore.Spec{} })
 	ctx, cancel := context.WithCancel(t.Context())
 	first, err := s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{
+		All: true,
 		Progress: func(_ *keystore.Key, done int) {
 			if done == 100 {
 				cancel()
@@ -161,7 +198,7 @@ func TestRevokeAllGoesOnWhereItWasBrokenOff(t *testing.T) {
 	require.Less(t, first, n)
 	require.LessOrEqual(t, admitted(t, s, keys), n-first)
 
-	second, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+	second, err := s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 	require.NoError(t, err)
 	require.LessOrEqual(t, first+second, n)
 	require.Zero(t, admitted(t, s, keys))
@@ -190,6 +227,7 @@ func TestRevokeAllFindsWhatIsBeingCreated(t *testing.T) {
 			revoked := make(chan error, 1)
 			go func() {
 				_, err := s.RevokeAll(context.Background(), keystore.Query{Limit: limit}, "", &keystore.RevokeAllOptions{
+					All:      true,
 					Progress: func(k *keystore.Key, _ int) { told = append(told, k.ID) },
 				})
 				revoked <- err
@@ -246,7 +284,7 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 			}
 		})
 	}
-	n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+	n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 	none := admitted(t, s, keys)
 	close(stop)
 	wg.Wait()
@@ -287,7 +325,7 @@ func TestDamagedLastUse(t *testing.T) {
 		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now()}, "", nil)
 		require.ErrorIs(t, err, keystore.ErrCorrupt)
 		require.Zero(t, n)
-		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 		require.NoError(t, err)
 		require.Equal(t, 5, n)
 		require.Zero(t, admitted(t, s, keys))

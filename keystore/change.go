@@ -81,7 +81,8 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 // and is no error. The reason is for people; it may be empty, and has at most 1,024 bytes. Line
 // breaks, and other characters that do not show, are stored escaped, such as \n and \u202e.
 //
-// Revoke, Disable and RevokeAll go first: while one of them is under way, each Update, Rotate and Enable of the key waits.
+// Revoke, Disable and RevokeAll go first: while one of them is under way, each Update, Rotate and
+// Enable of the key waits.
 //
 // ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
 // other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
@@ -387,7 +388,8 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 	}, nil
 }
 
-// restricts reports whether a change takes something from its key: such a change goes before ordinary changes.
+// restricts reports whether a change takes something from its key: such a change goes before
+// ordinary changes.
 func restricts(event *record.Event) bool {
 	return event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 }

@@ -20,8 +20,10 @@
 //
 // # Audit
 //
-// Every change is written in one step with an [Event] of it, so that neither can be without the other. When a key was
-// last used is written behind, apart from the key, once a minute and by Close.
+// Every change is written in one step with an [Event] of it, so that neither can be without the
+// other. When a key was last used is written behind, apart from the key, once a minute and by
+// Close. A crash loses the uses of the last minutes, so Query.UnusedSince refuses a time from
+// before the crash. Close the store at the end of the process.
 //
 // # Errors
 //

@@ -287,8 +287,9 @@ func (j *journal) settled(ctx context.Context) (int64, error) {
 	}
 }
 
-// resumeJournal makes the journal continue after the last stamp that is written, should the clock have been set back. A
-// clock that is years back has all events before it, so the last stamp is sought by halves, and not by reading them.
+// resumeJournal makes the journal continue after the last stamp that is written, should the clock
+// have been set back. A clock that is years back has all events before it, so the last stamp is
+// sought by halves, and not by reading them.
 func (s *Store) resumeJournal() error {
 	last, end := time.Now().UnixNano(), int64(math.MaxInt64) // no stamp is end or later
 	for from := last; ; from = last + (end-last)/2 {

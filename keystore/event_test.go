@@ -116,8 +116,8 @@ func (b *early) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Ent
 	return b.Backend.Scan(ctx, from, to)
 }
 
-// A list until a time in the future does not go further than one without: an event after a change that is under way would
-// come before the event of that change, and a cursor would miss the latter.
+// A list until a time in the future does not go further than one without: an event after a change
+// that is under way would come before the event of that change, and a cursor would miss the latter.
 func TestEventsUntilTheFutureMissNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &early{stalling: stalling{Backend: backendtest.NewMemory()}}

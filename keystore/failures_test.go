@@ -48,7 +48,7 @@ func TestFailures(t *testing.T) {
 			require.ErrorIs(t, call(alive, "\xff"), keystore.ErrInvalid, name)
 		}
 	}
-	_, err := s.RevokeAll(ctx, keystore.Query{}, long, nil)
+	_, err := s.RevokeAll(ctx, keystore.Query{}, long, &keystore.RevokeAllOptions{All: true})
 	require.ErrorIs(t, err, keystore.ErrInvalid)
 	_, err = s.Rotate(ctx, alive, -time.Second)
 	require.ErrorIs(t, err, keystore.ErrInvalid)

@@ -52,8 +52,11 @@ type Key struct {
 	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
 	// past.
 	PreviousUntil time.Time `json:",omitzero"`
-	// LastUsedAt is the minute in which the key last admitted a caller; zero if it never did. Get and List fill it in.
-	// It is written within a minute or two, so that a crash may lose so much of it.
+	// LastUsedAt is the minute in which the key was last used; zero if it never was. Get and List
+	// fill it in. Verify and Bind use a key when they admit a caller, Allow when it returns nil for
+	// a key with a RateLimit, and a context from Bind uses its key until it ends. A use is written
+	// within a minute or two, so a crash may lose the last minutes: Query.UnusedSince takes that
+	// into account.
 	LastUsedAt time.Time `json:",omitzero"`
 	// Revision is 1 for a new key, and one more after each change.
 	Revision uint64
@@ -333,6 +336,8 @@ type stored struct {
 //	'h' scheme     a check value of the Hasher: the digest of a fixed text
 //	'k' id[16]     a record.Record
 //	'u' id[16]     the minute of the key's last use since the Unix epoch, as a varint
+//	'w'            since when all uses are known, in nanoseconds since the Unix epoch, in 8 bytes;
+//	               and a byte: 1 if every use since then is written and no store is open, or else 0
 //
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const keySpace = 'k'

@@ -194,7 +194,7 @@ func TestTheLargestKeyCanBeChanged(t *testing.T) {
 	}
 	require.ErrorIs(t, update(func(spec *keystore.Spec) { spec.Owner = "o" }), keystore.ErrInvalid)
 	require.NoError(t, update(func(spec *keystore.Spec) { spec.Metadata["m"] = spec.Metadata["m"][1:] }), "it need not fit at once")
-	n, err := s.RevokeAll(t.Context(), keystore.Query{After: other.Key.ID}, strings.Repeat("r", 1024), nil)
+	n, err := s.RevokeAll(t.Context(), keystore.Query{After: other.Key.ID}, strings.Repeat("r", 1024), &keystore.RevokeAllOptions{All: true})
 	require.NoError(t, err)
 	require.Greater(t, n, 1)
 	require.NoError(t, s.Revoke(t.Context(), id, ""))

@@ -3,6 +3,7 @@ package keystore
 import (
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -15,12 +16,19 @@ import (
 type limiter struct {
 	*rate.Limiter
 	revision uint64 // of the key whose limit it has; guarded by limits.mu
+
+	id    token.ID
+	usage *usage
+	used  atomic.Int64 // the minute of its last use that usage knows of
 }
 
-// take takes one use.
+// take takes one use, and notes it.
 func (l *limiter) take() error {
 	now := time.Now()
 	if l.AllowN(now, 1) {
+		if l.used.Load() != l.usage.minute.Load() {
+			l.usage.note(l.id, &l.used)
+		}
 		return nil
 	}
 	return &RateLimitError{RetryAfter: l.wait(now)}
@@ -44,9 +52,10 @@ func (l *limiter) wait(now time.Time) time.Duration {
 	return max(0, time.Duration(after))
 }
 
-// Allow takes one use from the key's RateLimit, as Verify and Bind do, for what should count and is neither: each message
-// of a stream, for example. It returns nil, or a *RateLimitError. A key that did not come from Verify or Bind, or that
-// has no limit, allows everything.
+// Allow takes one use from the key's RateLimit, as Verify and Bind do, for what should count and is
+// neither: each message of a stream, for example. It returns nil, or a *RateLimitError. The use
+// counts for LastUsedAt too. A key that did not come from Verify or Bind, or that has no limit,
+// allows everything, and no use of such a key is counted.
 func (k *Key) Allow() error {
 	if k.limit == nil {
 		return nil
@@ -58,16 +67,18 @@ func (k *Key) Allow() error {
 // comes back with as little left as it had. Its own memory is bounded too: a key that maxLimiters others were used after
 // begins anew.
 type limits struct {
+	usage *usage
+
 	mu  sync.Mutex
 	lru *simplelru.LRU[token.ID, *limiter]
 }
 
 const maxLimiters = 1 << 16
 
-func newLimits() *limits {
+func newLimits(u *usage) *limits {
 	// The only error is for a size below 1.
 	lru, _ := simplelru.NewLRU[token.ID, *limiter](maxLimiters, nil)
-	return &limits{lru: lru}
+	return &limits{usage: u, lru: lru}
 }
 
 // of returns the limiter for a key that was read from the store; nil if it has no limit.
@@ -79,7 +90,12 @@ func (l *limits) of(id token.ID, k *Key) *limiter {
 	defer l.mu.Unlock()
 	have, ok := l.lru.Get(id)
 	if !ok {
-		have = &limiter{Limiter: rate.NewLimiter(rate.Limit(k.RateLimit.PerSecond), k.RateLimit.Burst), revision: k.Revision}
+		have = &limiter{
+			Limiter:  rate.NewLimiter(rate.Limit(k.RateLimit.PerSecond), k.RateLimit.Burst),
+			revision: k.Revision,
+			id:       id,
+			usage:    l.usage,
+		}
 		l.lru.Add(id, have)
 	}
 	have.setLocked(k)

@@ -34,9 +34,11 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	return key, nil
 }
 
-// A Query selects keys. The zero Query selects all.
+// A Query selects keys. The zero Query selects all. RevokeAll refuses a Query that selects all
+// keys: see RevokeAllOptions.All.
 type Query struct {
-	// Owner selects the keys of one owner; empty, those of all.
+	// Owner selects the keys of one owner. An empty Owner selects the keys of every owner, so make
+	// sure that a variable is not empty before you select by it what you will change.
 	Owner string
 	// Status selects the keys that have it at the moment they are read; zero, those of every status.
 	Status Status
@@ -44,8 +46,18 @@ type Query struct {
 	Scope string
 	// CreatedBefore selects the keys that were made before; zero, those of every age.
 	CreatedBefore time.Time
-	// UnusedSince selects the keys that have not been used since, or ever, and are older themselves; zero, all. Uses are
-	// known to the minute: a key that was last used in the very minute is not selected.
+	// UnusedSince selects the keys that were created before this time and have not been used since;
+	// zero, all. A key with a live context from Bind, such as an open stream, is in use now. Uses
+	// are known to the minute, so a key that was last used in the minute of this time, or in the
+	// minute before, is not selected.
+	//
+	// No key is selected whose use may be unknown. The uses of the last minutes before a crash are
+	// lost, so after Open of a store that was not closed, the store knows of every use only since
+	// then; after Restore, only since the Restore; and if more than 1,048,576 keys are used within
+	// a minute, only since that minute. If this time is earlier than that, the first key that would
+	// be selected gives ErrInvalid instead, and ends the list; the text says since when all uses
+	// are known. To decide without them, List the keys, look at LastUsedAt, and Revoke each key by
+	// its ID.
 	UnusedSince time.Time
 	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the
 	// first key.
@@ -61,6 +73,11 @@ func (q *Query) selects(k *Key) bool {
 		(q.Scope == "" || k.HasScope(q.Scope)) &&
 		(q.CreatedBefore.IsZero() || k.CreatedAt.Before(q.CreatedBefore)) &&
 		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince))
+}
+
+// selectsAll reports whether the query selects every key that After and Limit leave.
+func (q *Query) selectsAll() bool {
+	return q.Owner == "" && q.Status == 0 && q.Scope == "" && q.CreatedBefore.IsZero() && q.UnusedSince.IsZero()
 }
 
 // List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
@@ -125,8 +142,12 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 		if err != nil {
 			return err
 		}
-		if !q.UnusedSince.IsZero() && !key.LastUsedAt.Before(q.UnusedSince.Truncate(time.Minute)) {
-			continue
+		if !q.UnusedSince.IsZero() {
+			if unused, err := s.usage.unused(q.UnusedSince, key.LastUsedAt); err != nil {
+				return err
+			} else if !unused {
+				continue
+			}
 		}
 		if !yield(st, key, nil) {
 			return nil

@@ -88,14 +88,28 @@ func (l *live) cancel() {
 
 // stop ends it. A second call does nothing.
 func (l *live) stop(cause error) {
-	l.cause.CompareAndSwap(nil, &cause)
+	if l.cause.CompareAndSwap(nil, &cause) {
+		l.noteUse()
+	}
 	if l.asked.Load() {
 		l.cancel()
 	}
 }
 
+// noteUse notes the end of the context as a use of the key, if the key was admitted: until now, the
+// context itself was one.
+func (l *live) noteUse() {
+	l.mu.Lock()
+	e := l.first
+	l.mu.Unlock()
+	if e != nil && l.store.usage.due(e) {
+		l.store.usage.note(e.ID, &e.used)
+	}
+}
+
 // admit starts it, by what was decided about its token.
 func (l *live) admit(e *entry, rotation uint32) {
+	l.Admitted.Store(true)
 	l.mu.Lock()
 	l.first, l.latest, l.rotation = e, e, rotation
 	l.armLocked(e.until(rotation))

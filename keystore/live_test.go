@@ -275,14 +275,18 @@ func TestAnEarlierChangeComesLate(t *testing.T) {
 	r := newRig(t, fence.TwoPhase)
 	id := r.issued.Key.ID
 	after := r.backend.set(&r.backend.afterApply)
-	disabling := start(func() error { return r.store.Disable(context.Background(), id, "") })
+	expire := func(ctx context.Context, at time.Time) error {
+		_, err := r.store.Update(ctx, id, func(spec *Spec) error { spec.ExpiresAt = at; return nil })
+		return err
+	}
+	narrowing := start(func() error { return expire(context.Background(), time.Now().Add(time.Hour)) })
 	<-after.arrived
 	r.backend.clear(&r.backend.afterApply)
-	require.NoError(t, r.store.Enable(t.Context(), id))
+	require.NoError(t, expire(t.Context(), time.Time{}))
 	bound, err := r.bind()
 	require.NoError(t, err)
 	close(after.open)
-	require.NoError(t, disabling())
+	require.NoError(t, narrowing())
 	require.NoError(t, bound.Err(), "it has been bound since")
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -133,7 +134,7 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			o.changed = func(keystore.Event) { readAll(t, s) }
 			fill(t, s, 3, func(int) keystore.Spec { return keystore.Spec{} })
 			saved := backup(t, s)
-			n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", nil)
+			n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 			require.NoError(t, err)
 			require.Equal(t, 3, n)
 			there := new(told)
@@ -147,17 +148,25 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			issued := create(t, s, keystore.Spec{})
 			id := issued.Key.ID
 			o.changed = func(e keystore.Event) {
-				if e.Action == keystore.ActionDisable {
+				if e.Revision == 3 {
 					require.NoError(t, s.Revoke(context.Background(), id, ""))
 				}
 			}
-			b.between = func() { // somebody else comes first, once
+			b.between = func() { // another update comes first, once
 				b.between = func() {}
-				_, err := s.Update(context.Background(), id, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
-				require.NoError(t, err)
+				require.NoError(t, touch(context.Background(), s, id))
 			}
-			require.NoError(t, s.Disable(context.WithValue(t.Context(), marked{}, true), id, ""))
+			require.NoError(t, touch(context.WithValue(t.Context(), marked{}, true), s, id))
 			require.ErrorIs(t, verify(t, s, issued.Secret.Reveal()), keystore.ErrRevoked)
+		},
+		"Changed updates the key, whose other changes wait for this one": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
+			id := create(t, s, keystore.Spec{}).Key.ID
+			o.changed = func(e keystore.Event) {
+				if e.Action == keystore.ActionDisable {
+					require.NoError(t, touch(context.Background(), s, id))
+				}
+			}
+			require.NoError(t, s.Disable(t.Context(), id, ""))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,6 +181,45 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A late backend makes a change of a key, and then waits until free is closed before it returns.
+type late struct {
+	backend.Backend
+	free chan struct{}
+}
+
+func (b *late) Apply(ctx context.Context, changes ...backend.Change) error {
+	err := b.Backend.Apply(ctx, changes...)
+	if b.free != nil && changes[0].Key[0] == 'k' {
+		<-b.free
+	}
+	return err
+}
+
+// A revocation finds that another one has been committed, and ends the contexts that live. Their
+// observer changes the key, and does not wait for the revocation that it is called by.
+func TestAnObserverChangesAKeyThatWasRevokedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, b := new(told), &late{Backend: backendtest.NewMemory()}
+		s, err := keystore.New(b, &keystore.Options{Observer: o})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		issued := create(t, s, keystore.Spec{})
+		bind(t, s, issued.Secret.Reveal())
+		began, updated := time.Now(), make(chan error, 1)
+		o.ended = func(keystore.Ending) { updated <- touch(context.Background(), s, issued.Key.ID) }
+		b.free = make(chan struct{})
+		var revocations sync.WaitGroup
+		for range 2 {
+			revocations.Go(func() { _ = s.Revoke(context.Background(), issued.Key.ID, "") })
+			synctest.Wait()
+		}
+		close(b.free)
+		require.ErrorIs(t, <-updated, keystore.ErrRevoked)
+		revocations.Wait()
+		require.Zero(t, time.Since(began))
+	})
 }
 
 func TestStats(t *testing.T) {

@@ -97,7 +97,7 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 
 				mood(h).Store(false)
 				require.NoError(t, verify(t, s, token), "nothing was done")
-				n, err := s.RevokeAll(ctx, keystore.Query{Owner: issued.Key.Owner}, "", nil)
+				n, err := s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
 				require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked)

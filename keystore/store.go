@@ -114,6 +114,7 @@ func (s *Store) start(b backend.Backend) error {
 	if err := s.resumeJournal(); err != nil {
 		return err
 	}
+	s.resumeUsage()
 	s.startBackground()
 	return nil
 }
@@ -138,9 +139,9 @@ func newStore(opts *Options) (*Store, error) {
 		observer:    guardObserver(o.Observer, panics),
 		maxLifetime: o.MaxLifetime,
 		retention:   o.EventRetention,
-		limits:      newLimits(),
-		usage:       usage{used: make(map[token.ID]int64)},
 	}
+	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
+	s.limits = newLimits(&s.usage)
 	_, unused := format.New()
 	if s.decoy, err = s.digest(unused); err != nil {
 		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, "+
@@ -229,6 +230,8 @@ func checkStored(e backend.Entry) (err error) {
 		_, err = parseUsage(e)
 	case checkSpace:
 		_, err = parseCheck(e)
+	case usageStateKey[0]:
+		_, err = parseUsageState(e)
 	}
 	return err
 }

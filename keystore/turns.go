@@ -7,33 +7,38 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A changeQueue orders the changes of one key. Changes that restrict the key (Revoke, Disable and RevokeAll) go before
-// ordinary changes, and no change starves.
+// A changeQueue orders the changes of one key. Changes that restrict the key (Revoke, Disable and
+// RevokeAll) go before ordinary changes, and no change starves.
 //
-// A change makes its first attempt immediately. A change that lost a race, because another change of the key was
-// committed between its read and its write, joins a line of its kind, and makes its next attempts at the head of that
-// line. While a key has a line, new changes of the same kind join the end of the line.
+// A change makes its first attempt immediately. A change that lost a race, because another change
+// of the key was committed between its read and its write, joins a line of its kind, and makes its
+// next attempts at the head of that line. While a key has a line, new changes of the same kind join
+// the end of the line.
 //
-// While a change that restricts the key is under way, an ordinary change neither begins an attempt nor commits an attempt
-// that it has begun: the ordinary change joins its line, and its head begins again after the restricting changes.
+// While a change that restricts the key is under way, an ordinary change neither begins an attempt
+// nor commits an attempt that it has begun: the ordinary change joins its line, and its head begins
+// again after the restricting changes.
 //
 // The invariants:
 //
-//  1. A change that restricts a key waits for no ordinary change, and loses at most one race against ordinary changes.
-//     For an ordinary change reads the key before the change asks mustYield, and then writes. So each ordinary write that
-//     may come after the call of acquire expects a revision that the key had by then, and at most one of these writes
-//     succeeds.
-//  2. The head of a line races only against changes that began before there was a line, each of which can come before
-//     the head once, and joins the line when it loses; against restricting changes; against writes of many keys; and
-//     against other processes. So in one process every change gets through, in the order of the line.
+//  1. A change that restricts a key waits for no ordinary change, and loses at most one race
+//     against ordinary changes. For an ordinary change reads the key before the change asks
+//     mustYield, and then writes. So each ordinary write that may come after the call of acquire
+//     expects a revision that the key had by then, and at most one of these writes succeeds.
+//  2. The head of a line races only against changes that began before there was a line, each of
+//     which can come before the head once, and joins the line when it loses; against restricting
+//     changes; against writes of many keys; and against other processes. So in one process every
+//     change gets through, in the order of the line.
 //
-// No change waits for a key that no other change concerns, and no key delays the changes of another key.
+// No change waits for a key that no other change concerns, and no key delays the changes of another
+// key.
 type changeQueue struct {
 	mu   sync.Mutex // guards all below, and every keyQueue; not held while a change waits
 	keys map[token.ID]*keyQueue
 }
 
-// A keyQueue exists while a line of its key has members, or a change that restricts the key is under way.
+// A keyQueue exists while a line of its key has members, or a change that restricts the key is
+// under way.
 type keyQueue struct {
 	restricting int           // changes under way that restrict the key
 	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits for that
@@ -45,8 +50,8 @@ type line struct {
 	size int           // the members of the line, with the head
 }
 
-// A turn is the place of one change among the changes of its key. One goroutine calls acquire, mustYield and retry;
-// release may be called by another goroutine.
+// A turn is the place of one change among the changes of its key. One goroutine calls acquire,
+// mustYield and retry; release may be called by another goroutine.
 type turn struct {
 	queue     *changeQueue
 	id        token.ID
@@ -56,8 +61,8 @@ type turn struct {
 	released bool // guarded by queue.mu
 }
 
-// acquire returns a turn when the change may make its first attempt. Call release when no attempt is left to make. The
-// error is that of the context.
+// acquire returns a turn when the change may make its first attempt. Call release when no attempt
+// is left to make. The error is that of the context.
 func (q *changeQueue) acquire(ctx context.Context, id token.ID, restricts bool) (*turn, error) {
 	t := &turn{queue: q, id: id, restricts: restricts}
 	if restricts {
@@ -116,7 +121,8 @@ func (t *turn) wait(ctx context.Context, lost bool) error {
 	return nil
 }
 
-// joinLocked joins the line of the change, and returns when the change is the head. The lock is released meanwhile.
+// joinLocked joins the line of the change, and returns when the change is the head. The lock is
+// released meanwhile.
 func (t *turn) joinLocked(ctx context.Context) (err error) {
 	q := t.queue
 	k := q.ofLocked(t.id)

@@ -37,8 +37,8 @@ func touch(ctx context.Context, s *keystore.Store, id string) error {
 	return err
 }
 
-// Whenever an update has read the key, a new update comes and changes the key. The first update loses to one of them, and
-// comes before the others after that.
+// Whenever an update has read the key, a new update comes and changes the key. The first update
+// loses to one of them, and comes before the others after that.
 func TestAChangeIsNotOvertakenForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &unlucky{Backend: backendtest.NewMemory()}
@@ -85,8 +85,8 @@ func (b *latent) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
-// 300 callers keep updating one key. A restriction takes as long as two commits at most, and one more for a RevokeAll,
-// which tries to change many keys in one commit first.
+// 300 callers keep updating one key. A restriction takes as long as two commits at most, and one
+// more for a RevokeAll, which tries to change many keys in one commit first.
 func TestARestrictionGoesBeforeHundredsOfUpdates(t *testing.T) {
 	for name, restrict := range restrictions {
 		t.Run(name, func(t *testing.T) {
@@ -125,8 +125,8 @@ func TestARestrictionGoesBeforeHundredsOfUpdates(t *testing.T) {
 	}
 }
 
-// The head of the line is an Update whose function blocks, and others wait behind the head. No restriction waits for the
-// line.
+// The head of the line is an Update whose function blocks, and others wait behind the head. No
+// restriction waits for the line.
 func TestARestrictionDoesNotWaitForAnUpdateThatBlocks(t *testing.T) {
 	for name, restrict := range restrictions {
 		t.Run(name, func(t *testing.T) {
@@ -164,8 +164,8 @@ func TestARestrictionDoesNotWaitForAnUpdateThatBlocks(t *testing.T) {
 	}
 }
 
-// A held backend holds the reads of calls whose context has a channel until the channel is closed. Before a read of a
-// marked call returns, it calls between.
+// A held backend holds the reads of calls whose context has a channel until the channel is closed.
+// Before a read of a marked call returns, it calls between.
 type held struct{ unlucky }
 
 type holdKey struct{}
@@ -177,8 +177,8 @@ func (b *held) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return b.unlucky.Get(ctx, key)
 }
 
-// Twenty updates have begun before a revocation. Each of them reads the key and goes on as soon as the revocation has read
-// the key once more: none of them commits a change then.
+// Twenty updates have begun before a revocation. Each of them reads the key and goes on as soon as
+// the revocation has read the key once more: none of them commits a change then.
 func TestUpdatesThatBeganEarlierDoNotOvertakeARevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &held{unlucky{Backend: backendtest.NewMemory()}}

@@ -72,8 +72,8 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 			return nil, err
 		}
 	}
-	if s.usage.due(e) {
-		s.usage.note(e)
+	if s.usage.due(e) && !s.usage.note(e.ID, &e.used) {
+		return nil, ErrClosed
 	}
 	return e, nil
 }
@@ -174,7 +174,7 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 				return nil, 0, err
 			}
 			if s.usage.due(e) {
-				s.usage.note(e)
+				s.usage.note(e.ID, &e.used)
 			}
 			return e, rotation, nil
 		}

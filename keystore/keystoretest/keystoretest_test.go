@@ -94,7 +94,8 @@ func TestABubbleCanHoldAStore(t *testing.T) {
 		require.ErrorIs(t, err, keystore.ErrExpired)
 		key, err := store.Get(t.Context(), issued.Key.ID)
 		require.NoError(t, err)
-		require.Equal(t, began.Truncate(time.Minute), key.LastUsedAt.Local(), "what is written behind is written")
+		require.WithinRange(t, key.LastUsedAt, time.Now().Add(-time.Minute), time.Now(),
+			"a context that lives is a use, and the use is written")
 	})
 }
 

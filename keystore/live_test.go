@@ -54,6 +54,7 @@ func TestAMarkedContextHasEnded(t *testing.T) {
 			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
 			l.stop(ErrChanged)
 			require.ErrorIs(t, context.Cause(l), ErrRevoked, "the first cause stays")
+			require.ErrorIs(t, l.Cause(), ErrRevoked)
 		})
 	}
 }
@@ -335,20 +336,28 @@ func TestATimerThatComesTooLate(t *testing.T) {
 	})
 }
 
-// A timer that fires while a change ends the context does not report the end again.
+// A timer that fires while a change ends the context does not report the end again, and nothing follows twice.
 func TestAnEndIsReportedOnce(t *testing.T) {
-	c := new(counts)
-	s, err := New(backendtest.NewMemory(), &Options{Observer: c})
-	require.NoError(t, err)
-	defer s.Close()
-	issued, err := s.Create(t.Context(), Spec{Name: "test"})
-	require.NoError(t, err)
-	ctx, _, _, err := s.Bind(t.Context(), issued.Secret.Reveal())
-	require.NoError(t, err)
-	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
-	ctx.(*live).cut(ErrExpired) // as the timer does
-	require.EqualValues(t, 1, c.ended.Load())
-	require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
+	synctest.Test(t, func(t *testing.T) {
+		c := new(counts)
+		s, err := New(backendtest.NewMemory(), &Options{Observer: c})
+		require.NoError(t, err)
+		defer s.Close()
+		issued, err := s.Create(t.Context(), Spec{Name: "test"})
+		require.NoError(t, err)
+		ctx, _, _, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		l := ctx.(*live)
+		followed := 0
+		l.OnEnd(func() { followed++ })
+		require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
+		synctest.Wait()
+		l.cut(ErrExpired) // as the timer does
+		synctest.Wait()
+		require.EqualValues(t, 1, c.ended.Load())
+		require.Equal(t, 1, followed)
+		require.ErrorIs(t, l.Cause(), ErrRevoked)
+	})
 }
 
 // An Ending says for how long a context lived.
@@ -532,6 +541,16 @@ func TestOnEnd(t *testing.T) {
 		l.release()
 		synctest.Wait()
 		require.EqualValues(t, 3, calls.Load())
+
+		l = boundLive(t, t.Context())
+		l.OnEnd(call)
+		l.release()
+		synctest.Wait()
+		require.EqualValues(t, 3, calls.Load(), "its owner has ended it")
+
+		release := make(chan struct{})
+		require.False(t, l.OnEnd(func() { <-release })(), "what blocks does not hold up who asks")
+		close(release)
 	})
 }
 

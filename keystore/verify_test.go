@@ -47,6 +47,10 @@ func TestTroubleComesFirst(t *testing.T) {
 	require.NoError(t, closed.Close())
 	failed := newRig(t, fence.TwoPhase).store
 	failed.noteFailure(backend.ErrFailed)
+	why := failed.Err()
+	failed.noteFailure(errors.Join(backend.ErrFailed, errors.New("a second one")))
+	require.Equal(t, why, failed.Err(), "the first failure stays")
+	closed.noteFailure(backend.ErrFailed) // of a write that was under way
 	_, unknown := r.store.format.New()
 	for name, use := range uses {
 		for _, text := range []string{"", "nonsense", unknown[:len(unknown)-6] + "000000", unknown, r.issued.Secret.Reveal()} {
@@ -264,6 +268,26 @@ func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 		require.NotErrorIs(t, err, ErrDenied)
 		require.Zero(t, r.store.Stats().Live)
 	}
+}
+
+// A key has one limiter, with the limit of the latest revision that was read, in whatever order readers come.
+func TestReadersOfTwoRevisions(t *testing.T) {
+	l := newLimits(new(usage))
+	id := token.ID{1}
+	key := func(revision uint64, limit float64, burst int) *Key {
+		return &Key{Revision: revision, RateLimit: RateLimit{PerSecond: limit, Burst: burst}}
+	}
+	limiter := l.of(id, key(2, 20, 200))
+	require.Same(t, limiter, l.of(id, key(1, 10, 100)))
+	require.EqualValues(t, 20, limiter.Limit())
+	require.Equal(t, 200, limiter.Burst())
+	require.Same(t, limiter, l.of(id, key(4, 40, 400)))
+	require.EqualValues(t, 40, limiter.Limit())
+	require.Equal(t, 400, limiter.Burst())
+	require.NoError(t, l.peek(id, key(3, 30, 300)))
+	require.Same(t, limiter, l.of(id, key(3, 30, 300)))
+	require.EqualValues(t, 40, limiter.Limit())
+	require.Equal(t, 400, limiter.Burst())
 }
 
 // A use that is over the limit is no use, and one that is admitted is, of Bind as of Verify.

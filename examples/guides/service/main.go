@@ -51,7 +51,7 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 func main() {
 	log.SetFlags(0)
 	var c config
-	flag.StringVar(&c.listen, "listen", "127.0.0.1:50051", "address for callers")
+	flag.StringVar(&c.listen, "listen", "127.0.0.1:50051", "address for callers, or unix:PATH")
 	flag.StringVar(&c.health, "health", "", "address for health checks without TLS and without a key; empty: none")
 	flag.StringVar(&c.keys, "keys", "", "directory of the key store; nothing else may be in it")
 	flag.StringVar(&c.backups, "backups", "", "directory for nightly backups; empty: none")
@@ -60,7 +60,7 @@ func main() {
 	flag.StringVar(&c.cert, "cert", "", "TLS certificate in PEM; empty: no TLS")
 	flag.StringVar(&c.certKey, "cert-key", "", "private key of -cert")
 	flag.Var(&c.peppers, "pepper", "ID=FILE, or sha256; repeat it for earlier ones, the current one first")
-	flag.Var(&c.proxies, "proxy", "network of a proxy whose x-forwarded-for is believed; may be repeated")
+	flag.Var(&c.proxies, "proxy", "network of a proxy whose x-forwarded-for is believed, or unix; may be repeated")
 	flag.DurationVar(&c.drain, "drain", 20*time.Second, "how long calls may go on after SIGTERM")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -79,7 +79,10 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	opts := &keystore.Options{Hasher: hasher, Logger: logger}
+	// Only -issue and -restore may make a store. A service that finds none has a wrong path, or its
+	// volume is not mounted.
+	mustExist := c.issue == "" && c.restore == ""
+	opts := &keystore.Options{Hasher: hasher, Logger: logger, MustExist: mustExist}
 	store, err := keystore.Open(c.keys, opts)
 	if err != nil {
 		return err
@@ -96,8 +99,14 @@ func run(ctx context.Context, c config) error {
 	if c.restore != "" {
 		return errors.Join(restore(ctx, store, c.restore), store.Close())
 	}
+	return serveCalls(ctx, c, logger, store, opts)
+}
 
-	server, checks, err := newServer(c, store)
+// serveCalls serves until ctx ends, and closes the store.
+func serveCalls(
+	ctx context.Context, c config, logger *slog.Logger, store *keystore.Store, opts *keystore.Options,
+) error {
+	server, checks, err := newServer(c, logger, store)
 	if err != nil {
 		return err
 	}
@@ -111,10 +120,15 @@ func run(ctx context.Context, c config) error {
 		go probed.Serve(lis)
 		defer probed.Stop()
 	}
-	lis, err := net.Listen("tcp", c.listen)
+	network, address := "tcp", c.listen
+	if path, ok := strings.CutPrefix(c.listen, "unix:"); ok {
+		network, address = "unix", path
+	}
+	lis, err := net.Listen(network, address)
 	if err != nil {
 		return err
 	}
+	go interceptor.WatchHealth(ctx, checks, store)
 	if c.backups != "" {
 		go nightly(ctx, logger, func(ctx context.Context) error {
 			return backUp(ctx, logger, store, opts, c.backups, 14)
@@ -126,15 +140,7 @@ func run(ctx context.Context, c config) error {
 	go func() {
 		<-ctx.Done()
 		checks.Shutdown()
-		// Calls may end by themselves for a while. Then the end of the store ends the streams that
-		// are left. A public stream, such as a Watch of the health service, has no key: Stop ends
-		// it.
-		end := time.AfterFunc(c.drain, func() { store.Close() })
-		stop := time.AfterFunc(c.drain+5*time.Second, server.Stop)
-		server.GracefulStop()
-		end.Stop()
-		stop.Stop()
-		stopped <- store.Close()
+		stopped <- interceptor.Shutdown(server, store, c.drain)
 	}()
 	if err := server.Serve(lis); err != nil {
 		return err
@@ -143,17 +149,24 @@ func run(ctx context.Context, c config) error {
 }
 
 // newServer returns the server for callers, and what the server answers to health checks.
-func newServer(c config, store *keystore.Store) (*grpc.Server, *health.Server, error) {
-	authOpts := []interceptor.Option{interceptor.Public("/grpc.health.v1.Health/*")}
-	if len(c.proxies) > 0 {
-		var networks []netip.Prefix
-		for _, text := range c.proxies {
-			network, err := netip.ParsePrefix(text)
-			if err != nil {
-				return nil, nil, fmt.Errorf("-proxy: %w", err)
-			}
-			networks = append(networks, network)
+func newServer(c config, logger *slog.Logger, store *keystore.Store) (*grpc.Server, *health.Server, error) {
+	authOpts := []interceptor.Option{
+		interceptor.Public("/grpc.health.v1.Health/*"),
+		interceptor.LogRefusals(logger),
+	}
+	var networks []netip.Prefix
+	for _, text := range c.proxies {
+		if text == "unix" {
+			authOpts = append(authOpts, interceptor.TrustProxyTransport("x-forwarded-for", "unix"))
+			continue
 		}
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("-proxy: %w", err)
+		}
+		networks = append(networks, network)
+	}
+	if len(networks) > 0 {
 		authOpts = append(authOpts, interceptor.TrustProxy("x-forwarded-for", networks...))
 	}
 	serverOpts := []grpc.ServerOption{}

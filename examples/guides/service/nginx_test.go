@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -35,7 +36,7 @@ import (
 // startService serves as the program does.
 func startService(t *testing.T, store *keystore.Store, c config) string {
 	t.Helper()
-	server, _, err := newServer(c, store)
+	server, _, err := newServer(c, slog.New(slog.DiscardHandler), store)
 	require.NoError(t, err)
 	return serve(t, server)
 }
@@ -201,6 +202,40 @@ func TestNginx(t *testing.T) {
 	_, err = stream.Recv()
 	require.Equal(t, codes.Unauthenticated, status.Code(err), "%v", err)
 	require.Equal(t, "API_KEY_REVOKED", reason(err))
+}
+
+// nginx connects to a unix socket in a directory that only the user of both programs may enter. The
+// service believes nginx, and the caller's address is known.
+func TestNginxOnUnixSocket(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o700))
+	c := config{listen: "unix:" + filepath.Join(dir, "orders.sock"), proxies: list{"unix"}, drain: time.Millisecond}
+	store := keystoretest.New(t, nil)
+	ctx, terminate := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serveCalls(ctx, c, slog.New(slog.DiscardHandler), store, nil) }()
+	t.Cleanup(func() {
+		terminate()
+		require.NoError(t, <-ended)
+	})
+	issued := keystoretest.MustCreate(t, store, keystore.Spec{Name: "customer",
+		AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
+	key, ready := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())), grpc.WaitForReady(true)
+
+	owned := startNginx(t, c.listen, "worker_processes auto;", "worker_processes auto; user root;")
+	reply, err := owned.client(t, "127.0.0.2").UnaryCall(callContext(t), &testpb.SimpleRequest{}, key, ready)
+	require.NoError(t, err)
+	require.Equal(t, "customer", reply.Username)
+	liar := metadata.AppendToOutgoingContext(callContext(t), "x-forwarded-for", "127.0.0.2")
+	_, err = owned.client(t, "127.0.0.3").UnaryCall(liar, &testpb.SimpleRequest{}, key, ready)
+	require.Equal(t, "API_KEY_INVALID", reason(err), "%v", err)
+
+	if os.Getuid() != 0 {
+		t.Skip("NOT RUN: only root can start an nginx whose workers are another user's")
+	}
+	_, err = startNginx(t, c.listen).client(t, "127.0.0.2").UnaryCall(callContext(t), &testpb.SimpleRequest{}, key, ready)
+	require.Equal(t, codes.Unavailable, status.Code(err), "another user cannot enter the directory: %v", err)
+	require.ErrorContains(t, err, "502")
 }
 
 // What the page says of each line: what callers meet without the line.

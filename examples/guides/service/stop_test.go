@@ -1,8 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"io/fs"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -54,4 +58,50 @@ func TestStop(t *testing.T) {
 	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
 	require.NotErrorIs(t, err, io.EOF)
 	require.NoError(t, <-ended)
+}
+
+// A service that finds no store does not make one: its path is wrong, or its volume is not mounted.
+func TestServiceNeedsAStore(t *testing.T) {
+	empty := t.TempDir()
+	for _, keys := range []string{empty, filepath.Join(empty, "missing")} {
+		err := run(t.Context(), config{listen: "127.0.0.1:0", keys: keys})
+		require.ErrorIs(t, err, fs.ErrNotExist)
+		require.ErrorContains(t, err, "no key store exists in "+keys)
+		left, err := os.ReadDir(empty)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
+	require.NoError(t, run(t.Context(), config{keys: empty, issue: "test"}))
+}
+
+// A probe sees that the store has stopped, and the log says why a call was refused.
+func TestServiceReports(t *testing.T) {
+	c := config{listen: freePort(t), drain: time.Millisecond}
+	store, err := keystore.Open(filepath.Join(t.TempDir(), "keys"), nil)
+	require.NoError(t, err)
+	defer store.Close()
+	ctx, terminate := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	var log bytes.Buffer
+	go func() { ended <- serveCalls(ctx, c, slog.New(slog.NewTextHandler(&log, nil)), store, nil) }()
+	conn, err := grpc.NewClient(c.listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = testpb.NewTestServiceClient(conn).UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.WaitForReady(true))
+	require.Equal(t, "CREDENTIALS_MISSING", reason(err), "%v", err)
+
+	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t), &healthpb.HealthCheckRequest{})
+	require.NoError(t, err)
+	for _, want := range []healthpb.HealthCheckResponse_ServingStatus{
+		healthpb.HealthCheckResponse_SERVING, healthpb.HealthCheckResponse_NOT_SERVING} {
+		got, err := watch.Recv()
+		require.NoError(t, err)
+		require.Equal(t, want, got.Status)
+		if want == healthpb.HealthCheckResponse_SERVING {
+			require.NoError(t, store.Close())
+		}
+	}
+	terminate()
+	require.NoError(t, <-ended)
+	require.Contains(t, log.String(), `msg="gRPC call refused" reason=missing method=/grpc.testing.TestService/UnaryCall`)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net"
@@ -28,8 +29,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
 const guides = "../../examples/guides/"
@@ -109,7 +113,9 @@ func TestKubernetes(t *testing.T) {
 		issue := n.container(t, args)
 		out, err := issue.Output()
 		if keys == "/var/lib/orders" {
-			require.Error(t, err, "the root of a volume is not the user's")
+			require.Error(t, err)
+			require.Contains(t, fmt.Sprint(issue.Stderr), "others than its owner may enter")
+			require.Contains(t, fmt.Sprint(issue.Stderr), "name a directory inside it, which will be made")
 			continue
 		}
 		require.NoError(t, err, "%s", issue.Stderr)
@@ -123,6 +129,12 @@ func TestKubernetes(t *testing.T) {
 		}
 		return os.Chmod(path, 0o660)
 	}))
+
+	// A restore writes to the volumes alone.
+	restored := n.container(t, []string{"-keys=/var/lib/orders/restored",
+		"-restore=/var/lib/orders-backups/keys", "-pepper=" + arg["-pepper"]})
+	n.backUp(t, "/var/lib/orders-backups/keys")
+	require.NoError(t, restored.Run(), "%s", restored.Stderr)
 
 	serve := n.container(t, container.Args)
 	require.NoError(t, serve.Start())
@@ -145,6 +157,8 @@ func TestKubernetes(t *testing.T) {
 	require.NoError(t, serve.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, serve.Wait(), "%s", serve.Stderr)
 }
+
+const pepper = "0123456789abcdef0123456789abcdef" // of the test
 
 // A node has what the kubelet makes for the pod.
 type node struct {
@@ -180,7 +194,7 @@ func newNode(t *testing.T) *node {
 		require.NoError(t, os.WriteFile(n.path(path), content, 0o440))
 		require.NoError(t, os.Chown(n.path(path), 0, group))
 	}
-	secret("/etc/orders/pepper/pepper", []byte("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="))
+	secret("/etc/orders/pepper/pepper", []byte(base64.StdEncoding.EncodeToString([]byte(pepper))))
 	cert, certPEM, err := throwaway.Certificate()
 	require.NoError(t, err)
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
@@ -203,6 +217,30 @@ func freePort(t *testing.T) string {
 
 func (n *node) path(path string) string { return filepath.Join(n.root, path) }
 
+// backUp makes a backup of a store with the node's pepper and one key.
+func (n *node) backUp(t *testing.T, path string) {
+	t.Helper()
+	hasher, err := hashing.HMACSHA256("2026", []byte(pepper))
+	require.NoError(t, err)
+	store := keystoretest.New(t, &keystore.Options{Hasher: hasher})
+	keystoretest.MustCreate(t, store, keystore.Spec{Name: "restored"})
+	file, err := os.Create(n.path(path))
+	require.NoError(t, err)
+	require.NoError(t, store.Backup(t.Context(), file))
+	require.NoError(t, file.Close())
+}
+
+// readOnly starts a program as another user, on a root that is read-only except for the volumes.
+const readOnly = `set -e
+for volume in var/lib/orders var/lib/orders-backups; do
+	mount --bind "$0/$volume" "$0/$volume"
+done
+for mounted in / /tmp /var/tmp /dev/shm; do
+	if mountpoint -q "$mounted"; then mount -o remount,bind,ro "$mounted"; fi
+done
+if touch /tmp/written 2>/dev/null; then echo "the root is not read-only" >&2; exit 1; fi
+exec setpriv --reuid=65532 --regid=65532 --clear-groups --no-new-privs -- "$@"`
+
 // container returns a command with the arguments of a container, its user, and its directories.
 func (n *node) container(t *testing.T, args []string) *exec.Cmd {
 	t.Helper()
@@ -210,10 +248,10 @@ func (n *node) container(t *testing.T, args []string) *exec.Cmd {
 	for i := range args {
 		args[i] = strings.NewReplacer("=/", "="+n.root+"/", "=:50051", "="+n.listen, "=:8086", "="+n.health).Replace(args[i])
 	}
-	cmd := exec.CommandContext(t.Context(), n.program, args...)
+	cmd := exec.CommandContext(t.Context(), "unshare",
+		append([]string{"--mount", "sh", "-c", readOnly, n.root, n.program}, args...)...)
 	cmd.Dir = "/"
-	cmd.Env = []string{}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	cmd.Stderr = new(bytes.Buffer)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
 	return cmd
 }

@@ -129,9 +129,16 @@ func run() error {
 	case err := <-watchNew:
 		return fmt.Errorf("the stream of the new secret ended: %v", err)
 	default:
-		fmt.Println("The second stream goes on.")
-		return nil
+		fmt.Println("The second stream goes on, until the server stops.")
 	}
+	// The wait of zero is for show: a server gives its calls some seconds to end by themselves.
+	if err := interceptor.Shutdown(server, store, 0); err != nil {
+		return err
+	}
+	if err := ended(watchNew); status.Code(err) != codes.Unavailable {
+		return fmt.Errorf("the stream of the new secret should have ended as Unavailable: %v", err)
+	}
+	return nil
 }
 
 // watch opens a stream, waits until it is admitted, and returns a channel that is told how it ends.

@@ -118,7 +118,8 @@ func run() error {
 			}
 		}
 	}
-	return nil
+	// A stream that was opened again still runs: the wait of zero ends it immediately.
+	return interceptor.Shutdown(server, store, 0)
 }
 
 // tell prints why a stream has ended, and says whether a client may open it again by itself: if it was told when.

@@ -35,7 +35,8 @@ import (
 // provoked here, and each error that is provoked here is quoted.
 func TestTroubleshootingQuotesErrors(t *testing.T) {
 	quotes := map[string]bool{}
-	for _, quote := range regexp.MustCompile("\\*\\*`([^`]+)`\\*\\*").FindAllStringSubmatch(read(t, "troubleshooting.md"), -1) {
+	quoted := regexp.MustCompile("\\*\\*`([^`]+)`\\*\\*")
+	for _, quote := range quoted.FindAllStringSubmatch(read(t, "troubleshooting.md"), -1) {
 		quotes[strings.Join(strings.Fields(quote[1]), " ")] = false
 	}
 	require.Greater(t, len(quotes), 25)
@@ -52,8 +53,9 @@ func TestTroubleshootingQuotesErrors(t *testing.T) {
 			require.True(t, found, "the page does not quote %v", err)
 		})
 	}
+	ofRoot := regexp.MustCompile("belongs to|others than|read-only|disk is full")
 	for quote, found := range quotes {
-		if !found && os.Getuid() != 0 && regexp.MustCompile("belongs to|others than|read-only|disk is full").MatchString(quote) {
+		if !found && os.Getuid() != 0 && ofRoot.MatchString(quote) {
 			t.Logf("NOT RUN: only root can provoke %q", quote)
 			continue
 		}
@@ -102,10 +104,13 @@ var provocations = map[string]func(t *testing.T) error{
 		return sent(t, keystoretest.MustCreate(t, keystoretest.New(t, nil), keystore.Spec{}).Key.Hint)
 	},
 	"missing file": func(t *testing.T) error {
-		return credential(t, keycreds.FromFile(filepath.Join(t.TempDir(), "key"), keycreds.AllowInsecure()))
+		file := filepath.Join(t.TempDir(), "key")
+		return credential(t, keycreds.FromFile(file, keycreds.AllowInsecure()))
 	},
 
-	"no store":    func(t *testing.T) error { return openError(t.TempDir(), &keystore.Options{MustExist: true}) },
+	"no store": func(t *testing.T) error {
+		return openError(t.TempDir(), &keystore.Options{MustExist: true})
+	},
 	"unwritable":  func(t *testing.T) error { return mounted(t, "ro") },
 	"full":        func(t *testing.T) error { return mounted(t, "size=2m") },
 	"a file":      func(t *testing.T) error { return openError("README.md", nil) },
@@ -126,7 +131,8 @@ var provocations = map[string]func(t *testing.T) error{
 		}()
 		conn, err := dial(t, address)
 		require.NoError(t, err)
-		_, err = healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		_, err = healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{},
+			grpc.WaitForReady(true))
 		require.NoError(t, err)
 		err = openError(dir, nil)
 		require.ErrorContains(t, err, fmt.Sprintf("pid %d on host", cmd.Process.Pid))
@@ -188,7 +194,8 @@ var provocations = map[string]func(t *testing.T) error{
 
 func dial(t *testing.T, address string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	t.Helper()
-	conn, err := grpc.NewClient(address, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(address, opts...)
 	if err == nil {
 		t.Cleanup(func() { require.NoError(t, conn.Close()) })
 	}
@@ -251,6 +258,12 @@ func pepper(t *testing.T, text string) hashing.Hasher {
 // mounted opens a store on a file system of its own.
 func mounted(t *testing.T, options string) error {
 	t.Helper()
+	return onDisk(t, options, func(dir string) error { return openError(dir, nil) })
+}
+
+// onDisk mounts a file system for a function.
+func onDisk(t *testing.T, options string, do func(dir string) error) error {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("NOT RUN: only root can mount a file system")
 	}
@@ -258,7 +271,16 @@ func mounted(t *testing.T, options string) error {
 	out, err := exec.Command("mount", "-t", "tmpfs", "-o", options, "tmpfs", dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	defer func() { require.NoError(t, exec.Command("umount", dir).Run()) }()
-	return openError(dir, nil)
+	return do(dir)
+}
+
+// The page says that 8 MiB are enough on a small disk.
+func TestTroubleshootingSmallDisk(t *testing.T) {
+	require.Contains(t, read(t, "troubleshooting.md"), "about 8 MiB on a disk of less than 512 MiB")
+	require.NoError(t, onDisk(t, "size=8m", func(dir string) error {
+		create(t, dir, nil)
+		return nil
+	}))
 }
 
 const stranger = 61234 // the id of a user without files
@@ -357,12 +379,13 @@ func TestTroubleshootingNamesEachReason(t *testing.T) {
 		}
 		return found
 	}
-	want := reasons(read(t, "../../interceptor/doc.go"), `(?m)^//\t.* ([A-Z][A-Za-z]+) +([A-Z]+_[A-Z_]+)`, 1, 2)
+	want := reasons(read(t, "../../interceptor/doc.go"),
+		`(?m)^//\t.* ([A-Z][A-Za-z]+) +([A-Z]+_[A-Z_]+)`, 1, 2)
 	require.Greater(t, len(want), 14)
 	require.Equal(t, want, reasons(page, "(?m)^\\| `([A-Z_]+)` \\| ([A-Za-z]+) \\|", 2, 1))
 
-	for _, err := range []error{keystore.ErrMalformed, keystore.ErrUnknown, keystore.ErrRevoked, keystore.ErrExpired,
-		keystore.ErrDisabled, keystore.ErrNotYet, keystore.ErrNetwork} {
+	for _, err := range []error{keystore.ErrMalformed, keystore.ErrUnknown, keystore.ErrRevoked,
+		keystore.ErrExpired, keystore.ErrDisabled, keystore.ErrNotYet, keystore.ErrNetwork} {
 		require.Contains(t, page, "\n| `"+keystore.Reason(err)+"` | ")
 	}
 }

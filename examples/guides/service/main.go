@@ -60,7 +60,8 @@ func main() {
 	flag.StringVar(&c.cert, "cert", "", "TLS certificate in PEM; empty: no TLS")
 	flag.StringVar(&c.certKey, "cert-key", "", "private key of -cert")
 	flag.Var(&c.peppers, "pepper", "ID=FILE, or sha256; repeat it for earlier ones, the current one first")
-	flag.Var(&c.proxies, "proxy", "network of a proxy whose x-forwarded-for is believed, or unix; may be repeated")
+	flag.Var(&c.proxies, "proxy",
+		"network of a proxy whose x-forwarded-for is believed, or unix; may be repeated")
 	flag.DurationVar(&c.drain, "drain", 20*time.Second, "how long calls may go on after SIGTERM")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -149,7 +150,9 @@ func serveCalls(
 }
 
 // newServer returns the server for callers, and what the server answers to health checks.
-func newServer(c config, logger *slog.Logger, store *keystore.Store) (*grpc.Server, *health.Server, error) {
+func newServer(
+	c config, logger *slog.Logger, store *keystore.Store,
+) (*grpc.Server, *health.Server, error) {
 	authOpts := []interceptor.Option{
 		interceptor.Public("/grpc.health.v1.Health/*"),
 		interceptor.LogRefusals(logger),

@@ -209,7 +209,8 @@ func TestNginx(t *testing.T) {
 func TestNginxOnUnixSocket(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o700))
-	c := config{listen: "unix:" + filepath.Join(dir, "orders.sock"), proxies: list{"unix"}, drain: time.Millisecond}
+	socket := "unix:" + filepath.Join(dir, "orders.sock")
+	c := config{listen: socket, proxies: list{"unix"}, drain: time.Millisecond}
 	store := keystoretest.New(t, nil)
 	ctx, terminate := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -222,19 +223,22 @@ func TestNginxOnUnixSocket(t *testing.T) {
 		AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
 	key, ready := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())), grpc.WaitForReady(true)
 
-	owned := startNginx(t, c.listen, "worker_processes auto;", "worker_processes auto; user root;")
-	reply, err := owned.client(t, "127.0.0.2").UnaryCall(callContext(t), &testpb.SimpleRequest{}, key, ready)
+	owned := startNginx(t, socket, "worker_processes auto;", "worker_processes auto; user root;")
+	call := func(ctx context.Context, through proxy, from string) (*testpb.SimpleResponse, error) {
+		return through.client(t, from).UnaryCall(ctx, &testpb.SimpleRequest{}, key, ready)
+	}
+	reply, err := call(callContext(t), owned, "127.0.0.2")
 	require.NoError(t, err)
 	require.Equal(t, "customer", reply.Username)
 	liar := metadata.AppendToOutgoingContext(callContext(t), "x-forwarded-for", "127.0.0.2")
-	_, err = owned.client(t, "127.0.0.3").UnaryCall(liar, &testpb.SimpleRequest{}, key, ready)
+	_, err = call(liar, owned, "127.0.0.3")
 	require.Equal(t, "API_KEY_INVALID", reason(err), "%v", err)
 
 	if os.Getuid() != 0 {
 		t.Skip("NOT RUN: only root can start an nginx whose workers are another user's")
 	}
-	_, err = startNginx(t, c.listen).client(t, "127.0.0.2").UnaryCall(callContext(t), &testpb.SimpleRequest{}, key, ready)
-	require.Equal(t, codes.Unavailable, status.Code(err), "another user cannot enter the directory: %v", err)
+	_, err = call(callContext(t), startNginx(t, socket), "127.0.0.2")
+	require.Equal(t, codes.Unavailable, status.Code(err), "another user may not enter: %v", err)
 	require.ErrorContains(t, err, "502")
 }
 

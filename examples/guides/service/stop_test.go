@@ -63,8 +63,10 @@ func TestStop(t *testing.T) {
 // A service that finds no store does not make one: its path is wrong, or its volume is not mounted.
 func TestServiceNeedsAStore(t *testing.T) {
 	empty := t.TempDir()
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // a service that starts all the same ends
 	for _, keys := range []string{empty, filepath.Join(empty, "missing")} {
-		err := run(t.Context(), config{listen: "127.0.0.1:0", keys: keys})
+		err := run(over, config{listen: "127.0.0.1:0", keys: keys})
 		require.ErrorIs(t, err, fs.ErrNotExist)
 		require.ErrorContains(t, err, "no key store exists in "+keys)
 		left, err := os.ReadDir(empty)
@@ -87,7 +89,8 @@ func TestServiceReports(t *testing.T) {
 	conn, err := grpc.NewClient(c.listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = testpb.NewTestServiceClient(conn).UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.WaitForReady(true))
+	_, err = testpb.NewTestServiceClient(conn).UnaryCall(callContext(t), &testpb.SimpleRequest{},
+		grpc.WaitForReady(true))
 	require.Equal(t, "CREDENTIALS_MISSING", reason(err), "%v", err)
 
 	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t), &healthpb.HealthCheckRequest{})
@@ -103,5 +106,6 @@ func TestServiceReports(t *testing.T) {
 	}
 	terminate()
 	require.NoError(t, <-ended)
-	require.Contains(t, log.String(), `msg="gRPC call refused" reason=missing method=/grpc.testing.TestService/UnaryCall`)
+	require.Contains(t, log.String(),
+		`msg="gRPC call refused" reason=missing method=/grpc.testing.TestService/UnaryCall`)
 }

@@ -19,16 +19,8 @@ const maxDamage = 16
 // Check implements backend.Checker: it reads every entry and every table as of one moment, and compares how many there
 // are, and the sum of their checksums, with what the commits up to then have counted.
 func (db *DB) Check(ctx context.Context) error {
-	var ts uint64
-	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
-		db.pins.Add(1) // as a snapshot
-		ts = txn.ReadTs()
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	defer db.pins.Add(-1)
+	ts, unpin := db.pin()
+	defer unpin()
 
 	var damage []error
 	more := 0
@@ -44,7 +36,7 @@ func (db *DB) Check(ctx context.Context) error {
 		return err
 	}
 	var want head
-	err = db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
+	err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
 		if ts > 0 {
 			want, err = headAt(txn)
 		}

@@ -144,14 +144,13 @@ func (db *DB) gather(first *request, last int) (group []*request, left *request)
 
 const maxWaits = 4
 
-// discard lets Badger drop the versions that nobody needs, if nobody reads; see invariant 3.
+// discard lets Badger drop the versions that no reader needs; see readers. The second turn brings the discard timestamp
+// to durable if nothing is being read.
 func (db *DB) discard() {
-	if !db.use.TryLock() {
-		return
-	}
-	defer db.use.Unlock()
-	if db.pins.Load() == 0 {
-		db.badger.SetDiscardTs(db.durable.Load())
+	for range 2 {
+		if floor, ok := db.readers.advance(db.durable.Load()); ok {
+			db.badger.SetDiscardTs(floor)
+		}
 	}
 }
 

@@ -49,11 +49,10 @@ import (
 //  1. The committer goroutine is the only writer. It commits at durable+1, and moves durable there when Badger has
 //     synced the commit.
 //  2. Every read is at a timestamp of durable, so that it sees no write that could still be lost, and waits for none.
-//  3. Badger may drop the versions below its discard timestamp, so that must not pass a read which is under way: the
-//     version that the read needs might be gone, and an older one, of a revoked key say, show in its place. Readers
-//     hold use for reading, before they load durable; the discard timestamp moves to durable only while nobody does.
-//     A snapshot goes on reading at its timestamp after it has let go of use: it counts itself in pins before it does
-//     that, and the discard timestamp does not move while it is counted there.
+//  3. Badger may drop the versions below its discard timestamp. So the discard timestamp must not pass a read which is
+//     under way: the version that the read needs might be gone, and an older one, of a revoked key say, show in its
+//     place. Each read, and each snapshot from its beginning to its end, is counted in readers before it loads durable;
+//     the discard timestamp moves only to where readers says that no reader reads below.
 //  4. After a commit that failed, or anything else that Badger could not write, nothing is served any more: its writes
 //     may be on disk or not, and Linux does not report a failed writeback twice, so that no later sync can be believed.
 //  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins.
@@ -75,9 +74,9 @@ type DB struct {
 	closing chan struct{} // closed by the first Close
 	stopped chan struct{} // closed by the committer when it is through
 
-	use    sync.RWMutex // held for reading by everyone who reads Badger; see invariant 3
-	closed bool         // guarded by use: Badger is closed, or about to be
-	pins   atomic.Int64 // snapshots that go on; raised only while use is held for reading; see invariant 3
+	readers readers      // see invariant 3
+	use     sync.RWMutex // held for reading by each reader of Badger, so that Close waits for the reads
+	closed  bool         // guarded by use: Badger is closed, or about to be
 
 	closeOnce  sync.Once
 	badgerDone <-chan error // receives when Badger is closed; nil while nobody closes it
@@ -267,7 +266,7 @@ func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 	return entry(item)
 }
 
-// read calls f with a read transaction at a timestamp: db.durable.Load, or that of a snapshot which is counted in pins.
+// read calls f with a read transaction at a timestamp: db.durable.Load, or the timestamp of a snapshot that is pinned.
 func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -280,6 +279,8 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
+	epoch := db.readers.enter()
+	defer db.readers.leave(epoch)
 	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
 	err = db.guard(func() error { return f(txn) })
@@ -328,21 +329,18 @@ func (db *DB) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry
 	}
 }
 
-// Snapshot implements backend.Backend. While one goes on, Badger drops no version of anything: it costs the space of
-// what is written meanwhile.
+// pin returns the timestamp of a snapshot. Badger drops no version that the snapshot shows until unpin is called.
+func (db *DB) pin() (ts uint64, unpin func()) {
+	epoch := db.readers.enter()
+	return db.durable.Load(), func() { db.readers.leave(epoch) }
+}
+
+// Snapshot implements backend.Backend. While a snapshot lasts, Badger drops no version that is newer: the snapshot costs
+// the space of what is written until its end.
 func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
-		var ts uint64
-		err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
-			db.pins.Add(1) // before use is let go of
-			ts = txn.ReadTs()
-			return nil
-		})
-		if err != nil {
-			yield(backend.Entry{}, err)
-			return
-		}
-		defer db.pins.Add(-1) // also if the loop body panics
+		ts, unpin := db.pin()
+		defer unpin() // also if the loop body panics
 		db.pages(ctx, func() uint64 { return ts }, from, to, yield)
 	}
 }

@@ -144,7 +144,7 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 	ctx := t.Context()
 	require.NoError(t, db.Apply(ctx, change("k", "0", 0)))
 	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
-		for n := range uint64(2 * discardEvery) {
+		for n := range uint64(4 * discardEvery) {
 			if err := db.Apply(ctx, change("k", fmt.Sprint(n+1), n+1)); err != nil {
 				return err
 			}
@@ -250,40 +250,40 @@ func TestSnapshotLetsGo(t *testing.T) {
 	all := db.Snapshot(ctx, nil, nil)
 	for _, err := range all {
 		require.NoError(t, err)
-		require.EqualValues(t, 1, db.pins.Load())
+		require.EqualValues(t, 1, db.readers.total())
 	}
-	require.Zero(t, db.pins.Load(), "read to its end")
+	require.Zero(t, db.readers.total(), "read to its end")
 	for _, err := range all {
 		require.NoError(t, err)
 		break
 	}
-	require.Zero(t, db.pins.Load(), "break")
+	require.Zero(t, db.readers.total(), "break")
 	require.Panics(t, func() {
 		for range all {
 			panic("in the body")
 		}
 	})
-	require.Zero(t, db.pins.Load(), "panic")
+	require.Zero(t, db.readers.total(), "panic")
 	next, stop := iter.Pull2(all)
 	_, _, ok := next()
 	require.True(t, ok)
 	for range all {
-		require.EqualValues(t, 2, db.pins.Load())
+		require.EqualValues(t, 2, db.readers.total())
 		break
 	}
-	require.EqualValues(t, 1, db.pins.Load())
+	require.EqualValues(t, 1, db.readers.total())
 	stop()
-	require.Zero(t, db.pins.Load(), "stop")
+	require.Zero(t, db.readers.total(), "stop")
 	var last error
 	for _, last = range all {
 		cancel()
 	}
 	require.ErrorIs(t, last, context.Canceled)
-	require.Zero(t, db.pins.Load(), "an ended context")
+	require.Zero(t, db.readers.total(), "an ended context")
 	for _, err := range all {
 		require.ErrorIs(t, err, context.Canceled)
 	}
-	require.Zero(t, db.pins.Load(), "a context that ended before")
+	require.Zero(t, db.readers.total(), "a context that ended before")
 }
 
 // Close does not wait for somebody who has stopped in the middle of a snapshot.
@@ -302,7 +302,7 @@ func TestCloseDuringSnapshot(t *testing.T) {
 	require.ErrorIs(t, err, backend.ErrClosed)
 	_, _, ok = next()
 	require.False(t, ok)
-	require.Zero(t, db.pins.Load())
+	require.Zero(t, db.readers.total())
 }
 
 // What Badger knows is that an entry was written over. So the version below it does not come back, wherever the two

@@ -17,8 +17,18 @@ var _ backend.Checker = (*DB)(nil)
 const maxDamage = 16
 
 // Check implements backend.Checker: it reads every entry and every table as of one moment, and compares how many there
-// are, and the sum of their checksums, with what the commits up to then have counted.
+// are, and the sum of their checksums, with what the commits up to then have counted. If files of the store are not in the
+// directory any more, the error wraps ErrFailed, and nothing is served afterwards.
 func (db *DB) Check(ctx context.Context) error {
+	err := db.read(ctx, db.durable.Load, func(*badger.Txn) error {
+		if err := db.allPresent(); err != nil {
+			return db.fail("check", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	ts, unpin := db.pin()
 	defer unpin()
 
@@ -36,7 +46,7 @@ func (db *DB) Check(ctx context.Context) error {
 		return err
 	}
 	var want head
-	err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
+	err = db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
 		if ts > 0 {
 			want, err = headAt(txn)
 		}

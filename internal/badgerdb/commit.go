@@ -213,6 +213,9 @@ func (db *DB) commit(group []*request) error {
 		return err
 	}
 	db.room.committed(next.writes)
+	if err := db.present(); err != nil {
+		return db.fail("commit", err)
+	}
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -228,5 +227,3 @@ func (db *DB) hold() (release func()) {
 		txn.Discard()
 	}
 }
-
-func (db *DB) manifest() string { return filepath.Join(db.dir, badger.ManifestFilename) }

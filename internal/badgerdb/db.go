@@ -55,7 +55,8 @@ import (
 //     the discard timestamp moves only to where readers says that no reader reads below.
 //  4. After a commit that failed, or anything else that Badger could not write, nothing is served any more: its writes
 //     may be on disk or not, and Linux does not report a failed writeback twice, so that no later sync can be believed.
-//  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins.
+//  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins,
+//     and when the files that it was written to are found in the directory afterwards; see presence.
 type DB struct {
 	dir     string
 	lock    *dirLock // of dir; nil once the directory was given back
@@ -67,8 +68,9 @@ type DB struct {
 
 	compactions *compactions // those of badger
 
-	head head // after the last commit; the committer's
-	room room // the committer's
+	head     head     // after the last commit; the committer's
+	room     room     // the committer's
+	presence presence // of the files
 
 	queue   chan *request // to the committer; unbuffered, so that a request is either taken or not
 	closing chan struct{} // closed by the first Close

@@ -65,7 +65,8 @@ type Store struct {
 // that is damaged, or lacks something that was acknowledged, ErrCorrupt, and it is left as it is
 // (see Options.Recover and CheckIntegrity); unusable options give ErrInvalid, and so does a Hasher
 // with another pepper than the keys of the store have. Any other error is the operating system's:
-// too little space on the disk is syscall.ENOSPC. A file that the user of this process may not
+// too little space on the disk is syscall.ENOSPC, and a quota that allows too little is both
+// syscall.ENOSPC and syscall.EDQUOT. A file that the user of this process may not
 // write is fs.ErrPermission, and the text says whose file it is and what to do. No store, with
 // Options.MustExist, is fs.ErrNotExist.
 func Open(dir string, opts *Options) (*Store, error) {

@@ -60,9 +60,15 @@ const level0Stall = 8
 //	                     a store is found, are another program's
 //
 // The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the
-// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull;
+// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull, with
+// syscall.EDQUOT if a quota is the reason;
 // errors of the operating system match as they do.
-func Open(dir string, opts Options) (_ *DB, err error) {
+func Open(dir string, opts Options) (*DB, error) {
+	db, err := openDir(dir, opts)
+	return db, asFull(err)
+}
+
+func openDir(dir string, opts Options) (_ *DB, err error) {
 	if opts.Logger == nil {
 		opts.Logger = quiet
 	}

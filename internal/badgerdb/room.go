@@ -1,9 +1,14 @@
 package badgerdb
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/dgraph-io/badger/v4/skl"
 
@@ -24,17 +29,33 @@ import (
 //
 // It is the committer's, and looks at the disk before each commit, so that space which comes back is used. Between the
 // look and the write there is time, for a process that fills the disk at that moment, and to the last byte.
+//
+// A quota may leave less than the disk has: one of a user, or of a btrfs qgroup, is not in what the disk says of itself.
+// So the space is also allocated, to a file without a name, and given back: at Open and Close, before the first commit to
+// a log, and before a commit if probeEvery has passed. A process that uses up the quota in between is as above. After a
+// refusal the space is allocated before each commit.
+//
+// A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
+// log have none, and urgent commits end when less than m can be allocated. It also gives back the old blocks late, so that
+// there the space is allocated before each commit.
 type room struct {
 	dir      string
 	disk     func(dir string) (free, total int64, ok bool)
-	memtable int64 // bytes
-	group    int   // the most bytes in a group of requests; a single request may have more
+	probe    func(dir string, size int64) error // ENOSPC or EDQUOT if a file in dir cannot have so many bytes
+	memtable int64                              // bytes
+	group    int                                // the most bytes in a group of requests; a single request may have more
 
 	log       int   // number of the log that is being written
 	used      int64 // at most so much of its memtable
 	reserved  bool  // LAST has all of its space
 	allocated bool  // and so has the log
+
+	probed time.Time // when all that may be needed could be allocated; zero: not since the log was begun
+	always bool      // that does not hold for a while
 }
+
+// probeEvery is how long a probe that found enough space holds.
+const probeEvery = time.Second
 
 const (
 	// Every write takes this much more than its key and value, at least: in the file LAST, and of what Badger allows in
@@ -44,23 +65,30 @@ const (
 	usualMemtable = 8 << 20
 	smallMemtable = 1 << 20
 	smallDisk     = 512 << 20 // one with less has small memtables
+	smallQuota    = 128 << 20 // and so has a quota that leaves less
 )
 
 // newRoom looks at the disk. The logs that there are may need memtables as large as they were written for: it is told what
 // the largest takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
-	r := room{dir: dir, disk: disk, memtable: memtable}
+	r := room{dir: dir, disk: disk, probe: probe, memtable: memtable, always: copiesOnWrite(dir)}
 	if r.memtable == 0 {
-		r.memtable = memtableFor(disk, dir, largestLog)
+		r.memtable = memtableFor(disk, probe, dir, largestLog)
 	}
 	// Badger takes 15 % of a memtable in one transaction.
 	r.group = int(r.memtable / 16)
 	return r
 }
 
-func memtableFor(disk func(string) (free, total int64, ok bool), dir string, largestLog int64) int64 {
+func memtableFor(
+	disk func(string) (free, total int64, ok bool), probe func(string, int64) error, dir string, largestLog int64,
+) int64 {
 	// A log has less than 1.2 times the size of the memtable that it was written for, and Badger makes room for 1.3 times.
-	if _, total, ok := disk(dir); ok && total < smallDisk && largestLog <= smallMemtable*5/4 {
+	if largestLog > smallMemtable*5/4 {
+		return usualMemtable
+	}
+	_, total, ok := disk(dir)
+	if ok && total < smallDisk || errors.Is(probe(dir, smallQuota), syscall.EDQUOT) {
 		return smallMemtable
 	}
 	return usualMemtable
@@ -95,6 +123,7 @@ func (r *room) opened(reserved bool) error {
 
 func (r *room) allocate() {
 	r.allocated = false
+	r.probed = time.Time{}
 	if !r.reserved {
 		return
 	}
@@ -129,48 +158,79 @@ func (r *room) use(writes []write) {
 func (r *room) forCommit() (usual, urgent error) {
 	free, _, ok := r.disk(r.dir)
 	if !ok {
-		return nil, nil
+		free = math.MaxInt64
 	}
 	spare := r.memtable
-	if free >= r.need(12*r.memtable)+spare {
+	due := r.always || time.Since(r.probed) >= probeEvery
+	if !due && free >= r.need(12*r.memtable)+spare {
 		return nil, nil // without a look at the tables
 	}
 	need := r.need(r.tables())
-	if free < need+spare {
-		usual = full(r.dir, free, need+spare)
+	allowed, refusal := int64(math.MaxInt64), error(nil)
+	if due {
+		allowed, refusal = r.allowed(need+spare, need, spare)
+		if r.probed = time.Now(); refusal != nil {
+			r.probed = time.Time{}
+		}
+	}
+	why := func(size int64) error {
+		if free < size {
+			return full(r.dir, free, size)
+		}
+		return refused(r.dir, size, refusal)
+	}
+	left := min(free, allowed)
+	if left < need+spare {
+		usual = why(need + spare)
 	}
 	switch {
 	case r.used < r.memtable && r.allocated: // it stays in this log
-	case r.used < r.memtable && free >= spare:
-	case free < need:
-		urgent = full(r.dir, free, need)
+	case r.used < r.memtable && left >= spare:
+	case left < need:
+		urgent = why(need)
 	}
 	return usual, urgent
 }
 
-// toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
-func (r *room) toOpen(logs int64) error {
-	if free, _, ok := r.disk(r.dir); ok && free < logs+r.memtable+r.logSize() {
-		return full(r.dir, free, logs+r.memtable+r.logSize())
+// allowed returns the first of the sizes that can be allocated, or 0, and why a larger one cannot. If the first one can,
+// there is no known limit.
+func (r *room) allowed(sizes ...int64) (allowed int64, refusal error) {
+	for i, size := range sizes {
+		err := r.probe(r.dir, size)
+		switch {
+		case err == nil && i == 0:
+			return math.MaxInt64, nil
+		case err == nil:
+			return size, refusal
+		}
+		refusal = err
+	}
+	return 0, refusal
+}
+
+// lacks returns an error if there is less space than size.
+func (r *room) lacks(size int64) error {
+	if free, _, ok := r.disk(r.dir); ok && free < size {
+		return full(r.dir, free, size)
+	}
+	if err := r.probe(r.dir, size); err != nil {
+		return refused(r.dir, size, err)
 	}
 	return nil
 }
 
+// toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
+func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.logSize()) }
+
 // toSalvage returns why there is no room for a recovery, which is no larger than what there is.
-func (r *room) toSalvage() error {
-	need := r.tables() + 4*usualMemtable
-	if free, _, ok := r.disk(r.dir); ok && free < need {
-		return full(r.dir, free, need)
-	}
-	return nil
-}
+func (r *room) toSalvage() error { return r.lacks(r.tables() + 4*usualMemtable) }
 
 // toClose returns why there is no room for what Badger does when it is closed: it makes a table of its log.
 func (r *room) toClose() error {
-	if free, _, ok := r.disk(r.dir); ok && r.used > 0 && free < 2*r.memtable {
-		return full(r.dir, free, 2*r.memtable)
+	if r.used == 0 {
+		return nil
 	}
-	return nil
+	return r.lacks(2 * r.memtable)
 }
 
 func (r *room) tables() (size int64) {
@@ -186,3 +246,30 @@ func (r *room) tables() (size int64) {
 func full(dir string, free, need int64) error {
 	return fmt.Errorf("badgerdb: %w: %s has %d KiB left and needs %d: make room", backend.ErrFull, dir, free>>10, need>>10)
 }
+
+func refused(dir string, need int64, err error) error {
+	return fmt.Errorf("badgerdb: %w: %s needs %d KiB, and the disk or a quota does not allow that: make room, or raise the quota: %w",
+		backend.ErrFull, dir, need>>10, err)
+}
+
+// asFull makes an error that comes of a full disk, or of a quota, wrap backend.ErrFull. Badger keeps no more than the text
+// of such an error.
+func asFull(err error) error {
+	if err == nil || errors.Is(err, backend.ErrFull) {
+		return err
+	}
+	for _, cause := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, cause) || strings.Contains(err.Error(), cause.Error()) {
+			return &fullError{err, cause}
+		}
+	}
+	return err
+}
+
+// A fullError is an error that has a cause, whether it wraps the cause or has only its text.
+type fullError struct {
+	error
+	cause syscall.Errno
+}
+
+func (e *fullError) Unwrap() []error { return []error{backend.ErrFull, e.cause, e.error} }

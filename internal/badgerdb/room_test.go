@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -81,6 +82,117 @@ func TestFullDisk(t *testing.T) {
 		require.Contains(t, got, key)
 	}
 	require.NoError(t, put("again", false))
+}
+
+// A quota that the disk does not tell of is found by allocating: usual changes are refused first, urgent ones when there is
+// nothing left but what the log has already. A probe that found enough holds for a while, but not into the next log. An
+// Open that has too little space says which it is.
+func TestQuota(t *testing.T) {
+	dir := t.TempDir()
+	db, err := Open(dir, Options{memTableSize: smallMemtable})
+	require.NoError(t, err)
+	var left atomic.Int64
+	probes := 0
+	db.room.disk = func(string) (int64, int64, bool) { return 1 << 40, 1 << 40, true }
+	db.room.probe = func(_ string, size int64) error {
+		probes++
+		if size > left.Load() {
+			return syscall.EDQUOT
+		}
+		return nil
+	}
+	n := 0
+	put := func(urgent bool) error {
+		n++
+		c := change(fmt.Sprint("k", n), strings.Repeat("v", 1000), 0)
+		c.Urgent = urgent
+		return db.Apply(t.Context(), c)
+	}
+	refused := func(err error) {
+		t.Helper()
+		require.ErrorIs(t, err, backend.ErrFull)
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.ErrorIs(t, err, syscall.EDQUOT)
+		require.NotErrorIs(t, err, backend.ErrFailed)
+		require.ErrorContains(t, err, dir)
+	}
+	left.Store(1 << 30)
+	require.NoError(t, put(false))
+	require.Equal(t, 1, probes)
+	db.room.probed = time.Now().Add(time.Hour) // the while does not end
+	log := db.room.log
+	for db.room.log == log {
+		require.NoError(t, put(false))
+	}
+	require.Equal(t, 1, probes, "a probe holds")
+	require.NoError(t, put(false))
+	require.Equal(t, 2, probes, "but not into the next log")
+
+	db.room.probed = time.Time{} // the while is over
+	left.Store(db.room.need(db.room.tables()) + db.room.memtable - 1)
+	refused(put(false))
+	require.NoError(t, put(true))
+	refused(put(false))
+	left.Store(db.room.need(12*db.room.memtable) + db.room.memtable)
+	require.NoError(t, put(false), "a refusal does not hold")
+
+	db.room.probed = time.Time{}
+	left.Store(db.room.memtable)
+	if !db.room.allocated {
+		t.Log("SKIPPED the reserve in the log: this file system cannot allocate space for a file")
+	} else {
+		left.Store(0)
+	}
+	for err = nil; err == nil; err = put(true) {
+		require.Less(t, n, 5000, "it goes on for ever")
+	}
+	refused(err)
+	refused(db.Close())
+	left.Store(2 * db.room.memtable)
+	require.NoError(t, db.Close())
+
+	r := newRoom(dir, smallMemtable, 0)
+	r.probe = func(string, int64) error { return syscall.EDQUOT }
+	refused(r.toOpen(0))
+	refused(r.toSalvage())
+}
+
+// Where space cannot be reserved in the log, urgent changes end while a memtable more can be allocated.
+func TestQuotaWithoutAReserve(t *testing.T) {
+	db := open(t, t.TempDir())
+	left := db.room.memtable
+	db.room.allocated, db.room.always = false, true
+	db.room.probe = func(_ string, size int64) error {
+		if size > left {
+			return syscall.EDQUOT
+		}
+		return nil
+	}
+	defer func() { db.room.probe = probe }()
+	urgent := change("k", "v", 0)
+	urgent.Urgent = true
+	require.NoError(t, db.Apply(t.Context(), urgent))
+	left--
+	urgent.Expect = 1
+	require.ErrorIs(t, db.Apply(t.Context(), urgent), backend.ErrFull)
+}
+
+// Badger has only the text of an error of the operating system.
+func TestAsFull(t *testing.T) {
+	for _, cause := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		for _, err := range []error{&os.PathError{Op: "open", Path: "p", Err: cause}, errors.New("badger: " + cause.Error())} {
+			full := asFull(err)
+			require.ErrorIs(t, full, backend.ErrFull)
+			require.ErrorIs(t, full, syscall.ENOSPC)
+			require.ErrorIs(t, full, cause)
+			require.ErrorIs(t, full, err)
+			require.EqualError(t, full, err.Error())
+		}
+	}
+	require.NoError(t, asFull(nil))
+	for _, err := range []error{syscall.EIO, backend.ErrFull, backend.ErrLocked} {
+		require.Equal(t, err, asFull(err))
+	}
 }
 
 // A group may hold urgent changes and others.
@@ -171,6 +283,8 @@ func TestSmallMemtables(t *testing.T) {
 	small := func(string) (int64, int64, bool) { return smallDisk / 2, smallDisk - 1, true }
 	large := func(string) (int64, int64, bool) { return smallDisk, smallDisk, true }
 	unknown := func(string) (int64, int64, bool) { return 0, 0, false }
+	unlimited := func(string, int64) error { return nil }
+	quota := func(_ string, size int64) error { return syscall.EDQUOT }
 	for name, value := range map[string]string{"small values": "v", "usual values": strings.Repeat("v", 300)} {
 		dir := t.TempDir()
 		db, err := Open(dir, Options{memTableSize: usualMemtable})
@@ -182,9 +296,10 @@ func TestSmallMemtables(t *testing.T) {
 			s, err := surveyDir(crash)
 			require.NoError(t, err)
 			require.Len(t, s.logs, 1)
-			chosen = memtableFor(small, crash, s.logs[0].memory)
-			require.EqualValues(t, usualMemtable, memtableFor(large, crash, s.logs[0].memory))
-			require.EqualValues(t, usualMemtable, memtableFor(unknown, crash, s.logs[0].memory))
+			chosen = memtableFor(small, unlimited, crash, s.logs[0].memory)
+			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.logs[0].memory))
+			require.Equal(t, chosen, memtableFor(large, quota, crash, s.logs[0].memory))
+			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.logs[0].memory))
 			if s.logs[0].memory > smallMemtable {
 				db, err := Open(crash, Options{memTableSize: chosen}) // or Badger ends the process
 				require.NoError(t, err, name)

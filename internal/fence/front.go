@@ -22,6 +22,7 @@ type bucket[V any] struct {
 	// Byte i is the tag of the ID in slot i, 0 for none. It saves looking at values of other IDs, and decides nothing: it
 	// is written after the slot, and a reader may see it late.
 	tags  atomic.Uint64
+	_     [ways * (64 - bits.UintSize) / 8]byte // fills the cache line where a pointer has 32 bits
 	slots [ways]atomic.Pointer[V]
 }
 

@@ -1,6 +1,7 @@
 package fence
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,9 @@ import (
 func TestABucketIsACacheLine(t *testing.T) {
 	require.EqualValues(t, 64, unsafe.Sizeof(bucket[value]{}))
 	require.Zero(t, uintptr(unsafe.Pointer(&newFence(1 << 16).front.buckets[0]))%64)
-	require.Zero(t, unsafe.Sizeof(shard[value]{})%64)
+	if bits.UintSize == 64 { // elsewhere the padding keeps the locks apart, and the size is another
+		require.Zero(t, unsafe.Sizeof(shard[value]{})%64)
+	}
 }
 
 // A hit takes no lock: it would wait for ever here.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/pb"
@@ -25,11 +26,16 @@ import (
 //  2. No table is deleted before the compaction that has replaced it has been found to be whole, because a hold has a
 //     reference to each. After one that was not, none is deleted any more, and nothing is served: Open finds what the
 //     manifest has forgotten, and puts it in order (survey.forgotten).
+//     A compaction waits before its first table until there is space for all of its tables.
 //  3. A read is not answered while it may have seen the tables of a compaction that is not found to be whole yet.
 type compactions struct {
 	db    *DB
 	ready chan struct{} // closed when db.badger is set
 	vain  chan struct{} // closed when it will not be
+
+	room    room                  // a copy of the db's, of which it uses what does not change
+	waiting atomic.Pointer[error] // why a compaction waits for space; nil: none does
+	closing atomic.Bool           // Badger is being closed
 
 	mu   sync.Mutex
 	over sync.Cond // that now has become nil
@@ -97,6 +103,7 @@ func (c *compactions) added(by int, keys uint64) {
 	}
 	now := c.now.Load()
 	if now == nil {
+		c.awaitSpace()
 		now = c.begin(by)
 		c.now.Store(now)
 	}
@@ -105,6 +112,22 @@ func (c *compactions) added(by int, keys uint64) {
 		now.keys += keys
 	}
 }
+
+// awaitSpace returns when there is space for a compaction, which would end the process without. Meanwhile Badger serves as
+// before, and Close returns ErrFull. If Badger is being closed already, awaitSpace stops the DB, so that Close gives up.
+func (c *compactions) awaitSpace() {
+	defer c.waiting.Store(nil)
+	for err := c.room.toCompact(); err != nil; err = c.room.toCompact() {
+		c.waiting.Store(&err)
+		if c.closing.Load() {
+			c.db.fail("compact", err)
+		}
+		time.Sleep(spaceEvery)
+	}
+}
+
+// spaceEvery is how long a compaction waits between two looks at the disk.
+const spaceEvery = 100 * time.Millisecond
 
 func (c *compactions) begin(by int) *compaction {
 	now := &compaction{by: by, before: make(map[uint64]bool), release: c.db.hold(), done: make(chan struct{})}
@@ -177,14 +200,17 @@ func (now *compaction) committed(manifest string) bool {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || now.manifest == nil || !os.SameFile(info, now.manifest) { // Badger writes it anew from time to time
+	if err != nil || !os.SameFile(info, now.manifest) { // Badger writes it anew from time to time
 		return true
 	}
 	from := now.without.Load()
 	if info.Size() == from {
 		return false
 	}
-	b := make([]byte, max(0, info.Size()-from))
+	if info.Size() < from {
+		return true // what was known of it is not so
+	}
+	b := make([]byte, info.Size()-from)
 	if _, err := f.ReadAt(b, from); err != nil {
 		return true
 	}

@@ -2,11 +2,13 @@ package badgerdb
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,8 +16,10 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -276,4 +280,184 @@ func TestConflictDuringACompaction(t *testing.T) {
 	failed := db.fail("compact", errors.New("as if"))
 	db.compactions.end(now)
 	require.Equal(t, failed, <-told)
+}
+
+// What others than the compaction under way log of a failure is harmless: it had not begun.
+func TestFailureOfACompactionThatHasNotBegun(t *testing.T) {
+	db := open(t, t.TempDir())
+	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
+	db.compactions.hear(saysFailed, []any{1, errors.New("as if"), nil})
+	require.NoError(t, db.Apply(t.Context(), change("k", "2", 1)))
+
+	now := db.compactions.begin(0)
+	db.compactions.now.Store(now)
+	db.compactions.hear(saysFailed, []any{1, errors.New("as if"), nil})
+	require.Same(t, now, db.compactions.now.Load())
+	require.NoError(t, db.Apply(t.Context(), change("k", "3", 2)))
+	db.compactions.end(now)
+	now.release()
+}
+
+// A compaction for which there is no space makes no table before there is. Reads and changes go on, and Close says why it
+// cannot close.
+func TestCompactionWaitsForSpace(t *testing.T) {
+	dir := t.TempDir()
+	o := &obstacle{dir: dir}
+	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o)})
+	require.NoError(t, err)
+	var free atomic.Int64
+	db.compactions.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	revision := uint64(0)
+	put := func() {
+		t.Helper()
+		require.NoError(t, db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), revision)))
+		revision++
+	}
+	for n := 0; db.compactions.waiting.Load() == nil; n++ {
+		require.Less(t, n, 500, "no compaction waits")
+		put()
+	}
+	put()
+	require.Nil(t, db.compactions.now.Load(), "it has not begun")
+	_, err = db.Get(t.Context(), []byte("k"))
+	require.NoError(t, err)
+	tables := len(db.badger.Tables())
+	require.ErrorIs(t, db.Close(), backend.ErrFull)
+	require.ErrorIs(t, db.Close(), backend.ErrFull, "it can be tried again")
+
+	free.Store(1 << 40)
+	require.Eventually(t, func() bool { return db.Close() == nil }, time.Minute, 10*time.Millisecond)
+	o.mu.Lock()
+	require.Positive(t, o.done)
+	o.mu.Unlock()
+	db = open(t, dir)
+	require.LessOrEqual(t, len(db.badger.Tables()), tables+1)
+	e, err := db.Get(t.Context(), []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, revision, e.Revision)
+}
+
+// A compaction that begins to wait while Badger is being closed does not make Close wait for ever.
+func TestCompactionWaitsForSpaceDuringClose(t *testing.T) {
+	db, err := Open(t.TempDir(), Options{})
+	require.NoError(t, err)
+	var free atomic.Int64
+	db.compactions.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	db.compactions.closing.Store(true)
+	waited := make(chan struct{})
+	go func() {
+		defer close(waited)
+		db.compactions.awaitSpace()
+	}()
+	require.Eventually(t, func() bool { return db.failed.Load() != nil }, time.Minute, time.Millisecond)
+	require.ErrorIs(t, *db.failed.Load(), backend.ErrFull)
+	free.Store(1 << 40)
+	<-waited
+	require.Nil(t, db.compactions.waiting.Load())
+	require.NoError(t, db.Close())
+}
+
+// A compaction that ends and was not noticed before ends the DB: nobody knows what it has made.
+func TestCompactionThatWentUnwatched(t *testing.T) {
+	for name, other := range map[string]bool{"there is none": false, "there is another": true} {
+		db := open(t, t.TempDir())
+		require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
+		if other {
+			now := db.compactions.begin(0)
+			db.compactions.now.Store(now)
+			defer now.release()
+		}
+		db.compactions.hear(saysDone, []any{1, 0})
+		require.ErrorContains(t, db.Apply(t.Context(), change("k", "2", 1)), "unwatched", name)
+	}
+}
+
+// A compaction may be visible as soon as the manifest may name its tables, and not before.
+func TestCommitted(t *testing.T) {
+	record := func(ops ...pb.ManifestChange_Operation) []byte {
+		var set pb.ManifestChangeSet
+		for i, op := range ops {
+			set.Changes = append(set.Changes, &pb.ManifestChange{Id: uint64(i + 1), Op: op})
+		}
+		b, err := proto.Marshal(&set)
+		require.NoError(t, err)
+		header := binary.BigEndian.AppendUint32(nil, uint32(len(b)))
+		return append(append(header, 0, 0, 0, 0), b...) // the checksum is Badger's to look at
+	}
+	const created, deleted = pb.ManifestChange_CREATE, pb.ManifestChange_DELETE
+	join := func(parts ...[]byte) []byte { return slices.Concat(parts...) }
+	for name, c := range map[string]struct {
+		harm func(t *testing.T, path string)
+		more []byte
+		want bool
+	}{
+		"nothing was written":             {nil, nil, false},
+		"a table was flushed":             {nil, record(created), false},
+		"two tables were flushed":         {nil, join(record(created), record(created)), false},
+		"a compaction":                    {nil, record(created, deleted), true},
+		"a compaction after a flush":      {nil, join(record(created), record(deleted)), true},
+		"a header that is not whole":      {nil, record(created)[:7], true},
+		"a record that is not whole":      {nil, record(created)[:9], true},
+		"a record that is none":           {nil, append([]byte{0, 0, 0, 1, 0, 0, 0, 0}, 0xff), true},
+		"part of a record, after a flush": {nil, join(record(created), record(created)[:3]), true},
+		"it is not there":                 {func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) }, nil, true},
+		"it was cut off":                  {func(t *testing.T, path string) { require.NoError(t, os.Truncate(path, 3)) }, nil, true},
+		"it cannot be read, as it is none": {func(t *testing.T, path string) {
+			require.NoError(t, os.Remove(path))
+			require.NoError(t, os.Mkdir(path, 0o700))
+		}, nil, true},
+		"it was written anew": {func(t *testing.T, path string) {
+			content, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(path+"-REWRITE", content, 0o600))
+			require.NoError(t, os.Rename(path+"-REWRITE", path))
+		}, nil, true},
+	} {
+		path := filepath.Join(t.TempDir(), badger.ManifestFilename)
+		require.NoError(t, os.WriteFile(path, []byte("the manifest"), 0o600))
+		now := &compaction{}
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		now.manifest = info
+		now.without.Store(info.Size())
+		if c.harm != nil {
+			c.harm(t, path)
+		} else {
+			f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+			require.NoError(t, err)
+			_, err = f.Write(c.more)
+			require.NoError(t, errors.Join(err, f.Close()))
+		}
+		require.Equal(t, c.want, now.committed(path), name)
+		if !c.want {
+			require.EqualValues(t, len("the manifest")+len(c.more), now.without.Load(), "%s: what was read is not read again", name)
+		}
+		require.Equal(t, c.want, now.committed(path), "%s, asked again", name)
+		require.True(t, (&compaction{}).committed(path), "%s: what it was is not known", name)
+	}
+}
+
+// Reads of what a compaction has not made visible yet do not wait for it; afterwards they do, and are refused if it was not
+// whole.
+func TestReadsDuringACompaction(t *testing.T) {
+	db := open(t, t.TempDir())
+	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
+	now := db.compactions.begin(0)
+	db.compactions.now.Store(now)
+	_, err := db.Get(t.Context(), []byte("k"))
+	require.NoError(t, err, "the manifest is as it was")
+
+	now.without.Add(-1) // as if something had been written that is not known
+	read := make(chan error, 1)
+	go func() {
+		_, err := db.Get(t.Context(), []byte("k"))
+		read <- err
+	}()
+	select {
+	case err := <-read:
+		require.Fail(t, "it was answered too early", "%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	db.compactions.hear(saysFailed, []any{0, errors.New("as if"), nil})
+	require.ErrorIs(t, <-read, backend.ErrFailed)
 }

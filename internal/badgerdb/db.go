@@ -105,6 +105,9 @@ func (db *DB) Close() error {
 			return err
 		}
 	}
+	if err := db.compactions.waiting.Load(); err != nil {
+		return *err
+	}
 	db.closed = true
 	return db.release()
 }
@@ -134,6 +137,7 @@ var errNotClosed = errors.New("could not be closed, because it could not be writ
 // closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
 // After errNotClosed, closeBadger may be called again.
 func (db *DB) closeBadger() error {
+	db.compactions.closing.Store(true)
 	if db.badgerDone == nil {
 		done := make(chan error, 1)
 		db.badgerDone = done

@@ -238,6 +238,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err := db.awaitTables(s.logs); err != nil {
 		return nil, err
 	}
+	db.compactions.room = db.room
 	close(db.compactions.ready)
 	db.keep = db.last.write
 	if err := db.settle(s, slots, redo); err != nil {
@@ -317,6 +318,9 @@ func (db *DB) options(opts Options) badger.Options {
 	return badger.DefaultOptions(db.dir).
 		WithSyncWrites(true).
 		WithMemTableSize(db.room.memtable).
+		// In Badger's own proportions, so that a compaction of small memtables' tables is no larger than room says.
+		WithBaseTableSize(db.room.memtable / 4).
+		WithBaseLevelSize(db.room.memtable * 5 / 4).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(level0Stall).

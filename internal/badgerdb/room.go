@@ -36,8 +36,10 @@ import (
 // refusal the space is allocated before each commit.
 //
 // A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
-// log have none, and urgent commits end when less than m can be allocated. It also gives back the old blocks late, so that
-// there the space is allocated before each commit.
+// log have none, and urgent commits need what Badger needs. It also gives back the old blocks late, so that there the
+// space is allocated before each commit.
+//
+// A compaction waits until it has its space; see compactions.awaitSpace. The space for it is not used by commits.
 type room struct {
 	dir      string
 	disk     func(dir string) (free, total int64, ok bool)
@@ -51,7 +53,7 @@ type room struct {
 	allocated bool  // and so has the log
 
 	probed time.Time // when all that may be needed could be allocated; zero: not since the log was begun
-	always bool      // that does not hold for a while
+	always bool      // that does not hold for a while; see copiesOnWrite
 }
 
 // probeEvery is how long a probe that found enough space holds.
@@ -185,7 +187,7 @@ func (r *room) forCommit() (usual, urgent error) {
 	}
 	switch {
 	case r.used < r.memtable && r.allocated: // it stays in this log
-	case r.used < r.memtable && left >= spare:
+	case r.used < r.memtable && left >= spare && !r.always:
 	case left < need:
 		urgent = why(need)
 	}
@@ -221,6 +223,9 @@ func (r *room) lacks(size int64) error {
 
 // toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
 func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.logSize()) }
+
+// toCompact returns why there is no room for a compaction, and for a table that is flushed beside it.
+func (r *room) toCompact() error { return r.lacks(min(r.tables(), 12*r.memtable) + r.memtable) }
 
 // toSalvage returns why there is no room for a recovery, which is no larger than what there is.
 func (r *room) toSalvage() error { return r.lacks(r.tables() + 4*usualMemtable) }

@@ -157,10 +157,10 @@ func TestQuota(t *testing.T) {
 	refused(r.toSalvage())
 }
 
-// Where space cannot be reserved in the log, urgent changes end while a memtable more can be allocated.
+// Where space cannot be reserved in the log, urgent changes need what Badger needs.
 func TestQuotaWithoutAReserve(t *testing.T) {
 	db := open(t, t.TempDir())
-	left := db.room.memtable
+	left := db.room.need(db.room.tables())
 	db.room.allocated, db.room.always = false, true
 	db.room.probe = func(_ string, size int64) error {
 		if size > left {

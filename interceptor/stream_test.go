@@ -285,8 +285,7 @@ func TestExpiryEndsStreams(t *testing.T) {
 }
 
 func TestClosingTheStoreEndsStreams(t *testing.T) {
-	store, err := keystore.Open(t.TempDir(), nil)
-	require.NoError(t, err)
+	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	started := make(chan struct{})
 	svc := &service{duplex: func(s duplexStream) error {

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"math/bits"
 	"testing"
 	"unsafe"
 
@@ -22,7 +23,9 @@ func TestLayoutOfAnEntry(t *testing.T) {
 	stored := stored{record: &record.Record{DigestScheme: "sha256", Digest: make([]byte, 32)}}
 	made := stored.entry()
 	require.Same(t, &made.sum[0], &made.digest.Sum[0])
-	require.Zero(t, uintptr(unsafe.Pointer(made))%64)
+	if bits.UintSize == 64 { // elsewhere the entry has a size class that is no multiple of a line
+		require.Zero(t, uintptr(unsafe.Pointer(made))%64)
+	}
 	stored.record.Digest = make([]byte, 33)
 	require.Len(t, stored.entry().digest.Sum, 33)
 }

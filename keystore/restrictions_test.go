@@ -333,6 +333,6 @@ func TestRetryAfterDoesNotOverflow(t *testing.T) {
 		require.NoError(t, verify(t, s, token))
 		var limited *keystore.RateLimitError
 		require.ErrorAs(t, verify(t, s, token), &limited)
-		require.EqualValues(t, math.MaxInt64, limited.RetryAfter)
+		require.Equal(t, time.Duration(math.MaxInt64), limited.RetryAfter)
 	}
 }

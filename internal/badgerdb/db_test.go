@@ -3,9 +3,11 @@ package badgerdb
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"iter"
 	"log/slog"
+	"math/bits"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +28,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	runChild() // which does not return in a process that a test has started
+	runChild()              // which does not return in a process that a test has started
+	if bits.UintSize < 64 { // where Open refuses
+		flag.Parse()
+		_ = flag.Set("test.run", "WordSize")
+	}
 	goleak.VerifyTestMain(m)
 }
 

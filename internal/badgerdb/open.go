@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,13 +61,22 @@ const level0Stall = 8
 //	                     a store is found, are another program's
 //
 // The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the
-// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull, with
-// syscall.EDQUOT if a quota is the reason;
-// errors of the operating system match as they do.
+// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull,
+// with syscall.EDQUOT if a quota is the reason; errors of the operating system match as they do. On
+// a 32-bit system the error wraps errors.ErrUnsupported: see errWordSize.
 func Open(dir string, opts Options) (*DB, error) {
+	if bits.UintSize < 64 {
+		return nil, errWordSize
+	}
 	db, err := openDir(dir, opts)
 	return db, asFull(err)
 }
+
+// On a 32-bit system Badger damages its tables: the allocator of its table builder (z.Allocator.Allocate of ristretto, up to
+// v2.4.2 at least) shifts an int by 32 bits. When its first buffer is full it begins that again, and writes over blocks
+// that are there already: a table lacks entries, and neither Badger nor the checksum of the table says so.
+var errWordSize = fmt.Errorf("a directory cannot hold a store on a 32-bit system, where Badger damages its tables: "+
+	"use keystore.New with a backend of your own: %w", errors.ErrUnsupported)
 
 func openDir(dir string, opts Options) (_ *DB, err error) {
 	if opts.Logger == nil {

@@ -104,6 +104,7 @@ func TestBackupIsRestoredElsewhere(t *testing.T) {
 // Eight writers count, each along a chain of keys, one after the other. At every moment, a key of a chain has the count
 // of the one before it, or one less: so have the keys of a backup, if it is of one moment.
 func TestBackupIsOfOneMoment(t *testing.T) {
+	needsDirectory(t)
 	const writers, chain = 8, 8
 	s := open(t, nil)
 	fill(t, s, 2000, func(int) keystore.Spec { return keystore.Spec{} }) // several pages

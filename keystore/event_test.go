@@ -27,6 +27,7 @@ func events(t testing.TB, s *keystore.Store, q keystore.EventQuery) (all []keyst
 }
 
 func TestEveryChangeHasItsEvent(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

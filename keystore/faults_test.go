@@ -283,6 +283,7 @@ func TestDamagedRecordIsRefused(t *testing.T) {
 }
 
 func TestDirectories(t *testing.T) {
+	needsDirectory(t)
 	t.Run("that does not exist", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "a", "b")
 		s, err := keystore.Open(dir, nil)
@@ -366,6 +367,7 @@ func TestRecoverPanics(t *testing.T) {
 
 // A failure in the background, while nobody asks storage for anything, ends what is answered from the cache too.
 func TestBackgroundFailureStopsTheStore(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

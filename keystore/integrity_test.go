@@ -15,6 +15,7 @@ import (
 
 // A directory that is damaged is refused with ErrCorrupt, and opened by Options.Recover, which says what is left.
 func TestDamagedDirectory(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

@@ -36,6 +36,7 @@ func bind(t testing.TB, s *keystore.Store, token string) context.Context {
 }
 
 func TestDisableAndEnable(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)
@@ -403,6 +404,7 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 // expiry, and none is left in the registry. A binder goes on until the end is through, so that there is always a bind
 // under way while the end is in each of its phases.
 func TestBindRacesItsEnd(t *testing.T) {
+	needsDirectory(t)
 	const share = 10 // one race in so many is on Badger
 	for name, tt := range map[string]struct {
 		open    func() (*keystore.Store, error)

@@ -71,6 +71,7 @@ func TestLinearizableVictim(t *testing.T) {
 
 // One history goes on over several processes, each of them killed somewhere amid its ops. Their moments are of one clock.
 func TestLinearizableOverKills(t *testing.T) {
+	needsDirectory(t)
 	seed := seedOf()
 	count := make(tally)
 	trials := uint64(max(2, *rounds/50))
@@ -94,6 +95,7 @@ func TestLinearizableOverKills(t *testing.T) {
 
 // A store that loses at a kill what it acknowledged is caught.
 func TestLinearizableOverKillsCatches(t *testing.T) {
+	needsDirectory(t)
 	caught(t, func(seed uint64) error { return overKills(t, seed, true, make(tally)) })
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -179,9 +180,18 @@ func restarts(in string, seed uint64, count tally, openings int, open func(dir s
 	return nil
 }
 
+// needsDirectory skips a test that needs a store in a directory, on a 32-bit system.
+func needsDirectory(t *testing.T) {
+	t.Helper()
+	if bits.UintSize < 64 {
+		t.Skip("SKIPPED: a 32-bit system has no store in a directory")
+	}
+}
+
 // The real store is linearizable, key by key, with the revisions that it returns; what Bind gives out ends before the
 // change that ends it returns. See the models for what that means.
 func TestLinearizable(t *testing.T) {
+	needsDirectory(t)
 	// A round mostly waits for the disk. Several at once, on stores of their own, keep the processors busy.
 	const workers = 4
 	seed := seedOf()
@@ -277,6 +287,7 @@ func work(t *testing.T, dir string, first uint64, next *atomic.Int64, end int, c
 
 // Each wrong store is caught, by the same code.
 func TestLinearizableCatches(t *testing.T) {
+	needsDirectory(t)
 	slow := wrapping(newJittery)
 	for _, tt := range []struct {
 		name     string

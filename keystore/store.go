@@ -66,9 +66,10 @@ type Store struct {
 // (see Options.Recover and CheckIntegrity); unusable options give ErrInvalid, and so does a Hasher
 // with another pepper than the keys of the store have. Any other error is the operating system's:
 // too little space on the disk is syscall.ENOSPC, and a quota that allows too little is both
-// syscall.ENOSPC and syscall.EDQUOT. A file that the user of this process may not
-// write is fs.ErrPermission, and the text says whose file it is and what to do. No store, with
-// Options.MustExist, is fs.ErrNotExist.
+// syscall.ENOSPC and syscall.EDQUOT. A file that the user of this process may not write is
+// fs.ErrPermission, and the text says whose file it is and what to do. No store, with
+// Options.MustExist, is fs.ErrNotExist. On a 32-bit system Open returns errors.ErrUnsupported,
+// because Badger damages its tables there; use New with another backend.
 func Open(dir string, opts *Options) (*Store, error) {
 	s, err := newStore(opts)
 	if err != nil {

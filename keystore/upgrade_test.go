@@ -28,6 +28,7 @@ func keyring(t testing.TB, current hashing.Hasher, earlier ...hashing.Hasher) ha
 
 // A pepper is replaced: the digests follow as the keys are used, and when Stats says so the old pepper can go.
 func TestPepperIsReplaced(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	first, second := pepper(t, "2025", 1), pepper(t, "2026", 2)
 	reopen := func(h hashing.Hasher) *keystore.Store {
@@ -109,6 +110,7 @@ func (unclosed) Close() error { return nil }
 
 // Whoever takes another Hasher and forgets the earlier one is told why every key is refused.
 func TestForgottenHasherIsLogged(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

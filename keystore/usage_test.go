@@ -74,6 +74,7 @@ func TestLastUsed(t *testing.T) {
 }
 
 func TestLastUseIsWrittenByClose(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

@@ -36,6 +36,7 @@ type compactions struct {
 	room    room                  // a copy of the db's, of which it uses what does not change
 	waiting atomic.Pointer[error] // why a compaction waits for space; nil: none does
 	closing atomic.Bool           // Badger is being closed
+	probing sync.Mutex            // held in a probe of room, and when now is set
 
 	mu   sync.Mutex
 	over sync.Cond // that now has become nil
@@ -105,7 +106,9 @@ func (c *compactions) added(by int, keys uint64) {
 	if now == nil {
 		c.awaitSpace()
 		now = c.begin(by)
+		c.probing.Lock()
 		c.now.Store(now)
+		c.probing.Unlock()
 	}
 	if keys > 0 {
 		now.tables++
@@ -124,6 +127,32 @@ func (c *compactions) awaitSpace() {
 		}
 		time.Sleep(spaceEvery)
 	}
+}
+
+// whileIdle calls f while Badger writes no tables, or returns false. Only the committer calls it, and whoever has waited for
+// the committer to end: a commit would begin another log.
+func (c *compactions) whileIdle(f func()) bool {
+	c.probing.Lock()
+	defer c.probing.Unlock()
+	if c.now.Load() != nil {
+		return false
+	}
+	if logs, err := filesOf(c.db.dir, ".mem"); err == nil && len(logs) > 1 { // a log is removed when its table is there
+		return false
+	}
+	f()
+	return true
+}
+
+// blocked returns why no compaction will end soon, or nil.
+func (c *compactions) blocked() error {
+	if err := c.waiting.Load(); err != nil {
+		return *err
+	}
+	if err := c.db.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // spaceEvery is how long a compaction waits between two looks at the disk.

@@ -249,6 +249,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, err
 	}
 	db.compactions.room = db.room
+	db.room.idle, db.room.busy = db.compactions.whileIdle, db.compactions.blocked
 	close(db.compactions.ready)
 	db.keep = db.last.write
 	if err := db.settle(s, slots, redo); err != nil {

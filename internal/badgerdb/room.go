@@ -31,9 +31,13 @@ import (
 // look and the write there is time, for a process that fills the disk at that moment, and to the last byte.
 //
 // A quota may leave less than the disk has: one of a user, or of a btrfs qgroup, is not in what the disk says of itself.
-// So the space is also allocated, to a file without a name, and given back: at Open and Close, before the first commit to
-// a log, and before a commit if probeEvery has passed. A process that uses up the quota in between is as above. After a
-// refusal the space is allocated before each commit.
+// So the space is also allocated, to a file without a name, and given back; that is a probe. There is one at Open and
+// Close, before the first commit to a log, and before a commit if probeEvery has passed. A process that uses up the quota
+// in between is as above. After a refusal there is a probe before each commit.
+//
+// A probe would take the space away from a table that is being written at that moment, and end the process. So there is
+// none while Badger writes tables; see idle. Until it has written them the last probe holds, but not into a third log:
+// what was found is enough for the tables and logs of two. Then the commit waits.
 //
 // A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
 // log have none, and urgent commits need what Badger needs. It also gives back the old blocks late, so that there the
@@ -54,6 +58,13 @@ type room struct {
 
 	probed time.Time // when all that may be needed could be allocated; zero: not since the log was begun
 	always bool      // that does not hold for a while; see copiesOnWrite
+	logs   int       // that were begun since the last probe
+
+	allowed int64 // what the last probe found
+	refusal error // why it found no more
+	// idle calls probe while Badger writes no table, and begins none, or returns false; busy is why it will not for long.
+	idle func(probe func()) bool
+	busy func() error
 }
 
 // probeEvery is how long a probe that found enough space holds.
@@ -73,7 +84,11 @@ const (
 // newRoom looks at the disk. The logs that there are may need memtables as large as they were written for: it is told what
 // the largest takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
-	r := room{dir: dir, disk: disk, probe: probe, memtable: memtable, always: copiesOnWrite(dir)}
+	r := room{
+		dir: dir, disk: disk, probe: probe, memtable: memtable, always: copiesOnWrite(dir), allowed: math.MaxInt64,
+		idle: func(probe func()) bool { probe(); return true },
+		busy: func() error { return nil },
+	}
 	if r.memtable == 0 {
 		r.memtable = memtableFor(disk, probe, dir, largestLog)
 	}
@@ -142,6 +157,7 @@ func (r *room) committed(writes []write) {
 	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
 		r.log++
 		r.used = 0
+		r.logs++
 		r.allocate()
 	}
 	r.use(writes)
@@ -168,20 +184,18 @@ func (r *room) forCommit() (usual, urgent error) {
 		return nil, nil // without a look at the tables
 	}
 	need := r.need(r.tables())
-	allowed, refusal := int64(math.MaxInt64), error(nil)
 	if due {
-		allowed, refusal = r.allowed(need+spare, need, spare)
-		if r.probed = time.Now(); refusal != nil {
-			r.probed = time.Time{}
+		if err := r.look(need+spare, need, spare); err != nil {
+			return err, err
 		}
 	}
 	why := func(size int64) error {
 		if free < size {
 			return full(r.dir, free, size)
 		}
-		return refused(r.dir, size, refusal)
+		return refused(r.dir, size, r.refusal)
 	}
-	left := min(free, allowed)
+	left := min(free, r.allowed)
 	if left < need+spare {
 		usual = why(need + spare)
 	}
@@ -194,9 +208,29 @@ func (r *room) forCommit() (usual, urgent error) {
 	return usual, urgent
 }
 
-// allowed returns the first of the sizes that can be allocated, or 0, and why a larger one cannot. If the first one can,
-// there is no known limit.
-func (r *room) allowed(sizes ...int64) (allowed int64, refusal error) {
+// look probes for the first of the sizes that can be allocated, if Badger writes no table now. It waits for that if the last
+// probe holds no longer. An error means that it would wait for long.
+func (r *room) look(sizes ...int64) error {
+	const begin, most = time.Millisecond, 50 * time.Millisecond
+	for wait := begin; !r.idle(func() { r.allowed, r.refusal = r.most(sizes) }); wait = min(2*wait, most) {
+		if r.logs < 2 {
+			return nil
+		}
+		if err := r.busy(); err != nil {
+			return err
+		}
+		time.Sleep(wait)
+	}
+	r.logs = 0
+	if r.probed = time.Now(); r.refusal != nil {
+		r.probed = time.Time{}
+	}
+	return nil
+}
+
+// most returns the first of the sizes that can be allocated, or 0, and why a larger one cannot. If the first one can, there
+// is no known limit.
+func (r *room) most(sizes []int64) (allowed int64, refusal error) {
 	for i, size := range sizes {
 		err := r.probe(r.dir, size)
 		switch {
@@ -224,18 +258,30 @@ func (r *room) lacks(size int64) error {
 // toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
 func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.logSize()) }
 
-// toCompact returns why there is no room for a compaction, and for a table that is flushed beside it.
-func (r *room) toCompact() error { return r.lacks(min(r.tables(), 12*r.memtable) + r.memtable) }
+// toCompact returns why there is no room for a compaction, and for a table that is flushed beside it. It does not probe: a
+// table may be being flushed.
+func (r *room) toCompact() error {
+	need := min(r.tables(), 12*r.memtable) + r.memtable
+	if free, _, ok := r.disk(r.dir); ok && free < need {
+		return full(r.dir, free, need)
+	}
+	return nil
+}
 
 // toSalvage returns why there is no room for a recovery, which is no larger than what there is.
 func (r *room) toSalvage() error { return r.lacks(r.tables() + 4*usualMemtable) }
 
 // toClose returns why there is no room for what Badger does when it is closed: it makes a table of its log.
-func (r *room) toClose() error {
+func (r *room) toClose() (err error) {
 	if r.used == 0 {
 		return nil
 	}
-	return r.lacks(2 * r.memtable)
+	need := 2 * r.memtable
+	if free, _, ok := r.disk(r.dir); ok && free < need {
+		return full(r.dir, free, need)
+	}
+	r.idle(func() { err = r.lacks(need) }) // or the last probe holds
+	return err
 }
 
 func (r *room) tables() (size int64) {

@@ -125,6 +125,7 @@ func TestQuota(t *testing.T) {
 		require.NoError(t, put(false))
 	}
 	require.Equal(t, 1, probes, "a probe holds")
+	require.Eventually(t, func() bool { logs, err := filesOf(dir, ".mem"); return err == nil && len(logs) == 1 }, time.Minute, time.Millisecond)
 	require.NoError(t, put(false))
 	require.Equal(t, 2, probes, "but not into the next log")
 
@@ -155,6 +156,73 @@ func TestQuota(t *testing.T) {
 	r.probe = func(string, int64) error { return syscall.EDQUOT }
 	refused(r.toOpen(0))
 	refused(r.toSalvage())
+}
+
+// A probe would take the space from a table that is being written. So there is none then; what the last one found holds, but
+// not into a third log.
+func TestNoProbeWhileTablesAreWritten(t *testing.T) {
+	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable})
+	require.NoError(t, err)
+	var left atomic.Int64
+	var probes atomic.Int64
+	left.Store(1 << 40)
+	db.room.always = true
+	db.room.probe = func(_ string, size int64) error {
+		probes.Add(1)
+		if size > left.Load() {
+			return syscall.EDQUOT
+		}
+		return nil
+	}
+	revision := uint64(0)
+	put := func() error {
+		err := db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), revision))
+		if err == nil {
+			revision++
+		}
+		return err
+	}
+	require.NoError(t, put())
+	require.EqualValues(t, 1, probes.Load())
+	now := db.compactions.begin(0)
+	db.compactions.now.Store(now)
+	for log := db.room.log; db.room.log < log+2; {
+		require.NoError(t, put())
+	}
+	require.EqualValues(t, 1, probes.Load(), "there is a compaction")
+	told := make(chan error, 1)
+	go func() { told <- put() }()
+	select {
+	case err := <-told:
+		require.Fail(t, "it did not wait", "%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	left.Store(0)
+	db.compactions.end(now)
+	now.release()
+	require.ErrorIs(t, <-told, backend.ErrFull)
+	require.Greater(t, probes.Load(), int64(1))
+
+	left.Store(1 << 40)
+	require.NoError(t, put())
+	before := probes.Load()
+	require.NoError(t, os.WriteFile(db.room.path(99), nil, 0o600)) // as if there were a log whose table is being made
+	require.NoError(t, put())
+	require.Equal(t, before, probes.Load(), "a table is being flushed")
+	require.NoError(t, os.Remove(db.room.path(99)))
+	require.NoError(t, put())
+	require.Greater(t, probes.Load(), before)
+
+	db.room.logs = 2
+	db.compactions.now.Store(db.compactions.begin(0))
+	failed := errors.New("as if")
+	db.compactions.waiting.Store(&failed)
+	require.ErrorIs(t, put(), failed, "it does not wait for a compaction that waits for space")
+	db.compactions.waiting.Store(nil)
+	now = db.compactions.now.Load()
+	db.compactions.end(now)
+	now.release()
+	require.NoError(t, db.Close())
 }
 
 // Where space cannot be reserved in the log, urgent changes need what Badger needs.

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/origin"
+	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -54,7 +54,7 @@ func (c *callContext) Value(key any) any {
 	if key == (callKey{}) {
 		return c
 	}
-	if key == (origin.Key{}) {
+	if key == (clientaddr.Key{}) {
 		return c.auth.clientAddr(c.Context)
 	}
 	value := c.Context.Value(key)

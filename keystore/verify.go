@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
-	"github.com/grpc-api-key/grpc-api-key/internal/origin"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
@@ -240,7 +240,7 @@ func (e *entry) permits(ctx context.Context, rotation uint32) error {
 	if err := e.admits(rotation); err != nil {
 		return err
 	}
-	if len(e.key.AllowedNetworks) > 0 && !e.key.allowsFrom(origin.FromContext(ctx)) {
+	if len(e.key.AllowedNetworks) > 0 && !e.key.allowsFrom(clientaddr.FromContext(ctx)) {
 		return ErrNetwork
 	}
 	return nil
@@ -249,7 +249,7 @@ func (e *entry) permits(ctx context.Context, rotation uint32) error {
 // WithClientAddr tells Verify and Bind the address that a caller's connection comes from, for keys with AllowedNetworks.
 // The interceptors do so by themselves.
 func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
-	return origin.NewContext(ctx, addr)
+	return clientaddr.NewContext(ctx, addr)
 }
 
 // allowsFrom reports whether one of the key's networks contains the address; the zero Addr is in none.

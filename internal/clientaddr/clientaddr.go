@@ -1,5 +1,5 @@
-// Package origin carries a caller's address in a context, from whoever knows the connection to the key store.
-package origin
+// Package clientaddr carries a caller's address in a context, from whoever knows the connection to the key store.
+package clientaddr
 
 import (
 	"context"

@@ -29,9 +29,9 @@ import (
 // another syntax, such as "forwarded" (RFC 7239). For a proxy that has no address, see
 // TrustProxyTransport.
 func TrustProxy(header string, proxies ...netip.Prefix) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		switch {
-		case len(a.proxies) > 0:
+		case len(c.proxies.networks) > 0:
 			return errors.New("TrustProxy is given twice: name all proxies in one")
 		case len(proxies) == 0:
 			return errors.New("TrustProxy: name the networks of the proxies")
@@ -47,8 +47,8 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 				return fmt.Errorf("TrustProxy: every caller is in %v, and could claim every address: name the proxies' networks", p)
 			}
 		}
-		a.proxies = slices.Clone(proxies)
-		return a.setProxyHeader("TrustProxy", header)
+		c.proxies.networks = slices.Clone(proxies)
+		return c.proxies.setHeader("TrustProxy", header)
 	}}
 }
 
@@ -62,9 +62,9 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 // enter; an abstract unix socket of Linux has no permissions, and is not safe. A bufconn listener
 // is safe, because only the process itself has it.
 func TrustProxyTransport(header string, networks ...string) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		switch {
-		case len(a.proxyTransports) > 0:
+		case len(c.proxies.transports) > 0:
 			return errors.New("TrustProxyTransport is given twice: name all transports in one")
 		case len(networks) == 0:
 			return errors.New(`TrustProxyTransport: name the transports, such as "unix" or "bufconn"`)
@@ -77,12 +77,19 @@ func TrustProxyTransport(header string, networks ...string) Option {
 				return fmt.Errorf("TrustProxyTransport: callers over %s have addresses: name the proxies with TrustProxy", n)
 			}
 		}
-		a.proxyTransports = slices.Clone(networks)
-		return a.setProxyHeader("TrustProxyTransport", header)
+		c.proxies.transports = slices.Clone(networks)
+		return c.proxies.setHeader("TrustProxyTransport", header)
 	}}
 }
 
-func (a *Authenticator) setProxyHeader(option, header string) error {
+// proxies are the trusted proxies of a server. The zero proxies trust no proxy.
+type proxies struct {
+	header     string // lower case
+	networks   []netip.Prefix
+	transports []string // of proxies without an address, as net.Addr.Network names them
+}
+
+func (p *proxies) setHeader(option, header string) error {
 	lower := strings.ToLower(header)
 	if err := checkHeader(lower); err != nil {
 		return fmt.Errorf("%s: the header %q: %w", option, header, err)
@@ -95,17 +102,17 @@ func (a *Authenticator) setProxyHeader(option, header string) error {
 		return fmt.Errorf("%s: the header %q does not hold the address of a caller: name one that does, such as X-Forwarded-For",
 			option, header)
 	}
-	if a.proxyHeader != "" && a.proxyHeader != lower {
-		return fmt.Errorf("%s: the header %q is another than %q: all proxies must set the same", option, header, a.proxyHeader)
+	if p.header != "" && p.header != lower {
+		return fmt.Errorf("%s: the header %q is another than %q: all proxies must set the same", option, header, p.header)
 	}
-	a.proxyHeader = lower
+	p.header = lower
 	return nil
 }
 
 // clientAddr returns the address that a call comes from, or the zero Addr if it is not known: on a unix socket, for
 // example.
-func (a *Authenticator) clientAddr(ctx context.Context) netip.Addr {
-	addr, _ := a.origin(ctx)
+func (p *proxies) clientAddr(ctx context.Context) netip.Addr {
+	addr, _ := p.origin(ctx)
 	return addr
 }
 
@@ -125,26 +132,26 @@ func (p proxy) String() string {
 
 // origin returns the address that a call comes from, or the zero Addr, and the proxy that it came
 // through.
-func (a *Authenticator) origin(ctx context.Context) (netip.Addr, proxy) {
-	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
+func (p *proxies) origin(ctx context.Context) (netip.Addr, proxy) {
+	from, ok := peer.FromContext(ctx)
+	if !ok || from.Addr == nil {
 		return netip.Addr{}, proxy{}
 	}
-	addr := addrOf(p)
+	addr := addrOf(from)
 	var through proxy
 	switch {
-	case a.proxyHeader == "":
+	case p.header == "":
 		return addr, proxy{}
-	case addr.IsValid() && a.isProxy(addr):
+	case addr.IsValid() && p.isProxy(addr):
 		through.addr = addr
-	case !addr.IsValid() && a.isProxyTransport(p.Addr):
-		through.transport = p.Addr.Network()
-	case !addr.IsValid() && p.LocalAddr != nil && a.isProxyTransport(p.LocalAddr):
-		through.transport = p.LocalAddr.Network()
+	case !addr.IsValid() && p.isTransport(from.Addr):
+		through.transport = from.Addr.Network()
+	case !addr.IsValid() && from.LocalAddr != nil && p.isTransport(from.LocalAddr):
+		through.transport = from.LocalAddr.Network()
 	default:
 		return addr, proxy{}
 	}
-	return a.forwarded(metadata.ValueFromIncomingContext(ctx, a.proxyHeader)), through
+	return p.forwarded(metadata.ValueFromIncomingContext(ctx, p.header)), through
 }
 
 // addrOf returns the address of the other end of a connection, or the zero Addr if that end has
@@ -165,23 +172,23 @@ func addrOf(p *peer.Peer) netip.Addr {
 	return parseAddr(p.Addr.String())
 }
 
-func (a *Authenticator) isProxyTransport(end net.Addr) bool {
-	return slices.Contains(a.proxyTransports, end.Network())
+func (p *proxies) isTransport(end net.Addr) bool {
+	return slices.Contains(p.transports, end.Network())
 }
 
 func clean(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
-func (a *Authenticator) isProxy(addr netip.Addr) bool {
-	return slices.ContainsFunc(a.proxies, func(p netip.Prefix) bool { return p.Contains(addr) })
+func (p *proxies) isProxy(addr netip.Addr) bool {
+	return slices.ContainsFunc(p.networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
 // forwarded returns the last address in a header's values that is not a proxy's, or, if all are, the first.
-func (a *Authenticator) forwarded(values []string) (addr netip.Addr) {
+func (p *proxies) forwarded(values []string) (addr netip.Addr) {
 	for _, value := range slices.Backward(values) {
 		for more := true; more; {
 			i := strings.LastIndexByte(value, ',')
 			addr = parseAddr(strings.Trim(value[i+1:], " \t"))
-			if !addr.IsValid() || !a.isProxy(addr) {
+			if !addr.IsValid() || !p.isProxy(addr) {
 				return addr
 			}
 			if more = i >= 0; more {

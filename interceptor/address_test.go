@@ -15,15 +15,15 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-func proxied(t testing.TB) *Authenticator {
-	a := new(Authenticator)
-	require.NoError(t, TrustProxy("X-Forwarded-For", netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")).apply(a))
-	return a
+func proxied(t testing.TB) *config {
+	c := new(config)
+	require.NoError(t, TrustProxy("X-Forwarded-For", netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")).apply(c))
+	return c
 }
 
 func TestForwarded(t *testing.T) {
-	a := proxied(t)
-	require.Equal(t, "x-forwarded-for", a.proxyHeader)
+	p := &proxied(t).proxies
+	require.Equal(t, "x-forwarded-for", p.header)
 	for _, c := range []struct {
 		values []string
 		want   string // "" is unknown
@@ -47,7 +47,7 @@ func TestForwarded(t *testing.T) {
 		{[]string{"[192.0.2.1]"}, ""},
 		{[]string{"192.0.2.1:99999"}, ""},
 	} {
-		got := a.forwarded(c.values)
+		got := p.forwarded(c.values)
 		if c.want == "" {
 			require.False(t, got.IsValid(), "%q: %v", c.values, got)
 			continue
@@ -62,17 +62,17 @@ func FuzzForwarded(f *testing.F) {
 	f.Add("[2001:db8::1]:443,fd00::1")
 	f.Add(",,")
 	f.Fuzz(func(t *testing.T, value string) {
-		a := proxied(t)
-		got := a.forwarded([]string{value})
-		require.Equal(t, got, a.forwarded(strings.Split(value, ",")), "one line or several")
+		p := &proxied(t).proxies
+		got := p.forwarded([]string{value})
+		require.Equal(t, got, p.forwarded(strings.Split(value, ",")), "one line or several")
 		if !got.IsValid() {
 			return
 		}
 		require.False(t, got.Is4In6())
 		require.Empty(t, got.Zone())
 		// What the caller puts before it changes nothing.
-		if !a.isProxy(got) {
-			require.Equal(t, got, a.forwarded([]string{"198.51.100.7", value}))
+		if !p.isProxy(got) {
+			require.Equal(t, got, p.forwarded([]string{"198.51.100.7", value}))
 		}
 	})
 }
@@ -105,10 +105,10 @@ func TestTrustProxyRefuses(t *testing.T) {
 		LimitFailures(1, 0),
 		RulesFrom(nil),
 	} {
-		require.Error(t, o.apply(new(Authenticator)))
+		require.Error(t, o.apply(new(config)))
 	}
 	require.Error(t, TrustProxy("x-forwarded-for", network).apply(proxied(t)), "twice")
-	require.ErrorContains(t, TrustProxy("Forwarded", network).apply(new(Authenticator)), "RFC 7239")
+	require.ErrorContains(t, TrustProxy("Forwarded", network).apply(new(config)), "RFC 7239")
 	require.ErrorContains(t, TrustProxyTransport("x-real-ip", "unix").apply(proxied(t)), "all proxies must set the same")
 	both := proxied(t)
 	require.NoError(t, TrustProxyTransport("X-Forwarded-For", "unix", "bufconn").apply(both))

@@ -4,17 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"reflect"
-	"slices"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -34,37 +30,18 @@ type Verifier interface {
 // An Authenticator admits calls by API key. New makes one; it does not change afterwards, and is safe for concurrent
 // use.
 type Authenticator struct {
-	verifier   Verifier
-	headers    []header
-	methods    map[string]rule // by full method
-	services   map[string]rule // by "/pkg.Service"
-	mapper     ErrorMapper     // nil: none
-	log        refusalLog
-	requireTLS bool
-	extensions []protoreflect.ExtensionType
+	verifier    Verifier
+	credentials credentialReader
+	rules       ruleSet
+	proxies     proxies
+	failures    *failures   // nil: not limited
+	mapper      ErrorMapper // nil: none
+	log         refusalLog
+	syntax      syntaxStatuses
 
-	proxyHeader     string // "": no proxy is trusted
-	proxies         []netip.Prefix
-	proxyTransports []string // of proxies without an address, as net.Addr.Network names them
-	limitMessages   bool
-	failures        *failures // nil: not limited
-	requireRules    bool
-	cancelUnary     bool
+	limitMessages, cancelUnary bool
 
 	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
-
-	missing, noScheme, wrongScheme *status.Status // each says which header to use
-}
-
-// A rule says who may call a method. The zero rule is: whoever has a valid key.
-type rule struct {
-	public   bool
-	optional bool // without a credential, the caller is nobody
-	missing  bool // no rule names the method, and RequireRules wants one
-	scopes   []string
-	any      bool           // one of the scopes is enough
-	linked   bool           // read from a .proto: the server may lack the method
-	denied   *status.Status // for a key that lacks them
 }
 
 // New returns an Authenticator that asks v. An error says which option is wrong, and why. New also
@@ -73,30 +50,22 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	if isNil(v) {
 		return nil, fmt.Errorf("interceptor: the verifier is nil: its type is %T", v)
 	}
-	a := &Authenticator{
-		verifier: v,
-		methods:  make(map[string]rule),
-		services: make(map[string]rule),
-	}
-	for _, o := range opts {
-		if o.apply == nil {
-			continue // the zero Option
-		}
-		if err := o.apply(a); err != nil {
-			return nil, fmt.Errorf("interceptor: %w", err)
-		}
-	}
-	if err := a.readRules(); err != nil {
+	c, err := newConfig(opts)
+	if err != nil {
 		return nil, fmt.Errorf("interceptor: %w", err)
 	}
-	if len(a.headers) == 0 {
-		a.headers = []header{{name: "authorization", schemes: []string{"Bearer"}}}
-	}
-	if i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == a.proxyHeader }); i >= 0 {
-		return nil, fmt.Errorf("interceptor: the header %q cannot hold both the key and the caller's address", a.proxyHeader)
-	}
-	a.describeHeader(a.headers[0])
-	return a, nil
+	return &Authenticator{
+		verifier:      v,
+		credentials:   c.credentials,
+		rules:         c.rules,
+		proxies:       c.proxies,
+		failures:      c.failures,
+		mapper:        c.mapper,
+		log:           refusalLog{logger: c.logger},
+		syntax:        newSyntaxStatuses(c.credentials.headers[0]),
+		limitMessages: c.limitMessages,
+		cancelUnary:   c.cancelUnary,
+	}, nil
 }
 
 // isNil reports whether an interface is nil, or holds a nil pointer, map, function or the like.
@@ -111,47 +80,10 @@ func isNil(v any) bool {
 	}
 }
 
-// addRule adds the rule for one method, or for one service.
-func (a *Authenticator) addRule(fullMethod string, r rule) error {
-	service, method, ok := splitMethod(fullMethod)
-	if !ok {
-		return fmt.Errorf("%q is not a full method name: write it as /package.Service/Method", fullMethod)
-	}
-	rules, name := a.methods, fullMethod
-	if method == "*" {
-		rules, name = a.services, service
-	}
-	if _, ok := rules[name]; ok {
-		return fmt.Errorf("%q has a rule already: give each method one", fullMethod)
-	}
-	if len(r.scopes) > 0 {
-		r.denied = scopeStatus(r.scopes)
-	}
-	rules[name] = r
-	return nil
-}
-
-// rule returns the rule for a method: its own, or else its service's, or else that it needs a key
-// or a rule. Names match to the letter, so that one which the server would read differently needs a
-// key too (compare CVE-2026-33186).
-func (a *Authenticator) rule(fullMethod string) rule {
-	if r, ok := a.methods[fullMethod]; ok {
-		return r
-	}
-	if len(a.services) > 0 {
-		if service, _, ok := splitMethod(fullMethod); ok {
-			if r, ok := a.services[service]; ok {
-				return r
-			}
-		}
-	}
-	return rule{missing: a.requireRules}
-}
-
 // method returns the full name under which a unary method was called, as that of a stream is. That of info is what
 // generated code says, also of a service that is registered under another name.
 func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) string {
-	if len(a.methods)+len(a.services) > 0 {
+	if len(a.rules.methods)+len(a.rules.services) > 0 {
 		if m, ok := grpc.Method(ctx); ok && m != "" {
 			return m
 		}
@@ -166,7 +98,7 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	a.unaryInUse.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := a.method(ctx, info)
-		r := a.rule(method)
+		r := a.rules.rule(method)
 		call := &callContext{Context: ctx, auth: a}
 		if a.open(ctx, r) {
 			return handler(call, req)
@@ -205,11 +137,11 @@ func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
 		return "", errNoRule
 	}
 	if a.failures != nil {
-		if err := a.failures.check(a.clientAddr(call.Context)); err != nil {
+		if err := a.failures.check(a.proxies.clientAddr(call.Context)); err != nil {
 			return "", err
 		}
 	}
-	text, err := a.credential(call.Context)
+	text, err := a.credentials.credential(call.Context)
 	if errors.Is(err, errMissing) && call.Context.Value(callKey{}) != nil {
 		err = errTwice
 	}
@@ -222,7 +154,7 @@ func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
 // failed counts a failure that is the caller's, and returns it.
 func (a *Authenticator) failed(call *callContext, err error) error {
 	if a.failures != nil && a.refusal(call.Context, err).Code() == codes.Unauthenticated {
-		a.failures.note(a.clientAddr(call.Context))
+		a.failures.note(a.proxies.clientAddr(call.Context))
 	}
 	return err
 }
@@ -233,7 +165,7 @@ func (a *Authenticator) failed(call *callContext, err error) error {
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	a.streamInUse.Store(true)
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		r := a.rule(info.FullMethod)
+		r := a.rules.rule(info.FullMethod)
 		call := &callContext{Context: ss.Context(), auth: a}
 		if a.open(call.Context, r) {
 			return handler(srv, &publicStream{ss, call})
@@ -273,25 +205,6 @@ func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keyst
 		return nil, nil, nil, err
 	}
 	return bound, key, release, nil
-}
-
-// allows returns nil, or what to tell a caller with a key that lacks a scope.
-func (r rule) allows(k *keystore.Key) error {
-	if len(r.scopes) == 0 {
-		return nil
-	}
-	for _, s := range r.scopes {
-		if k.HasScope(s) == r.any { // one that it has is enough, or one that it lacks
-			if r.any {
-				return nil
-			}
-			return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
-		}
-	}
-	if r.any {
-		return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
-	}
-	return nil
 }
 
 // ServerOptions returns both interceptors as options for grpc.NewServer, behind any that

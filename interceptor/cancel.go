@@ -14,8 +14,8 @@ import (
 // microseconds. Without CancelUnary, a unary call that was admitted runs to its end. Calls of
 // Public methods, and calls without a credential of Optional methods, are not ended.
 func CancelUnary() Option {
-	return Option{func(a *Authenticator) error {
-		a.cancelUnary = true
+	return Option{func(c *config) error {
+		c.cancelUnary = true
 		return nil
 	}}
 }

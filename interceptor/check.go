@@ -54,18 +54,18 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	var unknown, ruleless, openUnary, openStreams []string
-	for name, r := range a.methods {
+	for name, r := range a.rules.methods {
 		if service, _, _ := splitMethod(name); !known[name] && !passes[service] && !r.linked {
 			unknown = append(unknown, name)
 		}
 	}
-	for name := range a.services {
+	for name := range a.rules.services {
 		if !known[name] {
 			unknown = append(unknown, name+"/*")
 		}
 	}
 	for name, stream := range streams {
-		r := a.rule(name)
+		r := a.rules.rule(name)
 		switch {
 		case r.public:
 		case stream && !a.streamInUse.Load():

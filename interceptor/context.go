@@ -2,9 +2,6 @@ package interceptor
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -55,11 +52,11 @@ func (c *callContext) Value(key any) any {
 		return c
 	}
 	if key == (clientaddr.Key{}) {
-		return c.auth.clientAddr(c.Context)
+		return c.auth.proxies.clientAddr(c.Context)
 	}
 	value := c.Context.Value(key)
 	if md, ok := value.(metadata.MD); ok {
-		return c.strip(md)
+		return c.auth.credentials.strip(md)
 	}
 	if c.stream != nil {
 		if t, ok := value.(grpc.ServerTransportStream); ok && c.stream.over() {
@@ -67,21 +64,6 @@ func (c *callContext) Value(key any) any {
 		}
 	}
 	return value
-}
-
-// strip returns md without the headers that may hold a credential. The values are shared, as those of the original
-// are. A transport other than gRPC's own may have left names in upper case, which metadata.FromIncomingContext
-// lowers. grpc-gateway sends authorization as it is and, like any header of HTTP's own, a second time behind its prefix.
-func (c *callContext) strip(md metadata.MD) metadata.MD {
-	const gateway = "grpcgateway-"
-	md = maps.Clone(md)
-	maps.DeleteFunc(md, func(name string, _ []string) bool {
-		if len(name) > len(gateway) && strings.EqualFold(name[:len(gateway)], gateway) {
-			name = name[len(gateway):]
-		}
-		return slices.ContainsFunc(c.auth.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
-	})
-	return md
 }
 
 // String keeps fmt from printing the contexts below, one of which holds the credential.

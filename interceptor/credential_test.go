@@ -36,7 +36,7 @@ func FuzzCredential(f *testing.F) {
 		md.Append(name1, value1)
 		md.Append(name2, value2, value3)
 		ctx := metadata.NewIncomingContext(context.Background(), md)
-		credential, err := a.credential(ctx)
+		credential, err := a.credentials.credential(ctx)
 		sent := append(md.Get("authorization"), md.Get("x-api-key")...)
 		switch {
 		case err == nil:

@@ -14,8 +14,8 @@ import (
 // LimitMessages counts each message that a stream receives as a use of its key, beside the one that opening it is, for
 // keys with a RateLimit. A stream that receives more is ended with ResourceExhausted. Without it a stream is one use.
 func LimitMessages() Option {
-	return Option{func(a *Authenticator) error {
-		a.limitMessages = true
+	return Option{func(c *config) error {
+		c.limitMessages = true
 		return nil
 	}}
 }
@@ -34,11 +34,11 @@ func LimitMessages() Option {
 //
 // It remembers the 65,536 addresses that failed last.
 func LimitFailures(perSecond float64, burst int) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		if !(perSecond > 0) || math.IsInf(perSecond, 0) || burst < 1 {
 			return fmt.Errorf("LimitFailures: %v per second and a burst of %d: both must be positive", perSecond, burst)
 		}
-		a.failures = newFailures(rate.Limit(perSecond), burst)
+		c.failures = newFailures(rate.Limit(perSecond), burst)
 		return nil
 	}}
 }

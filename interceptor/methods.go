@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 )
 
 // RequireRules refuses the calls of every method that has no rule, with PermissionDenied, before it
@@ -15,8 +14,8 @@ import (
 // RulesFrom say about the method or its service. Without this option, a method without a rule takes
 // any valid key. Check lists the methods of a server that have no rule.
 func RequireRules() Option {
-	return Option{func(a *Authenticator) error {
-		a.requireRules = true
+	return Option{func(c *config) error {
+		c.rules.required = true
 		return nil
 	}}
 }
@@ -38,9 +37,9 @@ func Optional(fullMethods ...string) Option {
 }
 
 func addRules(option string, r rule, fullMethods []string) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		for _, m := range fullMethods {
-			if err := a.addRule(m, r); err != nil {
+			if err := c.rules.add(m, r); err != nil {
 				return fmt.Errorf("%s: %w", option, err)
 			}
 		}
@@ -62,17 +61,7 @@ var (
 
 // open reports whether the rule lets the call in without a look at a key.
 func (a *Authenticator) open(ctx context.Context, r rule) bool {
-	return r.public || r.optional && (!a.requireTLS || secure(ctx)) && !a.hasCredential(ctx)
-}
-
-// hasCredential reports whether an accepted header is there, also an empty one.
-func (a *Authenticator) hasCredential(ctx context.Context) bool {
-	for i := range a.headers {
-		if len(metadata.ValueFromIncomingContext(ctx, a.headers[i].name)) > 0 {
-			return true
-		}
-	}
-	return false
+	return r.public || r.optional && (!a.credentials.requireTLS || secure(ctx)) && !a.credentials.present(ctx)
 }
 
 // splitMethod splits "/pkg.Service/Method" at its second slash: service is "/pkg.Service".

@@ -14,14 +14,14 @@ import (
 
 // An Option is a setting for New.
 type Option struct {
-	apply func(*Authenticator) error
+	apply func(*config) error
 }
 
 // Header accepts keys in a metadata header, after a scheme and a space, such as "authorization" and "Bearer", which
 // is the default, or, if scheme is empty, bare, such as in "x-api-key". The case of neither matters (RFC 9110,
 // sections 5.1 and 11.1). It may be given several times, and then replaces the default.
 func Header(name, scheme string) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		lower := strings.ToLower(name)
 		if err := checkHeader(lower); err != nil {
 			return fmt.Errorf("Header %q: %w", name, err)
@@ -29,12 +29,13 @@ func Header(name, scheme string) Option {
 		if !isToken(scheme) {
 			return fmt.Errorf("Header %q: the scheme %q is not a token of RFC 9110", name, scheme)
 		}
-		i := slices.IndexFunc(a.headers, func(h header) bool { return h.name == lower })
+		headers := &c.credentials.headers
+		i := slices.IndexFunc(*headers, func(h header) bool { return h.name == lower })
 		if i < 0 {
-			i = len(a.headers)
-			a.headers = append(a.headers, header{name: lower})
+			i = len(*headers)
+			*headers = append(*headers, header{name: lower})
 		}
-		h := &a.headers[i]
+		h := &(*headers)[i]
 		if slices.ContainsFunc(h.schemes, func(s string) bool { return strings.EqualFold(s, scheme) }) {
 			return fmt.Errorf("Header %q with the scheme %q is given twice", name, scheme)
 		}
@@ -91,7 +92,7 @@ func RequireAny(fullMethod string, scopes ...string) Option {
 }
 
 func requireScopes(option, fullMethod string, scopes []string, any bool) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		if len(scopes) == 0 {
 			return fmt.Errorf("%s %q: name at least one scope", option, fullMethod)
 		}
@@ -104,7 +105,7 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service",
 				option, fullMethod)
 		}
-		if err := a.addRule(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
+		if err := c.rules.add(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
 			return fmt.Errorf("%s: %w", option, err)
 		}
 		return nil
@@ -130,11 +131,11 @@ type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *s
 
 // WithErrorMapper sets the ErrorMapper.
 func WithErrorMapper(m ErrorMapper) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		if m == nil {
 			return errors.New("WithErrorMapper: the mapper is nil")
 		}
-		a.mapper = m
+		c.mapper = m
 		return nil
 	}}
 }
@@ -142,8 +143,8 @@ func WithErrorMapper(m ErrorMapper) Option {
 // RequireTLS refuses calls that came over a connection without privacy and integrity, before it reads their
 // credential. TLS has both, and so have gRPC's local credentials on a unix socket.
 func RequireTLS() Option {
-	return Option{func(a *Authenticator) error {
-		a.requireTLS = true
+	return Option{func(c *config) error {
+		c.credentials.requireTLS = true
 		return nil
 	}}
 }

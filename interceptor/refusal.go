@@ -32,15 +32,19 @@ var (
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
 )
 
-// describeHeader makes what is told to callers who do not send a key as they must.
-func (a *Authenticator) describeHeader(h header) {
+// syntaxStatuses are what callers are told who do not send a key as they must. Each says which header to use.
+type syntaxStatuses struct{ missing, noScheme, wrongScheme *status.Status }
+
+func newSyntaxStatuses(h header) syntaxStatuses {
 	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
 	told := func(reason, text string) *status.Status {
 		return newStatus(codes.Unauthenticated, reason, text+": "+send, nil)
 	}
-	a.missing = told("CREDENTIALS_MISSING", "an API key is needed")
-	a.noScheme = told("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it")
-	a.wrongScheme = told("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept")
+	return syntaxStatuses{
+		missing:     told("CREDENTIALS_MISSING", "an API key is needed"),
+		noScheme:    told("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it"),
+		wrongScheme: told("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept"),
+	}
 }
 
 func scopeStatus(scopes []string) *status.Status {
@@ -85,13 +89,13 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 	var throttled *throttledError
 	switch {
 	case errors.Is(err, errMissing):
-		return a.missing
+		return a.syntax.missing
 	case errors.Is(err, errSeveral):
 		return severalStatus
 	case errors.Is(err, errNoScheme):
-		return a.noScheme
+		return a.syntax.noScheme
 	case errors.Is(err, errWrongScheme):
-		return a.wrongScheme
+		return a.syntax.wrongScheme
 	case errors.Is(err, errInsecure):
 		return insecureStatus
 	case errors.Is(err, errNoRule):

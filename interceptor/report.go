@@ -116,7 +116,7 @@ func (a *Authenticator) refusalOf(ctx context.Context, fullMethod string, err er
 	if known := (*Refusal)(nil); errors.As(err, &known) {
 		r.KeyID, r.err = known.KeyID, known.err
 	}
-	addr, through := a.origin(ctx)
+	addr, through := a.proxies.origin(ctx)
 	r.Reason, r.Method, r.Addr, r.Proxy = reasonOf(r.err), fullMethod, addr, through.String()
 	return r
 }
@@ -169,11 +169,11 @@ func (a *Authenticator) mapped(
 // a Verifier that returns no key and no error, and an ErrorMapper that panics. A nil logger is an
 // error of New.
 func LogRefusals(logger *slog.Logger) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		if logger == nil {
 			return errors.New("LogRefusals: the logger is nil: give slog.Default(), for example")
 		}
-		a.log.logger = logger
+		c.logger = logger
 		return nil
 	}}
 }

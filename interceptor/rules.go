@@ -23,7 +23,7 @@ import (
 // the program, so that Check does not ask for them. A method that another option names keeps the rule of that option.
 // New refuses a scope that no key can have, as for Require.
 func RulesFrom(ext protoreflect.ExtensionType) Option {
-	return Option{func(a *Authenticator) error {
+	return Option{func(c *config) error {
 		if isNil(ext) {
 			return errors.New("RulesFrom: the extension is nil")
 		}
@@ -39,15 +39,15 @@ func RulesFrom(ext protoreflect.ExtensionType) Option {
 		if !(d.Kind() == protoreflect.StringKind || d.Kind() == protoreflect.BoolKind && !d.IsList()) {
 			return fmt.Errorf("RulesFrom: %s is a %v: it must be a string, a repeated string, or a bool", d.FullName(), d.Kind())
 		}
-		a.extensions = append(a.extensions, ext)
+		c.extensions = append(c.extensions, ext)
 		return nil
 	}}
 }
 
 // readRules adds the rules of all extensions, behind those that were given by name.
-func (a *Authenticator) readRules() error {
-	named := make(map[string]bool, len(a.methods))
-	for m := range a.methods {
+func (c *config) readRules() error {
+	named := make(map[string]bool, len(c.rules.methods))
+	for m := range c.rules.methods {
 		named[m] = true
 	}
 	var failed error
@@ -57,10 +57,10 @@ func (a *Authenticator) readRules() error {
 			for j := range methods.Len() {
 				m := methods.Get(j)
 				full := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
-				r, ok, err := a.ruleOf(m)
+				r, ok, err := c.ruleOf(m)
 				if err == nil && ok && !named[full] {
 					r.linked = true
-					err = a.addRule(full, r)
+					err = c.rules.add(full, r)
 				}
 				if err != nil {
 					failed = fmt.Errorf("RulesFrom: %s: %w", full, err)
@@ -73,8 +73,8 @@ func (a *Authenticator) readRules() error {
 	return failed
 }
 
-func (a *Authenticator) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err error) {
-	for _, ext := range a.extensions {
+func (c *config) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err error) {
+	for _, ext := range c.extensions {
 		options, err := optionsOf(m, ext)
 		if err != nil {
 			return rule{}, false, err

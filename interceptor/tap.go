@@ -33,7 +33,7 @@ import (
 func (a *Authenticator) Tap() tap.ServerInHandle {
 	held := new(heldTimers)
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		r := a.rule(info.FullMethodName)
+		r := a.rules.rule(info.FullMethodName)
 		if a.open(ctx, r) || held.full(ctx) {
 			return ctx, nil
 		}

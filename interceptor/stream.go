@@ -51,6 +51,16 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //     has taken from its context before does not look.
 //  2. The client is told one status, made from the cause, whoever asks for it first. A SendMsg that looked before bound
 //     was done may still get its message out before the status; behind it the transport takes none.
+//
+// The mode of a stream says which of these ways the stream goes:
+//
+//	mode           RecvMsg, SendMsg, SendHeader         a cut                     the end of the handler
+//	interruptible  on the handler's goroutine; a cut    the watch writes the      settle waits for the watch, or
+//	               unblocks it                          status                    writes the status itself
+//	serveHTTP      in a goroutine, which the handler    the watch writes the      gRPC writes the status; settle
+//	               leaves behind at a cut; RecvMsg      status; nobody waits      stops the watch, and does not
+//	               fills a message of its own           for that                  wait
+//	foreign        as in serveHTTP                      nobody writes a status    gRPC writes the status
 type stream struct {
 	grpc.ServerStream
 	ctx   *callContext
@@ -63,9 +73,35 @@ type stream struct {
 	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
 	spent     atomic.Pointer[status.Status] // set when there were
 
-	end   interface{ WriteStatus(*status.Status) error } // unblocks calls; nil: run each in a goroutine
-	stop  func() bool                                    // of the watch for a cut
-	ended chan struct{}                                  // closed when the watch has written the status
+	mode          mode
+	transport     statusWriter  // nil in mode foreign
+	stopWatch     func() bool   // stops the watch for a cut; nil in mode foreign
+	statusWritten chan struct{} // closed when the watch has run; nil in mode foreign
+}
+
+// A mode is a way to end a stream, which depends on the transport.
+type mode int
+
+const (
+	foreign       mode = iota // the transport has no WriteStatus
+	serveHTTP                 // WriteStatus does not unblock a write that waits for flow control
+	interruptible             // WriteStatus unblocks RecvMsg and SendMsg
+)
+
+// A statusWriter is the transport's part of a stream, if that can end the stream from outside.
+type statusWriter interface{ WriteStatus(*status.Status) error }
+
+// modeOf returns the mode of a stream with the context.
+func modeOf(ctx context.Context) (mode, statusWriter) {
+	w, ok := grpc.ServerTransportStreamFromContext(ctx).(statusWriter)
+	switch {
+	case !ok:
+		return foreign, nil
+	case ctx.Value(http.ServerContextKey) != nil:
+		return serveHTTP, w
+	default:
+		return interruptible, w
+	}
 }
 
 // newStream returns the stream that a handler gets for ss. The context call, for an ErrorMapper,
@@ -92,19 +128,16 @@ func (a *Authenticator) newStream(
 			return a.report(call, callEnded, fullMethod, &Refusal{KeyID: key.ID, err: err})
 		}
 	}
-	end, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(interface{ WriteStatus(*status.Status) error })
-	if !ok {
+	s.mode, s.transport = modeOf(ss.Context())
+	if s.mode == foreign {
 		return s
 	}
-	if ss.Context().Value(http.ServerContextKey) == nil {
-		s.end = end
-	}
-	s.ended = make(chan struct{})
-	s.stop = s.onEnd(func() {
-		defer close(s.ended)
+	s.statusWritten = make(chan struct{})
+	s.stopWatch = s.onEnd(func() {
+		defer close(s.statusWritten)
 		if isCut(s.cause()) {
 			// An error means that the connection is gone, and the handler is unblocked by that.
-			_ = end.WriteStatus(s.told())
+			_ = s.transport.WriteStatus(s.told())
 			s.log()
 		}
 	})
@@ -142,14 +175,16 @@ func (s *stream) cause() error {
 // panicked: then nobody but settle sees to it that the client is told of a cut, if the handler was faster than the watch.
 func (s *stream) settle() {
 	defer s.log()
-	switch {
-	case s.stop == nil:
-	case s.end == nil:
-		s.stop()
-	case !s.stop():
-		<-s.ended
-	case isCut(s.cause()):
-		_ = s.end.WriteStatus(s.told())
+	switch s.mode {
+	case foreign:
+	case serveHTTP:
+		s.stopWatch()
+	case interruptible:
+		if !s.stopWatch() {
+			<-s.statusWritten
+		} else if isCut(s.cause()) {
+			_ = s.transport.WriteStatus(s.told())
+		}
 	}
 }
 
@@ -193,7 +228,7 @@ func (s *stream) SetTrailer(md metadata.MD) {
 
 func (s *stream) SendHeader(md metadata.MD) error {
 	send := func() error { return s.ServerStream.SendHeader(md) }
-	if s.end == nil {
+	if s.mode != interruptible {
 		return s.call(send)
 	}
 	if err := s.cut(); err != nil {
@@ -219,7 +254,7 @@ func (t endedTransport) SendHeader(metadata.MD) error { return t.stream.cut() }
 func (t endedTransport) SetTrailer(metadata.MD) error { return t.stream.cut() }
 
 func (s *stream) RecvMsg(m any) error {
-	if s.end == nil {
+	if s.mode != interruptible {
 		return s.receive(m)
 	}
 	if err := s.cut(); err != nil {
@@ -266,14 +301,14 @@ func (s *stream) count(err error) error {
 		return nil
 	}
 	s.spent.CompareAndSwap(nil, s.exhausted(limited))
-	if s.end != nil {
-		_ = s.end.WriteStatus(s.spent.Load())
+	if s.mode == interruptible {
+		_ = s.transport.WriteStatus(s.spent.Load())
 	}
 	return s.cut()
 }
 
 func (s *stream) SendMsg(m any) error {
-	if s.end == nil {
+	if s.mode != interruptible {
 		return s.call(func() error { return s.ServerStream.SendMsg(m) })
 	}
 	if err := s.cut(); err != nil {

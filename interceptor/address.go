@@ -112,7 +112,7 @@ func (p *proxies) setHeader(option, header string) error {
 // clientAddr returns the address that a call comes from, or the zero Addr if it is not known: on a unix socket, for
 // example.
 func (p *proxies) clientAddr(ctx context.Context) netip.Addr {
-	addr, _ := p.origin(ctx)
+	addr, _ := p.client(ctx)
 	return addr
 }
 
@@ -130,14 +130,14 @@ func (p proxy) String() string {
 	return p.transport
 }
 
-// origin returns the address that a call comes from, or the zero Addr, and the proxy that it came
+// client returns the address that a call comes from, or the zero Addr, and the proxy that it came
 // through.
-func (p *proxies) origin(ctx context.Context) (netip.Addr, proxy) {
+func (p *proxies) client(ctx context.Context) (netip.Addr, proxy) {
 	from, ok := peer.FromContext(ctx)
 	if !ok || from.Addr == nil {
 		return netip.Addr{}, proxy{}
 	}
-	addr := addrOf(from)
+	addr := peerAddr(from)
 	var through proxy
 	switch {
 	case p.header == "":
@@ -154,9 +154,9 @@ func (p *proxies) origin(ctx context.Context) (netip.Addr, proxy) {
 	return p.forwarded(metadata.ValueFromIncomingContext(ctx, p.header)), through
 }
 
-// addrOf returns the address of the other end of a connection, or the zero Addr if that end has
+// peerAddr returns the address of the other end of a connection, or the zero Addr if that end has
 // none.
-func addrOf(p *peer.Peer) netip.Addr {
+func peerAddr(p *peer.Peer) netip.Addr {
 	// A client binds its end of a unix socket to a name of its choice, such as "192.0.2.1:80". Of a call through ServeHTTP
 	// only the server's end says that it is one.
 	for _, end := range []net.Addr{p.Addr, p.LocalAddr} {
@@ -165,7 +165,7 @@ func addrOf(p *peer.Peer) netip.Addr {
 		}
 	}
 	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
-		return clean(tcp.AddrPort().Addr())
+		return normalizeAddr(tcp.AddrPort().Addr())
 	}
 	// Under ServeHTTP, it is the RemoteAddr of the request. Middleware may have set that to an
 	// address without a port.
@@ -176,7 +176,7 @@ func (p *proxies) isTransport(end net.Addr) bool {
 	return slices.Contains(p.transports, end.Network())
 }
 
-func clean(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+func normalizeAddr(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 func (p *proxies) isProxy(addr netip.Addr) bool {
 	return slices.ContainsFunc(p.networks, func(n netip.Prefix) bool { return n.Contains(addr) })
@@ -203,15 +203,15 @@ func (p *proxies) forwarded(values []string) (addr netip.Addr) {
 // [2001:db8::1], [2001:db8::1]:80.
 func parseAddr(s string) netip.Addr {
 	if addr, err := netip.ParseAddr(s); err == nil {
-		return clean(addr)
+		return normalizeAddr(addr)
 	}
 	if ap, err := netip.ParseAddrPort(s); err == nil {
-		return clean(ap.Addr())
+		return normalizeAddr(ap.Addr())
 	}
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		if inner, ok = strings.CutSuffix(inner, "]"); ok {
 			if addr, err := netip.ParseAddr(inner); err == nil && addr.Is6() {
-				return clean(addr)
+				return normalizeAddr(addr)
 			}
 		}
 	}

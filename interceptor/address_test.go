@@ -122,7 +122,7 @@ func TestFailuresWaitForAges(t *testing.T) {
 	for _, perSecond := range []float64{math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2} {
 		f := newFailures(rate.Limit(perSecond), 1)
 		addr := netip.MustParseAddr("192.0.2.1")
-		f.note(addr)
+		f.add(addr)
 		var throttled *throttledError
 		if !errors.As(f.check(addr), &throttled) {
 			require.Greater(t, perSecond, 1.0)
@@ -165,13 +165,13 @@ func TestAddressOfAPeer(t *testing.T) {
 		{textAddr("example.com:80"), ""},
 		{&net.UnixAddr{Name: "192.0.2.1", Net: "unix"}, ""},
 	} {
-		got := addrOf(&peer.Peer{Addr: c.remote, LocalAddr: tcp})
+		got := peerAddr(&peer.Peer{Addr: c.remote, LocalAddr: tcp})
 		if c.want == "" {
 			require.False(t, got.IsValid(), "%v: %v", c.remote, got)
 		} else {
 			require.Equal(t, c.want, got.String(), "%v", c.remote)
 		}
-		require.False(t, addrOf(&peer.Peer{Addr: c.remote, LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(), "on a unix socket")
+		require.False(t, peerAddr(&peer.Peer{Addr: c.remote, LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(), "on a unix socket")
 	}
 }
 
@@ -186,7 +186,7 @@ func TestFailuresByNetwork(t *testing.T) {
 	addr := netip.MustParseAddr("2001:db8::1")
 	for range 2 {
 		require.NoError(t, f.check(addr))
-		f.note(addr)
+		f.add(addr)
 	}
 	var throttled *throttledError
 	require.ErrorAs(t, f.check(addr), &throttled)
@@ -196,13 +196,13 @@ func TestFailuresByNetwork(t *testing.T) {
 	require.NoError(t, f.check(netip.MustParseAddr("192.0.2.1")))
 	require.NoError(t, f.check(netip.Addr{}))
 	for range 2 {
-		f.note(netip.Addr{})
+		f.add(netip.Addr{})
 	}
 	require.ErrorAs(t, f.check(netip.Addr{}), &throttled, "all without an address share one limit")
 	require.NoError(t, f.check(netip.IPv4Unspecified()))
-	for i := range maxFailing {
-		f.note(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+	for i := range maxAddresses {
+		f.add(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 	}
-	require.Equal(t, maxFailing, f.lru.Len())
+	require.Equal(t, maxAddresses, f.lru.Len())
 	require.NoError(t, f.check(addr), "forgotten")
 }

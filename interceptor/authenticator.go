@@ -98,17 +98,17 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	a.unaryInUse.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := a.method(ctx, info)
-		r := a.rules.rule(method)
+		r := a.rules.forMethod(method)
 		call := &callContext{Context: ctx, auth: a}
-		if a.open(ctx, r) {
+		if a.needsNoKey(ctx, r) {
 			return handler(call, req)
 		}
 		if a.cancelUnary {
-			return a.bound(call, r, method, req, handler)
+			return a.callBound(call, r, method, req, handler)
 		}
 		key, err := a.verify(call, r)
 		if err != nil {
-			return nil, a.tell(call, method, err).Err()
+			return nil, a.refusalStatus(call, method, err).Err()
 		}
 		call.key = key
 		return handler(call, req)
@@ -116,7 +116,7 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 }
 
 func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error) {
-	text, err := a.admit(call, r)
+	text, err := a.credentialFor(call, r)
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +125,14 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 		err = errNoKey
 	}
 	if err != nil {
-		return nil, a.failed(call, withKeyID(text, err))
+		return nil, a.countFailure(call, withKeyID(text, err))
 	}
 	return key, r.allows(key)
 }
 
-// admit returns the credential of a call, unless the method has no rule, or too many of its address
+// credentialFor returns the credential of a call, unless the method has no rule, or too many of its address
 // have failed.
-func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
+func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error) {
 	if r.missing {
 		return "", errNoRule
 	}
@@ -146,15 +146,15 @@ func (a *Authenticator) admit(call *callContext, r rule) (string, error) {
 		err = errTwice
 	}
 	if err != nil {
-		return "", a.failed(call, err)
+		return "", a.countFailure(call, err)
 	}
 	return text, nil
 }
 
-// failed counts a failure that is the caller's, and returns it.
-func (a *Authenticator) failed(call *callContext, err error) error {
-	if a.failures != nil && a.refusal(call.Context, err).Code() == codes.Unauthenticated {
-		a.failures.note(a.proxies.clientAddr(call.Context))
+// countFailure counts a failure that is the caller's, and returns it.
+func (a *Authenticator) countFailure(call *callContext, err error) error {
+	if a.failures != nil && a.defaultStatus(call.Context, err).Code() == codes.Unauthenticated {
+		a.failures.add(a.proxies.clientAddr(call.Context))
 	}
 	return err
 }
@@ -165,28 +165,28 @@ func (a *Authenticator) failed(call *callContext, err error) error {
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	a.streamInUse.Store(true)
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		r := a.rules.rule(info.FullMethod)
+		r := a.rules.forMethod(info.FullMethod)
 		call := &callContext{Context: ss.Context(), auth: a}
-		if a.open(call.Context, r) {
+		if a.needsNoKey(call.Context, r) {
 			return handler(srv, &publicStream{ss, call})
 		}
 		bound, key, release, err := a.bind(call, r)
 		if err != nil {
-			return a.tell(call, info.FullMethod, err).Err()
+			return a.refusalStatus(call, info.FullMethod, err).Err()
 		}
 		defer release()
 		s := a.newStream(ss, bound, call, key, info.FullMethod)
-		defer s.settle()
+		defer s.finish()
 		err = handler(srv, s)
-		if cut := s.cut(); cut != nil {
-			return cut
+		if ended := s.ended(); ended != nil {
+			return ended
 		}
 		return err
 	}
 }
 
 func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	text, err := a.admit(call, r)
+	text, err := a.credentialFor(call, r)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -198,7 +198,7 @@ func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keyst
 		}
 	}
 	if err != nil {
-		return nil, nil, nil, a.failed(call, withKeyID(text, err))
+		return nil, nil, nil, a.countFailure(call, withKeyID(text, err))
 	}
 	if err := r.allows(key); err != nil {
 		release()

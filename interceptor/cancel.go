@@ -29,20 +29,20 @@ type unaryCall struct {
 
 func (u unaryCall) Context() context.Context { return u.ctx }
 
-// bound calls the handler with a context that ends when the key no longer admits the call.
-func (a *Authenticator) bound(
+// callBound calls the handler with a context that ends when the key no longer admits the call.
+func (a *Authenticator) callBound(
 	call *callContext, r rule, method string, req any, handler grpc.UnaryHandler,
 ) (any, error) {
 	bound, key, release, err := a.bind(call, r)
 	if err != nil {
-		return nil, a.tell(call, method, err).Err()
+		return nil, a.refusalStatus(call, method, err).Err()
 	}
 	defer release()
 	s := a.newStream(unaryCall{ctx: call.Context}, bound, call, key, method)
-	defer s.settle()
+	defer s.finish()
 	reply, err := handler(s.ctx, req)
-	if cut := s.cut(); cut != nil {
-		return nil, cut
+	if ended := s.ended(); ended != nil {
+		return nil, ended
 	}
 	return reply, err
 }

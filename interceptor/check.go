@@ -28,9 +28,9 @@ type ServiceInfoProvider interface {
 // grpc.UnknownServiceHandler, name what it passes on in proxied: full methods, or services, as
 // "/package.Service/*".
 func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
-	known := make(map[string]bool)   // services, and methods
-	streams := make(map[string]bool) // by method: whether Stream guards the method, or else Unary
-	passes := make(map[string]bool)  // services whose methods are not known
+	known := make(map[string]bool)    // services, and methods
+	streams := make(map[string]bool)  // by method: whether Stream guards the method, or else Unary
+	unlisted := make(map[string]bool) // services whose methods are not known
 	for service, info := range s.GetServiceInfo() {
 		known["/"+service] = true
 		for _, m := range info.Methods {
@@ -48,14 +48,14 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		known[service] = true
 		streams[name] = true // gRPC treats every call of an UnknownServiceHandler as a stream
 		if method == "*" {
-			passes[service] = true
+			unlisted[service] = true
 		} else {
 			known[name] = true
 		}
 	}
 	var unknown, ruleless, openUnary, openStreams []string
 	for name, r := range a.rules.methods {
-		if service, _, _ := splitMethod(name); !known[name] && !passes[service] && !r.linked {
+		if service, _, _ := splitMethod(name); !known[name] && !unlisted[service] && !r.fromProto {
 			unknown = append(unknown, name)
 		}
 	}
@@ -65,7 +65,7 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	for name, stream := range streams {
-		r := a.rules.rule(name)
+		r := a.rules.forMethod(name)
 		switch {
 		case r.public:
 		case stream && !a.streamInUse.Load():
@@ -78,18 +78,18 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	return errors.Join(
-		complain(unknown, "rules for what the server does not have: %s: "+
+		listError(unknown, "rules for what the server does not have: %s: "+
 			"correct the names, or call Check after registering"),
-		complain(ruleless, "methods without a rule, which RequireRules refuses to everyone: %s: "+
+		listError(ruleless, "methods without a rule, which RequireRules refuses to everyone: %s: "+
 			"give each a rule, such as Public, Require or AnyKey"),
-		complain(openUnary, "the interceptor of Unary is not in use, "+
+		listError(openUnary, "the interceptor of Unary is not in use, "+
 			"so that these methods need no key: %s: give grpc.NewServer the ServerOptions"),
-		complain(openStreams, "the interceptor of Stream is not in use, "+
+		listError(openStreams, "the interceptor of Stream is not in use, "+
 			"so that these streams need no key: %s: give grpc.NewServer the ServerOptions"))
 }
 
-// complain returns nil if there are no names.
-func complain(names []string, format string) error {
+// listError returns nil if there are no names.
+func listError(names []string, format string) error {
 	if len(names) == 0 {
 		return nil
 	}

@@ -59,7 +59,7 @@ func (c *callContext) Value(key any) any {
 		return c.auth.credentials.strip(md)
 	}
 	if c.stream != nil {
-		if t, ok := value.(grpc.ServerTransportStream); ok && c.stream.over() {
+		if t, ok := value.(grpc.ServerTransportStream); ok && c.stream.hasEnded() {
 			return endedTransport{t, c.stream}
 		}
 	}

@@ -24,13 +24,13 @@ func TestHeldTimers(t *testing.T) {
 		for range 10 {
 			held.add(t.Context()) // no deadline, nothing held
 		}
-		require.False(t, held.full(within(time.Hour)))
+		require.False(t, held.atLimit(within(time.Hour)))
 		held.add(within(time.Hour))
-		require.True(t, held.full(within(time.Second)))
-		require.False(t, held.full(t.Context()))
+		require.True(t, held.atLimit(within(time.Second)))
+		require.False(t, held.atLimit(t.Context()))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.False(t, held.full(within(time.Second)))
+		require.False(t, held.atLimit(within(time.Second)))
 		require.EqualValues(t, 1, held.n.Load())
 		time.Sleep(time.Hour)
 		synctest.Wait()

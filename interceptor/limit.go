@@ -43,7 +43,7 @@ func LimitFailures(perSecond float64, burst int) Option {
 	}}
 }
 
-const maxFailing = 1 << 16
+const maxAddresses = 1 << 16
 
 // failures has a bucket for each address that failed of late.
 type failures struct {
@@ -55,7 +55,7 @@ type failures struct {
 }
 
 func newFailures(limit rate.Limit, burst int) *failures {
-	lru, err := simplelru.NewLRU[netip.Addr, *rate.Limiter](maxFailing, nil)
+	lru, err := simplelru.NewLRU[netip.Addr, *rate.Limiter](maxAddresses, nil)
 	if err != nil {
 		panic(err) // not for a positive size
 	}
@@ -100,8 +100,8 @@ func seconds(n float64) time.Duration {
 	return math.MaxInt64
 }
 
-// note counts a failure.
-func (f *failures) note(addr netip.Addr) {
+// add counts a failure.
+func (f *failures) add(addr netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l, ok := f.lru.Get(bucketOf(addr))

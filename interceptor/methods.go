@@ -59,8 +59,8 @@ var (
 			"give the server the ServerOptions of one Authenticator, once", nil)
 )
 
-// open reports whether the rule lets the call in without a look at a key.
-func (a *Authenticator) open(ctx context.Context, r rule) bool {
+// needsNoKey reports whether the rule lets the call in without a look at a key.
+func (a *Authenticator) needsNoKey(ctx context.Context, r rule) bool {
 	return r.public || r.optional && (!a.credentials.requireTLS || secure(ctx)) && !a.credentials.present(ctx)
 }
 

@@ -105,7 +105,7 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service",
 				option, fullMethod)
 		}
-		if err := c.rules.add(fullMethod, rule{scopes: slices.Clone(scopes), any: any}); err != nil {
+		if err := c.rules.add(fullMethod, rule{scopes: slices.Clone(scopes), anyOf: any}); err != nil {
 			return fmt.Errorf("%s: %w", option, err)
 		}
 		return nil
@@ -127,7 +127,7 @@ func checkScope(s string) error {
 // has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not
 // put a cause into the text that tells one bad key from another. If it panics, the caller is told
 // the default, and the panic is logged: see LogRefusals.
-type ErrorMapper func(ctx context.Context, fullMethod string, err error, told *status.Status) *status.Status
+type ErrorMapper func(ctx context.Context, fullMethod string, err error, defaultStatus *status.Status) *status.Status
 
 // WithErrorMapper sets the ErrorMapper.
 func WithErrorMapper(m ErrorMapper) Option {

@@ -37,13 +37,13 @@ type syntaxStatuses struct{ missing, noScheme, wrongScheme *status.Status }
 
 func newSyntaxStatuses(h header) syntaxStatuses {
 	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
-	told := func(reason, text string) *status.Status {
+	refuse := func(reason, text string) *status.Status {
 		return newStatus(codes.Unauthenticated, reason, text+": "+send, nil)
 	}
 	return syntaxStatuses{
-		missing:     told("CREDENTIALS_MISSING", "an API key is needed"),
-		noScheme:    told("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it"),
-		wrongScheme: told("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept"),
+		missing:     refuse("CREDENTIALS_MISSING", "an API key is needed"),
+		noScheme:    refuse("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it"),
+		wrongScheme: refuse("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept"),
 	}
 }
 
@@ -66,24 +66,24 @@ func newStatus(code codes.Code, reason, text string, metadata map[string]string,
 }
 
 // A scopeError says that a valid key lacks a scope.
-type scopeError struct{ told *status.Status }
+type scopeError struct{ status *status.Status }
 
-func (e *scopeError) Error() string { return e.told.Message() }
+func (e *scopeError) Error() string { return e.status.Message() }
 
-// tell returns what a caller whose call is refused is told.
-func (a *Authenticator) tell(ctx context.Context, fullMethod string, err error) *status.Status {
+// refusalStatus returns what a caller whose call is refused is told.
+func (a *Authenticator) refusalStatus(ctx context.Context, fullMethod string, err error) *status.Status {
 	return a.report(ctx, callRefused, fullMethod, err)
 }
 
 // report logs that a call was refused, or a stream ended, for err, and returns what the caller is
 // told.
 func (a *Authenticator) report(ctx context.Context, message, fullMethod string, err error) *status.Status {
-	r, told := a.refusalOf(ctx, fullMethod, err), a.refusal(ctx, err)
-	a.log.refused(ctx, message, r, told.Code())
-	return a.mapped(ctx, r, told)
+	r, byDefault := a.newRefusal(ctx, fullMethod, err), a.defaultStatus(ctx, err)
+	a.log.logRefusal(ctx, message, r, byDefault.Code())
+	return a.mapStatus(ctx, r, byDefault)
 }
 
-func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
+func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.Status {
 	var scope *scopeError
 	var used *keystore.RateLimitError
 	var throttled *throttledError
@@ -103,7 +103,7 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 	case errors.Is(err, errTwice):
 		return twiceStatus
 	case errors.As(err, &scope):
-		return scope.told
+		return scope.status
 	case errors.Is(err, keystore.ErrDenied):
 		return invalidStatus
 	case errors.As(err, &used):
@@ -119,8 +119,8 @@ func (a *Authenticator) refusal(ctx context.Context, err error) *status.Status {
 	}
 }
 
-// isCut reports whether a bound context that ended with cause was ended by the store.
-func isCut(cause error) bool {
+// endedByStore reports whether a bound context that ended with cause was ended by the store.
+func endedByStore(cause error) bool {
 	for _, ours := range []error{keystore.ErrDenied, keystore.ErrChanged, keystore.ErrClosed, keystore.ErrUnavailable} {
 		if errors.Is(cause, ours) {
 			return true
@@ -129,8 +129,8 @@ func isCut(cause error) bool {
 	return false
 }
 
-// cutStatus returns what the caller of a stream that is cut is told by default.
-func cutStatus(cause error) *status.Status {
+// endStatus returns what the caller of a stream that is cut is told by default.
+func endStatus(cause error) *status.Status {
 	switch {
 	case errors.Is(cause, keystore.ErrRevoked):
 		return revokedStatus

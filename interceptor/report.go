@@ -110,41 +110,41 @@ func withKeyID(text string, err error) error {
 	return err
 }
 
-// refusalOf returns the Refusal for err, which may be a Refusal that has only the ID of the key.
-func (a *Authenticator) refusalOf(ctx context.Context, fullMethod string, err error) *Refusal {
+// newRefusal returns the Refusal for err, which may be a Refusal that has only the ID of the key.
+func (a *Authenticator) newRefusal(ctx context.Context, fullMethod string, err error) *Refusal {
 	r := &Refusal{err: err}
 	if known := (*Refusal)(nil); errors.As(err, &known) {
 		r.KeyID, r.err = known.KeyID, known.err
 	}
-	addr, through := a.proxies.origin(ctx)
+	addr, through := a.proxies.client(ctx)
 	r.Reason, r.Method, r.Addr, r.Proxy = reasonOf(r.err), fullMethod, addr, through.String()
 	return r
 }
 
-// mapped asks the ErrorMapper for a status. If the mapper panics, mapped returns the default: the
+// mapStatus asks the ErrorMapper for a status. If the mapper panics, mapStatus returns the default: the
 // goroutine may be the store's, where no interceptor recovers a panic, and the panic would end the
 // process.
-func (a *Authenticator) mapped(
-	ctx context.Context, r *Refusal, told *status.Status,
+func (a *Authenticator) mapStatus(
+	ctx context.Context, r *Refusal, byDefault *status.Status,
 ) (st *status.Status) {
 	if a.mapper == nil {
-		return told
+		return byDefault
 	}
-	st = told
+	st = byDefault
 	defer func() {
 		if p := recover(); p != nil {
-			a.log.fault(ctx, "ErrorMapper panicked: the caller is told the default",
-				"panic", bounded(fmt.Sprint(p), maxErrorText),
+			a.log.logFault(ctx, "ErrorMapper panicked: the caller is told the default",
+				"panic", truncate(fmt.Sprint(p), maxErrorText),
 				"reason", r.Reason,
-				"method", methodText(r.Method),
-				"stack", bounded(string(debug.Stack()), 4*maxErrorText))
+				"method", printableMethod(r.Method),
+				"stack", truncate(string(debug.Stack()), 4*maxErrorText))
 		}
 	}()
-	mapped := a.mapper(ctx, r.Method, r, told)
+	mapped := a.mapper(ctx, r.Method, r, byDefault)
 	if mapped.Code() != codes.OK { // the code of a nil Status is OK
 		return mapped
 	}
-	return told
+	return byDefault
 }
 
 // LogRefusals logs each call that is refused, and each stream that ends with its key. A line has
@@ -185,20 +185,20 @@ const (
 	logPerSecond  = 1
 )
 
-// methodText returns a method for the log: bounded, and with \ufffd for each character that does
+// printableMethod returns a method for the log: bounded, and with \ufffd for each character that does
 // not print. The JSON handler of slog does not escape the characters that reverse the direction of
 // text.
-func methodText(method string) string {
+func printableMethod(method string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return unicode.ReplacementChar
 		}
 		return r
-	}, bounded(method, maxMethodText))
+	}, truncate(method, maxMethodText))
 }
 
-// bounded returns text, or its first n bytes and how long it is.
-func bounded(text string, n int) string {
+// truncate returns text, or its first n bytes and how long it is.
+func truncate(text string, n int) string {
 	if len(text) > n {
 		text = fmt.Sprintf("%s… (%d bytes)", text[:n], len(text))
 	}
@@ -220,8 +220,8 @@ type sample struct {
 	suppressed uint64
 }
 
-// take reports whether a line may be logged now, and how many were left out before it.
-func (l *refusalLog) take(message, reason string) (suppressed uint64, ok bool) {
+// allow reports whether a line may be logged now, and how many were left out before it.
+func (l *refusalLog) allow(message, reason string) (suppressed uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := sampleKey{message, reason}
@@ -246,8 +246,8 @@ const (
 	callEnded   = "gRPC call ended with its API key"
 )
 
-// refused logs a refusal. The code is the one that the caller gets by default.
-func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, code codes.Code) {
+// logRefusal logs a refusal. The code is the one that the caller gets by default.
+func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal, code codes.Code) {
 	logger := l.logger
 	if logger == nil {
 		if !errors.Is(r.err, errNoKey) {
@@ -267,7 +267,7 @@ func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, co
 	}
 	attrs := []slog.Attr{
 		slog.String("reason", r.Reason),
-		slog.String("method", methodText(r.Method)),
+		slog.String("method", printableMethod(r.Method)),
 	}
 	if r.KeyID != "" {
 		attrs = append(attrs, slog.String("key", r.KeyID))
@@ -279,13 +279,13 @@ func (l *refusalLog) refused(ctx context.Context, message string, r *Refusal, co
 		attrs = append(attrs, slog.String("proxy", r.Proxy))
 	}
 	if trouble {
-		attrs = append(attrs, slog.String("error", bounded(r.err.Error(), maxErrorText)))
+		attrs = append(attrs, slog.String("error", truncate(r.err.Error(), maxErrorText)))
 	}
 	l.write(ctx, logger, level, message, r.Reason, attrs)
 }
 
-// fault logs a fault of the program.
-func (l *refusalLog) fault(ctx context.Context, message string, args ...any) {
+// logFault logs a fault of the program.
+func (l *refusalLog) logFault(ctx context.Context, message string, args ...any) {
 	logger := l.logger
 	if logger == nil {
 		logger = slog.Default()
@@ -302,7 +302,7 @@ func (l *refusalLog) write(
 	if !logger.Enabled(ctx, level) {
 		return
 	}
-	suppressed, ok := l.take(message, reason)
+	suppressed, ok := l.allow(message, reason)
 	if !ok {
 		return
 	}

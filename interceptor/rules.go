@@ -59,7 +59,7 @@ func (c *config) readRules() error {
 				full := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 				r, ok, err := c.ruleOf(m)
 				if err == nil && ok && !named[full] {
-					r.linked = true
+					r.fromProto = true
 					err = c.rules.add(full, r)
 				}
 				if err != nil {

@@ -10,13 +10,13 @@ import (
 
 // A rule says who may call a method. The zero rule is: whoever has a valid key.
 type rule struct {
-	public   bool
-	optional bool // without a credential, the caller is nobody
-	missing  bool // no rule names the method, and RequireRules wants one
-	scopes   []string
-	any      bool           // one of the scopes is enough
-	linked   bool           // read from a .proto: the server may lack the method
-	denied   *status.Status // for a key that lacks them
+	public       bool
+	optional     bool // without a credential, the caller is nobody
+	missing      bool // no rule names the method, and RequireRules wants one
+	scopes       []string
+	anyOf        bool           // one of the scopes is enough
+	fromProto    bool           // read from a .proto: the server may lack the method
+	deniedStatus *status.Status // for a key that lacks them
 }
 
 // allows returns nil, or what to tell a caller with a key that lacks a scope.
@@ -25,15 +25,15 @@ func (r rule) allows(k *keystore.Key) error {
 		return nil
 	}
 	for _, s := range r.scopes {
-		if k.HasScope(s) == r.any { // one that it has is enough, or one that it lacks
-			if r.any {
+		if k.HasScope(s) == r.anyOf { // one that it has is enough, or one that it lacks
+			if r.anyOf {
 				return nil
 			}
-			return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
+			return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
 		}
 	}
-	if r.any {
-		return &Refusal{KeyID: k.ID, err: &scopeError{r.denied}}
+	if r.anyOf {
+		return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
 	}
 	return nil
 }
@@ -63,16 +63,16 @@ func (s *ruleSet) add(fullMethod string, r rule) error {
 		return fmt.Errorf("%q has a rule already: give each method one", fullMethod)
 	}
 	if len(r.scopes) > 0 {
-		r.denied = scopeStatus(r.scopes)
+		r.deniedStatus = scopeStatus(r.scopes)
 	}
 	rules[name] = r
 	return nil
 }
 
-// rule returns the rule for a method: its own, or else its service's, or else that it needs a key
+// forMethod returns the rule for a method: its own, or else its service's, or else that it needs a key
 // or a rule. Names match to the letter, so that one which the server would read differently needs a
 // key too (compare CVE-2026-33186).
-func (s *ruleSet) rule(fullMethod string) rule {
+func (s *ruleSet) forMethod(fullMethod string) rule {
 	if r, ok := s.methods[fullMethod]; ok {
 		return r
 	}

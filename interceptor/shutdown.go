@@ -6,7 +6,7 @@ import (
 )
 
 // lastMoment is how long handlers have to return after the store is closed.
-const lastMoment = 5 * time.Second
+const stopGrace = 5 * time.Second
 
 // Shutdown stops server, closes store, and returns the error of store.Close. Shutdown returns when
 // both are done. A server is a *grpc.Server, and a store is a *keystore.Store.
@@ -30,7 +30,7 @@ func Shutdown(server interface {
 }, store interface{ Close() error }, wait time.Duration) error {
 	closeStore := sync.OnceValue(store.Close)
 	time.AfterFunc(wait, func() { _ = closeStore() })
-	stop := time.AfterFunc(max(wait, 0)+lastMoment, server.Stop)
+	stop := time.AfterFunc(max(wait, 0)+stopGrace, server.Stop)
 	defer stop.Stop()
 	server.GracefulStop()
 	return closeStore()

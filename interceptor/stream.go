@@ -55,23 +55,23 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 // The mode of a stream says which of these ways the stream goes:
 //
 //	mode           RecvMsg, SendMsg, SendHeader         a cut                     the end of the handler
-//	interruptible  on the handler's goroutine; a cut    the watch writes the      settle waits for the watch, or
+//	interruptible  on the handler's goroutine; a cut    the watch writes the      finish waits for the watch, or
 //	               unblocks it                          status                    writes the status itself
-//	serveHTTP      in a goroutine, which the handler    the watch writes the      gRPC writes the status; settle
+//	serveHTTP      in a goroutine, which the handler    the watch writes the      gRPC writes the status; finish
 //	               leaves behind at a cut; RecvMsg      status; nobody waits      stops the watch, and does not
 //	               fills a message of its own           for that                  wait
 //	foreign        as in serveHTTP                      nobody writes a status    gRPC writes the status
 type stream struct {
 	grpc.ServerStream
-	ctx   *callContext
-	bound context.Context
-	kept  kept                  // bound; nil if it is not such a one
-	told  func() *status.Status // what the client is told of a cut; the same each time
+	ctx          *callContext
+	bound        context.Context
+	notifier     endNotifier           // bound; nil if it is not such a one
+	clientStatus func() *status.Status // what the client is told of a cut; the same each time
 
-	logCut func() // logs a cut, once; nil: cuts are not logged
+	logEnd func() // logs a cut, once; nil: cuts are not logged
 
-	exhausted func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
-	spent     atomic.Pointer[status.Status] // set when there were
+	onLimit     func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
+	limitStatus atomic.Pointer[status.Status] // set when there were
 
 	mode          mode
 	transport     statusWriter  // nil in mode foreign
@@ -111,20 +111,20 @@ func (a *Authenticator) newStream(
 ) *stream {
 	s := &stream{ServerStream: ss, bound: bound}
 	s.ctx = &callContext{Context: bound, auth: a, key: key, stream: s}
-	s.kept, _ = bound.(kept)
+	s.notifier, _ = bound.(endNotifier)
 	refusal := func() *Refusal {
-		return a.refusalOf(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()})
+		return a.newRefusal(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()})
 	}
-	s.told = sync.OnceValue(func() *status.Status {
-		return a.mapped(call, refusal(), cutStatus(s.cause()))
+	s.clientStatus = sync.OnceValue(func() *status.Status {
+		return a.mapStatus(call, refusal(), endStatus(s.cause()))
 	})
 	if a.log.logger != nil {
-		s.logCut = sync.OnceFunc(func() {
-			a.log.refused(call, callEnded, refusal(), cutStatus(s.cause()).Code())
+		s.logEnd = sync.OnceFunc(func() {
+			a.log.logRefusal(call, callEnded, refusal(), endStatus(s.cause()).Code())
 		})
 	}
 	if a.limitMessages {
-		s.exhausted = func(err error) *status.Status {
+		s.onLimit = func(err error) *status.Status {
 			return a.report(call, callEnded, fullMethod, &Refusal{KeyID: key.ID, err: err})
 		}
 	}
@@ -135,18 +135,18 @@ func (a *Authenticator) newStream(
 	s.statusWritten = make(chan struct{})
 	s.stopWatch = s.onEnd(func() {
 		defer close(s.statusWritten)
-		if isCut(s.cause()) {
+		if endedByStore(s.cause()) {
 			// An error means that the connection is gone, and the handler is unblocked by that.
-			_ = s.transport.WriteStatus(s.told())
-			s.log()
+			_ = s.transport.WriteStatus(s.clientStatus())
+			s.logIfEnded()
 		}
 	})
 	return s
 }
 
-// A kept is a context of a keystore.Store's, which keeps many under one key. It spares the Revoke that ends them all what
+// An endNotifier is a context of a keystore.Store's, which keeps many under one key. It spares the Revoke that ends them all what
 // the functions of package context cost: a wait behind the goroutines that those would start.
-type kept interface {
+type endNotifier interface {
 	// Cause returns why the store has ended the context, or nil.
 	Cause() error
 	// OnEnd has f called when it has. Stop reports whether it kept f from being called.
@@ -154,16 +154,16 @@ type kept interface {
 }
 
 func (s *stream) onEnd(f func()) (stop func() bool) {
-	if s.kept != nil {
-		return s.kept.OnEnd(f)
+	if s.notifier != nil {
+		return s.notifier.OnEnd(f)
 	}
 	return context.AfterFunc(s.bound, f)
 }
 
 // cause returns why bound has ended, or nil.
 func (s *stream) cause() error {
-	if s.kept != nil {
-		return s.kept.Cause()
+	if s.notifier != nil {
+		return s.notifier.Cause()
 	}
 	if s.bound.Err() == nil {
 		return nil
@@ -171,10 +171,10 @@ func (s *stream) cause() error {
 	return context.Cause(s.bound)
 }
 
-// settle waits until nothing of s runs any more, but for what is written under ServeHTTP. The handler has returned, or
-// panicked: then nobody but settle sees to it that the client is told of a cut, if the handler was faster than the watch.
-func (s *stream) settle() {
-	defer s.log()
+// finish waits until nothing of s runs any more, but for what is written under ServeHTTP. The handler has returned, or
+// panicked: then nobody but finish sees to it that the client is told of a cut, if the handler was faster than the watch.
+func (s *stream) finish() {
+	defer s.logIfEnded()
 	switch s.mode {
 	case foreign:
 	case serveHTTP:
@@ -182,46 +182,46 @@ func (s *stream) settle() {
 	case interruptible:
 		if !s.stopWatch() {
 			<-s.statusWritten
-		} else if isCut(s.cause()) {
-			_ = s.transport.WriteStatus(s.told())
+		} else if endedByStore(s.cause()) {
+			_ = s.transport.WriteStatus(s.clientStatus())
 		}
 	}
 }
 
-// log logs the cut, if there was one, once. Call log after the client got the status, because a
+// logIfEnded logs the cut, if there was one, once. Call logIfEnded after the client got the status, because a
 // logger may block.
-func (s *stream) log() {
-	if s.logCut != nil && s.spent.Load() == nil && isCut(s.cause()) {
-		s.logCut()
+func (s *stream) logIfEnded() {
+	if s.logEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.cause()) {
+		s.logEnd()
 	}
 }
 
-// cut returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context,
+// ended returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context,
 // which is bound's parent, is left to gRPC.
-func (s *stream) cut() error {
-	if st := s.spent.Load(); st != nil {
+func (s *stream) ended() error {
+	if st := s.limitStatus.Load(); st != nil {
 		return st.Err()
 	}
-	if cause := s.cause(); cause == nil || !isCut(cause) {
+	if cause := s.cause(); cause == nil || !endedByStore(cause) {
 		return nil
 	}
-	return s.told().Err()
+	return s.clientStatus().Err()
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
 
-// over reports whether cut returns an error, now and from now on.
-func (s *stream) over() bool { return s.spent.Load() != nil || isCut(s.cause()) }
+// hasEnded reports whether ended returns an error, now and from now on.
+func (s *stream) hasEnded() bool { return s.limitStatus.Load() != nil || endedByStore(s.cause()) }
 
 func (s *stream) SetHeader(md metadata.MD) error {
-	if err := s.cut(); err != nil {
+	if err := s.ended(); err != nil {
 		return err
 	}
 	return s.ServerStream.SetHeader(md)
 }
 
 func (s *stream) SetTrailer(md metadata.MD) {
-	if !s.over() {
+	if !s.hasEnded() {
 		s.ServerStream.SetTrailer(md)
 	}
 }
@@ -229,14 +229,14 @@ func (s *stream) SetTrailer(md metadata.MD) {
 func (s *stream) SendHeader(md metadata.MD) error {
 	send := func() error { return s.ServerStream.SendHeader(md) }
 	if s.mode != interruptible {
-		return s.call(send)
+		return s.callAbandonable(send)
 	}
-	if err := s.cut(); err != nil {
+	if err := s.ended(); err != nil {
 		return err
 	}
 	err := send()
-	if cut := s.cut(); cut != nil {
-		return cut
+	if ended := s.ended(); ended != nil {
+		return ended
 	}
 	return err
 }
@@ -249,36 +249,36 @@ type endedTransport struct {
 	stream *stream
 }
 
-func (t endedTransport) SetHeader(metadata.MD) error  { return t.stream.cut() }
-func (t endedTransport) SendHeader(metadata.MD) error { return t.stream.cut() }
-func (t endedTransport) SetTrailer(metadata.MD) error { return t.stream.cut() }
+func (t endedTransport) SetHeader(metadata.MD) error  { return t.stream.ended() }
+func (t endedTransport) SendHeader(metadata.MD) error { return t.stream.ended() }
+func (t endedTransport) SetTrailer(metadata.MD) error { return t.stream.ended() }
 
 func (s *stream) RecvMsg(m any) error {
 	if s.mode != interruptible {
-		return s.receive(m)
+		return s.recvAbandonable(m)
 	}
-	if err := s.cut(); err != nil {
+	if err := s.ended(); err != nil {
 		return err
 	}
 	err := s.ServerStream.RecvMsg(m)
-	if cut := s.cut(); cut != nil {
-		return cut
+	if ended := s.ended(); ended != nil {
+		return ended
 	}
-	return s.count(err)
+	return s.countMessage(err)
 }
 
-// receive is RecvMsg on a transport where the handler can walk away from a blocked call. An
+// recvAbandonable is RecvMsg on a transport where the handler can walk away from a blocked call. An
 // abandoned call may still receive a message, and must not write to m, because the handler may use
 // m again. So receive gives the call a new message, and moves the content to m only if the call was
 // not abandoned.
-func (s *stream) receive(m any) error {
+func (s *stream) recvAbandonable(m any) error {
 	target, ok := m.(proto.Message)
 	if !ok || reflect.TypeOf(target.ProtoReflect().Interface()) != reflect.TypeOf(m) {
 		// Only the user's own codec knows how to fill m.
-		return s.count(s.call(func() error { return s.ServerStream.RecvMsg(m) }))
+		return s.countMessage(s.callAbandonable(func() error { return s.ServerStream.RecvMsg(m) }))
 	}
 	message := target.ProtoReflect().New()
-	if err := s.count(s.call(func() error { return s.ServerStream.RecvMsg(message.Interface()) })); err != nil {
+	if err := s.countMessage(s.callAbandonable(func() error { return s.ServerStream.RecvMsg(message.Interface()) })); err != nil {
 		return err
 	}
 	proto.Reset(target)
@@ -291,40 +291,40 @@ func (s *stream) receive(m any) error {
 	return nil
 }
 
-// count takes a received message from the key's rate limit. One too many ends the stream.
-func (s *stream) count(err error) error {
-	if err != nil || s.exhausted == nil {
+// countMessage takes a received message from the key's rate limit. One too many ends the stream.
+func (s *stream) countMessage(err error) error {
+	if err != nil || s.onLimit == nil {
 		return err
 	}
 	limited := s.ctx.key.Allow()
 	if limited == nil {
 		return nil
 	}
-	s.spent.CompareAndSwap(nil, s.exhausted(limited))
+	s.limitStatus.CompareAndSwap(nil, s.onLimit(limited))
 	if s.mode == interruptible {
-		_ = s.transport.WriteStatus(s.spent.Load())
+		_ = s.transport.WriteStatus(s.limitStatus.Load())
 	}
-	return s.cut()
+	return s.ended()
 }
 
 func (s *stream) SendMsg(m any) error {
 	if s.mode != interruptible {
-		return s.call(func() error { return s.ServerStream.SendMsg(m) })
+		return s.callAbandonable(func() error { return s.ServerStream.SendMsg(m) })
 	}
-	if err := s.cut(); err != nil {
+	if err := s.ended(); err != nil {
 		return err
 	}
 	err := s.ServerStream.SendMsg(m)
-	if cut := s.cut(); cut != nil {
-		return cut
+	if ended := s.ended(); ended != nil {
+		return ended
 	}
 	return err
 }
 
-// call runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the
+// callAbandonable runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the
 // caller's.
-func (s *stream) call(f func() error) error {
-	if err := s.cut(); err != nil {
+func (s *stream) callAbandonable(f func() error) error {
+	if err := s.ended(); err != nil {
 		return err
 	}
 	type result struct {
@@ -347,12 +347,12 @@ func (s *stream) call(f func() error) error {
 			if r.panicked != nil {
 				panic(r.panicked)
 			}
-			if err := s.cut(); err != nil {
+			if err := s.ended(); err != nil {
 				return err
 			}
 			return r.err
 		case <-cut:
-			if err := s.cut(); err != nil {
+			if err := s.ended(); err != nil {
 				return err
 			}
 			cut = nil // the caller went away; f sees that too

@@ -33,28 +33,28 @@ import (
 func (a *Authenticator) Tap() tap.ServerInHandle {
 	held := new(heldTimers)
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
-		r := a.rules.rule(info.FullMethodName)
-		if a.open(ctx, r) || held.full(ctx) {
+		r := a.rules.forMethod(info.FullMethodName)
+		if a.needsNoKey(ctx, r) || held.atLimit(ctx) {
 			return ctx, nil
 		}
 		call := &callContext{Context: ctx, auth: a}
-		err := a.plausible(call, r)
+		err := a.checkPlausible(call, r)
 		if err == nil {
 			return ctx, nil
 		}
 		held.add(ctx)
-		return ctx, a.tell(call, info.FullMethodName, err).Err()
+		return ctx, a.refusalStatus(call, info.FullMethodName, err).Err()
 	}
 }
 
-// plausible returns why the call is refused, as far as that shows without the store.
-func (a *Authenticator) plausible(call *callContext, r rule) error {
-	text, err := a.admit(call, r)
+// checkPlausible returns why the call is refused, as far as that shows without the store.
+func (a *Authenticator) checkPlausible(call *callContext, r rule) error {
+	text, err := a.credentialFor(call, r)
 	if err != nil {
 		return err
 	}
 	if _, ok := token.Parse(text); !ok || !token.ChecksumOK(text) {
-		return a.failed(call, keystore.ErrMalformed)
+		return a.countFailure(call, keystore.ErrMalformed)
 	}
 	return nil
 }
@@ -68,8 +68,8 @@ const maxHeld = 4096
 // then; the timer of a deadline holds its context.
 type heldTimers struct{ n atomic.Int64 }
 
-// full reports whether the call has a deadline and must not be refused by the tap handle.
-func (h *heldTimers) full(ctx context.Context) bool {
+// atLimit reports whether the call has a deadline and must not be refused by the tap handle.
+func (h *heldTimers) atLimit(ctx context.Context) bool {
 	_, ok := ctx.Deadline()
 	return ok && h.n.Load() >= maxHeld
 }

@@ -29,58 +29,58 @@ func FromFile(path string, opts ...Option) credentials.PerRPCCredentials {
 }
 
 const (
-	readEvery = time.Second
-	maxFile   = 4096 // bytes; more is no key
+	readInterval = time.Second
+	maxFileSize  = 4096 // bytes; more is no key
 )
 
 // A file reads a key from time to time.
 type file struct {
-	path    string
-	reading sync.Mutex // held by the caller who reads the file
-	last    atomic.Pointer[reading]
+	path     string
+	readLock sync.Mutex // held by the caller who reads the file
+	latest   atomic.Pointer[readResult]
 }
 
-// A reading is what was found in the file at a time.
-type reading struct {
-	at    time.Time
-	token string
-	err   error
-	stale bool // token is from before, because the file could not be read
+// A readResult is what was found in the file at a time.
+type readResult struct {
+	readAt time.Time
+	token  string
+	err    error
+	stale  bool // token is from before, because the file could not be read
 }
 
 // token is a source. The credentials check what it returns.
 func (f *file) token(context.Context) (string, error) {
-	r := f.last.Load()
+	r := f.latest.Load()
 	if !r.fresh() {
 		if r == nil {
-			f.reading.Lock()
-		} else if !f.reading.TryLock() {
+			f.readLock.Lock()
+		} else if !f.readLock.TryLock() {
 			return r.token, r.err // somebody else reads
 		}
-		defer f.reading.Unlock()
-		if r = f.last.Load(); !r.fresh() {
+		defer f.readLock.Unlock()
+		if r = f.latest.Load(); !r.fresh() {
 			r = f.read(r)
-			f.last.Store(r)
+			f.latest.Store(r)
 		}
 	}
 	return r.token, r.err
 }
 
-func (r *reading) fresh() bool { return r != nil && time.Since(r.at) < readEvery }
+func (r *readResult) fresh() bool { return r != nil && time.Since(r.readAt) < readInterval }
 
 // read reads the file. The reading before may be nil.
-func (f *file) read(before *reading) *reading {
+func (f *file) read(before *readResult) *readResult {
 	token, err := readFile(f.path)
-	r := &reading{at: time.Now(), token: token, err: err}
-	if !r.good() && before != nil && before.good() && !before.stale {
+	r := &readResult{readAt: time.Now(), token: token, err: err}
+	if !r.hasKey() && before != nil && before.hasKey() && !before.stale {
 		r.token, r.err, r.stale = before.token, nil, true
 	}
 	return r
 }
 
-// good reports whether the token is a key.
-func (r *reading) good() bool {
-	_, err := clean(r.token)
+// hasKey reports whether the token is a key.
+func (r *readResult) hasKey() bool {
+	_, err := parseKey(r.token)
 	return r.err == nil && err == nil
 }
 
@@ -90,6 +90,6 @@ func readFile(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile))
+	b, err := io.ReadAll(io.LimitReader(f, maxFileSize))
 	return string(b), err
 }

@@ -14,7 +14,7 @@ import (
 
 // maxKey is the longest key that a server takes: internal/token has the same limit, and is not imported, so that
 // clients depend on gRPC alone.
-const maxKey = 512
+const maxKeyLen = 512
 
 // Errors are statuses, because gRPC turns any other into Unauthenticated for a connection's credentials, and into
 // Internal for a call's.
@@ -25,8 +25,8 @@ var (
 		"keycreds: the API key has white space inside, or characters other than printable ASCII: "+
 			"give the key alone, without a scheme such as Bearer")
 	errLength = status.Errorf(codes.Unauthenticated,
-		"keycreds: the API key is longer than %d bytes: is it an API key?", maxKey)
-	errSilent = status.Error(codes.Unauthenticated,
+		"keycreds: the API key is longer than %d bytes: is it an API key?", maxKeyLen)
+	errNoSecurityInfo = status.Error(codes.Unauthenticated,
 		"keycreds: the API key does not go over an insecure connection: "+
 			"use TLS (the transport credentials do not say how secure this one is)")
 	errNilSource = status.Error(codes.Internal, "keycreds: FromSource: the source is nil")
@@ -38,7 +38,7 @@ var (
 // If the token cannot be a key, or an option is bad, calls fail; see the package's comment. The credentials are safe
 // for concurrent use, also by several connections. They print as their header, without the key.
 func New(token string, opts ...Option) credentials.PerRPCCredentials {
-	key, err := clean(token)
+	key, err := parseKey(token)
 	return newCreds(func(context.Context) (string, error) { return key, err }, opts)
 }
 
@@ -54,10 +54,10 @@ func FromSource(source func(context.Context) (string, error), opts ...Option) cr
 		if source == nil {
 			return "", errNilSource
 		}
-		token, failed := ask(ctx, source)
+		token, failed := callSource(ctx, source)
 		switch {
 		case failed == nil:
-			return clean(token)
+			return parseKey(token)
 		case ctx.Err() != nil: // the caller's own doing
 			return "", status.FromContextError(ctx.Err()).Err()
 		default:
@@ -66,10 +66,10 @@ func FromSource(source func(context.Context) (string, error), opts ...Option) cr
 	}, opts)
 }
 
-// ask calls the source. A panic of the source, or of its error, becomes an error: gRPC asks
+// callSource calls the source. A panic of the source, or of its error, becomes an error: gRPC asks
 // credentials on goroutines of its own too, where nobody recovers. The text of a panic may hold the
 // key, except that of a runtime error.
-func ask(
+func callSource(
 	ctx context.Context, source func(context.Context) (string, error),
 ) (token string, failed *sourceError) {
 	defer func() {
@@ -90,16 +90,16 @@ func ask(
 	return token, nil
 }
 
-// clean returns the key in token.
-func clean(token string) (string, error) {
+// parseKey returns the key in token.
+func parseKey(token string) (string, error) {
 	key := strings.TrimSpace(token)
 	switch {
 	case key == "":
 		return "", errEmpty
-	case len(key) > maxKey:
+	case len(key) > maxKeyLen:
 		return "", errLength
 	}
-	if err := mistake(key); err != nil {
+	if err := checkMistake(key); err != nil {
 		return "", err
 	}
 	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
@@ -153,7 +153,7 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 		switch level := securityLevel(ctx); level {
 		case credentials.PrivacyAndIntegrity:
 		case credentials.InvalidSecurityLevel:
-			return nil, errSilent
+			return nil, errNoSecurityInfo
 		default:
 			return nil, status.Errorf(codes.Unauthenticated,
 				"keycreds: the API key does not go over an insecure connection: use TLS (this one has %v)", level)

@@ -25,10 +25,10 @@ var (
 		"keycreds: the API key ends in a comma or a semicolon: remove it")
 )
 
-// mistake returns an error if the text is not a key, but what often stands in place of a key. A key
+// checkMistake returns an error if the text is not a key, but what often stands in place of a key. A key
 // of package keystore is never taken for a mistake, whatever its charset: it begins with a letter
 // or a digit, has an underscore before its secret and none inside, and ends in a letter or a digit.
-func mistake(key string) error {
+func checkMistake(key string) error {
 	switch {
 	case strings.Contains(key, "…"):
 		return errHint

@@ -192,7 +192,7 @@ func TestErrorMapperOfALimitedStream(t *testing.T) {
 			_, token := issue(t, store, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.001, Burst: 2}})
 			var asked []error
 			auth := newAuth(t, v, interceptor.LimitMessages(),
-				interceptor.WithErrorMapper(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
+				interceptor.MapErrors(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
 					asked = append(asked, err)
 					return told
 				}))

@@ -144,7 +144,7 @@ func TestTrailersBeforeTheCut(t *testing.T) {
 		}
 		return told
 	}
-	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.WithErrorMapper(mapper)).ServerOptions()...))
+	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	<-opened

@@ -494,7 +494,7 @@ func TestNewRefuses(t *testing.T) {
 		"required without a scope":  {interceptor.Require(emptyCall)},
 		"required, an empty scope":  {interceptor.Require(emptyCall, "")},
 		"required, a whole service": {interceptor.Require("/a.B/*", "a")},
-		"a nil mapper":              {interceptor.WithErrorMapper(nil)},
+		"a nil mapper":              {interceptor.MapErrors(nil)},
 		"a nil extension":           {interceptor.RulesFrom((*dynamicExtension)(nil))},
 		"a scope with a space":      {interceptor.Require(emptyCall, "a b")},
 		"a scope with a line break": {interceptor.Require(emptyCall, "a", "read\n")},
@@ -589,7 +589,7 @@ func TestCallersOwnDeadline(t *testing.T) {
 func TestErrorMapper(t *testing.T) {
 	store := openStore(t)
 	var heard []error
-	auth := newAuth(t, store, interceptor.WithErrorMapper(func(_ context.Context, method string, err error, told *status.Status) *status.Status {
+	auth := newAuth(t, store, interceptor.MapErrors(func(_ context.Context, method string, err error, told *status.Status) *status.Status {
 		require.Equal(t, emptyCall, method)
 		heard = append(heard, err)
 		switch {
@@ -636,11 +636,11 @@ func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 		close(opened)
 		return handlers["blocked in Recv"](s)
 	}}
-	refuses := newAuth(t, store, interceptor.WithErrorMapper(mapper), interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a"))
+	refuses := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a"))
 	for _, err := range both(withKey(t.Context(), token), dial(t, serve(t, svc, refuses.ServerOptions()...))) {
 		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 	}
-	cuts := newAuth(t, store, interceptor.WithErrorMapper(mapper), interceptor.Require(duplex, "stream"))
+	cuts := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(duplex, "stream"))
 	stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, cuts.ServerOptions()...))).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	<-opened

@@ -129,11 +129,11 @@ func checkScope(s string) error {
 // the default, and the panic is logged: see LogRefusals.
 type ErrorMapper func(ctx context.Context, fullMethod string, err error, defaultStatus *status.Status) *status.Status
 
-// WithErrorMapper sets the ErrorMapper.
-func WithErrorMapper(m ErrorMapper) Option {
+// MapErrors sets the ErrorMapper.
+func MapErrors(m ErrorMapper) Option {
 	return Option{func(c *config) error {
 		if m == nil {
-			return errors.New("WithErrorMapper: the mapper is nil")
+			return errors.New("MapErrors: the mapper is nil")
 		}
 		c.mapper = m
 		return nil

@@ -153,7 +153,7 @@ func TestMapperThatPanics(t *testing.T) {
 	store := openStore(t)
 	key, good := issue(t, store, keystore.Spec{})
 	book := logDefault(t)
-	mapper := interceptor.WithErrorMapper(func(context.Context, string, error, *status.Status) *status.Status {
+	mapper := interceptor.MapErrors(func(context.Context, string, error, *status.Status) *status.Status {
 		panic(errors.New("in the mapper\nof the test"))
 	})
 	svc := &service{duplex: echo}
@@ -192,7 +192,7 @@ type refusals struct {
 }
 
 func (r *refusals) option() interceptor.Option {
-	return interceptor.WithErrorMapper(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
+	return interceptor.MapErrors(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		refusal := (*interceptor.Refusal)(nil)

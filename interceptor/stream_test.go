@@ -423,7 +423,7 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 		_ = s.SendHeader(nil)
 		return handlers["blocked in Recv"](s)
 	}}
-	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.WithErrorMapper(mapper)).ServerOptions()...))
+	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
 	ends := make(chan error, streams)
 	for range streams {
 		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
@@ -456,7 +456,7 @@ func TestMapperThatPanicsAboutACut(t *testing.T) {
 				close(opened)
 				return handlers["blocked in Recv"](s)
 			}}
-			opts = append(opts, newAuth(t, store, interceptor.WithErrorMapper(mapper)).ServerOptions()...)
+			opts = append(opts, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...)
 			stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, opts...))).FullDuplexCall(withKey(t.Context(), token))
 			require.NoError(t, err)
 			<-opened

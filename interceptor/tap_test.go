@@ -239,12 +239,12 @@ func TestTapAsksTheMapper(t *testing.T) {
 		}
 		return status.New(codes.NotFound, "mapped")
 	}
-	conn := dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.WithErrorMapper(mapper)))...))
+	conn := dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(mapper)))...))
 	require.Equal(t, codes.NotFound, status.Code(call(withKey(t.Context(), "nonsense"), conn)))
 	require.NoError(t, call(withKey(t.Context(), token), conn))
 
 	panics := func(context.Context, string, error, *status.Status) *status.Status { panic("in the mapper") }
-	conn = dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.WithErrorMapper(panics)))...))
+	conn = dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(panics)))...))
 	requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated, "API_KEY_INVALID")
 	require.NoError(t, call(withKey(t.Context(), token), conn), "the connection goes on")
 }

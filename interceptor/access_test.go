@@ -286,7 +286,7 @@ func TestScopeRules(t *testing.T) {
 		require.ErrorContains(t, err, "RequireAny")
 	}
 	_, err := interceptor.New(store, interceptor.Require(duplex, "a"), interceptor.RequireAny(duplex, "b"))
-	require.ErrorContains(t, err, "has a rule already")
+	require.ErrorContains(t, err, "already has a rule")
 }
 
 // ruledTypes are what ruled has linked in; a program can do that once.

@@ -13,38 +13,42 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// TrustProxy takes the address of a caller who comes through one of the proxies from the metadata header that they set, such
-// as "x-forwarded-for": the last address in it that is not a proxy's. From anybody else the header is ignored, as everyone
-// can send it. A proxy that sends none, or something that is not a list of addresses, makes the caller's address
-// unknown, and a key with AllowedNetworks is then refused.
+// TrustProxy makes the server behind reverse proxies see the addresses of the real callers. If a
+// call comes from an address in proxies, the address of the caller is the last address in the
+// metadata header that is not an address of a proxy. The header is, for example, "x-forwarded-for".
+// On calls from other addresses the header is ignored, because every client can send the header. If
+// a proxy sends no header, or a header that is not a list of addresses, the address of the caller is
+// unknown, and keys with AllowedNetworks are refused.
 //
-// Every proxy on the way must append to the header, or replace it. Ports behind the addresses are ignored.
+// Every proxy on the way must append to the header or replace it. Ports in the header are ignored.
 //
-// Every host in the networks can claim every address. If the networks are a whole pod network of
-// Kubernetes, each pod can: then AllowedNetworks and LimitFailures bind only callers from outside
-// the network. So name the proxies' own addresses or a subnet that only proxies are in, or make a
-// network policy let only the proxies connect.
+// Every host in the networks can claim every address. If you name the pod network of a Kubernetes
+// cluster, every pod can claim every address, and AllowedNetworks and LimitFailures restrict only
+// callers from outside the cluster. So name the addresses of the proxies, or a subnet that contains
+// only proxies, or let only the proxies connect by a network policy.
 //
-// New refuses a network with bits behind its mask, a network of all addresses, and headers of
-// another syntax, such as "forwarded" (RFC 7239). For a proxy that has no address, see
-// TrustProxyTransport.
+// New returns an error for a network with address bits after the mask, for a network that contains
+// every address, and for a header with another syntax, such as "forwarded" (RFC 7239). For a proxy
+// that has no address, see TrustProxyTransport.
 func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	return Option{func(c *config) error {
 		switch {
 		case len(c.proxies.networks) > 0:
-			return errors.New("TrustProxy is given twice: name all proxies in one")
+			return errors.New("TrustProxy is given twice: name all proxies in one TrustProxy option")
 		case len(proxies) == 0:
-			return errors.New("TrustProxy: name the networks of the proxies")
+			return errors.New("TrustProxy: no proxies: name the networks of the proxies")
 		}
 		for _, p := range proxies {
 			switch {
 			case !p.IsValid() || p.Addr().Is4In6():
 				return fmt.Errorf("TrustProxy: %v is not a network", p)
 			case p.Masked() != p:
-				return fmt.Errorf("TrustProxy: %v has bits behind its mask: write %v, or %v/%d for one address",
+				return fmt.Errorf("TrustProxy: %v has address bits after the mask: "+
+					"write %v, or %v/%d for one address",
 					p, p.Masked(), p.Addr(), p.Addr().BitLen())
 			case p.Bits() == 0:
-				return fmt.Errorf("TrustProxy: every caller is in %v, and could claim every address: name the proxies' networks", p)
+				return fmt.Errorf("TrustProxy: %v contains every caller, "+
+					"so every caller could claim every address: name the networks of the proxies", p)
 			}
 		}
 		c.proxies.networks = slices.Clone(proxies)
@@ -52,29 +56,33 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	}}
 }
 
-// TrustProxyTransport does what TrustProxy does, for a proxy that connects over a transport without
-// addresses. Name the transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix
-// socket, "bufconn" for a gateway in the same process. TrustProxyTransport and TrustProxy may both
-// be given, for the same header.
+// TrustProxyTransport is TrustProxy for a proxy that connects over a transport without addresses.
+// Name the transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix socket, "bufconn"
+// for a gateway in the same process. You may give both TrustProxyTransport and TrustProxy, with the
+// same header.
 //
-// This is safe only if nobody but the proxy can connect. Whoever connects to the transport can
-// claim every address. A unix socket is safe in a directory that only the server and the proxy may
-// enter; an abstract unix socket of Linux has no permissions, and is not safe. A bufconn listener
-// is safe, because only the process itself has it.
+// TrustProxyTransport is safe only if no process except the proxy can connect. Every process that
+// connects over the transport can claim every address. A unix socket is safe in a directory that
+// only the server and the proxy may enter. An abstract unix socket of Linux has no permissions and is
+// not safe. A bufconn listener is safe, because only the process itself can connect.
 func TrustProxyTransport(header string, networks ...string) Option {
 	return Option{func(c *config) error {
 		switch {
 		case len(c.proxies.transports) > 0:
-			return errors.New("TrustProxyTransport is given twice: name all transports in one")
+			return errors.New("TrustProxyTransport is given twice: " +
+				"name all transports in one TrustProxyTransport option")
 		case len(networks) == 0:
-			return errors.New(`TrustProxyTransport: name the transports, such as "unix" or "bufconn"`)
+			return errors.New("TrustProxyTransport: no transports: name the transports, " +
+				"such as unix or bufconn")
 		}
 		for _, n := range networks {
 			switch {
 			case n == "" || strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-_+.") != "":
-				return fmt.Errorf("TrustProxyTransport: %q is not the name of a transport, such as unix or bufconn", n)
+				return fmt.Errorf("TrustProxyTransport: %q is not the name of a transport, "+
+					"such as unix or bufconn", n)
 			case strings.HasPrefix(n, "tcp"), strings.HasPrefix(n, "udp"), strings.HasPrefix(n, "ip"):
-				return fmt.Errorf("TrustProxyTransport: callers over %s have addresses: name the proxies with TrustProxy", n)
+				return fmt.Errorf("TrustProxyTransport: callers over %s have addresses: "+
+					"name the proxies with TrustProxy", n)
 			}
 		}
 		c.proxies.transports = slices.Clone(networks)
@@ -82,13 +90,14 @@ func TrustProxyTransport(header string, networks ...string) Option {
 	}}
 }
 
-// proxies are the trusted proxies of a server. The zero proxies trust no proxy.
+// proxies finds the address of a caller behind trusted proxies. The zero value trusts no proxy.
 type proxies struct {
 	header     string // lower case
 	networks   []netip.Prefix
-	transports []string // of proxies without an address, as net.Addr.Network names them
+	transports []string // names of net.Addr.Network, for proxies without an address
 }
 
+// setHeader sets the header for an option. All options must name the same header.
 func (p *proxies) setHeader(option, header string) error {
 	lower := strings.ToLower(header)
 	if err := checkHeader(lower); err != nil {
@@ -96,33 +105,35 @@ func (p *proxies) setHeader(option, header string) error {
 	}
 	switch lower {
 	case "forwarded":
-		return fmt.Errorf("%s: the header %q has the syntax of RFC 7239, which is not read here: have the proxies send X-Forwarded-For",
-			option, header)
+		return fmt.Errorf("%s: the header %q has the syntax of RFC 7239, which is not supported: "+
+			"make the proxies send X-Forwarded-For", option, header)
 	case "via", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto":
-		return fmt.Errorf("%s: the header %q does not hold the address of a caller: name one that does, such as X-Forwarded-For",
-			option, header)
+		return fmt.Errorf("%s: the header %q does not contain the address of a caller: "+
+			"name a header that does, such as X-Forwarded-For", option, header)
 	}
 	if p.header != "" && p.header != lower {
-		return fmt.Errorf("%s: the header %q is another than %q: all proxies must set the same", option, header, p.header)
+		return fmt.Errorf("%s: the header %q differs from %q: all proxies must set the same header",
+			option, header, p.header)
 	}
 	p.header = lower
 	return nil
 }
 
-// clientAddr returns the address that a call comes from, or the zero Addr if it is not known: on a unix socket, for
-// example.
+// clientAddr returns the address of the caller, or the zero Addr if the address is not known. On a
+// unix socket, for example, it is not.
 func (p *proxies) clientAddr(ctx context.Context) netip.Addr {
 	addr, _ := p.client(ctx)
 	return addr
 }
 
-// A proxy is the trusted proxy that a call came through; the zero proxy is none.
+// A proxy is the trusted proxy that sent a call. The zero value means that the caller connects
+// directly.
 type proxy struct {
 	addr      netip.Addr
-	transport string // if it has no address
+	transport string // for a proxy without an address
 }
 
-// String returns the address or the transport, or "" for none.
+// String returns the address or the transport, or "" for the zero value.
 func (p proxy) String() string {
 	if p.addr.IsValid() {
 		return p.addr.String()
@@ -130,8 +141,8 @@ func (p proxy) String() string {
 	return p.transport
 }
 
-// client returns the address that a call comes from, or the zero Addr, and the proxy that it came
-// through.
+// client returns the address of the caller, or the zero Addr if the address is not known, and the
+// proxy that sent the call.
 func (p *proxies) client(ctx context.Context) (netip.Addr, proxy) {
 	from, ok := peer.FromContext(ctx)
 	if !ok || from.Addr == nil {
@@ -154,11 +165,11 @@ func (p *proxies) client(ctx context.Context) (netip.Addr, proxy) {
 	return p.forwarded(metadata.ValueFromIncomingContext(ctx, p.header)), through
 }
 
-// peerAddr returns the address of the other end of a connection, or the zero Addr if that end has
-// none.
+// peerAddr returns the address of the other end of a connection, or the zero Addr if the other end
+// has no address.
 func peerAddr(p *peer.Peer) netip.Addr {
-	// A client binds its end of a unix socket to a name of its choice, such as "192.0.2.1:80". Of a call through ServeHTTP
-	// only the server's end says that it is one.
+	// A client can bind its end of a unix socket to any name, such as "192.0.2.1:80". Under
+	// ServeHTTP, only the address of the server end has the network "unix".
 	for _, end := range []net.Addr{p.Addr, p.LocalAddr} {
 		if end != nil && strings.HasPrefix(end.Network(), "unix") {
 			return netip.Addr{}
@@ -167,8 +178,8 @@ func peerAddr(p *peer.Peer) netip.Addr {
 	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
 		return normalizeAddr(tcp.AddrPort().Addr())
 	}
-	// Under ServeHTTP, it is the RemoteAddr of the request. Middleware may have set that to an
-	// address without a port.
+	// Under ServeHTTP, the address is the RemoteAddr of the request. Middleware may have removed the
+	// port.
 	return parseAddr(p.Addr.String())
 }
 
@@ -176,13 +187,15 @@ func (p *proxies) isTransport(end net.Addr) bool {
 	return slices.Contains(p.transports, end.Network())
 }
 
+// normalizeAddr returns an IPv4-mapped IPv6 address as IPv4, and an address without its zone.
 func normalizeAddr(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 func (p *proxies) isProxy(addr netip.Addr) bool {
 	return slices.ContainsFunc(p.networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
-// forwarded returns the last address in a header's values that is not a proxy's, or, if all are, the first.
+// forwarded returns the last address in the values of the header that is not an address of a proxy.
+// If all addresses belong to proxies, forwarded returns the first one.
 func (p *proxies) forwarded(values []string) (addr netip.Addr) {
 	for _, value := range slices.Backward(values) {
 		for more := true; more; {
@@ -199,8 +212,8 @@ func (p *proxies) forwarded(values []string) (addr netip.Addr) {
 	return addr
 }
 
-// parseAddr parses an address, with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1,
-// [2001:db8::1], [2001:db8::1]:80.
+// parseAddr parses an address with or without a port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1,
+// [2001:db8::1], [2001:db8::1]:80. For any other text, parseAddr returns the zero Addr.
 func parseAddr(s string) netip.Addr {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return normalizeAddr(addr)

@@ -15,40 +15,44 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Verifier decides about tokens, as *keystore.Store does. Its methods are safe for concurrent
-// use. With a nil error, no other result may be nil: otherwise the call is refused as Unavailable,
-// and logged. The text of an error must not hold the token.
+// A Verifier accepts or denies tokens. The usual Verifier is a *keystore.Store. The methods must be
+// safe for concurrent use. If the error is nil, no other result may be nil; otherwise the
+// interceptor refuses the call as Unavailable and logs the fault. The text of an error must not
+// contain the token.
 type Verifier interface {
-	// Verify returns the key that a token is the text of, or an error; one that wraps keystore.ErrDenied denies it.
+	// Verify returns the key for the token. An error that wraps keystore.ErrDenied means that the
+	// token is not valid now. Any other error means that the Verifier cannot decide.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
-	// Bind is Verify for a stream. When the key no longer admits it, the returned context is cancelled with a cause
-	// that wraps keystore.ErrDenied or ErrChanged, or keystore.ErrClosed or ErrUnavailable when nobody can tell any
-	// more.
+	// Bind is Verify for a stream. Bind also returns a context, which is cancelled when the key no
+	// longer permits the stream. The cause of the cancellation wraps keystore.ErrDenied or
+	// keystore.ErrChanged. If the Verifier can no longer decide, the cause wraps
+	// keystore.ErrClosed or keystore.ErrUnavailable.
 	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
 }
 
-// An Authenticator admits calls by API key. New makes one; it does not change afterwards, and is safe for concurrent
-// use.
+// An Authenticator checks the API keys of calls. Call New to get an Authenticator, and give its
+// ServerOptions to grpc.NewServer. An Authenticator is immutable and safe for concurrent use.
 type Authenticator struct {
 	verifier    Verifier
 	credentials credentialReader
 	rules       ruleSet
 	proxies     proxies
-	failures    *failures   // nil: not limited
-	mapper      ErrorMapper // nil: none
+	failures    *failures   // nil: failures are not limited
+	mapper      ErrorMapper // nil: callers get the default status
 	log         refusalLog
 	syntax      syntaxStatuses
 
 	limitMessages, cancelUnary bool
 
-	unaryInUse, streamInUse atomic.Bool // somebody asked for the interceptor
+	unaryInUse, streamInUse atomic.Bool // Unary or Stream was called
 }
 
-// New returns an Authenticator that asks v. An error says which option is wrong, and why. New also
-// refuses a v that is nil, or that holds a nil pointer such as (*keystore.Store)(nil).
+// New returns an Authenticator that verifies tokens with v. For most servers, v is a
+// *keystore.Store and no option is needed. An error names the wrong option and the reason. New
+// returns an error if v is nil, or if v contains a nil pointer such as (*keystore.Store)(nil).
 func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	if isNil(v) {
-		return nil, fmt.Errorf("interceptor: the verifier is nil: its type is %T", v)
+		return nil, fmt.Errorf("interceptor: New: the verifier is nil (type %T)", v)
 	}
 	c, err := newConfig(opts)
 	if err != nil {
@@ -68,20 +72,22 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 	}, nil
 }
 
-// isNil reports whether an interface is nil, or holds a nil pointer, map, function or the like.
+// isNil reports whether v is nil, or contains a nil pointer, map, function, channel or slice.
 func isNil(v any) bool {
 	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Invalid:
 		return true
-	case reflect.Pointer, reflect.Map, reflect.Func, reflect.Chan, reflect.Slice, reflect.UnsafePointer:
+	case reflect.Pointer, reflect.Map, reflect.Func, reflect.Chan, reflect.Slice,
+		reflect.UnsafePointer:
 		return r.IsNil()
 	default:
 		return false
 	}
 }
 
-// method returns the full name under which a unary method was called, as that of a stream is. That of info is what
-// generated code says, also of a service that is registered under another name.
+// method returns the full method name that the client called, for a unary call. (For a stream, info
+// has this name.) The name in UnaryServerInfo comes from generated code, and is wrong if the
+// service is registered under another name.
 func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) string {
 	if len(a.rules.methods)+len(a.rules.services) > 0 {
 		if m, ok := grpc.Method(ctx); ok && m != "" {
@@ -91,12 +97,14 @@ func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) 
 	return info.FullMethod
 }
 
-// Unary returns the interceptor for unary calls. On a server that has no other interceptor of this
-// Authenticator, streams need no key: use Stream too, or ServerOptions, which is both. A key that
-// is revoked while the handler runs interrupts the handler only with CancelUnary.
+// Unary returns the interceptor for unary calls. This interceptor does not protect streams: use
+// ServerOptions, which returns both interceptors, or use Stream too. If the key is revoked while
+// the handler runs, the handler runs to completion, unless the option CancelUnary is set.
 func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	a.unaryInUse.Store(true)
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return func(
+		ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
+	) (any, error) {
 		method := a.method(ctx, info)
 		r := a.rules.forMethod(method)
 		call := &callContext{Context: ctx, auth: a}
@@ -130,8 +138,8 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	return key, r.allows(key)
 }
 
-// credentialFor returns the credential of a call, unless the method has no rule, or too many of its address
-// have failed.
+// credentialFor returns the credential of a call. It returns an error if the method requires a rule
+// and has none, or if too many calls from the same address have failed.
 func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error) {
 	if r.missing {
 		return "", errNoRule
@@ -151,7 +159,8 @@ func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error)
 	return text, nil
 }
 
-// countFailure counts a failure that is the caller's, and returns it.
+// countFailure returns err. If the caller is to blame for err, countFailure first counts a failure
+// for the address of the caller.
 func (a *Authenticator) countFailure(call *callContext, err error) error {
 	if a.failures != nil && a.defaultStatus(call.Context, err).Code() == codes.Unauthenticated {
 		a.failures.add(a.proxies.clientAddr(call.Context))
@@ -159,12 +168,14 @@ func (a *Authenticator) countFailure(call *callContext, err error) error {
 	return err
 }
 
-// Stream returns the interceptor for streams. One whose key is revoked or expires ends. On a server
-// that has no other interceptor of this Authenticator, unary calls need no key: use Unary too, or
-// ServerOptions, which is both.
+// Stream returns the interceptor for streams. A stream ends when its key is revoked or expires.
+// This interceptor does not protect unary calls: use ServerOptions, which returns both
+// interceptors, or use Unary too.
 func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	a.streamInUse.Store(true)
-	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return func(
+		srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
+	) error {
 		r := a.rules.forMethod(info.FullMethod)
 		call := &callContext{Context: ss.Context(), auth: a}
 		if a.needsNoKey(call.Context, r) {
@@ -185,12 +196,16 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	}
 }
 
-func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keystore.Key, context.CancelFunc, error) {
+// bind verifies the credential of a call and binds the call to the key. The caller must call
+// release when the handler has returned.
+func (a *Authenticator) bind(
+	call *callContext, r rule,
+) (bound context.Context, key *keystore.Key, release context.CancelFunc, err error) {
 	text, err := a.credentialFor(call, r)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	bound, key, release, err := a.verifier.Bind(call, text)
+	bound, key, release, err = a.verifier.Bind(call, text)
 	if err == nil && (bound == nil || key == nil || release == nil) {
 		err = errNoKey
 		if release != nil {
@@ -207,16 +222,20 @@ func (a *Authenticator) bind(call *callContext, r rule) (context.Context, *keyst
 	return bound, key, release, nil
 }
 
-// ServerOptions returns both interceptors as options for grpc.NewServer, behind any that
-// grpc.UnaryInterceptor and grpc.StreamInterceptor set, and in their place among the chained ones.
-// Give them to a server once: a second Authenticator does not find the credential, and refuses the
-// calls with Internal, AUTHENTICATED_TWICE.
+// ServerOptions returns both interceptors as options for grpc.NewServer. The interceptors run after
+// those of grpc.UnaryInterceptor and grpc.StreamInterceptor, and in order among the chained
+// interceptors. Give the options of one Authenticator to a server, once. The first Authenticator
+// removes the credential, so a second one refuses every call with Internal, AUTHENTICATED_TWICE.
 func (a *Authenticator) ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(a.Unary()), grpc.ChainStreamInterceptor(a.Stream())}
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(a.Unary()),
+		grpc.ChainStreamInterceptor(a.Stream()),
+	}
 }
 
-// secure reports whether nobody on the way can read or change what a call carries. What does not say that it is
-// secure is not; credentials.CheckSecurityLevel lets that pass.
+// secure reports whether the connection of a call has privacy and integrity. A connection that does
+// not state its security level counts as insecure. credentials.CheckSecurityLevel would accept such
+// a connection.
 func secure(ctx context.Context) bool {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

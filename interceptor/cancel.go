@@ -6,13 +6,15 @@ import (
 	"google.golang.org/grpc"
 )
 
-// CancelUnary ends unary calls with their key, as streams end. When the key is revoked, disabled,
-// changed to admit less, or expires, the context of the handler is cancelled, and the client gets
-// the status that the client of a stream gets, also if the handler does not return. Once Revoke has
-// returned, the reply of a handler that returns later is not sent; the reply of a handler that
-// returned before may still arrive. Each call costs what opening a stream costs the store, a few
-// microseconds. Without CancelUnary, a unary call that was admitted runs to its end. Calls of
-// Public methods, and calls without a credential of Optional methods, are not ended.
+// CancelUnary ends a unary call when its key ends, as a stream ends. A key ends when the key is
+// revoked, disabled or narrowed, or when the key expires. The context of the handler is then
+// cancelled. The client gets the same status as the client of a stream, even if the handler does
+// not return. After Revoke has returned, the server does not send the reply of a handler that
+// returns later. The reply of a handler that returned before may still arrive.
+//
+// Each call costs the store as much as opening a stream, a few microseconds. Without CancelUnary, a
+// unary call that was accepted runs to completion. CancelUnary does not end calls without a key:
+// calls of Public methods, and calls of Optional methods without a credential.
 func CancelUnary() Option {
 	return Option{func(c *config) error {
 		c.cancelUnary = true
@@ -20,8 +22,8 @@ func CancelUnary() Option {
 	}}
 }
 
-// A unaryCall is a unary call in the form that newStream takes. It has no messages: the handler
-// never sees the stream.
+// A unaryCall adapts a unary call to newStream. Only Context works, and the handler never sees the
+// stream.
 type unaryCall struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -29,7 +31,7 @@ type unaryCall struct {
 
 func (u unaryCall) Context() context.Context { return u.ctx }
 
-// callBound calls the handler with a context that ends when the key no longer admits the call.
+// callBound calls the handler of a unary call with a context that ends with the key.
 func (a *Authenticator) callBound(
 	call *callContext, r rule, method string, req any, handler grpc.UnaryHandler,
 ) (any, error) {

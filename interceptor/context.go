@@ -12,36 +12,41 @@ import (
 
 type contextKey struct{}
 
-// A callKey is where the context of a call that an Authenticator has seen has its callContext.
+// A callKey is the context key for the callContext of a call that an Authenticator has seen.
 type callKey struct{}
 
-// FromContext returns the key that the call was admitted with, in a handler or an interceptor
-// behind the Authenticator. It is false for a call of a public method, and for a call without a
-// credential of an Optional one.
+// FromContext returns the key of the caller. Use FromContext in a handler, or in an interceptor
+// that runs after the Authenticator. FromContext returns false if the method is Public, and if the
+// method is Optional and the call has no credential.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
 	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
 	return k, ok && k != nil
 }
 
-// NewContext returns a context from which FromContext gets k: for testing a handler without a server.
+// NewContext returns a context for which FromContext returns k. Use NewContext to test a handler
+// without a server.
 func NewContext(ctx context.Context, k *keystore.Key) context.Context {
 	return context.WithValue(ctx, contextKey{}, k)
 }
 
-// A callContext is what a handler gets: it has the key, and incoming metadata without the credential.
+// A callContext is the context of a handler. It has the key of the caller, and the incoming
+// metadata without the credential.
 //
-// The metadata is stripped when somebody asks for it, and each time, because most handlers never do, and a copy for
-// every call would cost more than verifying the key. To do that it need not know under which key gRPC keeps metadata:
-// whatever value is a metadata.MD is stripped.
+// Value removes the credential from a copy of the metadata, on each request for the metadata. Most
+// handlers never read metadata, and a copy for every call would cost more than verifying the key.
+// The context key that gRPC uses for metadata is private, so Value copies every value of the type
+// metadata.MD.
 //
-// The Verifier gets one too, which tells a key store the caller's address, when that asks for it, and so does the
-// ErrorMapper.
+// The Verifier and the ErrorMapper get a callContext too. A key store reads the address of the
+// caller from it.
 type callContext struct {
 	context.Context
 	auth *Authenticator
-	key  *keystore.Key // nil in a public method, and before the call is admitted
+	key  *keystore.Key // nil in a public method, and before the key is verified
 
-	stream *stream // whose handler has this context; nil for unary calls, public methods and mappers
+	// stream is the stream whose handler has this context. It is nil in public methods, for
+	// unary calls without CancelUnary, and for the Verifier and the ErrorMapper.
+	stream *stream
 }
 
 func (c *callContext) Value(key any) any {
@@ -66,7 +71,8 @@ func (c *callContext) Value(key any) any {
 	return value
 }
 
-// String keeps fmt from printing the contexts below, one of which holds the credential.
+// String prevents fmt from printing the parent contexts, because one of them contains the
+// credential.
 func (c *callContext) String() string { return "interceptor.callContext" }
 
 // GoString is String for %#v.

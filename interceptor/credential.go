@@ -10,18 +10,18 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// A header is where a credential may stand: a lower-case name, and the schemes that are accepted there; "" is none.
+// A header is a metadata header that may hold a credential.
 type header struct {
-	name    string
-	schemes []string
+	name    string   // lower case
+	schemes []string // accepted before the key; "" accepts a key without a scheme
 }
 
 var (
 	errMissing     = errors.New("no credential")
 	errSeveral     = errors.New("several credentials")
-	errNoScheme    = errors.New("a credential without a scheme")
-	errWrongScheme = errors.New("a credential with a scheme that is not accepted")
-	errInsecure    = errors.New("an insecure connection")
+	errNoScheme    = errors.New("the credential has no scheme")
+	errWrongScheme = errors.New("the scheme of the credential is not accepted")
+	errInsecure    = errors.New("the connection is not secure")
 )
 
 // A credentialReader finds the credential of a call.
@@ -30,7 +30,7 @@ type credentialReader struct {
 	requireTLS bool
 }
 
-// credential returns the one credential of a call. It does not look at what it is made of.
+// credential returns the credential of a call. It does not check the form of the key.
 func (c *credentialReader) credential(ctx context.Context) (string, error) {
 	if c.requireTLS && !secure(ctx) {
 		return "", errInsecure
@@ -53,7 +53,7 @@ func (c *credentialReader) credential(ctx context.Context) (string, error) {
 	return credential, err
 }
 
-// present reports whether an accepted header is there, also an empty one.
+// present reports whether the call has an accepted header, even an empty one.
 func (c *credentialReader) present(ctx context.Context) bool {
 	for i := range c.headers {
 		if len(metadata.ValueFromIncomingContext(ctx, c.headers[i].name)) > 0 {
@@ -63,9 +63,10 @@ func (c *credentialReader) present(ctx context.Context) bool {
 	return false
 }
 
-// strip returns md without the headers that may hold a credential. The values are shared, as those of the original
-// are. A transport other than gRPC's own may have left names in upper case, which metadata.FromIncomingContext
-// lowers. grpc-gateway sends authorization as it is and, like any header of HTTP's own, a second time behind its prefix.
+// strip returns a copy of md without the headers that may hold a credential. The copy shares the
+// values with md. A transport other than that of gRPC may leave upper-case letters in names, which
+// metadata.FromIncomingContext lowers, so strip ignores case. grpc-gateway sends the header
+// authorization twice: under its name and, like every permanent HTTP header, with a prefix.
 func (c *credentialReader) strip(md metadata.MD) metadata.MD {
 	const gateway = "grpcgateway-"
 	md = maps.Clone(md)
@@ -73,14 +74,16 @@ func (c *credentialReader) strip(md metadata.MD) metadata.MD {
 		if len(name) > len(gateway) && strings.EqualFold(name[:len(gateway)], gateway) {
 			name = name[len(gateway):]
 		}
-		return slices.ContainsFunc(c.headers, func(h header) bool { return strings.EqualFold(h.name, name) })
+		isName := func(h header) bool { return strings.EqualFold(h.name, name) }
+		return slices.ContainsFunc(c.headers, isName)
 	})
 	return md
 }
 
-// credential takes the scheme off a header's value.
+// credential returns the key in a value of the header, without the scheme.
 func (h *header) credential(value string) (string, error) {
-	// HTTP takes white space off both ends (RFC 9110, section 5.5); HTTP/2 libraries do not all do it.
+	// In HTTP, white space around a value does not belong to the value (RFC 9110, section 5.5). Not
+	// every HTTP/2 library removes the white space.
 	value = strings.Trim(value, " \t")
 	if value == "" {
 		return "", errMissing

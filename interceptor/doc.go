@@ -1,102 +1,116 @@
-// Package interceptor admits callers of a gRPC server by API key: it reads the key from the metadata of each call,
-// asks a key store, and gives the handler the key's record. When a key is revoked, the streams that were opened with
-// it end.
+// Package interceptor protects a gRPC server with API keys. The interceptors read the key from the
+// metadata of each call, ask a key store, and give the record of the key to the handler. When a key
+// is revoked, the streams that the key opened end.
 //
 //	auth, err := interceptor.New(store)
 //	server := grpc.NewServer(auth.ServerOptions()...)
 //
-// Every method needs a key, also those of health checks and reflection, and those that a grpc.UnknownServiceHandler
-// serves, unless [Public] names it. Whatever else the server does not know, gRPC itself answers with Unimplemented, to
-// everybody. It runs no interceptor for a grpc.StreamDesc, written by hand, that sets neither ClientStreams nor
-// ServerStreams.
+// Every method needs a key, unless [Public] names the method. Health checks and reflection need a
+// key too, and so do methods that a grpc.UnknownServiceHandler serves. gRPC itself answers every
+// other unknown method with Unimplemented, with or without a key. gRPC runs no interceptor for a
+// hand-written grpc.StreamDesc that sets neither ClientStreams nor ServerStreams.
 //
-// # What a caller is told
+// # Statuses
 //
-// A refusal carries one [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo] with the domain
-// github.com/grpc-api-key/grpc-api-key and a reason:
+// A refused caller gets a status with one
+// [google.golang.org/genproto/googleapis/rpc/errdetails.ErrorInfo]. The domain of the ErrorInfo is
+// github.com/grpc-api-key/grpc-api-key. The code and the reason are:
 //
-//	case                                                  code              reason
-//	no credential                                         Unauthenticated   CREDENTIALS_MISSING
-//	a key without a scheme, where one is needed           Unauthenticated   CREDENTIALS_SCHEME_MISSING
-//	another scheme than the header accepts                Unauthenticated   CREDENTIALS_SCHEME_INVALID
-//	several credentials                                   Unauthenticated   CREDENTIALS_SEVERAL
+//	case                                               code               reason
+//	no credential                                      Unauthenticated    CREDENTIALS_MISSING
+//	a key without a scheme, where one is needed        Unauthenticated    CREDENTIALS_SCHEME_MISSING
+//	a scheme that the header does not accept           Unauthenticated    CREDENTIALS_SCHEME_INVALID
+//	several credentials                                Unauthenticated    CREDENTIALS_SEVERAL
 //	a malformed, unknown or wrong key,
 //	a key that is revoked, expired, disabled, not yet
-//	valid, or used from a network that is not allowed     Unauthenticated   API_KEY_INVALID
-//	plaintext, and the server has RequireTLS              Unauthenticated   INSECURE_TRANSPORT
+//	valid, or used from a network that is not allowed  Unauthenticated    API_KEY_INVALID
+//	plaintext, and the server has RequireTLS           Unauthenticated    INSECURE_TRANSPORT
 //	a stream whose key was revoked while it was open,
-//	or got another secret without a grace                 Unauthenticated   API_KEY_REVOKED
-//	a stream whose key expired while it was open, or the
-//	secret that it was opened with, with its grace        Unauthenticated   API_KEY_EXPIRED
-//	a stream whose key was disabled while it was open     Unauthenticated   API_KEY_INVALID
-//	a stream whose key was changed to admit less          Unavailable       API_KEY_CHANGED, with RetryInfo
-//	the key lacks a scope                                 PermissionDenied  INSUFFICIENT_SCOPE, with scopes
-//	the method has no rule, and the server RequireRules   PermissionDenied  METHOD_HAS_NO_RULE
-//	the key is used more often than its RateLimit         ResourceExhausted RATE_LIMIT_EXCEEDED, with RetryInfo
-//	too many failures from the address: LimitFailures     ResourceExhausted AUTH_THROTTLED, with RetryInfo
-//	the store is closed, failed, or did not answer        Unavailable       AUTH_BACKEND_UNAVAILABLE, with RetryInfo
-//	the server has two Authenticators one after another   Internal          AUTHENTICATED_TWICE
-//	the caller's own cancellation or deadline             Canceled, DeadlineExceeded
+//	or got another secret without a grace period       Unauthenticated    API_KEY_REVOKED
+//	a stream whose key, or whose old secret with its
+//	grace period, expired while the stream was open    Unauthenticated    API_KEY_EXPIRED
+//	a stream whose key was disabled while it was open  Unauthenticated    API_KEY_INVALID
+//	a stream whose key was narrowed while it was open  Unavailable        API_KEY_CHANGED *
+//	the key lacks a scope                              PermissionDenied   INSUFFICIENT_SCOPE
+//	RequireRules, and the method has no rule           PermissionDenied   METHOD_HAS_NO_RULE
+//	the key exceeds its RateLimit                      ResourceExhausted  RATE_LIMIT_EXCEEDED *
+//	LimitFailures: too many failures from the address  ResourceExhausted  AUTH_THROTTLED *
+//	the store is closed, failed, or did not answer     Unavailable        AUTH_BACKEND_UNAVAILABLE *
+//	the server has two Authenticators in a row         Internal           AUTHENTICATED_TWICE
+//	the caller cancelled the call                      Canceled
+//	the deadline of the caller has passed              DeadlineExceeded
 //
-// The ErrorInfo of INSUFFICIENT_SCOPE has the scopes that the method requires (all of them, or one, as its rule says) in
-// its metadata, under "scopes" and separated by spaces.
+// The reasons with an asterisk come with a RetryInfo. A key is narrowed if the key loses a scope, or
+// gets stricter allowed networks, a stricter rate limit or an earlier expiry.
 //
-// One text stands for every way in which a key can be bad, so that nobody learns from it which keys
-// exist. Each mistake in the syntax of a credential has its own reason and text, because such a
-// mistake says nothing about any key. Trouble of the server's never reads as a bad key.
+// The ErrorInfo of INSUFFICIENT_SCOPE has the scopes of the rule in the metadata entry "scopes",
+// separated by spaces. The key needs all of these scopes, or one of them, as the rule requires.
+//
+// All bad keys get the same text, so that a caller cannot find out which keys exist. Each mistake
+// in the syntax of a credential has a reason and a text for itself, because such a mistake says
+// nothing about any key. A fault of the server never looks like a bad key.
 //
 // # Rules
 //
-// Each method has at most one rule, and the most exact one counts: that of Public, [Optional],
-// [AnyKey], [Require] or [RequireAny] for the method, or else that of [RulesFrom], or else that of
-// Public, Optional or AnyKey for its service, or else that any valid key will do, also one without
-// scopes. With [RequireRules], nobody may call a method without a rule. Names are those that
-// callers call, and match to the letter; [Authenticator.Check] finds those that are misspelt. Which
-// scopes a key has, wildcards included, is said at [keystore.Key.HasScope].
+// Each method has at most one rule. The most specific rule counts, in this order:
+//
+//  1. a rule of Public, [Optional], [AnyKey], [Require] or [RequireAny] for the method
+//  2. a rule of [RulesFrom]
+//  3. a rule of Public, Optional or AnyKey for the service
+//
+// A method without a rule takes any valid key, even a key without scopes. With [RequireRules], a
+// method without a rule refuses every caller. The name in a rule must be exactly the name that
+// clients call; [Authenticator.Check] finds misspelt names. [keystore.Key.HasScope] describes the
+// scopes of a key and their wildcards.
 //
 // # The credential
 //
-// A call carries exactly one, in one of the accepted headers; a second one is refused, even an equal one. (In gRPC,
-// the credentials of a connection and those of a call add up.) Handlers, and interceptors further in, do not see it
-// in the incoming metadata.
+// A call carries exactly one credential, in one of the accepted headers. The interceptor refuses a
+// call with two credentials, even if the two are equal. (gRPC sends the credentials of a connection
+// and the credentials of a call.) The incoming metadata that handlers and inner interceptors see do
+// not contain the credential.
 //
 // # Streams
 //
-// Once Revoke has returned, RecvMsg gives the handler of a stream no further message, SendMsg takes
-// none, and its context is cancelled. A handler that is blocked in either comes back with the
-// error, and the caller is told Unauthenticated, even if the handler goes on with something else.
-// Messages that SendMsg took before are on their way and may still arrive. SetHeader, SendHeader
-// and SetTrailer have no effect after Revoke has returned, and neither have the functions of
-// package grpc with the context of the stream.
+// After Revoke has returned, RecvMsg delivers no message to the handler of a stream, SendMsg
+// accepts none, and the context of the stream is cancelled. A RecvMsg or SendMsg that is blocked
+// returns the error. The client gets Unauthenticated, even if the handler does not return. The
+// transport may still deliver messages that SendMsg accepted before. SetHeader, SendHeader and
+// SetTrailer have no effect after Revoke has returned. The same is true of the functions of package
+// grpc that take the context of the stream.
 //
-// Under [grpc.Server.ServeHTTP], and on a transport that is not grpc-go's, RecvMsg and SendMsg may
-// return before the call to the transport returns. SendMsg may then still read its message, as gRPC
-// allows. RecvMsg does not write to a protobuf message after RecvMsg has returned. RecvMsg may
-// still write to a message of another kind: do not use such a message again after an error.
+// Under [grpc.Server.ServeHTTP], and on a transport other than the one of grpc-go, RecvMsg and
+// SendMsg may return before the call to the transport returns. SendMsg may then still read the
+// message, as gRPC allows. RecvMsg does not write to a protobuf message after RecvMsg has returned.
+// RecvMsg may still write to a message of another kind: do not use such a message after an error.
+//
+// A handler that panics after the end of its stream does not change what the client gets: the
+// client already has the status. A panic recovery outside the Authenticator still sees the panic
+// and counts an error.
+//
+// # Unary calls
+//
+// A unary call that was accepted runs to completion. With [CancelUnary], the call ends when its key
+// does, as a stream does, and the client gets the status that the table lists for streams.
 //
 // # Why a call was refused
 //
-// [LogRefusals] logs each refusal with its reason, the ID of the key, the method and the address of
-// the caller. An [ErrorMapper] gets the same as a [Refusal].
+// [LogRefusals] logs each refusal with the reason, the ID of the key, the method and the address of
+// the caller. [MapErrors] installs a function that gets the same facts as a [Refusal].
 //
-// A unary call that was admitted runs to its end. With [CancelUnary] it ends with its key, as a
-// stream does, and its caller is told what the table says of streams.
+// # Shutdown
 //
-// # The end of a server
+// [Shutdown] stops a server and its store in the right order: no valid call fails, and every stream
+// ends. If the store is closed first, the server refuses every call until the server has stopped.
+// [WatchHealth] reports to probes that a store has stopped.
 //
-// [Shutdown] stops a server and its store in the order in which no good call fails and every stream
-// ends. A store that is closed first refuses every call until the server has stopped. [WatchHealth]
-// tells probes that a store has stopped.
+// # Order of interceptors
 //
-// # Order
-//
-// Put the Authenticator behind panic recovery and before whatever logs metadata. Stats handlers, of OpenTelemetry for
-// example, and binary logging see a call's metadata before any interceptor does; gRPC's binary log leaves out
-// authorization and no other header, which is why it is the default.
+// Put the Authenticator after panic recovery and before every interceptor that logs metadata. Stats
+// handlers (of OpenTelemetry, for example) and binary logging see the metadata of a call before any
+// interceptor runs. The binary log of gRPC leaves out the header authorization and no other header.
+// For this reason, authorization is the default header.
 //
 // gRPC reads and decompresses the request of a unary call before any interceptor runs.
-// [Authenticator.Tap] refuses calls without a plausible key before that.
-//
-// A handler that panics after its stream was cut changes nothing for the caller, who was told before; a recovery
-// outside the Authenticator counts its panic as an error all the same.
+// [Authenticator.Tap] refuses calls without a plausible key before gRPC reads the request.
 package interceptor

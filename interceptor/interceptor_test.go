@@ -274,15 +274,15 @@ func TestSyntaxIsTold(t *testing.T) {
 		md           []string
 		reason, text string
 	}{
-		{bearer, nil, "CREDENTIALS_MISSING", "an API key is needed: send it as metadata, authorization: Bearer <key>"},
+		{bearer, nil, "CREDENTIALS_MISSING", "the call has no API key: send it as metadata, authorization: Bearer <key>"},
 		{bearer, []string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING",
 			"the API key has no scheme before it: send it as metadata, authorization: Bearer <key>"},
 		{bearer, []string{"authorization", "Token " + token}, "CREDENTIALS_SCHEME_INVALID",
-			"the API key is sent with a scheme that this server does not accept: send it as metadata, authorization: Bearer <key>"},
+			"the API key has a scheme that this server does not accept: send it as metadata, authorization: Bearer <key>"},
 		{bare, []string{"x-api-key", "Bearer " + token}, "CREDENTIALS_SCHEME_INVALID",
-			"the API key is sent with a scheme that this server does not accept: send it as metadata, x-api-key: <key>"},
+			"the API key has a scheme that this server does not accept: send it as metadata, x-api-key: <key>"},
 		{bare, []string{"x-api-key", token, "authorization", "Bearer " + token}, "CREDENTIALS_SEVERAL",
-			"the call carries several credentials: send one; gRPC adds the credentials of a call to those of its connection"},
+			"the call carries several credentials: send one (gRPC sends the credentials of a call in addition to those of the connection)"},
 	} {
 		err := direct(metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.md...)), c.auth, emptyCall)
 		requireRefused(t, err, codes.Unauthenticated, c.reason)

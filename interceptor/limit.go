@@ -11,8 +11,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// LimitMessages counts each message that a stream receives as a use of its key, beside the one that opening it is, for
-// keys with a RateLimit. A stream that receives more is ended with ResourceExhausted. Without it a stream is one use.
+// LimitMessages applies the RateLimit of a key to each message that a stream receives, not only to
+// the opening of the stream. A stream that exceeds the limit ends with ResourceExhausted. Without
+// LimitMessages, a stream counts as one use of the key.
 func LimitMessages() Option {
 	return Option{func(c *config) error {
 		c.limitMessages = true
@@ -20,23 +21,26 @@ func LimitMessages() Option {
 	}}
 }
 
-// LimitFailures limits how often calls from one address may fail for their credential: burst at
-// once, and perSecond in the long run. Calls from an address that has used that up are refused with
-// ResourceExhausted before the store is asked, those with a good key too: what is counted is
-// addresses (of IPv6, networks of 64 bits), never keys, so that nobody can lock the owner of a key
-// out from elsewhere. Behind a proxy, give TrustProxy or TrustProxyTransport as well, or all
-// callers of the proxy share one limit. It is off by default: guessing a key is hopeless with or
-// without it; it saves the work of refusing.
+// LimitFailures limits the failed calls from one address. A call fails if its credential is refused.
+// An address may fail burst times in a row, and perSecond times per second in the long run. After
+// that, the server refuses every call from the address with ResourceExhausted, even a call with a
+// valid key, and does not ask the store.
+//
+// The limit counts addresses (for IPv6, networks of 64 bits), never keys. So an attacker cannot lock
+// out the owner of a key from another address. Behind a proxy, give TrustProxy or
+// TrustProxyTransport too, or all callers of the proxy share one limit. LimitFailures is off by
+// default: a key cannot be guessed with or without it. LimitFailures saves the work of the refusals.
 //
 // All callers without a known address share one limit: callers over a unix socket or bufconn, and
-// callers whose trusted proxy sent no address. So one of these callers can use up the limit for all
-// of them.
+// callers whose trusted proxy sent no address. So one of these callers can use up the limit for the
+// others.
 //
-// It remembers the 65,536 addresses that failed last.
+// LimitFailures remembers the last 65,536 addresses that failed.
 func LimitFailures(perSecond float64, burst int) Option {
 	return Option{func(c *config) error {
 		if !(perSecond > 0) || math.IsInf(perSecond, 0) || burst < 1 {
-			return fmt.Errorf("LimitFailures: %v per second and a burst of %d: both must be positive", perSecond, burst)
+			return fmt.Errorf("LimitFailures: %v per second with a burst of %d: "+
+				"both must be positive and finite", perSecond, burst)
 		}
 		c.failures = newFailures(rate.Limit(perSecond), burst)
 		return nil
@@ -45,7 +49,7 @@ func LimitFailures(perSecond float64, burst int) Option {
 
 const maxAddresses = 1 << 16
 
-// failures has a bucket for each address that failed of late.
+// failures has a token bucket for each address that failed recently.
 type failures struct {
 	limit rate.Limit
 	burst int
@@ -57,18 +61,18 @@ type failures struct {
 func newFailures(limit rate.Limit, burst int) *failures {
 	lru, err := simplelru.NewLRU[netip.Addr, *rate.Limiter](maxAddresses, nil)
 	if err != nil {
-		panic(err) // not for a positive size
+		panic(err) // NewLRU fails only if the size is not positive
 	}
 	return &failures{limit: limit, burst: burst, lru: lru}
 }
 
-// A throttledError says that too many calls from an address have failed.
+// A throttledError means that too many calls from an address have failed.
 type throttledError struct{ retryAfter time.Duration }
 
 func (e *throttledError) Error() string { return "too many calls with bad credentials" }
 
-// bucketOf returns the address that stands for all whose failures are counted together: the network
-// of 64 bits of an IPv6 address, and the zero Addr for every caller without a known address.
+// bucketOf returns the key of the bucket for an address: the network of 64 bits for an IPv6 address,
+// the address itself for IPv4, and the zero Addr for callers without a known address.
 func bucketOf(addr netip.Addr) netip.Addr {
 	if addr.Is6() {
 		p, _ := addr.Prefix(64)
@@ -91,8 +95,7 @@ func (f *failures) check(addr netip.Addr) error {
 	return nil
 }
 
-// seconds returns n seconds as a Duration, and the longest Duration, 292 years, instead of a longer
-// one.
+// seconds returns n seconds as a Duration, or the longest Duration (292 years) if n is larger.
 func seconds(n float64) time.Duration {
 	if d := n * float64(time.Second); d < math.MaxInt64 {
 		return max(0, time.Duration(d))
@@ -100,7 +103,7 @@ func seconds(n float64) time.Duration {
 	return math.MaxInt64
 }
 
-// add counts a failure.
+// add counts a failed call from addr.
 func (f *failures) add(addr netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -9,10 +9,10 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// RequireRules refuses the calls of every method that has no rule, with PermissionDenied, before it
-// looks at the credential. A rule is what Public, Optional, AnyKey, Require, RequireAny or
-// RulesFrom say about the method or its service. Without this option, a method without a rule takes
-// any valid key. Check lists the methods of a server that have no rule.
+// RequireRules refuses every call of a method without a rule, with PermissionDenied, before the
+// credential is read. Public, Optional, AnyKey, Require, RequireAny and RulesFrom give rules to
+// methods, or to all methods of a service. Without RequireRules, a method without a rule takes any
+// valid key. Authenticator.Check lists the methods of a server that have no rule.
 func RequireRules() Option {
 	return Option{func(c *config) error {
 		c.rules.required = true
@@ -20,22 +20,23 @@ func RequireRules() Option {
 	}}
 }
 
-// AnyKey lets any valid key call the methods, also a key without scopes: full names, or all methods
-// of a service, as "/package.Service/*". AnyKey is for RequireRules; without RequireRules, a method
-// without a rule is the same.
+// AnyKey lets any valid key call the methods, even a key without scopes. Give full names, or all
+// methods of a service, as in "/package.Service/*". AnyKey is useful with RequireRules; without
+// RequireRules, any valid key can call a method without a rule.
 func AnyKey(fullMethods ...string) Option {
 	return addRules("AnyKey", rule{}, fullMethods)
 }
 
-// Optional lets a caller without a credential call the methods as nobody: FromContext returns
-// false. A caller with a valid key is known: FromContext returns the key, and a stream ends when
-// its key is revoked. A bad key is refused, and so is a header that is there and has no key. With
-// RequireTLS, Optional methods need a secure connection, also for nobody. The names are full names,
-// or all methods of a service, as "/package.Service/*".
+// Optional lets callers with or without a key call the methods. Without a credential, FromContext
+// returns false. With a valid key, FromContext returns the key, and a stream ends when its key is
+// revoked. A call with a bad key is refused, and so is a call with an empty header. With RequireTLS,
+// Optional methods need a secure connection, even for callers without a credential. Give full names,
+// or all methods of a service, as in "/package.Service/*".
 func Optional(fullMethods ...string) Option {
 	return addRules("Optional", rule{optional: true}, fullMethods)
 }
 
+// addRules gives the same rule to each method.
 func addRules(option string, r rule, fullMethods []string) Option {
 	return Option{func(c *config) error {
 		for _, m := range fullMethods {
@@ -49,22 +50,30 @@ func addRules(option string, r rule, fullMethods []string) Option {
 
 var (
 	errNoRule = errors.New("the method has no rule")
-	// The metadata of a call pass the first Authenticator without the credential.
+	// The first Authenticator removes the credential, so the second one would report a missing
+	// credential.
 	errTwice = errors.New("two Authenticators on one call")
 
 	noRuleStatus = newStatus(codes.PermissionDenied, "METHOD_HAS_NO_RULE",
-		"no rule lets anyone call this method", nil)
+		"this method has no rule, and the server refuses methods without a rule", nil)
 	twiceStatus = newStatus(codes.Internal, "AUTHENTICATED_TWICE",
-		"a second Authenticator got this call: "+
+		"the call passed two Authenticators: "+
 			"give the server the ServerOptions of one Authenticator, once", nil)
 )
 
-// needsNoKey reports whether the rule lets the call in without a look at a key.
+// needsNoKey reports whether the rule accepts the call without a key.
 func (a *Authenticator) needsNoKey(ctx context.Context, r rule) bool {
-	return r.public || r.optional && (!a.credentials.requireTLS || secure(ctx)) && !a.credentials.present(ctx)
+	switch c := &a.credentials; {
+	case r.public:
+		return true
+	case r.optional:
+		return (!c.requireTLS || secure(ctx)) && !c.present(ctx)
+	default:
+		return false
+	}
 }
 
-// splitMethod splits "/pkg.Service/Method" at its second slash: service is "/pkg.Service".
+// splitMethod splits "/pkg.Service/Method" into the service "/pkg.Service" and the method "Method".
 func splitMethod(fullMethod string) (service, method string, ok bool) {
 	i := strings.LastIndexByte(fullMethod, '/')
 	if i < 2 || fullMethod[0] != '/' || i == len(fullMethod)-1 || strings.Count(fullMethod, "/") != 2 {

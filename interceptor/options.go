@@ -17,9 +17,11 @@ type Option struct {
 	apply func(*config) error
 }
 
-// Header accepts keys in a metadata header, after a scheme and a space, such as "authorization" and "Bearer", which
-// is the default, or, if scheme is empty, bare, such as in "x-api-key". The case of neither matters (RFC 9110,
-// sections 5.1 and 11.1). It may be given several times, and then replaces the default.
+// Header accepts keys in the metadata header name, after scheme and a space. If scheme is empty,
+// the header holds the key alone, as in Header("x-api-key", ""). The default is
+// Header("authorization", "Bearer"); any Header option replaces the default. To accept several
+// headers or schemes, give Header several times. Upper and lower case do not matter in the name or
+// in the scheme (RFC 9110, sections 5.1 and 11.1).
 func Header(name, scheme string) Option {
 	return Option{func(c *config) error {
 		lower := strings.ToLower(name)
@@ -27,7 +29,7 @@ func Header(name, scheme string) Option {
 			return fmt.Errorf("Header %q: %w", name, err)
 		}
 		if !isToken(scheme) {
-			return fmt.Errorf("Header %q: the scheme %q is not a token of RFC 9110", name, scheme)
+			return fmt.Errorf("Header %q: the scheme %q is not an RFC 9110 token", name, scheme)
 		}
 		headers := &c.credentials.headers
 		i := slices.IndexFunc(*headers, func(h header) bool { return h.name == lower })
@@ -44,23 +46,23 @@ func Header(name, scheme string) Option {
 	}}
 }
 
-// checkHeader says what is wrong with the lower-case name of a metadata header that clients or
-// proxies set.
+// checkHeader returns an error if clients or proxies cannot set a metadata header with the
+// lower-case name.
 func checkHeader(lower string) error {
 	switch {
 	case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
-		return errors.New("a name is made of letters, digits, '-', '_' and '.'")
+		return errors.New("a header name consists of letters, digits, '-', '_' and '.'")
 	case strings.HasSuffix(lower, "-bin"):
-		return errors.New("gRPC encodes what has a name in -bin: choose another")
+		return errors.New("gRPC encodes headers whose name ends in -bin: choose another name")
 	case strings.HasPrefix(lower, "grpc-"):
-		return errors.New("names in grpc- are gRPC's own: choose another")
+		return errors.New("gRPC reserves names that begin with grpc-: choose another name")
 	case slices.Contains([]string{"connection", "content-type", "host", "te", "user-agent"}, lower):
-		return errors.New("gRPC or HTTP/2 has its own use for it: choose another")
+		return errors.New("gRPC or HTTP/2 uses this header: choose another name")
 	}
 	return nil
 }
 
-// isToken reports whether s is made of a token's characters (RFC 9110, section 5.6.2), or empty.
+// isToken reports whether s is empty or a token (RFC 9110, section 5.6.2).
 func isToken(s string) bool {
 	for _, c := range []byte(s) {
 		alnum := '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
@@ -71,27 +73,29 @@ func isToken(s string) bool {
 	return true
 }
 
-// Public lets everyone call the methods, with no key or with any: full names such as "/grpc.health.v1.Health/Check", or
-// all methods of a service, as "/grpc.health.v1.Health/*".
+// Public lets every caller call the methods. Callers need no key, and Public ignores a key that a
+// caller sends. Give full names such as "/grpc.health.v1.Health/Check", or all methods of a
+// service, as in "/grpc.health.v1.Health/*".
 func Public(fullMethods ...string) Option {
 	return addRules("Public", rule{public: true}, fullMethods)
 }
 
-// Require lets a key call the method only if it has all the scopes; see keystore.Key.HasScope for wildcards in a key's. A
-// method that no rule names takes any valid key.
+// Require lets a key call the method only if the key has all the scopes. See keystore.Key.HasScope
+// for wildcards in the scopes of keys. A method without a rule takes any valid key.
 //
-// A scope is printable ASCII without space, as keystore.Spec says. New refuses a scope that no key
-// can have, such as "a b" or "read\n".
+// A scope is printable ASCII without spaces, as in keystore.Spec. New returns an error for a scope
+// that no key can have, such as "a b" or "read\n".
 func Require(fullMethod string, scopes ...string) Option {
 	return requireScopes("Require", fullMethod, scopes, false)
 }
 
-// RequireAny lets a key call the method only if it has one of the scopes at least.
+// RequireAny lets a key call the method only if the key has at least one of the scopes.
 func RequireAny(fullMethod string, scopes ...string) Option {
 	return requireScopes("RequireAny", fullMethod, scopes, true)
 }
 
-func requireScopes(option, fullMethod string, scopes []string, any bool) Option {
+// requireScopes is Require, or, with anyOf, RequireAny.
+func requireScopes(option, fullMethod string, scopes []string, anyOf bool) Option {
 	return Option{func(c *config) error {
 		if len(scopes) == 0 {
 			return fmt.Errorf("%s %q: name at least one scope", option, fullMethod)
@@ -102,17 +106,19 @@ func requireScopes(option, fullMethod string, scopes []string, any bool) Option 
 			}
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
-			return fmt.Errorf("%s %q: name one method; only Public, Optional and AnyKey take a whole service",
+			return fmt.Errorf("%s %q: name one method: only Public, Optional and AnyKey accept a service",
 				option, fullMethod)
 		}
-		if err := c.rules.add(fullMethod, rule{scopes: slices.Clone(scopes), anyOf: any}); err != nil {
+		r := rule{scopes: slices.Clone(scopes), anyOf: anyOf}
+		if err := c.rules.add(fullMethod, r); err != nil {
 			return fmt.Errorf("%s: %w", option, err)
 		}
 		return nil
 	}}
 }
 
-// checkScope refuses a scope that no key can have: keys have the same grammar.
+// checkScope returns an error for a scope that no key can have. Scopes of keys have the same
+// grammar.
 func checkScope(s string) error {
 	if err := scope.Check(s); err != nil {
 		return fmt.Errorf("the scope %.200q %w", s, err)
@@ -120,16 +126,23 @@ func checkScope(s string) error {
 	return nil
 }
 
-// An ErrorMapper changes what callers are told. It gets the context of the call, without the
-// credential, its full method, why it is refused, and what the caller is told by default. The error
-// is a *Refusal, which says what is known of the key and of where the call came from, and may be
-// matched with keystore's errors. What the mapper returns is told instead, unless that is nil or
-// has the code OK: a mapper lets nobody in. It must be safe for concurrent use, quick, and must not
-// put a cause into the text that tells one bad key from another. If it panics, the caller is told
-// the default, and the panic is logged: see LogRefusals.
-type ErrorMapper func(ctx context.Context, fullMethod string, err error, defaultStatus *status.Status) *status.Status
+// An ErrorMapper replaces the status of a refused call. The client gets the status that the
+// ErrorMapper returns. If the ErrorMapper returns nil or the code OK, the client gets
+// defaultStatus: an ErrorMapper cannot accept a call.
+//
+// The context is the context of the call, without the credential. The error is a *Refusal, with the
+// key, as far as it is known, and the address of the caller. errors.Is finds the errors of package
+// keystore in the error.
+//
+// An ErrorMapper must be quick and safe for concurrent use. The text of the status must not let a
+// client distinguish one kind of bad key from another. If the ErrorMapper panics, the client gets
+// defaultStatus, and the panic is logged: see LogRefusals.
+type ErrorMapper func(
+	ctx context.Context, fullMethod string, err error, defaultStatus *status.Status,
+) *status.Status
 
-// MapErrors sets the ErrorMapper.
+// MapErrors lets m choose the status of each refused call, and of each stream that ends with its
+// key. If MapErrors is given several times, the last one counts.
 func MapErrors(m ErrorMapper) Option {
 	return Option{func(c *config) error {
 		if m == nil {
@@ -140,8 +153,8 @@ func MapErrors(m ErrorMapper) Option {
 	}}
 }
 
-// RequireTLS refuses calls that came over a connection without privacy and integrity, before it reads their
-// credential. TLS has both, and so have gRPC's local credentials on a unix socket.
+// RequireTLS refuses calls on connections without privacy and integrity, before the credential is
+// read. TLS has both. The local credentials of gRPC have both on a unix socket.
 func RequireTLS() Option {
 	return Option{func(c *config) error {
 		c.credentials.requireTLS = true

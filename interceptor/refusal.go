@@ -18,71 +18,90 @@ import (
 
 const domain = "github.com/grpc-api-key/grpc-api-key"
 
-// What callers are told. See the package's comment.
+// The default statuses of refused calls and ended streams. The package comment lists all of them.
 var (
 	invalidStatus = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
-	severalStatus = newStatus(codes.Unauthenticated, "CREDENTIALS_SEVERAL", "the call carries several credentials: send one; "+
-		"gRPC adds the credentials of a call to those of its connection", nil)
-	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT", "API keys are taken over TLS only", nil)
-	revokedStatus  = newStatus(codes.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked", nil)
-	expiredStatus  = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED", "the API key, or this secret of it, has expired", nil)
-	changedStatus  = newStatus(codes.Unavailable, "API_KEY_CHANGED", "the API key was changed: open the stream again", nil,
+	severalStatus = newStatus(codes.Unauthenticated, "CREDENTIALS_SEVERAL",
+		"the call carries several credentials: send one (gRPC sends the credentials of a call "+
+			"in addition to those of the connection)", nil)
+	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT",
+		"this server accepts API keys over TLS only", nil)
+	revokedStatus = newStatus(codes.Unauthenticated, "API_KEY_REVOKED",
+		"the API key was revoked", nil)
+	expiredStatus = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED",
+		"the API key, or this secret of the key, has expired", nil)
+	changedStatus = newStatus(codes.Unavailable, "API_KEY_CHANGED",
+		"the API key was changed: open the stream again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
-	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE", "API keys cannot be checked now: try again", nil,
+	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
+		"the server cannot check API keys now: try again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
 )
 
-// syntaxStatuses are what callers are told who do not send a key as they must. Each says which header to use.
+// syntaxStatuses are the statuses for mistakes in the syntax of a credential. The text of each one
+// tells the client which header to send.
 type syntaxStatuses struct{ missing, noScheme, wrongScheme *status.Status }
 
 func newSyntaxStatuses(h header) syntaxStatuses {
-	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, strings.TrimLeft(h.schemes[0]+" <key>", " "))
+	value := strings.TrimLeft(h.schemes[0]+" <key>", " ")
+	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, value)
 	refuse := func(reason, text string) *status.Status {
 		return newStatus(codes.Unauthenticated, reason, text+": "+send, nil)
 	}
 	return syntaxStatuses{
-		missing:     refuse("CREDENTIALS_MISSING", "an API key is needed"),
-		noScheme:    refuse("CREDENTIALS_SCHEME_MISSING", "the API key has no scheme before it"),
-		wrongScheme: refuse("CREDENTIALS_SCHEME_INVALID", "the API key is sent with a scheme that this server does not accept"),
+		missing: refuse("CREDENTIALS_MISSING", "the call has no API key"),
+		noScheme: refuse("CREDENTIALS_SCHEME_MISSING",
+			"the API key has no scheme before it"),
+		wrongScheme: refuse("CREDENTIALS_SCHEME_INVALID",
+			"the API key has a scheme that this server does not accept"),
 	}
 }
 
 func scopeStatus(scopes []string) *status.Status {
-	return newStatus(codes.PermissionDenied, "INSUFFICIENT_SCOPE", "the API key lacks a scope that this method needs",
+	return newStatus(codes.PermissionDenied, "INSUFFICIENT_SCOPE",
+		"the API key lacks a scope that this method needs",
 		map[string]string{"scopes": strings.Join(scopes, " ")})
 }
 
 func retryStatus(reason, text string, after time.Duration) *status.Status {
-	return newStatus(codes.ResourceExhausted, reason, text, nil, &errdetails.RetryInfo{RetryDelay: durationpb.New(max(0, after))})
+	return newStatus(codes.ResourceExhausted, reason, text, nil,
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(max(0, after))})
 }
 
-func newStatus(code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1) *status.Status {
+func newStatus(
+	code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1,
+) *status.Status {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: metadata}
 	st, err := status.New(code, text).WithDetails(append([]protoadapt.MessageV1{info}, more...)...)
 	if err != nil {
-		panic(err) // not for any message that is linked in, as these are
+		panic(err) // WithDetails accepts every message that is linked into the program
 	}
 	return st
 }
 
-// A scopeError says that a valid key lacks a scope.
+// A scopeError means that a valid key lacks a scope.
 type scopeError struct{ status *status.Status }
 
 func (e *scopeError) Error() string { return e.status.Message() }
 
-// refusalStatus returns what a caller whose call is refused is told.
-func (a *Authenticator) refusalStatus(ctx context.Context, fullMethod string, err error) *status.Status {
+// refusalStatus logs a refused call and returns the status for the client.
+func (a *Authenticator) refusalStatus(
+	ctx context.Context, fullMethod string, err error,
+) *status.Status {
 	return a.report(ctx, callRefused, fullMethod, err)
 }
 
-// report logs that a call was refused, or a stream ended, for err, and returns what the caller is
-// told.
-func (a *Authenticator) report(ctx context.Context, message, fullMethod string, err error) *status.Status {
+// report logs that a call was refused, or that a stream ended, because of err. It returns the
+// status for the client.
+func (a *Authenticator) report(
+	ctx context.Context, message, fullMethod string, err error,
+) *status.Status {
 	r, byDefault := a.newRefusal(ctx, fullMethod, err), a.defaultStatus(ctx, err)
 	a.log.logRefusal(ctx, message, r, byDefault.Code())
 	return a.mapStatus(ctx, r, byDefault)
 }
 
+// defaultStatus returns the status for a refused call, before an ErrorMapper changes it.
 func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.Status {
 	var scope *scopeError
 	var used *keystore.RateLimitError
@@ -107,7 +126,7 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 	case errors.Is(err, keystore.ErrDenied):
 		return invalidStatus
 	case errors.As(err, &used):
-		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key is used too often", used.RetryAfter)
+		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit", used.RetryAfter)
 	case errors.As(err, &throttled):
 		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials", throttled.retryAfter)
 	case errors.Is(err, keystore.ErrChanged):
@@ -119,17 +138,21 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 	}
 }
 
-// endedByStore reports whether a bound context that ended with cause was ended by the store.
+// endedByStore reports whether the store ended a bound context that has the cause. Otherwise the
+// context is still live, or its parent has ended.
 func endedByStore(cause error) bool {
-	for _, ours := range []error{keystore.ErrDenied, keystore.ErrChanged, keystore.ErrClosed, keystore.ErrUnavailable} {
-		if errors.Is(cause, ours) {
+	for _, storeErr := range []error{
+		keystore.ErrDenied, keystore.ErrChanged, keystore.ErrClosed, keystore.ErrUnavailable,
+	} {
+		if errors.Is(cause, storeErr) {
 			return true
 		}
 	}
 	return false
 }
 
-// endStatus returns what the caller of a stream that is cut is told by default.
+// endStatus returns the status for the client of a stream that ended with its key, before an
+// ErrorMapper changes it.
 func endStatus(cause error) *status.Status {
 	switch {
 	case errors.Is(cause, keystore.ErrRevoked):

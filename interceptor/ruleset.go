@@ -8,24 +8,24 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A rule says who may call a method. The zero rule is: whoever has a valid key.
+// A rule states which callers may call a method. The zero rule accepts every valid key.
 type rule struct {
 	public       bool
-	optional     bool // without a credential, the caller is nobody
-	missing      bool // no rule names the method, and RequireRules wants one
+	optional     bool // a call without a credential is accepted, without a key
+	missing      bool // RequireRules was given, and the method has no rule
 	scopes       []string
-	anyOf        bool           // one of the scopes is enough
-	fromProto    bool           // read from a .proto: the server may lack the method
-	deniedStatus *status.Status // for a key that lacks them
+	anyOf        bool           // the key needs one of the scopes, not all
+	fromProto    bool           // from RulesFrom: the server may lack the method
+	deniedStatus *status.Status // for a key that lacks the scopes
 }
 
-// allows returns nil, or what to tell a caller with a key that lacks a scope.
+// allows returns nil if the key has the scopes of the rule, or else a *Refusal.
 func (r rule) allows(k *keystore.Key) error {
 	if len(r.scopes) == 0 {
 		return nil
 	}
 	for _, s := range r.scopes {
-		if k.HasScope(s) == r.anyOf { // one that it has is enough, or one that it lacks
+		if k.HasScope(s) == r.anyOf { // decides: a scope that the key has, or one that the key lacks
 			if r.anyOf {
 				return nil
 			}
@@ -49,18 +49,18 @@ func newRuleSet() ruleSet {
 	return ruleSet{methods: make(map[string]rule), services: make(map[string]rule)}
 }
 
-// add adds the rule for one method, or for one service.
+// add adds a rule for one method, or for all methods of a service ("/pkg.Service/*").
 func (s *ruleSet) add(fullMethod string, r rule) error {
 	service, method, ok := splitMethod(fullMethod)
 	if !ok {
-		return fmt.Errorf("%q is not a full method name: write it as /package.Service/Method", fullMethod)
+		return fmt.Errorf("%q is not a full method name: write /package.Service/Method", fullMethod)
 	}
 	rules, name := s.methods, fullMethod
 	if method == "*" {
 		rules, name = s.services, service
 	}
 	if _, ok := rules[name]; ok {
-		return fmt.Errorf("%q has a rule already: give each method one", fullMethod)
+		return fmt.Errorf("%q already has a rule: give each method one rule", fullMethod)
 	}
 	if len(r.scopes) > 0 {
 		r.deniedStatus = scopeStatus(r.scopes)
@@ -69,9 +69,9 @@ func (s *ruleSet) add(fullMethod string, r rule) error {
 	return nil
 }
 
-// forMethod returns the rule for a method: its own, or else its service's, or else that it needs a key
-// or a rule. Names match to the letter, so that one which the server would read differently needs a
-// key too (compare CVE-2026-33186).
+// forMethod returns the rule for a method: the rule for the method itself, or else the rule for its
+// service, or else the default rule. Names must be exactly equal. So a name that the server would
+// interpret differently does not match a Public rule, and needs a key (compare CVE-2026-33186).
 func (s *ruleSet) forMethod(fullMethod string) rule {
 	if r, ok := s.methods[fullMethod]; ok {
 		return r

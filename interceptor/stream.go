@@ -16,7 +16,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A publicStream is the stream of a public method: only its context differs.
+// A publicStream is the stream of a method that needs no key. Only the context is replaced.
 type publicStream struct {
 	grpc.ServerStream
 	ctx *callContext
@@ -24,62 +24,76 @@ type publicStream struct {
 
 func (s *publicStream) Context() context.Context { return s.ctx }
 
-// A stream ends with its key.
+// A stream ends when its key is revoked, disabled or narrowed, or expires.
 //
-// gRPC has no way to end a stream from the server's side other than to return from its handler (grpc-go issues 465
-// and 3909), and a handler that is blocked in RecvMsg or SendMsg does not return. Cancelling a context that is
-// derived from the stream's does not unblock it, and cancelling the transport's own, which a tap handle can, tells
-// the client Canceled. What does both, unblock and tell the truth, is to write the stream's status, as gRPC itself
-// does at the end of a handler, and from whatever goroutine meets an error in RecvMsg or SendMsg: the transport
-// refuses everything after it. The transport's stream has a method for that, WriteStatus, which is exported though
-// its type is internal. It costs nothing until the key is revoked, leaves the handler on its own goroutine, where its
-// panics belong, and reaches the caller even if the handler never comes back.
+// gRPC lets a server end a stream in only one way: the handler returns (grpc-go issues 465 and
+// 3909). But a handler that is blocked in RecvMsg or SendMsg does not return. Two ideas do not
+// work. To cancel a context that is derived from the context of the stream does not unblock the
+// handler. To cancel the context of the transport, which a tap handle can, sends Canceled to the
+// client.
 //
-// Where a transport has no such method (another one than grpc-go's, or a later version of that), or where it does not
-// come through a write that is held up by flow control (grpc.Server.ServeHTTP), each RecvMsg and SendMsg runs in a
-// goroutine that the handler can walk away from. That takes four allocations a message and, in a ping-pong on loopback, 5
-// to 15 µs (BenchmarkStreamMessage). The handler then ends the stream by returning, and the abandoned call with it. Under
-// ServeHTTP the status is written from outside as well, for the client of a handler that does not return; nothing waits
-// for that, since a client that does not read may hold it up for as long as the connection lasts.
+// To write the status of the stream works: it unblocks the handler, and the client gets the right
+// status. gRPC itself writes the status after a handler returns, and also from any goroutine that
+// meets an error in RecvMsg or SendMsg. After the status, the transport refuses everything. The
+// stream of the transport has the method WriteStatus, which is exported although the type is
+// internal. This way costs nothing until the key is revoked. The handler stays on its own
+// goroutine, where its panics belong. The client gets the status even if the handler never returns.
+//
+// Some transports have no WriteStatus: a transport other than that of grpc-go, or perhaps a later
+// version of grpc-go. Under grpc.Server.ServeHTTP, WriteStatus exists, but does not unblock a write
+// that waits for flow control. In both cases each RecvMsg and SendMsg runs in a new goroutine,
+// which the handler can abandon. That costs four allocations per message and, in a ping-pong on
+// loopback, 5 to 15 µs (BenchmarkStreamMessage). The handler then returns, and its return ends the
+// stream and the abandoned call. Under ServeHTTP, the watcher also writes the status, for clients
+// of handlers that do not return. No goroutine waits for this write, because a client that does not
+// read can block the write until the connection ends.
+//
+// The mode of a stream depends on the transport:
+//
+//	mode           RecvMsg                  SendMsg, SendHeader      when the handler returns
+//	interruptible  on the goroutine of the  on the goroutine of the  finish waits for the watcher, or
+//	               handler; WriteStatus     handler; WriteStatus     writes the status if the watcher
+//	               unblocks the call        unblocks the call        has not started
+//	serveHTTP      in a new goroutine into  in a new goroutine       finish stops the watcher without
+//	               a new message; the       that the handler can     waiting; gRPC writes the status
+//	               handler can abandon it   abandon
+//	foreign        as in serveHTTP          as in serveHTTP          gRPC writes the status
+//
+// In the modes interruptible and serveHTTP, a watcher writes the status when the key ends. In the
+// mode foreign there is no watcher, so the client gets the status after the handler has returned.
 //
 // The invariants:
 //
-//  1. bound is done before Revoke returns. RecvMsg and SendMsg look at it before they begin, and again when they are
-//     through: no call that begins after Revoke returned gets a message through, and none that was blocked then
-//     reports success. SendHeader does the same. SetHeader and SetTrailer look before they begin. So do grpc.SetHeader,
-//     grpc.SendHeader and grpc.SetTrailer with the handler's context. A grpc.ServerTransportStream that the handler
-//     has taken from its context before does not look.
-//  2. The client is told one status, made from the cause, whoever asks for it first. A SendMsg that looked before bound
-//     was done may still get its message out before the status; behind it the transport takes none.
-//
-// The mode of a stream says which of these ways the stream goes:
-//
-//	mode           RecvMsg, SendMsg, SendHeader         a cut                     the end of the handler
-//	interruptible  on the handler's goroutine; a cut    the watch writes the      finish waits for the watch, or
-//	               unblocks it                          status                    writes the status itself
-//	serveHTTP      in a goroutine, which the handler    the watch writes the      gRPC writes the status; finish
-//	               leaves behind at a cut; RecvMsg      status; nobody waits      stops the watch, and does not
-//	               fills a message of its own           for that                  wait
-//	foreign        as in serveHTTP                      nobody writes a status    gRPC writes the status
+//  1. The context bound is done before Revoke returns. RecvMsg, SendMsg and SendHeader check bound
+//     at their start and again before they return. So a call that begins after Revoke has returned
+//     transfers no message, and a call that was blocked during Revoke does not report success.
+//     SetHeader and SetTrailer check bound at their start. So do grpc.SetHeader, grpc.SendHeader
+//     and grpc.SetTrailer with the context of the handler. A grpc.ServerTransportStream that the
+//     handler took from its context earlier does not check bound.
+//  2. The client gets one status, made from the cause of the end. Every goroutine that asks for the
+//     status gets this status. A SendMsg that checked bound before the end may still send its
+//     message before the status. After the status, the transport accepts no message.
 type stream struct {
 	grpc.ServerStream
 	ctx          *callContext
 	bound        context.Context
-	notifier     endNotifier           // bound; nil if it is not such a one
-	clientStatus func() *status.Status // what the client is told of a cut; the same each time
+	notifier     endNotifier           // bound as an endNotifier, or nil
+	clientStatus func() *status.Status // after the end: what the client gets; always the same
 
-	logEnd func() // logs a cut, once; nil: cuts are not logged
+	logEnd func() // logs the end, once; nil without LogRefusals
 
-	onLimit     func(error) *status.Status    // what the client is told of too many messages; nil: they are not counted
-	limitStatus atomic.Pointer[status.Status] // set when there were
+	// onLimit logs that the key exceeds its rate limit, and returns the status for the client. It
+	// is nil without LimitMessages.
+	onLimit     func(error) *status.Status
+	limitStatus atomic.Pointer[status.Status] // set when a message has exceeded the rate limit
 
 	mode          mode
 	transport     statusWriter  // nil in mode foreign
-	stopWatch     func() bool   // stops the watch for a cut; nil in mode foreign
-	statusWritten chan struct{} // closed when the watch has run; nil in mode foreign
+	stopWatch     func() bool   // stops the watcher; nil in mode foreign
+	statusWritten chan struct{} // closed when the watcher has run; nil in mode foreign
 }
 
-// A mode is a way to end a stream, which depends on the transport.
+// A mode says how a stream can end. See the table at stream.
 type mode int
 
 const (
@@ -88,10 +102,11 @@ const (
 	interruptible             // WriteStatus unblocks RecvMsg and SendMsg
 )
 
-// A statusWriter is the transport's part of a stream, if that can end the stream from outside.
+// A statusWriter is a stream of a transport that another goroutine can end.
 type statusWriter interface{ WriteStatus(*status.Status) error }
 
-// modeOf returns the mode of a stream with the context.
+// modeOf returns the mode for the context of a stream, and the statusWriter unless the mode is
+// foreign.
 func modeOf(ctx context.Context) (mode, statusWriter) {
 	w, ok := grpc.ServerTransportStreamFromContext(ctx).(statusWriter)
 	switch {
@@ -104,10 +119,11 @@ func modeOf(ctx context.Context) (mode, statusWriter) {
 	}
 }
 
-// newStream returns the stream that a handler gets for ss. The context call, for an ErrorMapper,
-// does not end with the key.
+// newStream returns the stream for the handler, in place of ss. The context bound ends with the
+// key. The context call does not, and goes to the ErrorMapper and the logger.
 func (a *Authenticator) newStream(
-	ss grpc.ServerStream, bound context.Context, call *callContext, key *keystore.Key, fullMethod string,
+	ss grpc.ServerStream, bound context.Context,
+	call *callContext, key *keystore.Key, fullMethod string,
 ) *stream {
 	s := &stream{ServerStream: ss, bound: bound}
 	s.ctx = &callContext{Context: bound, auth: a, key: key, stream: s}
@@ -136,7 +152,7 @@ func (a *Authenticator) newStream(
 	s.stopWatch = s.onEnd(func() {
 		defer close(s.statusWritten)
 		if endedByStore(s.cause()) {
-			// An error means that the connection is gone, and the handler is unblocked by that.
+			// An error means that the connection is closed, which unblocks the handler too.
 			_ = s.transport.WriteStatus(s.clientStatus())
 			s.logIfEnded()
 		}
@@ -144,15 +160,19 @@ func (a *Authenticator) newStream(
 	return s
 }
 
-// An endNotifier is a context of a keystore.Store's, which keeps many under one key. It spares the Revoke that ends them all what
-// the functions of package context cost: a wait behind the goroutines that those would start.
+// endNotifier is implemented by the contexts that keystore.Store.Bind returns. Many of these
+// contexts may share one key, and one Revoke ends all of them. With context.AfterFunc and
+// context.Cause, Revoke would have to wait for one goroutine per context. With an endNotifier,
+// Revoke does not.
 type endNotifier interface {
 	// Cause returns why the store has ended the context, or nil.
 	Cause() error
-	// OnEnd has f called when it has. Stop reports whether it kept f from being called.
+	// OnEnd calls f after the store has ended the context. The function stop prevents the call,
+	// and reports whether it did.
 	OnEnd(f func()) (stop func() bool)
 }
 
+// onEnd is OnEnd, for every kind of context.
 func (s *stream) onEnd(f func()) (stop func() bool) {
 	if s.notifier != nil {
 		return s.notifier.OnEnd(f)
@@ -171,8 +191,9 @@ func (s *stream) cause() error {
 	return context.Cause(s.bound)
 }
 
-// finish waits until nothing of s runs any more, but for what is written under ServeHTTP. The handler has returned, or
-// panicked: then nobody but finish sees to it that the client is told of a cut, if the handler was faster than the watch.
+// finish ends the work of s after the handler has returned or panicked. Afterwards the watcher does
+// not run, except under ServeHTTP, where it may still write the status. If the key has ended, but
+// the handler returned before the watcher started, finish writes the status itself.
 func (s *stream) finish() {
 	defer s.logIfEnded()
 	switch s.mode {
@@ -188,16 +209,17 @@ func (s *stream) finish() {
 	}
 }
 
-// logIfEnded logs the cut, if there was one, once. Call logIfEnded after the client got the status, because a
-// logger may block.
+// logIfEnded logs once that the stream ended with its key, if it did. Call logIfEnded after the
+// client got the status, because a logger may block.
 func (s *stream) logIfEnded() {
 	if s.logEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.cause()) {
 		s.logEnd()
 	}
 }
 
-// ended returns nil, or, if the key has ended the stream, what the client is told. The end of the caller's own context,
-// which is bound's parent, is left to gRPC.
+// ended returns the status for the client if the key has ended the stream, and nil otherwise. If
+// the context of the caller has ended (the parent of bound), ended returns nil, and gRPC ends the
+// stream.
 func (s *stream) ended() error {
 	if st := s.limitStatus.Load(); st != nil {
 		return st.Err()
@@ -210,7 +232,7 @@ func (s *stream) ended() error {
 
 func (s *stream) Context() context.Context { return s.ctx }
 
-// hasEnded reports whether ended returns an error, now and from now on.
+// hasEnded reports whether ended returns an error. Once true, hasEnded stays true.
 func (s *stream) hasEnded() bool { return s.limitStatus.Load() != nil || endedByStore(s.cause()) }
 
 func (s *stream) SetHeader(md metadata.MD) error {
@@ -241,9 +263,10 @@ func (s *stream) SendHeader(md metadata.MD) error {
 	return err
 }
 
-// An endedTransport replaces the stream of the transport in the context of a handler after the cut,
-// so that grpc.SetHeader, grpc.SendHeader and grpc.SetTrailer fail. Before the cut, the context has
-// the stream of the transport itself, because grpc.SetSendCompressor accepts no other type.
+// An endedTransport replaces the stream of the transport in the context of a handler whose stream
+// has ended. It makes grpc.SetHeader, grpc.SendHeader and grpc.SetTrailer fail. Before the end, the
+// context has the stream of the transport itself, because grpc.SetSendCompressor accepts no other
+// type.
 type endedTransport struct {
 	grpc.ServerTransportStream
 	stream *stream
@@ -267,18 +290,19 @@ func (s *stream) RecvMsg(m any) error {
 	return s.countMessage(err)
 }
 
-// recvAbandonable is RecvMsg on a transport where the handler can walk away from a blocked call. An
-// abandoned call may still receive a message, and must not write to m, because the handler may use
-// m again. So receive gives the call a new message, and moves the content to m only if the call was
-// not abandoned.
+// recvAbandonable is RecvMsg in a goroutine that the handler can abandon. An abandoned call may
+// still receive a message, and must not write to m, because the handler may use m again. So the
+// call fills a new message. recvAbandonable moves the fields to m only if the call was not
+// abandoned.
 func (s *stream) recvAbandonable(m any) error {
 	target, ok := m.(proto.Message)
 	if !ok || reflect.TypeOf(target.ProtoReflect().Interface()) != reflect.TypeOf(m) {
-		// Only the user's own codec knows how to fill m.
+		// m is not a protobuf message. Only the codec of the user can fill m.
 		return s.countMessage(s.callAbandonable(func() error { return s.ServerStream.RecvMsg(m) }))
 	}
 	message := target.ProtoReflect().New()
-	if err := s.countMessage(s.callAbandonable(func() error { return s.ServerStream.RecvMsg(message.Interface()) })); err != nil {
+	err := s.callAbandonable(func() error { return s.ServerStream.RecvMsg(message.Interface()) })
+	if err := s.countMessage(err); err != nil {
 		return err
 	}
 	proto.Reset(target)
@@ -291,7 +315,9 @@ func (s *stream) recvAbandonable(m any) error {
 	return nil
 }
 
-// countMessage takes a received message from the key's rate limit. One too many ends the stream.
+// countMessage counts a received message as a use of the key. If the message exceeds the rate
+// limit, countMessage ends the stream. The argument is the error of RecvMsg: if it is not nil,
+// countMessage returns it.
 func (s *stream) countMessage(err error) error {
 	if err != nil || s.onLimit == nil {
 		return err
@@ -321,8 +347,9 @@ func (s *stream) SendMsg(m any) error {
 	return err
 }
 
-// callAbandonable runs f in a goroutine, and returns what it returns, or sooner if the stream is cut. A panic of f's is the
-// caller's.
+// callAbandonable runs f in a new goroutine and returns the error of f. If the stream ends with its
+// key before f returns, callAbandonable returns immediately, and f continues alone. If f panics,
+// callAbandonable panics with the same value.
 func (s *stream) callAbandonable(f func() error) error {
 	if err := s.ended(); err != nil {
 		return err
@@ -331,19 +358,19 @@ func (s *stream) callAbandonable(f func() error) error {
 		err      error
 		panicked any
 	}
-	done := make(chan result, 1)
+	results := make(chan result, 1)
 	go func() {
 		var r result
 		defer func() {
 			r.panicked = recover()
-			done <- r
+			results <- r
 		}()
 		r.err = f()
 	}()
-	cut := s.bound.Done()
+	done := s.bound.Done()
 	for {
 		select {
-		case r := <-done:
+		case r := <-results:
 			if r.panicked != nil {
 				panic(r.panicked)
 			}
@@ -351,11 +378,11 @@ func (s *stream) callAbandonable(f func() error) error {
 				return err
 			}
 			return r.err
-		case <-cut:
+		case <-done:
 			if err := s.ended(); err != nil {
 				return err
 			}
-			cut = nil // the caller went away; f sees that too
+			done = nil // the caller has ended the call, and f will return
 		}
 	}
 }

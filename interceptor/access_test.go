@@ -107,7 +107,8 @@ func TestAllowedNetworks(t *testing.T) {
 	requireRefused(t, call(withKey(ctx, local), dial(t, addr)), codes.Unauthenticated, "API_KEY_INVALID")
 }
 
-// A client may bind its end of a unix socket to a name that reads like an address. That makes it none.
+// A client may bind its end of a unix socket to a name that reads like an address. That makes it
+// none.
 func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
@@ -362,14 +363,14 @@ func TestRulesFrom(t *testing.T) {
 	require.ErrorContains(t, err, "must be a string")
 	another := extension(t, protoregistry.GlobalFiles, "another", 50003, descriptorpb.FieldDescriptorProto_TYPE_STRING, false)
 	_, err = interceptor.New(store, interceptor.RulesFrom(another))
-	require.ErrorContains(t, err, "its option 50003 is not what ruled.another says")
+	require.ErrorContains(t, err, "the value of option 50003 does not have the type of ruled.another")
 	copied, err := protodesc.NewFiles(&descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{
 		protodesc.ToFileDescriptorProto(descriptorpb.File_google_protobuf_descriptor_proto),
 	}})
 	require.NoError(t, err)
 	foreign := extension(t, copied, "scopes", 50001, descriptorpb.FieldDescriptorProto_TYPE_STRING, true)
 	_, err = interceptor.New(store, interceptor.RulesFrom(foreign))
-	require.ErrorContains(t, err, "ruled.scopes extends another google.protobuf.MethodOptions")
+	require.ErrorContains(t, err, "ruled.scopes extends a google.protobuf.MethodOptions that is not the one of package descriptorpb")
 	auth := newAuth(t, store, interceptor.RulesFrom(scopes), interceptor.RulesFrom(one), interceptor.RulesFrom(public),
 		interceptor.Require("/ruled.Service/Named", "c"))
 

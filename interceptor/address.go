@@ -17,8 +17,8 @@ import (
 // call comes from an address in proxies, the address of the caller is the last address in the
 // metadata header that is not an address of a proxy. The header is, for example, "x-forwarded-for".
 // On calls from other addresses the header is ignored, because every client can send the header. If
-// a proxy sends no header, or a header that is not a list of addresses, the address of the caller is
-// unknown, and keys with AllowedNetworks are refused.
+// a proxy sends no header, or a header that is not a list of addresses, the address of the caller
+// is unknown, and keys with AllowedNetworks are refused.
 //
 // Every proxy on the way must append to the header or replace it. Ports in the header are ignored.
 //
@@ -57,14 +57,14 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 }
 
 // TrustProxyTransport is TrustProxy for a proxy that connects over a transport without addresses.
-// Name the transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix socket, "bufconn"
-// for a gateway in the same process. You may give both TrustProxyTransport and TrustProxy, with the
-// same header.
+// Name the transport as net.Addr.Network does: "unix" for nginx or Envoy on a unix socket,
+// "bufconn" for a gateway in the same process. You may give both TrustProxyTransport and
+// TrustProxy, with the same header.
 //
 // TrustProxyTransport is safe only if no process except the proxy can connect. Every process that
 // connects over the transport can claim every address. A unix socket is safe in a directory that
-// only the server and the proxy may enter. An abstract unix socket of Linux has no permissions and is
-// not safe. A bufconn listener is safe, because only the process itself can connect.
+// only the server and the proxy may enter. An abstract unix socket of Linux has no permissions and
+// is not safe. A bufconn listener is safe, because only the process itself can connect.
 func TrustProxyTransport(header string, networks ...string) Option {
 	return Option{func(c *config) error {
 		switch {

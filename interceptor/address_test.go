@@ -56,7 +56,8 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// Whatever a header holds, the address is unknown, or one that stands in it behind everything that is not a proxy's.
+// Whatever a header holds, the address is unknown, or one that stands in it behind everything that
+// is not a proxy's.
 func FuzzForwarded(f *testing.F) {
 	f.Add("203.0.113.9, 192.0.2.1, 10.0.0.1")
 	f.Add("[2001:db8::1]:443,fd00::1")

@@ -75,8 +75,8 @@ func BenchmarkUnaryTurns(b *testing.B) {
 	b.ReportMetric(float64(auth[len(auth)/2])/float64(none[len(none)/2]), "x-none")
 }
 
-// A message to the server and one back, without an interceptor, with the stream's end written from outside, and with
-// each call in a goroutine of its own: the choice that stream.go explains.
+// A message to the server and one back, without an interceptor, with the stream's end written from
+// outside, and with each call in a goroutine of its own: the choice that stream.go explains.
 func BenchmarkStreamMessage(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})

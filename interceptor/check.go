@@ -14,23 +14,24 @@ type ServiceInfoProvider interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
 }
 
-// Check returns an error if the rules and the server do not fit together:
+// Check returns an error if the rules do not match the methods of the server. Call Check after all
+// services are registered, before Serve. Check finds these mistakes:
 //
-//   - A rule names a method, or a service, that the server does not have: the name was misspelt, or
-//     the method has been renamed, and the rule guards nothing. (Rules of RulesFrom may be of other
-//     servers.)
-//   - With RequireRules, a method of the server has no rule, and every call of it is refused.
-//   - The server has streams that need a key, and nobody called Stream or ServerOptions; or unary
-//     methods that need a key, and nobody called Unary or ServerOptions. Check does not see whether
-//     the server got what these returned.
+//   - A rule names a method or a service that the server does not have. The name is misspelt, or
+//     the method was renamed, so the rule protects nothing. (Check ignores rules of RulesFrom,
+//     which may belong to other servers.)
+//   - With RequireRules, a method of the server has no rule, so every call of the method is
+//     refused.
+//   - The server has streams that need a key, but neither Stream nor ServerOptions was called. Or
+//     the server has unary methods that need a key, but neither Unary nor ServerOptions was called.
+//     Check cannot see whether the server got the interceptors.
 //
-// Call Check after all services are registered, before Serve. If the server passes calls on with a
-// grpc.UnknownServiceHandler, name what it passes on in proxied: full methods, or services, as
-// "/package.Service/*".
+// If the server forwards calls with a grpc.UnknownServiceHandler, name the forwarded methods in
+// proxied: full method names, or services, as in "/package.Service/*".
 func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
-	known := make(map[string]bool)    // services, and methods
-	streams := make(map[string]bool)  // by method: whether Stream guards the method, or else Unary
-	unlisted := make(map[string]bool) // services whose methods are not known
+	known := make(map[string]bool)    // services and methods that the server has
+	streams := make(map[string]bool)  // by method: whether the method is a stream
+	unlisted := make(map[string]bool) // services whose method names are not known
 	for service, info := range s.GetServiceInfo() {
 		known["/"+service] = true
 		for _, m := range info.Methods {
@@ -43,7 +44,7 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		service, method, ok := splitMethod(name)
 		if !ok {
 			return fmt.Errorf("interceptor: Check: %q is neither a full method name "+
-				"nor a service, as /package.Service/*", name)
+				"nor a service: write /package.Service/Method or /package.Service/*", name)
 		}
 		known[service] = true
 		streams[name] = true // gRPC treats every call of an UnknownServiceHandler as a stream
@@ -78,17 +79,17 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	return errors.Join(
-		listError(unknown, "rules for what the server does not have: %s: "+
-			"correct the names, or call Check after registering"),
-		listError(ruleless, "methods without a rule, which RequireRules refuses to everyone: %s: "+
-			"give each a rule, such as Public, Require or AnyKey"),
+		listError(unknown, "rules for methods that the server does not have: %s: "+
+			"correct the names, or call Check after all services are registered"),
+		listError(ruleless, "RequireRules refuses every call of these methods, which have no rule: %s: "+
+			"give each method a rule, such as Public, Require or AnyKey"),
 		listError(openUnary, "the interceptor of Unary is not in use, "+
-			"so that these methods need no key: %s: give grpc.NewServer the ServerOptions"),
+			"so these methods need no key: %s: give the ServerOptions to grpc.NewServer"),
 		listError(openStreams, "the interceptor of Stream is not in use, "+
-			"so that these streams need no key: %s: give grpc.NewServer the ServerOptions"))
+			"so these streams need no key: %s: give the ServerOptions to grpc.NewServer"))
 }
 
-// listError returns nil if there are no names.
+// listError returns an error that lists the names, or nil if there are no names.
 func listError(names []string, format string) error {
 	if len(names) == 0 {
 		return nil

@@ -22,7 +22,8 @@ func (noVerifier) Bind(context.Context, string) (context.Context, *keystore.Key,
 	return nil, nil, nil, errors.ErrUnsupported
 }
 
-// Whatever metadata a call has: there is one credential, or a reason, and no credential is left for the handler.
+// Whatever metadata a call has: there is one credential, or a reason, and no credential is left for
+// the handler.
 func FuzzCredential(f *testing.F) {
 	f.Add("authorization", "Bearer k", "x-api-key", "k", "k")
 	f.Add("Authorization", "bearer  k ", "authorization", "", "k")

@@ -40,8 +40,8 @@
 //	the caller cancelled the call                      Canceled
 //	the deadline of the caller has passed              DeadlineExceeded
 //
-// The reasons with an asterisk come with a RetryInfo. A key is narrowed if the key loses a scope, or
-// gets stricter allowed networks, a stricter rate limit or an earlier expiry.
+// The reasons with an asterisk come with a RetryInfo. A key is narrowed if the key loses a scope,
+// or gets stricter allowed networks, a stricter rate limit or an earlier expiry.
 //
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes of the rule in the metadata entry "scopes",
 // separated by spaces. The key needs all of these scopes, or one of them, as the rule requires.

@@ -39,7 +39,8 @@ func (a *admin) revokeKey(ctx context.Context, id *wrapperspb.StringValue) (*emp
 	}
 }
 
-// A service manages its own keys: a method of its own, which only an administrator's key may call, revokes others.
+// A service manages its own keys: a method of its own, which only an administrator's key may call,
+// revokes others.
 func Example_admin() {
 	dir, err := os.MkdirTemp("", "example-")
 	if err != nil {

@@ -93,7 +93,8 @@ func ExampleFromContext() {
 	// a public method
 }
 
-// A call without a key is refused, one with a key is served, and one with a revoked key is refused again.
+// A call without a key is refused, one with a key is served, and one with a revoked key is refused
+// again.
 func Example() {
 	dir, err := os.MkdirTemp("", "example-")
 	if err != nil {

@@ -446,7 +446,8 @@ func TestUnknownMethodsNeedAKey(t *testing.T) {
 	require.Equal(t, "EOF", stream.RecvMsg(&testpb.Empty{}).Error())
 }
 
-// A service may be registered under another name than its generated code has. Rules go by what callers call.
+// A service may be registered under another name than its generated code has. Rules go by what
+// callers call.
 func TestRulesOfAServiceUnderAnotherName(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})

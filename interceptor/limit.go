@@ -21,15 +21,16 @@ func LimitMessages() Option {
 	}}
 }
 
-// LimitFailures limits the failed calls from one address. A call fails if its credential is refused.
-// An address may fail burst times in a row, and perSecond times per second in the long run. After
-// that, the server refuses every call from the address with ResourceExhausted, even a call with a
-// valid key, and does not ask the store.
+// LimitFailures limits the failed calls from one address. A call fails if its credential is
+// refused. An address may fail burst times in a row, and perSecond times per second in the long
+// run. After that, the server refuses every call from the address with ResourceExhausted, even a
+// call with a valid key, and does not ask the store.
 //
-// The limit counts addresses (for IPv6, networks of 64 bits), never keys. So an attacker cannot lock
-// out the owner of a key from another address. Behind a proxy, give TrustProxy or
+// The limit counts addresses (for IPv6, networks of 64 bits), never keys. So an attacker cannot
+// lock out the owner of a key from another address. Behind a proxy, give TrustProxy or
 // TrustProxyTransport too, or all callers of the proxy share one limit. LimitFailures is off by
-// default: a key cannot be guessed with or without it. LimitFailures saves the work of the refusals.
+// default: a key cannot be guessed with or without it. LimitFailures saves the work of the
+// refusals.
 //
 // All callers without a known address share one limit: callers over a unix socket or bufconn, and
 // callers whose trusted proxy sent no address. So one of these callers can use up the limit for the
@@ -71,8 +72,8 @@ type throttledError struct{ retryAfter time.Duration }
 
 func (e *throttledError) Error() string { return "too many calls with bad credentials" }
 
-// bucketOf returns the key of the bucket for an address: the network of 64 bits for an IPv6 address,
-// the address itself for IPv4, and the zero Addr for callers without a known address.
+// bucketOf returns the key of the bucket for an address: the network of 64 bits for an IPv6
+// address, the address itself for IPv4, and the zero Addr for callers without a known address.
 func bucketOf(addr netip.Addr) netip.Addr {
 	if addr.Is6() {
 		p, _ := addr.Prefix(64)

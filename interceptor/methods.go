@@ -29,9 +29,9 @@ func AnyKey(fullMethods ...string) Option {
 
 // Optional lets callers with or without a key call the methods. Without a credential, FromContext
 // returns false. With a valid key, FromContext returns the key, and a stream ends when its key is
-// revoked. A call with a bad key is refused, and so is a call with an empty header. With RequireTLS,
-// Optional methods need a secure connection, even for callers without a credential. Give full names,
-// or all methods of a service, as in "/package.Service/*".
+// revoked. A call with a bad key is refused, and so is a call with an empty header. With
+// RequireTLS, Optional methods need a secure connection, even for callers without a credential.
+// Give full names, or all methods of a service, as in "/package.Service/*".
 func Optional(fullMethods ...string) Option {
 	return addRules("Optional", rule{optional: true}, fullMethods)
 }

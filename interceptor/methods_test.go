@@ -195,10 +195,10 @@ func TestCheck(t *testing.T) {
 		auth := newAuth(t, store, interceptor.RequireRules(), openToAll, interceptor.AnyKey(emptyCall),
 			interceptor.Optional(halfDuplex), interceptor.Require(duplex, "a"))
 		err := auth.Check(server(auth.ServerOptions()...))
-		require.EqualError(t, err, "interceptor: methods without a rule, which RequireRules refuses to everyone: "+
+		require.EqualError(t, err, "interceptor: RequireRules refuses every call of these methods, which have no rule: "+
 			"/grpc.testing.TestService/CacheableUnaryCall, /grpc.testing.TestService/StreamingInputCall, "+
 			"/grpc.testing.TestService/StreamingOutputCall, /grpc.testing.TestService/UnaryCall, "+
-			"/grpc.testing.TestService/UnimplementedCall: give each a rule, such as Public, Require or AnyKey")
+			"/grpc.testing.TestService/UnimplementedCall: give each method a rule, such as Public, Require or AnyKey")
 		auth = newAuth(t, store, interceptor.RequireRules(), openToAll, interceptor.AnyKey("/grpc.testing.TestService/*"))
 		require.NoError(t, auth.Check(server(auth.ServerOptions()...)))
 	})

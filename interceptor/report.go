@@ -19,13 +19,13 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Refusal is the error that an ErrorMapper gets. A Refusal says why a call was refused, or why a
-// stream ended with its key. A Refusal wraps the error of the Verifier: errors.Is finds the errors
-// of package keystore, and errors.As finds a *keystore.RateLimitError. A Refusal is for logs and
-// for people who run the server. Do not show its text to callers. A Refusal never holds the
-// credential.
+// A Refusal is the error that an ErrorMapper gets. It contains the reason why a call was refused,
+// or why a stream ended with its key. A Refusal wraps the error of the Verifier: errors.Is finds
+// the errors of package keystore, and errors.As finds a *keystore.RateLimitError. A Refusal is
+// meant for logs and for operators of the server. Do not show the text to callers. A Refusal never
+// contains the credential.
 type Refusal struct {
-	// Reason is one word of a closed set, and may be the label of a metric. The set is the words of
+	// Reason is one word of a fixed set, and so may be the label of a metric. The words are those of
 	// keystore.Reason and
 	//
 	//	missing, scheme, several    no credential, a missing or wrong scheme, several credentials
@@ -33,16 +33,16 @@ type Refusal struct {
 	//	scope                       the key lacks a scope
 	//	throttled                   LimitFailures
 	//	no_rule                     RequireRules is set, and no rule names the method
-	//	twice                       the server has two Authenticators
+	//	twice                       the server has two Authenticators in a row
 	Reason string
 	// KeyID is the ID of the key. KeyID is empty unless the caller sent the whole key with its
-	// secret. So a caller cannot put the ID of another caller's key here.
+	// secret. So a caller cannot blame the key of another caller.
 	KeyID string
-	// Method is the full method. If the server has a grpc.UnknownServiceHandler, callers can send
-	// any text as the method.
+	// Method is the full method name. If the server has a grpc.UnknownServiceHandler, callers can
+	// send any text as the method.
 	Method string
-	// Addr is the address of the caller, as compared with the AllowedNetworks of keys. The zero
-	// Addr means that the address is not known.
+	// Addr is the address of the caller: the address that is compared with the AllowedNetworks of
+	// keys. The zero Addr means that the address is not known.
 	Addr netip.Addr
 	// Proxy is the address of the trusted proxy that sent the call: see TrustProxy. For a proxy
 	// without an address, Proxy is the name of the transport, such as "unix": see
@@ -65,13 +65,13 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("%v: the call came from %s%s", r.err, from, through)
 }
 
-// Unwrap returns the error of the Verifier, or one of this package's own.
+// Unwrap returns the error of the Verifier, or an unexported error of this package.
 func (r *Refusal) Unwrap() error { return r.err }
 
-// errNoKey stands for the answer of a Verifier that returned neither a key nor an error.
+// errNoKey replaces the result of a faulty Verifier that returned neither a key nor an error.
 var errNoKey = fmt.Errorf("the Verifier returned no key and no error: %w", keystore.ErrUnavailable)
 
-// reasonOf returns the Reason of a Refusal.
+// reasonOf returns the Reason for a Refusal that wraps err.
 func reasonOf(err error) string {
 	var scope *scopeError
 	var throttled *throttledError
@@ -97,9 +97,9 @@ func reasonOf(err error) string {
 	}
 }
 
-// withKeyID adds the ID of the key to the error of a Verifier for a token, if the error proves that
-// the token has the secret of the key: a Verifier returns these errors only after it has compared
-// the secret.
+// withKeyID adds the ID of the key to an error of the Verifier, if the error proves that the token
+// has the secret of the key. The proof is the kind of the error: a Verifier returns these errors
+// only after a comparison of the secrets.
 func withKeyID(text string, err error) error {
 	switch keystore.Reason(err) {
 	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "changed":
@@ -110,7 +110,8 @@ func withKeyID(text string, err error) error {
 	return err
 }
 
-// newRefusal returns the Refusal for err, which may be a Refusal that has only the ID of the key.
+// newRefusal returns a complete Refusal for err. The error may be a Refusal that has only the ID of
+// the key.
 func (a *Authenticator) newRefusal(ctx context.Context, fullMethod string, err error) *Refusal {
 	r := &Refusal{err: err}
 	if known := (*Refusal)(nil); errors.As(err, &known) {
@@ -121,9 +122,9 @@ func (a *Authenticator) newRefusal(ctx context.Context, fullMethod string, err e
 	return r
 }
 
-// mapStatus asks the ErrorMapper for a status. If the mapper panics, mapStatus returns the default: the
-// goroutine may be the store's, where no interceptor recovers a panic, and the panic would end the
-// process.
+// mapStatus returns the status that the ErrorMapper chooses, or byDefault without an ErrorMapper.
+// If the ErrorMapper panics, mapStatus recovers the panic and returns byDefault. The goroutine may
+// belong to the store, where no interceptor recovers panics, so the panic would end the process.
 func (a *Authenticator) mapStatus(
 	ctx context.Context, r *Refusal, byDefault *status.Status,
 ) (st *status.Status) {
@@ -133,7 +134,7 @@ func (a *Authenticator) mapStatus(
 	st = byDefault
 	defer func() {
 		if p := recover(); p != nil {
-			a.log.logFault(ctx, "ErrorMapper panicked: the caller is told the default",
+			a.log.logFault(ctx, "ErrorMapper panicked: the caller gets the default status",
 				"panic", truncate(fmt.Sprint(p), maxErrorText),
 				"reason", r.Reason,
 				"method", printableMethod(r.Method),
@@ -147,31 +148,32 @@ func (a *Authenticator) mapStatus(
 	return byDefault
 }
 
-// LogRefusals logs each call that is refused, and each stream that ends with its key. A line has
+// LogRefusals logs each refused call, and each stream that ends with its key, to logger. A line has
 // these attributes:
 //
 //	reason                 the Reason of a Refusal
 //	key                    the ID of the key, if the caller sent the whole key
-//	method, addr, proxy    the Method, Addr and Proxy of a Refusal; addr and proxy only where known
-//	error                  the text of the error, only if callers are told Unavailable or Internal
-//	suppressed             how many lines of this reason were left out since the line before
+//	method, addr, proxy    the Method, Addr and Proxy of a Refusal; addr and proxy only if known
+//	error                  the text of the error, only if the code is Unavailable or Internal
+//	suppressed             the number of lines of this reason that were dropped before this line
 //
-// The level is Error if the server or the store has a fault, Info if the caller has cancelled the
-// call, and Warn for every other reason. The log never holds the credential. The log holds no text
-// of a caller except the method: at most 256 bytes, without characters that do not print.
+// The level is Error if the server or the store has a fault, Info if the caller cancelled the call
+// or its deadline has passed, and Warn for every other reason. The log never contains the
+// credential. The only text of a caller in the log is the method: at most 256 bytes, without
+// unprintable characters.
 //
 // A flood of refusals does not fill the disk. Each reason has a bucket of 10 lines, and gets one
-// more line per second: at most 86,400 lines a day, about 20 MB. Calls and streams have separate
-// buckets. Memory is bounded by the number of reasons. The next line of a reason has the count of
-// lines that were left out. If no further line of the reason comes, the count is lost.
+// more line per second: at most 86,400 lines a day, about 20 MB. Refused calls and ended streams
+// have separate buckets. The number of reasons bounds the memory. The next line of a reason reports
+// the number of dropped lines. If no line of the reason follows, this number is lost.
 //
-// Without this option, two faults of the program are logged to slog.Default, with the same bounds:
-// a Verifier that returns no key and no error, and an ErrorMapper that panics. A nil logger is an
-// error of New.
+// Without LogRefusals, only two faults of the program are logged, to slog.Default and with the same
+// limits: a Verifier that returns no key and no error, and an ErrorMapper that panics. If logger is
+// nil, New returns an error.
 func LogRefusals(logger *slog.Logger) Option {
 	return Option{func(c *config) error {
 		if logger == nil {
-			return errors.New("LogRefusals: the logger is nil: give slog.Default(), for example")
+			return errors.New("LogRefusals: the logger is nil: give a logger, such as slog.Default()")
 		}
 		c.logger = logger
 		return nil
@@ -185,9 +187,9 @@ const (
 	logPerSecond  = 1
 )
 
-// printableMethod returns a method for the log: bounded, and with \ufffd for each character that does
-// not print. The JSON handler of slog does not escape the characters that reverse the direction of
-// text.
+// printableMethod returns a method for the log: truncated, and with \ufffd in place of each
+// unprintable character. The JSON handler of slog does not escape the characters that reverse the
+// direction of text.
 func printableMethod(method string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -197,7 +199,8 @@ func printableMethod(method string) string {
 	}, truncate(method, maxMethodText))
 }
 
-// truncate returns text, or its first n bytes and how long it is.
+// truncate returns text if text has at most n bytes. Otherwise truncate returns the first n bytes,
+// and the length of text.
 func truncate(text string, n int) string {
 	if len(text) > n {
 		text = fmt.Sprintf("%s… (%d bytes)", text[:n], len(text))
@@ -205,7 +208,8 @@ func truncate(text string, n int) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// A refusalLog logs a sample of refusals. The zero refusalLog logs only faults of the program.
+// A refusalLog logs refusals, but drops lines in a flood. The zero value logs only faults of the
+// program.
 type refusalLog struct {
 	logger *slog.Logger // nil: LogRefusals was not given
 
@@ -213,14 +217,15 @@ type refusalLog struct {
 	samples map[sampleKey]*sample
 }
 
-type sampleKey struct{ message, reason string } // both of closed sets
+// A sampleKey identifies lines that share a bucket. Both fields have few different values.
+type sampleKey struct{ message, reason string }
 
 type sample struct {
 	bucket     *rate.Limiter
 	suppressed uint64
 }
 
-// allow reports whether a line may be logged now, and how many were left out before it.
+// allow reports whether a line may be logged now, and how many lines were dropped before this line.
 func (l *refusalLog) allow(message, reason string) (suppressed uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,7 +251,7 @@ const (
 	callEnded   = "gRPC call ended with its API key"
 )
 
-// logRefusal logs a refusal. The code is the one that the caller gets by default.
+// logRefusal logs a refusal. The code is the code before an ErrorMapper changes the status.
 func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal, code codes.Code) {
 	logger := l.logger
 	if logger == nil {
@@ -255,13 +260,13 @@ func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal,
 		}
 		logger = slog.Default()
 	}
-	level, trouble := slog.LevelWarn, false
+	level, fault := slog.LevelWarn, false
 	switch r.Reason {
 	case "canceled", "deadline":
 		level = slog.LevelInfo
 	case "changed":
 	default:
-		if trouble = code == codes.Unavailable || code == codes.Internal; trouble {
+		if fault = code == codes.Unavailable || code == codes.Internal; fault {
 			level = slog.LevelError
 		}
 	}
@@ -278,7 +283,7 @@ func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal,
 	if r.Proxy != "" {
 		attrs = append(attrs, slog.String("proxy", r.Proxy))
 	}
-	if trouble {
+	if fault {
 		attrs = append(attrs, slog.String("error", truncate(r.err.Error(), maxErrorText)))
 	}
 	l.write(ctx, logger, level, message, r.Reason, attrs)
@@ -294,11 +299,13 @@ func (l *refusalLog) logFault(ctx context.Context, message string, args ...any) 
 	l.write(ctx, logger, slog.LevelError, message, "", attrs)
 }
 
-// write logs a line if the bucket of the reason has one, and counts the line otherwise.
+// write logs a line if the bucket of the message and reason allows one. Otherwise write counts the
+// line.
 func (l *refusalLog) write(
-	ctx context.Context, logger *slog.Logger, level slog.Level, message, reason string, attrs []slog.Attr,
+	ctx context.Context, logger *slog.Logger, level slog.Level,
+	message, reason string, attrs []slog.Attr,
 ) {
-	defer func() { _ = recover() }() // as for the ErrorMapper
+	defer func() { _ = recover() }() // for the reason that mapStatus gives
 	if !logger.Enabled(ctx, level) {
 		return
 	}

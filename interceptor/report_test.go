@@ -180,7 +180,7 @@ func TestMapperThatPanics(t *testing.T) {
 	_, err = stream.Recv()
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 	line := book.lines(t)[0]
-	require.Equal(t, "ErrorMapper panicked: the caller is told the default", line["msg"])
+	require.Equal(t, "ErrorMapper panicked: the caller gets the default status", line["msg"])
 	require.Equal(t, "in the mapper\nof the test", line["panic"])
 	require.Contains(t, line["stack"], "report_test.go")
 }

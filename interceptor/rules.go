@@ -11,17 +11,22 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// RulesFrom reads the rules of methods from an option of your own on them in your .proto files:
+// RulesFrom reads the rules of methods from your .proto files. Define an option for methods, and
+// set the option on each method:
 //
 //	extend google.protobuf.MethodOptions {
 //	  repeated string scopes = 50001;
 //	}
 //	rpc Get(GetRequest) returns (GetResponse) { option (scopes) = "orders:read"; }
 //
-// with interceptor.RulesFrom(orderspb.E_Scopes). A string, or a repeated one, names scopes that a key must have, all of
-// them, as Require does; a bool that is true makes the method Public. It goes through every service that is linked into
-// the program, so that Check does not ask for them. A method that another option names keeps the rule of that option.
-// New refuses a scope that no key can have, as for Require.
+// Then give New the option interceptor.RulesFrom(orderspb.E_Scopes). An option of type string or
+// repeated string names the scopes that a key must have, all of them, as Require does. An option of
+// type bool with the value true makes the method Public.
+//
+// RulesFrom reads the options of every service that is linked into the program. So Check does not
+// complain if the server lacks one of these services. A method that is named in another option,
+// such as Require, keeps the rule of that option. New returns an error for a scope that no key can
+// have, as for Require.
 func RulesFrom(ext protoreflect.ExtensionType) Option {
 	return Option{func(c *config) error {
 		if isNil(ext) {
@@ -29,22 +34,28 @@ func RulesFrom(ext protoreflect.ExtensionType) Option {
 		}
 		d := ext.TypeDescriptor()
 		if d.ContainingMessage().FullName() != "google.protobuf.MethodOptions" {
-			return fmt.Errorf("RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions", d.FullName(), d.ContainingMessage().FullName())
+			return fmt.Errorf("RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions",
+				d.FullName(), d.ContainingMessage().FullName())
 		}
 		if d.ContainingMessage() != new(descriptorpb.MethodOptions).ProtoReflect().Descriptor() {
-			// No method would seem to have it.
-			return fmt.Errorf("RulesFrom: %s extends another google.protobuf.MethodOptions than that of package descriptorpb: "+
-				"build it on protoregistry.GlobalFiles", d.FullName())
+			// With such an extension, every method would appear to lack the option.
+			return fmt.Errorf("RulesFrom: %s extends a google.protobuf.MethodOptions "+
+				"that is not the one of package descriptorpb: "+
+				"build the extension on protoregistry.GlobalFiles", d.FullName())
 		}
-		if !(d.Kind() == protoreflect.StringKind || d.Kind() == protoreflect.BoolKind && !d.IsList()) {
-			return fmt.Errorf("RulesFrom: %s is a %v: it must be a string, a repeated string, or a bool", d.FullName(), d.Kind())
+		isString := d.Kind() == protoreflect.StringKind
+		isBool := d.Kind() == protoreflect.BoolKind && !d.IsList()
+		if !isString && !isBool {
+			return fmt.Errorf("RulesFrom: %s has the type %v: "+
+				"it must be a string, a repeated string, or a bool", d.FullName(), d.Kind())
 		}
 		c.extensions = append(c.extensions, ext)
 		return nil
 	}}
 }
 
-// readRules adds the rules of all extensions, behind those that were given by name.
+// readRules adds the rules of all RulesFrom extensions. A method that already has a rule by name
+// keeps that rule.
 func (c *config) readRules() error {
 	named := make(map[string]bool, len(c.rules.methods))
 	for m := range c.rules.methods {
@@ -73,6 +84,8 @@ func (c *config) readRules() error {
 	return failed
 }
 
+// ruleOf returns the rule for a method that the RulesFrom extensions give. If ok is false, the
+// extensions give no rule.
 func (c *config) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err error) {
 	for _, ext := range c.extensions {
 		options, err := optionsOf(m, ext)
@@ -100,14 +113,17 @@ func (c *config) ruleOf(m protoreflect.MethodDescriptor) (r rule, ok bool, err e
 		}
 	}
 	if r.public && len(r.scopes) > 0 {
-		return rule{}, false, errors.New("it is public and requires scopes: choose one")
+		return rule{}, false, errors.New("the method is public and requires scopes: choose one")
 	}
 	return r, r.public || len(r.scopes) > 0, nil
 }
 
-// optionsOf returns the options of a method, read by one who knows ext. Where ext is not registered, it was an unknown
-// field to whoever read them before, and a rule that is overlooked lets every key in.
-func optionsOf(m protoreflect.MethodDescriptor, ext protoreflect.ExtensionType) (*descriptorpb.MethodOptions, error) {
+// optionsOf returns the options of a method, parsed again with knowledge of ext. If ext is not
+// registered, the first parse left ext among the unknown fields. To overlook a rule there would
+// accept every key.
+func optionsOf(
+	m protoreflect.MethodDescriptor, ext protoreflect.ExtensionType,
+) (*descriptorpb.MethodOptions, error) {
 	wire, err := proto.MarshalOptions{AllowPartial: true}.Marshal(m.Options())
 	if err != nil {
 		return nil, err
@@ -117,13 +133,15 @@ func optionsOf(m protoreflect.MethodDescriptor, ext protoreflect.ExtensionType) 
 		return nil, err
 	}
 	options := new(descriptorpb.MethodOptions)
-	if err := (proto.UnmarshalOptions{AllowPartial: true, Resolver: known}).Unmarshal(wire, options); err != nil {
+	unmarshal := proto.UnmarshalOptions{AllowPartial: true, Resolver: known}
+	if err := unmarshal.Unmarshal(wire, options); err != nil {
 		return nil, err
 	}
 	for rest := options.ProtoReflect().GetUnknown(); len(rest) > 0; {
 		number, _, n := protowire.ConsumeField(rest)
 		if number == ext.TypeDescriptor().Number() {
-			return nil, fmt.Errorf("its option %d is not what %s says", number, ext.TypeDescriptor().FullName())
+			return nil, fmt.Errorf("the value of option %d does not have the type of %s",
+				number, ext.TypeDescriptor().FullName())
 		}
 		rest = rest[n:]
 	}

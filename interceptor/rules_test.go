@@ -69,7 +69,7 @@ func TestRulesFromRefusesWhatIsPublicAndRequiresScopes(t *testing.T) {
 		proto.SetExtension(o, scope, "a")
 	})
 	_, err := interceptor.New(openStore(t), interceptor.RulesFrom(public), interceptor.RulesFrom(scope))
-	require.ErrorContains(t, err, "/linked.Torn/M: it is public and requires scopes")
+	require.ErrorContains(t, err, "/linked.Torn/M: the method is public and requires scopes")
 }
 
 // A method of which one option says that it is public is public, whatever another option says, in

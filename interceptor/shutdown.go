@@ -5,25 +5,29 @@ import (
 	"time"
 )
 
-// lastMoment is how long handlers have to return after the store is closed.
+// stopGrace is the time that handlers have to return after the store is closed.
 const stopGrace = 5 * time.Second
 
-// Shutdown stops server, closes store, and returns the error of store.Close. Shutdown returns when
-// both are done. A server is a *grpc.Server, and a store is a *keystore.Store.
+// Shutdown stops server, closes store, and returns the error of store.Close. The server is a
+// *grpc.Server, and the store is a *keystore.Store. Shutdown returns after both have stopped.
 //
-// No call that the server admitted fails while it can end by itself. At first Shutdown calls
-// server.GracefulStop: clients open no new calls on the connections, and calls and streams run on.
-// After wait, Shutdown closes the store. That ends the streams that still run: each client gets
-// Unavailable with the reason AUTH_BACKEND_UNAVAILABLE, and each handler comes back from Recv and
-// Send. 5 seconds later, Shutdown calls server.Stop, which ends every call of a handler that has
-// not returned yet. If all calls end earlier, Shutdown does not wait. A wait of zero or less closes
-// the store immediately: then calls that arrive before the clients know of the stop fail.
+// Accepted calls have the time wait to complete:
 //
-// Choose wait so that wait and 5 seconds are less than the time until the process is killed (in
-// Kubernetes, terminationGracePeriodSeconds, 30 seconds by default). Before, set the status of a
-// health.Server to NOT_SERVING with its method Shutdown. Call Shutdown once. Do not call Shutdown
-// for a server behind grpc.Server.ServeHTTP, which has no graceful stop: stop the http.Server, and
-// close the store after that.
+//  1. Shutdown calls server.GracefulStop. Clients open no new calls on the connections. Calls and
+//     streams that are open continue.
+//  2. After wait, Shutdown closes the store, which ends the open streams. Each client gets
+//     Unavailable with the reason AUTH_BACKEND_UNAVAILABLE. Recv and Send of each handler return.
+//  3. After 5 more seconds, Shutdown calls server.Stop, which ends the calls of handlers that have
+//     not returned.
+//
+// If all calls end earlier, Shutdown does not wait. If wait is zero or negative, Shutdown closes
+// the store immediately. Then calls fail that arrive before the clients know of the stop.
+//
+// Choose wait so that wait plus 5 seconds is less than the time until the process is killed (in
+// Kubernetes: terminationGracePeriodSeconds, 30 seconds by default). Before Shutdown, set the
+// status of a health.Server to NOT_SERVING with its method Shutdown. Call Shutdown once. Do not use
+// Shutdown with grpc.Server.ServeHTTP, which has no graceful stop: stop the http.Server, and then
+// close the store.
 func Shutdown(server interface {
 	GracefulStop()
 	Stop()

@@ -68,7 +68,8 @@ type withContext struct {
 
 func (s *withContext) Context() context.Context { return s.ctx }
 
-// An embedder is a Verifier whose contexts are not those of the store that it has, but derived from them.
+// An embedder is a Verifier whose contexts are not those of the store that it has, but derived from
+// them.
 type embedder struct{ *keystore.Store }
 
 func (e embedder) Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error) {
@@ -155,7 +156,8 @@ func dialHTTP(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.Clien
 	return dial(t, lis.Addr().String(), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
 }
 
-// A handler that ignores everything goes on, but its client is told at once, and it can neither send nor receive.
+// A handler that ignores everything goes on, but its client is told at once, and it can neither
+// send nor receive.
 func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
 		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dial(t, serve(t, svc, opts...)) },
@@ -193,8 +195,9 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 	}
 }
 
-// Under an HTTP server a client that does not read holds up what it is told of the cut, and nothing else: the handlers come
-// back, those that are deaf afterwards too, and when the client is gone, so is everything.
+// Under an HTTP server a client that does not read holds up what it is told of the cut, and nothing
+// else: the handlers come back, those that are deaf afterwards too, and when the client is gone, so
+// is everything.
 func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
 	const streams = 20
 	store := openStore(t)
@@ -304,7 +307,8 @@ func TestClosingTheStoreEndsStreams(t *testing.T) {
 	}
 }
 
-// Without a revocation the interceptor changes nothing: messages, ends, errors and cancellations are the handler's.
+// Without a revocation the interceptor changes nothing: messages, ends, errors and cancellations
+// are the handler's.
 func TestStreamsThatAreNotCut(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -350,7 +354,8 @@ func TestStreamsThatAreNotCut(t *testing.T) {
 	}
 }
 
-// Panics of a handler are on its own goroutine, where an outer interceptor can recover them, before and after a cut.
+// Panics of a handler are on its own goroutine, where an outer interceptor can recover them, before
+// and after a cut.
 func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -444,7 +449,8 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 	requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
-// A mapper is asked about a cut on a goroutine that nobody can recover: its panic ends neither the process nor the promise.
+// A mapper is asked about a cut on a goroutine that nobody can recover: its panic ends neither the
+// process nor the promise.
 func TestMapperThatPanicsAboutACut(t *testing.T) {
 	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
 		t.Run(name, func(t *testing.T) {
@@ -467,8 +473,9 @@ func TestMapperThatPanicsAboutACut(t *testing.T) {
 	}
 }
 
-// A handler that wakes from its context and panics may be faster than the watch that tells the client, and waits for that.
-// Contexts that it derived are cancelled before the watch starts, and give it time to be.
+// A handler that wakes from its context and panics may be faster than the watch that tells the
+// client, and waits for that. Contexts that it derived are cancelled before the watch starts, and
+// give it time to be.
 func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
 	store := openStore(t)
 	svc := &service{duplex: func(s duplexStream) error {

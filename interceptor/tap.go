@@ -11,25 +11,29 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// Tap returns a handle that refuses calls without a plausible key before gRPC reads their messages.
-// The interceptors of unary calls run after gRPC has read and decompressed the request, so that a
-// stranger makes the server inflate 83 KB of gzip to as much as grpc.MaxRecvMsgSize allows. (The
-// interceptors of streams run before.) Use the handle beside the interceptors:
+// Tap returns a tap handle that refuses calls without a plausible key before gRPC reads the
+// request. The interceptors of unary calls run after gRPC has read and decompressed the request. So
+// without Tap, a stranger can make the server inflate 83 KB of gzip to the size that
+// grpc.MaxRecvMsgSize allows. (The interceptors of streams run before gRPC reads messages.) Use the
+// handle in addition to the interceptors:
 //
 //	server := grpc.NewServer(append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap()))...)
 //
-// A plausible key has the form of a key of package keystore, and its checksum, which anybody can
-// compute; a Verifier that takes other keys cannot have Tap. Tap does not ask the Verifier. It
-// looks at what needs no store: the rule of the method, RequireTLS, LimitFailures, whether there is
-// one credential, and its form. Callers are told the same as by the interceptors, also of methods
+// A plausible key has the form of a key of package keystore and a correct checksum. Do not use Tap
+// with a Verifier that accepts other keys. Tap does not ask the Verifier. Tap checks only what
+// needs no store: the rule of the method, RequireTLS, LimitFailures, the number of credentials, and
+// the form of the key. Callers get the same statuses as from the interceptors, even for methods
 // that the server does not have. An ErrorMapper runs on the goroutine that reads the connection,
-// and holds up its other calls. The Observer of the store does not see what Tap refuses.
+// and delays the other calls of the connection. The Observer of the store does not see the refusals
+// of Tap.
 //
-// What Tap does not catch: keys that are made up with a right checksum, calls of Public and
-// Optional methods, and calls through grpc.Server.ServeHTTP, which runs no tap handle. In grpc-go
-// 1.85, a call that is refused and has a deadline leaves a timer until the deadline. So Tap refuses
-// 4,096 such calls at most at any time, and leaves further ones to the interceptors: whoever sends
-// 4,096 calls with a long deadline ends what Tap does about calls with a deadline.
+// Tap does not refuse invented keys with a correct checksum, which every client can compute. Tap
+// does not refuse calls of Public methods, or calls of Optional methods without a credential. Under
+// grpc.Server.ServeHTTP, gRPC calls no tap handle.
+//
+// In grpc-go 1.85, a refused call with a deadline leaves a timer until the deadline. So Tap refuses
+// at most 4,096 such calls at any time, and leaves the others to the interceptors. A client that
+// sends 4,096 calls with a long deadline therefore disables Tap for calls with a deadline.
 func (a *Authenticator) Tap() tap.ServerInHandle {
 	held := new(heldTimers)
 	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
@@ -47,7 +51,7 @@ func (a *Authenticator) Tap() tap.ServerInHandle {
 	}
 }
 
-// checkPlausible returns why the call is refused, as far as that shows without the store.
+// checkPlausible returns an error if the call can be refused without the store.
 func (a *Authenticator) checkPlausible(call *callContext, r rule) error {
 	text, err := a.credentialFor(call, r)
 	if err != nil {
@@ -59,23 +63,24 @@ func (a *Authenticator) checkPlausible(call *callContext, r rule) error {
 	return nil
 }
 
-// maxHeld bounds the memory that refused calls hold: a few hundred bytes each, and the connection
-// if it has ended.
+// maxHeld limits the memory that refused calls retain. Each timer retains a few hundred bytes, and
+// the connection, even after the connection has ended.
 const maxHeld = 4096
 
-// heldTimers counts the timers that grpc-go leaves behind: http2Server.operateHeaders does not
-// cancel the context of a call that a tap handle refuses. A context without a deadline is garbage
-// then; the timer of a deadline holds its context.
+// heldTimers counts the timers that grpc-go does not stop: http2Server.operateHeaders does not
+// cancel the context of a call that a tap handle refuses. A context without a deadline is then
+// garbage. The timer of a deadline retains its context until the deadline.
 type heldTimers struct{ n atomic.Int64 }
 
-// atLimit reports whether the call has a deadline and must not be refused by the tap handle.
+// atLimit reports whether the tap handle must not refuse the call, because the call has a deadline
+// and the limit is reached.
 func (h *heldTimers) atLimit(ctx context.Context) bool {
 	_, ok := ctx.Deadline()
 	return ok && h.n.Load() >= maxHeld
 }
 
-// add counts the call until its deadline. It does not use context.AfterFunc, which would hold the
-// metadata of the call too.
+// add counts the call until the deadline of the call. It does not use context.AfterFunc, which
+// would retain the metadata of the call too.
 func (h *heldTimers) add(ctx context.Context) {
 	if deadline, ok := ctx.Deadline(); ok {
 		h.n.Add(1)

@@ -26,10 +26,11 @@ var (
 
 // The headline: 1,000 live streams over ten connections, and one Revoke.
 //
-// What is late is seen by the server: a Recv or Send that began after Revoke had returned, and succeeded; and a message
-// that a client sent after that, and a handler got. A flag is set when Revoke has returned. Whoever loads it as true,
-// and only then calls, calls after Revoke returned: that the order is one of happens-before and not of clocks is why
-// nothing here can be late by accident.
+// What is late is seen by the server: a Recv or Send that began after Revoke had returned, and
+// succeeded; and a message that a client sent after that, and a handler got. A flag is set when
+// Revoke has returned. Whoever loads it as true, and only then calls, calls after Revoke returned:
+// that the order is one of happens-before and not of clocks is why nothing here can be late by
+// accident.
 func TestRevokeUnderAThousandStreams(t *testing.T) {
 	store := openStore(t)
 	bystander, otherToken := issue(t, store, keystore.Spec{})

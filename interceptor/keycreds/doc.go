@@ -1,62 +1,70 @@
-// Package keycreds sends an API key with every call of a gRPC client. It is the other side of package
-// [github.com/grpc-api-key/grpc-api-key/interceptor], and depends on gRPC alone.
+// Package keycreds sends an API key with every call of a gRPC client. The server uses package
+// [github.com/grpc-api-key/grpc-api-key/interceptor]. Package keycreds depends on gRPC alone.
 //
 //	conn, err := grpc.NewClient("api.example.com:443",
 //		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
 //		grpc.WithPerRPCCredentials(keycreds.New(os.Getenv("API_KEY"))))
 //
-// The key goes into the metadata of each unary call, and of each stream when it opens, under the name authorization
-// and after the scheme Bearer. [WithHeader] changes that; but gRPC's binary log omits authorization, and no other
-// name.
+// Each unary call, and each new stream, carries the key in its metadata, in the header
+// authorization after the scheme Bearer. [WithHeader] changes the header and the scheme. But the
+// binary log of gRPC leaves out only the header authorization.
 //
 // # TLS
 //
-// The key is sent only over a connection that has privacy and integrity, which is what TLS gives. With
-// [google.golang.org/grpc/credentials/insecure], grpc.NewClient refuses the dial option, and a call that has the call
-// option fails before anything of it is sent. Transport credentials of somebody else's must say that they have both, in
-// the CommonAuthInfo of their AuthInfo. [AllowInsecure] lifts that, for tests and for links that are trusted otherwise.
+// The credentials send the key only over a connection with privacy and integrity, such as TLS. With
+// [google.golang.org/grpc/credentials/insecure], grpc.NewClient returns an error for the dial
+// option, and a call with the call option fails before anything is sent. Custom transport
+// credentials must report privacy and integrity in the CommonAuthInfo of their AuthInfo.
+// [AllowInsecure] removes this condition, for tests and for links that are secured otherwise.
 //
-// A unix socket needs no TLS: [google.golang.org/grpc/credentials/local] vouches for it.
+// A unix socket needs no TLS, if the connection uses
+// [google.golang.org/grpc/credentials/local]:
 //
 //	conn, err := grpc.NewClient("unix:///run/api.sock",
 //		grpc.WithTransportCredentials(local.NewCredentials()),
 //		grpc.WithPerRPCCredentials(keycreds.New(key)))
 //
-// It does not vouch for TCP, not even to 127.0.0.1: there, use TLS or AllowInsecure.
+// Package local does not treat TCP as secure, not even to 127.0.0.1. For TCP, use TLS or
+// AllowInsecure.
 //
-// # One key for a call
+// # One key per call
 //
-// A connection's credentials (grpc.WithPerRPCCredentials) and a call's (grpc.PerRPCCredentials) add up: the server
-// gets two keys, and package interceptor refuses that, even if they are equal. Use one of the two. To call under
-// several keys, give the connection none, and each call its own. Of several credentials on one connection that use
-// the same header, gRPC sends one.
+// gRPC sends the credentials of a connection (grpc.WithPerRPCCredentials) and those of a call
+// (grpc.PerRPCCredentials). With both, the server gets two keys, and package interceptor refuses
+// the call, even if the keys are equal. Use one of the two. To make calls with several keys, give
+// the connection no key, and give each call a key. If one connection has several credentials for
+// the same header, gRPC sends one of them.
 //
 // # Rotation
 //
-// [FromSource] asks for the key on every call, so that a new key needs no new connection. A stream
-// that is open goes on under the key that it was opened with. [FromFile] reads a file again when it
-// changes, such as a mounted secret. Replace the file by a rename, which readers see whole.
+// [FromSource] calls a function for the key of every call, so a new key needs no new connection. An
+// open stream keeps the key that opened the stream. [FromFile] reads a file, such as a mounted
+// secret, and reads the file again when it has changed. To replace the file, rename a new file over
+// it, so that a reader never sees half a file.
 //
 // # Errors
 //
-// New, FromSource and FromFile return no error; a call fails with it instead, before anything of
-// the call is sent. None holds the key, but that of a source is passed on as it is.
+// New, FromSource and FromFile return no error. A mistake makes every call fail before anything is
+// sent. No error contains the key, but the error of a source is passed on unchanged.
 //
-//	what is wrong                                            the call's code
-//	the key: empty, over 512 bytes, white space inside,
-//	or other characters than printable ASCII                 Unauthenticated
-//	not the key, or something around it: quotes, NAME=key,
-//	${NAME}, a comma or semicolon at the end, a hint         Unauthenticated
-//	a connection without privacy and integrity               Unauthenticated
-//	the source returned an error, or panicked; the file
-//	cannot be read                                           Unavailable
-//	the call was cancelled, or late, before the source
-//	returned its error                                       Canceled, DeadlineExceeded
-//	a bad header or scheme, a nil source                     Internal
+//	mistake                                                 code of the call
+//	a key that is empty, longer than 512 bytes, has white
+//	space inside, or is not printable ASCII                 Unauthenticated
+//	text that is not a key, or has more than the key:
+//	quotation marks, NAME=key, ${NAME}, a comma or
+//	semicolon at the end, the hint of a key                 Unauthenticated
+//	a connection without privacy and integrity              Unauthenticated
+//	the source returned an error or panicked, or the file
+//	cannot be read                                          Unavailable
+//	the call was cancelled, or its deadline passed, before
+//	the source returned its error                           Canceled, DeadlineExceeded
+//	a bad header or scheme, or a nil source                 Internal
 //
-// Unauthenticated asks for another key, as it does when the server refuses one (whose refusals carry an ErrorInfo;
-// these errors do not). A source in trouble says nothing about the key, and may recover: hence Unavailable, the code
-// that clients retry, whatever code the source's own error has. errors.Is and errors.As find that error in what the
-// call returns. Nearly the same codes are in gRPC's own credentials/jwt (gRFC A97). FailedPrecondition and
-// InvalidArgument are not used, because gRPC keeps credentials from returning them (gRFC A54).
+// Unauthenticated means that the client needs another key. A server that refuses a key uses the
+// same code, but its status has an ErrorInfo, and the errors of this package do not. The failure of
+// a source says nothing about the key, and the source may recover. So the code is Unavailable,
+// which clients retry, for every code of the error of the source. errors.Is and errors.As find that
+// error in the error of the call. The package credentials/jwt of gRPC uses nearly the same codes
+// (gRFC A97). The codes FailedPrecondition and InvalidArgument do not occur, because gRPC forbids
+// credentials to return them (gRFC A54).
 package keycreds

@@ -19,7 +19,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
 )
 
-// Every call on the connection carries the key. The credentials may be printed and logged: the key is not.
+// Every call on the connection carries the key. The credentials may be printed and logged: the key
+// is not.
 func ExampleNew() {
 	creds := keycreds.New(os.Getenv("API_KEY"))
 	conn, err := grpc.NewClient("api.example.com:443",
@@ -42,7 +43,7 @@ func ExampleNew_badKey() {
 	fmt.Println(status.Convert(err).Message())
 	// Output:
 	// Unauthenticated
-	// keycreds: the API key is empty: is the variable or the file set that it is read from?
+	// keycreds: the API key is empty: check the variable or the file that the key comes from
 }
 
 // A secret that is mounted into a container: when the file changes, calls carry the new key a

@@ -12,44 +12,50 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// maxKey is the longest key that a server takes: internal/token has the same limit, and is not imported, so that
-// clients depend on gRPC alone.
+// maxKeyLen is the length of the longest key that a server accepts. Package internal/token has the
+// same limit. Package keycreds does not import it, so that clients depend on gRPC alone.
 const maxKeyLen = 512
 
-// Errors are statuses, because gRPC turns any other into Unauthenticated for a connection's credentials, and into
-// Internal for a call's.
+// All errors are statuses, because gRPC replaces the code of every other error: by Unauthenticated
+// for the credentials of a connection, and by Internal for those of a call.
 var (
 	errEmpty = status.Error(codes.Unauthenticated,
-		"keycreds: the API key is empty: is the variable or the file set that it is read from?")
+		"keycreds: the API key is empty: check the variable or the file that the key comes from")
 	errCharacters = status.Error(codes.Unauthenticated,
-		"keycreds: the API key has white space inside, or characters other than printable ASCII: "+
+		"keycreds: the API key contains white space, or characters other than printable ASCII: "+
 			"give the key alone, without a scheme such as Bearer")
 	errLength = status.Errorf(codes.Unauthenticated,
-		"keycreds: the API key is longer than %d bytes: is it an API key?", maxKeyLen)
+		"keycreds: the API key is longer than %d bytes: check that the text is an API key", maxKeyLen)
 	errNoSecurityInfo = status.Error(codes.Unauthenticated,
-		"keycreds: the API key does not go over an insecure connection: "+
-			"use TLS (the transport credentials do not say how secure this one is)")
+		"keycreds: the API key is not sent over an insecure connection: "+
+			"use TLS (the transport credentials do not report the security level)")
 	errNilSource = status.Error(codes.Internal, "keycreds: FromSource: the source is nil")
 )
 
-// New returns credentials that send the key token. White space around it, such as the line break at the end of a
-// file, is cut off.
+// New returns credentials that send the key token with every call. White space around the key, such
+// as the line break at the end of a file, is removed.
 //
-// If the token cannot be a key, or an option is bad, calls fail; see the package's comment. The credentials are safe
-// for concurrent use, also by several connections. They print as their header, without the key.
+// If token cannot be a key, or if an option is bad, calls fail; see the package comment. The
+// credentials are safe for concurrent use, and several connections may share them. Printed, the
+// credentials show the header, but not the key.
 func New(token string, opts ...Option) credentials.PerRPCCredentials {
 	key, err := parseKey(token)
 	return newCreds(func(context.Context) (string, error) { return key, err }, opts)
 }
 
-// FromSource returns credentials that ask source for the key, and are otherwise those of [New].
+// FromSource returns credentials that call source for the key of every call. Otherwise the
+// credentials are those of [New]. For a key in a file, use [FromFile].
 //
-// The source is asked on every call, every opening of a stream, and every retry, before anything is
-// sent, unless the connection may not carry a key. It must be quick, or keep the key for a while,
-// be safe for concurrent use, and return when its context, which is the call's, ends. If it returns
-// an error, the call fails with code Unavailable; the text is passed on, so it must not hold the
-// key. If it panics, the call fails with code Unavailable too. For a key in a file, use [FromFile].
-func FromSource(source func(context.Context) (string, error), opts ...Option) credentials.PerRPCCredentials {
+// Each unary call, each new stream and each retry calls source before anything is sent, unless the
+// connection is not secure enough for a key. The source gets the context of the call, and must
+// return when this context ends. The source must be safe for concurrent use. The source must be
+// quick, or cache the key.
+//
+// If source returns an error or panics, the call fails with the code Unavailable. The text of the
+// error is passed on, so the text must not contain the key.
+func FromSource(
+	source func(context.Context) (string, error), opts ...Option,
+) credentials.PerRPCCredentials {
 	return newCreds(func(ctx context.Context) (string, error) {
 		if source == nil {
 			return "", errNilSource
@@ -58,7 +64,7 @@ func FromSource(source func(context.Context) (string, error), opts ...Option) cr
 		switch {
 		case failed == nil:
 			return parseKey(token)
-		case ctx.Err() != nil: // the caller's own doing
+		case ctx.Err() != nil: // the caller ended the call, so the source is not to blame
 			return "", status.FromContextError(ctx.Err()).Err()
 		default:
 			return "", failed
@@ -66,9 +72,9 @@ func FromSource(source func(context.Context) (string, error), opts ...Option) cr
 	}, opts)
 }
 
-// callSource calls the source. A panic of the source, or of its error, becomes an error: gRPC asks
-// credentials on goroutines of its own too, where nobody recovers. The text of a panic may hold the
-// key, except that of a runtime error.
+// callSource calls the source. A panic of the source, or of the method Error of its error, becomes
+// an error: gRPC also calls credentials on internal goroutines, which do not recover panics. The
+// text of a panic may contain the key, so callSource passes on only the text of a runtime error.
 func callSource(
 	ctx context.Context, source func(context.Context) (string, error),
 ) (token string, failed *sourceError) {
@@ -76,11 +82,11 @@ func callSource(
 		switch p := recover().(type) {
 		case nil:
 		case runtime.Error:
-			failed = &sourceError{p, "it panicked: " + p.Error()}
+			failed = &sourceError{p, "panic: " + p.Error()}
 		case error:
-			failed = &sourceError{p, fmt.Sprintf("it panicked with a value of type %T", p)}
+			failed = &sourceError{p, fmt.Sprintf("panic with a value of type %T", p)}
 		default:
-			failed = &sourceError{nil, fmt.Sprintf("it panicked with a value of type %T", p)}
+			failed = &sourceError{nil, fmt.Sprintf("panic with a value of type %T", p)}
 		}
 	}()
 	token, err := source(ctx)
@@ -90,7 +96,7 @@ func callSource(
 	return token, nil
 }
 
-// parseKey returns the key in token.
+// parseKey returns the key in token, without the white space around the key.
 func parseKey(token string) (string, error) {
 	key := strings.TrimSpace(token)
 	switch {
@@ -108,10 +114,11 @@ func parseKey(token string) (string, error) {
 	return key, nil
 }
 
-// A sourceError is the failure of a source. Unlike a plain status it keeps the cause for errors.Is, and the status
-// hides the code that the cause may have: NotFound, from a secret manager, is not the called server's answer.
+// A sourceError is the failure of a source. Unlike a plain status error, it wraps the cause, for
+// errors.Is. It also hides the code of the cause: the code NotFound of a secret manager would look
+// like an answer of the server that was called.
 type sourceError struct {
-	cause error // nil: a panic with a value that is no error
+	cause error // nil after a panic with a value that is not an error
 	text  string
 }
 
@@ -123,13 +130,13 @@ func (e *sourceError) GRPCStatus() *status.Status {
 
 // creds is immutable.
 type creds struct {
-	// A closure over the key, because fmt, encoding/json and reflect see the fields of a struct, but not what a
-	// function captured.
+	// key is a closure over the key, because fmt, encoding/json and reflect see the fields of a
+	// struct, but not the variables that a function captures.
 	key func(context.Context) (string, error)
 
 	header, scheme string
 	allowInsecure  bool
-	err            error // what is wrong with the options
+	err            error // of a bad option; nil if the options are good
 }
 
 func newCreds(key func(context.Context) (string, error), opts []Option) *creds {
@@ -147,8 +154,9 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 	if c.err != nil {
 		return nil, c.err
 	}
-	// gRPC asks RequireTransportSecurity and checks this by itself; but what wraps these credentials may answer for
-	// them, and credentials.CheckSecurityLevel lets a connection pass that does not say how secure it is.
+	// gRPC makes a similar check if RequireTransportSecurity returns true. But a wrapper around
+	// these credentials may return false. And credentials.CheckSecurityLevel accepts a connection
+	// that does not report a security level.
 	if !c.allowInsecure {
 		switch level := securityLevel(ctx); level {
 		case credentials.PrivacyAndIntegrity:
@@ -156,7 +164,8 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 			return nil, errNoSecurityInfo
 		default:
 			return nil, status.Errorf(codes.Unauthenticated,
-				"keycreds: the API key does not go over an insecure connection: use TLS (this one has %v)", level)
+				"keycreds: the API key is not sent over an insecure connection: "+
+					"use TLS (the security level is %v)", level)
 		}
 	}
 	value, err := c.key(ctx)
@@ -169,7 +178,8 @@ func (c *creds) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 	return map[string]string{c.header: value}, nil
 }
 
-// securityLevel returns what the connection of a call says about itself; if that is nothing, InvalidSecurityLevel.
+// securityLevel returns the security level that the connection of a call reports, or
+// InvalidSecurityLevel if the connection reports none.
 func securityLevel(ctx context.Context) credentials.SecurityLevel {
 	ri, _ := credentials.RequestInfoFromContext(ctx)
 	info, ok := ri.AuthInfo.(interface {
@@ -186,23 +196,25 @@ func (c *creds) RequireTransportSecurity() bool { return !c.allowInsecure }
 
 func (c *creds) String() string { return "keycreds(" + c.header + ", redacted)" }
 
-// An Option is a setting for New, FromSource and FromFile. The zero Option changes nothing.
+// An Option is a setting for New, FromSource and FromFile. The zero Option has no effect.
 type Option struct {
 	apply func(*creds)
 }
 
-// AllowInsecure lets the key go over plaintext connections, where whoever is on the way can read it and use it. It is
-// for tests, and for links that are trusted otherwise.
+// AllowInsecure sends the key over plaintext connections too. Every host on the way can then read
+// the key and use it. Use AllowInsecure for tests, and for links that are secured otherwise.
 func AllowInsecure() Option {
 	return Option{func(c *creds) { c.allowInsecure = true }}
 }
 
-// WithHeader sends the key in the metadata header name, after scheme and a space, or bare if scheme is empty, as in
-// WithHeader("x-api-key", ""). Without this option, it is WithHeader("authorization", "Bearer"). The last one counts.
+// WithHeader sends the key in the metadata header name, after scheme and a space. If scheme is
+// empty, the header contains the key alone, as in WithHeader("x-api-key", ""). The default is
+// WithHeader("authorization", "Bearer"). If WithHeader is given several times, the last one counts.
 //
-// The name is lowered. It is made of letters, digits, '-', '_' and '.', and is none that gRPC or HTTP/2 has a use
-// for: "grpc-…", "…-bin", "connection", "content-type", "host", "te" and "user-agent". The scheme is a token of RFC
-// 9110, section 5.6.2. If either is bad, calls fail with code Internal.
+// The name consists of letters, digits, '-', '_' and '.'. Upper-case letters become lower case. The
+// name must not be one that gRPC or HTTP/2 uses: "grpc-…", "…-bin", "connection",
+// "content-type", "host", "te" or "user-agent". The scheme is a token of RFC 9110, section 5.6.2. If the name or
+// the scheme is bad, calls fail with the code Internal.
 func WithHeader(name, scheme string) Option {
 	return Option{func(c *creds) {
 		lower := strings.ToLower(name)
@@ -219,24 +231,25 @@ const (
 	schemeChars = nameChars + "ABCDEFGHIJKLMNOPQRSTUVWXYZ!#$%&'*+^`|~"
 )
 
-// checkHeader says what is wrong with a header, without quoting it: a "scheme" that is none may well be "Bearer
-// <key>".
+// checkHeader returns an error if the header is bad. The error does not quote the scheme: a bad
+// scheme may be "Bearer <key>".
 func checkHeader(name, scheme string) error {
 	switch name {
 	case "":
 		return errors.New("the name is empty")
 	case "connection", "content-type", "host", "te", "user-agent":
-		return errors.New("the name is one that gRPC or HTTP/2 uses: choose another")
+		return errors.New("gRPC or HTTP/2 uses this header name: choose another")
 	}
-	switch { // Trim leaves something exactly if there is a character that is not in its set
+	switch { // strings.Trim returns "" if, and only if, all characters are in the set
 	case strings.Trim(name, nameChars) != "":
 		return errors.New("the name has characters other than letters, digits, '-', '_' and '.'")
 	case strings.HasPrefix(name, "grpc-"):
-		return errors.New("names in grpc- are gRPC's own: choose another")
+		return errors.New("gRPC reserves names that begin with grpc-: choose another")
 	case strings.HasSuffix(name, "-bin"):
-		return errors.New("gRPC encodes what has a name in -bin: choose another")
+		return errors.New("gRPC encodes headers whose name ends in -bin: choose another")
 	case strings.Trim(scheme, schemeChars) != "":
-		return errors.New("the scheme is not a token of RFC 9110: give one word, such as Bearer, without space and key")
+		return errors.New("the scheme is not an RFC 9110 token: " +
+			"give one word, such as Bearer, without a space and without the key")
 	}
 	return nil
 }

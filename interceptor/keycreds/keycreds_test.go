@@ -141,7 +141,7 @@ func TestConnectionThatDoesNotSayIsRefused(t *testing.T) {
 			s.dialOptions = append(s.dialOptions, grpc.WithTransportCredentials(silent{insecure.NewCredentials(), info}))
 			err := check(t, s.dial(t, grpc.WithPerRPCCredentials(keycreds.New(testKey))))
 			require.Equal(t, codes.Unauthenticated, status.Code(err), err)
-			require.ErrorContains(t, err, "insecure connection: use TLS (the transport credentials do not say how secure this one is)")
+			require.ErrorContains(t, err, "insecure connection: use TLS (the transport credentials do not report the security level)")
 			require.NotContains(t, err.Error(), testKey)
 			require.False(t, s.sentHeaders(t))
 		})
@@ -345,10 +345,10 @@ func TestBadOptions(t *testing.T) {
 		"not ASCII name":   {withHeader("clé", ""), "other than letters"},
 		"user-agent":       {withHeader("User-Agent", ""), "choose another"},
 		"host":             {withHeader("host", ""), "choose another"},
-		"space in scheme":  {withHeader("authorization", "Bearer "), "not a token"},
-		"key in scheme":    {withHeader("authorization", "Bearer "+testKey), "not a token"},
-		"line in scheme":   {withHeader("authorization", "Bea\nrer"), "not a token"},
-		"not ASCII scheme": {withHeader("authorization", "Béarer"), "not a token"},
+		"space in scheme":  {withHeader("authorization", "Bearer "), "not an RFC 9110 token"},
+		"key in scheme":    {withHeader("authorization", "Bearer "+testKey), "not an RFC 9110 token"},
+		"line in scheme":   {withHeader("authorization", "Bea\nrer"), "not an RFC 9110 token"},
+		"not ASCII scheme": {withHeader("authorization", "Béarer"), "not an RFC 9110 token"},
 		"the last is bad":  {keycreds.New(testKey, keycreds.WithHeader("a", ""), keycreds.WithHeader("", "")), "name is empty"},
 		"nil source":       {keycreds.FromSource(nil), "source is nil"},
 	} {
@@ -467,7 +467,8 @@ func watch(t *testing.T, client healthpb.HealthClient) error {
 	return err
 }
 
-// A server records the metadata of the calls that it gets, and what its clients write to their connections.
+// A server records the metadata of the calls that it gets, and what its clients write to their
+// connections.
 type server struct {
 	*grpc.Server
 	target      string
@@ -569,8 +570,8 @@ func (s *server) connections() int {
 	return len(s.conns)
 }
 
-// sentHeaders closes the clients and reports whether they wrote a HEADERS frame, which is where a key would be. To look
-// for the key's bytes would prove nothing: HPACK compresses them.
+// sentHeaders closes the clients and reports whether they wrote a HEADERS frame, which is where a
+// key would be. To look for the key's bytes would prove nothing: HPACK compresses them.
 func (s *server) sentHeaders(t *testing.T) bool {
 	s.mu.Lock()
 	clients := s.clients
@@ -596,7 +597,8 @@ func (c *recordingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// hasHeaders walks the frames of RFC 9113, section 4.1: length (24 bits), type (8), flags (8), stream (32), payload.
+// hasHeaders walks the frames of RFC 9113, section 4.1: length (24 bits), type (8), flags (8),
+// stream (32), payload.
 func (c *recordingConn) hasHeaders(t *testing.T) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

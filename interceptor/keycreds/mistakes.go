@@ -7,27 +7,29 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What people give in place of a key, or around one. None of these texts quotes what was given.
+// Frequent mistakes: other text in place of a key, or around a key. These errors never quote the
+// text.
 var (
 	errHint = status.Error(codes.Unauthenticated,
-		"keycreds: this is the hint of an API key, which is safe to show, and not the key "+
-			"(it has an ellipsis): the key itself was shown once, when it was created")
+		"keycreds: this text is the hint of an API key (it contains an ellipsis), not the key: "+
+			"the key was shown once, when it was created")
 	errQuotes = status.Error(codes.Unauthenticated,
-		"keycreds: the API key has quotation marks around it: remove them "+
-			"(docker --env-file and Kubernetes keep them)")
+		"keycreds: the API key is enclosed in quotation marks: remove the quotation marks "+
+			"(docker --env-file and Kubernetes do not remove them)")
 	errAssignment = status.Error(codes.Unauthenticated,
-		"keycreds: the API key has a name and an equals sign before it, as in NAME=key: "+
-			"give what comes after the sign")
+		"keycreds: the API key follows a name and an equals sign, as in NAME=key: "+
+			"give the text after the equals sign")
 	errPlaceholder = status.Error(codes.Unauthenticated,
-		"keycreds: the API key is a placeholder, such as ${NAME}, which nothing has replaced: "+
-			"is the variable expanded where it is set?")
+		"keycreds: the API key is a placeholder such as ${NAME}: "+
+			"make sure that the variable is expanded")
 	errTrailing = status.Error(codes.Unauthenticated,
-		"keycreds: the API key ends in a comma or a semicolon: remove it")
+		"keycreds: the API key ends in a comma or a semicolon: remove that character")
 )
 
-// checkMistake returns an error if the text is not a key, but what often stands in place of a key. A key
-// of package keystore is never taken for a mistake, whatever its charset: it begins with a letter
-// or a digit, has an underscore before its secret and none inside, and ends in a letter or a digit.
+// checkMistake returns an error if the text is a frequent mistake and not a key. A key of package
+// keystore never looks like a mistake, whatever its charset: the key begins with a
+// letter or a digit, has an underscore before the secret and none inside the secret, and ends in a
+// letter or a digit.
 func checkMistake(key string) error {
 	switch {
 	case strings.Contains(key, "…"):
@@ -44,9 +46,9 @@ func checkMistake(key string) error {
 	return nil
 }
 
-// isAssignment looks for NAME=key. What has a lower-case name must have an underscore behind the
-// sign too, because an equals sign may be a character of secrets. Padding of base64 is not an
-// assignment.
+// isAssignment reports whether the text looks like NAME=key. If the name has lower-case letters,
+// the value must contain an underscore too, because secrets may contain equals signs. The padding
+// of base64 is not an assignment.
 func isAssignment(key string) bool {
 	name, value, ok := strings.Cut(key, "=")
 	name = strings.TrimSpace(strings.TrimPrefix(name, "export "))
@@ -56,6 +58,8 @@ func isAssignment(key string) bool {
 	return name == strings.ToUpper(name) || strings.Contains(value, "_")
 }
 
+// isPlaceholder reports whether the text looks like a variable or a template: ${NAME}, $(NAME),
+// {{NAME}}, <NAME>, $NAME or %NAME%.
 func isPlaceholder(key string) bool {
 	for _, p := range [][2]string{{"${", "}"}, {"$(", ")"}, {"{{", "}}"}, {"<", ">"}} {
 		if strings.HasPrefix(key, p[0]) && strings.HasSuffix(key, p[1]) {
@@ -70,7 +74,7 @@ func isPlaceholder(key string) bool {
 	return ok && closed && isName(name)
 }
 
-// isName reports whether s is the name of an environment variable.
+// isName reports whether s can be the name of an environment variable.
 func isName(s string) bool {
 	if s == "" || '0' <= s[0] && s[0] <= '9' {
 		return false

@@ -101,8 +101,8 @@ func TestSourceThatPanics(t *testing.T) {
 		text   string
 		is     error
 	}{
-		"with the key":              {func() error { panic("no use for " + testKey) }, "it panicked with a value of type string", nil},
-		"with an error":             {func() error { panic(cause) }, "it panicked with a value of type *errors.errorString", cause},
+		"with the key":              {func() error { panic("no use for " + testKey) }, "panic with a value of type string", nil},
+		"with an error":             {func() error { panic(cause) }, "panic with a value of type *errors.errorString", cause},
 		"with a runtime error":      {func() error { return []error{}[len(t.Name())-len(t.Name())] }, "index out of range", nil},
 		"with nil":                  {func() error { panic(nil) }, "panic called with nil", nil},
 		"when its error is printed": {func() error { return (*nilError)(nil) }, "nil pointer", nil},

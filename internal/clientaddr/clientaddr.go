@@ -1,4 +1,5 @@
-// Package clientaddr carries a caller's address in a context, from whoever knows the connection to the key store.
+// Package clientaddr carries the address of a caller in a context. Package interceptor knows the
+// connection and sets the address; package keystore reads the address.
 package clientaddr
 
 import (
@@ -6,8 +7,9 @@ import (
 	"net/netip"
 )
 
-// Key is what a context is asked for; the value is a netip.Addr. It is exported so that a context type can answer
-// without being wrapped in another, which every call would pay for.
+// Key is the context key of the address. The value is a netip.Addr. Key is exported so that a
+// context type can return the address from its method Value. To wrap that context with NewContext
+// would cost every call an allocation.
 type Key struct{}
 
 // NewContext returns a context with the address.
@@ -15,8 +17,8 @@ func NewContext(ctx context.Context, addr netip.Addr) context.Context {
 	return context.WithValue(ctx, Key{}, addr)
 }
 
-// FromContext returns the address, as IPv4 if it is one in IPv6's clothes, and without a zone. It is the zero Addr if
-// none is known.
+// FromContext returns the address in ctx, without a zone. An IPv4-mapped IPv6 address is returned
+// as IPv4. If ctx has no address, FromContext returns the zero Addr.
 func FromContext(ctx context.Context) netip.Addr {
 	addr, _ := ctx.Value(Key{}).(netip.Addr)
 	return addr.Unmap().WithZone("")

@@ -123,6 +123,7 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 	}
 }
 
+// verify returns the key of a unary call, or the reason why the call is refused.
 func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error) {
 	text, err := a.credentialFor(call, r)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
+// A contextKey is the context key for the *keystore.Key of a call.
 type contextKey struct{}
 
 // A callKey is the context key for the callContext of a call that an Authenticator has seen.

@@ -25,12 +25,13 @@ func (r rule) allows(k *keystore.Key) error {
 		return nil
 	}
 	for _, s := range r.scopes {
-		if k.HasScope(s) == r.anyOf { // decides: a scope that the key has, or one that the key lacks
-			if r.anyOf {
-				return nil
-			}
-			return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
+		if k.HasScope(s) != r.anyOf {
+			continue // does not decide yet
 		}
+		if r.anyOf {
+			return nil
+		}
+		return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
 	}
 	if r.anyOf {
 		return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}

@@ -13,7 +13,7 @@ import (
 )
 
 // maxKeyLen is the length of the longest key that a server accepts. Package internal/token has the
-// same limit. Package keycreds does not import it, so that clients depend on gRPC alone.
+// same limit, but is not imported here, so that clients depend on gRPC alone.
 const maxKeyLen = 512
 
 // All errors are statuses, because gRPC replaces the code of every other error: by Unauthenticated
@@ -139,6 +139,7 @@ type creds struct {
 	err            error // of a bad option; nil if the options are good
 }
 
+// newCreds returns credentials with the options. The function key returns the checked key.
 func newCreds(key func(context.Context) (string, error), opts []Option) *creds {
 	c := &creds{key: key, header: "authorization", scheme: "Bearer"}
 	for _, o := range opts {
@@ -212,8 +213,8 @@ func AllowInsecure() Option {
 // WithHeader("authorization", "Bearer"). If WithHeader is given several times, the last one counts.
 //
 // The name consists of letters, digits, '-', '_' and '.'. Upper-case letters become lower case. The
-// name must not be one that gRPC or HTTP/2 uses: "grpc-…", "…-bin", "connection",
-// "content-type", "host", "te" or "user-agent". The scheme is a token of RFC 9110, section 5.6.2. If the name or
+// name must not be one that gRPC or HTTP/2 uses: "grpc-…", "…-bin", "connection", "content-type",
+// "host", "te" or "user-agent". The scheme is a token of RFC 9110, section 5.6.2. If the name or
 // the scheme is bad, calls fail with the code Internal.
 func WithHeader(name, scheme string) Option {
 	return Option{func(c *creds) {

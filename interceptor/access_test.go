@@ -34,7 +34,7 @@ func networks(texts ...string) (ps []netip.Prefix) {
 	return ps
 }
 
-// echo answers each message, and returns what Recv says.
+// echo answers each message, and returns the error of Recv.
 func echo(s duplexStream) error {
 	for {
 		if _, err := s.Recv(); err != nil {
@@ -51,13 +51,13 @@ func call(ctx context.Context, conn *grpc.ClientConn) error {
 	return err
 }
 
-// exchange opens a stream and sends n messages that are answered; it returns the first error.
+// exchange opens a stream, sends n messages, and waits for each answer. It returns the first error.
 func exchange(ctx context.Context, conn *grpc.ClientConn, n int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s, err := testpb.NewTestServiceClient(conn).FullDuplexCall(ctx)
 	for ; err == nil && n > 0; n-- {
-		_ = s.Send(&testpb.StreamingOutputCallRequest{}) // if it fails, Recv says why
+		_ = s.Send(&testpb.StreamingOutputCallRequest{}) // if Send fails, Recv returns the reason
 		_, err = s.Recv()
 	}
 	return err
@@ -107,8 +107,8 @@ func TestAllowedNetworks(t *testing.T) {
 	requireRefused(t, call(withKey(ctx, local), dial(t, addr)), codes.Unauthenticated, "API_KEY_INVALID")
 }
 
-// A client may bind its end of a unix socket to a name that reads like an address. That makes it
-// none.
+// A client may bind its end of a unix socket to a name that looks like an address. The name is not
+// taken for an address.
 func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
@@ -118,7 +118,7 @@ func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
 		"ServeHTTP": func(lis net.Listener) { serveHTTPOn(t, lis, nil, &service{}, auth.ServerOptions()...) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Chdir(t.TempDir()) // where the client's end appears
+			t.Chdir(t.TempDir()) // the end of the client is created here
 			socket := &net.UnixAddr{Name: "s", Net: "unix"}
 			lis, err := net.ListenUnix("unix", socket)
 			require.NoError(t, err)
@@ -155,7 +155,7 @@ func TestLimitMessages(t *testing.T) {
 	store := openStore(t)
 	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
 		t.Run(name, func(t *testing.T) {
-			swallows := func(s duplexStream) error { // what Recv says does not interest it
+			swallows := func(s duplexStream) error { // ignores the error of Recv
 				for range 20 {
 					if _, err := s.Recv(); err == nil {
 						_ = s.Send(payload(1))
@@ -171,7 +171,7 @@ func TestLimitMessages(t *testing.T) {
 				defer cancel()
 				s, err := testpb.NewTestServiceClient(conn).FullDuplexCall(ctx)
 				require.NoError(t, err)
-				for range 3 { // the fourth use is the stream itself
+				for range 3 { // the opening of the stream is the fourth use
 					require.NoError(t, s.Send(&testpb.StreamingOutputCallRequest{}))
 					_, err := s.Recv()
 					require.NoError(t, err)
@@ -185,7 +185,7 @@ func TestLimitMessages(t *testing.T) {
 	}
 }
 
-// An ErrorMapper is asked once about a stream that was limited, with the reason.
+// An ErrorMapper is called once for a stream that exceeds its limit, with the reason.
 func TestErrorMapperOfALimitedStream(t *testing.T) {
 	store := openStore(t)
 	for name, v := range map[string]interceptor.Verifier{"the store": store, "another Verifier": embedder{store}} {
@@ -290,10 +290,10 @@ func TestScopeRules(t *testing.T) {
 	require.ErrorContains(t, err, "already has a rule")
 }
 
-// ruledTypes are what ruled has linked in; a program can do that once.
+// ruledTypes are the types that ruled has registered. A program can register types only once.
 var ruledTypes []protoreflect.ExtensionType
 
-// extension makes an option of methods, and registers it nowhere.
+// extension returns an extension of MethodOptions that is not registered.
 func extension(t *testing.T, in *protoregistry.Files, name string, number int32, kind descriptorpb.FieldDescriptorProto_Type, repeated bool) protoreflect.ExtensionType {
 	t.Helper()
 	label := descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL
@@ -310,7 +310,7 @@ func extension(t *testing.T, in *protoregistry.Files, name string, number int32,
 	return dynamicpb.NewExtensionType(fd.Extensions().Get(0))
 }
 
-// ruled links a service into the program whose methods have options, as generated code would.
+// ruled registers a service whose methods have options, as generated code does.
 func ruled(t *testing.T) (scopes, one, public, number protoreflect.ExtensionType) {
 	t.Helper()
 	if ts := ruledTypes; ts != nil {

@@ -32,10 +32,10 @@ func TestForwarded(t *testing.T) {
 		{[]string{""}, ""},
 		{[]string{"192.0.2.1"}, "192.0.2.1"},
 		{[]string{"192.0.2.1:443"}, "192.0.2.1"},
-		{[]string{"203.0.113.9, 192.0.2.1"}, "192.0.2.1"},              // what the caller sent stands before
+		{[]string{"203.0.113.9, 192.0.2.1"}, "192.0.2.1"},              // the caller sent the first address
 		{[]string{"203.0.113.9", "192.0.2.1 , 10.1.1.1"}, "192.0.2.1"}, // in two lines
 		{[]string{"192.0.2.1", "10.1.1.1", "fd00::1,10.2.2.2"}, "192.0.2.1"},
-		{[]string{"10.1.1.1,10.2.2.2"}, "10.1.1.1"}, // a proxy that calls on its own behalf
+		{[]string{"10.1.1.1,10.2.2.2"}, "10.1.1.1"}, // the proxy itself is the caller
 		{[]string{"2001:db8::1"}, "2001:db8::1"},
 		{[]string{"[2001:db8::1]:443"}, "2001:db8::1"},
 		{[]string{"[2001:db8::1]"}, "2001:db8::1"},
@@ -56,8 +56,8 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// Whatever a header holds, the address is unknown, or one that stands in it behind everything that
-// is not a proxy's.
+// For every text in the header, the address is unknown, or it is an address of the text, and only
+// addresses of proxies follow it.
 func FuzzForwarded(f *testing.F) {
 	f.Add("203.0.113.9, 192.0.2.1, 10.0.0.1")
 	f.Add("[2001:db8::1]:443,fd00::1")
@@ -71,7 +71,7 @@ func FuzzForwarded(f *testing.F) {
 		}
 		require.False(t, got.Is4In6())
 		require.Empty(t, got.Zone())
-		// What the caller puts before it changes nothing.
+		// Text that the caller adds at the front changes nothing.
 		if !p.isProxy(got) {
 			require.Equal(t, got, p.forwarded([]string{"198.51.100.7", value}))
 		}
@@ -118,7 +118,7 @@ func TestTrustProxyRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "cannot hold both the key and the caller's address")
 }
 
-// However seldom a failure is allowed, the time to wait is a positive one.
+// For every permitted rate of failures, the time to wait is positive.
 func TestFailuresWaitForAges(t *testing.T) {
 	for _, perSecond := range []float64{math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2} {
 		f := newFailures(rate.Limit(perSecond), 1)
@@ -144,8 +144,8 @@ func TestFailuresWaitForAges(t *testing.T) {
 	}
 }
 
-// What the other end of a connection says that it is, which under ServeHTTP is any text that
-// middleware has set.
+// peerAddr reads the address of the peer. Under ServeHTTP, middleware may set the address to any
+// text.
 func TestAddressOfAPeer(t *testing.T) {
 	tcp := &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 80}
 	for _, c := range []struct {
@@ -176,7 +176,7 @@ func TestAddressOfAPeer(t *testing.T) {
 	}
 }
 
-// A textAddr is what ServeHTTP makes of http.Request.RemoteAddr.
+// A textAddr is the address that ServeHTTP makes of http.Request.RemoteAddr.
 type textAddr string
 
 func (textAddr) Network() string  { return "tcp" }

@@ -14,7 +14,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// What the interceptor allocates for a call: the header's value, and the context.
+// The allocations of the interceptor for a call: the value of the header, and the context.
 func TestUnaryAllocations(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -29,7 +29,7 @@ func TestUnaryAllocations(t *testing.T) {
 	t.Logf("%v allocations", allocs)
 }
 
-// A unary call over a real socket, the key sent in both cases.
+// A unary call over a real socket. The client sends the key in both cases.
 func BenchmarkUnary(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
@@ -47,7 +47,8 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// The same in turns, one caller at a time: x-none is the ratio of the medians.
+// BenchmarkUnaryTurns alternates between calls with and without the interceptor, with one client at
+// a time. The metric x-none is the ratio of the medians.
 func BenchmarkUnaryTurns(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
@@ -75,8 +76,8 @@ func BenchmarkUnaryTurns(b *testing.B) {
 	b.ReportMetric(float64(auth[len(auth)/2])/float64(none[len(none)/2]), "x-none")
 }
 
-// A message to the server and one back, without an interceptor, with the stream's end written from
-// outside, and with each call in a goroutine of its own: the choice that stream.go explains.
+// One message to the server and one back: without an interceptor, in the mode interruptible, and in
+// the mode foreign. The comment on stream explains the modes.
 func BenchmarkStreamMessage(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
@@ -112,7 +113,8 @@ func BenchmarkStreamMessage(b *testing.B) {
 	}
 }
 
-// From the call of Revoke to the client's knowledge of it, for a handler that is blocked in Recv.
+// The time from the call of Revoke until the client has the status, for a handler that is blocked
+// in Recv.
 func BenchmarkTimeToClose(b *testing.B) {
 	store := openStore(b)
 	for _, bm := range []struct {

@@ -18,7 +18,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// transports are the ways in which a server may be connected.
+// transports are the ways to connect a client to a server.
 var transports = map[string]func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
 	"grpc-go's transport": func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
 		return dial(t, serve(t, svc, opts...))
@@ -33,7 +33,7 @@ var transports = map[string]func(t testing.TB, svc *service, opts ...grpc.Server
 	"an HTTP server": dialHTTP,
 }
 
-// callInBackground makes the unary call, and returns its error.
+// callInBackground makes a unary call in a new goroutine. The channel receives the error.
 func callInBackground(ctx context.Context, conn *grpc.ClientConn) <-chan error {
 	ended := make(chan error, 1)
 	go func() { ended <- call(ctx, conn) }()
@@ -63,8 +63,8 @@ func TestCancelUnary(t *testing.T) {
 	}
 }
 
-// A handler that ignores its context goes on, but its reply is not sent. Where the transport can
-// end a call, the client gets the status before the handler returns.
+// A handler that ignores its context runs to completion, but its reply is not sent. On transports
+// with WriteStatus, the client gets the status before the handler returns.
 func TestCancelUnaryOfADeafHandler(t *testing.T) {
 	for name, connect := range transports {
 		t.Run(name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestCancelUnaryOfADeafHandler(t *testing.T) {
 	}
 }
 
-// By default a unary call runs to its end.
+// By default, a unary call runs to completion.
 func TestUnaryCallsGoOnWithoutCancelUnary(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -110,7 +110,7 @@ func TestUnaryCallsGoOnWithoutCancelUnary(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
-// Whatever ends a stream ends a unary call, and the client gets the same status.
+// Every change that ends a stream also ends a unary call, and the client gets the same status.
 func TestChangesCancelUnary(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(ctx context.Context, s *keystore.Store, id string) error
@@ -154,8 +154,8 @@ func TestChangesCancelUnary(t *testing.T) {
 	}
 }
 
-// With CancelUnary, calls are admitted and refused as without: by a key, a scope, a method that is
-// public or optional.
+// With CancelUnary, calls are accepted and refused as without CancelUnary: with a valid key, with a
+// missing scope, and in public and optional methods.
 func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -184,8 +184,8 @@ func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 }
 
-// Handlers return while their key is revoked. Whoever returns after Revoke has returned must not
-// get a reply through.
+// Handlers return during a Revoke. The reply of a handler that returns after Revoke has returned
+// must not reach the client.
 func TestRevokeRacesTheReplies(t *testing.T) {
 	const rounds, calls = 30, 20
 	store := openStore(t)
@@ -236,7 +236,8 @@ func TestRevokeRacesTheReplies(t *testing.T) {
 	t.Logf("%d replies, %d refusals", replies, refusals)
 }
 
-// A panic of the handler is the handler's, before and after its key is revoked.
+// A panic of the handler stays on the goroutine of the handler, before and after the key is
+// revoked.
 func TestCancelUnaryPanics(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})

@@ -22,8 +22,8 @@ func (noVerifier) Bind(context.Context, string) (context.Context, *keystore.Key,
 	return nil, nil, nil, errors.ErrUnsupported
 }
 
-// Whatever metadata a call has: there is one credential, or a reason, and no credential is left for
-// the handler.
+// For all metadata, credential returns one credential or an error, and the handler sees no
+// credential.
 func FuzzCredential(f *testing.F) {
 	f.Add("authorization", "Bearer k", "x-api-key", "k", "k")
 	f.Add("Authorization", "bearer  k ", "authorization", "", "k")

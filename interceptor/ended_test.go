@@ -18,15 +18,15 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// below puts a stream of the test's between the Authenticator and the transport.
+// below puts a stream of the test between the Authenticator and the transport.
 func below(wrap func(grpc.ServerStream) grpc.ServerStream) grpc.ServerOption {
 	return grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		return next(srv, wrap(ss))
 	})
 }
 
-// A held transport writes a status only when the gate is open. So what a handler does before that
-// comes before the status.
+// A held transport delays WriteStatus until the gate is open. So the actions of a handler before
+// that precede the status.
 type held struct {
 	grpc.ServerTransportStream
 	gate <-chan struct{}
@@ -44,7 +44,7 @@ func holding(gate <-chan struct{}) grpc.ServerOption {
 	})
 }
 
-// After Revoke has returned, no header and no trailer that the handler sets reaches the client.
+// After Revoke has returned, no header or trailer that the handler sets reaches the client.
 func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 	type setter struct {
 		setHeader, sendHeader func(metadata.MD) error
@@ -115,8 +115,8 @@ func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 	}
 }
 
-// What a handler sets before the cut arrives with the status, and an ErrorMapper may still add to
-// it.
+// Headers and trailers that a handler sets before the end arrive with the status. An ErrorMapper
+// can still add a trailer.
 func TestTrailersBeforeTheCut(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -158,7 +158,7 @@ func TestTrailersBeforeTheCut(t *testing.T) {
 	require.Equal(t, []string{"1"}, stream.Trailer().Get("mapper"))
 }
 
-// A lateStream gives RecvMsg its message only when the gate is open, and says when RecvMsg has
+// A lateStream delays the message of RecvMsg until the gate is open, and reports that RecvMsg has
 // written to the message.
 type lateStream struct {
 	grpc.ServerStream
@@ -172,7 +172,7 @@ func (s *lateStream) RecvMsg(m any) error {
 	return nil
 }
 
-// A RecvMsg that the handler has walked away from does not touch the handler's message any more.
+// An abandoned RecvMsg does not write to the message of the handler.
 func TestAbandonedRecvMsg(t *testing.T) {
 	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
 		"a transport that cannot end a stream": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
@@ -207,8 +207,8 @@ func TestAbandonedRecvMsg(t *testing.T) {
 	}
 }
 
-// Where a message is received apart from the handler's, the handler's becomes what was sent, and
-// nothing else.
+// In the modes serveHTTP and foreign, the message of the handler equals the sent message, even if
+// the handler uses a message again.
 func TestMessagesReceivedApart(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -244,7 +244,7 @@ func TestMessagesReceivedApart(t *testing.T) {
 	require.ErrorContains(t, err, io.EOF.Error())
 }
 
-// A counted stream counts the calls that come through to the transport.
+// A counted stream counts the calls that reach the transport.
 type counted struct {
 	grpc.ServerStream
 	calls *atomic.Int64
@@ -260,7 +260,7 @@ func (s counted) SendMsg(m any) error {
 	return s.ServerStream.SendMsg(m)
 }
 
-// After Revoke has returned, RecvMsg and SendMsg do not even reach the transport.
+// After Revoke has returned, RecvMsg and SendMsg do not call the transport.
 func TestMessagesLookAtTheSessionFirst(t *testing.T) {
 	for _, transport := range []string{"one that can end a stream", "one that cannot"} {
 		for name, use := range map[string]func(duplexStream) error{
@@ -302,8 +302,8 @@ func TestMessagesLookAtTheSessionFirst(t *testing.T) {
 	}
 }
 
-// An endable context is ended by the test, as a store would, and never gets to call what OnEnd was
-// given.
+// An endable context is ended by the test, as by a store. It never calls the function that OnEnd
+// got.
 type endable struct {
 	context.Context
 	cause atomic.Pointer[error]
@@ -318,7 +318,7 @@ func (e *endable) Cause() error {
 
 func (e *endable) OnEnd(func()) (stop func() bool) { return func() bool { return true } }
 
-// A bindVerifier binds every token to what bind returns.
+// A bindVerifier returns the result of bind for every token.
 type bindVerifier struct {
 	verifier
 	bind func(context.Context) (context.Context, *keystore.Key, context.CancelFunc, error)
@@ -328,8 +328,8 @@ func (v bindVerifier) Bind(ctx context.Context, _ string) (context.Context, *key
 	return v.bind(ctx)
 }
 
-// The client is told of the cut, and not of the panic, also if the handler panics before the watch
-// has begun.
+// The client gets the status of the end, not of the panic, even if the handler panics before the
+// watcher starts.
 func TestHandlerFasterThanTheWatch(t *testing.T) {
 	revoked := error(keystore.ErrRevoked)
 	var bound *endable

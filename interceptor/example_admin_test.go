@@ -17,10 +17,11 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// An admin is a service of your own that manages keys, in the process that has the store.
+// An admin is a service of your program that manages keys. It runs in the process that has the
+// store.
 type admin struct{ store *keystore.Store }
 
-// revokeKey is a method that takes an ID.
+// revokeKey is a method whose argument is the ID of a key.
 func (a *admin) revokeKey(ctx context.Context, id *wrapperspb.StringValue) (*emptypb.Empty, error) {
 	by, ok := interceptor.FromContext(ctx)
 	if !ok {
@@ -39,8 +40,8 @@ func (a *admin) revokeKey(ctx context.Context, id *wrapperspb.StringValue) (*emp
 	}
 }
 
-// A service manages its own keys: a method of its own, which only an administrator's key may call,
-// revokes others.
+// A program manages its own keys: one of its methods, which needs the key of an administrator,
+// revokes other keys.
 func Example_admin() {
 	dir, err := os.MkdirTemp("", "example-")
 	if err != nil {
@@ -60,7 +61,8 @@ func Example_admin() {
 	defer server.Stop()
 	a := &admin{store} // to be registered with the server, from code that is generated
 
-	// The first administrator's key comes from the process itself, at a flag of its command line.
+	// The process itself creates the key of the first administrator, for example for a flag of the
+	// command line.
 	ctx := context.Background()
 	root, err := store.Create(ctx, keystore.Spec{Name: "root", Scopes: []string{"keys:admin"}})
 	if err != nil {

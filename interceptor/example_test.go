@@ -22,7 +22,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A server whose callers need a key.
+// A server whose clients need a key.
 func Example_server() {
 	store, err := keystore.Open("keys", nil) // a directory of its own
 	if err != nil {
@@ -38,7 +38,7 @@ func Example_server() {
 	_ = server
 }
 
-// Calls that run have 15 seconds to end. Then the streams end, and the store is closed.
+// Open calls have 15 seconds to complete. Then the streams end, and the store is closed.
 func ExampleShutdown() {
 	store, err := keystore.Open("keys", nil)
 	if err != nil {
@@ -66,7 +66,7 @@ func ExampleShutdown() {
 	}
 }
 
-// A client that sends one.
+// A client that sends a key.
 func Example_client() {
 	conn, err := grpc.NewClient("api.example.com:443",
 		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
@@ -75,7 +75,7 @@ func Example_client() {
 	_, _ = conn, err
 }
 
-// The handler of a call knows the key that it was admitted with.
+// The handler of a call reads the key of the caller.
 func ExampleFromContext() {
 	handler := func(ctx context.Context) string {
 		key, ok := interceptor.FromContext(ctx)
@@ -85,7 +85,7 @@ func ExampleFromContext() {
 		return "called by " + key.Owner
 	}
 
-	// In a test of the handler, no server is needed.
+	// A test of the handler needs no server.
 	fmt.Println(handler(interceptor.NewContext(context.Background(), &keystore.Key{Owner: "team-a"})))
 	fmt.Println(handler(context.Background()))
 	// Output:
@@ -93,8 +93,8 @@ func ExampleFromContext() {
 	// a public method
 }
 
-// A call without a key is refused, one with a key is served, and one with a revoked key is refused
-// again.
+// The server refuses a call without a key, accepts a call with a key, and refuses the key again
+// after it is revoked.
 func Example() {
 	dir, err := os.MkdirTemp("", "example-")
 	if err != nil {
@@ -134,7 +134,7 @@ func Example() {
 		fmt.Println(status.Code(err))
 	}
 	send := func(issued *keystore.Issued) grpc.CallOption {
-		// AllowInsecure, because this server has no TLS.
+		// AllowInsecure is needed because this server has no TLS.
 		return grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
 	}
 

@@ -19,7 +19,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 )
 
-// A fallible is a store that stops when a test says so.
+// A fallible is a store that a test can stop.
 type fallible struct {
 	err   atomic.Pointer[error]
 	asked atomic.Int64
@@ -68,7 +68,7 @@ func TestWatchHealthEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// A probe on a socket sees that the store has stopped. The probe has no key.
+// A probe on a socket gets NOT_SERVING after the store has stopped. The probe has no key.
 func TestProbesSeeThatTheStoreHasStopped(t *testing.T) {
 	store, healthServer := &fallible{}, health.NewServer()
 	auth := newAuth(t, openStore(t), interceptor.Public("/grpc.health.v1.Health/*"))

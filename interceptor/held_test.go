@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What is held for refused calls comes free at their deadlines.
+// The timers of refused calls are released at the deadlines of the calls.
 func TestHeldTimers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held := new(heldTimers)

@@ -67,7 +67,7 @@ func issue(t testing.TB, s *keystore.Store, spec keystore.Spec) (*keystore.Key, 
 	return issued.Key, issued.Secret.Reveal()
 }
 
-// A service is a TestService of which a test says what it does.
+// A service is a TestService whose methods a test defines.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 	empty  func(ctx context.Context) error
@@ -87,7 +87,7 @@ func (s *service) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.Streamin
 	return s.duplex(stream)
 }
 
-// serve runs a server with the service on a real socket until the end of the test.
+// serve runs a server with the service on a real socket until the test ends.
 func serve(t testing.TB, svc *service, opts ...grpc.ServerOption) (addr string) {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -126,13 +126,13 @@ func newAuth(t testing.TB, v interceptor.Verifier, opts ...interceptor.Option) *
 	return a
 }
 
-// withKey is the context of a call that sends the token.
+// withKey returns the context of a call that sends the token.
 func withKey(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
-// direct makes a unary call of a method without a server; ctx has the incoming metadata. The
-// handler does nothing.
+// direct makes a unary call without a server. The incoming metadata are in ctx, and the handler
+// does nothing.
 func direct(ctx context.Context, a *interceptor.Authenticator, method string) error {
 	_, err := a.Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
 	return err
@@ -154,7 +154,7 @@ func requireRefused(t testing.TB, err error, code codes.Code, reason string) {
 	require.Equal(t, reason, reasonOf(err))
 }
 
-// both makes the same call as a unary one and as a stream, and returns the errors.
+// both makes a call as a unary call and as a stream, and returns the errors.
 func both(ctx context.Context, conn *grpc.ClientConn) map[string]error {
 	client := testpb.NewTestServiceClient(conn)
 	_, unary := client.EmptyCall(ctx, &testpb.Empty{})
@@ -242,7 +242,8 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// grpc-go's client refuses to send what is not printable ASCII, so these go in by hand.
+// The client of grpc-go refuses to send text that is not printable ASCII. So the test calls the
+// interceptor directly.
 func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -264,7 +265,8 @@ func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 	}
 }
 
-// How a key is sent is told in words of its own, with how to do it, and without the credential.
+// A mistake in the syntax of a credential has its own text, with the right header, and without the
+// credential.
 func TestSyntaxIsTold(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -364,7 +366,7 @@ func TestCredentialIsStripped(t *testing.T) {
 	}
 }
 
-// gRPC's transports lower the names of headers; another one might not.
+// The transports of gRPC convert header names to lower case. Other transports may not.
 func TestCredentialIsStrippedInAnyCase(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -418,7 +420,7 @@ func TestPublicRequireAndCheck(t *testing.T) {
 	require.NoError(t, auth.Check(server))
 }
 
-// A stream that lacks a scope is refused, and the store does not keep it.
+// A stream whose key lacks a scope is refused, and the store retains no context.
 func TestRequireOnStream(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -430,7 +432,7 @@ func TestRequireOnStream(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 }
 
-// What the server does not know needs a key too, where interceptors see it.
+// A method that the server does not have needs a key too, if interceptors run for it.
 func TestUnknownMethodsNeedAKey(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -446,8 +448,8 @@ func TestUnknownMethodsNeedAKey(t *testing.T) {
 	require.Equal(t, "EOF", stream.RecvMsg(&testpb.Empty{}).Error())
 }
 
-// A service may be registered under another name than its generated code has. Rules go by what
-// callers call.
+// A service may be registered under another name than in its generated code. Rules apply to the
+// name that clients call.
 func TestRulesOfAServiceUnderAnotherName(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -535,7 +537,7 @@ func (verifierFunc) Bind(context.Context, string) (context.Context, *keystore.Ke
 	return nil, nil, nil, nil
 }
 
-// A verifier that answers what a test wants.
+// A verifier returns the results that a test sets.
 type verifier struct{ err error }
 
 func (v verifier) Verify(context.Context, string) (*keystore.Key, error) { return nil, v.err }
@@ -564,7 +566,7 @@ func TestStoreTroubleIsNotTheCallersFault(t *testing.T) {
 	}
 }
 
-// slow waits for the caller to give up.
+// slow waits until the client cancels the call.
 type slow struct{ verifier }
 
 func (slow) Verify(ctx context.Context, _ string) (*keystore.Key, error) {
@@ -619,7 +621,7 @@ func TestErrorMapper(t *testing.T) {
 	require.ErrorIs(t, heard[1], keystore.ErrUnknown)
 }
 
-// A mapper that logs what it gets logs no credential, not that of a good key either.
+// An ErrorMapper that logs all its arguments logs no credential, even of a valid key.
 func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{Scopes: []string{"stream"}})
@@ -691,7 +693,7 @@ func TestRequireTLS(t *testing.T) {
 	})
 }
 
-// throwawayCertificate makes a certificate for 127.0.0.1.
+// throwawayCertificate returns a certificate for 127.0.0.1.
 func throwawayCertificate(t testing.TB) (*tls.Config, *x509.CertPool) {
 	t.Helper()
 	cert, pem, err := throwaway.Certificate()
@@ -701,7 +703,8 @@ func throwawayCertificate(t testing.TB) (*tls.Config, *x509.CertPool) {
 	return &tls.Config{Certificates: []tls.Certificate{cert}}, pool
 }
 
-// Dial and call credentials add up in gRPC: the first thing that a new user trips over.
+// gRPC sends the credentials of the connection and those of the call. New users often make this
+// mistake.
 func TestDialAndCallCredentialsAreTwo(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})

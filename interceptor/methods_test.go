@@ -22,7 +22,7 @@ const (
 	halfDuplex = "/grpc.testing.TestService/HalfDuplexCall"
 )
 
-// tapped is the server's options, with the tap handle or without.
+// tapped returns the options of the server, with or without the tap handle.
 func tapped(auth *interceptor.Authenticator) map[string][]grpc.ServerOption {
 	return map[string][]grpc.ServerOption{
 		"":         auth.ServerOptions(),
@@ -145,8 +145,8 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Where keys do not go over plaintext, nobody does either: a credential that was taken off on the
-// way would not be noticed.
+// With RequireTLS, an Optional method refuses plaintext even without a credential. Otherwise a host
+// on the way could remove a credential unnoticed.
 func TestOptionalWithRequireTLS(t *testing.T) {
 	store := openStore(t)
 	opts := newAuth(t, store, interceptor.Optional(emptyCall, duplex), interceptor.RequireTLS()).ServerOptions()
@@ -158,7 +158,8 @@ func TestOptionalWithRequireTLS(t *testing.T) {
 	}
 }
 
-// Interceptors that are installed twice refuse good keys. The client's error names the reason.
+// Interceptors that are installed twice refuse valid keys. The error of the client names the
+// reason.
 func TestTwoAuthenticators(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})

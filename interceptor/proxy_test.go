@@ -122,7 +122,8 @@ func TestLimitFailuresOfUnusualAddresses(t *testing.T) {
 	}
 }
 
-// A proxy that connects over a transport without addresses is believed if its transport is named.
+// A proxy that connects over a transport without addresses is trusted only if an option names the
+// transport.
 func TestTrustProxyTransport(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})

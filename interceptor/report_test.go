@@ -27,7 +27,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A logBook is a buffer for a logger, safe for concurrent use.
+// A logBook is the output of a logger. It is safe for concurrent use.
 type logBook struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -47,7 +47,7 @@ func (b *logBook) String() string {
 
 func (b *logBook) logger() *slog.Logger { return slog.New(slog.NewJSONHandler(b, nil)) }
 
-// lines returns what was logged, without the time.
+// lines returns the logged lines, without the time.
 func (b *logBook) lines(t testing.TB) (lines []map[string]any) {
 	t.Helper()
 	for _, text := range strings.Split(strings.TrimSpace(b.String()), "\n") {
@@ -62,7 +62,7 @@ func (b *logBook) lines(t testing.TB) (lines []map[string]any) {
 	return lines
 }
 
-// logDefault makes the book that of slog.Default until the end of the test.
+// logDefault sends the output of slog.Default to the logBook until the test ends.
 func logDefault(t testing.TB) *logBook {
 	book := new(logBook)
 	before := slog.Default()
@@ -76,12 +76,12 @@ type addr string
 func (addr) Network() string  { return "tcp" }
 func (a addr) String() string { return string(a) }
 
-// incoming is the context of a call from an address, as a handler gets it from gRPC.
+// incoming returns the context of a call from an address, as gRPC gives it to a handler.
 func incoming(ctx context.Context, from string, md ...string) context.Context {
 	return peer.NewContext(metadata.NewIncomingContext(ctx, metadata.Pairs(md...)), &peer.Peer{Addr: addr(from)})
 }
 
-// A serverStream is a stream of no transport.
+// A serverStream is a stream without a transport.
 type serverStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -94,7 +94,7 @@ func directStream(ctx context.Context, a *interceptor.Authenticator, method stri
 	return a.Stream()(nil, serverStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error { return nil })
 }
 
-// A nothing is a Verifier that gives no error, and not all of the rest.
+// A nothing is a faulty Verifier: its error is nil, and at least one other result is nil too.
 type nothing struct {
 	verifier
 	bound    context.Context
@@ -147,8 +147,8 @@ func TestVerifierWithoutAnAnswer(t *testing.T) {
 	}
 }
 
-// Where a mapper panics, callers get the default, nothing is left behind, and the log has the
-// panic.
+// If an ErrorMapper panics, callers get the default status, no goroutine or context remains, and
+// the log has the panic.
 func TestMapperThatPanics(t *testing.T) {
 	store := openStore(t)
 	key, good := issue(t, store, keystore.Spec{})
@@ -185,7 +185,7 @@ func TestMapperThatPanics(t *testing.T) {
 	require.Contains(t, line["stack"], "report_test.go")
 }
 
-// A refusals book has what a mapper got.
+// A refusals records the refusals that an ErrorMapper gets.
 type refusals struct {
 	mu  sync.Mutex
 	all []*interceptor.Refusal
@@ -212,8 +212,8 @@ func (r *refusals) last(t testing.TB) *interceptor.Refusal {
 	return r.all[len(r.all)-1]
 }
 
-// Each reason is told to the mapper and to the log, with the key if the caller has it, and where
-// the call came from.
+// The ErrorMapper and the log get each reason, the address of the caller, and the key if the caller
+// has the key.
 func TestRefusalsAreExplained(t *testing.T) {
 	store := openStore(t)
 	make := func(spec keystore.Spec) (string, string) {
@@ -388,8 +388,8 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 	}
 }
 
-// A flood is sampled for each reason, what is left out is counted, and callers cannot make the log
-// grow by other texts.
+// In a flood, lines are dropped and counted for each reason. Callers cannot make the log larger by
+// varying their texts.
 func TestLogIsSampled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		book := new(logBook)
@@ -420,8 +420,8 @@ func TestLogIsSampled(t *testing.T) {
 	})
 }
 
-// Of what callers send, only the method is logged, in bounded length and without what does not
-// print.
+// The method is the only text of callers in the log, with a bounded length and without unprintable
+// characters.
 func TestLogOfAHostileMethod(t *testing.T) {
 	method := "/p.S/\n\x1b[31mfake level=ERROR \xff\u202e\u0085" + strings.Repeat("x", 1<<20)
 	for name, handler := range map[string]func(*logBook) slog.Handler{
@@ -442,7 +442,7 @@ func TestLogOfAHostileMethod(t *testing.T) {
 	}
 }
 
-// A handlerFunc is a slog.Handler that does what a test says.
+// A handlerFunc is a slog.Handler that calls a function of a test.
 type handlerFunc func(slog.Record)
 
 func (handlerFunc) Enabled(context.Context, slog.Level) bool        { return true }
@@ -450,8 +450,8 @@ func (f handlerFunc) Handle(_ context.Context, r slog.Record) error { f(r); retu
 func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler            { return f }
 func (f handlerFunc) WithGroup(string) slog.Handler                 { return f }
 
-// A logger that panics ends nothing, and one that blocks holds up no client of a stream that is
-// cut.
+// A logger that panics does not end the process or a call. A logger that blocks does not delay the
+// clients of streams that end.
 func TestLoggersThatFail(t *testing.T) {
 	for name, handle := range map[string]func(release <-chan struct{}){
 		"panics": func(<-chan struct{}) { panic("in the logger") },

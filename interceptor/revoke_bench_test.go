@@ -15,8 +15,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A Revoke without live streams and with many, in turn: the medians, and what the streams add to
-// that without. The figure that counts is for -benchtime 10x and more.
+// BenchmarkRevokeUnderStreams alternates between a Revoke without live streams and a Revoke with
+// many. It reports the medians, and their ratio to the median without streams. The figures are
+// meaningful for -benchtime 10x and more.
 func BenchmarkRevokeUnderStreams(b *testing.B) {
 	store := openStore(b)
 	var started, handlers sync.WaitGroup

@@ -19,8 +19,8 @@ const (
 	boolOption   = descriptorpb.FieldDescriptorProto_TYPE_BOOL
 )
 
-// link links the service linked.<name> with one method, M, into the program. The options of the
-// method are set, in wire form and unknown to whoever read the file, as in generated code.
+// link registers a service linked.<name> with one method, M. As in generated code, the options of
+// the method are in wire form, and the parser of the file did not know them.
 func link(t *testing.T, name string, set func(*descriptorpb.MethodOptions)) {
 	t.Helper()
 	path := "grpc_api_key/test/linked_" + name + ".proto"
@@ -72,7 +72,7 @@ func TestRulesFromRefusesWhatIsPublicAndRequiresScopes(t *testing.T) {
 	require.ErrorContains(t, err, "/linked.Torn/M: the method is public and requires scopes")
 }
 
-// A method of which one option says that it is public is public, whatever another option says, in
+// A method is public if one of the options makes it public, whatever the other options are, in
 // either order.
 func TestRulesFromTwoBools(t *testing.T) {
 	store := openStore(t)

@@ -62,9 +62,9 @@ func newReplica(t *testing.T, backup []byte, svc *service) *replica {
 	return r
 }
 
-// Two servers share the load of 16 clients, and one of the two stops, as in a rolling update. The
-// store that is closed first refuses calls that have a good key; Shutdown fails none, and ends a
-// stream that would never end.
+// Two servers share the load of 16 clients, and one of the two stops, as in a rolling update. If
+// the store is closed first, calls with a valid key fail. With Shutdown, no call fails, and a
+// stream that would never end is ended.
 func TestShutdownFailsNoGoodCall(t *testing.T) {
 	for name, tt := range map[string]struct {
 		stop  func(t *testing.T, r *replica)
@@ -104,7 +104,7 @@ func TestShutdownFailsNoGoodCall(t *testing.T) {
 	}
 }
 
-// A load is 16 clients that call all the time, and spread their calls over the addresses.
+// A load is 16 clients that call continuously and distribute their calls over the addresses.
 type load struct {
 	end           chan struct{}
 	clients       sync.WaitGroup
@@ -167,7 +167,7 @@ type deaf struct {
 func (d *deaf) GracefulStop() { <-d.stopped }
 func (d *deaf) Stop()         { close(d.stopped) }
 
-// A closer is a store that notes when it was closed.
+// A closer is a store that records when it was closed.
 type closer struct {
 	begin  time.Time
 	closed []time.Duration

@@ -24,19 +24,20 @@ type publicStream struct {
 
 func (s *publicStream) Context() context.Context { return s.ctx }
 
-// A stream ends when its key is revoked, disabled or narrowed, or expires.
+// A stream ends when its key is revoked, disabled or narrowed, or when the key expires. With
+// CancelUnary, a unary call has a stream without messages, and ends in the same way.
 //
 // gRPC lets a server end a stream in only one way: the handler returns (grpc-go issues 465 and
-// 3909). But a handler that is blocked in RecvMsg or SendMsg does not return. Two ideas do not
-// work. To cancel a context that is derived from the context of the stream does not unblock the
-// handler. To cancel the context of the transport, which a tap handle can, sends Canceled to the
-// client.
+// 3909). But a handler that is blocked in RecvMsg or SendMsg does not return. Two alternatives do
+// not work. Cancelling a context that is derived from the context of the stream does not unblock
+// the handler. Cancelling the context of the transport, which a tap handle can do, sends Canceled
+// to the client.
 //
-// To write the status of the stream works: it unblocks the handler, and the client gets the right
-// status. gRPC itself writes the status after a handler returns, and also from any goroutine that
-// meets an error in RecvMsg or SendMsg. After the status, the transport refuses everything. The
-// stream of the transport has the method WriteStatus, which is exported although the type is
-// internal. This way costs nothing until the key is revoked. The handler stays on its own
+// Writing the status of the stream works: the write unblocks the handler, and the client gets the
+// right status. gRPC itself writes the status after a handler returns, and also from any goroutine
+// that meets an error in RecvMsg or SendMsg. After the status, the transport accepts nothing more.
+// The stream of the transport has the method WriteStatus, which is exported although the type is
+// internal. WriteStatus costs nothing until the key is revoked. The handler stays on its own
 // goroutine, where its panics belong. The client gets the status even if the handler never returns.
 //
 // Some transports have no WriteStatus: a transport other than that of grpc-go, or perhaps a later

@@ -24,13 +24,13 @@ import (
 
 type duplexStream = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
 
-// Handlers that a revocation must end, and that say so by returning.
+// handlers are the handlers that a revocation must end. They report the end by returning.
 var handlers = map[string]func(s duplexStream) error{
 	"blocked in Recv": func(s duplexStream) error {
 		_, err := s.Recv()
 		return err
 	},
-	"blocked in Send": func(s duplexStream) error { // as soon as flow control holds it up: the client does not read
+	"blocked in Send": func(s duplexStream) error { // blocked by flow control: the client does not read
 		for {
 			if err := s.Send(payload(4 << 10)); err != nil {
 				return err
@@ -53,7 +53,7 @@ func payload(size int) *testpb.StreamingOutputCallResponse {
 	return &testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: make([]byte, size)}}
 }
 
-// hidden is what a transport looks like whose streams cannot be ended from outside.
+// hidden simulates a transport whose streams have no method WriteStatus.
 func hidden() grpc.ServerOption {
 	return grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		plain := struct{ grpc.ServerTransportStream }{grpc.ServerTransportStreamFromContext(ss.Context())}
@@ -68,8 +68,8 @@ type withContext struct {
 
 func (s *withContext) Context() context.Context { return s.ctx }
 
-// An embedder is a Verifier whose contexts are not those of the store that it has, but derived from
-// them.
+// An embedder is a Verifier around a store. Its contexts are derived from the contexts of the
+// store.
 type embedder struct{ *keystore.Store }
 
 func (e embedder) Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error) {
@@ -124,7 +124,7 @@ func TestRevokeEndsStreams(t *testing.T) {
 				if err := <-returned; err != nil && !errors.Is(err, keystore.ErrRevoked) {
 					requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 				}
-				for err = nil; err == nil; { // what was on its way
+				for err = nil; err == nil; { // messages that were sent before
 					_, err = stream.Recv()
 				}
 				requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
@@ -156,8 +156,8 @@ func dialHTTP(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.Clien
 	return dial(t, lis.Addr().String(), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
 }
 
-// A handler that ignores everything goes on, but its client is told at once, and it can neither
-// send nor receive.
+// A handler that ignores the end continues, but its client gets the status immediately, and the
+// handler can neither send nor receive.
 func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
 		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dial(t, serve(t, svc, opts...)) },
@@ -195,9 +195,9 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 	}
 }
 
-// Under an HTTP server a client that does not read holds up what it is told of the cut, and nothing
-// else: the handlers come back, those that are deaf afterwards too, and when the client is gone, so
-// is everything.
+// Under an HTTP server, a client that does not read delays the status, and nothing else. RecvMsg
+// and SendMsg return, even in handlers that do not return themselves. Everything is released when
+// the connection ends.
 func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
 	const streams = 20
 	store := openStore(t)
@@ -235,7 +235,7 @@ func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
 	}
 }
 
-// Whatever makes a key admit to less ends its streams, and says how.
+// Every change that narrows a key ends the streams of the key, with the right status.
 func TestChangesEndStreams(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(ctx context.Context, s *keystore.Store, id string) error
@@ -308,7 +308,7 @@ func TestClosingTheStoreEndsStreams(t *testing.T) {
 }
 
 // Without a revocation the interceptor changes nothing: messages, ends, errors and cancellations
-// are the handler's.
+// are those of the handler.
 func TestStreamsThatAreNotCut(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -354,8 +354,8 @@ func TestStreamsThatAreNotCut(t *testing.T) {
 	}
 }
 
-// Panics of a handler are on its own goroutine, where an outer interceptor can recover them, before
-// and after a cut.
+// A handler panics on its own goroutine, before and after the end of the stream, so an outer
+// interceptor can recover the panic.
 func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -410,7 +410,7 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 }
 
-// An ErrorMapper that does not come back for one stream holds up no other.
+// An ErrorMapper that blocks for one stream delays no other stream.
 func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 	const streams = 20
 	store := openStore(t)
@@ -449,8 +449,8 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 	requireRefused(t, <-ends, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
-// A mapper is asked about a cut on a goroutine that nobody can recover: its panic ends neither the
-// process nor the promise.
+// The ErrorMapper for an ended stream runs on a goroutine where no interceptor recovers panics. A
+// panic there does not end the process, and the stream ends nevertheless.
 func TestMapperThatPanicsAboutACut(t *testing.T) {
 	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
 		t.Run(name, func(t *testing.T) {
@@ -473,9 +473,9 @@ func TestMapperThatPanicsAboutACut(t *testing.T) {
 	}
 }
 
-// A handler that wakes from its context and panics may be faster than the watch that tells the
-// client, and waits for that. Contexts that it derived are cancelled before the watch starts, and
-// give it time to be.
+// A handler that waits for its context and then panics may be faster than the watcher. The
+// interceptor then waits for the watcher. The test derives many contexts, because their
+// cancellation delays the start of the watcher.
 func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
 	store := openStore(t)
 	svc := &service{duplex: func(s duplexStream) error {
@@ -511,7 +511,8 @@ type panicking struct {
 	*testpb.StreamingOutputCallResponse
 }
 
-// Where RecvMsg and SendMsg run on another goroutine, a panic in them is still the handler's.
+// A panic in RecvMsg or SendMsg reaches the handler, even in the modes that run them in a new
+// goroutine.
 func TestPanicBelowTheInterceptor(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})

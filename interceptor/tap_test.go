@@ -31,10 +31,11 @@ import (
 
 func init() { encoding.RegisterCompressor(countedGzip{}) }
 
-// inflated is how many bytes servers have decompressed.
+// inflated is the number of bytes that servers have decompressed.
 var inflated atomic.Int64
 
-// countedGzip is gzip that a client has applied already, and whose output is counted.
+// countedGzip is gzip for messages that the client has compressed already. It counts the
+// decompressed bytes.
 type countedGzip struct{}
 
 func (countedGzip) Name() string { return "counted" }
@@ -59,7 +60,7 @@ func (c countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// ready is a codec whose messages are encoded already.
+// ready is a codec for messages that are encoded already.
 type ready struct{}
 
 func (ready) Name() string { return "proto" }
@@ -70,8 +71,8 @@ func (ready) Marshal(v any) (mem.BufferSlice, error) {
 
 func (ready) Unmarshal(mem.BufferSlice, any) error { return nil }
 
-// bomb is the gzip of a SimpleRequest with as many MiB of zeros. A gzip file may have several
-// members, so that only the first MiB has to be compressed.
+// bomb returns the gzip of a SimpleRequest with the given number of MiB of zeros. A gzip file may
+// have several members, so bomb compresses only the first MiB.
 func bomb(t *testing.T, mib int) []byte {
 	gz := func(b []byte) []byte {
 		var member bytes.Buffer
@@ -92,11 +93,11 @@ func withTap(auth *interceptor.Authenticator) []grpc.ServerOption {
 	return append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap()))
 }
 
-// 83 KB of a stranger's become 84 MB, unless the tap handle refuses the call first.
+// 83 KB from a stranger become 84 MB, unless the tap handle refuses the call before.
 func TestTapRefusesBeforeTheBodyIsInflated(t *testing.T) {
 	large := bomb(t, 84)
 	require.Less(t, len(large), 100<<10)
-	little := bomb(t, 1) // enough to see where what is sent is inflated
+	little := bomb(t, 1) // enough to show where messages are decompressed
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	_, unknown := issue(t, openStore(t), keystore.Spec{})
@@ -162,14 +163,14 @@ func TestTapRefusesBeforeTheBodyIsInflated(t *testing.T) {
 	}
 }
 
-// flip changes the secret of a token, but not its form.
+// flip changes the secret of a token, but not the form.
 func flip(token string) string {
 	changed := []byte(token)
 	changed[40] ^= 1
 	return string(changed)
 }
 
-// Whatever the credential is, callers are told the same with the tap handle and without.
+// For every credential, callers get the same status with and without the tap handle.
 func TestTapTellsTheSame(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -218,7 +219,7 @@ func TestTapOverTLS(t *testing.T) {
 	}
 }
 
-// A failure that the tap handle finds is counted, once.
+// A failure that the tap handle finds counts once.
 func TestTapCountsFailures(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -266,8 +267,8 @@ func TestRevokeEndsStreamsBehindTap(t *testing.T) {
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 }
 
-// Each refused call with a deadline costs memory until the deadline. Tap leaves calls to the
-// interceptors when there are too many, and nobody is let in.
+// Each refused call with a deadline costs memory until the deadline. Above a limit, Tap leaves
+// calls to the interceptors. No call is accepted.
 func TestTapBoundsWhatItHolds(t *testing.T) {
 	const most, more = 4096, 100
 	var reached atomic.Int64

@@ -24,13 +24,13 @@ var (
 	revocations = flag.Int("revocations", 3, "how many times that is done")
 )
 
-// The headline: 1,000 live streams over ten connections, and one Revoke.
+// The main promise: one Revoke ends 1,000 live streams over ten connections.
 //
-// What is late is seen by the server: a Recv or Send that began after Revoke had returned, and
-// succeeded; and a message that a client sent after that, and a handler got. A flag is set when
-// Revoke has returned. Whoever loads it as true, and only then calls, calls after Revoke returned:
-// that the order is one of happens-before and not of clocks is why nothing here can be late by
-// accident.
+// The server detects late messages. A message is late if a Recv or Send began after Revoke had
+// returned and succeeded, or if a client sent a message after Revoke had returned and a handler got
+// the message. The test sets a flag after Revoke has returned. A goroutine that loads the flag as
+// true, and then calls, calls after Revoke has returned. This order is a happens-before order, not
+// an order of clocks, so no message is late by accident.
 func TestRevokeUnderAThousandStreams(t *testing.T) {
 	store := openStore(t)
 	bystander, otherToken := issue(t, store, keystore.Spec{})
@@ -97,12 +97,12 @@ type crowd struct {
 }
 
 type round struct {
-	revoked atomic.Bool   // set once Revoke has returned
-	after   chan struct{} // closed then
-	late    atomic.Int64  // messages that went through afterwards
+	revoked atomic.Bool   // set after Revoke has returned
+	after   chan struct{} // closed after Revoke has returned
+	late    atomic.Int64  // number of late messages
 	arrived sync.WaitGroup
-	start   chan struct{}  // closed when all have arrived
-	flowing sync.WaitGroup // until each has had a message
+	start   chan struct{}  // closed when all handlers have arrived
+	flowing sync.WaitGroup // done when each handler has got a message
 }
 
 func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan error) {
@@ -117,7 +117,7 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "kind", kind)
 		stream, err := r.clients[i%len(r.clients)].FullDuplexCall(ctx)
 		require.NoError(t, err)
-		// A message says whether it was sent after Revoke had returned.
+		// The message contains whether it was sent after Revoke had returned.
 		send := func() error {
 			return stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: mark(now.revoked.Load())}})
 		}
@@ -132,7 +132,7 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 			<-now.start
 			for err := error(nil); ; {
 				if kind == "echo" {
-					_ = send() // its error is io.EOF, and Recv has the status
+					_ = send() // the error is io.EOF; Recv returns the status
 				}
 				if err = recv(); err != nil {
 					all <- err
@@ -221,7 +221,7 @@ func timed(f func()) time.Duration {
 	return time.Since(begin)
 }
 
-// quantile returns the value that so many percent do not exceed.
+// quantile returns the value that the given percentage of values does not exceed.
 func quantile(values []time.Duration, percent int) time.Duration {
 	slices.Sort(values)
 	return values[(len(values)*percent+99)/100-1].Round(time.Microsecond)

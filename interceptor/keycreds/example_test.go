@@ -19,8 +19,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
 )
 
-// Every call on the connection carries the key. The credentials may be printed and logged: the key
-// is not.
+// Every call on the connection carries the key. The credentials may be printed and logged: the text
+// does not contain the key.
 func ExampleNew() {
 	creds := keycreds.New(os.Getenv("API_KEY"))
 	conn, err := grpc.NewClient("api.example.com:443",
@@ -35,7 +35,7 @@ func ExampleNew() {
 	// Output: keycreds(authorization, redacted)
 }
 
-// What can not be a key is not sent. (A call on a connection fails with the same error.)
+// Text that cannot be a key is not sent. (A call on a connection fails with the same error.)
 func ExampleNew_badKey() {
 	creds := keycreds.New("", keycreds.AllowInsecure())
 	_, err := creds.GetRequestMetadata(context.Background())
@@ -46,8 +46,8 @@ func ExampleNew_badKey() {
 	// keycreds: the API key is empty: check the variable or the file that the key comes from
 }
 
-// A secret that is mounted into a container: when the file changes, calls carry the new key a
-// second later.
+// A secret that is mounted into a container. When the file changes, calls carry the new key at most
+// a second later.
 func ExampleFromFile() {
 	conn, err := grpc.NewClient("api.example.com:443",
 		grpc.WithTransportCredentials(credentials.NewTLS(nil)),
@@ -58,9 +58,9 @@ func ExampleFromFile() {
 	defer conn.Close()
 }
 
-// A source is asked on every call.
+// Every call calls the source.
 func ExampleFromSource() {
-	var current atomic.Pointer[string] // set by whoever fetches the key from a secret manager
+	var current atomic.Pointer[string] // another goroutine sets it, from a secret manager
 	creds := keycreds.FromSource(func(context.Context) (string, error) {
 		if key := current.Load(); key != nil {
 			return *key, nil
@@ -79,7 +79,7 @@ func ExampleFromSource() {
 	// Output: keycreds(authorization, redacted)
 }
 
-// A test has no certificate, and needs none on the loopback interface.
+// A test without a certificate, on the loopback interface.
 func ExampleAllowInsecure() {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -106,7 +106,7 @@ func ExampleAllowInsecure() {
 	// Output: SERVING
 }
 
-// The bare key, where a server wants it.
+// A server that expects the key alone in a header.
 func ExampleWithHeader() {
 	creds := keycreds.New(os.Getenv("API_KEY"), keycreds.WithHeader("x-api-key", ""))
 	fmt.Println(creds)

@@ -21,15 +21,15 @@ func write(t *testing.T, path, text string) {
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
-// replace puts a new file in the place of another.
+// replace replaces a file by a new file.
 func replace(t *testing.T, path, text string) {
 	t.Helper()
 	write(t, path+".new", text)
 	require.NoError(t, os.Rename(path+".new", path))
 }
 
-// mount makes a directory as Kubernetes mounts a secret: api-key -> ..data/api-key, and ..data ->
-// ..version.
+// mount creates a directory in which a secret is mounted as Kubernetes does: api-key ->
+// ..data/api-key, and ..data -> ..version.
 func mount(t *testing.T, dir, version, text string) (path string) {
 	t.Helper()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, version), 0o700))
@@ -43,7 +43,7 @@ func mount(t *testing.T, dir, version, text string) (path string) {
 	return path
 }
 
-// sent returns what credentials send.
+// sent returns the key that credentials send.
 func sent(t *testing.T, creds credentials.PerRPCCredentials) string {
 	t.Helper()
 	md, err := creds.GetRequestMetadata(t.Context())
@@ -79,8 +79,8 @@ func TestFromFileReadsAChangedFile(t *testing.T) {
 	}
 }
 
-// A file that is being written, or is missing for a moment, fails no call; what is wrong with it
-// for longer does.
+// A file that is being written, or is missing for a moment, makes no call fail. A longer problem
+// does.
 func TestFromFileThatHoldsNoKey(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spoil func(t *testing.T, path string)
@@ -139,7 +139,7 @@ func TestFromFileThatComesLater(t *testing.T) {
 	})
 }
 
-// On a connection that stays, calls carry the new key after Kubernetes has swapped the secret.
+// On an open connection, calls carry the new key after Kubernetes has swapped the secret.
 func TestFromFileOnAConnection(t *testing.T) {
 	s, dir := serveTLS(t), t.TempDir()
 	path := mount(t, dir, "..1", testKey)

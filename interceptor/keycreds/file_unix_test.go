@@ -15,8 +15,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
 )
 
-// While one caller hangs in the file system, the others go on with the last key. (A named pipe is a
-// file whose opening hangs until somebody writes.)
+// While one call hangs in the file system, the other calls use the previous key. (A named pipe is a
+// file whose opening hangs until a writer opens it.)
 func TestFromFileThatHangs(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestFromFileThatHangs(t *testing.T) {
 	})
 }
 
-// A file without an end, or a large one, is not read as a whole.
+// A file without an end, or a large file, is not read completely.
 func TestFromFileThatDoesNotEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api-key")
 	require.NoError(t, syscall.Mkfifo(path, 0o600))

@@ -62,7 +62,8 @@ func TestTLS(t *testing.T) {
 	})
 }
 
-// overridden answers for the credentials it wraps, and so switches gRPC's own checks off.
+// overridden wraps credentials and returns false from RequireTransportSecurity, which disables the
+// checks of gRPC.
 type overridden struct{ credentials.PerRPCCredentials }
 
 func (overridden) RequireTransportSecurity() bool { return false }
@@ -110,7 +111,7 @@ func TestPlaintextIsRefused(t *testing.T) {
 	})
 }
 
-// silent are transport credentials that do not say how secure they are, which is not at all.
+// silent are transport credentials that report no security level, and have none.
 type silent struct {
 	credentials.TransportCredentials
 	credentials.AuthInfo
@@ -409,7 +410,7 @@ func TestRedaction(t *testing.T) {
 	}
 }
 
-// A pitfall of gRPC's, which package interceptor answers by refusing the call.
+// A pitfall of gRPC: two keys in one call. Package interceptor refuses the call.
 func TestDialAndCallCredentialsAddUp(t *testing.T) {
 	s := serveTLS(t)
 	dial, call := grpc.WithPerRPCCredentials(keycreds.New(testKey)), grpc.PerRPCCredentials(keycreds.New(testKey2))
@@ -417,7 +418,7 @@ func TestDialAndCallCredentialsAddUp(t *testing.T) {
 	require.NoError(t, check(t, s.dial(t, dial), call))
 	require.Equal(t, []string{"Bearer " + testKey, "Bearer " + testKey2}, s.last(t).Get("authorization"))
 
-	// Two of one kind do not.
+	// Two credentials of the same kind do not add up.
 	require.NoError(t, check(t, s.dial(t, dial, grpc.WithPerRPCCredentials(keycreds.New(testKey2)))))
 	require.Equal(t, []string{"Bearer " + testKey2}, s.last(t).Get("authorization"))
 }
@@ -455,7 +456,7 @@ func check(t *testing.T, client healthpb.HealthClient, opts ...grpc.CallOption) 
 	return err
 }
 
-// watch opens a stream, reads one message, and leaves.
+// watch opens a stream, reads one message, and closes the stream.
 func watch(t *testing.T, client healthpb.HealthClient) error {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -467,7 +468,7 @@ func watch(t *testing.T, client healthpb.HealthClient) error {
 	return err
 }
 
-// A server records the metadata of the calls that it gets, and what its clients write to their
+// A server records the metadata of its calls, and the bytes that clients write to their
 // connections.
 type server struct {
 	*grpc.Server
@@ -525,7 +526,7 @@ func serve(t *testing.T, lis net.Listener, transport credentials.TransportCreden
 	return s
 }
 
-// dial makes a client. Options given here count more than the server's.
+// dial returns a client. The options override those of the server.
 func (s *server) dial(t *testing.T, opts ...grpc.DialOption) healthpb.HealthClient {
 	conn, err := grpc.NewClient(s.target, slices.Concat(s.dialOptions, opts)...)
 	require.NoError(t, err)
@@ -536,7 +537,7 @@ func (s *server) dial(t *testing.T, opts ...grpc.DialOption) healthpb.HealthClie
 	return healthpb.NewHealthClient(conn)
 }
 
-// calls takes out the metadata of the calls so far.
+// calls returns and forgets the metadata of the calls so far.
 func (s *server) calls() []metadata.MD {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -563,15 +564,16 @@ func (s *server) connect(ctx context.Context, addr string) (net.Conn, error) {
 	return rc, nil
 }
 
-// connections returns how many connections the clients have made.
+// connections returns the number of connections that clients have made.
 func (s *server) connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
 }
 
-// sentHeaders closes the clients and reports whether they wrote a HEADERS frame, which is where a
-// key would be. To look for the key's bytes would prove nothing: HPACK compresses them.
+// sentHeaders closes the clients and reports whether they wrote a HEADERS frame, which would
+// contain a key. A search for the bytes of the key would prove nothing, because HPACK compresses
+// them.
 func (s *server) sentHeaders(t *testing.T) bool {
 	s.mu.Lock()
 	clients := s.clients
@@ -597,7 +599,7 @@ func (c *recordingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// hasHeaders walks the frames of RFC 9113, section 4.1: length (24 bits), type (8), flags (8),
+// hasHeaders parses the frames of RFC 9113, section 4.1: length (24 bits), type (8), flags (8),
 // stream (32), payload.
 func (c *recordingConn) hasHeaders(t *testing.T) bool {
 	c.mu.Lock()

@@ -16,7 +16,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// What people give for a key gets a sentence of its own, which does not quote it.
+// Each frequent mistake has its own error, which does not quote the text.
 func TestMistakes(t *testing.T) {
 	const (
 		quotes, assignment, placeholder = "quotation marks", "equals sign", "placeholder"
@@ -61,8 +61,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// No key of a store is taken for a mistake, whatever its secret is made of; nor are the keys of
-// others that look odd.
+// No key of a store looks like a mistake, for every charset of the secret. Neither do unusual keys
+// of other programs.
 func TestKeysAreNotMistakes(t *testing.T) {
 	var all strings.Builder
 	for c := byte('!'); c <= '~'; c++ {
@@ -127,8 +127,8 @@ func TestSourceThatPanics(t *testing.T) {
 	}
 }
 
-// gRPC asks for the key on a goroutine of its own when it checks the health of a server: nobody
-// recovers a panic there.
+// When gRPC checks the health of a server, it gets the key on an internal goroutine, where panics
+// are not recovered.
 func TestSourceThatPanicsOnAGoroutineOfGRPC(t *testing.T) {
 	s := serveTLS(t)
 	asked := make(chan struct{}, 100)
@@ -145,5 +145,5 @@ func TestSourceThatPanicsOnAGoroutineOfGRPC(t *testing.T) {
 	defer conn.Close()
 	conn.Connect()
 	<-asked
-	<-asked // gRPC has come back for another try: the process outlived the first
+	<-asked // gRPC tries again, so the process has survived the first panic
 }

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// TrustProxy makes the server behind reverse proxies see the addresses of the real callers. If a
+// TrustProxy lets a server behind reverse proxies see the addresses of the real callers. If a
 // call comes from an address in proxies, the address of the caller is the last address in the
 // metadata header that is not an address of a proxy. The header is, for example, "x-forwarded-for".
 // On calls from other addresses the header is ignored, because every client can send the header. If

@@ -27,10 +27,10 @@ func LimitMessages() Option {
 // call with a valid key, and does not ask the store.
 //
 // The limit counts addresses (for IPv6, networks of 64 bits), never keys. So an attacker cannot
-// lock out the owner of a key from another address. Behind a proxy, give TrustProxy or
-// TrustProxyTransport too, or all callers of the proxy share one limit. LimitFailures is off by
-// default: a key cannot be guessed with or without it. LimitFailures saves the work of the
-// refusals.
+// lock out the owner of a key from another address. With a proxy in front of the server, give
+// TrustProxy or TrustProxyTransport too, or all callers of the proxy share one limit. LimitFailures
+// is off by default: a key cannot be guessed with or without it. LimitFailures saves the work of
+// the refusals.
 //
 // All callers without a known address share one limit: callers over a unix socket or bufconn, and
 // callers whose trusted proxy sent no address. So one of these callers can use up the limit for the

@@ -25,7 +25,8 @@ var (
 		"keycreds: the API key contains white space, or characters other than printable ASCII: "+
 			"give the key alone, without a scheme such as Bearer")
 	errLength = status.Errorf(codes.Unauthenticated,
-		"keycreds: the API key is longer than %d bytes: check that the text is an API key", maxKeyLen)
+		"keycreds: the API key is longer than %d bytes: check that the text is an API key",
+		maxKeyLen)
 	errNoSecurityInfo = status.Error(codes.Unauthenticated,
 		"keycreds: the API key is not sent over an insecure connection: "+
 			"use TLS (the transport credentials do not report the security level)")

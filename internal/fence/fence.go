@@ -44,7 +44,7 @@ type ID = [16]byte
 //	commit durably                     // B
 //	f.End(id, v)                       // C readers may install id again; bindings are told of the new value
 //
-// The invariants, each held under the shard's lock, but for 5:
+// The invariants, each held under the shard's lock; for 5 to 7 see front:
 //
 //  1. A cached value is the committed one. It is installed only if the generation has not moved since before it was
 //     read from the store, and nobody is between Begin and End for its ID; Begin evicts it before the commit. So the
@@ -60,18 +60,6 @@ type ID = [16]byte
 //     caller's. Two changes of one ID may tell it in either order. It stays registered until it has been told: another
 //     End of its ID finds it too, and does not return before it has ended. Those that a value ends are then taken out
 //     together, and only when all have ended does any of them do more about it than end.
-//
-// A lock would cost a hit as much as finding the value, and a hot key's would be fetched from core to core. So a front
-// stands before the LRU, which step 1 looks at first, with no lock, unless it is to bind:
-//
-//  5. A value is current at the moment at which it is loaded from its slot: that load is step 1 of such a hit. For
-//     nothing was committed over it, since a Begin, which is through before its commit, would have emptied the slot (6).
-//  6. A slot holds nothing, or the very value that the LRU has for the ID, so that 1 and 2 are true of it too. It is
-//     written under the lock only: filled in the critical section that installs the value in the LRU or finds it
-//     there, and emptied in the one that takes it out of there.
-//  7. A front that lacks a value, or seems to, decides nothing: the reader goes on under the lock. So it does not
-//     matter that tags may be seen late, that a bucket has not room for all, or what a reader does between a load of
-//     the one and of the other. The ID that is compared is part of the value, and never changes.
 //
 // There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
 // after that change has returned, is handed the old value.

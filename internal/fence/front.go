@@ -6,9 +6,21 @@ import (
 	"sync/atomic"
 )
 
-// A front finds cached values without a lock; see invariants 5 to 7 of Fence. It is a table of buckets of one cache line
+// A front finds cached values without a lock; see the invariants below. It is a table of buckets of one cache line
 // each. An ID has one bucket, and its value may be in any of the slots, or in none: what does not fit in is found
 // in the LRU.
+//
+// A lock would cost a hit as much as finding the value, and a hot key's would be fetched from core to core. So a front
+// stands before the LRU, which step 1 looks at first, with no lock, unless it is to bind:
+//
+//  5. A value is current at the moment at which it is loaded from its slot: that load is step 1 of such a hit. For
+//     nothing was committed over it, since a Begin, which is through before its commit, would have emptied the slot (6).
+//  6. A slot holds nothing, or the very value that the LRU has for the ID, so that 1 and 2 are true of it too. It is
+//     written under the lock only: filled in the critical section that installs the value in the LRU or finds it
+//     there, and emptied in the one that takes it out of there.
+//  7. A front that lacks a value, or seems to, decides nothing: the reader goes on under the lock. So it does not
+//     matter that tags may be seen late, that a bucket has not room for all, or what a reader does between a load of
+//     the one and of the other. The ID that is compared is part of the value, and never changes.
 type front[V any] struct {
 	buckets []bucket[V] // a power of two; none without a cache
 	node    func(*V) *Node

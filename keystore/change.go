@@ -302,7 +302,7 @@ func (s *Store) change(
 			turn.release() // see commit
 			// Whoever committed it may not have reached phase C yet, and this call must not return before.
 			e := st.entry()
-			s.fence.Tell(id, e)
+			s.fence.Notify(id, e)
 			return e, nil
 		}
 		st.revision++

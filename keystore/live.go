@@ -52,7 +52,7 @@ func (s *Store) newLive(ctx context.Context, id token.ID) *live {
 	l := &live{store: s, id: id, since: time.Now()}
 	l.reported = true // until Bind has returned it, as good as
 	l.Context, l.end = context.WithCancelCause(ctx)
-	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.stop, Follow: l.follow}
+	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.stop, AfterEnd: l.follow}
 	if s.observer != nil {
 		l.Ended = l.report
 	}

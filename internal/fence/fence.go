@@ -80,7 +80,7 @@ type Fence[V any] struct {
 
 // counts are apart, because they are written to.
 type counts struct {
-	hits   tally
+	hits   stripedCounter
 	cached atomic.Int64 // values in all LRUs
 }
 
@@ -93,8 +93,8 @@ type Node struct {
 type shard[V any] struct {
 	mu sync.Mutex // guards all below; never held over a read of the store, a digest, or a cancel
 
-	gen  uint64 // how many phases A and C have passed
-	told uint64 // how many times bindings were told of something
+	gen           uint64 // how many phases A and C have passed
+	notifications uint64 // how many times bindings were told of something
 
 	lru     *simplelru.LRU[ID, *V]          // nil: no cache
 	pending map[ID]int                      // how many are between Begin and End
@@ -117,14 +117,14 @@ type Binding[V any] struct {
 	// Ended, if not nil, is called when it has ended by one of these and been released, and so have all others that the
 	// same call ends. It should be quick.
 	Ended func()
-	// Follow is called in the background after Ended, and may block.
-	Follow func()
+	// AfterEnd is called in the background after Ended, and may block.
+	AfterEnd func()
 	// Admitted is set by the caller. Bound and IsBound count only bindings for which it is true.
 	Admitted atomic.Bool
 }
 
 // A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
-type Ticket struct{ gen, told uint64 }
+type Ticket struct{ gen, notifications uint64 }
 
 // Stats are counts since New, and numbers of now.
 type Stats struct {
@@ -165,7 +165,7 @@ func New[V any](size int, node func(*V) *Node) *Fence[V] {
 }
 
 func (f *Fence[V]) shard(id ID) *shard[V] {
-	return &f.shards[spread(id)&uint64(len(f.shards)-1)]
+	return &f.shards[lowBits(id)&uint64(len(f.shards)-1)]
 }
 
 // Hit is Get for an ID in two words, the first the more significant, if that needs no lock. Otherwise it returns nil, which
@@ -198,7 +198,7 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 		}
 	}
 	s.misses++
-	return nil, Ticket{s.gen, s.told}
+	return nil, Ticket{s.gen, s.notifications}
 }
 
 // Put takes the value that was read from the store after the Get that gave the ticket, and has been decided to admit:
@@ -208,7 +208,7 @@ func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b != nil && (s.closed || s.told != t.told) {
+	if b != nil && (s.closed || s.notifications != t.notifications) {
 		return false
 	}
 	s.bindLocked(id, b)
@@ -233,9 +233,9 @@ func (f *Fence[V]) addLocked(s *shard[V], id ID, v *V) {
 	s.lru.Add(id, v)
 }
 
-// evictLocked evicts the oldest value that has not been used since it was young, of the first secondChances.
+// evictLocked evicts the oldest value that has not been used since it was young, of the first maxSecondChances.
 func (f *Fence[V]) evictLocked(s *shard[V]) {
-	for chances := secondChances; ; chances-- {
+	for chances := maxSecondChances; ; chances-- {
 		id, v, ok := s.lru.GetOldest()
 		if !ok {
 			return
@@ -249,7 +249,7 @@ func (f *Fence[V]) evictLocked(s *shard[V]) {
 	}
 }
 
-const secondChances = 64
+const maxSecondChances = 64
 
 func (f *Fence[V]) removeLocked(s *shard[V], id ID) {
 	if s.lru.Remove(id) {
@@ -294,7 +294,7 @@ func (f *Fence[V]) Begin(id ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.invalidateLocked(s, id, f.steps&evictBefore != 0, f.steps&clearBefore != 0, f.steps&bumpBefore != 0)
-	if f.steps&hold != 0 {
+	if f.steps&blockInstalls != 0 {
 		s.pending[id]++
 	}
 }
@@ -305,27 +305,27 @@ func (f *Fence[V]) End(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
 	f.invalidateLocked(s, id, f.steps&evictAfter != 0, f.steps&clearAfter != 0, f.steps&bumpAfter != 0)
-	if f.steps&hold != 0 {
+	if f.steps&blockInstalls != 0 {
 		if s.pending[id]--; s.pending[id] == 0 {
 			delete(s.pending, id)
 		}
 	}
-	var live []*Binding[V]
+	var bindings []*Binding[V]
 	if v != nil {
-		live = s.tellLocked(id)
+		bindings = s.startNotifyLocked(id)
 	}
 	s.mu.Unlock()
-	s.end(id, live, func(b *Binding[V]) bool { return b.Changed(v) })
+	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
-// Tell tells every binding of id of a value that is committed already, by somebody else, whose End may not have come
+// Notify tells every binding of id of a value that is committed already, by somebody else, whose End may not have come
 // yet.
-func (f *Fence[V]) Tell(id ID, v *V) {
+func (f *Fence[V]) Notify(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
-	live := s.tellLocked(id)
+	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
-	s.end(id, live, func(b *Binding[V]) bool { return b.Changed(v) })
+	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
 // Cut ends every binding of id and evicts it, whatever the store says. It is how a revocation whose outcome is unknown
@@ -334,9 +334,9 @@ func (f *Fence[V]) Cut(id ID, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
 	f.invalidateLocked(s, id, true, true, true)
-	live := s.tellLocked(id)
+	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
-	s.end(id, live, func(b *Binding[V]) bool { b.Cut(cause); return true })
+	s.notify(id, bindings, func(b *Binding[V]) bool { b.Cut(cause); return true })
 }
 
 // Close ends every binding and registers no more.
@@ -418,18 +418,18 @@ func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool)
 	}
 }
 
-// tellLocked returns the bindings to tell, which stay registered meanwhile.
-func (s *shard[V]) tellLocked(id ID) []*Binding[V] {
-	s.told++
+// startNotifyLocked returns the bindings to tell, which stay registered meanwhile.
+func (s *shard[V]) startNotifyLocked(id ID) []*Binding[V] {
+	s.notifications++
 	set := s.bound[id]
 	return slices.AppendSeq(make([]*Binding[V], 0, len(set)), maps.Keys(set))
 }
 
-// end tells bindings of id, and finishes with those that it ends.
-func (s *shard[V]) end(id ID, live []*Binding[V], tell func(*Binding[V]) (ended bool)) {
-	ended := live[:0]
-	for _, b := range live {
-		if tell(b) {
+// notify tells bindings of id, and finishes with those that it ends.
+func (s *shard[V]) notify(id ID, bindings []*Binding[V], call func(*Binding[V]) (ended bool)) {
+	ended := bindings[:0]
+	for _, b := range bindings {
+		if call(b) {
 			ended = append(ended, b)
 		}
 	}
@@ -444,5 +444,5 @@ func (s *shard[V]) end(id ID, live []*Binding[V], tell func(*Binding[V]) (ended 
 			b.Ended()
 		}
 	}
-	go follow(ended)
+	go runAfterEnd(ended)
 }

@@ -74,7 +74,7 @@ func TestHitMissAndEviction(t *testing.T) {
 }
 
 // A hit that binds is a use too, although the front is not asked.
-func TestAHitThatBindsKeepsItsValue(t *testing.T) {
+func TestHitThatBindsCountsAsUse(t *testing.T) {
 	f := newFence(3)
 	for n := byte(1); n <= 3; n++ {
 		load(f, n, 1)
@@ -86,8 +86,8 @@ func TestAHitThatBindsKeepsItsValue(t *testing.T) {
 }
 
 // An eviction looks at so many values and no more, even if all have been used.
-func TestAnEvictionIsBounded(t *testing.T) {
-	const size = secondChances + 20
+func TestEvictionIsBounded(t *testing.T) {
+	const size = maxSecondChances + 20
 	f := newFence(size)
 	for n := byte(1); n <= size; n++ {
 		load(f, n, 1)
@@ -96,12 +96,12 @@ func TestAnEvictionIsBounded(t *testing.T) {
 	load(f, size+1, 1)
 	for n := byte(1); n <= size+1; n++ {
 		_, ok := f.shard(id(n)).lru.Peek(id(n))
-		require.Equal(t, n != secondChances+1, ok, "%d", n)
+		require.Equal(t, n != maxSecondChances+1, ok, "%d", n)
 	}
 }
 
 // A commit of another key of the shard, which is under way, or turns out to have changed nothing, does not hold up a Bind.
-func TestABindDoesNotWaitForItsNeighbours(t *testing.T) {
+func TestBindDoesNotWaitForOtherKeys(t *testing.T) {
 	f := newFence(8)
 	require.Same(t, f.shard(id(1)), f.shard(id(2)))
 	b := new(Binding[value])
@@ -122,7 +122,7 @@ func TestShards(t *testing.T) {
 		require.Len(t, newFence(size).shards, want, "%d", size)
 	}
 	f := newFence(maxShards * minPerShard)
-	b := func() *Binding[value] { return &Binding[value]{Cut: func(error) {}, Follow: func() {}} }
+	b := func() *Binding[value] { return &Binding[value]{Cut: func(error) {}, AfterEnd: func() {}} }
 	for n := range byte(maxShards) {
 		bind(t, f, n, b())
 		bind(t, f, n, b())
@@ -146,7 +146,7 @@ func TestNoCache(t *testing.T) {
 }
 
 // An ID whose Begin has no End, because nobody knows what became of the change, is never cached again.
-func TestDoubtIsNotCached(t *testing.T) {
+func TestUnknownOutcomeIsNotCached(t *testing.T) {
 	f := newFence(8)
 	f.Begin(id(1))
 	f.Begin(id(1))
@@ -165,13 +165,13 @@ func TestDoubtIsNotCached(t *testing.T) {
 func TestBindings(t *testing.T) {
 	f := newFence(8)
 	cause := errors.New("cause")
-	var told []int64
+	var values []int64
 	var cut []error
 	binding := func() *Binding[value] {
 		return &Binding[value]{
-			Changed: func(v *value) bool { told = append(told, v.n); return false },
-			Cut:     func(err error) { cut = append(cut, err) },
-			Follow:  func() {},
+			Changed:  func(v *value) bool { values = append(values, v.n); return false },
+			Cut:      func(err error) { cut = append(cut, err) },
+			AfterEnd: func() {},
 		}
 	}
 
@@ -190,12 +190,12 @@ func TestBindings(t *testing.T) {
 	f.Release(id(1), released)
 	f.Begin(id(1))
 	f.End(id(1), nil)
-	require.Empty(t, told, "a change that was not made is not told")
+	require.Empty(t, values, "a change that was not made is not told")
 	f.Begin(id(1))
 	f.End(id(1), val(1, 5))
-	require.Equal(t, []int64{5, 5}, told)
-	f.Tell(id(1), val(1, 6))
-	require.Equal(t, []int64{5, 5, 6, 6}, told)
+	require.Equal(t, []int64{5, 5}, values)
+	f.Notify(id(1), val(1, 6))
+	require.Equal(t, []int64{5, 5, 6, 6}, values)
 	f.Cut(id(1), cause)
 	require.Equal(t, []error{cause, cause}, cut)
 	require.Equal(t, 1, f.Stats().Bound, "whoever has ended is released")
@@ -225,15 +225,15 @@ func TestNothingIsBoundAfterClose(t *testing.T) {
 }
 
 // A value ends the bindings that say so, and no others: those stay registered, and are told of the next.
-func TestAValueEndsSomeBindings(t *testing.T) {
+func TestNewValueEndsSomeBindings(t *testing.T) {
 	f := newFence(8)
 	ends := make(map[int]int)
 	var followed sync.WaitGroup
 	for n := range 9 {
 		bind(t, f, 1, &Binding[value]{
-			Changed: func(v *value) bool { return int64(n%3) < v.n },
-			Ended:   func() { ends[n]++ },
-			Follow:  followed.Done,
+			Changed:  func(v *value) bool { return int64(n%3) < v.n },
+			Ended:    func() { ends[n]++ },
+			AfterEnd: followed.Done,
 		})
 	}
 	for round := 1; round <= 3; round++ {
@@ -260,7 +260,7 @@ func TestCloseEndsAll(t *testing.T) {
 			var causes []error
 			for n := range byte(ids) {
 				for range each {
-					b := &Binding[value]{Cut: func(err error) { causes = append(causes, err) }, Follow: func() {}}
+					b := &Binding[value]{Cut: func(err error) { causes = append(causes, err) }, AfterEnd: func() {}}
 					bind(t, f, n, b)
 				}
 			}
@@ -300,7 +300,7 @@ func TestCutEvicts(t *testing.T) {
 
 // Readers that miss at the same moment install one value each, and the last stays. It has one place, and counts once: the
 // cache holds as many others as before.
-func TestAValueThatIsInstalledTwiceCountsOnce(t *testing.T) {
+func TestValueInstalledTwiceCountsOnce(t *testing.T) {
 	const size = 3
 	f := newFence(size)
 	for range 10 {
@@ -324,22 +324,22 @@ func TestAValueThatIsInstalledTwiceCountsOnce(t *testing.T) {
 }
 
 // What comes and goes leaves no memory behind.
-func TestNothingIsKeptOfIDsThatAreGone(t *testing.T) {
+func TestUnusedIDsTakeNoMemory(t *testing.T) {
 	f := newFence(8)
 	s := f.shard(id(1))
 	binding := func(ends bool) *Binding[value] {
-		return &Binding[value]{Changed: func(*value) bool { return ends }, Cut: func(error) {}, Follow: func() {}}
+		return &Binding[value]{Changed: func(*value) bool { return ends }, Cut: func(error) {}, AfterEnd: func() {}}
 	}
-	for name, over := range map[string]func(b *Binding[value]){
+	for name, remove := range map[string]func(b *Binding[value]){
 		"Release": func(b *Binding[value]) { f.Release(id(1), b) },
 		"Cut":     func(*Binding[value]) { f.Cut(id(1), nil) },
-		"Tell":    func(*Binding[value]) { f.Tell(id(1), val(1, 2)) },
+		"Notify":  func(*Binding[value]) { f.Notify(id(1), val(1, 2)) },
 		"End":     func(*Binding[value]) { f.Begin(id(1)); f.End(id(1), val(1, 2)) },
 	} {
 		b := binding(true)
 		bind(t, f, 1, b)
 		require.Len(t, s.bound, 1)
-		over(b)
+		remove(b)
 		require.Empty(t, s.bound, name)
 		require.Empty(t, s.pending, name)
 	}
@@ -431,8 +431,8 @@ func prober(w *world) []func() {
 // binder is a Bind, in its three steps. The new value does not admit it.
 func binder(w *world) []func() {
 	b := &Binding[value]{
-		Changed: func(v *value) bool { w.ended = v.n == newValue; return w.ended },
-		Follow:  func() {},
+		Changed:  func(v *value) bool { w.ended = v.n == newValue; return w.ended },
+		AfterEnd: func() {},
 	}
 	var (
 		ticket Ticket
@@ -586,7 +586,7 @@ func TestEveryInterleaving(t *testing.T) {
 
 // A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to
 // commit. It must not return before the bindings know all the same: it tells them, and that alone is enough.
-func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
+func TestNotifyCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	stopped := func(w *world) []func() {
 		return []func(){
 			func() { w.fence.Begin(id(1)) },
@@ -596,7 +596,7 @@ func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	second := func(w *world) []func() {
 		return []func(){func() {
 			if w.store == newValue {
-				w.fence.Tell(id(1), val(1, newValue))
+				w.fence.Notify(id(1), val(1, newValue))
 				w.done = w.now
 			}
 		}}
@@ -610,7 +610,7 @@ func TestTellCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	const rounds = 2000
 	f := newFence(4)
-	var committed, announced, live atomic.Int64
+	var committed, announced, liveBindings atomic.Int64
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 4 {
@@ -624,16 +624,16 @@ func TestConcurrent(t *testing.T) {
 				}
 				floor := announced.Load()
 				// It counts itself once, when it is told of a value beyond its own, or leaves.
-				over := sync.OnceFunc(func() { live.Add(-1) })
+				ended := sync.OnceFunc(func() { liveBindings.Add(-1) })
 				b := &Binding[value]{
-					Changed: func(*value) bool { return true },
-					Cut:     func(error) {},
-					Ended:   over,
-					Follow:  func() {},
+					Changed:  func(*value) bool { return true },
+					Cut:      func(error) {},
+					Ended:    ended,
+					AfterEnd: func() {},
 				}
 				leave := func() {
 					f.Release(id(1), b)
-					over()
+					ended()
 				}
 				v, ticket := f.Get(id(1), nil)
 				if v == nil {
@@ -649,14 +649,14 @@ func TestConcurrent(t *testing.T) {
 				ok := v != nil
 				if !ok {
 					v = val(1, committed.Load())
-					live.Add(1) // before it can be cancelled
+					liveBindings.Add(1) // before it can be cancelled
 					if ok = f.Put(id(1), v, ticket, b); !ok {
 						leave()
 					}
 				} else {
-					live.Add(1)
+					liveBindings.Add(1)
 				}
-				if live.Load() > 100 {
+				if liveBindings.Load() > 100 {
 					leave()
 				}
 				if v.n < max(floor, least) {
@@ -675,7 +675,7 @@ func TestConcurrent(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	f.Close(errors.New("closed"))
-	require.Zero(t, live.Load(), "every binding was told")
+	require.Zero(t, liveBindings.Load(), "every binding was told")
 	require.Zero(t, f.Stats().Bound)
 }
 
@@ -683,7 +683,7 @@ func TestConcurrent(t *testing.T) {
 func TestBoundIDs(t *testing.T) {
 	f := newFence(8)
 	binding := func() *Binding[value] {
-		return &Binding[value]{Changed: func(*value) bool { return true }, Cut: func(error) {}, Follow: func() {}}
+		return &Binding[value]{Changed: func(*value) bool { return true }, Cut: func(error) {}, AfterEnd: func() {}}
 	}
 	load(f, 1, 1)
 	load(f, 2, 2)

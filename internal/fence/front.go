@@ -57,11 +57,11 @@ func words(id ID) (hi, lo uint64) {
 	return binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])
 }
 
-func spread(id ID) uint64 { return binary.BigEndian.Uint64(id[8:]) }
+func lowBits(id ID) uint64 { return binary.BigEndian.Uint64(id[8:]) }
 
-// at returns the bucket of IDs with these bits, and their tag, which is not 0. The shard is selected by the last bits of
+// bucketFor returns the bucket of IDs with these bits, and their tag, which is not 0. The shard is selected by the last bits of
 // those that select the bucket.
-func (f *front[V]) at(bits uint64) (*bucket[V], uint64) {
+func (f *front[V]) bucketFor(bits uint64) (*bucket[V], uint64) {
 	return &f.buckets[bits&uint64(len(f.buckets)-1)], bits>>40&0x7f | 0x80
 }
 
@@ -70,7 +70,7 @@ func (f *front[V]) get(hi, lo uint64) *V {
 	if len(f.buckets) == 0 {
 		return nil
 	}
-	b, tag := f.at(lo)
+	b, tag := f.bucketFor(lo)
 	const each = 0x01_01_01_01_01_01_01_01
 	// The lowest byte that is zero now, if one is, has its high bit set then, and so may some above it that are not.
 	differ := b.tags.Load() ^ tag*each
@@ -93,8 +93,8 @@ func (f *front[V]) get(hi, lo uint64) *V {
 // putLocked makes v the value of id, in place of another one if need be: of one that was not used of late, if there is
 // one. An ID is never in two slots.
 func (f *front[V]) putLocked(id ID, v *V) {
-	b, tag := f.at(spread(id))
-	way := int(spread(id) >> 48 % ways)
+	b, tag := f.bucketFor(lowBits(id))
+	way := int(lowBits(id) >> 48 % ways)
 	rank := 0 // of the way: why to take it
 	for i := range b.slots {
 		r := 0
@@ -116,7 +116,7 @@ func (f *front[V]) putLocked(id ID, v *V) {
 
 // clearLocked takes the value of id out. It looks at all slots, whatever their tags.
 func (f *front[V]) clearLocked(id ID) {
-	b, _ := f.at(spread(id))
+	b, _ := f.bucketFor(lowBits(id))
 	for i := range b.slots {
 		if v := b.slots[i].Load(); v != nil && f.node(v).ID == id {
 			b.slots[i].Store(nil)

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestABucketIsACacheLine(t *testing.T) {
+func TestBucketIsACacheLine(t *testing.T) {
 	require.EqualValues(t, 64, unsafe.Sizeof(bucket[value]{}))
 	require.Zero(t, uintptr(unsafe.Pointer(&newFence(1 << 16).front.buckets[0]))%64)
 	if bits.UintSize == 64 { // elsewhere the padding keeps the locks apart, and the size is another
@@ -20,7 +20,7 @@ func TestABucketIsACacheLine(t *testing.T) {
 }
 
 // A hit takes no lock: it would wait for ever here.
-func TestAHitTakesNoLock(t *testing.T) {
+func TestHitTakesNoLock(t *testing.T) {
 	f := newFence(8)
 	load(f, 1, 1)
 	s := f.shard(id(1))
@@ -31,7 +31,7 @@ func TestAHitTakesNoLock(t *testing.T) {
 }
 
 // No two shards write one bucket, and the table does not grow beyond its bound.
-func TestSizeOfTheFront(t *testing.T) {
+func TestFrontSize(t *testing.T) {
 	for _, tt := range []struct{ size, shards, buckets int }{
 		{1, 1, 1}, {1, 64, 64}, {100, 1, 32}, {1 << 16, 64, 1 << 14}, {1 << 30, 64, maxBuckets},
 	} {
@@ -41,7 +41,7 @@ func TestSizeOfTheFront(t *testing.T) {
 }
 
 // IDs that differ in one half are told apart, and most differ in their tags.
-func TestIDsAreCompared(t *testing.T) {
+func TestFrontComparesWholeIDs(t *testing.T) {
 	f := newFence(8)
 	f.front.buckets = f.front.buckets[:1]
 	first := ID{7: 1, 15: 1}
@@ -53,14 +53,14 @@ func TestIDsAreCompared(t *testing.T) {
 		for _, other := range []ID{{7: n, 15: 1}, {7: 1, 15: n}} {
 			require.Nil(t, f.Hit(words(other)))
 		}
-		_, tag := f.front.at(spread(id(n)))
+		_, tag := f.front.bucketFor(lowBits(id(n)))
 		tags[tag] = true
 	}
 	require.Len(t, tags, 100)
 }
 
 // A full bucket gives the slot of a value that was not used, if there is one.
-func TestAUsedValueKeepsItsSlot(t *testing.T) {
+func TestTouchedValueStaysInItsSlot(t *testing.T) {
 	for unused := byte(1); unused <= ways; unused++ {
 		f := newFence(64)
 		f.front.buckets = f.front.buckets[:1]
@@ -78,7 +78,7 @@ func TestAUsedValueKeepsItsSlot(t *testing.T) {
 }
 
 // What a bucket has no slot for is found in the LRU, and gets one again.
-func TestMoreThanABucketHolds(t *testing.T) {
+func TestBucketOverflow(t *testing.T) {
 	const crowd = 3 * ways
 	crowded := func(n int) ID { return ID{14: byte(n), 15: 1} } // the first bits count last
 	f := newFence(crowd)
@@ -98,7 +98,7 @@ func TestMoreThanABucketHolds(t *testing.T) {
 }
 
 // Invariant 6, and what is counted, after each of many steps drawn at random, in few buckets and little room.
-func TestTheFrontIsInStepWithTheLRU(t *testing.T) {
+func TestFrontMatchesLRU(t *testing.T) {
 	const ids = 48
 	f := newFence(32)
 	f.front.buckets = f.front.buckets[:2]
@@ -143,7 +143,7 @@ func TestTheFrontIsInStepWithTheLRU(t *testing.T) {
 					require.Zero(t, tag)
 					continue
 				}
-				in, want := f.front.at(spread(v.ID))
+				in, want := f.front.bucketFor(lowBits(v.ID))
 				require.Same(t, b, in)
 				require.Equal(t, want, tag)
 				require.False(t, seen[v.ID], "twice")
@@ -164,7 +164,7 @@ func TestTheFrontIsInStepWithTheLRU(t *testing.T) {
 }
 
 // Invariant 7: whatever a reader sees of the tags, it gets the value of its ID or none.
-func TestTagsDecideNothing(t *testing.T) {
+func TestTagsAreOnlyHints(t *testing.T) {
 	f := newFence(64)
 	f.front.buckets = f.front.buckets[:1]
 	for n := byte(1); n <= ways; n++ {
@@ -197,9 +197,9 @@ func TestTagsDecideNothing(t *testing.T) {
 	require.Nil(t, f.front.get(words(id(1))), "Begin does not go by the tags")
 }
 
-func TestTally(t *testing.T) {
+func TestStripedCounter(t *testing.T) {
 	const goroutines, each = 100, 1000
-	var c tally
+	var c stripedCounter
 	var wg sync.WaitGroup
 	all := make(chan struct{})
 	for range goroutines {
@@ -223,9 +223,9 @@ func TestTally(t *testing.T) {
 }
 
 // What the stripes are for: compare -cpu 1,2.
-func BenchmarkTally(b *testing.B) {
+func BenchmarkCounter(b *testing.B) {
 	b.Run("striped", func(b *testing.B) {
-		var c tally
+		var c stripedCounter
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
 				c.add()

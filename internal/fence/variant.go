@@ -7,21 +7,21 @@ package fence
 type Variant uint8
 
 const (
-	evictBefore Variant = 1 << iota // phase A removes the cached value from the LRU
-	clearBefore                     // and from the front
-	bumpBefore                      // phase A stops installs of what was read before it
-	hold                            // no installs between the phases
-	evictAfter                      // phase C removes the cached value from the LRU
-	clearAfter                      // and from the front
-	bumpAfter                       // phase C stops installs of what was read before it
-	careless                        // not a step: the front is filled whatever may have changed
+	evictBefore   Variant = 1 << iota // phase A removes the cached value from the LRU
+	clearBefore                       // and from the front
+	bumpBefore                        // phase A stops installs of what was read before it
+	blockInstalls                     // no installs between the phases
+	evictAfter                        // phase C removes the cached value from the LRU
+	clearAfter                        // and from the front
+	bumpAfter                         // phase C stops installs of what was read before it
+	careless                          // not a step: the front is filled whatever may have changed
 )
 
 const (
 	cacheBefore = evictBefore | clearBefore
 	cacheAfter  = evictAfter | clearAfter
 
-	TwoPhase   = cacheBefore | bumpBefore | hold | cacheAfter | bumpAfter
+	TwoPhase   = cacheBefore | bumpBefore | blockInstalls | cacheAfter | bumpAfter
 	LookAside  = cacheAfter               // what everyone does
 	BumpBefore = cacheBefore | bumpBefore // a generation, moved before the commit only
 	BumpAfter  = cacheAfter | bumpAfter   // a generation, moved after the commit only

@@ -11,13 +11,13 @@ import (
 
 // Of the bindings that one call ends, all have ended and been released when the first is to do more, and End does not wait
 // for what follows.
-func TestAllEndBeforeAnythingFollows(t *testing.T) {
+func TestAllEndBeforeAnyCallback(t *testing.T) {
 	const bindings = 100
 	for name, end := range map[string]func(f *Fence[value]){
-		"End":   func(f *Fence[value]) { f.Begin(id(1)); f.End(id(1), val(1, newValue)) },
-		"Tell":  func(f *Fence[value]) { f.Tell(id(1), val(1, newValue)) },
-		"Cut":   func(f *Fence[value]) { f.Cut(id(1), nil) },
-		"Close": func(f *Fence[value]) { f.Close(nil) },
+		"End":    func(f *Fence[value]) { f.Begin(id(1)); f.End(id(1), val(1, newValue)) },
+		"Notify": func(f *Fence[value]) { f.Notify(id(1), val(1, newValue)) },
+		"Cut":    func(f *Fence[value]) { f.Cut(id(1), nil) },
+		"Close":  func(f *Fence[value]) { f.Close(nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFence(4)
@@ -35,7 +35,7 @@ func TestAllEndBeforeAnythingFollows(t *testing.T) {
 						require.Zero(t, f.Stats().Bound)
 						reported++
 					},
-					Follow: func() {
+					AfterEnd: func() {
 						<-returned
 						followed.Done()
 					},
@@ -51,59 +51,59 @@ func TestAllEndBeforeAnythingFollows(t *testing.T) {
 
 // What follows and does not come back holds up the others once, wherever in the line it is. If all of it blocks, all of it
 // is soon under way.
-func TestFollowersThatBlock(t *testing.T) {
+func TestAfterEndThatBlocks(t *testing.T) {
 	const all = 1000
 	for name, tt := range map[string]struct {
 		blocks func(i int) bool
 		within time.Duration
 	}{
 		"none":      {func(int) bool { return false }, 0},
-		"the first": {func(i int) bool { return i == 0 }, patience},
-		"some":      {func(i int) bool { return i%100 == 0 }, 10 * patience},
-		"all":       {func(int) bool { return true }, 9 * patience}, // 1+2+4+…+2^9 > 1000
+		"the first": {func(i int) bool { return i == 0 }, blockedAfter},
+		"some":      {func(i int) bool { return i%100 == 0 }, 10 * blockedAfter},
+		"all":       {func(int) bool { return true }, 9 * blockedAfter}, // 1+2+4+…+2^9 > 1000
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				release := make(chan struct{})
-				var begun, over sync.WaitGroup
+				var begun, finished sync.WaitGroup
 				var bindings []*Binding[value]
 				for i := range all {
 					begun.Add(1)
-					over.Add(1)
-					bindings = append(bindings, &Binding[value]{Follow: func() {
+					finished.Add(1)
+					bindings = append(bindings, &Binding[value]{AfterEnd: func() {
 						begun.Done()
 						if tt.blocks(i) {
 							<-release
 						}
-						over.Done()
+						finished.Done()
 					}})
 				}
 				start := time.Now()
-				go follow(bindings)
+				go runAfterEnd(bindings)
 				begun.Wait()
 				require.LessOrEqual(t, time.Since(start), tt.within)
 				close(release)
-				over.Wait()
+				finished.Wait()
 			}) // which also waits until every goroutine has ended
 		})
 	}
 }
 
-// Followers that are slow, and none slower than the patience, are called one after the other.
-func TestFollowersThatAreSlow(t *testing.T) {
+// Followers that are slow, and none slower than blockedAfter, are called one after the other.
+func TestAfterEndThatIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var bindings []*Binding[value]
 		under, calls := 0, 0
 		for range 100 {
-			bindings = append(bindings, &Binding[value]{Follow: func() {
+			bindings = append(bindings, &Binding[value]{AfterEnd: func() {
 				under++
 				require.Equal(t, 1, under)
-				time.Sleep(patience - time.Nanosecond)
+				time.Sleep(blockedAfter - time.Nanosecond)
 				under--
 				calls++
 			}})
 		}
-		follow(bindings)
+		runAfterEnd(bindings)
 		require.Equal(t, 100, calls)
 	})
 }

@@ -22,8 +22,8 @@ type memory struct {
 	closed bool
 }
 
-// now returns the present entries.
-func (m *memory) now(ctx context.Context) (*tree, error) {
+// current returns the present entries.
+func (m *memory) current(ctx context.Context) (*tree, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.all, m.usableLocked(ctx)
@@ -40,7 +40,7 @@ func (m *memory) usableLocked(ctx context.Context) error {
 }
 
 func (m *memory) Get(ctx context.Context, key []byte) (backend.Entry, error) {
-	all, err := m.now(ctx)
+	all, err := m.current(ctx)
 	if err != nil {
 		return backend.Entry{}, err
 	}
@@ -124,7 +124,7 @@ func (m *memory) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.En
 
 func (m *memory) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
-		all, err := m.now(ctx)
+		all, err := m.current(ctx)
 		if err != nil {
 			yield(backend.Entry{}, err)
 			return
@@ -138,7 +138,7 @@ func (m *memory) scan(
 	ctx context.Context, source func(now *tree) *tree, from, to []byte, yield func(backend.Entry, error) bool,
 ) {
 	for {
-		now, err := m.now(ctx)
+		now, err := m.current(ctx)
 		if err != nil {
 			yield(backend.Entry{}, err)
 			return

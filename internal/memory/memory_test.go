@@ -21,7 +21,7 @@ func (t *tree) depth() int {
 
 // Whatever the order of the writes, the tree is shallow: a call takes time by the logarithm of how many entries there
 // are. The conformance suite of package backendtest tests everything else.
-func TestTheTreeIsShallow(t *testing.T) {
+func TestTreeIsShallow(t *testing.T) {
 	const entries = 10_000
 	for name, order := range map[string]func(i int) int{
 		"ascending":  func(i int) int { return i },
@@ -43,7 +43,7 @@ func TestTheTreeIsShallow(t *testing.T) {
 }
 
 // A key that is written again takes the place of the earlier entry.
-func TestOneNodeForAKey(t *testing.T) {
+func TestWriteReplacesNode(t *testing.T) {
 	m := New().(*memory)
 	for n := range uint64(100) {
 		require.NoError(t, m.Apply(context.Background(), backend.Change{Key: []byte("k"), Expect: n}))

@@ -16,20 +16,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var kits = map[string]func(testing.TB, *keystore.Options) *keystore.Store{
+var openers = map[string]func(testing.TB, *keystore.Options) *keystore.Store{
 	"in memory": keystoretest.New,
 	"in a directory": func(tb testing.TB, opts *keystore.Options) *keystore.Store {
 		return keystoretest.Open(tb, tb.TempDir(), opts)
 	},
 }
 
-func TestKit(t *testing.T) {
-	for name, open := range kits {
-		t.Run(name, func(t *testing.T) { testKit(t, open) })
+func TestStoreIsClosedAfterTest(t *testing.T) {
+	for name, open := range openers {
+		t.Run(name, func(t *testing.T) { testClosedAfterTest(t, open) })
 	}
 }
 
-func testKit(t *testing.T, open func(testing.TB, *keystore.Options) *keystore.Store) {
+func testClosedAfterTest(t *testing.T, open func(testing.TB, *keystore.Options) *keystore.Store) {
 	var left *keystore.Store
 	t.Run("a test", func(t *testing.T) {
 		store := open(t, &keystore.Options{Prefix: "kit"})
@@ -57,13 +57,13 @@ func (f *failing) Fatalf(format string, args ...any) {
 	panic(f)
 }
 
-func TestKitFails(t *testing.T) {
+func TestFailureFailsTheTest(t *testing.T) {
 	store := keystoretest.New(t, nil)
 	dir := t.TempDir()
 	keystoretest.Open(t, dir, nil)
 	for _, tt := range []struct {
-		says string
-		call func(*failing)
+		wantText string
+		call     func(*failing)
 	}{
 		{"prefix", func(f *failing) { keystoretest.New(f, &keystore.Options{Prefix: "_"}) }},
 		{"prefix", func(f *failing) { keystoretest.Open(f, t.TempDir(), &keystore.Options{Prefix: "_"}) }},
@@ -72,13 +72,13 @@ func TestKitFails(t *testing.T) {
 	} {
 		f := &failing{TB: t}
 		require.PanicsWithValue(t, f, func() { tt.call(f) })
-		require.Contains(t, f.fatal, tt.says)
+		require.Contains(t, f.fatal, tt.wantText)
 	}
 }
 
 // In a bubble, ten days pass immediately: a goroutine that did I/O, or waited for one outside, would hold the clock. A
 // store in a directory does.
-func TestABubbleCanHoldAStore(t *testing.T) {
+func TestNewWorksInABubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := keystoretest.New(t, nil)
 		const life = 10 * 24 * time.Hour
@@ -100,7 +100,7 @@ func TestABubbleCanHoldAStore(t *testing.T) {
 }
 
 // Open keeps what is closed, and New keeps nothing.
-func TestOpenAgain(t *testing.T) {
+func TestOpenReopensADirectory(t *testing.T) {
 	dir := t.TempDir()
 	store := keystoretest.Open(t, dir, nil)
 	token := keystoretest.MustCreate(t, store, keystore.Spec{}).Secret.Reveal()
@@ -112,8 +112,8 @@ func TestOpenAgain(t *testing.T) {
 }
 
 // What New costs beside Open.
-func BenchmarkKit(b *testing.B) {
-	for name, open := range kits {
+func BenchmarkOpen(b *testing.B) {
+	for name, open := range openers {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				require.NoError(b, open(b, nil).Close())

@@ -58,7 +58,7 @@ func RunDurable(t *testing.T, open func(t *testing.T, dir string) backend.Backen
 		for range 5 {
 			b := open(t, dir)
 			m.compare(t, b)
-			m.work(t, b, 300)
+			m.applyRandom(t, b, 300)
 			require.NoError(t, b.Close())
 		}
 	})
@@ -297,7 +297,7 @@ var (
 			for n := range 2 {
 				wg.Go(func() {
 					for random := rand.New(rand.NewPCG(3, uint64(n))); ; {
-						switch err := move(b, random, total); {
+						switch err := transfer(b, random, total); {
 						case err == nil:
 							acknowledged.Add(1)
 							select {
@@ -406,11 +406,11 @@ var (
 			require.ErrorIs(t, b.Apply(ctx, append(changes, change("a", "", 0))...), backend.ErrTooLarge)
 			require.NoError(t, b.Apply(ctx, changes...))
 			changes = nil
-			for left, n := backend.MaxApplySize, 0; left > 0; n++ {
+			for remaining, n := backend.MaxApplySize, 0; remaining > 0; n++ {
 				key := fmt.Sprint("large", n)
-				value := min(left-len(key), backend.MaxValueSize)
+				value := min(remaining-len(key), backend.MaxValueSize)
 				changes = append(changes, change(key, long(value), 0))
-				left -= len(key) + value
+				remaining -= len(key) + value
 			}
 			require.ErrorIs(t, b.Apply(ctx, append(changes, change("a", "", 0))...), backend.ErrTooLarge)
 			require.NoError(t, b.Apply(ctx, changes...))
@@ -521,14 +521,14 @@ var (
 		}},
 		{"it does as a model does", func(t require.TestingT, b backend.Backend) {
 			m := newModel(1)
-			m.work(t, b, 1000)
+			m.applyRandom(t, b, 1000)
 			m.compare(t, b)
 		}},
 	}
 )
 
-// move makes one Apply that moves some of the total between "a" and "z", and counts it in the revision of "moves".
-func move(b backend.Backend, random *rand.Rand, total int) error {
+// transfer makes one Apply that moves some of the total between "a" and "z", and counts it in the revision of "moves".
+func transfer(b backend.Backend, random *rand.Rand, total int) error {
 	var entries [3]backend.Entry
 	for i, key := range []string{"a", "z", "moves"} {
 		e, err := b.Get(ctx, []byte(key))
@@ -560,7 +560,7 @@ func newModel(seed uint64) *model {
 	return &model{rand.New(rand.NewPCG(seed, seed)), make(map[string]backend.Entry)}
 }
 
-func (m *model) work(t require.TestingT, b backend.Backend, steps int) {
+func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 	for range steps {
 		var changes []backend.Change
 		conflict := false

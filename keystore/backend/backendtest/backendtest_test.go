@@ -193,11 +193,11 @@ func (b *vague) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 type hoarding struct{ backend.Backend }
 
 func (b *hoarding) Apply(ctx context.Context, changes ...backend.Change) error {
-	kept := slices.DeleteFunc(slices.Clone(changes), func(c backend.Change) bool { return c.Delete })
-	if len(kept) == 0 && len(changes) > 0 {
+	writes := slices.DeleteFunc(slices.Clone(changes), func(c backend.Change) bool { return c.Delete })
+	if len(writes) == 0 && len(changes) > 0 {
 		return nil
 	}
-	return b.Backend.Apply(ctx, kept...)
+	return b.Backend.Apply(ctx, writes...)
 }
 
 type ruthless struct{ backend.Backend }

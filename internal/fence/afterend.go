@@ -5,16 +5,18 @@ import (
 	"time"
 )
 
-// blockedAfter is how long one AfterEnd holds up the others.
+// blockedAfter is how long one AfterEnd call may delay the others.
 const blockedAfter = 10 * time.Millisecond
 
-// runAfterEnd calls the AfterEnd of each binding, one after the other as long as they do not block. A goroutine for each would
-// be simpler; but ten thousand that become ready at once are what everything else in the process then waits behind for a
-// processor, the caller of a Revoke too.
+// runAfterEnd calls the AfterEnd of each binding, one after the other as long as no call blocks. A
+// goroutine for each binding would be simpler. But when ten thousand goroutines become ready at the
+// same moment, the rest of the process waits for a processor until all of these goroutines have
+// run, and so does the caller of Revoke.
 //
-// Whoever is held up calls in two to help, as do those. So one that does not come back delays the others once, and where
-// all of them block, those at work double each time: after a moment it is as if each had its own goroutine. The last of
-// them ends with the last call.
+// A worker that is blocked for longer than blockedAfter starts two more workers, and they do the
+// same. So a call that never returns delays the other calls once. If every call blocks, the number
+// of active workers doubles every blockedAfter, and after a moment each binding has a goroutine.
+// The last worker ends with the last call.
 func runAfterEnd[V any](all []*Binding[V]) {
 	var next atomic.Int64
 	var work func()

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Of the bindings that one call ends, all have ended and been released when the first is to do more, and End does not wait
-// for what follows.
+// When one call ends many bindings, the first Ended callback runs only after all of them have ended
+// and have been released. The call does not wait for AfterEnd.
 func TestAllEndBeforeAnyCallback(t *testing.T) {
 	const bindings = 100
 	for name, end := range map[string]func(f *Fence[value]){
@@ -49,8 +49,8 @@ func TestAllEndBeforeAnyCallback(t *testing.T) {
 	}
 }
 
-// What follows and does not come back holds up the others once, wherever in the line it is. If all of it blocks, all of it
-// is soon under way.
+// An AfterEnd call that blocks delays the other calls once, wherever it is in the list. If every
+// call blocks, every call has started after a short time.
 func TestAfterEndThatBlocks(t *testing.T) {
 	const all = 1000
 	for name, tt := range map[string]struct {
@@ -84,12 +84,12 @@ func TestAfterEndThatBlocks(t *testing.T) {
 				require.LessOrEqual(t, time.Since(start), tt.within)
 				close(release)
 				finished.Wait()
-			}) // which also waits until every goroutine has ended
+			}) // synctest.Test also waits until every goroutine has ended
 		})
 	}
 }
 
-// Followers that are slow, and none slower than blockedAfter, are called one after the other.
+// AfterEnd calls that take less than blockedAfter run one after the other.
 func TestAfterEndThatIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var bindings []*Binding[value]

@@ -5,16 +5,18 @@ import (
 	"unsafe"
 )
 
-// A stripedCounter counts what many goroutines do at once. One counter for all would be a cache line that every core fetches from
-// the one that wrote it last: two that count in one get less done together than one does alone.
+// A stripedCounter counts events of many concurrent goroutines. With a single counter, every core
+// would fetch the cache line from the core that wrote the line last. Two goroutines on a single
+// counter together do less than one goroutine alone.
 //
-// So each goroutine counts in one of many stripes, which the address of its stack selects: no two stacks are in one
-// place. Which stripe it is does not matter to the sum. A stack that moves goes on in another one.
+// So each goroutine adds to one of many stripes. The address of the goroutine's stack selects the
+// stripe, because no two stacks have the same address. The sum does not depend on the stripe. When
+// a stack moves, the goroutine continues with another stripe.
 type stripedCounter struct{ stripes [1 << counterBits]stripe }
 
 const counterBits = 6
 
-// A stripe has what the processor fetches at once to itself.
+// A stripe fills all the memory that the processor fetches together.
 type stripe struct {
 	n atomic.Uint64
 	_ [120]byte
@@ -22,12 +24,13 @@ type stripe struct {
 
 func (t *stripedCounter) add() {
 	var here byte
-	// Stacks begin at multiples of 2 KiB and more; the multiplication (Fibonacci hashing) spreads them.
+	// Stacks begin at multiples of 2 KiB or more. The multiplication (Fibonacci hashing) spreads
+	// the stacks over the stripes.
 	stack := uint64(uintptr(unsafe.Pointer(&here))) >> 11
 	t.stripes[stack*0x9e37_79b9_7f4a_7c15>>(64-counterBits)].n.Add(1)
 }
 
-// sum counts every add that has returned.
+// sum includes every add that returned before sum was called.
 func (t *stripedCounter) sum() (n uint64) {
 	for i := range t.stripes {
 		n += t.stripes[i].n.Load()

@@ -1,11 +1,18 @@
-// Package fence is a cache that a revocation cannot lose a race against, with the contexts that live as long as a key
-// does beside it.
+// Package fence provides a cache that never serves a value older than the last committed change,
+// and a registry of callbacks bound to cached IDs.
+//
+// A reader asks the cache, reads the store on a miss, and offers the value to the cache. A writer
+// calls Begin before each commit and End after the commit. [Fence] describes the steps and the
+// invariants.
 //
 // # The race
 //
-// A look-aside cache re-admits revoked keys: a reader misses and reads the old record, the revocation commits and
-// evicts, and then the reader installs the old record, where it stays. Checked for linearizability over 300 rounds of
-// 240 operations:
+// An ordinary look-aside cache may admit a revoked key again. A reader misses and reads the old
+// record from the store. A revocation commits and evicts the key. Then the reader installs the old
+// record, and the record stays in the cache.
+//
+// The table compares four ways to invalidate a cache. For each way, 300 rounds of 240 operations
+// were checked for linearizability:
 //
 //	how the cache is invalidated                             rounds that were not linearizable
 //	read, miss, store read, add; write, commit, remove       154
@@ -13,8 +20,9 @@
 //	per-shard generation bumped after the commit only          8
 //	two phases, as here                                        0
 //
-// Leases (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, §3.2.1) are the same idea for a cache on the
-// network; Guava's issue 1881 is what happens without. The wrong ones are in variant.go, and the tests catch each.
+// Leases (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, §3.2.1) are the same idea
+// for a cache on the network. Guava's issue 1881 shows the race in a cache without leases. File
+// variant.go contains the wrong ways, and the tests detect each of them.
 package fence
 
 import (
@@ -27,50 +35,85 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// An ID names a key. Its last eight bytes are taken as evenly spread; those of a UUIDv7 are random, but for two bits.
+// An ID names a key. The fence expects the last eight bytes of IDs to be evenly distributed. In a
+// UUIDv7, the last eight bytes are random except for two bits.
 type ID = [16]byte
 
-// A Fence caches values by ID, and holds the bindings of each ID. It is safe for concurrent use.
+// A Fence caches values by ID and holds the bindings of each ID. A Fence is safe for concurrent
+// use.
 //
-// A reader goes:
+// A reader takes three steps:
 //
-//	v, ticket := f.Get(id, nil)        // 1 a hit is current at a moment of this call
-//	v = read the store                 // 2 on a miss
-//	f.Put(id, v, ticket, nil)          // 3 installs v, if nothing could have changed since 1
+//	v, ticket := f.Get(id, nil)  // 1  a hit was current at some moment of this call
+//	v = read the store           // 2  after a miss only
+//	f.Put(id, v, ticket, nil)    // 3  installs v if nothing can have changed since step 1
 //
-// and whoever changes the store goes:
+// A writer takes three phases:
 //
-//	f.Begin(id)                        // A from here on, no reader hits id, and none that passed 1 installs it
-//	commit durably                     // B
-//	f.End(id, v)                       // C readers may install id again; bindings are told of the new value
+//	f.Begin(id)                  // A  evicts id; from now on, no reader hits id, and
+//	                             //    no reader that passed step 1 earlier installs id
+//	commit durably               // B
+//	f.End(id, v)                 // C  allows installs again; calls the bindings of id with v
 //
-// The invariants, each held under the shard's lock; for 5 to 7 see front:
+// A reader that runs three times beside one writer, all for the same ID:
 //
-//  1. A cached value is the committed one. It is installed only if the generation has not moved since before it was
-//     read from the store, and nobody is between Begin and End for its ID; Begin evicts it before the commit. So the
-//     step at which a hit takes effect is 1, and that of a miss is 2: both show what is committed, in its order.
-//  2. While pending[id] > 0, id is not cached. Readers read the store, and see the change or do not; having seen it,
-//     none can go back to a cached older value, because there is none. (Bumping only after the commit fails here: one
-//     reader sees the new record in the store while another still hits the old one.)
-//  3. A binding is registered in the critical section that finds its value current. On a hit that is 1. On a miss it
-//     is 3, where it suffices that nobody has told bindings anything since 1: a change that the value does not show was
-//     committed after 2, so its End is still to come and will find the binding. (Requiring an unmoved generation too
-//     would be right, and would make binds wait for, or fail because of, every commit in flight.)
-//  4. A binding that an End finds is told before that End returns, and outside the lock, because it runs code of the
-//     caller's. Two changes of one ID may tell it in either order. It stays registered until it has been told: another
-//     End of its ID finds it too, and does not return before it has ended. Those that a value ends are then taken out
-//     together, and only when all have ended does any of them do more about it than end.
+//	reader                               | writer
+//	-------------------------------------+---------------------------------------------
+//	1  Get: miss, the ticket has gen 7   |
+//	2  read the store: old value         |
+//	                                     | A  Begin: evict, gen becomes 8, pending 1
+//	3  Put: gen is not 7, do not install |
+//	1  Get: miss, the ticket has gen 8   |
+//	                                     | B  commit the new value
+//	2  read the store: new value         |
+//	3  Put: pending is 1, do not install |
+//	                                     | C  End: gen becomes 9, pending 0; notify
+//	1  Get: miss, the ticket has gen 9   |
+//	2  read the store: new value         |
+//	3  Put: install the new value        |
 //
-// There is no sharing of store reads between readers (singleflight): one that joins a read begun before a change,
-// after that change has returned, is handed the old value.
+// # Invariants
 //
-// A generation for each shard and not for each ID keeps no memory of IDs that are gone; the price is that a change
-// stops the installs of innocent neighbours that are being read at that moment. They are installed the next time.
+// Each invariant except 5 is maintained under the lock of the shard. Invariants 5 to 7 are on the
+// type front, which finds values without a lock.
 //
-// A hit in the front does not move its value to the LRU's young end, which takes the lock. It marks it, and what is marked
-// when it is the oldest is moved there instead of evicted, once for each mark.
+//  1. A cached value is the committed value. Put installs a value only if the generation has not
+//     moved since before the value was read from the store, and no writer is between Begin and End
+//     for the ID. Begin evicts the value before the commit. So a hit takes effect at step 1, and a
+//     miss takes effect at step 2. Both return what is committed at that step, in commit order.
+//  2. While pending[id] > 0, id is not cached. Readers read the store, and either see the change or
+//     do not. A reader that has seen the change cannot return to an older cached value, because the
+//     cache has no value for id. (Moving the generation only after the commit breaks this
+//     invariant: one reader sees the new record in the store while another reader still hits the
+//     old record.)
+//  3. A binding is registered in the critical section that finds its value current. On a hit, that
+//     section is step 1. On a miss, that section is step 3, and Put checks only that the shard has
+//     sent no notification since step 1. This check is enough: a change that the value does not
+//     show was committed after step 2, so the End of the change is still to come and will find the
+//     binding. (To require an unmoved generation too would also be correct, but then a Bind would
+//     wait for the commits in flight, or fail because of them.)
+//  4. A binding that End finds is notified before that End returns. The notification runs outside
+//     the lock, because the notification runs code of the caller. Two changes of one ID may notify
+//     a binding in either order. A binding stays registered until the notification has returned, so
+//     another End of the same ID finds the binding too, and does not return before the binding has
+//     ended. Bindings ended by the new value are removed as a batch. The Ended and AfterEnd
+//     callbacks run only after every one of these bindings has been marked ended.
+//
+// # Alternatives
+//
+// Readers do not share store reads (singleflight). A reader that starts after a change has returned
+// could join a read that began before the change, and would receive the old value.
+//
+// Each shard has a generation, and IDs have none, so the fence needs no memory for IDs that are
+// gone. The price: a change also stops the installs of other IDs of the shard that are being read
+// at that moment. The next read installs these values.
+//
+// Eviction is CLOCK (second chance), because a true LRU would take the lock on every hit to move
+// the value to the young end. A front hit sets the value's touched bit instead. When a touched
+// value is the oldest, the eviction clears the bit and moves the value to the young end. Each time
+// the bit was set, the value gets one second chance.
 type Fence[V any] struct {
-	// All of these are only read after New.
+	// No field is written after New; a test may call Break before the first use.
 	shards []shard[V]
 	front  front[V]
 	size   int64
@@ -78,68 +121,73 @@ type Fence[V any] struct {
 	steps  Variant
 }
 
-// counts are apart, because they are written to.
+// counts is allocated apart from the Fence, because hits and installs write to the counts while the
+// fields of the Fence are only read.
 type counts struct {
 	hits   stripedCounter
-	cached atomic.Int64 // values in all LRUs
+	cached atomic.Int64 // values in the LRUs of all shards
 }
 
-// A Node is a part of each value: by it the front finds the value.
+// A Node is a part of each value. The front finds a value by the Node.
 type Node struct {
 	ID      ID // whose value it is
 	touched atomic.Bool
 }
 
 type shard[V any] struct {
-	mu sync.Mutex // guards all below; never held over a read of the store, a digest, or a cancel
+	mu sync.Mutex // guards all below; never held during a store read, a digest, or a callback
 
 	gen           uint64 // how many phases A and C have passed
-	notifications uint64 // how many times bindings were told of something
+	notifications uint64 // how many times bindings were notified
 
 	lru     *simplelru.LRU[ID, *V]          // nil: no cache
-	pending map[ID]int                      // how many are between Begin and End
-	bound   map[ID]map[*Binding[V]]struct{} // what is live under each ID
-	closed  bool                            // nothing is bound any more
+	pending map[ID]int                      // how many writers are between Begin and End
+	bound   map[ID]map[*Binding[V]]struct{} // the registered bindings of each ID
+	closed  bool                            // no more bindings are registered
 
 	misses uint64
 
-	_ [64]byte // so that no two locks are in one cache line
+	_ [64]byte // keeps two locks out of one cache line
 }
 
-// A Binding is something that lives under a key until the key no longer admits it. It is compared by address. Its
-// functions may be called again, and at once.
+// A Binding is a set of callbacks that is bound to a key until the key no longer admits the owner
+// of the binding. A Binding is identified by its address. A callback may be called again, and
+// several calls may run at the same time.
 type Binding[V any] struct {
-	// Changed is told of each new value that is committed, after all that was committed before, and reports whether that
-	// ended it. It must not block, nor call the fence: a change has thousands to tell.
+	// Changed receives each new value, after the value was committed, and reports whether the value
+	// ends the binding. Two values may arrive in either order: see invariant 4 of Fence. Changed must
+	// not block or call the fence, because one change may have thousands of bindings to notify.
 	Changed func(v *V) (ended bool)
-	// Cut ends it, whatever the value, and otherwise is like Changed.
+	// Cut ends the binding, whatever the value. Otherwise Cut is like Changed.
 	Cut func(cause error)
-	// Ended, if not nil, is called when it has ended by one of these and been released, and so have all others that the
-	// same call ends. It should be quick.
+	// Ended is called after Changed or Cut has ended the binding and the binding has been released.
+	// All other bindings ended by the same call have been ended and released too by then. Ended
+	// should be quick. Ended may be nil.
 	Ended func()
 	// AfterEnd is called in the background after Ended, and may block.
 	AfterEnd func()
-	// Admitted is set by the caller. Bound and IsBound count only bindings for which it is true.
+	// Admitted is set by the caller. Bound and IsBound count only bindings with Admitted set.
 	Admitted atomic.Bool
 }
 
-// A Ticket is what a shard looked like before a store read. The zero Ticket is not valid.
+// A Ticket is the state of a shard before a store read. The zero Ticket is not valid.
 type Ticket struct{ gen, notifications uint64 }
 
-// Stats are counts since New, and numbers of now.
+// Stats holds counts since New (Hits, Misses) and current numbers (Cached, Bound).
 type Stats struct {
 	Hits, Misses  uint64 // of Get
 	Cached, Bound int
 }
 
-// maxShards bounds the shards, and minPerShard keeps a small cache in one piece: its capacity is then exact.
+// maxShards is the upper limit of the number of shards. minPerShard keeps a small cache in one
+// shard, so that the capacity is exact.
 const (
 	maxShards   = 64
 	minPerShard = 256
 )
 
-// New returns a fence that caches about size values, at most one more for each shard; 0 or less means none. A function
-// returns the Node that a value has.
+// New returns a fence that caches about size values, and at most one more for each shard. A size of
+// 0 or less means no cache. The function node returns the Node of a value.
 func New[V any](size int, node func(*V) *Node) *Fence[V] {
 	n := maxShards
 	for n > 1 && size < n*minPerShard {
@@ -148,7 +196,12 @@ func New[V any](size int, node func(*V) *Node) *Fence[V] {
 	if size <= 0 {
 		n = maxShards
 	}
-	f := &Fence[V]{shards: make([]shard[V], n), size: int64(size), counts: new(counts), steps: TwoPhase}
+	f := &Fence[V]{
+		shards: make([]shard[V], n),
+		size:   int64(size),
+		counts: new(counts),
+		steps:  TwoPhase,
+	}
 	if size > 0 {
 		f.front = newFront(size, n, node)
 	}
@@ -157,7 +210,7 @@ func New[V any](size int, node func(*V) *Node) *Fence[V] {
 		s.pending = make(map[ID]int)
 		s.bound = make(map[ID]map[*Binding[V]]struct{})
 		if size > 0 {
-			// The only error is for a size below 1. It is not the LRU that evicts, but addLocked.
+			// NewLRU fails only for a size below 1. addLocked evicts, so the LRU itself need not.
 			s.lru, _ = simplelru.NewLRU[ID, *V](math.MaxInt, nil)
 		}
 	}
@@ -168,8 +221,9 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 	return &f.shards[lowBits(id)&uint64(len(f.shards)-1)]
 }
 
-// Hit is Get for an ID in two words, the first the more significant, if that needs no lock. Otherwise it returns nil, which
-// says nothing.
+// Hit returns the value of an ID if the front has the value, and takes no lock. The words hi and lo
+// are the first and the last eight bytes of the ID, big-endian. A nil result decides nothing: the
+// caller then calls Get.
 func (f *Fence[V]) Hit(hi, lo uint64) *V {
 	v := f.front.get(hi, lo)
 	if v != nil {
@@ -178,8 +232,8 @@ func (f *Fence[V]) Hit(hi, lo uint64) *V {
 	return v
 }
 
-// Get returns the current value of id if it is cached, and registers b, unless that is nil, with it. Otherwise it
-// returns nil and the ticket for Put, and registers nothing.
+// Get returns the current value of id if the value is cached, and registers b with the value unless
+// b is nil. Otherwise Get returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	if b == nil {
 		if v := f.Hit(words(id)); v != nil {
@@ -189,9 +243,9 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lru != nil && (b == nil || !s.closed) { // pending or not: see 2
+	if s.lru != nil && (b == nil || !s.closed) { // a pending ID is not cached: invariant 2
 		if v, ok := s.lru.Get(id); ok {
-			f.front.putLocked(id, v) // a Get without a binding has just missed it there
+			f.front.putLocked(id, v) // a Get without a binding has just missed the front
 			f.counts.hits.add()
 			s.bindLocked(id, b)
 			return v, Ticket{}
@@ -201,9 +255,10 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	return nil, Ticket{s.gen, s.notifications}
 }
 
-// Put takes the value that was read from the store after the Get that gave the ticket, and has been decided to admit:
-// it is cached if it is certain to be current. A binding is registered too; false means that it was not, because
-// it may already be due to end, and the caller starts again from Get.
+// Put offers the value that the caller read from the store after the Get that returned t. The
+// caller has decided that the value admits. Put caches the value if the value is certain to be
+// current, and registers b unless b is nil. Put returns false if b was not registered, because b
+// may already be due to end. The caller then starts again from Get.
 func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 	s := f.shard(id)
 	s.mu.Lock()
@@ -224,8 +279,8 @@ func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 	return true
 }
 
-// addLocked puts a value into the LRU. The room is counted for all shards together, because chance gives some more IDs than
-// others; it is made in this one.
+// addLocked puts a value into the LRU. The capacity is counted for all shards together, because
+// some shards have more IDs than others by chance. The value to evict is taken from this shard.
 func (f *Fence[V]) addLocked(s *shard[V], id ID, v *V) {
 	if !s.lru.Contains(id) && f.counts.cached.Add(1) > f.size {
 		f.evictLocked(s)
@@ -233,7 +288,8 @@ func (f *Fence[V]) addLocked(s *shard[V], id ID, v *V) {
 	s.lru.Add(id, v)
 }
 
-// evictLocked evicts the oldest value that has not been used since it was young, of the first maxSecondChances.
+// evictLocked evicts the oldest value whose touched bit is not set. Each older value gets its
+// second chance. After maxSecondChances of them, evictLocked evicts the oldest value in any case.
 func (f *Fence[V]) evictLocked(s *shard[V]) {
 	for chances := maxSecondChances; ; chances-- {
 		id, v, ok := s.lru.GetOldest()
@@ -269,7 +325,7 @@ func (s *shard[V]) bindLocked(id ID, b *Binding[V]) {
 	set[b] = struct{}{}
 }
 
-// Release takes b from the registry, without cancelling it. A second call does nothing.
+// Release removes b from the registry without ending b. A second call does nothing.
 func (f *Fence[V]) Release(id ID, b *Binding[V]) {
 	s := f.shard(id)
 	s.mu.Lock()
@@ -287,24 +343,28 @@ func (s *shard[V]) releaseLocked(id ID, all ...*Binding[V]) {
 	}
 }
 
-// Begin is phase A: call it before the change of id is committed. Every Begin has one End, with one exception: where it
-// is unknown whether the change took effect, and when it might yet, End is never called, and id stays out of the cache.
+// Begin is phase A. Call Begin before the change of id is committed. Every Begin has one End, with
+// one exception. If the outcome of the change is unknown, the change may still take effect at any
+// time. Then End is never called, and id stays out of the cache.
 func (f *Fence[V]) Begin(id ID) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.invalidateLocked(s, id, f.steps&evictBefore != 0, f.steps&clearBefore != 0, f.steps&bumpBefore != 0)
+	f.invalidateLocked(s, id,
+		f.steps&evictBefore != 0, f.steps&clearBefore != 0, f.steps&bumpBefore != 0)
 	if f.steps&blockInstalls != 0 {
 		s.pending[id]++
 	}
 }
 
-// End is phase C: call it once the commit has succeeded, with the new value, or is certain to have changed nothing,
-// with nil. Every binding of id is told of the value before End returns.
+// End is phase C. Call End with the new value after the commit has succeeded, or with nil once the
+// commit is certain to have changed nothing. End notifies every binding of id of the new value
+// before End returns.
 func (f *Fence[V]) End(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
-	f.invalidateLocked(s, id, f.steps&evictAfter != 0, f.steps&clearAfter != 0, f.steps&bumpAfter != 0)
+	f.invalidateLocked(s, id,
+		f.steps&evictAfter != 0, f.steps&clearAfter != 0, f.steps&bumpAfter != 0)
 	if f.steps&blockInstalls != 0 {
 		if s.pending[id]--; s.pending[id] == 0 {
 			delete(s.pending, id)
@@ -318,8 +378,8 @@ func (f *Fence[V]) End(id ID, v *V) {
 	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
-// Notify tells every binding of id of a value that is committed already, by somebody else, whose End may not have come
-// yet.
+// Notify calls every binding of id with a value that another writer has committed but may not have
+// published with End yet.
 func (f *Fence[V]) Notify(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
@@ -328,8 +388,8 @@ func (f *Fence[V]) Notify(id ID, v *V) {
 	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
-// Cut ends every binding of id and evicts it, whatever the store says. It is how a revocation whose outcome is unknown
-// fails closed.
+// Cut ends every binding of id and evicts id, whatever the store contains. Cut makes a revocation
+// with an unknown outcome fail closed.
 func (f *Fence[V]) Cut(id ID, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
@@ -339,7 +399,7 @@ func (f *Fence[V]) Cut(id ID, cause error) {
 	s.notify(id, bindings, func(b *Binding[V]) bool { b.Cut(cause); return true })
 }
 
-// Close ends every binding and registers no more.
+// Close ends every binding. After Close, no binding can be registered.
 func (f *Fence[V]) Close(cause error) {
 	for i := range f.shards {
 		s := &f.shards[i]
@@ -353,12 +413,13 @@ func (f *Fence[V]) Close(cause error) {
 	}
 }
 
-// Stats counts. All shards are read at one moment, and hits just before: every one that has returned is counted.
+// Stats reads all shards at one moment, and the hits just before. Every hit that returned before
+// the call is counted.
 func (f *Fence[V]) Stats() Stats {
 	st := Stats{Hits: f.counts.hits.sum()}
 	for i := range f.shards {
 		s := &f.shards[i]
-		s.mu.Lock() // nobody else holds two
+		s.mu.Lock() // no deadlock: no other function holds two of these locks
 		defer s.mu.Unlock()
 		st.Misses += s.misses
 		if s.lru != nil {
@@ -371,7 +432,7 @@ func (f *Fence[V]) Stats() Stats {
 	return st
 }
 
-// Bound returns the IDs that have an admitted binding. The shards are read one after the other.
+// Bound returns the IDs that have an admitted binding. Bound reads one shard after the other.
 func (f *Fence[V]) Bound() (ids []ID) {
 	for i := range f.shards {
 		s := &f.shards[i]
@@ -418,14 +479,16 @@ func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool)
 	}
 }
 
-// startNotifyLocked returns the bindings to tell, which stay registered meanwhile.
+// startNotifyLocked counts a notification and returns the bindings of id. The bindings stay
+// registered until the caller has notified them with notify.
 func (s *shard[V]) startNotifyLocked(id ID) []*Binding[V] {
 	s.notifications++
 	set := s.bound[id]
 	return slices.AppendSeq(make([]*Binding[V], 0, len(set)), maps.Keys(set))
 }
 
-// notify tells bindings of id, and finishes with those that it ends.
+// notify calls each of the bindings, releases those that ended, and runs the Ended and AfterEnd
+// callbacks of the ended bindings. The caller must not hold the lock.
 func (s *shard[V]) notify(id ID, bindings []*Binding[V], call func(*Binding[V]) (ended bool)) {
 	ended := bindings[:0]
 	for _, b := range bindings {

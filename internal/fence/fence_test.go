@@ -10,10 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// id returns an ID whose shard, bucket, tag and slot depend on n.
+// id returns an ID. The shard, bucket, tag and slot of the ID depend on n.
 func id(n byte) ID { return ID{0: 1, 9: n, 10: n, 15: n} }
 
-// A value is what is cached here: a number.
+// A value is what these tests cache: a number.
 type value struct {
 	Node
 	n int64
@@ -25,7 +25,7 @@ func newFence(size int) *Fence[value] {
 	return New(size, func(v *value) *Node { return &v.Node })
 }
 
-// load is a reader from step 1 to 3.
+// load runs steps 1 to 3 of a reader. Step 2 reads n from the store.
 func load(f *Fence[value], of byte, n int64) {
 	_, ticket := f.Get(id(of), nil)
 	f.Put(id(of), val(of, n), ticket, nil)
@@ -36,7 +36,7 @@ func cached(f *Fence[value], of byte) bool {
 	return v != nil
 }
 
-// bind is a reader from step 1 to 3 that registers b.
+// bind runs steps 1 to 3 of a reader that registers b.
 func bind(t *testing.T, f *Fence[value], of byte, b *Binding[value]) {
 	t.Helper()
 	if v, ticket := f.Get(id(of), b); v == nil {
@@ -56,24 +56,24 @@ func TestHitMissAndEviction(t *testing.T) {
 	load(f, 3, 3)
 	load(f, 4, 4)
 	require.Equal(t, Stats{Hits: 1, Misses: 4, Cached: 3}, f.Stats())
-	require.False(t, cached(f, 2), "the oldest that had not been used made room")
-	require.True(t, cached(f, 1), "a hit had kept it")
+	require.False(t, cached(f, 2), "the oldest untouched value was evicted")
+	require.True(t, cached(f, 1), "a hit gives a second chance")
 
 	load(f, 5, 5)
 	require.False(t, cached(f, 3))
 	load(f, 6, 6)
 	require.False(t, cached(f, 4))
 	load(f, 7, 7)
-	require.True(t, cached(f, 1), "it was used again meanwhile")
+	require.True(t, cached(f, 1), "another hit gives another second chance")
 	load(f, 8, 8)
 	load(f, 9, 9)
 	load(f, 10, 10)
 	load(f, 11, 11)
 	load(f, 12, 12)
-	require.False(t, cached(f, 1), "one hit keeps it once")
+	require.False(t, cached(f, 1), "one hit gives one second chance")
 }
 
-// A hit that binds is a use too, although the front is not asked.
+// A hit that registers a binding counts as a use, although Get does not ask the front.
 func TestHitThatBindsCountsAsUse(t *testing.T) {
 	f := newFence(3)
 	for n := byte(1); n <= 3; n++ {
@@ -82,10 +82,10 @@ func TestHitThatBindsCountsAsUse(t *testing.T) {
 	bind(t, f, 1, new(Binding[value]))
 	load(f, 4, 1)
 	require.True(t, cached(f, 1))
-	require.False(t, cached(f, 2), "now the oldest")
+	require.False(t, cached(f, 2), "now the oldest value")
 }
 
-// An eviction looks at so many values and no more, even if all have been used.
+// An eviction gives at most maxSecondChances second chances, even if every value is touched.
 func TestEvictionIsBounded(t *testing.T) {
 	const size = maxSecondChances + 20
 	f := newFence(size)
@@ -100,7 +100,8 @@ func TestEvictionIsBounded(t *testing.T) {
 	}
 }
 
-// A commit of another key of the shard, which is under way, or turns out to have changed nothing, does not hold up a Bind.
+// A Bind does not wait for a commit of another key of the shard, neither while the commit is under
+// way nor after the commit changed nothing.
 func TestBindDoesNotWaitForOtherKeys(t *testing.T) {
 	f := newFence(8)
 	require.Same(t, f.shard(id(1)), f.shard(id(2)))
@@ -111,13 +112,15 @@ func TestBindDoesNotWaitForOtherKeys(t *testing.T) {
 	_, ticket = f.Get(id(1), b)
 	f.End(id(2), nil)
 	require.True(t, f.Put(id(1), val(1, 1), ticket, b))
-	require.False(t, cached(f, 1), "but its value is not installed")
+	require.False(t, cached(f, 1), "the value is not installed")
 }
 
-// Small caches are in one piece, large ones and no cache in many, of which each has its share of the IDs.
+// A small cache has one shard. A large cache, or no cache, has many shards, and the IDs are spread
+// over the shards.
 func TestShards(t *testing.T) {
 	for size, want := range map[int]int{
-		-1: maxShards, 0: maxShards, 1: 1, 2*minPerShard - 1: 1, 2 * minPerShard: 2, maxShards * minPerShard: maxShards, 1 << 20: maxShards,
+		-1: maxShards, 0: maxShards, 1: 1, 2*minPerShard - 1: 1, 2 * minPerShard: 2,
+		maxShards * minPerShard: maxShards, 1 << 20: maxShards,
 	} {
 		require.Len(t, newFence(size).shards, want, "%d", size)
 	}
@@ -126,9 +129,10 @@ func TestShards(t *testing.T) {
 	for n := range byte(maxShards) {
 		bind(t, f, n, b())
 		bind(t, f, n, b())
-		require.Len(t, f.shard(id(n)).bound, 1, "a shard of its own")
+		require.Len(t, f.shard(id(n)).bound, 1, "each ID has another shard")
 	}
-	require.Equal(t, Stats{Hits: maxShards, Misses: maxShards, Cached: maxShards, Bound: 2 * maxShards}, f.Stats())
+	want := Stats{Hits: maxShards, Misses: maxShards, Cached: maxShards, Bound: 2 * maxShards}
+	require.Equal(t, want, f.Stats())
 	f.Close(nil)
 }
 
@@ -145,7 +149,7 @@ func TestNoCache(t *testing.T) {
 	}
 }
 
-// An ID whose Begin has no End, because nobody knows what became of the change, is never cached again.
+// If the outcome of a change is unknown, Begin has no End, and the ID is never cached again.
 func TestUnknownOutcomeIsNotCached(t *testing.T) {
 	f := newFence(8)
 	f.Begin(id(1))
@@ -159,7 +163,7 @@ func TestUnknownOutcomeIsNotCached(t *testing.T) {
 	_, ticket = f.Get(id(2), nil)
 	f.Put(id(2), val(2, 2), ticket, nil)
 	v, _ = f.Get(id(2), nil)
-	require.EqualValues(t, 2, v.n, "its neighbours are not affected")
+	require.EqualValues(t, 2, v.n, "other IDs of the shard are cached")
 }
 
 func TestBindings(t *testing.T) {
@@ -190,7 +194,7 @@ func TestBindings(t *testing.T) {
 	f.Release(id(1), released)
 	f.Begin(id(1))
 	f.End(id(1), nil)
-	require.Empty(t, values, "a change that was not made is not told")
+	require.Empty(t, values, "End with nil notifies no binding")
 	f.Begin(id(1))
 	f.End(id(1), val(1, 5))
 	require.Equal(t, []int64{5, 5}, values)
@@ -198,24 +202,25 @@ func TestBindings(t *testing.T) {
 	require.Equal(t, []int64{5, 5, 6, 6}, values)
 	f.Cut(id(1), cause)
 	require.Equal(t, []error{cause, cause}, cut)
-	require.Equal(t, 1, f.Stats().Bound, "whoever has ended is released")
+	require.Equal(t, 1, f.Stats().Bound, "bindings that have ended are released")
 
 	f.Close(cause)
 	require.Equal(t, []error{cause, cause, cause}, cut)
 	_, ticket = f.Get(id(2), other)
-	require.False(t, f.Put(id(2), val(2, 2), ticket, other), "nothing is bound after Close")
+	require.False(t, f.Put(id(2), val(2, 2), ticket, other), "no binding is registered after Close")
 	f.Release(id(1), onMiss)
 	f.Release(id(1), onHit)
 	f.Release(id(2), other)
 	require.Zero(t, f.Stats().Bound)
 }
 
-// A Bind that races Close finds the fence closed, also where the value is cached: nothing would end it any more.
+// A Bind that races with Close fails, even if the value is cached, because no call would end the
+// binding any more.
 func TestNothingIsBoundAfterClose(t *testing.T) {
 	f := newFence(8)
 	load(f, 1, 1)
 	f.Close(nil)
-	require.True(t, cached(f, 1), "what needs no binding goes on")
+	require.True(t, cached(f, 1), "Get without a binding still works")
 	b := new(Binding[value])
 	v, ticket := f.Get(id(1), b)
 	require.Nil(t, v)
@@ -224,7 +229,8 @@ func TestNothingIsBoundAfterClose(t *testing.T) {
 	require.True(t, f.Put(id(1), val(1, 1), ticket, nil))
 }
 
-// A value ends the bindings that say so, and no others: those stay registered, and are told of the next.
+// A value ends exactly the bindings whose Changed returns true. The other bindings stay registered
+// and receive the next value.
 func TestNewValueEndsSomeBindings(t *testing.T) {
 	f := newFence(8)
 	ends := make(map[int]int)
@@ -250,18 +256,22 @@ func TestNewValueEndsSomeBindings(t *testing.T) {
 	followed.Wait()
 }
 
-// Close ends every binding, of however many IDs, and however many shards they are in.
+// Close ends every binding of every ID in every shard.
 func TestCloseEndsAll(t *testing.T) {
 	const ids, each = 50, 3
-	for name, size := range map[string]int{"one shard": 8, "many shards": maxShards * minPerShard, "no cache": 0} {
+	for name, size := range map[string]int{
+		"one shard": 8, "many shards": maxShards * minPerShard, "no cache": 0,
+	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFence(size)
 			cause := errors.New("cause")
 			var causes []error
 			for n := range byte(ids) {
 				for range each {
-					b := &Binding[value]{Cut: func(err error) { causes = append(causes, err) }, AfterEnd: func() {}}
-					bind(t, f, n, b)
+					bind(t, f, n, &Binding[value]{
+						Cut:      func(err error) { causes = append(causes, err) },
+						AfterEnd: func() {},
+					})
 				}
 			}
 			require.Equal(t, ids*each, f.Stats().Bound)
@@ -276,7 +286,8 @@ func TestCloseEndsAll(t *testing.T) {
 	}
 }
 
-// After a Cut, the value of before is not found, wherever it was, and not installed by a reader that has read it before.
+// After Cut, no reader finds the old value, in the front or in the LRU. A reader that read the old
+// value before Cut does not install the value.
 func TestCutEvicts(t *testing.T) {
 	for name, where := range map[string]func(f *Fence[value]){
 		"in the front and the LRU": func(*Fence[value]) {},
@@ -293,13 +304,13 @@ func TestCutEvicts(t *testing.T) {
 	_, ticket := f.Get(id(1), nil)
 	f.Cut(id(1), nil)
 	f.Put(id(1), val(1, oldValue), ticket, nil)
-	require.False(t, cached(f, 1), "it may be old")
+	require.False(t, cached(f, 1), "the value may be old")
 	load(f, 1, newValue)
-	require.True(t, cached(f, 1), "read afterwards")
+	require.True(t, cached(f, 1), "the value was read after Cut")
 }
 
-// Readers that miss at the same moment install one value each, and the last stays. It has one place, and counts once: the
-// cache holds as many others as before.
+// Two readers miss at the same moment, and each installs a value. The second value replaces the
+// first and counts once, so the cache still holds as many other values.
 func TestValueInstalledTwiceCountsOnce(t *testing.T) {
 	const size = 3
 	f := newFence(size)
@@ -323,12 +334,16 @@ func TestValueInstalledTwiceCountsOnce(t *testing.T) {
 	require.EqualValues(t, size, f.counts.cached.Load())
 }
 
-// What comes and goes leaves no memory behind.
+// The maps of a shard have no entries for IDs without bindings and without pending changes.
 func TestUnusedIDsTakeNoMemory(t *testing.T) {
 	f := newFence(8)
 	s := f.shard(id(1))
 	binding := func(ends bool) *Binding[value] {
-		return &Binding[value]{Changed: func(*value) bool { return ends }, Cut: func(error) {}, AfterEnd: func() {}}
+		return &Binding[value]{
+			Changed:  func(*value) bool { return ends },
+			Cut:      func(error) {},
+			AfterEnd: func() {},
+		}
 	}
 	for name, remove := range map[string]func(b *Binding[value]){
 		"Release": func(b *Binding[value]) { f.Release(id(1), b) },
@@ -354,26 +369,27 @@ func TestUnusedIDsTakeNoMemory(t *testing.T) {
 	f.End(id(1), val(1, 2))
 	require.Empty(t, s.pending)
 	f.Release(id(1), first)
-	require.Len(t, s.bound, 1, "the other one is there")
+	require.Len(t, s.bound, 1, "the other binding is still registered")
 	f.Release(id(1), second)
 	require.Empty(t, s.bound)
 	f.Release(id(1), second)
 	require.Empty(t, s.bound)
 }
 
-// The tests below run every interleaving of the steps in the comment of Fence, against the real code, with the commit
-// as a step like any other. That covers a reader that is stopped anywhere, in particular between its store read and
-// its install while a change commits, without a goroutine or a sleep.
+// The tests below run every interleaving of the steps in the comment of Fence against the real
+// code. The commit is a step like the others. So the tests cover a reader that is stopped anywhere,
+// for example between the store read and the install while a change commits. The tests need no
+// goroutine and no sleep.
 
-// A world is one run: a fence, the store behind it, and what the participants saw.
+// A world is one run: a fence, the store that the fence caches, and what the participants saw.
 type world struct {
 	fence *Fence[value]
-	store int64 // the committed value: old, then new
+	store int64 // the committed value: oldValue, then newValue
 	now   int   // counts steps
 	reads []read
-	bound bool // a binding was admitted with the old value…
-	ended bool // …and cancelled
-	done  int  // when a revocation returned first; never, until it has
+	bound bool // a binding was admitted with the old value
+	ended bool // that binding was ended by the new value
+	done  int  // the step at which the first revocation returned, or never
 }
 
 type read struct {
@@ -387,7 +403,7 @@ const (
 	never    = math.MaxInt
 )
 
-// reader is a Verify, in its three steps.
+// reader is a Verify, as three steps.
 func reader(w *world) []func() {
 	var (
 		r      read
@@ -417,7 +433,7 @@ func reader(w *world) []func() {
 	}
 }
 
-// prober is a Verify that nothing interrupts and that installs nothing.
+// prober is a Verify that runs as one step and installs nothing.
 func prober(w *world) []func() {
 	return []func(){func() {
 		if v, _ := w.fence.Get(id(1), nil); v != nil {
@@ -428,7 +444,7 @@ func prober(w *world) []func() {
 	}}
 }
 
-// binder is a Bind, in its three steps. The new value does not admit it.
+// binder is a Bind, as three steps. The new value ends the binding.
 func binder(w *world) []func() {
 	b := &Binding[value]{
 		Changed:  func(v *value) bool { w.ended = v.n == newValue; return w.ended },
@@ -461,7 +477,7 @@ func binder(w *world) []func() {
 	}
 }
 
-// writer is a Revoke, in its three phases.
+// writer is a Revoke, as three phases.
 func writer(w *world) []func() {
 	return []func(){
 		func() { w.fence.Begin(id(1)) },
@@ -470,19 +486,20 @@ func writer(w *world) []func() {
 	}
 }
 
-// check says what is wrong with a finished run. For one write of one value, a history is linearizable exactly if nobody
-// sees the old value who started after somebody saw the new one, or after the write returned.
+// check returns what is wrong with a finished run, or an empty string. With one write of one value,
+// a history is linearizable if and only if every reader that starts after the write has returned,
+// or after another reader has returned the new value, returns the new value.
 func (w *world) check() string {
 	for _, y := range w.reads {
 		if y.value != oldValue {
 			continue
 		}
 		if y.start > w.done {
-			return "old value seen after the change returned"
+			return "old value seen after the change had returned"
 		}
 		for _, x := range w.reads {
 			if x.value == newValue && x.end < y.start {
-				return "old value seen after the new one was"
+				return "old value seen after the new value"
 			}
 		}
 	}
@@ -490,13 +507,15 @@ func (w *world) check() string {
 		return "old value left in the cache"
 	}
 	if w.bound && !w.ended && w.done != never {
-		return "a binding outlived the change"
+		return "binding still alive after the change"
 	}
 	return ""
 }
 
-// explore runs every interleaving of the participants and counts what was wrong, by kind.
-func explore(variant Variant, warm bool, participants ...func(*world) []func()) (runs int, wrong map[string]int) {
+// explore runs every interleaving of the participants and counts the runs by what was wrong.
+func explore(
+	variant Variant, warm bool, participants ...func(*world) []func(),
+) (runs int, wrong map[string]int) {
 	wrong = make(map[string]int)
 	left := make([]int, len(participants))
 	probe := &world{fence: newFence(4)}
@@ -529,7 +548,10 @@ func explore(variant Variant, warm bool, participants ...func(*world) []func()) 
 	return runs, wrong
 }
 
-func run(variant Variant, warm bool, participants []func(*world) []func(), schedule []int) string {
+// run runs one interleaving and returns what was wrong.
+func run(
+	variant Variant, warm bool, participants []func(*world) []func(), schedule []int,
+) string {
 	w := &world{fence: newFence(4), store: oldValue, done: never}
 	w.fence.Break(variant)
 	if warm {
@@ -561,7 +583,8 @@ func TestEveryInterleaving(t *testing.T) {
 		{"front cleared after only", FrontLate, false},
 		{"front never cleared", FrontNever, false},
 		{"front filled with what may be old", FrontCareless, false},
-		// Nothing is in it then that could have come in since phase A: that is what the hold is for.
+		// Clearing in phase C is redundant: from phase A on, blockInstalls keeps the value of the ID
+		// out of the front.
 		{"front cleared before only", TwoPhase &^ clearAfter, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -584,8 +607,9 @@ func TestEveryInterleaving(t *testing.T) {
 	}
 }
 
-// A second revoker finds the change committed by a first, which is stopped before its phase C, and has nothing to
-// commit. It must not return before the bindings know all the same: it tells them, and that alone is enough.
+// A second writer finds that a first writer has committed the change but has stopped before phase
+// C. The second writer has nothing to commit. The second writer must not return before the bindings
+// were notified, so the second writer calls Notify. No other step is needed.
 func TestNotifyCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	stopped := func(w *world) []func() {
 		return []func(){
@@ -606,7 +630,7 @@ func TestNotifyCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	require.Empty(t, wrong)
 }
 
-// The same in earnest, for the race detector: readers and binders against a writer.
+// The same with goroutines, for the race detector: readers and binders against a writer.
 func TestConcurrent(t *testing.T) {
 	const rounds = 2000
 	f := newFence(4)
@@ -615,7 +639,7 @@ func TestConcurrent(t *testing.T) {
 	stop := make(chan struct{})
 	for range 4 {
 		wg.Go(func() {
-			var least int64 // what it read last
+			var least int64 // the value of the latest read
 			for {
 				select {
 				case <-stop:
@@ -623,7 +647,7 @@ func TestConcurrent(t *testing.T) {
 				default:
 				}
 				floor := announced.Load()
-				// It counts itself once, when it is told of a value beyond its own, or leaves.
+				// ended counts once: when a newer value ends the binding, or in leave.
 				ended := sync.OnceFunc(func() { liveBindings.Add(-1) })
 				b := &Binding[value]{
 					Changed:  func(*value) bool { return true },
@@ -641,7 +665,7 @@ func TestConcurrent(t *testing.T) {
 					f.Put(id(1), v, ticket, nil)
 				}
 				if v.n < max(floor, least) {
-					t.Errorf("read %d, after %d was announced and %d was read", v.n, floor, least)
+					t.Errorf("read %d after %d was announced and %d was read", v.n, floor, least)
 					return
 				}
 				least = v.n
@@ -649,7 +673,7 @@ func TestConcurrent(t *testing.T) {
 				ok := v != nil
 				if !ok {
 					v = val(1, committed.Load())
-					liveBindings.Add(1) // before it can be cancelled
+					liveBindings.Add(1) // before the binding can end
 					if ok = f.Put(id(1), v, ticket, b); !ok {
 						leave()
 					}
@@ -660,7 +684,7 @@ func TestConcurrent(t *testing.T) {
 					leave()
 				}
 				if v.n < max(floor, least) {
-					t.Errorf("bound with %d, after %d was announced and %d was read", v.n, floor, least)
+					t.Errorf("bound with %d after %d was announced and %d was read", v.n, floor, least)
 					return
 				}
 			}
@@ -675,15 +699,19 @@ func TestConcurrent(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	f.Close(errors.New("closed"))
-	require.Zero(t, liveBindings.Load(), "every binding was told")
+	require.Zero(t, liveBindings.Load(), "every binding has ended")
 	require.Zero(t, f.Stats().Bound)
 }
 
-// A binding that is not admitted, or not any more there, does not count.
+// Bound and IsBound ignore bindings that are not admitted and bindings that were released.
 func TestBoundIDs(t *testing.T) {
 	f := newFence(8)
 	binding := func() *Binding[value] {
-		return &Binding[value]{Changed: func(*value) bool { return true }, Cut: func(error) {}, AfterEnd: func() {}}
+		return &Binding[value]{
+			Changed:  func(*value) bool { return true },
+			Cut:      func(error) {},
+			AfterEnd: func() {},
+		}
 	}
 	load(f, 1, 1)
 	load(f, 2, 2)

@@ -19,7 +19,7 @@ func TestBucketIsACacheLine(t *testing.T) {
 	}
 }
 
-// A hit takes no lock: it would wait for ever here.
+// A hit takes no lock. A Get that took the lock would wait forever here.
 func TestHitTakesNoLock(t *testing.T) {
 	f := newFence(8)
 	load(f, 1, 1)
@@ -30,7 +30,7 @@ func TestHitTakesNoLock(t *testing.T) {
 	require.EqualValues(t, 1, v.n)
 }
 
-// No two shards write one bucket, and the table does not grow beyond its bound.
+// No two shards write the same bucket, and the table has at most maxBuckets buckets.
 func TestFrontSize(t *testing.T) {
 	for _, tt := range []struct{ size, shards, buckets int }{
 		{1, 1, 1}, {1, 64, 64}, {100, 1, 32}, {1 << 16, 64, 1 << 14}, {1 << 30, 64, maxBuckets},
@@ -40,7 +40,8 @@ func TestFrontSize(t *testing.T) {
 	}
 }
 
-// IDs that differ in one half are told apart, and most differ in their tags.
+// The front distinguishes IDs that differ in one half only, and such IDs mostly have different
+// tags.
 func TestFrontComparesWholeIDs(t *testing.T) {
 	f := newFence(8)
 	f.front.buckets = f.front.buckets[:1]
@@ -59,7 +60,7 @@ func TestFrontComparesWholeIDs(t *testing.T) {
 	require.Len(t, tags, 100)
 }
 
-// A full bucket gives the slot of a value that was not used, if there is one.
+// In a full bucket, a new value replaces a value without the touched bit, if there is one.
 func TestTouchedValueStaysInItsSlot(t *testing.T) {
 	for unused := byte(1); unused <= ways; unused++ {
 		f := newFence(64)
@@ -77,10 +78,10 @@ func TestTouchedValueStaysInItsSlot(t *testing.T) {
 	}
 }
 
-// What a bucket has no slot for is found in the LRU, and gets one again.
+// A value without a slot is found in the LRU, and receives a slot again.
 func TestBucketOverflow(t *testing.T) {
 	const crowd = 3 * ways
-	crowded := func(n int) ID { return ID{14: byte(n), 15: 1} } // the first bits count last
+	crowded := func(n int) ID { return ID{14: byte(n), 15: 1} }
 	f := newFence(crowd)
 	f.front.buckets = f.front.buckets[:1]
 	for n := range crowd {
@@ -97,7 +98,8 @@ func TestBucketOverflow(t *testing.T) {
 	require.Equal(t, Stats{Hits: 3 * crowd, Misses: crowd, Cached: crowd}, f.Stats())
 }
 
-// Invariant 6, and what is counted, after each of many steps drawn at random, in few buckets and little room.
+// Checks invariant 6 and the count of cached values after each of many random steps. The front has
+// two buckets and the cache is small.
 func TestFrontMatchesLRU(t *testing.T) {
 	const ids = 48
 	f := newFence(32)
@@ -112,12 +114,12 @@ func TestFrontMatchesLRU(t *testing.T) {
 			v, ticket := f.Get(id(n), nil)
 			if v == nil {
 				if random.IntN(4) == 0 {
-					f.Begin(id(n)) // in between
+					f.Begin(id(n)) // between step 1 and step 3
 					begun[id(n)]++
 				}
 				f.Put(id(n), val(n, 0), ticket, nil)
 			} else if v.ID != id(n) {
-				t.Fatalf("the value of %x for %x", v.ID, id(n))
+				t.Fatalf("got the value of %x for %x", v.ID, id(n))
 			}
 		case 0:
 			f.Begin(id(n))
@@ -146,9 +148,9 @@ func TestFrontMatchesLRU(t *testing.T) {
 				in, want := f.front.bucketFor(lowBits(v.ID))
 				require.Same(t, b, in)
 				require.Equal(t, want, tag)
-				require.False(t, seen[v.ID], "twice")
+				require.False(t, seen[v.ID], "an ID is in two slots")
 				seen[v.ID] = true
-				require.Zero(t, begun[v.ID], "between Begin and End")
+				require.Zero(t, begun[v.ID], "an ID between Begin and End is in the front")
 				has, ok := f.shard(v.ID).lru.Peek(v.ID)
 				require.True(t, ok)
 				require.Same(t, has, v)
@@ -160,10 +162,10 @@ func TestFrontMatchesLRU(t *testing.T) {
 		evicted = evicted || cached == 32
 		overflowed = overflowed || cached > len(seen)
 	}
-	require.True(t, evicted && overflowed, "what was to be met was not")
+	require.True(t, evicted && overflowed, "no eviction, or no overflow of the front, happened")
 }
 
-// Invariant 7: whatever a reader sees of the tags, it gets the value of its ID or none.
+// Invariant 7: whatever tags a reader sees, the reader gets the value of its ID or no value.
 func TestTagsAreOnlyHints(t *testing.T) {
 	f := newFence(64)
 	f.front.buckets = f.front.buckets[:1]
@@ -181,7 +183,7 @@ func TestTagsAreOnlyHints(t *testing.T) {
 			wrong = random.Uint64()
 		case 1:
 			wrong ^= 1 << random.IntN(64)
-		case 2: // every slot has the tag of one, so that all are looked at
+		case 2: // every slot has the tag of one slot, so that the reader looks at every slot
 			wrong = (right >> (8 * random.IntN(ways)) & 0xff) * 0x01_01_01_01_01_01_01_01
 		}
 		b.tags.Store(wrong)
@@ -194,7 +196,7 @@ func TestTagsAreOnlyHints(t *testing.T) {
 	require.NotZero(t, found)
 	f.Begin(id(1))
 	b.tags.Store(right)
-	require.Nil(t, f.front.get(words(id(1))), "Begin does not go by the tags")
+	require.Nil(t, f.front.get(words(id(1))), "Begin finds the slot without the tags")
 }
 
 func TestStripedCounter(t *testing.T) {
@@ -204,7 +206,7 @@ func TestStripedCounter(t *testing.T) {
 	all := make(chan struct{})
 	for range goroutines {
 		wg.Go(func() {
-			<-all // are there at once, each on a stack of its own
+			<-all // until every goroutine exists, each with its own stack
 			for range each {
 				c.add()
 			}
@@ -219,10 +221,10 @@ func TestStripedCounter(t *testing.T) {
 			used++
 		}
 	}
-	require.Greater(t, used, 8, "the goroutines share few stripes")
+	require.Greater(t, used, 8, "too few stripes are used")
 }
 
-// What the stripes are for: compare -cpu 1,2.
+// BenchmarkCounter shows what the stripes are for: compare -cpu 1,2.
 func BenchmarkCounter(b *testing.B) {
 	b.Run("striped", func(b *testing.B) {
 		var c stripedCounter

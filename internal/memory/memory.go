@@ -1,6 +1,6 @@
-// Package memory is a backend.Backend that keeps its entries in memory, and loses the entries at Close. It is the
-// contract in its plainest form, for tests and for reading. It starts no goroutine and does no I/O, so a bubble of
-// testing/synctest can hold it.
+// Package memory implements backend.Backend in memory, for tests and as the simplest example of the
+// contract. Close drops all entries. The backend starts no goroutine and does no I/O, so the
+// backend works in a bubble of testing/synctest.
 package memory
 
 import (
@@ -16,13 +16,14 @@ import (
 // New returns an empty backend.
 func New() backend.Backend { return &memory{} }
 
+// A memory is the backend. The tree never changes, so readers need the lock only to load the tree.
 type memory struct {
 	mu     sync.Mutex // guards all below
 	all    *tree
 	closed bool
 }
 
-// current returns the present entries.
+// current returns the present tree.
 func (m *memory) current(ctx context.Context) (*tree, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,7 +80,7 @@ func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 	return nil
 }
 
-// revision returns the revision that a write makes.
+// revision returns the revision of the entry after a write.
 func revision(c backend.Change) uint64 {
 	if c.Revision != 0 {
 		return c.Revision
@@ -87,6 +88,8 @@ func revision(c backend.Change) uint64 {
 	return c.Expect + 1
 }
 
+// wellFormed returns an error if the changes break the rules of backend.Backend that do not depend
+// on the stored entries.
 func wellFormed(changes []backend.Change) error {
 	if len(changes) == 0 {
 		return errors.New("no changes to apply")
@@ -100,16 +103,16 @@ func wellFormed(changes []backend.Change) error {
 			return backend.ErrTooLarge
 		}
 		if len(c.Key) == 0 || seen[string(c.Key)] {
-			return errors.New("an empty key, or one that stands in two changes")
+			return errors.New("empty key, or two changes of the same key")
 		}
 		if len(c.Key) > backend.MaxKeySize || len(c.Value) > backend.MaxValueSize {
 			return backend.ErrTooLarge
 		}
 		if c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0) {
-			return errors.New("a deletion that has a value or a revision, or expects no entry")
+			return errors.New("a deletion must have no Value, no Revision, and an Expect above 0")
 		}
 		if !c.Delete && revision(c) <= c.Expect {
-			return errors.New("a revision that is not greater than the expected one")
+			return errors.New("the new revision must be greater than Expect")
 		}
 		seen[string(c.Key)] = true
 	}
@@ -133,9 +136,11 @@ func (m *memory) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backen
 	}
 }
 
-// scan yields entries. For each step, source returns the tree to read, given the present tree.
+// scan yields the entries of a range. Before each step, source receives the present tree and
+// returns the tree to read.
 func (m *memory) scan(
-	ctx context.Context, source func(now *tree) *tree, from, to []byte, yield func(backend.Entry, error) bool,
+	ctx context.Context, source func(now *tree) *tree, from, to []byte,
+	yield func(backend.Entry, error) bool,
 ) {
 	for {
 		now, err := m.current(ctx)
@@ -147,7 +152,7 @@ func (m *memory) scan(
 		if t == nil || to != nil && bytes.Compare(t.entry.Key, to) >= 0 {
 			return
 		}
-		from = append(bytes.Clone(t.entry.Key), 0) // the least key after this one
+		from = append(bytes.Clone(t.entry.Key), 0) // the smallest key after this key
 		if !yield(clone(t.entry), nil) {
 			return
 		}

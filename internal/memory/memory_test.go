@@ -11,7 +11,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// depth returns the length of the longest way down.
+// depth returns the length of the longest path from the root to a leaf.
 func (t *tree) depth() int {
 	if t == nil {
 		return 0
@@ -19,8 +19,8 @@ func (t *tree) depth() int {
 	return 1 + max(t.left.depth(), t.right.depth())
 }
 
-// Whatever the order of the writes, the tree is shallow: a call takes time by the logarithm of how many entries there
-// are. The conformance suite of package backendtest tests everything else.
+// The tree is shallow, whatever the order of the writes. So a call takes time proportional to the
+// logarithm of the number of entries. The conformance suite of package backendtest tests the rest.
 func TestTreeIsShallow(t *testing.T) {
 	const entries = 10_000
 	for name, order := range map[string]func(i int) int{
@@ -42,14 +42,15 @@ func TestTreeIsShallow(t *testing.T) {
 	}
 }
 
-// A key that is written again takes the place of the earlier entry.
+// A second write of a key replaces the first entry.
 func TestWriteReplacesNode(t *testing.T) {
 	m := New().(*memory)
 	for n := range uint64(100) {
 		require.NoError(t, m.Apply(context.Background(), backend.Change{Key: []byte("k"), Expect: n}))
 	}
 	require.Equal(t, 1, m.all.depth())
-	require.NoError(t, m.Apply(context.Background(), backend.Change{Key: []byte("k"), Expect: 100, Delete: true}))
+	deletion := backend.Change{Key: []byte("k"), Expect: 100, Delete: true}
+	require.NoError(t, m.Apply(context.Background(), deletion))
 	require.Nil(t, m.all)
 }
 

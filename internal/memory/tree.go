@@ -7,10 +7,12 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A tree holds entries in the order of their keys. The nil tree is empty. A tree never changes: with and without return
-// a new tree, which shares most nodes with the old tree. So a snapshot is a pointer.
+// A tree holds entries in the order of their keys. The nil tree is empty. A tree never changes: the
+// methods with and without return a new tree, and the new tree shares most nodes with the old tree.
+// So a snapshot is a pointer.
 //
-// It is a treap: a search tree by key and a heap by rank. The ranks are random, so the depth is about 2 ln n.
+// A tree is a treap: a search tree by key, and a heap by rank. The ranks are random, so the depth
+// is about 2 ln n.
 type tree struct {
 	entry       backend.Entry
 	rank        uint64
@@ -25,7 +27,7 @@ func (t *tree) find(key []byte) *tree {
 	return nil
 }
 
-// first returns the node with the least key that is not before from, or nil.
+// first returns the node with the smallest key that is not before from, or nil.
 func (t *tree) first(from []byte) (least *tree) {
 	for t != nil {
 		if bytes.Compare(t.entry.Key, from) >= 0 {
@@ -37,25 +39,25 @@ func (t *tree) first(from []byte) (least *tree) {
 	return least
 }
 
-// with returns a tree that has the entry too, in place of one with the same key.
+// with returns a tree that also has the entry e. The entry replaces an entry with the same key.
 func (t *tree) with(e backend.Entry) *tree {
 	before, from := t.split(e.Key)
 	return before.join(&tree{entry: e, rank: rand.Uint64()}).join(from.after(e.Key))
 }
 
-// without returns a tree that has no entry of a key.
+// without returns a tree without the entry of key.
 func (t *tree) without(key []byte) *tree {
 	before, from := t.split(key)
 	return before.join(from.after(key))
 }
 
-// after returns the part of a tree with keys after key.
+// after returns the part of the tree with keys greater than key.
 func (t *tree) after(key []byte) *tree {
 	_, after := t.split(append(bytes.Clone(key), 0))
 	return after
 }
 
-// split returns the parts of a tree with keys before key, and from key on.
+// split returns the part of the tree with keys less than key, and the rest.
 func (t *tree) split(key []byte) (before, from *tree) {
 	if t == nil {
 		return nil, nil
@@ -69,7 +71,8 @@ func (t *tree) split(key []byte) (before, from *tree) {
 	return before, &top
 }
 
-// join returns a tree with the entries of both. All keys of t are before all keys of other.
+// join returns a tree with the entries of both trees. All keys of t must be less than all keys of
+// other.
 func (t *tree) join(other *tree) *tree {
 	switch {
 	case t == nil:

@@ -10,29 +10,34 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
-// What a test of an application looks like.
+// A test of an application.
 func Example() {
 	_ = func(t *testing.T) { // func TestRevokedCustomer(t *testing.T)
 		store := keystoretest.New(t, nil)
 		issued := keystoretest.MustCreate(t, store, keystore.Spec{Owner: "customer"})
-		if _, err := store.RevokeAll(t.Context(), keystore.Query{Owner: "customer"}, "left", nil); err != nil {
+		customer := keystore.Query{Owner: "customer"}
+		if _, err := store.RevokeAll(t.Context(), customer, "left", nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := store.Verify(t.Context(), issued.Secret.Reveal()); !errors.Is(err, keystore.ErrRevoked) {
-			t.Errorf("a customer who has left got in: %v", err)
+		_, err := store.Verify(t.Context(), issued.Secret.Reveal())
+		if !errors.Is(err, keystore.ErrRevoked) {
+			t.Errorf("the key of a customer who left was not refused: %v", err)
 		}
 	}
 }
 
-// A test of what happens after 30 days takes no time.
+// A test of a key that expires after 30 days takes no time.
 func Example_fakeTime() {
 	_ = func(t *testing.T) { // func TestTrialEnds(t *testing.T)
 		synctest.Test(t, func(t *testing.T) {
 			store := keystoretest.New(t, nil)
-			issued := keystoretest.MustCreate(t, store, keystore.Spec{ExpiresAt: time.Now().Add(30 * 24 * time.Hour)})
-			time.Sleep(30 * 24 * time.Hour)
-			if _, err := store.Verify(t.Context(), issued.Secret.Reveal()); !errors.Is(err, keystore.ErrExpired) {
-				t.Errorf("a trial went on after its end: %v", err)
+			const trial = 30 * 24 * time.Hour
+			spec := keystore.Spec{ExpiresAt: time.Now().Add(trial)}
+			issued := keystoretest.MustCreate(t, store, spec)
+			time.Sleep(trial)
+			_, err := store.Verify(t.Context(), issued.Secret.Reveal())
+			if !errors.Is(err, keystore.ErrExpired) {
+				t.Errorf("an expired key was not refused: %v", err)
 			}
 		})
 	}

@@ -41,10 +41,10 @@ func testClosedAfterTest(t *testing.T, open func(testing.TB, *keystore.Options) 
 		left = store
 	})
 	_, err := left.Verify(t.Context(), "x")
-	require.ErrorIs(t, err, keystore.ErrClosed, "when the test was over")
+	require.ErrorIs(t, err, keystore.ErrClosed, "closed when the test ended")
 }
 
-// A failing is a test that writes down that it has failed.
+// A failing is a test that records the text of Fatalf.
 type failing struct {
 	testing.TB
 	fatal string
@@ -66,9 +66,13 @@ func TestFailureFailsTheTest(t *testing.T) {
 		call     func(*failing)
 	}{
 		{"prefix", func(f *failing) { keystoretest.New(f, &keystore.Options{Prefix: "_"}) }},
-		{"prefix", func(f *failing) { keystoretest.Open(f, t.TempDir(), &keystore.Options{Prefix: "_"}) }},
+		{"prefix", func(f *failing) {
+			keystoretest.Open(f, t.TempDir(), &keystore.Options{Prefix: "_"})
+		}},
 		{"open elsewhere", func(f *failing) { keystoretest.Open(f, dir, nil) }},
-		{"Spec.ExpiresAt", func(f *failing) { keystoretest.MustCreate(f, store, keystore.Spec{ExpiresAt: time.Unix(1, 0)}) }},
+		{"Spec.ExpiresAt", func(f *failing) {
+			keystoretest.MustCreate(f, store, keystore.Spec{ExpiresAt: time.Unix(1, 0)})
+		}},
 	} {
 		f := &failing{TB: t}
 		require.PanicsWithValue(t, f, func() { tt.call(f) })
@@ -76,8 +80,9 @@ func TestFailureFailsTheTest(t *testing.T) {
 	}
 }
 
-// In a bubble, ten days pass immediately: a goroutine that did I/O, or waited for one outside, would hold the clock. A
-// store in a directory does.
+// In a bubble, ten days pass immediately. A goroutine that does I/O, or waits for a goroutine
+// outside the bubble, would stop the clock of the bubble. A store in a directory has such
+// goroutines.
 func TestNewWorksInABubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := keystoretest.New(t, nil)
@@ -95,11 +100,11 @@ func TestNewWorksInABubble(t *testing.T) {
 		key, err := store.Get(t.Context(), issued.Key.ID)
 		require.NoError(t, err)
 		require.WithinRange(t, key.LastUsedAt, time.Now().Add(-time.Minute), time.Now(),
-			"a context that lives is a use, and the use is written")
+			"a live context counts as a use, and the use is written")
 	})
 }
 
-// Open keeps what is closed, and New keeps nothing.
+// A store from Open has the keys of the directory. A store from New is empty.
 func TestOpenReopensADirectory(t *testing.T) {
 	dir := t.TempDir()
 	store := keystoretest.Open(t, dir, nil)
@@ -111,7 +116,7 @@ func TestOpenReopensADirectory(t *testing.T) {
 	require.ErrorIs(t, err, keystore.ErrUnknown)
 }
 
-// What New costs beside Open.
+// BenchmarkOpen compares New with Open.
 func BenchmarkOpen(b *testing.B) {
 	for name, open := range openers {
 		b.Run(name, func(b *testing.B) {

@@ -1,4 +1,6 @@
-// Package backendtest helps those who implement a backend: a conformance suite, and a reference that is easy to read.
+// Package backendtest is the conformance suite for implementations of backend.Backend. Call Run, or
+// RunDurable, in a test of the implementation. NewMemory returns a reference implementation that is
+// easy to read.
 package backendtest
 
 import (
@@ -21,7 +23,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// Run holds a backend to the contract. It calls open for each test, for a backend that is empty; the test closes it.
+// Run tests a backend against the contract of package backend. Run calls open for each subtest. The
+// function open must return an empty backend. The subtest closes the backend.
 func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
@@ -32,11 +35,12 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 	}
 }
 
-// RunDurable holds a backend that keeps its entries in a directory to the contract, and to what is promised of it
-// beyond Close. It calls open with a directory, new or used before.
+// RunDurable tests a backend with entries in a directory. RunDurable runs the tests of Run, and
+// tests that the entries survive Close. RunDurable calls open with a directory that is new or was
+// used before.
 func RunDurable(t *testing.T, open func(t *testing.T, dir string) backend.Backend) {
 	Run(t, func(t *testing.T) backend.Backend { return open(t, t.TempDir()) })
-	t.Run("deletions outlive Close", func(t *testing.T) {
+	t.Run("deletions survive Close", func(t *testing.T) {
 		dir := t.TempDir()
 		for range 3 {
 			b := open(t, dir)
@@ -52,7 +56,7 @@ func RunDurable(t *testing.T, open func(t *testing.T, dir string) backend.Backen
 		require.Empty(t, keysOf(t, b.Scan(ctx, nil, nil)))
 		require.NoError(t, b.Close())
 	})
-	t.Run("entries outlive Close", func(t *testing.T) {
+	t.Run("entries survive Close", func(t *testing.T) {
 		dir := t.TempDir()
 		m := newModel(2)
 		for range 5 {
@@ -64,8 +68,8 @@ func RunDurable(t *testing.T, open func(t *testing.T, dir string) backend.Backen
 	})
 }
 
-// A check is one sentence of the contract. It takes less than a *testing.T, so that the suite's own tests can watch
-// it fail.
+// A check tests one sentence of the contract. The function run takes a require.TestingT instead of
+// a *testing.T, so that a test of the suite can observe a check that fails.
 type check struct {
 	name string
 	run  func(t require.TestingT, b backend.Backend)
@@ -82,13 +86,13 @@ var (
 			put(t, b, "empty", "", 0)
 			requireEntry(t, b, "empty", "", 1)
 		}},
-		{"each write is one revision more", func(t require.TestingT, b backend.Backend) {
+		{"each write increments the revision", func(t require.TestingT, b backend.Backend) {
 			for n := range uint64(10) {
 				put(t, b, "k", fmt.Sprint(n), n)
 				requireEntry(t, b, "k", fmt.Sprint(n), n+1)
 			}
 		}},
-		{"Apply conflicts with another revision", func(t require.TestingT, b backend.Backend) {
+		{"Apply returns ErrConflict for another revision", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "k", "v", 0)
 			put(t, b, "k", "w", 1)
 			for _, expect := range []uint64{0, 1, 3, 1 << 63} {
@@ -101,14 +105,15 @@ var (
 		}},
 		{"Apply makes all changes or none", func(t require.TestingT, b backend.Backend) {
 			require.NoError(t, b.Apply(ctx, change("a", "1", 0), change("b", "1", 0)))
-			require.ErrorIs(t, b.Apply(ctx, change("a", "2", 1), change("c", "2", 0), change("b", "2", 7)), backend.ErrConflict)
+			err := b.Apply(ctx, change("a", "2", 1), change("c", "2", 0), change("b", "2", 7))
+			require.ErrorIs(t, err, backend.ErrConflict)
 			requireEntry(t, b, "a", "1", 1)
 			requireEntry(t, b, "b", "1", 1)
 			requireNone(t, b, "c")
 			require.NoError(t, b.Apply(ctx, change("a", "2", 1), change("c", "2", 0), change("b", "2", 1)))
 			requireEntry(t, b, "b", "2", 2)
 		}},
-		{"what is deleted is gone, and may be written again", func(t require.TestingT, b backend.Backend) {
+		{"a deleted key is gone and may be written again", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "j", "v", 0)
 			put(t, b, "l", "v", 0)
 			for range 3 {
@@ -125,56 +130,62 @@ var (
 			requireEntry(t, b, "k", "x", 1)
 			requireEntry(t, b, "j", "v", 1)
 		}},
-		{"a deletion expects a revision", func(t require.TestingT, b backend.Backend) {
+		{"a deletion checks the expected revision", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "k", "v", 0)
 			put(t, b, "k", "w", 1)
 			put(t, b, "other", "v", 0)
 			for _, expect := range []uint64{1, 3, 1 << 63} {
 				require.ErrorIs(t, b.Apply(ctx, deletion("k", expect)), backend.ErrConflict)
-				require.ErrorIs(t, b.Apply(ctx, change("a", "v", 0), deletion("other", 1), deletion("k", expect)), backend.ErrConflict)
+				err := b.Apply(ctx, change("a", "v", 0), deletion("other", 1), deletion("k", expect))
+				require.ErrorIs(t, err, backend.ErrConflict)
 			}
 			require.ErrorIs(t, b.Apply(ctx, deletion("other", 1), deletion("none", 1)), backend.ErrConflict)
 			require.Error(t, b.Apply(ctx, deletion("other", 1), deletion("none", 0)))
 			require.Error(t, b.Apply(ctx, deletion("other", 1), deletion("k", 0)))
-			require.Error(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Value: []byte("v"), Expect: 2, Delete: true}))
-			require.Error(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Expect: 2, Revision: 3, Delete: true}))
+			withValue, withRevision := deletion("k", 2), deletion("k", 2)
+			withValue.Value, withRevision.Revision = []byte("v"), 3
+			require.Error(t, b.Apply(ctx, withValue))
+			require.Error(t, b.Apply(ctx, withRevision))
 			requireEntry(t, b, "k", "w", 2)
 			requireEntry(t, b, "other", "v", 1)
 			requireNone(t, b, "a")
 		}},
-		{"deletions and writes are made at once", func(t require.TestingT, b backend.Backend) {
+		{"one Apply may write and delete", func(t require.TestingT, b backend.Backend) {
 			require.NoError(t, b.Apply(ctx, change("a", "1", 0), change("b", "1", 0)))
-			require.ErrorIs(t, b.Apply(ctx, deletion("a", 1), change("b", "2", 7), change("c", "2", 0)), backend.ErrConflict)
+			err := b.Apply(ctx, deletion("a", 1), change("b", "2", 7), change("c", "2", 0))
+			require.ErrorIs(t, err, backend.ErrConflict)
 			requireEntry(t, b, "a", "1", 1)
 			require.NoError(t, b.Apply(ctx, deletion("a", 1), change("b", "2", 1), change("c", "2", 0)))
 			requireNone(t, b, "a")
 			requireEntry(t, b, "b", "2", 2)
 			requireEntry(t, b, "c", "2", 1)
 		}},
-		{"a change may say what the revision becomes", func(t require.TestingT, b backend.Backend) {
+		{"Change.Revision sets the new revision", func(t require.TestingT, b backend.Backend) {
 			to := func(expect, revision uint64) error {
-				return b.Apply(ctx, backend.Change{Key: []byte("k"), Value: []byte(fmt.Sprint(revision)), Expect: expect, Revision: revision})
+				c := change("k", fmt.Sprint(revision), expect)
+				c.Revision = revision
+				return b.Apply(ctx, c)
 			}
 			require.NoError(t, to(0, 7))
 			requireEntry(t, b, "k", "7", 7)
 			require.ErrorIs(t, to(0, 8), backend.ErrConflict)
 			require.ErrorIs(t, to(6, 8), backend.ErrConflict)
-			require.NoError(t, to(7, 8), "what it would become anyway")
+			require.NoError(t, to(7, 8), "the same as the default")
 			for _, revision := range []uint64{1, 7, 8} {
-				require.Error(t, to(8, revision), "not greater than what is expected")
+				require.Error(t, to(8, revision), "not greater than Expect")
 			}
 			requireEntry(t, b, "k", "8", 8)
 			put(t, b, "k", "w", 8)
 			requireEntry(t, b, "k", "w", 9)
 			require.NoError(t, to(9, math.MaxUint64))
 			requireEntry(t, b, "k", fmt.Sprint(uint64(math.MaxUint64)), math.MaxUint64)
-			require.Error(t, b.Apply(ctx, change("k", "x", math.MaxUint64)), "there is none above it")
+			require.Error(t, b.Apply(ctx, change("k", "x", math.MaxUint64)), "no greater revision exists")
 			requireEntry(t, b, "k", fmt.Sprint(uint64(math.MaxUint64)), math.MaxUint64)
 			require.NoError(t, b.Apply(ctx, deletion("k", math.MaxUint64)))
 			put(t, b, "k", "v", 0)
 			requireEntry(t, b, "k", "v", 1)
 		}},
-		{"keys and values are any bytes", func(t require.TestingT, b backend.Backend) {
+		{"keys and values may be any bytes", func(t require.TestingT, b backend.Backend) {
 			keys := []string{
 				"\x00", "\x00\x00", "!badger!x", "a", "a\x00", "a\x00b", "ab",
 				"\xff", "\xff\xff", string(bytes.Repeat([]byte{0xff}, backend.MaxKeySize)),
@@ -189,10 +200,12 @@ var (
 		}},
 		{"Scan and Snapshot yield a range in order", func(t require.TestingT, b backend.Backend) {
 			var keys []string
-			for n := range 1000 { // more than any page
+			for n := range 1000 { // more than one page of any backend
 				keys = append(keys, fmt.Sprintf("k%04d", n))
 			}
-			reads := []func(context.Context, []byte, []byte) iter.Seq2[backend.Entry, error]{b.Scan, b.Snapshot}
+			reads := []func(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error]{
+				b.Scan, b.Snapshot,
+			}
 			for _, read := range reads {
 				require.Empty(t, keysOf(t, read(ctx, nil, nil)))
 			}
@@ -203,8 +216,10 @@ var (
 			put(t, b, "l", "v", 0)
 			for _, read := range reads {
 				require.Equal(t, keys, keysOf(t, read(ctx, []byte("k"), []byte("l"))))
-				require.Equal(t, keys[10:20], keysOf(t, read(ctx, []byte(keys[10]), []byte(keys[20]))), "with from, without to")
-				require.Equal(t, append(slices.Clone(keys[990:]), "l"), keysOf(t, read(ctx, []byte(keys[990]), nil)))
+				require.Equal(t, keys[10:20], keysOf(t, read(ctx, []byte(keys[10]), []byte(keys[20]))),
+					"includes from, excludes to")
+				tail := append(slices.Clone(keys[990:]), "l")
+				require.Equal(t, tail, keysOf(t, read(ctx, []byte(keys[990]), nil)))
 				require.Empty(t, keysOf(t, read(ctx, []byte("l"), []byte("k"))))
 				require.Empty(t, keysOf(t, read(ctx, []byte("m"), nil)))
 			}
@@ -216,7 +231,8 @@ var (
 				require.NoError(t, b.Apply(ctx, changes...))
 			}
 			for _, read := range reads {
-				require.Equal(t, append(slices.Clone(keys[:5]), keys[995:]...), keysOf(t, read(ctx, []byte("k"), []byte("l"))))
+				rest := append(slices.Clone(keys[:5]), keys[995:]...)
+				require.Equal(t, rest, keysOf(t, read(ctx, []byte("k"), []byte("l"))))
 				require.Equal(t, []string{"l"}, keysOf(t, read(ctx, []byte(keys[100]), nil))[5:])
 				require.Empty(t, keysOf(t, read(ctx, []byte(keys[5]), []byte(keys[995]))))
 			}
@@ -238,14 +254,14 @@ var (
 			require.Equal(t, 300, seen)
 			var last error
 			for _, err := range b.Scan(ctx, nil, nil) {
-				require.NoError(t, last, "after an error it ends")
+				require.NoError(t, last, "no step follows an error")
 				if last = err; err == nil {
 					require.NoError(t, b.Close())
 				}
 			}
 			require.ErrorIs(t, last, backend.ErrClosed)
 		}},
-		{"a Snapshot shows one moment while its body writes", func(t require.TestingT, b backend.Backend) {
+		{"Snapshot shows one moment while its body writes", func(t require.TestingT, b backend.Backend) {
 			keys := fill(t, b, 1000)
 			s := b.Snapshot(ctx, []byte("k"), []byte("l"))
 			put(t, b, "k", "before the first step", 0)
@@ -270,7 +286,7 @@ var (
 			require.Equal(t, len(keys)+1, n)
 
 			n = 0
-			for e, err := range s { // of another moment
+			for e, err := range s { // a second loop shows another moment
 				require.NoError(t, err)
 				switch n {
 				case 0:
@@ -285,9 +301,9 @@ var (
 			require.Equal(t, 300, n)
 			require.Len(t, keysOf(t, s), len(keys)+1-9)
 		}},
-		{"a Snapshot shows each Apply as a whole", func(t require.TestingT, b backend.Backend) {
-			// Two writers move amounts from one end to the other, and delete an account that is empty. In the middle of
-			// each snapshot some more is moved.
+		{"Snapshot shows each Apply as a whole", func(t require.TestingT, b backend.Backend) {
+			// Two writers move amounts between the first and the last key, and delete an account that is
+			// empty. The writers continue while a snapshot is read.
 			fill(t, b, 600)
 			const total = 10
 			require.NoError(t, b.Apply(ctx, change("a", fmt.Sprint(total), 0), change("moves", "", 0)))
@@ -343,23 +359,23 @@ var (
 						fillers++
 					}
 					if key := string(e.Key); key == "k0000" {
-						for range 3 { // one writer's second, which it began meanwhile
+						for range 3 { // one writer makes two moves, and begins the second after this step
 							next()
 						}
 					}
 				}
 				require.Equal(t, total, sum)
 				require.Equal(t, 600, fillers)
-				require.GreaterOrEqual(t, moves, before, "it shows what was acknowledged before")
+				require.GreaterOrEqual(t, moves, before, "includes what was acknowledged before the start")
 			}
 		}},
-		{"a Snapshot ends with its context, and with Close", func(t require.TestingT, b backend.Backend) {
+		{"Snapshot ends with its context, and with Close", func(t require.TestingT, b backend.Backend) {
 			fill(t, b, 1000)
 			cancelled, cancel := context.WithCancel(ctx)
 			defer cancel()
 			var last error
 			for _, err := range b.Snapshot(cancelled, nil, nil) {
-				require.NoError(t, last, "after an error it ends")
+				require.NoError(t, last, "no step follows an error")
 				last = err
 				cancel()
 			}
@@ -380,7 +396,7 @@ var (
 			require.NoError(t, b.Apply(ctx, c))
 			c.Key[0], c.Value[0] = 'X', 'X'
 			requireEntry(t, b, "key", "value", 1)
-			for _, all := range []iter.Seq2[backend.Entry, error]{b.Scan(ctx, nil, nil), b.Snapshot(ctx, nil, nil)} {
+			for _, all := range bothReads(b) {
 				for e, err := range all {
 					require.NoError(t, err)
 					require.Equal(t, "key", string(e.Key))
@@ -393,12 +409,16 @@ var (
 			e.Key[0] = 'X'
 			requireEntry(t, b, "key", "value", 1)
 		}},
-		{"limits are met, and kept", func(t require.TestingT, b backend.Backend) {
+		{"sizes are accepted up to the limits", func(t require.TestingT, b backend.Backend) {
 			long := func(n int) string { return string(bytes.Repeat([]byte{'x'}, n)) }
 			put(t, b, long(backend.MaxKeySize), long(backend.MaxValueSize), 0)
 			requireEntry(t, b, long(backend.MaxKeySize), long(backend.MaxValueSize), 1)
-			require.ErrorIs(t, b.Apply(ctx, change("a", "", 0), change(long(backend.MaxKeySize+1), "", 0)), backend.ErrTooLarge)
-			require.ErrorIs(t, b.Apply(ctx, change("a", "", 0), change("b", long(backend.MaxValueSize+1), 0)), backend.ErrTooLarge)
+			for _, tooLarge := range []backend.Change{
+				change(long(backend.MaxKeySize+1), "", 0),
+				change("b", long(backend.MaxValueSize+1), 0),
+			} {
+				require.ErrorIs(t, b.Apply(ctx, change("a", "", 0), tooLarge), backend.ErrTooLarge)
+			}
 			var changes []backend.Change
 			for n := range backend.MaxChanges {
 				changes = append(changes, change(fmt.Sprint("many", n), long(1000), 0))
@@ -419,7 +439,7 @@ var (
 			require.Error(t, b.Apply(ctx, change("a", "1", 0), change("a", "2", 0)))
 			requireNone(t, b, "a")
 		}},
-		{"a context that is done ends every call", func(t require.TestingT, b backend.Backend) {
+		{"every call ends when its context is done", func(t require.TestingT, b backend.Backend) {
 			done, cancel := context.WithCancel(ctx)
 			cancel()
 			for _, err := range everyCall(done, b) {
@@ -427,7 +447,7 @@ var (
 			}
 			requireNone(t, b, "k")
 		}},
-		{"after Close there is nothing but ErrClosed", func(t require.TestingT, b backend.Backend) {
+		{"every call after Close returns ErrClosed", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "k", "v", 0)
 			require.NoError(t, b.Close())
 			require.NoError(t, b.Close())
@@ -435,7 +455,7 @@ var (
 				require.ErrorIs(t, err, backend.ErrClosed)
 			}
 		}},
-		{"Close may come during calls", func(t require.TestingT, b backend.Backend) {
+		{"Close may run during other calls", func(t require.TestingT, b backend.Backend) {
 			var wg sync.WaitGroup
 			wrong := make(chan error, 8)
 			started := make(chan struct{}, 8)
@@ -463,7 +483,7 @@ var (
 			wg.Wait()
 			require.Empty(t, wrong)
 		}},
-		{"concurrent writers lose nothing", func(t require.TestingT, b backend.Backend) {
+		{"concurrent writers lose no update", func(t require.TestingT, b backend.Backend) {
 			const writers, each = 8, 25
 			var wg sync.WaitGroup
 			wrong := make(chan string, 2*writers)
@@ -481,7 +501,7 @@ var (
 						}
 						e, err := b.Get(ctx, []byte("counter"))
 						if err != nil || e.Revision < last || string(e.Value) != fmt.Sprint(e.Revision-1) {
-							fail("after revision %d came %d, %q, %v", last, e.Revision, e.Value, err)
+							fail("after revision %d, Get returned %d, %q, %v", last, e.Revision, e.Value, err)
 							return
 						}
 						last = e.Revision
@@ -519,7 +539,7 @@ var (
 			}
 			requireEntry(t, b, "counter", fmt.Sprint(writers*each), writers*each+1)
 		}},
-		{"it does as a model does", func(t require.TestingT, b backend.Backend) {
+		{"a backend behaves like a map", func(t require.TestingT, b backend.Backend) {
 			m := newModel(1)
 			m.applyRandom(t, b, 1000)
 			m.compare(t, b)
@@ -527,7 +547,8 @@ var (
 	}
 )
 
-// transfer makes one Apply that moves some of the total between "a" and "z", and counts it in the revision of "moves".
+// transfer makes one Apply. It distributes the total between "a" and "z" at random, and increments
+// the revision of "moves".
 func transfer(b backend.Backend, random *rand.Rand, total int) error {
 	var entries [3]backend.Entry
 	for i, key := range []string{"a", "z", "moves"} {
@@ -550,7 +571,7 @@ func transfer(b backend.Backend, random *rand.Rand, total int) error {
 	return b.Apply(ctx, changes...)
 }
 
-// A model is what a backend should be: a map. It is worked on at random, from a seed.
+// A model is the expected content of a backend: a map. The changes are random, from a seed.
 type model struct {
 	random  *rand.Rand
 	entries map[string]backend.Entry
@@ -560,6 +581,7 @@ func newModel(seed uint64) *model {
 	return &model{rand.New(rand.NewPCG(seed, seed)), make(map[string]backend.Entry)}
 }
 
+// applyRandom applies random changes to the backend and the model, some of which conflict.
 func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 	for range steps {
 		var changes []backend.Change
@@ -590,7 +612,9 @@ func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 					delete(m.entries, string(c.Key))
 					continue
 				}
-				m.entries[string(c.Key)] = backend.Entry{Key: c.Key, Value: c.Value, Revision: max(c.Revision, c.Expect+1)}
+				m.entries[string(c.Key)] = backend.Entry{
+					Key: c.Key, Value: c.Value, Revision: max(c.Revision, c.Expect+1),
+				}
 			}
 		}
 		if key := fmt.Sprint("k", m.random.IntN(20)); m.entries[key].Revision > 0 {
@@ -601,9 +625,10 @@ func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 	}
 }
 
+// compare checks that Scan and Snapshot yield the entries of the model.
 func (m *model) compare(t require.TestingT, b backend.Backend) {
 	keys := slices.Sorted(maps.Keys(m.entries))
-	for _, all := range []iter.Seq2[backend.Entry, error]{b.Scan(ctx, nil, nil), b.Snapshot(ctx, nil, nil)} {
+	for _, all := range bothReads(b) {
 		n := 0
 		for e, err := range all {
 			require.NoError(t, err)
@@ -640,7 +665,7 @@ func requireNone(t require.TestingT, b backend.Backend, key string) {
 	require.ErrorIs(t, err, backend.ErrNotFound, key)
 }
 
-// fill writes n entries with the value v, and returns their keys.
+// fill writes n entries with the value v, and returns the keys.
 func fill(t require.TestingT, b backend.Backend, n int) (keys []string) {
 	var changes []backend.Change
 	for i := range n {
@@ -653,6 +678,11 @@ func fill(t require.TestingT, b backend.Backend, n int) (keys []string) {
 	return keys
 }
 
+// bothReads returns a Scan and a Snapshot of all entries.
+func bothReads(b backend.Backend) []iter.Seq2[backend.Entry, error] {
+	return []iter.Seq2[backend.Entry, error]{b.Scan(ctx, nil, nil), b.Snapshot(ctx, nil, nil)}
+}
+
 func keysOf(t require.TestingT, entries iter.Seq2[backend.Entry, error]) (keys []string) {
 	for e, err := range entries {
 		require.NoError(t, err)
@@ -661,6 +691,7 @@ func keysOf(t require.TestingT, entries iter.Seq2[backend.Entry, error]) (keys [
 	return keys
 }
 
+// everyCall calls each method but Close and returns the errors.
 func everyCall(ctx context.Context, b backend.Backend) []error {
 	_, get := b.Get(ctx, []byte("k"))
 	apply := b.Apply(ctx, change("k", "v", 0))

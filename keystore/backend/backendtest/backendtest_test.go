@@ -18,31 +18,31 @@ func TestMemory(t *testing.T) {
 	Run(t, func(*testing.T) backend.Backend { return NewMemory() })
 }
 
-// A recorder is a test that is expected to fail.
+// A recorder is a require.TestingT that records whether a check failed.
 type recorder struct{ failed bool }
 
 func (r *recorder) Errorf(string, ...any) { r.failed = true }
 func (r *recorder) FailNow()              { r.failed = true; runtime.Goexit() }
 
-// The suite notices what is wrong with a backend.
+// For each kind of broken backend, at least one check of the suite fails.
 func TestSuiteCatches(t *testing.T) {
 	for name, wreck := range map[string]func(backend.Backend) backend.Backend{
-		"expectations that are ignored":     func(b backend.Backend) backend.Backend { return &forceful{b} },
-		"half of a request":                 func(b backend.Backend) backend.Backend { return &piecemeal{b} },
-		"a scan in disorder":                func(b backend.Backend) backend.Backend { return &disorderly{b} },
-		"a scan that includes its end":      func(b backend.Backend) backend.Backend { return &inclusive{b} },
-		"slices that are shared":            func(b backend.Backend) backend.Backend { return &sharing{Backend: b} },
-		"reads that are stale":              func(b backend.Backend) backend.Backend { return &stale{Backend: b} },
-		"contexts that are ignored":         func(b backend.Backend) backend.Backend { return &deaf{b} },
-		"writes that are not made":          func(b backend.Backend) backend.Backend { return &forgetful{b} },
-		"an error that is not the contract": func(b backend.Backend) backend.Backend { return &vague{b} },
-		"deletions that are not made":       func(b backend.Backend) backend.Backend { return &hoarding{b} },
-		"deletions that expect anything":    func(b backend.Backend) backend.Backend { return &ruthless{b} },
-		"deletions that leave a value":      func(b backend.Backend) backend.Backend { return &hollow{b} },
-		"revisions that are not as given":   func(b backend.Backend) backend.Backend { return &counting{b} },
-		"revisions that are put right":      func(b backend.Backend) backend.Backend { return &lenient{b} },
-		"a snapshot of many moments":        func(b backend.Backend) backend.Backend { return &drifting{b} },
-		"a snapshot of an earlier moment":   func(b backend.Backend) backend.Backend { return &hasty{b} },
+		"Expect is ignored":     func(b backend.Backend) backend.Backend { return &forceful{b} },
+		"Apply is not atomic":   func(b backend.Backend) backend.Backend { return &piecemeal{b} },
+		"Scan is not in order":  func(b backend.Backend) backend.Backend { return &disorderly{b} },
+		"Scan includes the end": func(b backend.Backend) backend.Backend { return &inclusive{b} },
+		"slices are shared":     func(b backend.Backend) backend.Backend { return &sharing{Backend: b} },
+		"reads are stale":       func(b backend.Backend) backend.Backend { return &stale{Backend: b} },
+		"contexts are ignored":  func(b backend.Backend) backend.Backend { return &deaf{b} },
+		"writes are lost":       func(b backend.Backend) backend.Backend { return &forgetful{b} },
+		"errors are wrong":      func(b backend.Backend) backend.Backend { return &vague{b} },
+		"deletes are lost":      func(b backend.Backend) backend.Backend { return &hoarding{b} },
+		"deletes ignore Expect": func(b backend.Backend) backend.Backend { return &ruthless{b} },
+		"deletes leave a value": func(b backend.Backend) backend.Backend { return &hollow{b} },
+		"Revision is ignored":   func(b backend.Backend) backend.Backend { return &counting{b} },
+		"bad revisions pass":    func(b backend.Backend) backend.Backend { return &lenient{b} },
+		"Snapshot is a Scan":    func(b backend.Backend) backend.Backend { return &drifting{b} },
+		"Snapshot is too early": func(b backend.Backend) backend.Backend { return &hasty{b} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var caughtBy []string
@@ -70,6 +70,7 @@ func TestSuiteCatches(t *testing.T) {
 	}
 }
 
+// forceful ignores Expect.
 type forceful struct{ backend.Backend }
 
 func (b *forceful) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -80,6 +81,7 @@ func (b *forceful) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// piecemeal makes each change of an Apply separately.
 type piecemeal struct{ backend.Backend }
 
 func (b *piecemeal) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -91,6 +93,7 @@ func (b *piecemeal) Apply(ctx context.Context, changes ...backend.Change) error 
 	return nil
 }
 
+// disorderly yields the entries of a Scan in reverse order.
 type disorderly struct{ backend.Backend }
 
 func (b *disorderly) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
@@ -112,6 +115,7 @@ func (b *disorderly) Scan(ctx context.Context, from, to []byte) iter.Seq2[backen
 	}
 }
 
+// inclusive yields the entry of the key to as well.
 type inclusive struct{ backend.Backend }
 
 func (b *inclusive) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
@@ -121,7 +125,7 @@ func (b *inclusive) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend
 	return b.Backend.Scan(ctx, from, to)
 }
 
-// sharing hands out the same memory each time.
+// sharing returns the same slices from each Get of an unchanged entry.
 type sharing struct {
 	backend.Backend
 	mu   sync.Mutex
@@ -144,7 +148,7 @@ func (b *sharing) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return e, err
 }
 
-// stale answers some reads from what it read before.
+// stale returns an earlier entry from every fifth Get.
 type stale struct {
 	backend.Backend
 	mu   sync.Mutex
@@ -165,12 +169,14 @@ func (b *stale) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return e, err
 }
 
+// deaf ignores the context of Get.
 type deaf struct{ backend.Backend }
 
 func (b *deaf) Get(_ context.Context, key []byte) (backend.Entry, error) {
 	return b.Backend.Get(context.Background(), key)
 }
 
+// forgetful loses the first change of a large Apply.
 type forgetful struct{ backend.Backend }
 
 func (b *forgetful) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -180,6 +186,7 @@ func (b *forgetful) Apply(ctx context.Context, changes ...backend.Change) error 
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// vague returns an error that the contract does not allow.
 type vague struct{ backend.Backend }
 
 func (b *vague) Get(ctx context.Context, key []byte) (backend.Entry, error) {
@@ -190,6 +197,7 @@ func (b *vague) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return e, err
 }
 
+// hoarding ignores deletions.
 type hoarding struct{ backend.Backend }
 
 func (b *hoarding) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -200,6 +208,7 @@ func (b *hoarding) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, writes...)
 }
 
+// ruthless ignores the Expect of deletions.
 type ruthless struct{ backend.Backend }
 
 func (b *ruthless) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -212,6 +221,7 @@ func (b *ruthless) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// hollow writes an empty value instead of deleting.
 type hollow struct{ backend.Backend }
 
 func (b *hollow) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -222,6 +232,7 @@ func (b *hollow) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// counting ignores Revision.
 type counting struct{ backend.Backend }
 
 func (b *counting) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -232,6 +243,7 @@ func (b *counting) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// lenient accepts a Revision that is not greater than Expect.
 type lenient struct{ backend.Backend }
 
 func (b *lenient) Apply(ctx context.Context, changes ...backend.Change) error {
@@ -244,13 +256,14 @@ func (b *lenient) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
+// drifting makes a Scan out of a Snapshot.
 type drifting struct{ backend.Backend }
 
 func (b *drifting) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return b.Backend.Scan(ctx, from, to)
 }
 
-// hasty takes its snapshot when it is called.
+// hasty takes the snapshot when Snapshot is called, and not when the loop starts.
 type hasty struct{ backend.Backend }
 
 func (b *hasty) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {

@@ -22,18 +22,18 @@ type stripe struct {
 	_ [120]byte
 }
 
-func (t *stripedCounter) add() {
+func (c *stripedCounter) add() {
 	var here byte
 	// Stacks begin at multiples of 2 KiB or more. The multiplication (Fibonacci hashing) spreads
 	// the stacks over the stripes.
 	stack := uint64(uintptr(unsafe.Pointer(&here))) >> 11
-	t.stripes[stack*0x9e37_79b9_7f4a_7c15>>(64-counterBits)].n.Add(1)
+	c.stripes[stack*0x9e37_79b9_7f4a_7c15>>(64-counterBits)].n.Add(1)
 }
 
 // sum includes every add that returned before sum was called.
-func (t *stripedCounter) sum() (n uint64) {
-	for i := range t.stripes {
-		n += t.stripes[i].n.Load()
+func (c *stripedCounter) sum() (n uint64) {
+	for i := range c.stripes {
+		n += c.stripes[i].n.Load()
 	}
 	return n
 }

@@ -109,12 +109,12 @@ func (f *front[V]) putLocked(id ID, v *V) {
 	rank := 0 // of the chosen way: 3 the same ID, 2 an empty slot, 1 an untouched value, or 0
 	for i := range b.slots {
 		r := 0
-		switch had := b.slots[i].Load(); {
-		case had == nil:
+		switch old := b.slots[i].Load(); {
+		case old == nil:
 			r = 2
-		case f.node(had).ID == id:
+		case f.node(old).ID == id:
 			r = 3
-		case !f.node(had).touched.Load():
+		case !f.node(old).touched.Load():
 			r = 1
 		}
 		if r > rank {

@@ -36,7 +36,7 @@ type compactions struct {
 	room    room                  // a copy of the db's, of which it uses what does not change
 	waiting atomic.Pointer[error] // why a compaction waits for space; nil: none does
 	closing atomic.Bool           // Badger is being closed
-	probing sync.Mutex            // held in a probe of room, and when now is set
+	probing sync.Mutex            // held in a probe of room, when now is set, and until the old tables are removed
 
 	mu   sync.Mutex
 	over sync.Cond // that now has become nil
@@ -188,6 +188,8 @@ func (c *compactions) done(by int) {
 		c.db.fail("compact", errors.New("a table could not be made"))
 	}
 	whole := c.db.failed.Load() == nil
+	c.probing.Lock() // until the old tables are removed, which take space
+	defer c.probing.Unlock()
 	c.end(now)
 	if whole && now.release != nil {
 		now.release()

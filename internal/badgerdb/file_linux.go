@@ -1,6 +1,7 @@
 package badgerdb
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -50,12 +51,27 @@ func probe(dir string, size int64) error {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		err = fallocate(fd, size)
-		_ = unix.Close(fd) // which gives the space back
+		_ = unix.Close(fd)      // which gives the space back
+		if copiesOnWrite(dir) { // and only this does it there: else it is counted for a while, and others find none
+			err = errors.Join(err, syncFileSystem(dir))
+		}
 	}
-	if err == syscall.ENOSPC || err == syscall.EDQUOT {
-		return err
+	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, full) {
+			return full
+		}
 	}
 	return nil
+}
+
+// syncFileSystem makes what was written durable, and gives back the blocks of what was removed.
+func syncFileSystem(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Syncfs(fd)
 }
 
 // blockSize is what the file system counts in, which is not always the size that it likes to transfer.

@@ -22,7 +22,8 @@ import (
 //
 //	2 m            tables of the log that is full, and of the one that is being written
 //	the log        that comes after it
-//	up to 12 m     a compaction, which writes anew what it reads: not more than all tables
+//	all tables     a compaction, which writes anew what it reads: a table of which the first key and the last are far
+//	               apart is merged with all tables of the next level between them
 //
 // That is enough for an urgent commit, and for m more, any. The log that is being written has all of its space from the
 // beginning, and so has the file LAST: an urgent commit which fits into it is made on a disk that has no byte left.
@@ -40,8 +41,9 @@ import (
 // what was found is enough for the tables and logs of two. Then the commit waits.
 //
 // A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
-// log have none, and urgent commits need what Badger needs. It also gives back the old blocks late, so that there the
-// space is allocated before each commit.
+// log have none, urgent commits need what Badger needs, and usual ones 4 m more. It also gives blocks back late: a probe
+// waits for that, and so does a compaction before its first table. Where blocks are given back while a full quota is
+// being written to, btrfs may refuse pages of a table though there is space, which ends the process and loses nothing.
 //
 // A compaction waits until it has its space; see compactions.awaitSpace. The space for it is not used by commits.
 type room struct {
@@ -57,8 +59,9 @@ type room struct {
 	allocated bool  // and so has the log
 
 	probed time.Time // when all that may be needed could be allocated; zero: not since the log was begun
-	always bool      // that does not hold for a while; see copiesOnWrite
+	copies bool      // see copiesOnWrite
 	logs   int       // that were begun since the last probe
+	size   int64     // of the tables, when that was looked at
 
 	allowed int64 // what the last probe found
 	refusal error // why it found no more
@@ -85,7 +88,7 @@ const (
 // the largest takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
 	r := room{
-		dir: dir, disk: disk, probe: probe, memtable: memtable, always: copiesOnWrite(dir), allowed: math.MaxInt64,
+		dir: dir, disk: disk, probe: probe, memtable: memtable, copies: copiesOnWrite(dir), allowed: math.MaxInt64,
 		idle: func(probe func()) bool { probe(); return true },
 		busy: func() error { return nil },
 	}
@@ -116,7 +119,7 @@ func (r *room) logSize() int64 { return r.memtable + int64(r.group) + 2*backend.
 
 // need is the space without which nothing may be written that Badger has to go on with.
 func (r *room) need(tables int64) int64 {
-	return 2*r.memtable + r.logSize() + min(tables, 12*r.memtable)
+	return 2*r.memtable + r.logSize() + tables
 }
 
 func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%05d.mem", log)) }
@@ -172,18 +175,26 @@ func (r *room) use(writes []write) {
 	}
 }
 
+// spare is the space beyond need that usual commits leave to urgent ones.
+func (r *room) spare() int64 {
+	if r.copies {
+		return 4 * r.memtable
+	}
+	return r.memtable
+}
+
 // forCommit returns why there is no room for a usual commit, and for an urgent one.
 func (r *room) forCommit() (usual, urgent error) {
 	free, _, ok := r.disk(r.dir)
 	if !ok {
 		free = math.MaxInt64
 	}
-	spare := r.memtable
-	due := r.always || time.Since(r.probed) >= probeEvery
-	if !due && free >= r.need(12*r.memtable)+spare {
-		return nil, nil // without a look at the tables
+	spare := r.spare()
+	due := time.Since(r.probed) >= probeEvery
+	if due {
+		r.size = r.tables()
 	}
-	need := r.need(r.tables())
+	need := r.need(r.size + int64(r.logs)*r.memtable) // each log has become a table since
 	if due {
 		if err := r.look(need+spare, need, spare); err != nil {
 			return err, err
@@ -201,7 +212,7 @@ func (r *room) forCommit() (usual, urgent error) {
 	}
 	switch {
 	case r.used < r.memtable && r.allocated: // it stays in this log
-	case r.used < r.memtable && left >= spare && !r.always:
+	case r.used < r.memtable && left >= spare && !r.copies:
 	case left < need:
 		urgent = why(need)
 	}
@@ -261,7 +272,10 @@ func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.l
 // toCompact returns why there is no room for a compaction, and for a table that is flushed beside it. It does not probe: a
 // table may be being flushed.
 func (r *room) toCompact() error {
-	need := min(r.tables(), 12*r.memtable) + r.memtable
+	need := r.tables() + r.memtable
+	if r.copies {
+		_ = syncFileSystem(r.dir) // gives back the blocks of tables that were removed
+	}
 	if free, _, ok := r.disk(r.dir); ok && free < need {
 		return full(r.dir, free, need)
 	}

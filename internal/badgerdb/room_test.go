@@ -134,7 +134,7 @@ func TestQuota(t *testing.T) {
 	refused(put(false))
 	require.NoError(t, put(true))
 	refused(put(false))
-	left.Store(db.room.need(12*db.room.memtable) + db.room.memtable)
+	left.Store(db.room.need(db.room.tables()) + db.room.memtable)
 	require.NoError(t, put(false), "a refusal does not hold")
 
 	db.room.probed = time.Time{}
@@ -166,7 +166,8 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	var left atomic.Int64
 	var probes atomic.Int64
 	left.Store(1 << 40)
-	db.room.always = true
+	probeAgain := func() { db.room.probed = time.Time{} }
+	probeAgain()
 	db.room.probe = func(_ string, size int64) error {
 		probes.Add(1)
 		if size > left.Load() {
@@ -206,6 +207,7 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	left.Store(1 << 40)
 	require.NoError(t, put())
 	before := probes.Load()
+	probeAgain()
 	require.NoError(t, os.WriteFile(db.room.path(99), nil, 0o600)) // as if there were a log whose table is being made
 	require.NoError(t, put())
 	require.Equal(t, before, probes.Load(), "a table is being flushed")
@@ -214,6 +216,7 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	require.Greater(t, probes.Load(), before)
 
 	db.room.logs = 2
+	probeAgain()
 	db.compactions.now.Store(db.compactions.begin(0))
 	failed := errors.New("as if")
 	db.compactions.waiting.Store(&failed)
@@ -229,7 +232,7 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 func TestQuotaWithoutAReserve(t *testing.T) {
 	db := open(t, t.TempDir())
 	left := db.room.need(db.room.tables())
-	db.room.allocated, db.room.always = false, true
+	db.room.allocated, db.room.copies = false, true
 	db.room.probe = func(_ string, size int64) error {
 		if size > left {
 			return syscall.EDQUOT

@@ -158,6 +158,13 @@ func TestQuota(t *testing.T) {
 	refused(r.toSalvage())
 }
 
+// A compaction can write all tables anew: one table with the first key of one kind and the last key of another is merged with
+// everything between. Of 41 MB of tables all were written at once, with memtables of 1 MB.
+func TestNeedCoversAllTables(t *testing.T) {
+	r := newRoom(t.TempDir(), smallMemtable, 0)
+	require.EqualValues(t, 1<<40, r.need(1<<40)-r.need(0))
+}
+
 // A probe would take the space from a table that is being written. So there is none then; what the last one found holds, but
 // not into a third log.
 func TestNoProbeWhileTablesAreWritten(t *testing.T) {

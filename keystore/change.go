@@ -382,7 +382,7 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 		entry: st.entry(),
 		event: event,
 		changes: []backend.Change{
-			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Urgent: restricts(event)},
+			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Restricts: restricts(event)},
 			{Key: eventKey(0), Value: said}, // until place
 		},
 	}, nil

@@ -220,9 +220,9 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	u.mu.Lock()
 	value := usageState{u.since, complete}.encode()
 	u.mu.Unlock()
-	// Urgent, because without the mark a later RevokeAll could revoke keys that are in use. A
+	// Restricts, because without the mark a later RevokeAll could revoke keys that are in use. A
 	// conflict means that another store has the backend open.
-	err := s.backend.Apply(ctx, backend.Change{Key: usageStateKey, Value: value, Expect: u.revision, Urgent: true})
+	err := s.backend.Apply(ctx, backend.Change{Key: usageStateKey, Value: value, Expect: u.revision, Restricts: true})
 	if err != nil {
 		s.noteFailure(err)
 		return trouble("write usage", err)

@@ -72,7 +72,7 @@ func (r *request) check() error {
 		}
 		seen[string(c.Key)] = struct{}{}
 		size += len(c.Key) + len(c.Value)
-		r.urgent = r.urgent || c.Urgent
+		r.urgent = r.urgent || c.Restricts
 	}
 	if size > backend.MaxApplySize {
 		return fmt.Errorf("badgerdb: %w: changes of %d bytes at once: at most %d are allowed", backend.ErrTooLarge, size, backend.MaxApplySize)

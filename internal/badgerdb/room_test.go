@@ -27,7 +27,7 @@ func TestFullDisk(t *testing.T) {
 	db.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 30, true }
 	put := func(key string, urgent bool) error {
 		c := change(key, strings.Repeat("v", 1000), 0)
-		c.Urgent = urgent
+		c.Restricts = urgent
 		return db.Apply(t.Context(), c)
 	}
 	want := make(map[string]bool)
@@ -324,7 +324,7 @@ func TestRoomAfterRedo(t *testing.T) {
 		var changes []backend.Change
 		for i := range 3 {
 			c := change(fmt.Sprint("k", from+i), strings.Repeat("v", 32<<10), 0)
-			c.Urgent = true
+			c.Restricts = true
 			changes = append(changes, c)
 		}
 		return db.Apply(t.Context(), changes...)

@@ -86,10 +86,10 @@ type Change struct {
 	// Delete removes the entry. Value is empty then, Revision 0, and Expect not 0. Afterwards it is as if the key had
 	// never been written: the next write expects 0 and makes revision 1, which somebody may still expect from before.
 	Delete bool
-	// Urgent says that the change takes something from a key, such as its validity. A backend that runs out of space
+	// Restricts says that the change takes something from a key, such as its validity. A backend that runs out of space
 	// keeps some for these, and refuses others with ErrFull before. The changes of one Apply are urgent if one of them
 	// is.
-	Urgent bool
+	Restricts bool
 }
 
 // A Backend keeps entries. Its methods are safe for concurrent use.

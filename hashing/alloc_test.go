@@ -1,6 +1,6 @@
 //go:build !race
 
-// The race detector has sync.Pool lose things at random.
+// Under the race detector, a sync.Pool drops values at random.
 
 package hashing_test
 

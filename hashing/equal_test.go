@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every bit of every length counts, in the words and behind them.
+// equal notices every bit, in the words of 8 bytes and in the bytes after the words.
 func TestEqual(t *testing.T) {
 	for n := range 40 {
 		a := bytes.Repeat([]byte{0xa5}, n)

@@ -10,7 +10,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 )
 
-// saltedSHA512 is a scheme of one's own. A Sum is the salt, and the SHA-512 of salt and token.
+// saltedSHA512 is a user-defined scheme. A Sum is the salt, followed by the SHA-512 of salt and
+// token.
 type saltedSHA512 struct{}
 
 const (
@@ -43,7 +44,8 @@ func sumOf(salt []byte, token string) []byte {
 }
 
 func ExampleHasher() {
-	h, err := hashing.Keyring(saltedSHA512{}, hashing.SHA256()) // it replaces the default, and keys go on working
+	// Digests of the default hasher still match, so existing keys continue to work.
+	h, err := hashing.Keyring(saltedSHA512{}, hashing.SHA256())
 	if err != nil {
 		panic(err)
 	}

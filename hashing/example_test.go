@@ -20,9 +20,10 @@ func ExampleSHA256() {
 	// true
 }
 
-// A pepper is replaced. Digests that were made with the earlier one still match, and are known by it.
+// Replace a pepper. Digests of the old pepper still match, and Match reports them as outdated.
 func ExampleKeyring() {
-	pepper2025 := bytes.Repeat([]byte{5}, 32) // in earnest: 32 random bytes each, from a secret manager
+	// In production, use 32 random bytes from a secret manager for each pepper.
+	pepper2025 := bytes.Repeat([]byte{5}, 32)
 	pepper2026 := bytes.Repeat([]byte{6}, 32)
 
 	old, err := hashing.HMACSHA256("2025", pepper2025)

@@ -1,35 +1,42 @@
-// Package hashing makes the digest that is stored in place of a token, and compares a token with it in constant time.
+// Package hashing makes the digest that a store keeps in place of a token, and compares a token
+// with a digest in constant time. For most stores, [SHA256] is enough. If other people can read or
+// write the digests, use [HMACSHA256]. To change from one hasher to another, use [Keyring].
 //
 // # Why a fast hash
 //
-// Slow, salted hashes (Argon2, bcrypt) make up for how easily the passwords that people choose are guessed. A token
-// with 112 random bits or more cannot be guessed at any speed, and no two are equal, so that a table of digests made
-// in advance helps nobody. One round of SHA-256 is right for it: OWASP ASVS 5.0, 6.5.2, and NIST SP 800-63B on
-// look-up secrets draw the line at 112 bits. A slow hash would add its 50 ms and more to every call, and give
-// strangers a way to use up the CPU.
+// Slow, salted hashes such as Argon2 and bcrypt protect passwords, because people choose passwords
+// that are easy to guess. A token with at least 112 random bits cannot be guessed at any speed. No
+// two tokens are equal, so a table of digests made in advance does not help an attacker. One round
+// of SHA-256 is the right hash for such a token: OWASP ASVS 5.0, 6.5.2, and NIST SP 800-63B on
+// look-up secrets draw the line at 112 bits. A slow hash would add 50 ms or more to every call, and
+// would let strangers use up the CPU.
 //
-// Do not use [SHA256] or [HMACSHA256] for what a person has chosen.
+// Do not use [SHA256] or [HMACSHA256] for a password that a person has chosen.
 //
 // # Pepper
 //
-// [HMACSHA256] mixes in a pepper: a key that is kept apart from the digests, in a secret manager or the environment.
-// It does not make tokens harder to guess. It is for stores that others can get at, such as backups or a shared
-// database: without the pepper, who reads the digests cannot tell whether a token that he has found is among them,
-// and who writes them cannot add one for a token of his own; not, that is, once no [Keyring] with SHA256 accepts such
-// a one.
+// [HMACSHA256] adds a pepper to the hash. A pepper is a secret key that is kept apart from the
+// digests, in a secret manager or in the environment. A pepper does not make tokens harder to
+// guess. It protects stores that other people can reach, such as backups or a shared database. An
+// attacker who reads the digests, but not the pepper, cannot find out whether a given token is in
+// the store. An attacker who writes digests cannot add a digest for a token of his own, unless the
+// [Keyring] still accepts digests of [SHA256], which need no pepper.
 //
-// A digest cannot be matched without its pepper. When the pepper is lost, so are all keys that it was used for: they
-// have to be issued again. Back it up, but not together with the digests.
+// A digest cannot be matched without the pepper that made the digest. If the pepper is lost, every
+// key that was hashed with the pepper is lost too, and has to be issued again. Back the pepper up,
+// but not together with the digests.
 //
 // # Changing the scheme
 //
-// A digest cannot be turned into one of another scheme; that takes the token, which comes by when it is used.
-// [Keyring] makes digests with the current hasher and still matches those of earlier ones, and says so
-// ([MatchOutdated]). Once no stored digest has the scheme of an earlier hasher, that can go.
+// A digest cannot be converted to another scheme. A new digest needs the token, and the store sees
+// the token only when a client uses the key. So a [Keyring] makes digests with the current hasher,
+// still matches the digests of earlier hashers, and reports such a match as [MatchOutdated]. Remove
+// an earlier hasher once no stored digest has its scheme.
 //
 // # Other schemes
 //
-// A [Hasher] of one's own has two methods. It may add a salt: digests are matched, never looked up.
+// To use another scheme, implement the two methods of [Hasher]. The scheme may use a salt, because
+// a store compares digests and never looks a key up by its digest.
 package hashing
 
 import (
@@ -46,36 +53,36 @@ import (
 	"unsafe"
 )
 
-// A Digest is what is stored of a token. The zero Digest matches no token.
+// A Digest is stored in place of a token. The zero Digest matches no token.
 type Digest struct {
-	Scheme string // names the way it was made, such as "sha256"
-	Sum    []byte // as the scheme has it, a salt included; shared, and not to be changed
+	Scheme string // the method that made the digest, such as "sha256"
+	Sum    []byte // in the form of the scheme, with the salt if there is one; shared: do not modify
 }
 
-// A Result says whether a digest is that of a token. The zero Result is no.
+// A Result tells whether a digest belongs to a token. The zero Result means no.
 type Result uint8
 
 const (
-	Mismatch      Result = iota // it is not, or the scheme is unknown, or the digest is damaged
-	Match                       // it is
-	MatchOutdated               // it is, and was made by an earlier hasher: digest the token anew when convenient
+	Mismatch      Result = iota // a different token, an unknown scheme or a damaged digest
+	Match                       // the digest belongs to the token
+	MatchOutdated               // a match by an earlier hasher: store a new digest when convenient
 )
 
-// A Hasher makes digests and matches tokens with them. Its methods must be safe for concurrent use, and neither keep
-// nor change what they are given.
+// A Hasher makes digests and matches tokens with digests. The methods must be safe for concurrent
+// use. The methods must neither keep nor modify their arguments.
 type Hasher interface {
 	// Digest returns a digest of the token. Two calls may differ.
 	Digest(token string) Digest
 
-	// Match says whether d is a digest of the token. It is asked about any d, those of other
-	// schemes and damaged ones included: they are a Mismatch. A Result that this package does not
-	// declare means trouble, and admits nobody. The time that Match takes does not depend on the
-	// bytes in d.Sum.
+	// Match reports whether d is a digest of the token. Callers pass any d: for a digest of another
+	// scheme, or a damaged digest, Match returns Mismatch. A Result that this package does not
+	// declare means that the Hasher has failed, and the store then refuses the token. The duration
+	// of Match does not depend on the bytes in d.Sum.
 	Match(d Digest, token string) Result
 }
 
-// SHA256 returns the Hasher for SHA-256 (FIPS 180-4), with the scheme "sha256". It is the one to begin with; for when
-// it is not enough, see Pepper above.
+// SHA256 returns the Hasher for SHA-256 (FIPS 180-4), with the scheme "sha256". Start with SHA256.
+// The section on peppers in the package comment tells when SHA256 is not enough.
 func SHA256() Hasher { return sha256Hasher{} }
 
 type sha256Hasher struct{}
@@ -95,13 +102,14 @@ func (sha256Hasher) Match(d Digest, token string) Result {
 	return compare(d.Sum, sum[:])
 }
 
-// sum256 reads the token's bytes in place, because a plain conversion to a slice allocates, and copying them to the stack
-// takes 7 ns, where a hash takes 140. Sum256 neither keeps nor changes what it is given.
+// sum256 hashes the token without a copy of its bytes. A plain conversion to a slice allocates, and
+// a copy on the stack takes 7 ns, while the hash takes 140 ns. The unsafe slice is safe here,
+// because sha256.Sum256 neither keeps nor modifies its argument.
 func sum256(token string) [sha256.Size]byte {
 	return sha256.Sum256(unsafe.Slice(unsafe.StringData(token), len(token)))
 }
 
-// compare is constant in time for sums of equal length. Lengths are public.
+// compare takes constant time for sums of equal length. The length of a sum is public.
 func compare(stored, sum []byte) Result {
 	if !equal(stored, sum) {
 		return Mismatch
@@ -109,8 +117,8 @@ func compare(stored, sum []byte) Result {
 	return Match
 }
 
-// equal is subtle.ConstantTimeCompare, 8 bytes at a time: for a SHA-256 that saves 12 ns of 30, where hashing a token
-// takes 140.
+// equal does the same as subtle.ConstantTimeCompare, but compares 8 bytes at a time. For the sum of
+// a SHA-256, equal takes 18 ns instead of 30 ns; to hash a token takes 140 ns.
 func equal(a, b []byte) bool {
 	if len(a) != len(b) {
 		return false
@@ -126,30 +134,33 @@ func equal(a, b []byte) bool {
 	return differ == 0
 }
 
-// HMACSHA256 returns the Hasher for HMAC with SHA-256 (RFC 2104, FIPS 198-1) and a pepper, with the scheme
-// "hmac-sha256:" followed by the id. See Pepper in the package's comment for when to use it.
+// HMACSHA256 returns the Hasher for HMAC with SHA-256 (RFC 2104, FIPS 198-1) and a pepper. The
+// scheme is "hmac-sha256:" followed by the id. The section on peppers in the package comment tells
+// when to use HMACSHA256.
 //
-// The id has 1 to 64 letters, digits, '.', '_' and '-'. It is stored with each digest and is no
-// secret. Give each pepper an id of its own, such as the year: it is the only way to see which
-// digests still need an earlier one. A store that is opened with another pepper under the same id
-// refuses to open.
+// The id consists of 1 to 64 ASCII letters, digits, '.', '_' and '-'. The id is stored with each
+// digest and is not secret. Give each pepper a different id, such as the year: only the id shows
+// which digests still need an earlier pepper. A store refuses to open if the id is the same but the
+// pepper is not.
 //
-// The pepper has 16 bytes or more, better 32, from crypto/rand. Whoever has a copy of a store can
-// guess at a pepper that a person chose: the store holds a digest of a text that everybody knows.
-// The pepper is copied. Nothing that the fmt package prints of the Hasher has it.
+// The pepper has at least 16 bytes from crypto/rand; 32 bytes are better. Do not choose a pepper by
+// hand: the store contains a digest of a publicly known text, so an attacker with a copy of the
+// store can test guesses. HMACSHA256 copies the pepper. The fmt package never prints the pepper of
+// a Hasher.
 //
-// The error is about an id or a pepper that is not so.
+// HMACSHA256 returns an error if the id or the pepper breaks these rules.
 func HMACSHA256(id string, pepper []byte) (Hasher, error) {
 	if id == "" || len(id) > 64 || strings.Trim(id, idChars) != "" {
-		return nil, errors.New("hashing: the id of a pepper must have 1 to 64 letters, digits, '.', '_' and '-'; " +
-			"the year will do")
+		return nil, errors.New("hashing: the id of a pepper must consist of 1 to 64 ASCII letters, " +
+			"digits, '.', '_' and '-', such as the year")
 	}
 	if len(pepper) < 16 {
-		return nil, fmt.Errorf("hashing: a pepper of %d bytes is too short: use 16 or more, better 32, from crypto/rand",
-			len(pepper))
+		return nil, fmt.Errorf("hashing: the pepper has %d bytes and needs at least 16: "+
+			"use 32 bytes from crypto/rand", len(pepper))
 	}
 	pepper = slices.Clone(pepper)
-	// No field holds the pepper, only this closure and the states it keys: fmt prints neither.
+	// No field contains the pepper. Only this closure and the states that the closure makes contain
+	// the pepper, and fmt prints neither.
 	newState := func() any { return &hmacState{mac: hmac.New(sha256.New, pepper)} }
 	return &hmacHasher{scheme: "hmac-sha256:" + id, states: sync.Pool{New: newState}}, nil
 }
@@ -158,11 +169,12 @@ const idChars = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.
 
 type hmacHasher struct {
 	scheme string
-	// states are keyed once and used again: keying one takes three times as long as using it, and allocates.
-	states sync.Pool // of *hmacState
+	// states contains values of type *hmacState. A state is set up with the pepper once, and then
+	// used many times: the set-up takes three times as long as one use, and allocates.
+	states sync.Pool
 }
 
-// An hmacState has all that one sum needs, so that making it allocates nothing.
+// An hmacState has all the memory that one HMAC needs, so that the computation does not allocate.
 type hmacState struct {
 	mac   hash.Hash
 	token []byte
@@ -184,32 +196,34 @@ func (h *hmacHasher) Match(d Digest, token string) Result {
 	return compare(d.Sum, s.sumOf(token))
 }
 
-// sumOf returns a slice of s, which the next call overwrites.
+// sumOf returns the HMAC of the token. The result is a slice of s; the next call overwrites it.
 func (s *hmacState) sumOf(token string) []byte {
 	s.token = append(s.token[:0], token...)
-	defer clear(s.token) // the state outlives the call, and may lie in the pool for long
+	defer clear(s.token) // the state may stay in the pool for a long time after the call
 	s.mac.Reset()
 	s.mac.Write(s.token)
 	return s.mac.Sum(s.sum[:0])
 }
 
-// Format prints the scheme, whatever the verb.
+// Format prints the scheme for every verb, and nothing else.
 func (h *hmacHasher) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "hashing."+h.scheme) }
 
-// Keyring returns a Hasher that makes digests with current, and matches those of all: what current matches is a
-// Match, and what one of the earlier matches is [MatchOutdated]. It asks one after the other, which costs little,
-// since for the digests of other schemes each has but a name to compare. Keyrings can be nested.
+// Keyring returns a Hasher that makes digests with current and matches the digests of all hashers.
+// Match returns [Match] if current matches the token, and [MatchOutdated] if an earlier hasher
+// matches the token. Match asks the hashers one after another, which is cheap: a hasher compares
+// only the name of the scheme if the digest has another scheme. Keyrings can be nested.
 //
-// The error is about a Hasher that is nil, or about two peppers with one id: a store could not tell
-// their digests apart, and would count none as outdated. The same pepper twice is harmless, and is
-// not an error. To find out, Keyring asks each Hasher for a digest of a fixed text.
+// Keyring returns an error if a Hasher is nil, or if two different peppers have the same id. A
+// store could not tell the digests of two such peppers apart, and would count no digest as
+// outdated. The same pepper twice is harmless and not an error. To detect different peppers,
+// Keyring calls the Digest method of each Hasher with a fixed text.
 func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 	if current == nil {
-		return nil, errors.New("hashing: the current hasher of a keyring is nil")
+		return nil, errors.New("hashing: the current hasher of the keyring is nil")
 	}
 	for i, h := range earlier {
 		if h == nil {
-			return nil, fmt.Errorf("hashing: earlier hasher %d of a keyring, counted from 0, is nil", i)
+			return nil, fmt.Errorf("hashing: earlier[%d] of the keyring is nil", i)
 		}
 	}
 	k := &keyring{current: current, earlier: slices.Clone(earlier)}
@@ -226,16 +240,16 @@ func Keyring(current Hasher, earlier ...Hasher) (Hasher, error) {
 type keyring struct {
 	current Hasher
 	earlier []Hasher
-	members []member // of all hashers and nested keyrings, in the order in which Match asks them
+	members []member // all hashers, those of nested keyrings too, in the order in which Match asks
 }
 
-// A member is a Hasher of a keyring that is no keyring.
+// A member is a Hasher in a keyring, but never a keyring itself.
 type member struct {
 	hasher Hasher
-	digest Digest // of sample
+	digest Digest // the digest of sample
 }
 
-// sample is no token of a store: a token has no space.
+// sample cannot be a token of a store, because a token contains no space.
 const sample = "a sample for the hashers of a keyring"
 
 func membersOf(h Hasher) []member {
@@ -245,21 +259,21 @@ func membersOf(h Hasher) []member {
 	return []member{{h, h.Digest(sample)}}
 }
 
-// add adds a member, unless an earlier one makes digests of the same scheme and does not match
-// those of the member.
+// add adds m to the keyring. add returns an error if an earlier member has the same scheme as m and
+// does not match the digests of m.
 func (k *keyring) add(m member) error {
 	for _, other := range k.members {
 		if other.digest.Scheme == m.digest.Scheme && other.hasher.Match(m.digest, sample) != Match {
-			return fmt.Errorf("hashing: two hashers of a keyring make digests of the scheme %q, and with "+
-				"different peppers: give each pepper an id of its own, such as the year", m.digest.Scheme)
+			return fmt.Errorf("hashing: two hashers of the keyring have the scheme %q but different "+
+				"peppers: give each pepper its own id, such as the year", m.digest.Scheme)
 		}
 	}
 	k.members = append(k.members, m)
 	return nil
 }
 
-// Schemes returns the schemes of all hashers of a keyring. A store asks for them, of any Hasher, to
-// know whose digests the Hasher has to match.
+// Schemes returns the schemes of all hashers in the keyring. A store calls Schemes, if a Hasher has
+// this method, to find out which digests the Hasher must be able to match.
 func (k *keyring) Schemes() []string {
 	schemes := make([]string, len(k.members))
 	for i, m := range k.members {
@@ -268,8 +282,8 @@ func (k *keyring) Schemes() []string {
 	return schemes
 }
 
-// HasEarlier reports whether a Match may be outdated. A store asks for it, of any Hasher, to know whether there may be
-// digests to count.
+// HasEarlier reports whether Match can return MatchOutdated. A store calls HasEarlier, if a Hasher
+// has this method, to find out whether to count outdated digests.
 func (k *keyring) HasEarlier() bool {
 	current, ok := k.current.(interface{ HasEarlier() bool })
 	return len(k.earlier) > 0 || ok && current.HasEarlier()
@@ -286,7 +300,7 @@ func (k *keyring) Match(d Digest, token string) Result {
 		case Mismatch:
 		case Match, MatchOutdated:
 			return MatchOutdated
-		default: // of a Hasher that has failed
+		default: // the Hasher has failed
 			return r
 		}
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 )
 
-const token = "oil_01k2rx7y72f969t3gz58xmrqbe_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ010xsMAL"
+const token = "oil_01k2rx7y72f969t3gz58xmrqbe_" +
+	"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ010xsMAL"
 
 func peppered(t testing.TB, id string, pepper []byte) hashing.Hasher {
 	t.Helper()
@@ -31,8 +32,8 @@ func keyring(t testing.TB, current hashing.Hasher, earlier ...hashing.Hasher) ha
 	return h
 }
 
-// NIST's examples for FIPS 180, and one of Python's hashlib, of 128 bytes; the last two just fill the buffer on the
-// stack, and overflow it.
+// The vectors are NIST's examples for FIPS 180, and one of 128 bytes that was computed with
+// Python's hashlib. The last two just fill the buffer on the stack, and overflow the buffer.
 func TestSHA256Vectors(t *testing.T) {
 	for message, sum := range map[string]string{
 		"":    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -48,7 +49,8 @@ func TestSHA256Vectors(t *testing.T) {
 	}
 }
 
-// RFC 4231, test cases 1, 3, 4, 6 and 7; the key of 2 is too short for a pepper, and the sum of 5 is cut.
+// The vectors are test cases 1, 3, 4, 6 and 7 of RFC 4231. The key of case 2 is too short for a
+// pepper, and the sum of case 5 is truncated.
 func TestHMACSHA256Vectors(t *testing.T) {
 	counting := make([]byte, 25)
 	for i := range counting {
@@ -66,7 +68,7 @@ func TestHMACSHA256Vectors(t *testing.T) {
 			"The key needs to be hashed before being used by the HMAC algorithm.", "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2"},
 	} {
 		h := peppered(t, "rfc4231", v.key)
-		for range 2 { // with a new state, and with a used one
+		for range 2 { // first with a new state, then with a used state
 			d := h.Digest(v.data)
 			require.Equal(t, "hmac-sha256:rfc4231", d.Scheme)
 			require.Equal(t, v.sum, hex.EncodeToString(d.Sum))
@@ -86,18 +88,23 @@ func TestMatch(t *testing.T) {
 			require.Equal(t, scheme, d.Scheme)
 			require.Equal(t, hashing.Match, h.Match(d, token))
 
-			for _, other := range []string{"", token + "x", token[1:], strings.ToUpper(token), strings.Repeat("x", 1000)} {
+			for _, other := range []string{
+				"", token + "x", token[1:], strings.ToUpper(token), strings.Repeat("x", 1000),
+			} {
 				require.Equal(t, hashing.Mismatch, h.Match(d, other))
 				require.Equal(t, hashing.Match, h.Match(h.Digest(other), other))
 			}
 			for name, other := range all {
 				if name != scheme {
 					require.Equal(t, hashing.Mismatch, other.Match(d, token), "another scheme")
-					require.Equal(t, hashing.Mismatch, other.Match(hashing.Digest{Scheme: name, Sum: d.Sum}, token),
-						"the scheme of another, claimed")
+					claimed := hashing.Digest{Scheme: name, Sum: d.Sum}
+					require.Equal(t, hashing.Mismatch, other.Match(claimed, token),
+						"a digest with the name of another scheme")
 				}
 			}
-			for _, damaged := range [][]byte{nil, {}, d.Sum[:31], append(bytes.Clone(d.Sum), 0), make([]byte, 32)} {
+			for _, damaged := range [][]byte{
+				nil, {}, d.Sum[:31], append(bytes.Clone(d.Sum), 0), make([]byte, 32),
+			} {
 				require.Equal(t, hashing.Mismatch, h.Match(hashing.Digest{Scheme: scheme, Sum: damaged}, token))
 			}
 			for i := range d.Sum {
@@ -120,27 +127,29 @@ func TestThePepperIsCopied(t *testing.T) {
 	pepper := []byte("0123456789abcdef")
 	h := peppered(t, "a", pepper)
 	clear(pepper)
-	require.Equal(t, hashing.Match, h.Match(peppered(t, "a", []byte("0123456789abcdef")).Digest(token), token))
+	digest := peppered(t, "a", []byte("0123456789abcdef")).Digest(token)
+	require.Equal(t, hashing.Match, h.Match(digest, token))
 }
 
 func TestHMACSHA256Refuses(t *testing.T) {
-	pepper := []byte("the pepper, of more than 16 bytes")
+	pepper := []byte("secret text, of more than 16 bytes")
 	for _, id := range []string{"", "a b", "a:b", "a/b", "ä", "a\x00", strings.Repeat("a", 65)} {
 		h, err := hashing.HMACSHA256(id, pepper)
-		require.ErrorContains(t, err, "the id of a pepper must have")
+		require.ErrorContains(t, err, "the id of a pepper must consist of 1 to 64 ASCII letters")
 		require.Nil(t, h)
 	}
 	for _, id := range []string{"a", "2026-11", "A.b_c-9", strings.Repeat("a", 64)} {
 		require.Equal(t, "hmac-sha256:"+id, peppered(t, id, pepper[:16]).Digest(token).Scheme)
 	}
 	h, err := hashing.HMACSHA256("a", pepper[:15])
-	require.ErrorContains(t, err, "a pepper of 15 bytes is too short: use 16 or more")
-	require.NotContains(t, err.Error(), "the pepper")
+	require.ErrorContains(t, err, "the pepper has 15 bytes and needs at least 16: use 32 bytes")
+	require.NotContains(t, err.Error(), "secret")
 	require.Nil(t, h)
 }
 
 func TestKeyring(t *testing.T) {
-	older, old, current := hashing.SHA256(), peppered(t, "1", make([]byte, 16)), peppered(t, "2", make([]byte, 32))
+	older, old := hashing.SHA256(), peppered(t, "1", make([]byte, 16))
+	current := peppered(t, "2", make([]byte, 32))
 	ring := keyring(t, current, old, older)
 	require.Equal(t, "hmac-sha256:2", ring.Digest(token).Scheme)
 	require.Equal(t, hashing.Match, ring.Match(ring.Digest(token), token))
@@ -158,39 +167,43 @@ func TestKeyring(t *testing.T) {
 
 	nested := keyring(t, ring, unknown)
 	require.Equal(t, hashing.Match, nested.Match(current.Digest(token), token))
-	require.Equal(t, hashing.MatchOutdated, nested.Match(old.Digest(token), token), "outdated for the inner one")
+	require.Equal(t, hashing.MatchOutdated, nested.Match(old.Digest(token), token),
+		"the inner keyring reports the digest as outdated")
 	require.Equal(t, hashing.MatchOutdated, nested.Match(unknown.Digest(token), token))
-	require.Equal(t, hashing.MatchOutdated, keyring(t, unknown, ring).Match(current.Digest(token), token))
+	around := keyring(t, unknown, ring)
+	require.Equal(t, hashing.MatchOutdated, around.Match(current.Digest(token), token))
 
 	same := keyring(t, current, old, peppered(t, "2", make([]byte, 32)))
-	require.Equal(t, hashing.Match, same.Match(current.Digest(token), token), "one pepper twice")
+	require.Equal(t, hashing.Match, same.Match(current.Digest(token), token), "the same pepper twice")
 
 	earlier := []hashing.Hasher{old}
 	ring = keyring(t, current, earlier...)
 	earlier[0] = nil
-	require.Equal(t, hashing.MatchOutdated, ring.Match(old.Digest(token), token), "the list was copied")
+	require.Equal(t, hashing.MatchOutdated, ring.Match(old.Digest(token), token),
+		"Keyring copies the list")
 }
 
 func TestKeyringRefusesNil(t *testing.T) {
 	h, err := hashing.Keyring(nil, hashing.SHA256())
-	require.ErrorContains(t, err, "the current hasher of a keyring is nil")
+	require.ErrorContains(t, err, "the current hasher of the keyring is nil")
 	require.Nil(t, h)
 	h, err = hashing.Keyring(hashing.SHA256(), hashing.SHA256(), nil)
-	require.ErrorContains(t, err, "earlier hasher 1 of a keyring")
+	require.ErrorContains(t, err, "earlier[1] of the keyring is nil")
 	require.Nil(t, h)
 }
 
-// Two peppers with one id could not be told apart: digests of the one would be taken for those of
-// the other.
+// A store could not tell two peppers with the same id apart: it would take digests of one pepper
+// for digests of the other.
 func TestKeyringRefusesTwoPeppersWithOneID(t *testing.T) {
-	a, changed := peppered(t, "2026", make([]byte, 32)), peppered(t, "2026", append(make([]byte, 32), '\n'))
+	a := peppered(t, "2026", make([]byte, 32))
+	changed := peppered(t, "2026", append(make([]byte, 32), '\n'))
 	other := peppered(t, "2025", make([]byte, 32))
 	for name, hashers := range map[string][]hashing.Hasher{
-		"at once":         {a, changed},
-		"further back":    {a, other, changed},
-		"both earlier":    {other, a, changed},
-		"in a nested one": {a, keyring(t, other, changed)},
-		"in two nested":   {keyring(t, other, a), keyring(t, changed)},
+		"first earlier":  {a, changed},
+		"second earlier": {a, other, changed},
+		"both earlier":   {other, a, changed},
+		"in a nested":    {a, keyring(t, other, changed)},
+		"in two nested":  {keyring(t, other, a), keyring(t, changed)},
 	} {
 		h, err := hashing.Keyring(hashers[0], hashers[1:]...)
 		require.ErrorContains(t, err, `the scheme "hmac-sha256:2026"`, name)
@@ -198,7 +211,8 @@ func TestKeyringRefusesTwoPeppersWithOneID(t *testing.T) {
 	}
 }
 
-// A Hasher that has failed is not taken for one that matches.
+// A keyring returns the result of a Hasher that has failed, and never takes that result for a
+// match.
 func TestKeyringPassesOnAFailure(t *testing.T) {
 	const failed = hashing.MatchOutdated + 7
 	ring := keyring(t, hashing.SHA256(), failing{failed})
@@ -217,11 +231,15 @@ func (f failing) Match(hashing.Digest, string) hashing.Result { return f.result 
 func TestNothingSecretIsPrinted(t *testing.T) {
 	pepper := []byte("PEPPERPEPPERPEPPER")
 	h := peppered(t, "2026", pepper)
-	require.Equal(t, hashing.Match, h.Match(h.Digest(token), token)) // there is a keyed state that has seen a token
+	// Afterwards the pool has a state that has hashed a token.
+	require.Equal(t, hashing.Match, h.Match(h.Digest(token), token))
 	ring := keyring(t, h, h)
 
-	type options struct{ hasher hashing.Hasher } // unexported: fmt calls no methods of what is in it
-	values := []any{h, &h, ring, &ring, options{h}, &options{h}, options{ring}, []hashing.Hasher{h}, map[string]options{"a": {ring}}}
+	type options struct{ hasher hashing.Hasher } // fmt calls no methods of an unexported field
+	values := []any{
+		h, &h, ring, &ring, options{h}, &options{h}, options{ring}, []hashing.Hasher{h},
+		map[string]options{"a": {ring}},
+	}
 	var out strings.Builder
 	for _, v := range values {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%p"} {
@@ -232,7 +250,8 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		out.Write(text)
 	}
 	var failures printed
-	assert.Equal(&failures, []hashing.Hasher{h, ring}, []hashing.Hasher{ring, h}) // a failed assertion follows pointers
+	// The text of a failed assertion follows pointers.
+	assert.Equal(&failures, []hashing.Hasher{h, ring}, []hashing.Hasher{ring, h})
 	require.NotEmpty(t, failures.String())
 	out.WriteString(failures.String())
 	for _, part := range []string{
@@ -244,7 +263,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	require.Equal(t, "hashing.hmac-sha256:2026", fmt.Sprintf("%+v", h))
 }
 
-// A printed is a test that remembers what its assertions print.
+// A printed collects what failed assertions print.
 type printed struct{ strings.Builder }
 
 func (p *printed) Errorf(format string, args ...any) { fmt.Fprintf(p, format, args...) }
@@ -258,7 +277,7 @@ func TestHMACSHA256IsSafeForConcurrentUse(t *testing.T) {
 			d := h.Digest(mine)
 			for range 500 {
 				if h.Match(d, mine) != hashing.Match || h.Match(d, token) != hashing.Mismatch {
-					t.Error("another goroutine's token got in")
+					t.Error("a digest matched the token of another goroutine")
 					return
 				}
 			}

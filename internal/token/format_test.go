@@ -43,10 +43,10 @@ func TestRoundTrip(t *testing.T) {
 			head := f.Prefix() + "_" + id.String() + "_"
 			require.True(t, strings.HasPrefix(text, head))
 			secret := text[len(head) : len(text)-checksumLen]
-			require.Empty(t, strings.Trim(secret, f.charset), "it is made of the charset")
+			require.Empty(t, strings.Trim(secret, f.charset), "all characters are from the charset")
 
 			again := f.Renew(id)
-			require.False(t, text == again, "the secret is another")
+			require.False(t, text == again, "Renew returns a new secret")
 			got, ok = Parse(again)
 			require.True(t, ok)
 			require.Equal(t, id, got)
@@ -61,28 +61,31 @@ func TestNewFormatRefuses(t *testing.T) {
 		charset string
 		says    string
 	}{
-		{"", 64, ASCII62, "the prefix, of 0 bytes, cannot begin a token: use 1 to 32 ASCII letters, digits and inner underscores, such as my_api"},
-		{"_a", 64, ASCII62, "the prefix, of 2 bytes,"},
+		{"", 64, ASCII62, "the prefix of 0 bytes is invalid: " +
+			"use 1 to 32 ASCII letters, digits and inner underscores, such as my_api"},
+		{"_a", 64, ASCII62, "the prefix of 2 bytes is invalid"},
 		{"a_", 64, ASCII62, "the prefix"},
 		{"a b", 64, ASCII62, "the prefix"},
 		{"ä", 64, ASCII62, "the prefix"},
-		{strings.Repeat("a", 33), 64, ASCII62, "the prefix, of 33 bytes"},
+		{strings.Repeat("a", 33), 64, ASCII62, "the prefix of 33 bytes is invalid"},
 		{"a", 64, "", "the charset has 0 characters: use 10 or more"},
 		{"a", 64, "012345678", "the charset has 9 characters"},
-		{"a", 64, "01234567890", "the charset has '0' twice"},
-		{"a", 64, "0123456789_", "the charset has '_': use printable ASCII"},
-		{"a", 64, "0123456789 ", "the charset has ' '"},
-		{"a", 64, "0123456789\n", `the charset has '\n'`},
-		{"a", 64, "0123456789é", "the charset has 'é'"},
-		{"a", 64, "0123456789\xff", "the charset has '\uFFFD'"},
-		{"a", 22, "0123456789", "a secret of 22 characters from a set of 10 has 22 × log2(10) = 73.1 bits; at least 112 are needed: use 34 characters or more"},
-		{"a", 27, Hex, "27 × log2(16) = 108.0 bits; at least 112 are needed: use 28"},
-		{"a", 10, ASCII62, "10 × log2(62) = 59.5 bits; at least 112 are needed: use 22"},
-		{"a", 21, ASCII62, "a secret of 21 characters is too short: use 22 or more"},
+		{"a", 64, "01234567890", "the charset contains '0' twice"},
+		{"a", 64, "0123456789_", "the charset contains '_': use printable ASCII"},
+		{"a", 64, "0123456789 ", "the charset contains ' '"},
+		{"a", 64, "0123456789\n", `the charset contains '\n'`},
+		{"a", 64, "0123456789é", "the charset contains 'é'"},
+		{"a", 64, "0123456789\xff", "the charset contains '\uFFFD'"},
+		{"a", 22, "0123456789", "a secret of 22 characters from a charset of 10 has " +
+			"22 × log2(10) = 73.1 bits, and needs at least 112: use 34 characters or more"},
+		{"a", 27, Hex, "27 × log2(16) = 108.0 bits, and needs at least 112: use 28"},
+		{"a", 10, ASCII62, "10 × log2(62) = 59.5 bits, and needs at least 112: use 22"},
+		{"a", 21, ASCII62, "a secret of 21 characters is too short: use 22 characters or more"},
 		{"a", 0, ASCII62, "a secret of 0 characters is too short: use 22"},
 		{"a", -5, Hex, "a secret of -5 characters is too short: use 28"},
-		{"a", 478, ASCII62, "a secret of 478 characters makes a token of more than 512 bytes: use 477 or fewer"},
-		{"my_api", math.MaxInt, ASCII62, "use 472 or fewer"},
+		{"a", 478, ASCII62, "a secret of 478 characters makes the token longer than 512 bytes: " +
+			"use 477 characters or fewer"},
+		{"my_api", math.MaxInt, ASCII62, "use 472 characters or fewer"},
 	} {
 		f, err := NewFormat(tt.prefix, tt.length, tt.charset)
 		require.ErrorContains(t, err, tt.says)
@@ -90,7 +93,7 @@ func TestNewFormatRefuses(t *testing.T) {
 	}
 }
 
-// What the errors advise is enough, and one less is not.
+// NewFormat accepts the length that an error advises, and refuses a length of one less.
 func TestWhatIsAdvisedIsAccepted(t *testing.T) {
 	for n := minCharset; n <= len(allPrintable); n++ {
 		charset := allPrintable[:n]
@@ -98,7 +101,7 @@ func TestWhatIsAdvisedIsAccepted(t *testing.T) {
 			if _, err := NewFormat("a", length, charset); err == nil {
 				_, err = NewFormat("a", length-1, charset)
 				require.ErrorContains(t, err, "use ")
-				require.Regexp(t, `use (\d+)( characters)? or more$`, err.Error())
+				require.Regexp(t, `use (\d+) characters or more$`, err.Error())
 				require.GreaterOrEqual(t, float64(length)*math.Log2(float64(n)), 112.0)
 				break
 			}
@@ -113,7 +116,8 @@ func TestATokenInPlaceOfThePrefixIsNotEchoed(t *testing.T) {
 	require.False(t, strings.Contains(err.Error(), text[31:]))
 }
 
-// The bytes of the last, incomplete round are thrown away, and not folded onto the first characters.
+// writeSecret discards the bytes of the last, incomplete round. It does not map these bytes to the
+// first characters.
 func TestSamplingRejects(t *testing.T) {
 	for _, tt := range []struct {
 		charset string
@@ -121,7 +125,8 @@ func TestSamplingRejects(t *testing.T) {
 	}{
 		{ASCII62, 248}, {ASCII50, 250}, {Hex, 256}, {"0123456789", 250}, {allPrintable, 186},
 	} {
-		// Every byte once, from the highest down: the first rejected ones must leave no trace.
+		// fill returns every byte once, from the highest to the lowest. The rejected bytes come
+		// first, and must leave no trace.
 		next := 256
 		fill := func(b []byte) {
 			for i := range b {
@@ -135,7 +140,7 @@ func TestSamplingRejects(t *testing.T) {
 			want.WriteByte(tt.charset[c%len(tt.charset)])
 		}
 		require.Equal(t, want.String(), got.String())
-		require.Zero(t, next, "no byte was drawn in vain")
+		require.Zero(t, next, "writeSecret used every byte")
 	}
 }
 
@@ -152,8 +157,9 @@ func TestSamplingIsUniform(t *testing.T) {
 			diff := float64(strings.Count(b.String(), string(c))) - expected
 			chi2 += diff * diff / expected
 		}
-		// For k degrees of freedom the mean is k, and the deviation √(2k). Chance does not reach ten of them; a
-		// remainder without rejection is far beyond, at some 1500 for 62 characters.
+		// For k degrees of freedom the mean of chi2 is k, and the standard deviation is √(2k).
+		// Chance does not reach ten deviations. Without rejection, chi2 is far higher: some 1500
+		// for 62 characters.
 		k := float64(len(charset) - 1)
 		require.Less(t, chi2, k+10*math.Sqrt(2*k), "a charset of %d", len(charset))
 	}
@@ -168,7 +174,7 @@ func TestFormatIsSafeForConcurrentUse(t *testing.T) {
 			for range 500 {
 				id, text := f.New()
 				if _, dup := seen.LoadOrStore(id, true); dup || !valid(text) {
-					t.Error("a bad token, or an ID twice")
+					t.Error("an invalid token, or the same ID twice")
 				}
 			}
 		})
@@ -184,7 +190,8 @@ func BenchmarkNew(b *testing.B) {
 	}
 }
 
-// Locate finds the ID of every token of its format, and of none that it would have elsewhere.
+// Locate finds the ID of every token of its format. It refuses tokens with the ID at another
+// position.
 func TestLocate(t *testing.T) {
 	for _, prefix := range []string{"o", "oil", "my_api", strings.Repeat("x", 31)} {
 		f, err := NewFormat(prefix, 64, ASCII62)
@@ -206,7 +213,7 @@ func TestLocate(t *testing.T) {
 		_, same := other.New()
 		require.Len(t, same, len(text))
 		_, _, ok = f.Locate(same)
-		require.False(t, ok, "there is an underscore where the ID would begin or end")
+		require.False(t, ok, "an underscore is at the start or at the end of the ID")
 		require.Zero(t, testing.AllocsPerRun(100, func() { f.Locate(text) }))
 	}
 }

@@ -2,19 +2,21 @@ package token
 
 import "encoding/binary"
 
-// An ID names a key. It is a UUIDv7 (RFC 9562, section 5.7), most significant byte first: IDs sort by creation, as
-// bytes and as texts alike. IDs can be compared with ==.
+// An ID identifies a key. An ID is a UUIDv7 (RFC 9562, section 5.7), most significant byte first.
+// IDs sort by creation, both as bytes and as text. IDs can be compared with ==.
 type ID [16]byte
 
-// idLen is the length of an ID's text: 26 characters of 5 bits have room for 130, and the first two are zero.
+// idLen is the length of the text of an ID. 26 characters of 5 bits have 130 bits, and an ID has
+// 128: the first two bits are zero.
 const idLen = 26
 
-// alphabet is Crockford's (https://www.crockford.com/base32.html) in lower case. His decoder also takes upper case,
-// and i, l and o for the digits that they look like. Ours does not: two texts of one ID would have two digests.
+// alphabet is Crockford's base32 (https://www.crockford.com/base32.html) in lower case. Crockford's
+// decoder also accepts upper case, and reads i, l and o as the digits 1, 1 and 0. ParseID refuses
+// these characters, because two texts of one ID would have two digests.
 const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 
-// values has the value of each character of the alphabet, and invalid for all others. No values below 32 combine to
-// invalid.
+// values maps each character of the alphabet to its value, and every other byte to invalid. An OR
+// of valid values is below 32, and so is never equal to invalid.
 var values = func() (v [256]byte) {
 	for i := range v {
 		v[i] = invalid
@@ -27,7 +29,7 @@ var values = func() (v [256]byte) {
 
 const invalid = 0xff
 
-// String returns the ID's text: 26 characters, which [ParseID] takes back.
+// String returns the text of the ID, 26 characters. [ParseID] returns the ID of such a text.
 func (id ID) String() string {
 	hi, lo := binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])
 	var text [idLen]byte
@@ -39,8 +41,8 @@ func (id ID) String() string {
 	return string(text[:])
 }
 
-// ParseID returns the ID that s is the text of, and true; or, for anything that [ID.String] does not return, the zero
-// ID and false. It does not allocate.
+// ParseID returns the ID with the text s, and true. If [ID.String] never returns s, ParseID returns
+// the zero ID and false. ParseID does not allocate.
 func ParseID(s string) (ID, bool) {
 	hi, lo, ok := parseWords(s)
 	if !ok {
@@ -52,16 +54,18 @@ func ParseID(s string) (ID, bool) {
 	return id, true
 }
 
-// parseWords is ParseID in two words, which stay in registers: to read bytes right after they were written as words
-// takes as long as to parse a third of them.
+// parseWords does the same as ParseID, but returns the ID as two words, which stay in registers.
+// Bytes would be slow: a read of single bytes right after a write of whole words takes as long as a
+// third of the parsing.
 func parseWords(s string) (hi, lo uint64, ok bool) {
 	const half = idLen / 2
 	if len(s) != idLen || s[0] > '7' { // from '8', the value has more than 128 bits
 		return 0, 0, false
 	}
-	// Two halves at once, because each step waits for the one before; all errors at the end, because they are rare.
-	// A half is 65 bits: of the first the upper two are zero, and of the second the uppermost is lost, to be fetched
-	// below.
+	// The loop parses both halves in parallel, because each step depends on the step before. The
+	// check for invalid characters comes after the loop, because invalid characters are rare. A
+	// half has 65 bits. The upper two bits of the first half are zero. The shifts lose the
+	// uppermost bit of the second half, so the return statement adds that bit again.
 	var seen byte
 	for i := range half {
 		h, l := values[s[i]], values[s[half+i]]

@@ -16,7 +16,7 @@ func TestIDText(t *testing.T) {
 	for text, id := range map[string]ID{
 		"00000000000000000000000000": {},
 		"00000000000000000000000001": {15: 1},
-		"00000000000008000000000000": {8: 0x80}, // the bits around the seam between the halves
+		"00000000000008000000000000": {8: 0x80}, // the bits at the border of the halves
 		"0000000000000g000000000000": {7: 1},
 		"00000000000010000000000000": {7: 2},
 		"40000000000000000000000000": {0: 0x80},
@@ -45,7 +45,9 @@ func TestParseIDRefuses(t *testing.T) {
 	const good = "01k9x3v7q2f8hr6m5w0c4tzbnd"
 	_, ok := ParseID(good)
 	require.True(t, ok)
-	for _, s := range []string{"", good[1:], good + "0", "8" + good[1:], "z" + good[1:], strings.ToUpper(good)} {
+	for _, s := range []string{
+		"", good[1:], good + "0", "8" + good[1:], "z" + good[1:], strings.ToUpper(good),
+	} {
 		id, ok := ParseID(s)
 		require.False(t, ok)
 		require.Zero(t, id)
@@ -72,7 +74,7 @@ func TestIDsSortByCreation(t *testing.T) {
 	}
 	require.True(t, slices.IsSorted(texts))
 	require.True(t, slices.IsSortedFunc(ids, func(a, b ID) int { return bytes.Compare(a[:], b[:]) }))
-	require.Len(t, slices.Compact(texts), len(ids), "no two are the same")
+	require.Len(t, slices.Compact(texts), len(ids), "all IDs are different")
 
 	first := uuid.UUID(ids[0])
 	require.EqualValues(t, 7, first.Version())

@@ -12,15 +12,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// shape is what Parse accepts, written down a second time.
+// shape describes the texts that Parse accepts, independently of Parse.
 var shape = regexp.MustCompile(`^([0-9A-Za-z](?:[0-9A-Za-z_]{0,30}[0-9A-Za-z])?)_` +
 	`([0-7][0-9a-hjkmnp-tv-z]{25})_` +
 	"([!-^`-~]{22,}[0-9A-Za-z]{6})$")
 
 func hasShape(s string) bool { return len(s) <= MaxLength && shape.MatchString(s) }
 
-// vectors were computed without this package: the checksums with Python's zlib.crc32, and the texts of the IDs by
-// shifting Python's integers. The fourth ID is the UUIDv7 of RFC 9562, A.6.
+// vectors were computed without this package: the checksums with zlib.crc32 of Python, and the
+// texts of the IDs with shifts of integers in Python. The fourth ID is the UUIDv7 of RFC 9562, A.6.
 var vectors = []struct{ id, prefix, rest string }{
 	{"0198b1d3f8e27a4c9d0e1f2a3b4c5d6e", "oil_01k2rx7y72f969t3gz58xmrqbe", "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ010xsMAL"},
 	{"00000000000000000000000000000001", "my_api_00000000000000000000000001", "zzzzzzzzzzzzzzzzzzzzzz3c4iSH"},
@@ -43,9 +43,10 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// Each byte at each position: Parse takes what the expression takes, and the checksum notices every single change.
+// For each byte at each position, Parse accepts what the regular expression accepts, and the
+// checksum detects every change of one byte.
 func TestOneByteChanged(t *testing.T) {
-	for _, v := range vectors[:2] { // not all, because the expression is slow
+	for _, v := range vectors[:2] { // only two, because the regular expression is slow
 		text := []byte(v.prefix + "_" + v.rest)
 		for i, was := range text {
 			for c := range 256 {
@@ -53,7 +54,8 @@ func TestOneByteChanged(t *testing.T) {
 				s := string(text)
 				_, ok := Parse(s)
 				if ok != hasShape(s) || valid(s) != (text[i] == was) {
-					t.Fatalf("byte %d of %q…, set to %#x: Parse says %t, and Valid %t", i, v.prefix, c, ok, valid(s))
+					t.Fatalf("byte %d of %q…, set to %#x: Parse returns %t, and valid returns %t",
+						i, v.prefix, c, ok, valid(s))
 				}
 			}
 			text[i] = was
@@ -123,7 +125,7 @@ func TestParseRefuses(t *testing.T) {
 		"too long":                    "oil_" + id + "_" + fits + strings.Repeat("s", checksumLen+1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, s := range []string{s, withSum(s)} { // a right checksum does not help
+			for _, s := range []string{s, withSum(s)} { // a correct checksum must not help
 				_, ok := Parse(s)
 				require.False(t, ok)
 				require.False(t, valid(s))
@@ -135,7 +137,7 @@ func TestParseRefuses(t *testing.T) {
 
 func TestChecksum(t *testing.T) {
 	for _, s := range []string{"", "a", "123456789", strings.Repeat("\xff", 300)} {
-		// The value from the digits, against the library's.
+		// Compare the value of the digits with the result of hash/crc32.
 		var crc uint64
 		for _, c := range checksum(s) {
 			crc = crc*62 + uint64(strings.IndexByte(base62, c))
@@ -147,13 +149,13 @@ func TestChecksum(t *testing.T) {
 	require.False(t, ChecksumOK(""))
 }
 
-// Nothing but what Hint shows anyway may reach a log by way of it.
+// Hint must not reveal any part of the secret to a log.
 func TestHintHasNothingOfTheSecret(t *testing.T) {
 	f := format(t, "my_api", 64, ASCII62)
 	id, text := f.New()
 	require.Equal(t, "my_api_"+id.String()+"_…", Hint(text))
 	require.Equal(t, HintOf("my_api", id), Hint(text))
-	require.Equal(t, Hint(text), Hint(f.Renew(id)), "it does not depend on the secret")
+	require.Equal(t, Hint(text), Hint(f.Renew(id)), "the hint does not depend on the secret")
 	require.Equal(t, "…", Hint(text[:len(text)-1]))
 	require.Equal(t, "…", Hint(text[len("my_api_")+idLen+1:]), "the secret alone")
 }
@@ -171,7 +173,8 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// Parse accepts what the expression does, and that has one text: its parts, put together again.
+// Parse accepts the texts that the regular expression accepts. Such a text is equal to its parts,
+// put together again.
 func FuzzParse(f *testing.F) {
 	for _, v := range vectors {
 		f.Add(v.prefix + "_" + v.rest)
@@ -196,7 +199,7 @@ func FuzzParse(f *testing.F) {
 		require.True(t, ok)
 		require.Equal(t, id, back)
 
-		// And with the checksum that the fuzzer would hardly find.
+		// Repeat the checks with the correct checksum, which the fuzzer would hardly find.
 		s = s[:len(s)-checksumLen]
 		sum := checksum(s)
 		s += string(sum[:])
@@ -221,7 +224,8 @@ func BenchmarkChecksumOK(b *testing.B) {
 	}
 }
 
-// The checksum is CRC-32 (IEEE) as hash/crc32 has it, of every length, in words and behind them.
+// For every length, checksum returns the CRC-32 (IEEE) of hash/crc32, both for whole words and for
+// the bytes after the words.
 func TestChecksumIsCRC32(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for n := range 130 {

@@ -1,5 +1,5 @@
-// Package record is the stored form of a key: a protobuf message, and the checks that stand between bytes from a disk
-// and a decision about who gets in.
+// Package record defines the stored form of a key, a protobuf message. [Decode] checks the bytes
+// from a disk before a store uses them to admit or refuse a caller.
 package record
 
 import (
@@ -13,21 +13,23 @@ import (
 
 //go:generate go run github.com/bufbuild/buf/cmd/buf@v1.75.0 generate
 
-// Format is the newest format of a record that this program reads, and the one that it writes.
+// Format is the newest format of a record that this program can read. The program writes this
+// format.
 const Format = 1
 
-// ErrInvalid means that bytes are not a record that this program can decide by.
-var ErrInvalid = errors.New("not a usable record")
+// ErrInvalid means that the bytes are not a valid record, so no key can be verified with the bytes.
+var ErrInvalid = errors.New("invalid record")
 
-// ErrNewer is the ErrInvalid of a record that a later version has written.
-var ErrNewer = fmt.Errorf("%w: it is of a later version", ErrInvalid)
+// ErrNewer wraps ErrInvalid, and means that a later version of the program wrote the record.
+var ErrNewer = fmt.Errorf("%w: written by a later version", ErrInvalid)
 
-// Decode reads a record. It refuses, with ErrInvalid, whatever could not be decided by: bytes that are no message, a
-// newer format, an unknown status, a missing digest, a revocation without its time.
+// Decode parses and checks a record. Decode returns ErrInvalid if the record is not usable: the
+// bytes are not a protobuf message, the format is newer, the status is unknown, the digest is
+// missing, or a revocation has no time.
 func Decode(b []byte) (*Record, error) {
 	r := new(Record)
 	if err := proto.Unmarshal(b, r); err != nil {
-		// protobuf's own text may quote what it read.
+		// The error of the protobuf package may quote the bytes, so the returned error omits it.
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
 	if err := check(r); err != nil {
@@ -36,7 +38,7 @@ func Decode(b []byte) (*Record, error) {
 	return r, nil
 }
 
-// Encode writes a record, and refuses one that Decode would refuse.
+// Encode returns the bytes of a record. Encode returns an error if Decode would refuse the record.
 func Encode(r *Record) ([]byte, error) {
 	r.Format = Format
 	if err := check(r); err != nil {
@@ -45,19 +47,20 @@ func Encode(r *Record) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(r)
 }
 
-// DecodeEvent is Decode for an event.
+// DecodeEvent parses and checks an event, as Decode does for a record.
 func DecodeEvent(b []byte) (*Event, error) {
 	e := new(Event)
 	if err := proto.Unmarshal(b, e); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	if e.Format == 0 || e.Format > Format || e.Action == Action_ACTION_UNSPECIFIED || len(e.KeyId) != 16 || e.Revision == 0 {
-		return nil, fmt.Errorf("%w: not an event of format %d", ErrInvalid, Format)
+	if e.Format == 0 || e.Format > Format || e.Action == Action_ACTION_UNSPECIFIED ||
+		len(e.KeyId) != 16 || e.Revision == 0 {
+		return nil, fmt.Errorf("%w: not a complete event of format %d", ErrInvalid, Format)
 	}
 	return e, nil
 }
 
-// EncodeEvent writes an event.
+// EncodeEvent returns the bytes of an event.
 func EncodeEvent(e *Event) ([]byte, error) {
 	e.Format = Format
 	return proto.MarshalOptions{Deterministic: true}.Marshal(e)
@@ -66,44 +69,47 @@ func EncodeEvent(e *Event) ([]byte, error) {
 func check(r *Record) error {
 	switch {
 	case r.Format == 0:
-		return fmt.Errorf("%w: it has no format", ErrInvalid)
+		return fmt.Errorf("%w: the format is missing", ErrInvalid)
 	case r.Format > Format:
-		return fmt.Errorf("%w: format %d is newer than this program's %d: upgrade the program", ErrNewer, r.Format, Format)
+		return fmt.Errorf("%w: format %d is newer than format %d of this program: upgrade the program",
+			ErrNewer, r.Format, Format)
 	case r.Status == Status_STATUS_PURGED:
 		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil || len(r.AllowedNetworks) != 0 {
-			return fmt.Errorf("%w: it was removed, and is not empty", ErrInvalid)
+			return fmt.Errorf("%w: a purged key must have a purge time and no other data", ErrInvalid)
 		}
 		return nil
 	case r.DigestScheme == "" || len(r.Digest) == 0:
-		return fmt.Errorf("%w: it has no digest", ErrInvalid)
+		return fmt.Errorf("%w: the digest is missing", ErrInvalid)
 	case r.CreatedAt <= 0:
-		return fmt.Errorf("%w: it has no creation time", ErrInvalid)
-	case r.Previous != nil && (r.Previous.DigestScheme == "" || len(r.Previous.Digest) == 0 || r.Previous.Until <= 0):
-		return fmt.Errorf("%w: its previous secret has no digest or no end", ErrInvalid)
+		return fmt.Errorf("%w: the creation time is missing", ErrInvalid)
+	case r.Previous != nil && (r.Previous.DigestScheme == "" || len(r.Previous.Digest) == 0 ||
+		r.Previous.Until <= 0):
+		return fmt.Errorf("%w: the previous secret has no digest or no end", ErrInvalid)
 	case r.Previous != nil && r.Rotations == 0:
-		return fmt.Errorf("%w: it has a previous secret and was never rotated", ErrInvalid)
+		return fmt.Errorf("%w: there is a previous secret, but no rotation", ErrInvalid)
 	case (r.Status == Status_STATUS_DISABLED) && r.DisabledAt <= 0:
-		return fmt.Errorf("%w: it is disabled and has no time of that", ErrInvalid)
+		return fmt.Errorf("%w: disabled key has no disabled_at", ErrInvalid)
 	}
 	if r.NotBefore < 0 {
-		return fmt.Errorf("%w: it begins before 1970", ErrInvalid)
+		return fmt.Errorf("%w: not_before is before 1970", ErrInvalid)
 	}
-	if l := r.RateLimit; l != nil && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) || l.Burst == 0) {
-		return fmt.Errorf("%w: its rate limit is not one", ErrInvalid)
+	if l := r.RateLimit; l != nil &&
+		(!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) || l.Burst == 0) {
+		return fmt.Errorf("%w: invalid rate limit", ErrInvalid)
 	}
 	for _, network := range r.AllowedNetworks {
 		if p, err := netip.ParsePrefix(network); err != nil || p.Masked() != p {
-			return fmt.Errorf("%w: an allowed network is not one", ErrInvalid)
+			return fmt.Errorf("%w: invalid allowed network", ErrInvalid)
 		}
 	}
 	switch r.Status {
 	case Status_STATUS_ACTIVE, Status_STATUS_DISABLED:
 		if r.RevokedAt != 0 {
-			return fmt.Errorf("%w: it has a revocation time and is not revoked", ErrInvalid)
+			return fmt.Errorf("%w: key has revoked_at but is not revoked", ErrInvalid)
 		}
 	case Status_STATUS_REVOKED:
 		if r.RevokedAt <= 0 {
-			return fmt.Errorf("%w: it is revoked and has no revocation time", ErrInvalid)
+			return fmt.Errorf("%w: revoked key has no revoked_at", ErrInvalid)
 		}
 	default:
 		return fmt.Errorf("%w: unknown status %d", ErrInvalid, r.Status)

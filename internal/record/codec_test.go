@@ -11,7 +11,8 @@ import (
 func valid() *Record {
 	return &Record{
 		Format: Format, Status: Status_STATUS_ACTIVE, DigestScheme: "sha256", Digest: make([]byte, 32),
-		Prefix: "oil", Name: "ci", Owner: "team", Scopes: []string{"a", "b"}, Metadata: map[string]string{"k": "v", "a": "b"},
+		Prefix: "oil", Name: "ci", Owner: "team", Scopes: []string{"a", "b"},
+		Metadata:  map[string]string{"k": "v", "a": "b"},
 		CreatedAt: 1, ExpiresAt: 2,
 	}
 }
@@ -25,25 +26,33 @@ func TestRoundTrip(t *testing.T) {
 
 	again, err := Encode(got)
 	require.NoError(t, err)
-	require.Equal(t, b, again, "a record has one encoding")
+	require.Equal(t, b, again, "a record has exactly one encoding")
 }
 
 func TestRefusesWhatCannotBeDecidedBy(t *testing.T) {
 	for name, spoil := range map[string]func(*Record){
-		"no format":             func(r *Record) { r.Format = 0 },
-		"newer format":          func(r *Record) { r.Format = Format + 1 },
-		"no status":             func(r *Record) { r.Status = 0 },
-		"unknown status":        func(r *Record) { r.Status = 9 },
-		"no digest":             func(r *Record) { r.Digest = nil },
-		"no scheme":             func(r *Record) { r.DigestScheme = "" },
-		"no creation time":      func(r *Record) { r.CreatedAt = 0 },
-		"revoked, no time":      func(r *Record) { r.Status = Status_STATUS_REVOKED },
-		"active, revoked once":  func(r *Record) { r.RevokedAt = 5 },
-		"disabled, revoked too": func(r *Record) { r.Status, r.DisabledAt, r.RevokedAt = Status_STATUS_DISABLED, 5, 5 },
-		"disabled, no time":     func(r *Record) { r.Status = Status_STATUS_DISABLED },
-		"previous, no digest":   func(r *Record) { r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Until: 5} },
-		"previous, no end":      func(r *Record) { r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Digest: r.Digest} },
-		"previous, no rotation": func(r *Record) { r.Previous = &Previous{DigestScheme: "s", Digest: r.Digest, Until: 5} },
+		"no format":            func(r *Record) { r.Format = 0 },
+		"newer format":         func(r *Record) { r.Format = Format + 1 },
+		"no status":            func(r *Record) { r.Status = 0 },
+		"unknown status":       func(r *Record) { r.Status = 9 },
+		"no digest":            func(r *Record) { r.Digest = nil },
+		"no scheme":            func(r *Record) { r.DigestScheme = "" },
+		"no creation time":     func(r *Record) { r.CreatedAt = 0 },
+		"revoked, no time":     func(r *Record) { r.Status = Status_STATUS_REVOKED },
+		"active, revoked once": func(r *Record) { r.RevokedAt = 5 },
+		"disabled, revoked too": func(r *Record) {
+			r.Status, r.DisabledAt, r.RevokedAt = Status_STATUS_DISABLED, 5, 5
+		},
+		"disabled, no time": func(r *Record) { r.Status = Status_STATUS_DISABLED },
+		"previous, no digest": func(r *Record) {
+			r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Until: 5}
+		},
+		"previous, no end": func(r *Record) {
+			r.Rotations, r.Previous = 1, &Previous{DigestScheme: "s", Digest: r.Digest}
+		},
+		"previous, no rotation": func(r *Record) {
+			r.Previous = &Previous{DigestScheme: "s", Digest: r.Digest, Until: 5}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := valid()
@@ -62,7 +71,7 @@ func TestRefusesWhatCannotBeDecidedBy(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalid)
 }
 
-// A field of a later version must survive a rewrite by this one.
+// A field of a later version must survive when this version rewrites the record.
 func TestUnknownFieldsSurvive(t *testing.T) {
 	b, err := Encode(valid())
 	require.NoError(t, err)
@@ -91,15 +100,16 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		again, err := Encode(r)
-		require.NoError(t, err, "whatever can be read can be written back")
+		require.NoError(t, err, "Encode accepts every record that Decode returns")
 		back, err := Decode(again)
 		require.NoError(t, err)
 		require.True(t, proto.Equal(r, back))
 	})
 }
 
-// Every program that links two files of one name in its registry panics as it starts. etcd's server registers a
-// "record.proto".
+// A program panics at start if two linked packages register a proto file with the same name. The
+// server of etcd registers a "record.proto".
 func TestDescriptorHasANameOfItsOwn(t *testing.T) {
-	require.Equal(t, "grpcapikey/record/v1/record.proto", File_grpcapikey_record_v1_record_proto.Path())
+	require.Equal(t, "grpcapikey/record/v1/record.proto",
+		File_grpcapikey_record_v1_record_proto.Path())
 }

@@ -1,25 +1,28 @@
-// Package backend is the contract between a key store and what keeps its records.
+// Package backend is the contract between a key store and the engine that keeps its records. To
+// implement a backend, implement [Backend], and run the conformance suite in package
+// [github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest] against the implementation.
 //
-// A backend is an ordered map from short keys to small values, each with a revision, and nothing more: it knows
-// nothing of API keys. Five methods are enough for an embedded engine, a SQL table or etcd. Whoever implements one
-// runs package [github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest] against it.
+// A backend is an ordered map from short keys to small values. Each value has a revision. A backend
+// knows nothing about API keys. Five methods are enough for an embedded engine, a SQL table or
+// etcd.
 //
 // # Consistency
 //
-// Get and Apply are linearizable: once Apply has returned nil, every Get that starts later, from any goroutine, sees
-// the change, and a Get never shows a change that could still be lost. The store's promise about revocation stands on
-// this sentence.
+// Get and Apply are linearizable: once Apply has returned nil, every Get that starts later, from
+// any goroutine, returns the change. Get never returns a change that could still be lost. The
+// store's guarantee about revocation depends on this rule.
 //
 // # Durability
 //
-// A nil error from Apply means that the change survives the death of the process and of the machine.
+// A nil error from Apply means that the change survives a crash of the process and of the machine.
 //
 // # Errors
 //
-// A backend reports [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrFull], [ErrClosed], [ErrFailed] and [ErrCorrupt], plain or
-// wrapped, and the context's own error when the context ended the call. Any other error means that the call could not
-// be served now. An error from Apply other than ErrConflict, ErrTooLarge and ErrFull is indeterminate: the change may
-// have happened.
+// A backend returns [ErrNotFound], [ErrConflict], [ErrTooLarge], [ErrFull], [ErrClosed],
+// [ErrFailed] and [ErrCorrupt], plain or wrapped, and the error of the context if the context ended
+// the call. Any other error means that the backend could not serve the call now. After an error
+// from Apply other than ErrConflict, ErrTooLarge and ErrFull, the outcome is unknown: the change
+// may have happened.
 package backend
 
 import (
@@ -30,47 +33,53 @@ import (
 	"syscall"
 )
 
-// MaxKeySize and MaxValueSize are the largest key and value, in bytes, that every backend takes.
+// MaxKeySize and MaxValueSize are the sizes of the largest key and value, in bytes. Every backend
+// accepts keys and values of these sizes.
 const (
 	MaxKeySize   = 256
 	MaxValueSize = 32 << 10
 )
 
-// MaxChanges is the largest number of changes that every backend takes in one Apply, and MaxApplySize the largest sum of
-// their keys and values, in bytes.
+// MaxChanges is the largest number of changes in one Apply, and MaxApplySize is the largest total
+// size of the keys and values of these changes, in bytes. Every backend accepts an Apply of this
+// size.
 const (
 	MaxChanges   = 128
 	MaxApplySize = 128 << 10
 )
 
 var (
-	// ErrNotFound is what Get returns for a key that has no entry.
+	// ErrNotFound is returned by Get if the key has no entry.
 	ErrNotFound = errors.New("not found")
-	// ErrConflict is what Apply returns when an entry was not at the revision that a change expected. Nothing was
-	// changed.
+	// ErrConflict is returned by Apply if an entry does not have the revision that a change
+	// expects. Apply has changed nothing.
 	ErrConflict = errors.New("the entry has changed")
-	// ErrTooLarge is what Apply returns for a key, a value or a set of changes beyond the limits. Nothing was changed.
+	// ErrTooLarge is returned by Apply if a key, a value or the set of changes exceeds the limits.
+	// Apply has changed nothing.
 	ErrTooLarge = errors.New("too large to store")
-	// ErrClosed is what every method returns once Close has been called.
+	// ErrClosed is returned by every method after a call of Close.
 	ErrClosed = errors.New("the store is closed")
-	// ErrFailed is returned after a write could not be made durable. The backend serves nothing more until it is
-	// opened again, because what it holds in memory and what is on disk may differ.
+	// ErrFailed is returned after the backend failed to make a write durable. The backend serves no
+	// calls until the backend is opened again, because its memory and the disk may differ.
 	ErrFailed = errors.New("the store has failed and must be reopened")
-	// ErrCorrupt is returned for data that is not what was written.
+	// ErrCorrupt is returned if stored data differs from the data that was written.
 	ErrCorrupt = errors.New("the stored data is corrupt")
-	// ErrFull is what Apply returns when there is no room on the disk. Nothing was changed, and the backend goes on: the
-	// same may succeed when there is room again. It wraps syscall.ENOSPC.
+	// ErrFull is returned by Apply if the disk has no space for the changes. Apply has changed
+	// nothing, and the backend continues to work. The same Apply may succeed once the disk has
+	// space again. ErrFull wraps syscall.ENOSPC.
 	ErrFull = fmt.Errorf("the disk is full: %w", syscall.ENOSPC)
-	// ErrLocked is what opening a backend returns when another holder has it open.
+	// ErrLocked is returned by the function that opens a backend, if the backend is already open,
+	// in this process or in another process.
 	ErrLocked = errors.New("the store is open elsewhere")
 )
 
-// An Entry is a key, its value, and its revision.
+// An Entry is a key with its value and revision.
 type Entry struct {
 	Key   []byte
 	Value []byte
-	// Revision is 1 after the first write of the key and one more after each further one, unless the Change said what
-	// it becomes. It is never 0, and never goes back while the entry exists.
+	// Revision counts the writes of the key: Revision is 1 after the first write, and increases by
+	// one with each write, unless a Change sets another revision. Revision is never 0, and never
+	// decreases while the entry exists.
 	Revision uint64
 }
 
@@ -78,48 +87,53 @@ type Entry struct {
 type Change struct {
 	Key   []byte
 	Value []byte
-	// Expect is the revision that the entry must have: 0 means that there must be none.
+	// Expect is the revision that the entry must have now. 0 means that the entry must not exist.
 	Expect uint64
-	// Revision is the one that the entry gets, greater than Expect: it is for putting back entries with the revisions
-	// that they had. 0 means Expect+1.
+	// Revision is the new revision of the entry, and must be greater than Expect. Set Revision to
+	// restore an entry with the revision that the entry had. 0 means Expect+1.
 	Revision uint64
-	// Delete removes the entry. Value is empty then, Revision 0, and Expect not 0. Afterwards it is as if the key had
-	// never been written: the next write expects 0 and makes revision 1, which somebody may still expect from before.
+	// Delete removes the entry. Value must be empty, Revision must be 0, and Expect must not be 0.
+	// Afterwards the backend does not remember the entry: the next write expects 0 and makes
+	// revision 1. A caller that still expects revision 1 of the deleted entry then succeeds.
 	Delete bool
-	// Restricts says that the change takes something from a key, such as its validity. A backend that runs out of space
-	// keeps some for these, and refuses others with ErrFull before. The changes of one Apply are urgent if one of them
-	// is.
+	// Restricts marks a change that takes a permission from an API key, such as a revocation. A
+	// backend reserves disk space for such changes: when the space runs out, the backend refuses
+	// all other changes with ErrFull first. If one change of an Apply restricts a key, the reserve
+	// is open to all changes of the Apply.
 	Restricts bool
 }
 
-// A Backend keeps entries. Its methods are safe for concurrent use.
+// A Backend keeps entries. The methods are safe for concurrent use.
 //
-// A method returns soon after its context is done. Slices passed in are not kept or changed by the backend, and
-// slices that it hands out belong to the caller.
+// A method returns soon after its context is done. The backend neither keeps nor modifies slices
+// that a caller passes in. Slices that the backend returns belong to the caller.
 type Backend interface {
 	// Get returns the entry of key, or ErrNotFound.
 	Get(ctx context.Context, key []byte) (Entry, error)
-	// Apply makes all the changes or none of them, and returns when they are durable. A key stands in at most one of
-	// the changes. The revision of each entry that is written becomes its change's Revision, or Expect+1. Changes that
-	// are not as their fields' comments say are an error, and none of them is made.
+	// Apply makes all the changes or none, and returns when the changes are durable. Each key may
+	// occur in only one of the changes. The revision of a written entry becomes the Revision of its
+	// change, or Expect+1. If a change breaks the rules in the comments of its fields, Apply
+	// returns an error and changes nothing.
 	Apply(ctx context.Context, changes ...Change) error
-	// Scan yields the entries with from <= key < to in ascending order of bytes; a nil to means no upper end. It
-	// shows each entry as a Get at that moment would, not all of them as of one moment, and holds no lock while the
-	// caller's loop body runs, so that the body may call any method. After an error, which comes with a zero Entry,
-	// it ends.
+	// Scan yields the entries with from <= key < to, in ascending order of the bytes of the key. If
+	// to is nil, there is no upper end. Scan reads each entry as Get would at that time, so the
+	// entries are not from one point in time. Scan holds no lock while the loop body of the caller
+	// runs, so the body may call any method. After an error, which Scan yields with a zero Entry,
+	// the iteration ends.
 	Scan(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
-	// Snapshot does as Scan does, but shows all entries as of one moment, between the start of the iteration and its
-	// first step: it sees every change whose Apply returned before the start, and none whose Apply is called after the
-	// first step. It too holds no lock while the caller's loop body runs; after a Close there, the next step yields
-	// ErrClosed. What it takes to hold on to the moment is released when the loop ends, be it by a break or a panic.
+	// Snapshot is like Scan, but yields all entries as of one point in time, between the start of
+	// the iteration and the first step. Snapshot includes every change whose Apply returned before
+	// the start, and no change whose Apply was called after the first step. Snapshot too holds no
+	// lock while the loop body of the caller runs. If the body calls Close, the next step yields
+	// ErrClosed. Snapshot releases its resources when the loop ends, even by a break or a panic.
 	Snapshot(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
-	// Close waits for calls that are under way, or makes them return ErrClosed, and releases everything. A second
-	// call does nothing.
+	// Close waits for the running calls, or makes these calls return ErrClosed. Then Close releases
+	// all resources. A second call of Close does nothing.
 	Close() error
 }
 
-// A Checker is a Backend that can look for damage in all that it holds.
+// A Checker is a Backend that can check all of its data for damage.
 type Checker interface {
-	// Check reads everything, and returns ErrCorrupt if any of it is not what was written.
+	// Check reads all data, and returns ErrCorrupt if any part differs from what was written.
 	Check(ctx context.Context) error
 }

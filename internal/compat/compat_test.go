@@ -32,7 +32,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type stream = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
 
-// A service looks for the credential where it must not be, and does what the caller's metadata says.
+// A service looks for the credential where it must not be, and does what the caller's metadata
+// says.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 	returned chan error // by streams that were cut
@@ -216,7 +217,8 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// serve runs a server on a real socket, and returns a client of it, and what ends both when all calls are over.
+// serve runs a server on a real socket, and returns a client of it, and what ends both when all
+// calls are over.
 func serve(t *testing.T, svc *service, opts ...grpc.ServerOption) (client testpb.TestServiceClient, stop func()) {
 	t.Helper()
 	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)

@@ -1,3 +1,4 @@
-// Package compat tests the interceptors among those that people use beside them. It is a module of its own, so that these
-// never reach a user's module graph.
+// Package compat tests the interceptors together with other interceptors that servers commonly use.
+// The package is a separate module, so that the other interceptors never become dependencies of a
+// user.
 package compat

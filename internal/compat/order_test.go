@@ -47,8 +47,8 @@ type limiter struct{}
 
 func (limiter) Limit(context.Context) error { return nil }
 
-// One of go-grpc-middleware's before the Authenticator, and behind it; recovery is outermost, and innermost is one that
-// looks for the key and the credential.
+// One of go-grpc-middleware's before the Authenticator, and behind it; recovery is outermost, and
+// innermost is one that looks for the key and the credential.
 func TestOneBesideTheAuthenticator(t *testing.T) {
 	logged, limit := new(log), limiter{}
 	var looked atomic.Int64
@@ -152,8 +152,9 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				}
 				stop()
 
-				// Refusals and cuts are the caller's, not an error of the server's. A panic after the cut is an error here when
-				// recovery has the last word, although the caller was told Unauthenticated.
+				// Refusals and cuts are the caller's, not an error of the server's. A panic after
+				// the cut is an error here when recovery has the last word, although the caller was
+				// told Unauthenticated.
 				want := map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 4, "INTERNAL Error": 3}
 				if name == "recovery" && !before {
 					want = map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 5, "INTERNAL Error": 2}

@@ -131,7 +131,8 @@ func (f *file) place(random *rand.Rand) int64 {
 // A picture is a directory at a moment.
 type picture map[string]*file
 
-// photograph reads a directory, which a process may be at work on: a file that goes meanwhile is left out.
+// photograph reads a directory, which a process may be at work on: a file that goes meanwhile is
+// left out.
 func photograph(t *testing.T, dir string) picture {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -172,7 +173,8 @@ func (p picture) develop(dir string) error {
 	return nil
 }
 
-// A specimen is a directory that is to be damaged, with what has to be in it, and earlier pictures of it.
+// A specimen is a directory that is to be damaged, with what has to be in it, and earlier pictures
+// of it.
 type specimen struct {
 	name    string
 	now     picture
@@ -180,8 +182,8 @@ type specimen struct {
 	oracle  string // the file that a judge reads
 }
 
-// specimens makes directories in several states: closed cleanly, once and after several lives, each of which leaves a
-// table; killed at rest, and killed in the middle of a change.
+// specimens makes directories in several states: closed cleanly, once and after several lives, each
+// of which leaves a table; killed at rest, and killed in the middle of a change.
 func specimens(t *testing.T) []*specimen {
 	t.Helper()
 	dir, notes := t.TempDir(), t.TempDir()
@@ -236,7 +238,8 @@ func specimens(t *testing.T) []*specimen {
 	return all
 }
 
-// worker makes so many changes as it is ordered to, and says when it has; it closes the store when it is told to.
+// worker makes so many changes as it is ordered to, and says when it has; it closes the store when
+// it is told to.
 func worker(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	if err != nil {
@@ -279,7 +282,8 @@ const (
 //
 //	OUTCOME how it was found out
 //
-// An intact one is opened twice, and written to between: some damage is found by the work that opening leaves behind.
+// An intact one is opened twice, and written to between: some damage is found by the work that
+// opening leaves behind.
 //
 // With a third word in the order, a refused directory is recovered instead; see salvage.
 func judge(string) error {
@@ -374,7 +378,8 @@ func salvage(dir string, o *oracle) (outcome, how string) {
 
 var damages = []string{"flip", "page", "range", "truncate", "delete", "older"}
 
-// harm returns what a kind of damage makes of the file, nil if it is deleted; or false if it would change nothing.
+// harm returns what a kind of damage makes of the file, nil if it is deleted; or false if it would
+// change nothing.
 func harm(random *rand.Rand, s *specimen, name, kind string) (f *file, what string, ok bool) {
 	was := s.now[name]
 	f = was.clone()
@@ -426,9 +431,10 @@ func kindOf(name string) string {
 	return name
 }
 
-// Each case damages one file of a copy. The store then refuses, or has every acknowledged change; it never says what is
-// not so, and never dies. What it refuses it leaves as it is, so that it is whole again when the file is put back, and
-// Options.Recover opens what is left, and says that it does. Whatever else the directory holds by the time, ReadDir finds it.
+// Each case damages one file of a copy. The store then refuses, or has every acknowledged change;
+// it never says what is not so, and never dies. What it refuses it leaves as it is, so that it is
+// whole again when the file is put back, and Options.Recover opens what is left, and says that it
+// does. Whatever else the directory holds by the time, ReadDir finds it.
 func TestCorruption(t *testing.T) {
 	random := seeded(t)
 	all := specimens(t)
@@ -485,8 +491,8 @@ func TestCorruption(t *testing.T) {
 		return true
 	}
 	done := 0
-	// What there are few of, in half of the cases at most: every file of every specimen deleted, and replaced by an older
-	// one, if there is one.
+	// What there are few of, in half of the cases at most: every file of every specimen deleted,
+	// and replaced by an older one, if there is one.
 	for _, s := range all {
 		for _, name := range s.now.names() {
 			for _, kind := range []string{"delete", "older"} {
@@ -530,7 +536,8 @@ func TestCorruption(t *testing.T) {
 	require.Zero(t, len(bad), "%d of %d cases:\n%s", len(bad), done, strings.Join(bad[:min(len(bad), 40)], "\n"))
 }
 
-// memoryDir is a temporary directory, in memory where there is such a thing: damage needs no disk, and syncs take time.
+// memoryDir is a temporary directory, in memory where there is such a thing: damage needs no disk,
+// and syncs take time.
 func memoryDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "crashtest")
 	if err != nil {

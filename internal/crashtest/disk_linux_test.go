@@ -21,11 +21,12 @@ type disk struct {
 	mib   int64
 }
 
-// quota is the kind of file system that has more free space than a quota allows to use: a btrfs with a qgroup.
+// quota is the kind of file system that has more free space than a quota allows to use: a btrfs with
+// a qgroup.
 const quota = "quota"
 
-// mount makes a file system of so many MiB, or with a quota of so many, and mounts it. Without the rights, the tools or a loop
-// device the test is skipped.
+// mount makes a file system of so many MiB, or with a quota of so many, and mounts it. Without the
+// rights, the tools or a loop device the test is skipped.
 func mount(t *testing.T, kind string, size int64) *disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -78,8 +79,8 @@ func (d *disk) mount(t *testing.T) {
 
 func (d *disk) unmount() { _ = exec.Command("umount", d.root).Run() }
 
-// losePower drops everything that is not on the disk yet: the page cache and the journal of the file system, as a power
-// cut does.
+// losePower drops everything that is not on the disk yet: the page cache and the journal of the
+// file system, as a power cut does.
 func (d *disk) losePower() error {
 	const (
 		shutdown   = 0x8004587d // FS_IOC_SHUTDOWN

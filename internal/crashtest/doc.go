@@ -1,30 +1,40 @@
-// Package crashtest is the laboratory in which stores are killed, cut off from power, damaged, lied to and starved, and
-// looked at afterwards. It holds tests only.
+// Package crashtest kills stores, cuts the power of stores, damages files, injects errors and fills
+// disks, and then checks the stores. The package contains only tests.
 //
-// Each test runs a victim, which is the test binary itself, started again, and knows from its reports what the store has
-// acknowledged. That is the oracle: it outlives every process, and what was acknowledged in one cycle has to hold in each
-// later one: no key lost, none back from the dead, no change undone, no event without its change. A change that was under
-// way when the victim ended may have happened or not.
+// Each test runs a victim in another process: the victim is the test binary, started again. The
+// victim reports what the store has acknowledged, and the test keeps these reports for the whole
+// run, over the death of many victims. A change that was acknowledged in one cycle must be present
+// in each later cycle: no key is lost, no revoked key is valid again, no change is undone, and no
+// event lacks its change. A change that was in progress at the death of the victim may have
+// happened or not.
 //
-//	disaster                    what is guaranteed                            go test ./internal/crashtest -timeout 0 -run
-//	kill -9                     all that was acknowledged is there            Kill -cycles 1000
-//	power loss: ext4 on a       the same; the control, without syncs,         PowerLoss -powercuts 200
-//	  loop device, shut down    loses
-//	damage to any file: bits,   Open refuses and changes nothing, or all is   Corruption -corruptions 10000
-//	  pages, stretches, ends,   there; Recover opens the rest, and says so
-//	  deleted, an older one
-//	EIO and ENOSPC of each      what fails is not acknowledged; after it      Injected -injections 500 -exhaustive
-//	  call of the kernel, in    nothing is, nobody is let in, and live
-//	  turn, through strace      contexts end; opened again, all is there,
-//	                            or Open refuses, and all is recovered
-//	a full disk: tmpfs, ext4    creating is refused first, and revoking       FullDisk -hogs -count 20
-//	                            goes on; the process lives; with space
-//	                            again, creating works again
+//	disaster                    what is guaranteed                  go test ./internal/crashtest
+//	                                                                  -timeout 0 -run
+//	kill -9                     all acknowledged changes are        Kill -cycles 1000
+//	                            present
+//	power loss: ext4 on a       the same; the control run, which    PowerLoss -powercuts 200
+//	  loop device, shut down    does not sync, loses changes
+//	damage to any file: bits,   Open refuses and changes nothing,   Corruption -corruptions 10000
+//	  pages, ranges, cut off,   or all data is present; Recover
+//	  deleted, an old version   opens the rest and reports losses
+//	EIO and ENOSPC from each    a failed change is not              Injected -injections 500
+//	  system call in turn, by   acknowledged; afterwards the          -exhaustive
+//	  means of strace           store acknowledges nothing, admits
+//	                            no caller and ends live contexts;
+//	                            after Open all data is present, or
+//	                            Open refuses and Recover restores
+//	                            all data
+//	a full disk: tmpfs, ext4    the store refuses Create first, and FullDisk -hogs -count 20
+//	                            Revoke still works; the process
+//	                            survives; Create works again once
+//	                            the disk has space
 //
-// Without flags each test runs a few cycles, for everyday use. Power loss and full disks need root and a loop device, the
-// injected errors need strace: without, these tests are skipped, and say so. -seed repeats what was drawn, so far as
-// processes can be repeated: the damage, not the store that it was done to.
+// Without flags, each test runs a few cycles, for everyday use. Power loss and full disks need root
+// and a loop device, and the injected errors need strace. Otherwise, these tests are skipped with a
+// message. The flag -seed repeats the random choices of a run, as far as processes can be repeated:
+// -seed repeats the damage, but not the exact files that the damage is done to.
 //
-// What the laboratory cannot show: a disk that says it has written and has not; writes that are torn within a sector; a
-// process which takes the last byte of the disk while Badger is writing a table: that ends the process, and loses nothing.
+// The package cannot test three disasters: a disk that acknowledges a write and does not keep the
+// write; a write that is torn within a sector; a process that takes the last byte of the disk while
+// Badger writes a table. The last of these ends the victim and loses no data.
 package crashtest

@@ -137,9 +137,9 @@ func fill(t *testing.T, path string) {
 	syscall.Sync()
 }
 
-// quiet waits until the store has nothing to do in the background. That is what is not promised: a compaction has the
-// space that it needs when it begins, and dies if somebody else takes it, to the last byte, before it has written. Badger
-// may begin one up to a second after it was opened.
+// quiet waits until the store has nothing to do in the background. That is what is not promised: a
+// compaction has the space that it needs when it begins, and dies if somebody else takes it, to the
+// last byte, before it has written. Badger may begin one up to a second after it was opened.
 func quiet(t *testing.T, dir string) {
 	t.Helper()
 	last, same := "", 0
@@ -166,7 +166,8 @@ func occupy(t *testing.T, path string, kib int) {
 	require.NoError(t, os.WriteFile(path, make([]byte, kib<<10), 0o600))
 }
 
-// verifyAll asks for every key whose state is known. While the disk is full, unavailable is an answer too.
+// verifyAll asks for every key whose state is known. While the disk is full, unavailable is an
+// answer too.
 func verifyAll(t *testing.T, p *process, o *oracle, full bool) (unavailable int) {
 	t.Helper()
 	for id, k := range o.Keys {
@@ -271,8 +272,8 @@ func fullDisk(t *testing.T, d *disk) {
 	o.checkAll(t, dir, true)
 }
 
-// Somebody else fills the disk while the store writes: as fast as can be, or in step with it, so that every state on the
-// way is seen.
+// Somebody else fills the disk while the store writes: as fast as can be, or in step with it, so
+// that every state on the way is seen.
 func TestFullDiskHog(t *testing.T) {
 	if !*hogs {
 		t.Skip("not without -hogs: it takes 10 seconds")

@@ -31,8 +31,8 @@ const hung = 30 * time.Second
 
 func init() { roles["sufferer"] = sufferer }
 
-// The calls that a store makes of the kernel to write. Those that would hit other files of the process too are confined
-// to the store's.
+// The calls that a store makes of the kernel to write. Those that would hit other files of the
+// process too are confined to the store's.
 var syscalls = []struct {
 	name     string
 	confined bool
@@ -41,8 +41,9 @@ var syscalls = []struct {
 	{"openat", true}, {"write", true}, {"renameat", true}, {"unlinkat", true}, {"mmap", true},
 }
 
-// sufferer lives twice: it opens the store, changes keys, as often as it is ordered to, and closes it. What fails it
-// reports, and then what is said of a key that was good, and goes on to the next life:
+// sufferer lives twice: it opens the store, changes keys, as often as it is ordered to, and closes
+// it. What fails it reports, and then what is said of a key that was good, and goes on to the next
+// life:
 //
 //	open ERROR
 //	after WHAT ERROR
@@ -77,8 +78,8 @@ func sufferer(dir string) error {
 	return nil
 }
 
-// suffer makes changes until one fails. It returns a key that they leave alone, if there is one, and a context that is
-// bound to it.
+// suffer makes changes until one fails. It returns a key that they leave alone, if there is one,
+// and a context that is bound to it.
 func suffer(store *keystore.Store, changes int) (*keystore.Issued, context.Context, error) {
 	good, err := create(store, 0)
 	if err != nil {
@@ -113,8 +114,8 @@ func afterwards(store *keystore.Store, good *keystore.Issued, live context.Conte
 	}
 }
 
-// With every call failing in turn, once or from then on: what was acknowledged is there afterwards, and nothing was
-// admitted or acknowledged between the first failure and the end of that life.
+// With every call failing in turn, once or from then on: what was acknowledged is there afterwards,
+// and nothing was admitted or acknowledged between the first failure and the end of that life.
 func TestInjectedErrors(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -176,9 +177,10 @@ func sorted(places map[int]bool) []int {
 	return s
 }
 
-// inject runs the victim with an error, and returns at the how-manieth of all such calls it was hit first (strace counts
-// those of each thread by themselves), 0 if it was not, and what came of it: "ok"; "unopened", if the process ended in Open; "recovered", if nothing is lost and
-// it took Options.Recover to open the directory again; or what was wrong.
+// inject runs the victim with an error, and returns at the how-manieth of all such calls it was hit
+// first (strace counts those of each thread by themselves), 0 if it was not, and what came of it:
+// "ok"; "unopened", if the process ended in Open; "recovered", if nothing is lost and it took
+// Options.Recover to open the directory again; or what was wrong.
 func inject(t *testing.T, strace, call string, confined bool, failure, when string) (place int, outcome string) {
 	t.Helper()
 	dir := filepath.Join(memoryDir(t), "store")
@@ -252,7 +254,8 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	}
 	if err != nil {
 		reason, _, _ := strings.Cut(p.stderr.String(), "\n")
-		// Badger ends the process if it cannot make its file DISCARD. That is while it is opened: nobody was served.
+		// Badger ends the process if it cannot make its file DISCARD. That is while it is opened:
+		// nobody was served.
 		if opened || complaint != "" {
 			return place, fmt.Sprintf("died %v: %s %s", err, complaint, reason)
 		}
@@ -264,9 +267,9 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	outcome = "ok"
 	store, err := keystore.Open(dir, nil)
 	if errors.Is(err, keystore.ErrCorrupt) {
-		// Badger goes on after an error, and closes what has failed: it names tables in the manifest that it then
-		// deletes, if the manifest could not be synced, and has merged tables when the logs could not be. All is
-		// there, but Open cannot know.
+		// Badger goes on after an error, and closes what has failed: it names tables in the
+		// manifest that it then deletes, if the manifest could not be synced, and has merged tables
+		// when the logs could not be. All is there, but Open cannot know.
 		outcome = "recovered after " + err.Error()
 		store, err = keystore.Open(dir, &keystore.Options{Recover: func(error) {}})
 	}
@@ -291,8 +294,8 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	return place, outcome
 }
 
-// storePaths are the files that a store may have. The directory of one that was used is looked at for their names;
-// numbers count up.
+// storePaths are the files that a store may have. The directory of one that was used is looked at
+// for their names; numbers count up.
 func storePaths(dir string) []string {
 	paths := []string{dir, filepath.Join(dir, "MANIFEST-REWRITE")}
 	for _, name := range fileNames() {

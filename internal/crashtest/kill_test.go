@@ -24,7 +24,8 @@ func TestKill(t *testing.T) {
 			o.hear(line)
 		}
 		require.ErrorContains(t, p.cmd.Wait(), "signal: killed", "cycle %d: %s", cycle, p.stderr)
-		// All keys after all cycles would be a square: what was changed and a sample after each, and all now and then.
+		// All keys after all cycles would be a square: what was changed and a sample after each,
+		// and all now and then.
 		o.checkAll(t, dir, cycle%25 == 24 || cycle == *cycles-1)
 	}
 	require.Greater(t, o.Acknowledged, 10**cycles, "the victims did hardly anything")

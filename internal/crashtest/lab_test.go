@@ -45,8 +45,8 @@ const (
 	dirVar  = "CRASHTEST_DIR"
 )
 
-// The programs that this binary can be run as. Each works on the directory, reports to its standard output, one line at
-// a time, and takes orders from its standard input.
+// The programs that this binary can be run as. Each works on the directory, reports to its standard
+// output, one line at a time, and takes orders from its standard input.
 var roles = map[string]func(dir string) error{
 	"writer": writer,
 	"worker": worker,
@@ -64,14 +64,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// report writes a line to the parent: one write each, without a buffer, so that what a process had time to say arrives
-// whole.
+// report writes a line to the parent: one write each, without a buffer, so that what a process had
+// time to say arrives whole.
 func report(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	_, _ = os.Stdout.WriteString(strings.ReplaceAll(line, "\n", " / ") + "\n")
 }
 
-// What happens to keys. Each raises the revision of a key by one, because the victims do only what changes something.
+// What happens to keys. Each raises the revision of a key by one, because the victims do only what
+// changes something.
 const (
 	revoke  = "revoke"
 	disable = "disable"
@@ -88,7 +89,8 @@ type state struct {
 	Token    string // empty: the key was rotated, and nobody was told the secret
 }
 
-// after returns the state that an action makes of s. A rotation's token is not known until it is acknowledged.
+// after returns the state that an action makes of s. A rotation's token is not known until it is
+// acknowledged.
 func (s state) after(action string) state {
 	s.Revision++
 	switch action {
@@ -109,8 +111,8 @@ func (s state) after(action string) state {
 // nameAt is the name that an update to a revision gives: whoever knows the revision knows the name.
 func nameAt(revision uint64) string { return fmt.Sprintf("name %d", revision) }
 
-// act does an action, and returns the new token if it was a rotation. It reports what it is about to do and what has
-// been acknowledged:
+// act does an action, and returns the new token if it was a rotation. It reports what it is about
+// to do and what has been acknowledged:
 //
 //	trying ID ACTION
 //	done ID ACTION [TOKEN]
@@ -166,7 +168,8 @@ func create(store *keystore.Store, padding int) (*keystore.Issued, error) {
 	return issued, nil
 }
 
-// The error values that the parent can tell apart over the pipe, the more special before the more general.
+// The error values that the parent can tell apart over the pipe, the more special before the more
+// general.
 var sentinels = []struct {
 	word string
 	err  error
@@ -194,7 +197,8 @@ func describe(err error) string {
 	return "other " + err.Error()
 }
 
-// writer creates and changes keys, its own and those that it finds, from several goroutines, until it is killed.
+// writer creates and changes keys, its own and those that it finds, from several goroutines, until
+// it is killed.
 func writer(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	if err != nil {
@@ -221,7 +225,8 @@ func writer(dir string) error {
 	return <-failed
 }
 
-// write changes keys that nobody else changes, and creates some, while it may go on. It returns them as they are then.
+// write changes keys that nobody else changes, and creates some, while it may go on. It returns
+// them as they are then.
 func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) ([]keystore.Key, error) {
 	for goOn() {
 		if len(mine) == 0 || rand.N(3) == 0 {
@@ -271,8 +276,8 @@ type key struct {
 	Old   []string // tokens that were acknowledged to be replaced
 }
 
-// An oracle is what the parent knows of a store. It outlives every process: whatever was acknowledged in any cycle
-// holds in each later one.
+// An oracle is what the parent knows of a store. It outlives every process: whatever was
+// acknowledged in any cycle holds in each later one.
 type oracle struct {
 	Keys         map[string]*key
 	Acknowledged int // changes
@@ -342,8 +347,9 @@ type wrong struct{ text string }
 
 func (w *wrong) Error() string { return w.text }
 
-// check compares keys with what the store says, and returns a *wrong if it says of any what is not so, or else the first
-// of the store's own errors if it could not tell of all. If it could, what was in doubt is decided then.
+// check compares keys with what the store says, and returns a *wrong if it says of any what is not
+// so, or else the first of the store's own errors if it could not tell of all. If it could, what
+// was in doubt is decided then.
 func (o *oracle) check(ctx context.Context, store *keystore.Store, ids []string, settle bool) (trouble error) {
 	for _, id := range ids {
 		err := o.checkKey(ctx, store, id, settle)
@@ -420,8 +426,8 @@ func expect(ctx context.Context, store *keystore.Store, id, token string, want e
 	}
 }
 
-// checkEvents returns a *wrong unless there is one event for each revision of each key, in order: no change without its
-// event, and no event without its change.
+// checkEvents returns a *wrong unless there is one event for each revision of each key, in order:
+// no change without its event, and no event without its change.
 func checkEvents(ctx context.Context, store *keystore.Store) error {
 	revisions := make(map[string]uint64)
 	for e, err := range store.Events(ctx, keystore.EventQuery{}) {
@@ -448,8 +454,8 @@ func checkEvents(ctx context.Context, store *keystore.Store) error {
 	return nil
 }
 
-// checkAll opens the directory, which must work, and requires that it has all that the oracle knows, or that it has
-// what was changed lately and a sample of the rest.
+// checkAll opens the directory, which must work, and requires that it has all that the oracle
+// knows, or that it has what was changed lately and a sample of the rest.
 func (o *oracle) checkAll(t *testing.T, dir string, whole bool) {
 	t.Helper()
 	store, err := keystore.Open(dir, nil)
@@ -510,8 +516,8 @@ func start(t *testing.T, role, dir string, wrapper ...string) *process {
 	return p
 }
 
-// line returns the next line of the report, or false when the process has ended. A line that was cut off was not
-// acknowledged.
+// line returns the next line of the report, or false when the process has ended. A line that was
+// cut off was not acknowledged.
 func (p *process) line() (string, bool) {
 	line, err := p.out.ReadString('\n')
 	return strings.TrimSuffix(line, "\n"), err == nil
@@ -521,7 +527,8 @@ func (p *process) order(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.in, format+"\n", args...) // to a process that is dead: line tells
 }
 
-// kill ends the process, lets the oracle hear what it had still said, and requires that it lived until then.
+// kill ends the process, lets the oracle hear what it had still said, and requires that it lived
+// until then.
 func (p *process) kill(t *testing.T, o *oracle) {
 	t.Helper()
 	_ = p.cmd.Process.Kill()
@@ -531,7 +538,8 @@ func (p *process) kill(t *testing.T, o *oracle) {
 	require.ErrorContains(t, p.cmd.Wait(), "signal: killed", "it was dead already: %s", p.stderr)
 }
 
-// A tail keeps the beginning of what a process says as it dies: the reason, without a thousand goroutines.
+// A tail keeps the beginning of what a process says as it dies: the reason, without a thousand
+// goroutines.
 type tail struct {
 	mu   sync.Mutex
 	text []byte

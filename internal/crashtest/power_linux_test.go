@@ -19,8 +19,8 @@ var powercuts = flag.Int("powercuts", 2, "how many times to cut the power; needs
 
 func init() { roles["forgetful"] = forgetful }
 
-// The oracle is on another disk, and so outlives the power. In every second cycle the kernel has just begun to write
-// back some of what is dirty, here and there, as it may at any time.
+// The oracle is on another disk, and so outlives the power. In every second cycle the kernel has
+// just begun to write back some of what is dirty, here and there, as it may at any time.
 func TestPowerLoss(t *testing.T) {
 	random := seeded(t)
 	d := mount(t, "ext4", 512)
@@ -36,8 +36,8 @@ func TestPowerLoss(t *testing.T) {
 		*powercuts, o.Acknowledged, len(o.Keys), time.Since(began).Seconds()/float64(*powercuts))
 }
 
-// cut runs a victim, cuts the power some time after it has opened its directory, and brings the power back. What the
-// victim says, before and after, is heard.
+// cut runs a victim, cuts the power some time after it has opened its directory, and brings the
+// power back. What the victim says, before and after, is heard.
 func cut(t *testing.T, d *disk, role, dir string, after time.Duration, writeback bool, hear func(string)) {
 	t.Helper()
 	p := start(t, role, dir)
@@ -65,7 +65,8 @@ func cut(t *testing.T, d *disk, role, dir string, after time.Duration, writeback
 	d.powerUp(t)
 }
 
-// writeBack has the kernel write some stretches of the files in a directory to the disk, and leave the others.
+// writeBack has the kernel write some stretches of the files in a directory to the disk, and leave
+// the others.
 func writeBack(dir string) {
 	files, _ := os.ReadDir(dir)
 	for _, entry := range files {
@@ -85,8 +86,8 @@ func writeBack(dir string) {
 	}
 }
 
-// The control: if the same power cuts do not make a store without syncs lose what it acknowledged, then the test above
-// proves nothing.
+// The control: if the same power cuts do not make a store without syncs lose what it acknowledged,
+// then the test above proves nothing.
 func TestPowerLossControl(t *testing.T) {
 	random := seeded(t)
 	d := mount(t, "ext4", 512)

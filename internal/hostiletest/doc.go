@@ -1,3 +1,3 @@
-// Package hostiletest runs a server among clients that mean harm, on real sockets: while they are at it, a key is
-// revoked, and clients with good keys must notice nothing.
+// Package hostiletest attacks a server with hostile clients on real sockets. During each attack,
+// the test revokes a key, and clients with valid keys must not notice the attack.
 package hostiletest

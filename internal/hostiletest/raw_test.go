@@ -99,8 +99,8 @@ func (r *raw) drain() error {
 	}
 }
 
-// awaitTrailers reads frames until the server has ended the stream, and returns its grpc-status. It answers pings, so
-// that the connection lasts.
+// awaitTrailers reads frames until the server has ended the stream, and returns its grpc-status. It
+// answers pings, so that the connection lasts.
 func (r *raw) awaitTrailers(id uint32) (string, error) {
 	r.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {

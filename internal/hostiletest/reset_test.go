@@ -9,8 +9,8 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Rapid reset (CVE-2023-44487): calls that are cancelled as they are made, so that no limit on streams counts them; and
-// the same from a client that does not read what the server says of them.
+// Rapid reset (CVE-2023-44487): calls that are cancelled as they are made, so that no limit on
+// streams counts them; and the same from a client that does not read what the server says of them.
 func TestRapidReset(t *testing.T) {
 	for name, reads := range map[string]bool{"a client that reads": true, "a client that does not": false} {
 		t.Run(name, func(t *testing.T) {

@@ -167,8 +167,9 @@ func (v *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 	}
 }
 
-// under runs the attack for its duration, revokes the victim's key in the middle of it, and looks at what good clients
-// get meanwhile, and at what is left afterwards. The attack goes on until its context is done.
+// under runs the attack for its duration, revokes the victim's key in the middle of it, and looks
+// at what good clients get meanwhile, and at what is left afterwards. The attack goes on until its
+// context is done.
 func (s *site) under(attack func(ctx context.Context)) {
 	before := heap()
 	good := s.startGood()
@@ -236,7 +237,8 @@ func (s *site) openStreams(n int) (streams []testpb.TestService_FullDuplexCallCl
 	return streams
 }
 
-// cutByRevocation returns nil if the error is what the client of a stream is told whose key was revoked.
+// cutByRevocation returns nil if the error is what the client of a stream is told whose key was
+// revoked.
 func cutByRevocation(err error) error {
 	st := status.Convert(err)
 	for _, d := range st.Details() {

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Clients that open a connection and then stop, or nearly so, at each point where a server waits for more. The server
-// gives up on each of them by itself.
+// Clients that open a connection and then stop, or nearly so, at each point where a server waits
+// for more. The server gives up on each of them by itself.
 func TestSlowAndHalfOpenConnections(t *testing.T) {
 	s := newSite(t,
 		// As short as they come, so that a short test sees them at work.

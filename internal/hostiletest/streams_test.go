@@ -12,7 +12,8 @@ import (
 
 var manyStreams = flag.Int("manystreams", 10_000, "how many streams one key opens; a fifth of it under the race detector")
 
-// One key opens as many streams as it can get: some that send, some that wait. All of them end with it.
+// One key opens as many streams as it can get: some that send, some that wait. All of them end with
+// it.
 func TestManyStreamsOnOneKey(t *testing.T) {
 	s := newSite(t)
 	const perConn = 1000 // the recommended limit

@@ -13,8 +13,9 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// Clients that ask for a flood and do not read it: the windows of flow control are full, handlers are blocked in Send,
-// and the server's own writes to the socket block as well. site.under sees every handler end.
+// Clients that ask for a flood and do not read it: the windows of flow control are full, handlers
+// are blocked in Send, and the server's own writes to the socket block as well. site.under sees
+// every handler end.
 func TestClientsThatNeverRead(t *testing.T) {
 	const conns, perConn = 8, 50
 	flood := hpack.HeaderField{Name: "flood", Value: "1"}

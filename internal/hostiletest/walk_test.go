@@ -26,8 +26,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// Every method of every service that a server can have registered needs a key, whatever its kind, and so do the names
-// that it has not registered, if it answers them at all.
+// Every method of every service that a server can have registered needs a key, whatever its kind,
+// and so do the names that it has not registered, if it answers them at all.
 func TestEveryMethodNeedsAKey(t *testing.T) {
 	for name, unknown := range map[string]bool{"without a handler of the unknown": false, "with one": true} {
 		t.Run(name, func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package scope says what the text of a scope may be, for keys that have scopes and for rules that
-// require scopes.
+// Package scope defines which texts are valid scopes, both for keys that have scopes and for rules
+// that require scopes.
 package scope
 
 import (
@@ -8,11 +8,12 @@ import (
 	"strings"
 )
 
-// MaxLength is the longest that a scope may be, in bytes.
+// MaxLength is the length of the longest valid scope, in bytes.
 const MaxLength = 128
 
-// Check returns nil, or an error that says what is wrong with the text of a scope. The error
-// continues a sentence whose subject is the scope: "is empty". The error does not hold the text.
+// Check returns nil if text is a valid scope, and otherwise an error that explains what is wrong.
+// The error text continues a sentence with the scope as its subject, such as "is empty". The error
+// text does not contain the scope.
 func Check(text string) error {
 	if text == "" {
 		return errors.New("is empty")
@@ -26,8 +27,10 @@ func Check(text string) error {
 		}
 	}
 	stem, _ := strings.CutSuffix(text, "*")
-	if strings.Contains(stem, "*") || (stem != text && stem != "" && !strings.ContainsRune(":./", rune(stem[len(stem)-1]))) {
-		return errors.New("has a '*' that is not the last character, alone or behind ':', '.' or '/'")
+	if strings.Contains(stem, "*") ||
+		(stem != text && stem != "" && !strings.ContainsRune(":./", rune(stem[len(stem)-1]))) {
+		return errors.New("has a '*' in an invalid place: '*' is allowed alone, " +
+			"or as the last character after ':', '.' or '/'")
 	}
 	return nil
 }

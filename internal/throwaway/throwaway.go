@@ -1,4 +1,5 @@
-// Package throwaway makes TLS certificates for examples and tests. Nothing else should trust them.
+// Package throwaway makes TLS certificates for examples and tests. No other program should trust
+// these certificates.
 package throwaway
 
 import (
@@ -14,8 +15,8 @@ import (
 	"time"
 )
 
-// Certificate returns a self-signed certificate for localhost, good for a day, and the same in PEM for clients to
-// trust.
+// Certificate returns a self-signed certificate for localhost that is valid for one day, and the
+// same certificate as PEM, for clients to trust.
 func Certificate() (tls.Certificate, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -34,7 +35,7 @@ func Certificate() (tls.Certificate, []byte, error) {
 		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA:                  true, // so that a client can name it as its only root
+		IsCA:                  true, // so that clients can trust it as a root
 		BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)

@@ -1,5 +1,5 @@
-// Client calls examples/server with the API key in the environment variable API_KEY, where, unlike a flag, it does
-// not show in the process table.
+// Client calls the server of examples/server with an API key. The key comes from the environment
+// variable API_KEY, because a flag would be visible in the process table.
 //
 //	API_KEY=oil_… go run ./examples/client          # one call
 //	API_KEY=oil_… go run ./examples/client -watch   # a stream, until the key is revoked
@@ -26,8 +26,8 @@ import (
 func main() {
 	log.SetFlags(0)
 	addr := flag.String("addr", "127.0.0.1:50051", "address of the server")
-	ca := flag.String("ca", "server.pem", "certificate to trust, as written by the server")
-	watch := flag.Bool("watch", false, "open a stream instead, and keep it open")
+	ca := flag.String("ca", "server.pem", "PEM file with the certificate to trust; see examples/server")
+	watch := flag.Bool("watch", false, "open a stream and keep it open, instead of one call")
 	flag.Parse()
 	if err := run(*addr, *ca, *watch); err != nil {
 		log.Fatal("client: ", explain(err))
@@ -74,7 +74,7 @@ func run(addr, ca string, watch bool) error {
 	}
 }
 
-// explain adds the reason that the server gave to the error.
+// explain returns the text of err, with the reason from the server if there is one.
 func explain(err error) string {
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok {

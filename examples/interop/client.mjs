@@ -1,11 +1,11 @@
-// A client in Node for examples/server. The API key is in the environment variable API_KEY, where, unlike an argument,
-// it does not show in the process table.
+// A Node client for examples/server. The API key comes from the environment variable API_KEY,
+// because an argument would be visible in the process table.
 //
 //   npm install --no-package-lock --ignore-scripts --no-audit --no-fund
 //   API_KEY=oil_… node client.mjs server.pem localhost:50051          # one call
 //   API_KEY=oil_… node client.mjs server.pem localhost:50051 watch    # a stream, until the key is revoked
 //
-// It prints what happens as lines of JSON.
+// The client prints each event as one line of JSON.
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -23,7 +23,7 @@ if (!address || !['check', 'watch'].includes(mode)) {
   process.exit(2);
 }
 
-// With a key, each call says who makes it. Call credentials go over TLS only: grpc-js sees to that.
+// If there is a key, each call carries the key. grpc-js sends call credentials only over TLS.
 let credentials = grpc.credentials.createSsl(readFileSync(ca));
 if (process.env.API_KEY) {
   credentials = grpc.credentials.combineChannelCredentials(credentials,
@@ -42,7 +42,7 @@ const failure = (err) => {
   process.exitCode = 1;
 };
 
-// reason returns the reason in the ErrorInfo that came with the error.
+// reason returns the reason from the ErrorInfo in the details of the error.
 function reason(err) {
   const [status] = err.metadata?.get('grpc-status-details-bin') ?? [];
   if (!status) return undefined;

@@ -1,5 +1,6 @@
-// Package interop_test calls examples/server, a process of its own, from other implementations of gRPC: grpc-js, in
-// client.mjs, and grpcurl. It fetches both, so it runs only when it is asked to.
+// Package interop_test starts examples/server as a separate process and calls the server from other
+// gRPC clients: grpc-js, in client.mjs, and grpcurl. The tests download both clients, so the tests
+// run only with INTEROP=1.
 package interop_test
 
 import (
@@ -31,28 +32,32 @@ func TestNode(t *testing.T) {
 	needInterop(t)
 	for _, program := range []string{"node", "npm"} {
 		_, err := exec.LookPath(program)
-		require.NoError(t, err, "INTEROP is set, and this needs %s", program)
+		require.NoError(t, err, "INTEROP is set, and this test needs %s", program)
 	}
-	dir := t.TempDir() // what npm installs stays out of the tree
+	dir := t.TempDir() // so that npm installs nothing in the source tree
 	for _, name := range []string{"client.mjs", "package.json", "health.proto", "status.proto"} {
 		text, err := os.ReadFile(name)
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
 	}
-	install := command(t, "npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund")
+	install := command(t, "npm", "install",
+		"--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund")
 	install.Dir = dir
 	succeed(t, install)
 
 	s := startServer(t)
 	call := func(key string, mode ...string) *process {
-		// By name: Node complains of TLS with an IP address.
+		// Use the name, because Node warns about TLS with an IP address.
 		address := strings.Replace(s.address, "127.0.0.1", "localhost", 1)
-		cmd := command(t, "node", append([]string{filepath.Join(dir, "client.mjs"), s.ca, address}, mode...)...)
+		args := append([]string{filepath.Join(dir, "client.mjs"), s.ca, address}, mode...)
+		cmd := command(t, "node", args...)
 		cmd.Env = append(cmd.Env, "API_KEY="+key, "no_grpc_proxy=localhost")
 		return start(t, key, cmd)
 	}
 	serving := event{Event: "message", Status: "SERVING"}
-	refused := func(reason string) event { return event{Event: "error", Code: unauthenticated, Reason: reason} }
+	refused := func(reason string) event {
+		return event{Event: "error", Code: unauthenticated, Reason: reason}
+	}
 
 	require.Equal(t, []event{serving}, events(t, call(s.key)))
 	require.Equal(t, []event{refused("API_KEY_INVALID")}, events(t, call(foreignKey(t))))
@@ -75,7 +80,7 @@ func TestGrpcurl(t *testing.T) {
 	succeed(t, install)
 
 	s := startServer(t)
-	// call makes a call through the server's reflection, which needs the key as well.
+	// call makes a call with the reflection service of the server, which requires the key too.
 	call := func(key, method string, flags ...string) *process {
 		args := append([]string{"-cacert", s.ca, "-expand-headers"}, flags...)
 		cmd := command(t, filepath.Join(bin, "grpcurl"), append(args, s.address, method)...)
@@ -85,7 +90,7 @@ func TestGrpcurl(t *testing.T) {
 	const (
 		check  = "grpc.health.v1.Health/Check"
 		watch  = "grpc.health.v1.Health/Watch"
-		header = "authorization: Bearer ${API_KEY}" // grpcurl expands it
+		header = "authorization: Bearer ${API_KEY}" // grpcurl expands the variable
 	)
 	type reply struct{ Status string }
 	serving := reply{"SERVING"}
@@ -94,11 +99,12 @@ func TestGrpcurl(t *testing.T) {
 	require.Equal(t, serving, next[reply](t, right))
 	require.Zero(t, right.wait(t))
 
-	wrong := call(foreignKey(t), check, "-H", header) // does not get beyond reflection
+	wrong := call(foreignKey(t), check, "-H", header) // the call of reflection is refused
 	require.NotZero(t, wrong.wait(t))
 	require.Contains(t, wrong.stderr.String(), "Unauthenticated")
 
-	wrong = call(foreignKey(t), check, "-H", header, "-proto", "health.proto", "-proto", "status.proto")
+	wrong = call(foreignKey(t), check, "-H", header,
+		"-proto", "health.proto", "-proto", "status.proto")
 	require.NotZero(t, wrong.wait(t))
 	require.Contains(t, wrong.stderr.String(), "Code: Unauthenticated")
 	require.Contains(t, wrong.stderr.String(), `"reason": "API_KEY_INVALID"`)
@@ -107,7 +113,8 @@ func TestGrpcurl(t *testing.T) {
 	require.NotZero(t, missing.wait(t))
 	require.Contains(t, missing.stderr.String(), `"reason": "CREDENTIALS_MISSING"`)
 
-	// With the key, reflection ends as well, so status.proto has to say what an ErrorInfo is.
+	// The revocation also ends the reflection stream, so grpcurl needs status.proto to decode an
+	// ErrorInfo.
 	stream := call(s.key, watch, "-H", header, "-use-reflection", "-proto", "status.proto")
 	require.Equal(t, serving, next[reply](t, stream))
 	notInProcessTable(t, stream)
@@ -120,17 +127,18 @@ func TestGrpcurl(t *testing.T) {
 func needInterop(t *testing.T) {
 	t.Helper()
 	if os.Getenv("INTEROP") != "1" {
-		t.Skip("NOT RUN: it fetches grpcurl and npm packages. Run it with: INTEROP=1 go test -count=1 -v ./examples/interop")
+		t.Skip("NOT RUN: this test downloads grpcurl and npm packages. " +
+			"Run it with: INTEROP=1 go test -count=1 -v ./examples/interop")
 	}
 }
 
-// An event is a line that client.mjs prints. Its text for people is not compared.
+// An event is a line of the output of client.mjs. The human-readable text is not compared.
 type event struct {
 	Event, Status, Reason string
 	Code                  int
 }
 
-// foreignKey returns a key that is good in another store.
+// foreignKey returns a key that is valid in another store.
 func foreignKey(t *testing.T) string {
 	t.Helper()
 	store, err := keystore.Open(t.TempDir(), nil)
@@ -152,11 +160,12 @@ type server struct {
 func startServer(t *testing.T) *server {
 	t.Helper()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "server.exe") // Windows wants the suffix, and nobody else minds
+	program := filepath.Join(dir, "server.exe") // Windows needs the suffix
 	succeed(t, command(t, "go", "build", "-o", program, "../server"))
 
 	s := &server{ca: filepath.Join(dir, "server.pem")}
-	cmd := command(t, program, "-addr", "127.0.0.1:0", "-dir", filepath.Join(dir, "keys"), "-ca", s.ca, "-issue", "node")
+	cmd := command(t, program,
+		"-addr", "127.0.0.1:0", "-dir", filepath.Join(dir, "keys"), "-ca", s.ca, "-issue", "node")
 	console, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	p := start(t, "", cmd)
@@ -179,7 +188,7 @@ func startServer(t *testing.T) *server {
 	return s
 }
 
-// revoke revokes the key on the console, and returns once that is done.
+// revoke revokes the key on the console, and returns after the revocation.
 func (s *server) revoke(t *testing.T) {
 	t.Helper()
 	_, err := fmt.Fprintf(s.console, "revoke %s found in a log\n", s.id)
@@ -188,7 +197,8 @@ func (s *server) revoke(t *testing.T) {
 	require.Contains(t, s.output.Text(), "revoked "+s.id)
 }
 
-// command returns a command that ends with the test, or before the test binary would be stopped.
+// command returns a command that ends with the test, or shortly before the deadline of the test
+// binary.
 func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx := t.Context()
@@ -199,24 +209,24 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = os.Environ()
-	cmd.WaitDelay = 5 * time.Second // children of its own may hold its pipes
+	cmd.WaitDelay = 5 * time.Second // child processes may keep the pipes open
 	return cmd
 }
 
-// succeed runs a command that has to do with no key.
+// succeed runs a command that has no key, and requires that the command succeeds.
 func succeed(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%v\n%s", cmd, out)
 }
 
-// A process is a program that was given a key, in its environment, or has made one.
+// A process is a running program that received a key in its environment, or that created a key.
 type process struct {
 	*exec.Cmd
 	key    string
 	stdout io.Reader
-	values *json.Decoder // of stdout
-	stderr bytes.Buffer  // to be read after wait
+	values *json.Decoder // reads stdout
+	stderr bytes.Buffer  // complete after wait
 }
 
 func start(t *testing.T, key string, cmd *exec.Cmd) *process {
@@ -227,7 +237,7 @@ func start(t *testing.T, key string, cmd *exec.Cmd) *process {
 	cmd.Stderr = &p.stderr
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		// The test's context is over, so the process has been killed.
+		// The context of the test has ended, so the process was killed.
 		p.wait(t)
 		if t.Failed() {
 			t.Logf("standard error of %s:\n%s", filepath.Base(cmd.Path), &p.stderr)
@@ -244,8 +254,9 @@ func (p *process) wait(t *testing.T) int {
 		_ = p.Wait()
 	}
 	if p.key != "" {
-		// Here and below, no assertion that would print what it looked at.
-		require.False(t, strings.Contains(p.stderr.String(), p.key), "standard error has the key")
+		// Use require.False here and below, because a failed require.NotContains would print the
+		// key.
+		require.False(t, strings.Contains(p.stderr.String(), p.key), "standard error contains the key")
 	}
 	return p.ProcessState.ExitCode()
 }
@@ -258,7 +269,7 @@ func next[T any](t *testing.T, p *process) T {
 	return v
 }
 
-// events returns what client.mjs prints from here to its end.
+// events returns the remaining events of client.mjs.
 func events(t *testing.T, p *process) (all []event) {
 	t.Helper()
 	for p.values.More() {
@@ -268,7 +279,7 @@ func events(t *testing.T, p *process) (all []event) {
 	return all
 }
 
-// notInProcessTable checks that nobody can read the key off the arguments of the running process.
+// notInProcessTable checks that the arguments of the running process do not contain the key.
 func notInProcessTable(t *testing.T, p *process) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -276,6 +287,6 @@ func notInProcessTable(t *testing.T, p *process) {
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Process.Pid))
 	require.NoError(t, err)
-	require.True(t, bytes.Contains(args, []byte(".pem")), "these are not the arguments of the process")
-	require.False(t, bytes.Contains(args, []byte(p.key)), "the arguments have the key")
+	require.True(t, bytes.Contains(args, []byte(".pem")), "unexpected arguments of the process")
+	require.False(t, bytes.Contains(args, []byte(p.key)), "the arguments contain the key")
 }

@@ -1,5 +1,6 @@
-// Quickstart shows the life of an API key in one process: a server with TLS on a real socket, a client, and a key
-// that is created, used, and revoked while a stream is open.
+// Quickstart shows the life of an API key in one process. A server with TLS listens on a real
+// socket, and a client calls the server. The key is created, used, and revoked while a stream is
+// open.
 //
 //	go run ./examples/quickstart
 package main
@@ -43,7 +44,7 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	fmt.Println("grpc-api-key quickstart: one process, a real socket, TLS, and keys in a directory")
+	fmt.Println("grpc-api-key quickstart: one process, a real socket, TLS, and a directory of keys")
 
 	step("Open a key store")
 	store, err := keystore.Open(dir, nil)
@@ -53,15 +54,15 @@ func run() error {
 	defer store.Close()
 	say("in %s", dir)
 
-	step("Start a gRPC server that asks every caller for a key")
+	step("Start a gRPC server that requires a key for every call")
 	server, addr, roots, err := serve(store)
 	if err != nil {
 		return err
 	}
 	defer server.Stop()
-	say("it listens on %s, with TLS, and has the standard health service", addr)
+	say("the server listens on %s with TLS, and serves the standard health service", addr)
 
-	step("Call it without a key")
+	step("Call the server without a key")
 	anonymous, err := dial(addr, roots)
 	if err != nil {
 		return err
@@ -77,7 +78,8 @@ func run() error {
 		return err
 	}
 	say("id      %s", issued.Key.ID)
-	say("secret  %v   (a Secret prints itself like this; Reveal gives the text, which the store does not keep)", issued.Secret)
+	say("secret  %v", issued.Secret)
+	say("(a Secret always prints like this; Reveal returns the text, which the store does not keep)")
 
 	step("Call with the key")
 	conn, err := dial(addr, roots, grpc.WithPerRPCCredentials(keycreds.New(issued.Secret.Reveal())))
@@ -99,13 +101,13 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	say("it is open, and its first message says %v", update.Status)
+	say("the stream is open; the first message says %v", update.Status)
 
 	step("Revoke the key while the stream is open")
 	closed := make(chan error, 1)
 	var closedAt time.Time
 	go func() {
-		_, err := stream.Recv() // waits for a message that never comes
+		_, err := stream.Recv() // waits until the server ends the stream
 		closedAt = time.Now()
 		closed <- err
 	}()
@@ -113,19 +115,21 @@ func run() error {
 	if err := store.Revoke(ctx, issued.Key.ID, "shown to everyone in a quickstart"); err != nil {
 		return err
 	}
-	say("Revoke returned after %v: the disk has it", time.Since(revokedAt).Round(10*time.Microsecond))
+	say("Revoke returned after %v: the revocation is on disk",
+		time.Since(revokedAt).Round(10*time.Microsecond))
 	err = <-closed
 	if err := refused(err, codes.Unauthenticated); err != nil {
 		return err
 	}
-	say("the client saw its stream close %v after Revoke was called", closedAt.Sub(revokedAt).Round(10*time.Microsecond))
+	say("the stream of the client ended %v after the call of Revoke",
+		closedAt.Sub(revokedAt).Round(10*time.Microsecond))
 
 	step("Call with the key again")
 	if err := refused(check(ctx, conn), codes.Unauthenticated); err != nil {
 		return err
 	}
 
-	step("Close the store and open it again, as after a restart")
+	step("Close the store and open the store again, as after a restart")
 	if err := store.Close(); err != nil {
 		return err
 	}
@@ -136,15 +140,16 @@ func run() error {
 	defer reopened.Close()
 	_, err = reopened.Verify(ctx, issued.Secret.Reveal())
 	if !errors.Is(err, keystore.ErrRevoked) {
-		return fmt.Errorf("a revoked key should be refused after a restart; Verify said: %v", err)
+		return fmt.Errorf("a revoked key must be refused after a restart, but Verify returned: %v", err)
 	}
 	say("refused: %v", err)
 
-	fmt.Println("\nThat is all. Next: examples/server and examples/client, two programs to keep.")
+	fmt.Println("\nDone. Next, run examples/server and examples/client, two separate programs.")
 	return nil
 }
 
-// serve starts a server whose methods all need a key, and returns the roots that its clients trust.
+// serve starts a server that requires a key for every method. serve returns the address of the
+// server and the root certificates for its clients.
 func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) {
 	cert, pem, err := throwaway.Certificate()
 	if err != nil {
@@ -157,7 +162,8 @@ func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) 
 	if err != nil {
 		return nil, "", nil, err
 	}
-	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	creds := grpc.Creds(credentials.NewServerTLSFromCert(&cert))
+	server := grpc.NewServer(append(auth.ServerOptions(), creds)...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -169,7 +175,8 @@ func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) 
 }
 
 func dial(addr string, roots *x509.CertPool, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	return grpc.NewClient(addr, append(opts, grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")))...)
+	creds := grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, ""))
+	return grpc.NewClient(addr, append(opts, creds)...)
 }
 
 // check makes a unary call.
@@ -178,11 +185,11 @@ func check(ctx context.Context, conn *grpc.ClientConn) error {
 	return err
 }
 
-// refused prints a refusal, and returns an error if err is anything else.
+// refused prints the refusal in err. refused returns an error if err has another code than want.
 func refused(err error, want codes.Code) error {
 	st := status.Convert(err)
 	if st.Code() != want {
-		return fmt.Errorf("the call should have been refused with %v; it ended with: %v", want, err)
+		return fmt.Errorf("the call must be refused with %v, but ended with: %v", want, err)
 	}
 	reason := ""
 	for _, d := range st.Details() {

@@ -1,5 +1,6 @@
-// Rotation shows how a key gets a new secret under load: a client goes on calling while its key is rotated, and no call
-// fails. The old secret ends with its grace, and so does the stream that was opened with it.
+// Rotation shows how a key gets a new secret under load. A client calls the server all the time,
+// the key is rotated, and no call fails. When the grace period ends, the old secret stops working,
+// and the stream that was opened with the old secret ends.
 //
 //	go run ./examples/rotation
 package main
@@ -28,7 +29,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// grace is short, for show: give clients as long as they need to fetch the new secret.
+// grace is short for this demonstration. In production, give clients enough time to fetch the new
+// secret.
 const grace = time.Second
 
 func main() {
@@ -61,11 +63,15 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	// The client asks for the secret at each call: from a file or a secret manager, in earnest.
+	// The client asks the source for the secret at each call. In production, the source reads a
+	// file or asks a secret manager.
 	var secret atomic.Value
 	secret.Store(old.Secret.Reveal())
-	source := keycreds.FromSource(func(context.Context) (string, error) { return secret.Load().(string), nil })
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")),
+	source := keycreds.FromSource(func(context.Context) (string, error) {
+		return secret.Load().(string), nil
+	})
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")),
 		grpc.WithPerRPCCredentials(source))
 	if err != nil {
 		return err
@@ -77,7 +83,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("A client calls all the time, and has a stream open.")
+	fmt.Println("A client makes calls all the time, and has a stream open.")
 	stop, calls := make(chan struct{}), make(chan error, 1)
 	var made int
 	go func() {
@@ -100,10 +106,10 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("The key is rotated. For %v both secrets work.\n", grace)
+	fmt.Printf("The key was rotated. For the next %v, both secrets work.\n", grace)
 	time.Sleep(grace / 2)
 	secret.Store(issued.Secret.Reveal())
-	fmt.Println("The client has fetched the new secret, and opens a second stream.")
+	fmt.Println("The client has fetched the new secret and opens a second stream.")
 	watchNew, err := watch(ctx, client)
 	if err != nil {
 		return err
@@ -111,12 +117,13 @@ func run() error {
 
 	err = ended(watchOld)
 	if status.Code(err) != codes.Unauthenticated {
-		return fmt.Errorf("the stream of the old secret should have ended as Unauthenticated: %v", err)
+		return fmt.Errorf("the old stream must end with Unauthenticated, but ended with: %v", err)
 	}
 	late := time.Since(issued.Key.PreviousUntil).Round(time.Millisecond)
-	fmt.Printf("The grace is over. The first stream ended %v later: %v\n", late, status.Convert(err).Message())
+	fmt.Printf("The grace period is over. The first stream ended %v later: %v\n",
+		late, status.Convert(err).Message())
 	if _, err := store.Verify(ctx, old.Secret.Reveal()); !errors.Is(err, keystore.ErrDenied) {
-		return fmt.Errorf("the old secret should be refused: %v", err)
+		return fmt.Errorf("the old secret must be refused, but Verify returned: %v", err)
 	}
 	fmt.Println("The old secret is refused.")
 	time.Sleep(grace / 4)
@@ -124,24 +131,26 @@ func run() error {
 	if err := <-calls; err != nil {
 		return fmt.Errorf("a call failed: %w", err)
 	}
-	fmt.Printf("Of %d calls none failed.\n", made)
+	fmt.Printf("The client made %d calls, and no call failed.\n", made)
 	select {
 	case err := <-watchNew:
 		return fmt.Errorf("the stream of the new secret ended: %v", err)
 	default:
-		fmt.Println("The second stream goes on, until the server stops.")
+		fmt.Println("The second stream stays open until the server stops.")
 	}
-	// The wait of zero is for show: a server gives its calls some seconds to end by themselves.
+	// The wait is zero for this demonstration. In production, give running calls some seconds to
+	// finish.
 	if err := interceptor.Shutdown(server, store, 0); err != nil {
 		return err
 	}
 	if err := ended(watchNew); status.Code(err) != codes.Unavailable {
-		return fmt.Errorf("the stream of the new secret should have ended as Unavailable: %v", err)
+		return fmt.Errorf("the new stream must end with Unavailable, but ended with: %v", err)
 	}
 	return nil
 }
 
-// watch opens a stream, waits until it is admitted, and returns a channel that is told how it ends.
+// watch opens a stream and waits until the server admits the stream. The returned channel receives
+// the error that ends the stream.
 func watch(ctx context.Context, client healthpb.HealthClient) (<-chan error, error) {
 	stream, err := client.Watch(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
@@ -167,7 +176,7 @@ func ended(stream <-chan error) error {
 	case err := <-stream:
 		return err
 	case <-time.After(30 * time.Second):
-		return errors.New("it goes on")
+		return errors.New("the stream is still open after 30 seconds")
 	}
 }
 
@@ -182,7 +191,8 @@ func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) 
 	if err != nil {
 		return nil, "", nil, err
 	}
-	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	creds := grpc.Creds(credentials.NewServerTLSFromCert(&cert))
+	server := grpc.NewServer(append(auth.ServerOptions(), creds)...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

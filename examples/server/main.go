@@ -1,10 +1,11 @@
-// Server is a gRPC server whose methods need an API key, and a console to manage the keys while it runs: the process
-// that has the directory open is the only one that can.
+// Server is a gRPC server that requires an API key for every method. Server also has a console to
+// manage the keys at run time. Only the process that has opened the directory of the store can
+// manage the keys.
 //
 //	go run ./examples/server -issue laptop
 //
-// It prints a key once, and serves the standard health service (Check, a unary call, and Watch, a stream) and
-// reflection. Then it reads commands from its standard input:
+// The command prints a new key once. The server then serves reflection and the standard health
+// service (Check is a unary call, and Watch is a stream), and reads commands from standard input:
 //
 //	create NAME [OWNER]    list    revoke ID [REASON]    quit
 package main
@@ -41,14 +42,16 @@ import (
 func main() {
 	log.SetFlags(0)
 	addr := flag.String("addr", "127.0.0.1:50051", "address to listen on")
-	dir := flag.String("dir", "keys", "directory of the key store; nothing else may be in it")
-	issue := flag.String("issue", "", "create a key with this name and print it, once")
-	certFile := flag.String("cert", "", "TLS certificate in PEM; empty makes a throw-away one, and writes it to -ca")
-	keyFile := flag.String("key", "", "private key of -cert")
-	caFile := flag.String("ca", "server.pem", "where to write the throw-away certificate, for clients to trust")
+	dir := flag.String("dir", "keys", "directory of the key store; it must contain no other files")
+	issue := flag.String("issue", "", "create a key with this name and print the key once")
+	certFile := flag.String("cert", "",
+		"PEM file with the TLS certificate; if empty, make a throw-away certificate and write it to -ca")
+	keyFile := flag.String("key", "", "PEM file with the private key of -cert")
+	caFile := flag.String("ca", "server.pem",
+		"file for the throw-away certificate, for clients to trust")
 	flag.Parse()
 	if flag.NArg() > 0 {
-		log.Fatalf("server: what is %q? Arguments begin with a hyphen; see -help", flag.Arg(0))
+		log.Fatalf("server: unexpected argument %q: flags begin with a hyphen; see -help", flag.Arg(0))
 	}
 	if err := run(*addr, *dir, *issue, *certFile, *keyFile, *caFile); err != nil {
 		log.Fatal("server: ", err)
@@ -59,13 +62,15 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
-	// First of all, so that a start that fails changes nothing of a server that runs.
+	// Listen first: if another server already runs on this address, this start fails before it
+	// changes anything of that server.
 	lis, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
 	}
 	defer lis.Close()
-	store, err := keystore.Open(dir, &keystore.Options{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	store, err := keystore.Open(dir, &keystore.Options{Logger: logger})
 	if err != nil {
 		return err
 	}
@@ -80,7 +85,8 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	creds := grpc.Creds(credentials.NewServerTLSFromCert(&cert))
+	server := grpc.NewServer(append(auth.ServerOptions(), creds)...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	reflection.Register(server)
 	if err := auth.Check(server); err != nil {
@@ -100,16 +106,18 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
-		// Calls that run have 5 seconds to end. Then the streams end, and their clients may try
-		// again.
+		// Running calls have 5 seconds to finish. Then the server ends the remaining streams with a
+		// status that allows clients to retry.
 		return interceptor.Shutdown(server, store, 5*time.Second)
 	}
 }
 
-// certificate loads a certificate, or makes one and writes its public half to caFile.
+// certificate loads the certificate from certFile. If certFile is empty, certificate makes a
+// throw-away certificate and writes the public part to caFile.
 func certificate(certFile, keyFile, caFile string) (tls.Certificate, error) {
 	if (certFile == "") != (keyFile == "") {
-		return tls.Certificate{}, errors.New("-cert and -key go together: give both, or none for a throw-away certificate")
+		return tls.Certificate{}, errors.New("set both -cert and -key, " +
+			"or neither for a throw-away certificate")
 	}
 	if certFile != "" {
 		return tls.LoadX509KeyPair(certFile, keyFile)
@@ -129,7 +137,7 @@ func certificate(certFile, keyFile, caFile string) (tls.Certificate, error) {
 	return cert, nil
 }
 
-// A console carries out commands.
+// A console runs the commands of an administrator.
 type console struct {
 	ctx   context.Context
 	store *keystore.Store
@@ -147,7 +155,7 @@ func (c console) read(in io.Reader) {
 			fmt.Println("error:", err)
 		}
 	}
-	// At the end of the input, as without a terminal, the server goes on.
+	// The server continues after the end of the input, because there may be no terminal.
 }
 
 func (c console) do(command string, args []string) error {
@@ -173,15 +181,17 @@ func (c console) do(command string, args []string) error {
 		c.quit()
 		return nil
 	default:
-		return fmt.Errorf("commands: create NAME [OWNER], list, revoke ID [REASON], quit")
+		return errors.New("unknown command: use create NAME [OWNER], list, revoke ID [REASON] or quit")
 	}
 }
 
 func (c console) create(args []string) error {
-	issued, err := c.store.Create(c.ctx, keystore.Spec{Name: args[0], Owner: strings.Join(args[1:], " ")})
+	spec := keystore.Spec{Name: args[0], Owner: strings.Join(args[1:], " ")}
+	issued, err := c.store.Create(c.ctx, spec)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("created %s\nthis is its only showing:\n%s\n", issued.Key.ID, issued.Secret.Reveal())
+	fmt.Printf("created %s\nthe key is shown only once:\n%s\n",
+		issued.Key.ID, issued.Secret.Reveal())
 	return nil
 }

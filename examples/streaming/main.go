@@ -1,5 +1,6 @@
-// Streaming shows what a client with a long stream meets when its key is changed, disabled and revoked, and how it should
-// react: open the stream again, wait for somebody, or give up.
+// Streaming shows how the server ends the stream of a client when the key of the client is changed,
+// disabled or revoked. Streaming also shows the possible reactions of the client: open the stream
+// again, wait for an administrator, or give up.
 //
 //	go run ./examples/streaming
 package main
@@ -58,7 +59,8 @@ func run() error {
 		return err
 	}
 	id := issued.Key.ID
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")),
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "")),
 		grpc.WithPerRPCCredentials(keycreds.New(issued.Secret.Reveal())))
 	if err != nil {
 		return err
@@ -70,19 +72,19 @@ func run() error {
 		title  string
 		change func() error
 		code   codes.Code
-		again  bool // what is to be done: open the stream again
+		again  bool // whether the client should open the stream again
 	}{
-		{"The key loses a scope: the stream has to be opened again, for what is left", func() error {
+		{"The key loses a scope: the client opens the stream again", func() error {
 			_, err := store.Update(ctx, id, func(spec *keystore.Spec) error {
 				spec.Scopes = []string{"orders:read"}
 				return nil
 			})
 			return err
 		}, codes.Unavailable, true},
-		{"The key is disabled: the client is out until somebody enables it", func() error {
-			return store.Disable(ctx, id, "seen at an odd hour")
+		{"The key is disabled: the client waits until an administrator enables the key", func() error {
+			return store.Disable(ctx, id, "used at an unusual time")
 		}, codes.Unauthenticated, false},
-		{"It is enabled, and used again; then it is revoked: the client gives up", func() error {
+		{"The key is enabled and used again, then revoked: the client gives up", func() error {
 			return store.Revoke(ctx, id, "leaked")
 		}, codes.Unauthenticated, false},
 	} {
@@ -96,21 +98,21 @@ func run() error {
 		}
 		_, err = stream.Recv()
 		if status.Code(err) != act.code {
-			return fmt.Errorf("the stream should have ended as %v: %v", act.code, err)
+			return fmt.Errorf("the stream must end with %v, but ended with: %v", act.code, err)
 		}
-		if again := tell(err); again != act.again {
-			return fmt.Errorf("a client that may open the stream again: %v, and should be %v", again, act.again)
+		if again := explain(err); again != act.again {
+			return fmt.Errorf("the server allows a retry: %v; expected: %v", again, act.again)
 		}
 		_, err = watch(ctx, client)
 		switch {
 		case act.again && err != nil:
-			return fmt.Errorf("the stream could not be opened again: %w", err)
+			return fmt.Errorf("could not open the stream again: %w", err)
 		case act.again:
-			fmt.Println("  opened again")
+			fmt.Println("  a second attempt succeeds")
 		case err == nil:
-			return errors.New("a key that is not valid opened a stream")
+			return errors.New("an invalid key opened a stream")
 		default:
-			fmt.Println("  opened again: refused,", status.Convert(err).Message())
+			fmt.Println("  a second attempt is refused:", status.Convert(err).Message())
 		}
 		if act.code == codes.Unauthenticated {
 			if err := store.Enable(ctx, id); err != nil && !errors.Is(err, keystore.ErrRevoked) {
@@ -122,8 +124,10 @@ func run() error {
 	return interceptor.Shutdown(server, store, 0)
 }
 
-// tell prints why a stream has ended, and says whether a client may open it again by itself: if it was told when.
-func tell(err error) (again bool) {
+// explain prints why a stream has ended. explain reports whether the client may open the stream
+// again without an administrator: in this case, the status contains a RetryInfo with the time to
+// wait.
+func explain(err error) (again bool) {
 	st := status.Convert(err)
 	for _, d := range st.Details() {
 		switch d := d.(type) {
@@ -136,8 +140,10 @@ func tell(err error) (again bool) {
 	return again
 }
 
-// watch opens a stream and waits until it is admitted.
-func watch(ctx context.Context, client healthpb.HealthClient) (grpc.ServerStreamingClient[healthpb.HealthCheckResponse], error) {
+type healthStream = grpc.ServerStreamingClient[healthpb.HealthCheckResponse]
+
+// watch opens a stream and waits until the server admits the stream.
+func watch(ctx context.Context, client healthpb.HealthClient) (healthStream, error) {
 	stream, err := client.Watch(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
 		return nil, err
@@ -159,7 +165,8 @@ func serve(store *keystore.Store) (*grpc.Server, string, *x509.CertPool, error) 
 	if err != nil {
 		return nil, "", nil, err
 	}
-	server := grpc.NewServer(append(auth.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&cert)))...)
+	creds := grpc.Creds(credentials.NewServerTLSFromCert(&cert))
+	server := grpc.NewServer(append(auth.ServerOptions(), creds)...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package chart draws horizontal bars as SVG, for documents that are read in light and in dark.
+// Package chart draws charts of horizontal bars as SVG. The charts are readable in light and dark
+// mode.
 package chart
 
 import (
@@ -6,12 +7,12 @@ import (
 	"slices"
 )
 
-// Bars is a chart.
+// Bars is a chart of horizontal bars.
 type Bars struct {
-	Name  string // of its file, without .svg
+	Name  string // the name of the file, without .svg
 	Title string
-	Note  string // how to read it
-	Log   bool   // bars grow with the logarithm of their values
+	Note  string // how to read the chart
+	Log   bool   // whether the scale is logarithmic
 	bars  []bar
 }
 
@@ -21,13 +22,13 @@ type bar struct {
 	ours        bool
 }
 
-// Add adds a bar: the label stands before it, and the text, which says the value, behind it. Ours is drawn in a colour of its
-// own.
+// Add adds a bar. The label is to the left of the bar, and text, which contains the value, is to
+// the right. If ours is true, the bar has another colour.
 func (b *Bars) Add(label string, value float64, text string, ours bool) {
 	b.bars = append(b.bars, bar{label, text, value, ours})
 }
 
-// Sort puts the bars in the order of their values, the shortest first or the longest.
+// Sort sorts the bars by value, with the shortest or the longest bar first.
 func (b *Bars) Sort(longestFirst bool) {
 	slices.SortStableFunc(b.bars, func(x, y bar) int {
 		if longestFirst {

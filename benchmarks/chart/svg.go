@@ -8,8 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// The measures of a chart, in pixels. Widths of text are estimated, generously: a character of the system's sans-serif fonts
-// takes at most charWidth of its size on average. So labels stand clear of the bars, whatever the font.
+// The dimensions of a chart, in pixels. The width of a text is a generous estimate: in the common
+// sans-serif fonts, a character is on average at most charWidth times the font size wide. So no
+// label overlaps a bar.
 const (
 	width     = 860.0
 	margin    = 24.0
@@ -18,16 +19,21 @@ const (
 	head      = 74.0
 	fontSize  = 13.0
 	charWidth = 0.6
-	least     = 4.0 // of a bar
+	least     = 4.0 // the length of the shortest bar
 )
 
-func textWidth(s string) float64 { return float64(utf8.RuneCountInString(s)) * fontSize * charWidth }
+func textWidth(s string) float64 {
+	return float64(utf8.RuneCountInString(s)) * fontSize * charWidth
+}
 
-// style has the colours of light and of dark; the background goes with them, so that the text can be read on it wherever the
-// chart is put.
+// style contains the colours for light and dark mode. style also sets the background, so that the
+// text is readable on every page.
 const style = `
   .back { fill: #ffffff; stroke: #d0d7de; }
-  text { fill: #1f2328; font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; }
+  text {
+    fill: #1f2328;
+    font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif;
+  }
   .title { font-size: 17px; font-weight: 600; }
   .note { fill: #59636e; }
   .ours { fill: #0969da; }
@@ -54,12 +60,16 @@ func (b *Bars) SVG() string {
 	height := head + float64(len(b.bars))*rowHeight + margin - 10
 
 	var s strings.Builder
-	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`+"\n",
+	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" `+
+		`viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`+"\n",
 		width, height, width, height, html.EscapeString(b.Title))
 	fmt.Fprintf(&s, "<style>%s</style>\n", style)
-	fmt.Fprintf(&s, `<rect class="back" x="0.5" y="0.5" width="%.0f" height="%.0f" rx="6"/>`+"\n", width-1, height-1)
-	fmt.Fprintf(&s, `<text class="title" x="%.0f" y="34">%s</text>`+"\n", margin, html.EscapeString(b.Title))
-	fmt.Fprintf(&s, `<text class="note" x="%.0f" y="55">%s</text>`+"\n", margin, html.EscapeString(b.Note))
+	fmt.Fprintf(&s, `<rect class="back" x="0.5" y="0.5" width="%.0f" height="%.0f" rx="6"/>`+"\n",
+		width-1, height-1)
+	fmt.Fprintf(&s, `<text class="title" x="%.0f" y="34">%s</text>`+"\n",
+		margin, html.EscapeString(b.Title))
+	fmt.Fprintf(&s, `<text class="note" x="%.0f" y="55">%s</text>`+"\n",
+		margin, html.EscapeString(b.Note))
 	share := b.scale()
 	for i, bar := range b.bars {
 		y := head + float64(i)*rowHeight
@@ -69,16 +79,20 @@ func (b *Bars) SVG() string {
 			class, weight = "ours", ` class="bold"`
 		}
 		middle := y + barHeight/2 + fontSize*0.36
-		fmt.Fprintf(&s, `<text%s x="%.1f" y="%.1f" text-anchor="end">%s</text>`, weight, left-12, middle, html.EscapeString(bar.label))
-		fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.0f" rx="3"/>`, class, left, y, long, barHeight)
-		fmt.Fprintf(&s, `<text%s x="%.1f" y="%.1f">%s</text>`+"\n", weight, left+long+8, middle, html.EscapeString(bar.text))
+		fmt.Fprintf(&s, `<text%s x="%.1f" y="%.1f" text-anchor="end">%s</text>`,
+			weight, left-12, middle, html.EscapeString(bar.label))
+		fmt.Fprintf(&s, `<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.0f" rx="3"/>`,
+			class, left, y, long, barHeight)
+		fmt.Fprintf(&s, `<text%s x="%.1f" y="%.1f">%s</text>`+"\n",
+			weight, left+long+8, middle, html.EscapeString(bar.text))
 	}
 	s.WriteString("</svg>\n")
 	return s.String()
 }
 
-// scale returns what gives a value's share of the room: of the largest, or, if logarithmic, of the decades from the one below
-// the least.
+// scale returns a function that maps a value to the length of its bar, as a share of the longest
+// bar. On a logarithmic scale, the share counts the decades above a start value below the smallest
+// value.
 func (b *Bars) scale() func(float64) float64 {
 	least, most := math.Inf(1), 0.0
 	for _, bar := range b.bars {

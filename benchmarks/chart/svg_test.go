@@ -31,12 +31,12 @@ func draw(t *testing.T, b chart.Bars) drawing {
 	return d
 }
 
-// Labels end before their bars, values begin behind them, and nothing leaves the drawing: also with long labels, and values
-// that are far apart.
+// Labels end before their bars, values begin after their bars, and nothing extends beyond the
+// drawing. This also holds for long labels, and for values that differ by many decades.
 func TestNothingOverlaps(t *testing.T) {
 	for _, log := range []bool{false, true} {
 		b := chart.Bars{Title: "A < B & C", Note: "less is better", Log: log}
-		b.Add("a label that is as long as any that a chart of ours has", 0.001, "0.001", true)
+		b.Add("a label that is as long as any label of a real chart is", 0.001, "0.001", true)
 		b.Add("b", 0, "0", false)
 		b.Add("c", 12345, "12,345 calls a second", false)
 		d := draw(t, b)
@@ -47,7 +47,7 @@ func TestNothingOverlaps(t *testing.T) {
 			label, value := d.Texts[2+2*i], d.Texts[3+2*i]
 			require.Equal(t, "end", label.Anchor)
 			require.Less(t, label.X, bar.X)
-			require.Greater(t, label.X, 7.0*float64(len(label.Text)), "the label begins in the drawing")
+			require.Greater(t, label.X, 7.0*float64(len(label.Text)), "the label begins inside the drawing")
 			require.Greater(t, value.X, bar.X+bar.Width)
 			require.Less(t, value.X+7*float64(len(value.Text)), d.Width)
 			require.Positive(t, bar.Width)
@@ -58,7 +58,8 @@ func TestNothingOverlaps(t *testing.T) {
 	}
 }
 
-// Bars are as long as their values; with Log, equal factors make equal steps.
+// The length of a bar is proportional to its value. With Log, equal factors give equal differences
+// of length.
 func TestScale(t *testing.T) {
 	for _, log := range []bool{false, true} {
 		b := chart.Bars{Log: log}
@@ -72,7 +73,7 @@ func TestScale(t *testing.T) {
 			require.InDelta(t, 10, r[2].Width/r[1].Width, 0.1)
 		}
 	}
-	require.Len(t, draw(t, chart.Bars{}).Rects, 1, "a chart of nothing is one")
+	require.Len(t, draw(t, chart.Bars{}).Rects, 1, "an empty chart has a background")
 }
 
 func TestSort(t *testing.T) {

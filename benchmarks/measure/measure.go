@@ -1,4 +1,4 @@
-// Package measure takes samples of things that are compared, in turns.
+// Package measure takes samples of the contestants of a comparison, in turns.
 package measure
 
 import (
@@ -12,21 +12,25 @@ import (
 	"time"
 )
 
-// A Contestant is one of the things that are compared. Sample measures it once.
+// A Contestant is one side of a comparison. Sample measures the contestant once.
 type Contestant struct {
 	Name   string
 	Sample func(ctx context.Context) (float64, error)
 }
 
-// Samples are what the rounds measured, by the contestant's name: the i-th of each are from one round.
+// Samples contains the measured values, by the name of the contestant. The i-th values of all
+// contestants are from the same round.
 type Samples map[string][]float64
 
-// Rounds has each contestant sampled once in each of n rounds, in an order that is drawn anew for each. A round before the
-// first warms up, and is not kept. Progress, unless it is nil, is told of each round that begins.
-func Rounds(ctx context.Context, n int, progress func(done, of int), contestants ...Contestant) (Samples, error) {
+// Rounds samples each contestant once in each of n rounds. Each round has another random order. The
+// samples of an additional first round, which warms up, are discarded. If progress is not nil,
+// Rounds calls progress at the start of each round.
+func Rounds(
+	ctx context.Context, n int, progress func(done, of int), contestants ...Contestant,
+) (Samples, error) {
 	samples := make(Samples)
 	order := slices.Clone(contestants)
-	draw := rand.New(rand.NewPCG(1, 2)) // the same orders in each run
+	draw := rand.New(rand.NewPCG(1, 2)) // the same sequence in each run
 	for round := range n + 1 {
 		if progress != nil {
 			progress(round, n+1)
@@ -48,18 +52,20 @@ func Rounds(ctx context.Context, n int, progress func(done, of int), contestants
 	return samples, nil
 }
 
-// A Case is an operation that is too quick to be timed alone.
+// A Case is an operation that is too fast to measure a single execution.
 type Case struct {
 	Name string
-	Do   func(n int) error // does it n times
+	Do   func(n int) error // runs the operation n times
 }
 
-// Timed makes a contestant of a case: nanoseconds of one operation, from batches that take about so long. A batch should be
-// shorter than what the scheduler gives a thread, so that most of them run undisturbed.
+// Timed returns a contestant for a case. A sample is the duration of one operation in nanoseconds,
+// measured over a batch of operations that takes about the given duration. A batch should be
+// shorter than a time slice of the scheduler, so that most batches run without interruption.
 func Timed(c Case, batch time.Duration) (Contestant, error) {
 	n := 1
 	for {
-		// The best of a few, or one that was disturbed would make the batches too short to be timed.
+		// Take the best of a few attempts. An attempt that was interrupted would make the batches
+		// too short for a good measurement.
 		best := time.Duration(math.MaxInt64)
 		for range 5 {
 			begin := time.Now()
@@ -84,7 +90,7 @@ func Timed(c Case, batch time.Duration) (Contestant, error) {
 	}}, nil
 }
 
-// AllTimed is Timed for many.
+// AllTimed calls Timed for each of the cases.
 func AllTimed(cases []Case, batch time.Duration) ([]Contestant, error) {
 	var all []Contestant
 	for _, c := range cases {
@@ -97,16 +103,19 @@ func AllTimed(cases []Case, batch time.Duration) ([]Contestant, error) {
 	return all, nil
 }
 
-// Throughput runs an operation in so many goroutines for about d, and returns how often it was done in a second, by all of
-// them, from the start of the first to the end of the last. Each goroutine looks at the clock after every batch of
-// operations: 1 for slow ones. An error of one is that of all.
-func Throughput(goroutines, batch int, d time.Duration, op func(goroutine int) func() error) (float64, error) {
+// Throughput runs an operation in several goroutines for about d. Throughput returns the number of
+// operations of all goroutines per second, from the start of the first goroutine to the end of the
+// last goroutine. Each goroutine checks the clock after a batch of operations. For slow operations,
+// batch should be 1. If one operation fails, Throughput stops and returns the error.
+func Throughput(
+	goroutines, batch int, d time.Duration, op func(goroutine int) func() error,
+) (float64, error) {
 	var (
 		wg    sync.WaitGroup
 		total atomic.Int64
 		first atomic.Pointer[error]
 		start = make(chan struct{})
-		begin time.Time // before start is closed
+		begin time.Time // set before start is closed
 	)
 	for g := range goroutines {
 		do := op(g)

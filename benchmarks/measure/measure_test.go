@@ -28,7 +28,7 @@ func TestPairs(t *testing.T) {
 	require.Equal(t, []float64{2, 4}, measure.Scaled([]float64{1, 2}, 2))
 }
 
-// Everybody has one turn in each round; the first round is not kept.
+// Each contestant has one turn in each round. The samples of the first round are discarded.
 func TestRoundsTakeTurns(t *testing.T) {
 	var turns []string
 	contestant := func(name string) measure.Contestant {
@@ -54,11 +54,12 @@ func TestRoundsTakeTurns(t *testing.T) {
 
 func TestAnErrorEndsIt(t *testing.T) {
 	broken := errors.New("broken")
-	_, err := measure.Rounds(t.Context(), 3, nil, measure.Contestant{Name: "it", Sample: func(context.Context) (float64, error) {
-		return 0, broken
-	}})
+	fails := func(context.Context) (float64, error) { return 0, broken }
+	_, err := measure.Rounds(t.Context(), 3, nil, measure.Contestant{Name: "it", Sample: fails})
 	require.ErrorIs(t, err, broken)
-	_, err = measure.Throughput(2, 1, time.Hour, func(int) func() error { return func() error { return broken } })
+	_, err = measure.Throughput(2, 1, time.Hour, func(int) func() error {
+		return func() error { return broken }
+	})
 	require.ErrorIs(t, err, broken)
 	_, err = measure.Timed(measure.Case{Do: func(int) error { return broken }}, time.Millisecond)
 	require.ErrorIs(t, err, broken)
@@ -68,7 +69,8 @@ func TestAnErrorEndsIt(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// A case that takes ten times as long is found to.
+// Timed must measure that a case takes longer: 100 times as long, and at least 10 times in this
+// noisy test.
 func TestTimed(t *testing.T) {
 	spin := func(times int) measure.Case {
 		return measure.Case{Name: "spin", Do: func(n int) error {
@@ -85,10 +87,11 @@ func TestTimed(t *testing.T) {
 	short.Name = "short"
 	samples, err := measure.Rounds(t.Context(), 20, nil, short, long)
 	require.NoError(t, err)
-	require.Greater(t, measure.Median(measure.Ratios(samples["spin"], samples["short"])), 10.0, "it should be 100")
+	ratio := measure.Median(measure.Ratios(samples["spin"], samples["short"]))
+	require.Greater(t, ratio, 10.0, "the exact ratio is 100")
 }
 
-// Two goroutines that each take as long as one do twice as much; and what they did is what is counted.
+// Throughput counts the operations of all goroutines: ten goroutines do more than one goroutine.
 func TestThroughput(t *testing.T) {
 	nap := func(int) func() error {
 		return func() error {
@@ -101,7 +104,7 @@ func TestThroughput(t *testing.T) {
 	many, err := measure.Throughput(10, 1, 100*time.Millisecond, nap)
 	require.NoError(t, err)
 	require.Positive(t, one)
-	require.LessOrEqual(t, one, 1000.0, "each takes a millisecond at least")
+	require.LessOrEqual(t, one, 1000.0, "each operation takes at least a millisecond")
 	require.LessOrEqual(t, many, 10_000.0)
 	require.Greater(t, many, one)
 }

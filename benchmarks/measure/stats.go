@@ -2,7 +2,8 @@ package measure
 
 import "slices"
 
-// Quantile returns the value that a share q of the values lies below, between neighbours in proportion. Of no values it is 0.
+// Quantile returns the q-quantile of the values, with linear interpolation between neighbours.
+// Quantile returns 0 if there are no values.
 func Quantile(values []float64, q float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -16,15 +17,15 @@ func Quantile(values []float64, q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-// Median is what half of the values lie below.
+// Median returns the median of the values.
 func Median(values []float64) float64 { return Quantile(values, 0.5) }
 
-// Ratios returns a[i]/b[i], which are from one round each.
+// Ratios returns a[i]/b[i] for each round i.
 func Ratios(a, b []float64) []float64 {
 	return pairs(a, b, func(a, b float64) float64 { return a / b })
 }
 
-// Differences returns a[i]-b[i], which are from one round each.
+// Differences returns a[i]-b[i] for each round i.
 func Differences(a, b []float64) []float64 {
 	return pairs(a, b, func(a, b float64) float64 { return a - b })
 }
@@ -37,7 +38,7 @@ func pairs(a, b []float64, f func(a, b float64) float64) []float64 {
 	return out
 }
 
-// Scaled returns the values times f.
+// Scaled returns each value multiplied by f.
 func Scaled(values []float64, f float64) []float64 {
 	out := slices.Clone(values)
 	for i := range out {

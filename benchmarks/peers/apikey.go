@@ -13,7 +13,10 @@ func startAPIKey(ctx context.Context, dir string) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Peer{How: "the default options: SHA-256 digests in a directory, 65,536 keys in the cache", Close: store.Close}
+	p := &Peer{
+		How:   "the default options: SHA-256 digests in a directory, and a cache of 65,536 keys",
+		Close: store.Close,
+	}
 	fill := func() error {
 		auth, err := interceptor.New(store)
 		if err != nil {
@@ -37,12 +40,16 @@ func startAPIKey(ctx context.Context, dir string) (*Peer, error) {
 	return p, nil
 }
 
-// creators is how many goroutines create keys: as many as share a commit of the store's at best.
+// creators is the number of goroutines that create keys. At most this many changes share one commit
+// of the store.
 const creators = 1024
 
-// Create makes n keys like those of an application, and returns the texts of so many of them, spread evenly. Progress, unless
-// it is nil, is told how many there are, by one goroutine at a time.
-func Create(ctx context.Context, store *keystore.Store, n, keep int, progress func(done, of int)) ([]string, error) {
+// Create creates n typical keys, and returns the texts of some of the keys: the number is keep,
+// evenly spread over all keys. If progress is not nil, Create calls progress with the number of
+// keys so far, from one goroutine at a time.
+func Create(
+	ctx context.Context, store *keystore.Store, n, keep int, progress func(done, of int),
+) ([]string, error) {
 	var (
 		mu    sync.Mutex
 		next  int
@@ -86,13 +93,19 @@ func Create(ctx context.Context, store *keystore.Store, n, keep int, progress fu
 	return kept, first
 }
 
-// Options are the defaults but for the size of the cache, where 0 is the default too, and the limit on writes: a machine that
-// is busy with something else for ten seconds would end the run. That limit costs and spares nothing where it is not reached.
+// Options returns the default options with the given size of the cache, where 0 is the default
+// size, and without a timeout of writes. With the default timeout, a machine that is busy for ten
+// seconds would end the run. The timeout does not influence a run in which no write exceeds the
+// timeout.
 func Options(cacheSize int) *keystore.Options {
 	return &keystore.Options{CacheSize: cacheSize, Timeout: -1}
 }
 
-// Spec is what an application would say of a key.
+// Spec returns a typical spec of a key.
 func Spec() keystore.Spec {
-	return keystore.Spec{Name: "ci of the web shop", Owner: "team-37", Scopes: []string{"orders:read", "orders:write"}}
+	return keystore.Spec{
+		Name:   "ci of the web shop",
+		Owner:  "team-37",
+		Scopes: []string{"orders:read", "orders:write"},
+	}
 }

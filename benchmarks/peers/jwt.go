@@ -13,8 +13,9 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// startJWT returns the start of golang-jwt behind go-grpc-middleware's interceptor, with one algorithm. Nothing is looked up:
-// what it admits cannot be revoked before it expires.
+// startJWT returns the start function of a peer with golang-jwt and one algorithm, inside the
+// interceptor of go-grpc-middleware. The peer has no storage, so a JWT cannot be revoked before the
+// JWT expires.
 func startJWT(name string) func(context.Context, string) (*Peer, error) {
 	return func(context.Context, string) (*Peer, error) {
 		method, sign, verify, err := jwtKey(name)
@@ -38,7 +39,8 @@ func startJWT(name string) func(context.Context, string) (*Peer, error) {
 			}
 			return &principal{claims.Subject}, nil
 		})
-		p.How = "golang-jwt with issuer, audience and expiry checked; nothing is looked up, so nothing can be revoked"
+		p.How = "golang-jwt checks issuer, audience and expiry; " +
+			"there is no look-up, so a credential cannot be revoked"
 		signed := func(caller int, key any) (string, error) {
 			now := time.Now()
 			return jwt.NewWithClaims(method, jwt.RegisteredClaims{
@@ -83,5 +85,5 @@ func jwtKey(name string) (method jwt.SigningMethod, sign, verify any, err error)
 		public, private, err := ed25519.GenerateKey(rand.Reader)
 		return jwt.SigningMethodEdDSA, private, public, err
 	}
-	return nil, nil, nil, fmt.Errorf("no algorithm is named %s", name)
+	return nil, nil, nil, fmt.Errorf("unknown algorithm %s", name)
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/hashicorp/golang-lru/v2/expirable"
 )
 
-// startLookAside is the cache that people write by hand. It admits a revoked key until the TTL is over.
+// startLookAside starts a peer with a typical hand-written cache. The peer accepts a revoked key
+// until the TTL of the cached entry ends.
 func startLookAside(_ context.Context, dir string) (*Peer, error) {
 	db, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil).WithSyncWrites(true))
 	if err != nil {
@@ -54,7 +55,8 @@ func startLookAside(_ context.Context, dir string) (*Peer, error) {
 		cache.Add(digest, p)
 		return p, nil
 	})
-	p.How = "golang-lru's expirable.LRU by SHA-256, 65,536 entries for a minute, before Badger: a revoked key is admitted until then"
+	p.How = "golang-lru's expirable.LRU by SHA-256 in front of Badger, with 65,536 entries and a " +
+		"TTL of one minute: a revoked key is accepted until the TTL ends"
 	p.Close = db.Close
 	p.credentials(stored, unknown)
 	return p, nil

@@ -1,6 +1,7 @@
-// Package peers has what users would otherwise run in the place of grpc-api-key, each as its own documentation sets it up:
-// no peer is made slower than it need be. All of them guard the same service, over the same connections, and are sent
-// credentials of one length but for the JWTs, which have their own.
+// Package peers contains the alternatives to grpc-api-key. Each peer is configured as in its
+// documentation, and no peer is slower than necessary. All peers guard the same service over the
+// same kind of connections. All credentials have the same length, except JWTs, whose length is
+// given by their format.
 package peers
 
 import (
@@ -34,8 +35,8 @@ const (
 	PostgreSQL = "PostgreSQL look-up"
 )
 
-// Clients is how many callers there are, each with a credential of its own; Population is how many credentials a peer that
-// stores them has stored.
+// Clients is the number of callers. Each caller has another credential. Population is the number of
+// credentials in each peer that stores credentials.
 const (
 	Clients    = 8
 	Population = 10_000
@@ -44,27 +45,32 @@ const (
 // A Peer is one way to guard a server.
 type Peer struct {
 	Name string
-	How  string // it works, in a line
+	How  string // how the peer works, in one line
 	// Options guard a server.
 	Options []grpc.ServerOption
-	// Good are credentials of Clients callers. Bad has the form of one, and must not be admitted.
+	// Good are the valid credentials of the callers, one for each of the Clients callers. Bad has
+	// the same form, and the peer must refuse Bad.
 	Good []string
 	Bad  string
-	// Check verifies a credential, without a server around it. It is nil for no auth.
+	// Check verifies a credential without a server. Check is nil for the peer without auth.
 	Check func(ctx context.Context, credential string) error
-	// Close ends what the peer has started.
+	// Close stops everything that the peer has started.
 	Close func() error
 }
 
-// A Skipped peer could not be started.
+// Skipped describes a peer that could not be started.
 type Skipped struct{ Name, Why string }
 
-// errMissing is wrapped by the error of a peer whose server is not installed.
+// errMissing is wrapped by the error of a start function if the server of the peer is not
+// installed.
 var errMissing = errors.New("not installed")
 
-// Start starts the peers that have a name in names, or all, if there are none. What they store goes into dir, or into
-// directories that Close removes. A peer whose server is not installed is skipped.
-func Start(ctx context.Context, dir string, names ...string) (started []*Peer, skipped []Skipped, err error) {
+// Start starts the peers with the given names, or all peers if there are no names. The peers store
+// their data in dir, or in directories that Close removes. Start skips a peer if its server is not
+// installed.
+func Start(
+	ctx context.Context, dir string, names ...string,
+) (started []*Peer, skipped []Skipped, err error) {
 	wanted := func(name string) bool {
 		for _, n := range names {
 			if n == name {
@@ -115,7 +121,7 @@ func Start(ctx context.Context, dir string, names ...string) (started []*Peer, s
 	return started, skipped, nil
 }
 
-// Close ends the peers.
+// Close stops the peers.
 func Close(all []*Peer) error {
 	var errs []error
 	for _, p := range all {
@@ -126,14 +132,16 @@ func Close(all []*Peer) error {
 	return errors.Join(errs...)
 }
 
-// A principal is what a peer's interceptor gives to handlers.
+// A principal is the identity of a caller. The interceptor of a peer passes the principal to the
+// handlers.
 type principal struct{ id string }
 
 type principalKey struct{}
 
 var errRefused = status.Error(codes.Unauthenticated, "invalid credentials")
 
-// guard makes a peer of a look-up, behind the interceptor that most would use for it.
+// guard returns a peer that calls lookup for each credential, inside the auth interceptor of
+// go-grpc-middleware, which most users would choose.
 func guard(lookup func(ctx context.Context, credential string) (*principal, error)) *Peer {
 	authenticate := func(ctx context.Context) (context.Context, error) {
 		credential, err := auth.AuthFromMD(ctx, "bearer")
@@ -158,17 +166,17 @@ func guard(lookup func(ctx context.Context, credential string) (*principal, erro
 	}
 }
 
-// An issued is an opaque credential that a peer stores: of the same form, and so of the same length, as one of
-// grpc-api-key's.
+// An issued is an opaque credential in the storage of a peer. The credential has the same form, and
+// so the same length, as a key of grpc-api-key.
 type issued struct{ id, credential string }
 
 func (i issued) digest() [sha256.Size]byte { return sha256.Sum256([]byte(i.credential)) }
 
-// issue makes Population credentials, and one more that nobody stores.
+// issue returns Population credentials for the storage of a peer, and one unknown credential.
 func issue() (stored []issued, unknown string) {
 	format, err := token.NewFormat("oil", 64, keystore.ASCII62)
 	if err != nil {
-		panic(err) // it is the default
+		panic(err) // cannot happen: this is the default format
 	}
 	for range Population {
 		id, text := format.New()
@@ -178,7 +186,7 @@ func issue() (stored []issued, unknown string) {
 	return stored, unknown
 }
 
-// credentials gives the peer those of the first callers.
+// credentials sets the good and the bad credentials of the peer.
 func (p *Peer) credentials(stored []issued, unknown string) {
 	for _, i := range stored[:Clients] {
 		p.Good = append(p.Good, i.credential)

@@ -10,8 +10,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
-// What makes the comparison honest: each peer admits every caller's good credential and refuses a bad one and none, over a
-// real socket, for unary calls and for streams; all but no auth, which admits everybody.
+// TestPeersGuard checks that the comparison is fair. Over a real socket, for unary calls and for
+// streams, each peer accepts the good credentials of all callers, and refuses the bad credential
+// and a call without a credential. The peer without auth accepts everything.
 func TestPeersGuard(t *testing.T) {
 	started, skipped, err := peers.Start(t.Context(), t.TempDir())
 	require.NoError(t, err)
@@ -35,7 +36,7 @@ func TestPeersGuard(t *testing.T) {
 				return status.Code(err)
 			}
 			require.Len(t, p.Good, peers.Clients)
-			ended := status.Code(func() error { // what Recv says when the handler returns nil
+			ended := status.Code(func() error { // the code of Recv when the handler returns nil
 				free, err := peers.NewRig(echo, []string{""})
 				require.NoError(t, err)
 				defer func() { require.NoError(t, free.Close()) }()

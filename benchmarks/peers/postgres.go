@@ -13,7 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// startPostgreSQL looks every credential up in a cluster of its own, on loopback.
+// startPostgreSQL starts a peer that looks every credential up in PostgreSQL. The peer has a new
+// PostgreSQL cluster on the loopback interface.
 func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	bin, err := postgresBinaries()
 	if err != nil {
@@ -23,7 +24,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Its servers refuse to run as root, and another user cannot enter a directory of root's.
+	// The servers of PostgreSQL refuse to run as root, and another user cannot enter a directory of
+	// root.
 	dir, err := os.MkdirTemp("", "grpc-api-key-postgres-")
 	if err != nil {
 		return nil, err
@@ -31,7 +33,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	as, err := unprivileged(dir)
 	if err != nil {
 		_ = os.Remove(dir)
-		return nil, fmt.Errorf("PostgreSQL does not run as root, and there is no user to run it as: %w: %w", errMissing, err)
+		return nil, fmt.Errorf("PostgreSQL does not run as root, and no other user is available: %w: %w",
+			errMissing, err)
 	}
 	run := func(program string, args ...string) error {
 		cmd := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
@@ -43,11 +46,16 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 		return nil
 	}
 	data := filepath.Join(dir, "data")
-	if err := run("initdb", "-D", data, "-U", "bench", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"); err != nil {
+	err = run("initdb", "-D", data, "-U", "bench", "-A", "trust", "--no-sync",
+		"-E", "UTF8", "--locale=C")
+	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	options := fmt.Sprintf("-c listen_addresses=127.0.0.1 -c port=%d -c unix_socket_directories=''", port)
-	if err := run("pg_ctl", "-D", data, "-o", options, "-l", filepath.Join(dir, "log"), "-w", "-t", "120", "start"); err != nil {
+	options := fmt.Sprintf(
+		"-c listen_addresses=127.0.0.1 -c port=%d -c unix_socket_directories=''", port)
+	log := filepath.Join(dir, "log")
+	err = run("pg_ctl", "-D", data, "-o", options, "-l", log, "-w", "-t", "120", "start")
+	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	stop := func() error {
@@ -58,7 +66,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	}
 	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, stop()) }
 
-	pool, err := pgxpool.New(ctx, fmt.Sprintf("postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=16", port))
+	pool, err := pgxpool.New(ctx,
+		fmt.Sprintf("postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=16", port))
 	if err != nil {
 		return fail(err)
 	}
@@ -70,7 +79,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	p := guard(func(ctx context.Context, credential string) (*principal, error) {
 		digest := issued{credential: credential}.digest()
 		p := new(principal)
-		err := pool.QueryRow(ctx, "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL", digest[:]).Scan(&p.id)
+		const query = "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL"
+		err := pool.QueryRow(ctx, query, digest[:]).Scan(&p.id)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil, errRefused
 		}
@@ -79,7 +89,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 		}
 		return p, nil
 	})
-	p.How = "a pgx pool of 16, a prepared SELECT by the SHA-256, which is the primary key, one for each call; the server is on loopback"
+	p.How = "a pgx pool of 16 connections; each call runs one prepared SELECT by the SHA-256, " +
+		"the primary key; the server is on the loopback interface"
 	p.Close = func() error {
 		pool.Close()
 		return stop()
@@ -89,7 +100,8 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 }
 
 func fillPostgreSQL(ctx context.Context, pool *pgxpool.Pool, stored []issued) error {
-	_, err := pool.Exec(ctx, "CREATE TABLE api_keys (digest bytea PRIMARY KEY, id text NOT NULL, revoked_at timestamptz)")
+	_, err := pool.Exec(ctx,
+		"CREATE TABLE api_keys (digest bytea PRIMARY KEY, id text NOT NULL, revoked_at timestamptz)")
 	if err != nil {
 		return err
 	}
@@ -105,7 +117,8 @@ func fillPostgreSQL(ctx context.Context, pool *pgxpool.Pool, stored []issued) er
 	return err
 }
 
-// postgresBinaries returns the directory of the servers' programs: Debian does not put them into the PATH.
+// postgresBinaries returns the directory of the server programs, which are not in the PATH on
+// Debian.
 func postgresBinaries() (string, error) {
 	if ctl, err := exec.LookPath("pg_ctl"); err == nil {
 		if _, err := exec.LookPath("initdb"); err == nil {

@@ -6,7 +6,7 @@ import (
 	"os/exec"
 )
 
-// freePort returns a port of 127.0.0.1 that was free a moment ago.
+// freePort returns a port of 127.0.0.1 that was free at the time of the call.
 func freePort() (int, error) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -16,7 +16,8 @@ func freePort() (int, error) {
 	return lis.Addr().(*net.TCPAddr).Port, nil
 }
 
-// output runs a command whose output goes to a file. A pipe would be held open by the server that it leaves behind.
+// output runs a command, writes its output to a file, and returns the output. A pipe would not
+// work: the command starts a server, which would keep the pipe open.
 func output(cmd *exec.Cmd, path string) (string, error) {
 	f, err := os.Create(path)
 	if err != nil {

@@ -8,12 +8,14 @@ import (
 	"syscall"
 )
 
-// own has a server end with this process, however that ends, and keeps the terminal's Ctrl-C from it: Close stops it.
+// own prepares the command of a server, so that the kernel kills the server at the end of this
+// process. A Ctrl-C on the terminal does not reach the server, because Close stops the server.
 func own(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// unprivileged returns what has a command run as a user who is not root, and makes that user the owner of dir.
+// unprivileged returns a function that prepares a command to run as a user other than root.
+// unprivileged makes this user the owner of dir.
 func unprivileged(dir string) (func(*exec.Cmd), error) {
 	if os.Geteuid() != 0 {
 		return func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }, nil

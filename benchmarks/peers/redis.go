@@ -11,7 +11,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// startRedis looks every credential up in a Redis of its own, on loopback: what a real network would add is left out.
+// startRedis starts a peer that looks every credential up in Redis. The peer has a new Redis server
+// on the loopback interface, so the result does not include the latency of a real network.
 func startRedis(ctx context.Context, dir string) (*Peer, error) {
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -21,7 +22,7 @@ func startRedis(ctx context.Context, dir string) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nothing is persisted: only reads are measured.
+	// The server persists nothing, because only reads are measured.
 	server := exec.Command(binary, "--bind", "127.0.0.1", "--port", fmt.Sprint(port), "--dir", dir,
 		"--save", "", "--appendonly", "no", "--daemonize", "no")
 	own(server)
@@ -31,7 +32,7 @@ func startRedis(ctx context.Context, dir string) (*Peer, error) {
 	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port)})
 	stop := func() error {
 		err := errors.Join(client.Close(), server.Process.Kill())
-		_ = server.Wait() // it says that it was killed
+		_ = server.Wait() // returns an error, because the server was killed
 		return err
 	}
 	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, stop()) }
@@ -57,7 +58,8 @@ func startRedis(ctx context.Context, dir string) (*Peer, error) {
 		}
 		return &principal{id}, nil
 	})
-	p.How = "go-redis, GET by the SHA-256, one for each call; the server is on loopback, in memory"
+	p.How = "go-redis; each call runs one GET by the SHA-256; " +
+		"the server keeps its data in memory and is on the loopback interface"
 	p.Close = stop
 	p.credentials(stored, unknown)
 	return p, nil
@@ -68,7 +70,8 @@ func redisKey(i issued) string {
 	return "apikey:" + hex.EncodeToString(digest[:])
 }
 
-// eventually calls f until it returns nil, for as long as a server may take to start.
+// eventually calls f until f returns nil, for at most one minute, the longest time for the start of
+// a server.
 func eventually(ctx context.Context, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

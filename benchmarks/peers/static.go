@@ -2,7 +2,8 @@ package peers
 
 import "context"
 
-// startMap is the token in an environment variable, for several callers: a map that never changes.
+// startMap starts a peer with a constant map of tokens. The map generalizes a token in an
+// environment variable to several callers.
 func startMap(context.Context, string) (*Peer, error) {
 	stored, unknown := issue()
 	known := make(map[string]*principal)
@@ -15,7 +16,7 @@ func startMap(context.Context, string) (*Peer, error) {
 		}
 		return nil, errRefused
 	})
-	p.How = "a Go map of plaintext tokens that never changes: nothing can be created or revoked"
+	p.How = "a constant Go map of plaintext tokens: a token cannot be created or revoked"
 	p.credentials(stored, unknown)
 	return p, nil
 }

@@ -8,13 +8,13 @@ import (
 
 var version = regexp.MustCompile(`\d+(\.\d+)+`)
 
-// RedisVersion returns the version of the server that is installed, or nothing.
+// RedisVersion returns the version of the installed Redis server, or "".
 func RedisVersion() string {
 	out, _ := exec.Command("redis-server", "--version").Output()
 	return version.FindString(string(out))
 }
 
-// PostgreSQLVersion returns the version of the server that is installed, or nothing.
+// PostgreSQLVersion returns the version of the installed PostgreSQL server, or "".
 func PostgreSQLVersion() string {
 	bin, err := postgresBinaries()
 	if err != nil {

@@ -11,21 +11,26 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 )
 
-// payload is what every unary call carries, in both directions.
+// payload is the number of bytes in the request and in the response of every unary call.
 const payload = 64
 
-// A Service is the one that every peer guards: grpc-go's own for interoperability tests, with handlers that do as good as
-// nothing. Duplex, unless it is nil, handles FullDuplexCall.
+// A Service is the service that every peer guards: the service of the interoperability tests of
+// grpc-go, with handlers that do almost nothing. If Duplex is not nil, Duplex handles
+// FullDuplexCall.
 type Service struct {
 	testpb.UnimplementedTestServiceServer
 	Duplex func(Duplex) error
 }
 
-// A Duplex is the server's side of a FullDuplexCall.
-type Duplex = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
+// A Duplex is the server side of a FullDuplexCall.
+type Duplex = grpc.BidiStreamingServer[
+	testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse,
+]
 
-// UnaryCall returns as much as it was sent.
-func (*Service) UnaryCall(_ context.Context, in *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+// UnaryCall returns the payload of the request.
+func (*Service) UnaryCall(
+	_ context.Context, in *testpb.SimpleRequest,
+) (*testpb.SimpleResponse, error) {
 	return &testpb.SimpleResponse{Payload: in.Payload}, nil
 }
 
@@ -37,7 +42,7 @@ func (s *Service) FullDuplexCall(stream Duplex) error {
 	return s.Duplex(stream)
 }
 
-// Serve serves the service on a socket of loopback, until stop.
+// Serve serves the service on a loopback socket, until the caller calls stop.
 func Serve(s *Service, opts ...grpc.ServerOption) (addr string, stop func() error, err error) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -53,7 +58,8 @@ func Serve(s *Service, opts ...grpc.ServerOption) (addr string, stop func() erro
 	}, nil
 }
 
-// Dial connects a caller who sends the credential with each call; none, if it is empty.
+// Dial returns a connection that sends the credential with each call. If credential is empty, the
+// connection sends no credential.
 func Dial(addr, credential string) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	if credential != "" {
@@ -62,26 +68,27 @@ func Dial(addr, credential string) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr, opts...)
 }
 
-// A Bearer is a credential that is sent as it is. All peers' callers use it, so that none has a better client than the others.
+// A Bearer is a credential that the client sends unchanged. The callers of all peers use Bearer, so
+// that no peer has an advantage from a better client.
 type Bearer string
 
 var _ credentials.PerRPCCredentials = Bearer("")
 
-// GetRequestMetadata returns the header.
+// GetRequestMetadata returns the authorization header.
 func (b Bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 
-// RequireTransportSecurity returns false: it goes over loopback.
+// RequireTransportSecurity returns false, because the credential stays on the loopback interface.
 func (b Bearer) RequireTransportSecurity() bool { return false }
 
-// A Rig is a server with callers that are connected to it.
+// A Rig is a server with connected callers.
 type Rig struct {
 	conns []*grpc.ClientConn
 	stop  func() error
 }
 
-// NewRig serves with the options, and connects one caller for each of the credentials.
+// NewRig starts a server with the options, and connects one caller for each of the credentials.
 func NewRig(s *Service, credentials []string, opts ...grpc.ServerOption) (*Rig, error) {
 	addr, stop, err := Serve(s, opts...)
 	if err != nil {
@@ -98,18 +105,18 @@ func NewRig(s *Service, credentials []string, opts ...grpc.ServerOption) (*Rig, 
 	return r, nil
 }
 
-// Client returns the i-th caller's; they are counted around.
+// Client returns the client of caller i, modulo the number of callers.
 func (r *Rig) Client(i int) testpb.TestServiceClient {
 	return testpb.NewTestServiceClient(r.conns[i%len(r.conns)])
 }
 
-// Call returns a unary call of the i-th caller.
+// Call returns a function that makes a unary call as caller i.
 func (r *Rig) Call(ctx context.Context, i int) func() error {
 	call := r.CallWith(ctx, i)
 	return func() error { return call() }
 }
 
-// CallWith is Call, with options for each call.
+// CallWith is like Call, but the returned function accepts call options.
 func (r *Rig) CallWith(ctx context.Context, i int) func(...grpc.CallOption) error {
 	client := r.Client(i)
 	request := &testpb.SimpleRequest{Payload: &testpb.Payload{Body: make([]byte, payload)}}
@@ -119,7 +126,7 @@ func (r *Rig) CallWith(ctx context.Context, i int) func(...grpc.CallOption) erro
 	}
 }
 
-// Close hangs up, and ends the server.
+// Close closes the connections and stops the server.
 func (r *Rig) Close() error {
 	var errs []error
 	for _, c := range r.conns {

@@ -17,10 +17,11 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/work"
 )
 
-// A fact is a line of what the figures depend on.
+// A fact is one property of the machine or of the software that the figures depend on.
 type fact struct{ what, is string }
 
-// describe says what the machine and the versions are. What the system does not tell is left out.
+// describe returns the properties of the machine and the versions of the software. describe omits
+// properties that the system does not report.
 func describe(dir string) (facts []fact) {
 	add := func(what, is string) {
 		if is = strings.TrimSpace(is); is != "" {
@@ -31,7 +32,8 @@ func describe(dir string) (facts []fact) {
 	add("cores", fmt.Sprintf("%d, GOMAXPROCS %d", runtime.NumCPU(), runtime.GOMAXPROCS(0)))
 	add("memory", memoryOf())
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	add("system", fmt.Sprintf("%s/%s %s", runtime.GOOS, runtime.GOARCH, strings.TrimSpace(string(release))))
+	add("system", fmt.Sprintf("%s/%s %s",
+		runtime.GOOS, runtime.GOARCH, strings.TrimSpace(string(release))))
 	add("load before", loadOf())
 	add("file system", fileSystemOf(dir))
 	add("sync of 4 KiB", syncOf(dir))
@@ -55,7 +57,7 @@ func describe(dir string) (facts []fact) {
 	return facts
 }
 
-// fieldOf returns what stands behind the first "name:" of a file in /proc.
+// fieldOf returns the value of the first line "name: value" of a file in /proc.
 func fieldOf(path, name string) string {
 	text, _ := os.ReadFile(path)
 	for line := range strings.Lines(string(text)) {
@@ -74,7 +76,7 @@ func memoryOf() string {
 	return work.Bytes.Format(kilobytes * 1024)
 }
 
-// loadOf tells whether something else was running.
+// loadOf returns the load average, which shows whether other programs were running.
 func loadOf() string {
 	text, _ := os.ReadFile("/proc/loadavg")
 	if fields := strings.Fields(string(text)); len(fields) > 0 {
@@ -83,7 +85,8 @@ func loadOf() string {
 	return ""
 }
 
-// fileSystemOf returns the type of the file system that holds dir: of the longest mount point above it.
+// fileSystemOf returns the type of the file system of dir. The file system is the one with the
+// longest mount point above dir.
 func fileSystemOf(dir string) string {
 	text, _ := os.ReadFile("/proc/self/mounts")
 	longest, kind := "", ""
@@ -100,7 +103,7 @@ func fileSystemOf(dir string) string {
 	return kind
 }
 
-// syncOf measures what every durable write waits for.
+// syncOf measures the duration of a sync, which every durable write waits for.
 func syncOf(dir string) string {
 	f, err := os.Create(filepath.Join(dir, "sync"))
 	if err != nil {
@@ -121,7 +124,7 @@ func syncOf(dir string) string {
 	return fmt.Sprintf("%s (median of %d)", work.Nanos.Format(measure.Median(took)), len(took))
 }
 
-// commitOf names the commit that is measured, if git knows.
+// commitOf returns the commit of the measured source, or "" outside of a git repository.
 func commitOf() string {
 	git := func(args ...string) string {
 		out, err := exec.Command("git", args...).Output()
@@ -134,9 +137,11 @@ func commitOf() string {
 	if commit == "" {
 		return ""
 	}
-	// What this command writes is no change.
-	changed := slices.DeleteFunc(strings.Split(git("status", "--porcelain"), "\n"), func(line string) bool {
-		return line == "" || regexp.MustCompile(`benchmarks/(RESULTS\.md|charts/)`).MatchString(line)
+	// The files that this command writes do not count as changes.
+	written := regexp.MustCompile(`benchmarks/(RESULTS\.md|charts/)`)
+	lines := strings.Split(git("status", "--porcelain"), "\n")
+	changed := slices.DeleteFunc(lines, func(line string) bool {
+		return line == "" || written.MatchString(line)
 	})
 	if len(changed) > 0 {
 		commit += ", with changes"

@@ -1,9 +1,9 @@
-// Report measures grpc-api-key beside its peers, and writes RESULTS.md and the charts.
+// Report compares grpc-api-key with its peers, and writes RESULTS.md and the charts.
 //
 //	cd benchmarks && go run ./report
 //
-// The whole takes about a quarter of an hour. What is only tried (-quick), or is a part (-only), is printed, and written
-// nowhere unless -out says where.
+// A full run takes about 15 minutes. With -quick or -only, Report prints the results, and writes
+// files only if -out names a directory.
 package main
 
 import (
@@ -33,11 +33,16 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	quick := flag.Bool("quick", false, "only try that everything works, in a minute or two: the figures say little")
-	only := flag.String("only", "", "run only the work whose name, or one of whose goals, matches the `expression`")
-	out := flag.String("out", "", "the `directory` that RESULTS.md and charts/ go to (default: this one; with -quick or -only, none)")
-	keys := flag.Int("keys", 1_000_000, "the most keys that a store may have: 10000000 takes 3 GB of disk, and a quarter of an hour more")
-	list := flag.Bool("list", false, "print the work and its goals, and do nothing")
+	quick := flag.Bool("quick", false,
+		"only check that everything works, in 1 or 2 minutes; the figures are not reliable")
+	only := flag.String("only", "",
+		"run only workloads with a name or a goal that matches the `expression`")
+	out := flag.String("out", "",
+		"the `directory` for RESULTS.md and charts/ "+
+			"(default: the current directory, or none with -quick or -only)")
+	keys := flag.Int("keys", 1_000_000,
+		"the largest number of keys in a store; 10000000 needs 3 GB of disk and 15 more minutes")
+	list := flag.Bool("list", false, "print the workloads and their goals, and do nothing else")
 	flag.Parse()
 
 	var expression *regexp.Regexp
@@ -48,7 +53,7 @@ func run(ctx context.Context) (err error) {
 	}
 	selected := work.Select(work.All(), expression)
 	if len(selected) == 0 {
-		return fmt.Errorf("no work and no goal matches %q: see -list", *only)
+		return fmt.Errorf("no workload and no goal matches %q: see -list", *only)
 	}
 	if *list {
 		for _, w := range selected {
@@ -82,7 +87,8 @@ func run(ctx context.Context) (err error) {
 			return err
 		}
 		e.Progress = func(doing string, done, of int) {
-			line.show(fmt.Sprintf("%d/%d %s: %s, %d of %d", i+1, len(selected), w.Name, doing, done, of))
+			line.show(fmt.Sprintf("%d/%d %s: %s, %d of %d",
+				i+1, len(selected), w.Name, doing, done, of))
 		}
 		begin := time.Now()
 		o, err := w.Run(ctx, e)
@@ -91,13 +97,15 @@ func run(ctx context.Context) (err error) {
 			return errors.Join(ctx.Err(), err)
 		}
 		if err != nil {
-			// The others are measured all the same.
+			// Continue with the other workloads.
 			err = fmt.Errorf("%s: %w", w.Name, err)
 			failed = errors.Join(failed, err)
 			o = work.Failed(w)
 		}
-		// In the order of the goals.
-		slices.SortStableFunc(o.Verdicts, func(a, b work.Verdict) int { return w.Place(a.Goal.ID) - w.Place(b.Goal.ID) })
+		// Sort the verdicts into the order of the goals.
+		slices.SortStableFunc(o.Verdicts, func(a, b work.Verdict) int {
+			return w.Place(a.Goal.ID) - w.Place(b.Goal.ID)
+		})
 		r.Parts = append(r.Parts, part{w, o, time.Since(begin)})
 		if err := os.RemoveAll(e.Dir); err != nil {
 			return err
@@ -112,7 +120,7 @@ func run(ctx context.Context) (err error) {
 	return errors.Join(err, failed)
 }
 
-// arguments are the flags that were given, but for where the report goes.
+// arguments returns the flags of the command line, except -out.
 func arguments() (s string) {
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name != "out" {
@@ -130,7 +138,8 @@ func (r *report) write(dir string) error {
 	}
 	for _, p := range r.Parts {
 		for _, c := range p.outcome.Charts {
-			if err := os.WriteFile(filepath.Join(charts, c.Name+".svg"), []byte(c.SVG()), 0o644); err != nil {
+			path := filepath.Join(charts, c.Name+".svg")
+			if err := os.WriteFile(path, []byte(c.SVG()), 0o644); err != nil {
 				return err
 			}
 		}

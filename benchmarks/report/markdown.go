@@ -11,7 +11,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/work"
 )
 
-// A report is one run.
+// A report contains the results of one run.
 type report struct {
 	Quick   bool
 	Begun   time.Time
@@ -21,7 +21,7 @@ type report struct {
 	Parts   []part
 }
 
-// A part is what one workload gave.
+// A part contains the results of one workload.
 type part struct {
 	workload work.Workload
 	outcome  *work.Outcome
@@ -32,14 +32,15 @@ func (r *report) markdown() string {
 	var s strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&s, format+"\n", args...) }
 	line("# Results\n")
-	line("Written by `%s` in `benchmarks`, on %s UTC, in %s. Do not edit it: run that again.\n",
-		r.Command, r.Begun.UTC().Format("2006-01-02 15:04"), r.Took.Round(time.Second))
+	line("`%s` in `benchmarks` wrote this file on %s UTC, in %s. To change the file, run the command "+
+		"again.\n", r.Command, r.Begun.UTC().Format("2006-01-02 15:04"), r.Took.Round(time.Second))
 	if r.Quick {
-		line("**This was `-quick`: it shows that everything works. The figures say little.**\n")
+		line("**This run used `-quick` to check that everything works. The figures mean little.**\n")
 	}
-	line("Things that are compared take turns, in an order that is drawn anew for each round. A ratio, or a difference, is that of " +
-		"the two turns of one round; what is given is the median over all rounds, with the middle half of them (quartiles) and the " +
-		"number of rounds. What is counted and does not vary is measured once.\n")
+	line("The contestants of a comparison take turns in each round. The order is random and differs " +
+		"between rounds. A ratio or a difference is computed from two turns of the same round. The " +
+		"tables contain the median over all rounds, the middle half of the rounds (quartiles), and the " +
+		"number of rounds. A count that does not vary is measured once.\n")
 	r.goals(line)
 	r.skipped(line)
 	for _, p := range r.Parts {
@@ -55,7 +56,7 @@ func (r *report) markdown() string {
 
 type writer = func(format string, args ...any)
 
-// goals is the table that the run is for, and the reasons of what is not reached.
+// goals writes the table of goals, and the reasons for the goals that were missed.
 func (r *report) goals(line writer) {
 	line("## Goals\n")
 	line("| work | goal | measured | middle half | rounds | reached |\n|---|---|--:|---|--:|---|")
@@ -71,18 +72,20 @@ func (r *report) goals(line writer) {
 				reached = "**no**"
 				missed = append(missed, v)
 			}
-			line("| %s | %s | %s | %s | %s |", v.Goal.Work, v.Goal, v.Bound.Unit.Format(measure.Median(v.Samples)), spread(v.Bound.Unit, v.Samples), reached)
+			line("| %s | %s | %s | %s | %s |", v.Goal.Work, v.Goal,
+				v.Bound.Unit.Format(measure.Median(v.Samples)),
+				spread(v.Bound.Unit, v.Samples), reached)
 		}
 	}
 	line("")
 	if len(missed) == 0 {
 		return
 	}
-	line("Not reached:\n")
+	line("The run missed these goals:\n")
 	for _, v := range missed {
 		reason := work.Reasons[v.Goal.ID]
 		if reason == "" {
-			reason = "not explained yet."
+			reason = "the reason is not known yet."
 		}
 		line("* **%s**: %s", v.Goal.Work, reason)
 	}
@@ -101,7 +104,7 @@ func (r *report) skipped(line writer) {
 	if len(all) == 0 {
 		return
 	}
-	line("Skipped:\n")
+	line("The run skipped these peers:\n")
 	for _, s := range all {
 		line("* **%s**: %s", s.Name, s.Why)
 	}
@@ -118,7 +121,8 @@ func (p *part) section(line writer) {
 		line("| | median | middle half | rounds |\n|---|--:|---|--:|")
 	}
 	for _, f := range p.outcome.Figures {
-		line("| %s | %s | %s |", f.Name, f.Unit.Format(measure.Median(f.Samples)), spread(f.Unit, f.Samples))
+		line("| %s | %s | %s |", f.Name, f.Unit.Format(measure.Median(f.Samples)),
+			spread(f.Unit, f.Samples))
 	}
 	line("")
 	for _, n := range p.outcome.Notes {
@@ -129,10 +133,11 @@ func (p *part) section(line writer) {
 	}
 }
 
-// spread is two cells: the quartiles, and how many samples there are.
+// spread returns two cells of a table: the quartiles, and the number of samples.
 func spread(u work.Unit, samples []float64) string {
 	if len(samples) == 1 {
 		return " | once"
 	}
-	return fmt.Sprintf("%s | %d", u.Spread(measure.Quantile(samples, 0.25), measure.Quantile(samples, 0.75)), len(samples))
+	low, high := measure.Quantile(samples, 0.25), measure.Quantile(samples, 0.75)
+	return fmt.Sprintf("%s | %d", u.Spread(low, high), len(samples))
 }

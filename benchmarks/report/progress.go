@@ -6,9 +6,10 @@ import (
 	"time"
 )
 
-// A progress line says what is being done, on a terminal, and nothing anywhere else.
+// A progress shows the current activity in one line of a terminal. If the output is not a terminal,
+// a progress writes nothing.
 type progress struct {
-	to    *os.File // nil: no terminal
+	to    *os.File // nil if there is no terminal
 	shown time.Time
 }
 
@@ -20,7 +21,7 @@ func newProgress(f *os.File) *progress {
 	return &progress{to: f}
 }
 
-// show replaces the line, a few times a second at most: writing is work, too.
+// show replaces the line at most five times per second, because writing takes time too.
 func (p *progress) show(text string) {
 	if p.to == nil || time.Since(p.shown) < 200*time.Millisecond {
 		return

@@ -15,9 +15,15 @@ import (
 )
 
 func sample() *report {
-	reached := work.Goal{ID: "hit", Work: "what is quick", Bound: work.Bound{AtMost: true, Value: 2, Unit: work.Times}}
-	missed := work.Goal{ID: "missed", Work: "what is slow", Bound: work.Bound{Value: 15, Unit: work.Times}}
-	unknown := work.Goal{ID: "unknown", Work: "what is not there", Bound: work.Bound{Value: 2, Unit: work.Times}}
+	goal := func(id, of string, atMost bool, value float64) work.Goal {
+		return work.Goal{
+			ID: id, Work: of,
+			Bound: work.Bound{AtMost: atMost, Value: value, Unit: work.Times},
+		}
+	}
+	reached := goal("hit", "the fast case", true, 2)
+	missed := goal("missed", "the slow case", false, 15)
+	unknown := goal("unknown", "the missing case", false, 2)
 	bars := chart.Bars{Name: "it", Title: "Chart"}
 	bars.Add("a", 1, "1 ns", true)
 	return &report{
@@ -29,7 +35,7 @@ func sample() *report {
 			Verdicts: []work.Verdict{
 				{Goal: reached, Bound: reached.Bound, Samples: []float64{1, 1.5, 3}, Reached: true},
 				{Goal: missed, Bound: missed.Bound, Samples: []float64{12}},
-				{Goal: unknown, Bound: unknown.Bound, Skipped: "it is not installed"},
+				{Goal: unknown, Bound: unknown.Bound, Skipped: "not installed here"},
 			},
 			Figures: []work.Figure{{Name: "a thing", Unit: work.Nanos, Samples: []float64{100, 200, 1500}}},
 			Notes:   []string{"A note."},
@@ -39,17 +45,17 @@ func sample() *report {
 	}
 }
 
-// A goal that is not reached, or not measured, stands there with the reason.
+// The report contains the reason if a goal is missed or not measured.
 func TestMarkdown(t *testing.T) {
 	work.Reasons["missed"] = "the profile shows a lock."
 	t.Cleanup(func() { delete(work.Reasons, "missed") })
 	text := sample().markdown()
 	for _, want := range []string{
-		"Written by `go run ./report` in `benchmarks`, on 2026-01-02 03:04 UTC, in 1m30s.",
-		"| what is quick | ≤ 2 × | 1.5 × | 1.25 × – 2.25 × | 3 | yes |",
-		"| what is slow | ≥ 15 × | 12 × |  | once | **no** |",
-		"| what is not there | ≥ 2 × | – | | | not measured: it is not installed |",
-		"* **what is slow**: the profile shows a lock.",
+		"`go run ./report` in `benchmarks` wrote this file on 2026-01-02 03:04 UTC, in 1m30s.",
+		"| the fast case | ≤ 2 × | 1.5 × | 1.25 × – 2.25 × | 3 | yes |",
+		"| the slow case | ≥ 15 × | 12 × |  | once | **no** |",
+		"| the missing case | ≥ 2 × | – | | | not measured: not installed here |",
+		"* **the slow case**: the profile shows a lock.",
 		"* **Peer**: not installed",
 		"| a thing | 200 ns | 150 ns – 850 ns | 3 |",
 		"![Chart](charts/it.svg)",
@@ -72,7 +78,7 @@ func TestWrite(t *testing.T) {
 	require.Contains(t, string(svg), "<svg")
 }
 
-// Nothing of the progress goes into a pipe or a file.
+// A progress writes nothing to a pipe or a file.
 func TestNoProgressInAPipe(t *testing.T) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
@@ -80,12 +86,12 @@ func TestNoProgressInAPipe(t *testing.T) {
 	p.show("working")
 	p.clear()
 	require.NoError(t, w.Close())
-	said, err := io.ReadAll(r)
+	written, err := io.ReadAll(r)
 	require.NoError(t, err)
-	require.Empty(t, said)
+	require.Empty(t, written)
 }
 
-// What the machine is says nothing of where on it this ran.
+// The description of the machine contains no path of the machine.
 func TestDescribe(t *testing.T) {
 	dir := t.TempDir()
 	facts := describe(dir)

@@ -10,7 +10,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
-// The operations of the report that are quick enough, one benchmark each, for benchstat:
+// One benchmark for each fast operation of the report, for benchstat:
 //
 //	go test -run '^$' -bench . -count 10 ./work | tee new.txt
 //	benchstat old.txt new.txt
@@ -36,7 +36,7 @@ func BenchmarkReads(b *testing.B) {
 	run(b, readCases(b.Context(), r))
 }
 
-// With -cpu 1,2,8 it shows what the goroutines take from each other.
+// With -cpu 1,2,8, the benchmark shows how the goroutines slow each other down.
 func BenchmarkVerifyParallel(b *testing.B) {
 	hot, err := newHotStore(b.Context(), &Env{Dir: b.TempDir(), Keys: million}, hotKeys)
 	require.NoError(b, err)

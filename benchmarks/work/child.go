@@ -20,21 +20,22 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// An opening is what it took to open a store once, in a process of its own. Memory is what the process has more than before
-// the store was opened.
+// An opening contains the cost of one Open in a separate process. The figures of memory are
+// differences to the memory of the process before Open.
 type opening struct {
 	Open, Checksum                          float64 // nanoseconds
 	Goroutines                              float64
-	Heap                                    float64 // bytes, after a collection
+	Heap                                    float64 // bytes, after a garbage collection
 	AnonOpen, AnonFull, AnonSettled, Mapped float64 // bytes
 	Apparent                                float64 // bytes on disk
 }
 
-// childEnv makes a process a child: it names the directory.
+// childEnv is the environment variable that makes a process a child. The value is the directory of
+// the store.
 const childEnv = "GRPC_API_KEY_BENCHMARK_OPEN"
 
-// MaybeChild must be called first by every program that runs the workloads. In a child it does what a child has to, and does
-// not return.
+// MaybeChild must be the first call in every program that runs the workloads. In a child process,
+// MaybeChild does the work of the child and does not return.
 func MaybeChild() {
 	dir := os.Getenv(childEnv)
 	if dir == "" {
@@ -47,7 +48,8 @@ func MaybeChild() {
 	os.Exit(0)
 }
 
-// openInChild starts this program again, to open the directory and use the tokens.
+// openInChild starts this program again as a child. The child opens the directory and verifies the
+// tokens.
 func openInChild(ctx context.Context, dir string, tokens []string) (*opening, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -56,10 +58,10 @@ func openInChild(ctx context.Context, dir string, tokens []string) (*opening, er
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), childEnv+"="+dir)
 	cmd.Stdin = strings.NewReader(strings.Join(tokens, "\n"))
-	var out, told bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &told
+	var out, failure bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &failure
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("a child: %w: %s", err, told.String())
+		return nil, fmt.Errorf("the child process failed: %w: %s", err, failure.String())
 	}
 	o := new(opening)
 	return o, json.Unmarshal(out.Bytes(), o)
@@ -71,7 +73,7 @@ func child(dir string) error {
 		tokens = append(tokens, in.Text())
 	}
 	var o opening
-	for range 2 { // the first one brings the files into the page cache
+	for range 2 { // the first pass loads the files into the page cache
 		begin := time.Now()
 		if err := checksumTables(dir); err != nil {
 			return err
@@ -113,7 +115,8 @@ func child(dir string) error {
 	return json.NewEncoder(os.Stdout).Encode(o)
 }
 
-// settledHeap returns the bytes of the heap that are in use, and gives the operating system back what is not.
+// settledHeap runs a garbage collection, returns free memory to the operating system, and returns
+// the number of bytes in use on the heap.
 func settledHeap() float64 {
 	debug.FreeOSMemory()
 	var m runtime.MemStats
@@ -121,8 +124,8 @@ func settledHeap() float64 {
 	return float64(m.HeapAlloc)
 }
 
-// memory returns the bytes of this process that are in memory: anonymous ones, and those that are mapped from files. They are
-// 0 where the system does not say.
+// memory returns the resident memory of this process in bytes: the anonymous memory, and the memory
+// that is mapped from files. memory returns 0 on systems that do not report these figures.
 func memory() (anonymous, mapped float64) {
 	text, err := os.ReadFile("/proc/self/smaps_rollup")
 	if err != nil {
@@ -138,7 +141,7 @@ func memory() (anonymous, mapped float64) {
 	return anonymous, field("Rss") - anonymous
 }
 
-// checksumTables computes the checksum that Badger uses over all that is in the tables.
+// checksumTables computes the checksums of all tables, with the algorithm of Badger.
 func checksumTables(dir string) error {
 	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
 	if err != nil {
@@ -155,7 +158,7 @@ func checksumTables(dir string) error {
 			n, err := f.Read(buf)
 			crc32.Checksum(buf[:n], castagnoli)
 			if err != nil {
-				break // the end
+				break // the end of the file
 			}
 		}
 		f.Close()
@@ -163,7 +166,8 @@ func checksumTables(dir string) error {
 	return nil
 }
 
-// diskOf returns what the files of a directory seem to take, and what is allocated for them.
+// diskOf returns the sum of the sizes of all files in a directory, and the disk space that is
+// allocated for the files.
 func diskOf(dir string) (apparent, allocated int64, err error) {
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

@@ -20,19 +20,29 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A flood of keys that nobody issued, well-formed and each another one, beside callers with good keys. All of them call as
-// fast as they are answered, over their own connections. The measure is the same with good keys in the place of the flood's:
-// what it takes from the others should be no more than what so many good callers would. The cache is as large as the good
-// keys are many, so that each thing that the flood put into it would push one of them out.
+// The flood workload measures good traffic during an attack. The attack is a flood of calls with
+// well-formed keys that were never issued, a different key in each call. The good callers have
+// valid keys. All callers call as fast as the server answers, each side over its own connections.
+// The reference is the same load with valid keys in place of the flood: the flood should slow the
+// good callers down no more than other good callers would. The cache is exactly large enough for
+// the valid keys, so that each entry that the flood added to the cache would evict a valid key.
 var floodWork = Workload{
 	Name:  "flood",
 	Title: "A flood of unknown keys beside good traffic",
-	About: "4 connections with good keys and 4 of the flood, 4 calls at once on each, as fast as they are answered. The flood's " +
-		"keys are well-formed, and each is another one; the measure is the same load with good keys. No failure limit is set. " +
-		"The cache holds the good keys and no more.",
+	About: "4 connections with valid keys and 4 connections of the flood, with 4 concurrent " +
+		"calls on each connection, as fast as the server answers. The keys of the flood are " +
+		"well-formed, and each call has a different key. The reference is the same load with " +
+		"valid keys. There is no failure limit. The cache has space for the valid keys and no " +
+		"more.",
 	Goals: []Goal{
-		{ID: "flood-hits", Work: "hit rate of good traffic beside the flood", Bound: atLeast(99.9, Percent)},
-		{ID: "flood", Work: "good traffic beside the flood / beside an equal load of valid calls", Bound: atLeast(0.9, Times)},
+		{
+			ID: "flood-hits", Work: "hit rate of good traffic beside the flood",
+			Bound: atLeast(99.9, Percent),
+		},
+		{
+			ID: "flood", Work: "good traffic beside the flood / beside an equal load of valid calls",
+			Bound: atLeast(0.9, Times),
+		},
 	},
 }
 
@@ -40,7 +50,7 @@ func init() { floodWork.Run = runFlood }
 
 const (
 	caseFlood = "good traffic beside the flood"
-	caseEqual = "good traffic beside as many more with good keys"
+	caseEqual = "good traffic beside an equal load of valid calls"
 )
 
 func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
@@ -80,13 +90,16 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	anonymous := make([]string, sides) // connections without a credential: each call of a rival has its own
-	rig, err := peers.NewRig(&peers.Service{}, append(slices.Clone(good), anonymous...), auth.ServerOptions()...)
+	// These connections have no credential, because each call of a rival has its own credential.
+	anonymous := make([]string, sides)
+	rig, err := peers.NewRig(&peers.Service{},
+		append(slices.Clone(good), anonymous...), auth.ServerOptions()...)
 	if err != nil {
 		return nil, err
 	}
 	end.add(rig.Close)
-	// Both kinds of rivals call over the same connections, and send a credential with each call in the same way.
+	// The flood and the valid rivals use the same connections, and send their credentials in the
+	// same way.
 	var next atomic.Uint64
 	rival := func(credentials []peers.Bearer, want codes.Code) func(g int) func() error {
 		return func(g int) func() error {
@@ -94,7 +107,7 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 			return func() error {
 				with := credentials[next.Add(1)%uint64(len(credentials))]
 				if err := call(grpc.PerRPCCredentials(with)); status.Code(err) != want {
-					return fmt.Errorf("a rival's call should end with %v: %v", want, err)
+					return fmt.Errorf("the call of a rival must end with %v, but ended with: %v", want, err)
 				}
 				return nil
 			}
@@ -103,12 +116,14 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 	attack := rival(bearers(unknown), codes.Unauthenticated)
 	valid := rival(bearers(good[sides:]), codes.OK)
 	turn := e.turn(500 * time.Millisecond)
-	// beside returns the rates of the good traffic and of what goes on beside it.
+	// beside returns the rate of the good traffic and the rate of the rival.
 	beside := func(other func(g int) func() error) (rate, rival float64, err error) {
 		var wg sync.WaitGroup
 		var rivalErr error
 		wg.Go(func() { rival, rivalErr = measure.Throughput(sides*callsAtOnce, 1, turn, other) })
-		rate, err = measure.Throughput(sides*callsAtOnce, 1, turn, func(g int) func() error { return rig.Call(ctx, g%sides) })
+		rate, err = measure.Throughput(sides*callsAtOnce, 1, turn, func(g int) func() error {
+			return rig.Call(ctx, g%sides)
+		})
 		wg.Wait()
 		if err == nil {
 			err = rivalErr
@@ -121,7 +136,7 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 			before, sent := store.Stats(), next.Load()
 			rate, rival, err := beside(attack)
 			after := store.Stats()
-			// Each call of the flood's is one miss and one refusal; the other misses are the good traffic's.
+			// Each call of the flood is one miss. The remaining misses belong to the good traffic.
 			attacks := next.Load() - sent
 			misses := float64(after.Misses-before.Misses) - float64(attacks)
 			hits = append(hits, 100*(1-misses/(misses+float64(after.Hits-before.Hits))))
@@ -138,12 +153,12 @@ func runFlood(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	o = &Outcome{}
-	o.judge(&floodWork, "flood-hits", hits[1:]) // without the round that warmed up
+	o.judge(&floodWork, "flood-hits", hits[1:]) // without the round that warms up
 	o.judge(&floodWork, "flood", measure.Ratios(s[caseFlood], s[caseEqual]))
 	o.figure(caseFlood, Rate, s[caseFlood])
 	o.figure("the flood itself", Rate, flooded[1:])
 	o.figure(caseEqual, Rate, s[caseEqual])
-	o.figure("those with good keys", Rate, equal[1:])
+	o.figure("the equal load of valid calls", Rate, equal[1:])
 	return o, nil
 }
 

@@ -20,21 +20,36 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// What a Verify costs that is not a hit: a miss of the cache, and every kind of refusal. The measure of a miss is a bare read
-// of the same entry, that of an unknown key a bare read of an entry that does not exist: by internal/badgerdb, and by Badger
-// itself with the same options. All three read copies of one directory, since only one can have it open. The measure of what
-// is malformed is to parse it.
+// The reads workload measures every Verify that is not a hit of the cache: a miss, and each kind of
+// refusal. The reference for a miss is a bare read of the same entry. The reference for an unknown
+// key is a bare read of a missing entry. Both references are measured twice: with
+// internal/badgerdb, and with Badger itself and the same options. The stores are copies of one
+// directory, because only one store can open a directory. The reference for a malformed key is to
+// parse the key.
 var readsWork = Workload{
 	Name:  "reads",
 	Title: "Misses and refusals",
-	About: "One goroutine, keys at random out of a store of 100,000. A miss is a `Verify` without a cache (`CacheSize: -1`). " +
-		"The bare reads are of the same entries, in a copy of the same directory: by the store's own layer over Badger " +
-		"(`internal/badgerdb`), and by a transaction of Badger itself, with the same options, that copies the value.",
+	About: "One goroutine, and random keys from a store of 100,000 keys. A miss is a `Verify` " +
+		"without a cache (`CacheSize: -1`). A bare read reads the same entry from a copy of the " +
+		"same directory: with `internal/badgerdb`, the layer of the store over Badger, and with " +
+		"a transaction of Badger itself, with the same options, that copies the value.",
 	Goals: []Goal{
-		{ID: "miss", Work: "Verify miss / a bare Badger read of the same record", Bound: atMost(2, Times)},
-		{ID: "unknown", Work: "refusal of an unknown key / a bare Badger miss", Bound: atMost(2, Times)},
-		{ID: "malformed", Work: "refusal of a malformed key / parsing it", Bound: atMost(200, MoreThan)},
-		{ID: "checksum", Work: "refusal of a bad checksum / parsing it and computing that", Bound: atMost(200, MoreThan)},
+		{
+			ID: "miss", Work: "Verify miss / a bare Badger read of the same record",
+			Bound: atMost(2, Times),
+		},
+		{
+			ID: "unknown", Work: "refusal of an unknown key / a bare Badger miss",
+			Bound: atMost(2, Times),
+		},
+		{
+			ID: "malformed", Work: "refusal of a malformed key / parsing the key",
+			Bound: atMost(200, MoreThan),
+		},
+		{
+			ID: "checksum", Work: "refusal of a bad checksum / parsing the key and computing the checksum",
+			Bound: atMost(200, MoreThan),
+		},
 	},
 }
 
@@ -50,19 +65,19 @@ const (
 	caseWrong         = "Verify, wrong secret, cached key"
 	caseRevoked       = "Verify, revoked key"
 	caseMalformed     = "Verify, malformed"
-	caseParse         = "parsing the malformed one"
+	caseParse         = "parsing the malformed key"
 	caseChecksum      = "Verify, bad checksum"
-	caseParseChecksum = "parsing the one with a bad checksum, and computing that"
+	caseParseChecksum = "parsing the key with a bad checksum, and computing the checksum"
 )
 
-// readStores are three openings of copies of one directory.
+// readStores contains stores that are open on copies of one directory.
 type readStores struct {
 	uncached, cached *keystore.Store
 	layer            *badgerdb.DB
 	bare             *badger.DB
 
-	tokens, unknown     []string // equally many
-	known, none         [][]byte // their entries, as internal/badgerdb names them
+	tokens, unknown     []string // of equal length
+	known, none         [][]byte // the keys of their entries in internal/badgerdb
 	revoked, wrong      string
 	malformed, checksum string
 }
@@ -101,7 +116,8 @@ func newReadStores(ctx context.Context, e *Env, keys int) (r *readStores, err er
 	if err != nil {
 		return r, err
 	}
-	if r.tokens, err = peers.Create(ctx, store, keys, min(keys, hotKeys), e.progress("creating keys")); err == nil {
+	r.tokens, err = peers.Create(ctx, store, keys, min(keys, hotKeys), e.progress("creating keys"))
+	if err == nil {
 		err = r.makeRefused(ctx, store)
 	}
 	if err = errors.Join(err, store.Close()); err != nil {
@@ -185,7 +201,8 @@ func bareOptions(dir string) badger.Options {
 }
 
 func readCases(ctx context.Context, r *readStores) []measure.Case {
-	// Each case draws from its own source, so that all of them see the same sequence.
+	// Each case has its own random source with the same seed, so that all cases use the same
+	// sequence.
 	each := func(name string, do func(i int) error) measure.Case {
 		random := rand.New(rand.NewPCG(7, 8))
 		return measure.Case{Name: name, Do: func(n int) error {
@@ -197,18 +214,18 @@ func readCases(ctx context.Context, r *readStores) []measure.Case {
 			return nil
 		}}
 	}
-	// refused is nil if the error is the one that is wanted.
+	// refused returns nil if err is the wanted error.
 	refused := func(err, want error) error {
 		if err == want {
 			return nil
 		}
-		return fmt.Errorf("it should be refused with %v: %v", want, err)
+		return fmt.Errorf("the read must end with %v, but ended with: %v", want, err)
 	}
 	verify := func(s *keystore.Store, text string, want error) error {
 		_, err := s.Verify(ctx, text)
 		return refused(err, want)
 	}
-	at := r.bare.MaxVersion() // once: it asks every table
+	at := r.bare.MaxVersion() // only once, because MaxVersion asks every table
 	bare := func(key []byte, want error) error {
 		txn := r.bare.NewTransactionAt(at, false)
 		defer txn.Discard()
@@ -225,7 +242,9 @@ func readCases(ctx context.Context, r *readStores) []measure.Case {
 			return err
 		}),
 		each(caseBareRead, func(i int) error { return bare(r.known[i], nil) }),
-		each(caseUnknown, func(i int) error { return verify(r.cached, r.unknown[i], keystore.ErrUnknown) }),
+		each(caseUnknown, func(i int) error {
+			return verify(r.cached, r.unknown[i], keystore.ErrUnknown)
+		}),
 		each(caseLayerMiss, func(i int) error {
 			_, err := r.layer.Get(ctx, r.none[i])
 			return refused(err, keystore.ErrNotFound)
@@ -233,17 +252,21 @@ func readCases(ctx context.Context, r *readStores) []measure.Case {
 		each(caseBareMiss, func(i int) error { return bare(r.none[i], badger.ErrKeyNotFound) }),
 		each(caseWrong, func(int) error { return verify(r.cached, r.wrong, keystore.ErrUnknown) }),
 		each(caseRevoked, func(int) error { return verify(r.cached, r.revoked, keystore.ErrRevoked) }),
-		each(caseMalformed, func(int) error { return verify(r.cached, r.malformed, keystore.ErrMalformed) }),
+		each(caseMalformed, func(int) error {
+			return verify(r.cached, r.malformed, keystore.ErrMalformed)
+		}),
 		each(caseParse, func(int) error {
 			if _, ok := token.Parse(r.malformed); ok {
-				return errors.New("it is a token")
+				return errors.New("the text is a valid token")
 			}
 			return nil
 		}),
-		each(caseChecksum, func(int) error { return verify(r.cached, r.checksum, keystore.ErrMalformed) }),
+		each(caseChecksum, func(int) error {
+			return verify(r.cached, r.checksum, keystore.ErrMalformed)
+		}),
 		each(caseParseChecksum, func(int) error {
 			if _, ok := token.Parse(r.checksum); !ok || token.ChecksumOK(r.checksum) {
-				return errors.New("it is a token")
+				return errors.New("the text is a valid token")
 			}
 			return nil
 		}),
@@ -256,7 +279,7 @@ func runReads(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	// The key of the wrong secret is to be in the cache.
+	// The case with a wrong secret needs its key in the cache.
 	if _, err := r.cached.Verify(ctx, r.tokens[0]); err != nil {
 		return nil, err
 	}
@@ -274,8 +297,10 @@ func runReads(ctx context.Context, e *Env) (o *Outcome, err error) {
 	o.judge(&readsWork, "unknown", measure.Ratios(s[caseUnknown], s[caseBareMiss]))
 	o.judge(&readsWork, "malformed", measure.Differences(s[caseMalformed], s[caseParse]))
 	o.judge(&readsWork, "checksum", measure.Differences(s[caseChecksum], s[caseParseChecksum]))
-	o.figure("Verify miss / internal/badgerdb's read", Times, measure.Ratios(s[caseMiss], s[caseLayerRead]))
-	o.figure("refusal of an unknown key / internal/badgerdb's miss", Times, measure.Ratios(s[caseUnknown], s[caseLayerMiss]))
+	o.figure("Verify miss / a read of internal/badgerdb", Times,
+		measure.Ratios(s[caseMiss], s[caseLayerRead]))
+	o.figure("refusal of an unknown key / a miss of internal/badgerdb", Times,
+		measure.Ratios(s[caseUnknown], s[caseLayerMiss]))
 	for _, c := range cases {
 		o.figure(c.Name, Nanos, s[c.Name])
 	}

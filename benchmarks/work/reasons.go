@@ -1,19 +1,27 @@
 package work
 
-// Reasons say why a goal is not reached, by its ID, for as long as it is not: what the profile shows, and why it stays as it
-// is. The report puts them beside the figure.
+// Reasons explains each goal that is not reached, by the ID of the goal: what the profile shows,
+// and why nothing is changed. An entry is removed once its goal is reached. The report prints the
+// reason with the figure.
 var Reasons = map[string]string{
-	"scale-hot": "so much for this machine: SHA-256 alone, which shares nothing, scales no better in the same run (see below), and " +
-		"another run had 1.97 ×. A hit writes to no memory that another core reads.",
-	"unary-noauth": "it is within the noise: the middle half of the rounds lies on both sides of the goal, and another run had " +
-		"0.984 ×. A call has four allocations more, two of them the copy of its metadata without the key.",
-	"stream": "it is within the noise: the middle half of the rounds lies on both sides of the goal, and another run had 0.994 ×. A " +
-		"message costs two loads and no allocation.",
-	"creates": "the 64 writers use up both cores: some 70 µs of processor time for each create, of which Badger and the kernel have " +
-		"more than half, and no wait for the disk is left. One writer waits for two syncs at once, of 0.2 ms each on this disk; a " +
+	"scale-hot": "this is the limit of the machine: SHA-256 alone, which shares no data, scales " +
+		"no better in the same run (see below), and another run reached 1.97 ×. A hit writes to " +
+		"no memory that another core reads.",
+	"unary-noauth": "the difference is within the noise: the middle half of the rounds lies on " +
+		"both sides of the goal, and another run reached 0.984 ×. A call makes four more " +
+		"allocations; two of these are the copy of the metadata without the key.",
+	"stream": "the difference is within the noise: the middle half of the rounds lies on both " +
+		"sides of the goal, and another run reached 0.994 ×. A message costs two loads and no " +
+		"allocation.",
+	"creates": "the 64 writers use up both cores: each create takes some 70 µs of processor " +
+		"time. Badger and the kernel take more than half of this time, and no writer waits for " +
+		"the disk. One writer waits for two concurrent syncs, of 0.2 ms each on this disk. A " +
 		"slower disk makes the ratio larger.",
-	"revoke": "what is left is 0.6 µs for each stream: its lock, the judging of the change, and the mark that ends it; before, it " +
-		"was 750 ms in all. The contexts themselves are cancelled afterwards, unless somebody waits for them.",
-	"open-1m": "the checksums of the tables are computed where the files are mapped, and mapping their pages costs as much again; " +
-		"copying them instead cost more, and so did mapping them all at once. Against 2 × (an empty store + checksumming) it is 0.65 ×.",
+	"revoke": "the remaining cost is 0.6 µs for each stream: to lock the stream, to apply the " +
+		"change, and to mark the stream as ended. An earlier version took 750 ms in total. The " +
+		"store cancels the contexts afterwards, or immediately if a caller waits for the context.",
+	"open-1m": "the store computes the checksums of the tables in the mapped files, and mapping " +
+		"the pages costs as much again. To copy the pages cost more, and so did mapping all " +
+		"pages at the same time. Compared to 2 × (an empty store + checksumming), the result is " +
+		"0.65 ×.",
 }

@@ -15,31 +15,43 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// What a store of so many keys takes: to open, in memory, on disk, in goroutines, and for a miss. The keys are made by Create,
-// with their events, from 1,024 goroutines that share commits; there is no faster way, and no other that would leave on disk
-// what a store leaves there.
+// The sizes workload measures the costs of stores of several sizes: time to open, memory, disk,
+// goroutines, and time for a miss. Create makes the keys and their events, from 1,024 goroutines
+// that share commits. There is no faster way that leaves the same files on disk as a normal store.
 //
-// Each opening is a process of its own (see child.go), which opens the store once, uses it, and tells what it took. The
-// memory is what the operating system has given to the process: anonymous, which nothing else can use, and mapped from
-// files, which the kernel takes back when it needs it. The measure of an opening is the checksum of all tables, which an
-// opening verifies: what that costs is counted by reading the same files in the same process just before.
+// Each opening is a separate process (see child.go). The process opens the store once, uses the
+// store, and reports the costs. Memory is the memory that the operating system has given to the
+// process. Anonymous memory belongs to the process alone. Memory that is mapped from files can be
+// reclaimed by the kernel at any time. The reference for an opening is the checksum of all tables,
+// because an opening verifies the checksums. The process measures this reference just before the
+// opening: it reads the same files.
 var sizesWork = Workload{
 	Name:  "sizes",
 	Title: "Stores of 0 to 10,000,000 keys",
-	About: "Each opening is in a process of its own, with the files in the page cache. `Open` verifies the checksums of all " +
-		"tables, so that what CRC-32C over the same files takes is measured beside it. Memory is from " +
-		"`/proc/self/smaps_rollup`, less what the process had before `Open`: anonymous after `Open`; with the default cache " +
-		"filled by 65,536 keys at random, as it stands and after a garbage collection that gives back what is free. " +
-		"Disk is what the closed store has allocated.",
+	About: "Each opening is a separate process, with the files in the page cache. `Open` " +
+		"verifies the checksums of all tables, so the duration of CRC-32C over the same files is " +
+		"measured too. Memory is from `/proc/self/smaps_rollup`, minus the memory of the process " +
+		"before `Open`. Anonymous memory is measured after `Open`, with the default cache filled " +
+		"by 65,536 random keys, and after a garbage collection that returns free memory. Disk is " +
+		"the space that is allocated for the closed store.",
 	Goals: []Goal{
-		{ID: "open-1m", Work: "1 M keys: open / (2 × that of an empty store + checksumming)", Bound: atMost(1, Times)},
-		{ID: "memory-1m", Work: "1 M keys: anonymous memory of the store, default cache full", Bound: atMost(64<<20, Bytes)},
+		{
+			ID: "open-1m", Work: "1 M keys: open / (2 × open of an empty store + checksumming)",
+			Bound: atMost(1, Times),
+		},
+		{
+			ID: "memory-1m", Work: "1 M keys: anonymous memory of the store, default cache full",
+			Bound: atMost(64<<20, Bytes),
+		},
 		{ID: "disk-1m", Work: "1 M keys: disk", Bound: atMost(300, PerKey)},
 		{ID: "disk-10m", Work: "disk, 10 M keys / 1 M", Bound: atMost(10, Times)},
 		{ID: "memory-10m", Work: "anonymous memory, 10 M keys / 1 M", Bound: atMost(2, Times)},
 		{ID: "miss-10m", Work: "Verify miss, 10 M keys / 1 M", Bound: atMost(2, Times)},
 		{ID: "empty-goroutines", Work: "empty store: goroutines", Bound: atMost(16, Count)},
-		{ID: "empty-disk", Work: "empty store: apparent disk while open", Bound: atMost(20<<20, Bytes)},
+		{
+			ID: "empty-disk", Work: "empty store: apparent disk while open",
+			Bound: atMost(20<<20, Bytes),
+		},
 		{ID: "empty-heap", Work: "empty store: heap", Bound: atMost(16<<20, Bytes)},
 	},
 }
@@ -51,19 +63,19 @@ const (
 	tenMillion = 10_000_000
 )
 
-// A sized store is on disk, and closed.
+// A sized is a closed store on disk, with the results of its openings.
 type sized struct {
 	dir    string
 	keys   int
-	tokens []string // 65,536 of them at most
+	tokens []string // at most 65,536 tokens of the store
 	disk   float64
-	took   time.Duration // to make
+	took   time.Duration // the time to create the keys
 	opened []opening     // one for each round
 }
 
 func (s *sized) name() string { return digits(float64(s.keys)) + " keys" }
 
-// of returns one thing of all openings.
+// of returns one figure of each opening.
 func (s *sized) of(what func(*opening) float64) []float64 {
 	var values []float64
 	for i := range s.opened {
@@ -83,12 +95,15 @@ func newSized(ctx context.Context, e *Env, keys int) (*sized, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	s.tokens, err = peers.Create(ctx, store, keys, min(keys, hotKeys), e.progress("creating "+s.name()))
+	progress := e.progress("creating " + s.name())
+	s.tokens, err = peers.Create(ctx, store, keys, min(keys, hotKeys), progress)
 	s.took = time.Since(begin)
 	if err = errors.Join(err, store.Close()); err != nil {
 		return nil, err
 	}
-	rand.Shuffle(len(s.tokens), func(i, j int) { s.tokens[i], s.tokens[j] = s.tokens[j], s.tokens[i] })
+	rand.Shuffle(len(s.tokens), func(i, j int) {
+		s.tokens[i], s.tokens[j] = s.tokens[j], s.tokens[i]
+	})
 	_, allocated, err := diskOf(s.dir)
 	s.disk = float64(allocated)
 	return s, err
@@ -116,20 +131,22 @@ func runSizes(ctx context.Context, e *Env) (o *Outcome, err error) {
 	}
 	var contestants []measure.Contestant
 	for _, s := range stores {
-		contestants = append(contestants, measure.Contestant{Name: s.name(), Sample: func(ctx context.Context) (float64, error) {
+		sample := func(ctx context.Context) (float64, error) {
 			opened, err := openInChild(ctx, s.dir, s.tokens)
 			if err != nil {
 				return 0, err
 			}
 			s.opened = append(s.opened, *opened)
 			return opened.Open, nil
-		}})
+		}
+		contestants = append(contestants, measure.Contestant{Name: s.name(), Sample: sample})
 	}
-	if _, err := measure.Rounds(ctx, e.rounds(11), e.progress("opening"), contestants...); err != nil {
+	_, err = measure.Rounds(ctx, e.rounds(11), e.progress("opening"), contestants...)
+	if err != nil {
 		return nil, err
 	}
 	for _, s := range stores {
-		s.opened = s.opened[1:] // of the round that warmed up
+		s.opened = s.opened[1:] // without the round that warms up
 	}
 	misses, err := missesBySize(ctx, e, stores)
 	if err != nil {
@@ -137,22 +154,28 @@ func runSizes(ctx context.Context, e *Env) (o *Outcome, err error) {
 	}
 	judgeSizes(o, by, misses)
 	for _, s := range stores {
-		of := func(what string, u Unit, get func(*opening) float64) { o.figure(s.name()+": "+what, u, s.of(get)) }
+		of := func(what string, u Unit, get func(*opening) float64) {
+			o.figure(s.name()+": "+what, u, s.of(get))
+		}
 		of("open", Nanos, func(p *opening) float64 { return p.Open })
-		of("CRC-32C of its tables", Nanos, func(p *opening) float64 { return p.Checksum })
+		of("CRC-32C of the tables", Nanos, func(p *opening) float64 { return p.Checksum })
 		of("goroutines", Count, func(p *opening) float64 { return p.Goroutines })
 		of("heap after opening", Bytes, func(p *opening) float64 { return p.Heap })
 		if runtime.GOOS == "linux" {
-			of("anonymous memory after opening", Bytes, func(p *opening) float64 { return p.AnonOpen })
-			of("anonymous memory, cache full, as it stands", Bytes, func(p *opening) float64 { return p.AnonFull })
-			of("anonymous memory, cache full, after a collection", Bytes, func(p *opening) float64 { return p.AnonSettled })
-			of("mapped from files, cache full", Bytes, func(p *opening) float64 { return p.Mapped })
+			of("anonymous memory after opening", Bytes,
+				func(p *opening) float64 { return p.AnonOpen })
+			of("anonymous memory, cache full, before a garbage collection", Bytes,
+				func(p *opening) float64 { return p.AnonFull })
+			of("anonymous memory, cache full, after a garbage collection", Bytes,
+				func(p *opening) float64 { return p.AnonSettled })
+			of("mapped from files, cache full", Bytes,
+				func(p *opening) float64 { return p.Mapped })
 		}
 		of("apparent disk while open", Bytes, func(p *opening) float64 { return p.Apparent })
 		o.figure(s.name()+": disk when closed", Bytes, []float64{s.disk})
 		if s.keys > 0 {
-			o.figure(s.name()+": disk a key", PerKey, []float64{s.disk / float64(s.keys)})
-			o.figure(s.name()+": created in", Nanos, []float64{float64(s.took.Nanoseconds())})
+			o.figure(s.name()+": disk for each key", PerKey, []float64{s.disk / float64(s.keys)})
+			o.figure(s.name()+": time to create", Nanos, []float64{float64(s.took.Nanoseconds())})
 			o.figure(s.name()+": Verify, miss, at random", Nanos, misses[s.name()])
 		}
 	}
@@ -170,12 +193,12 @@ func judgeSizes(o *Outcome, by map[int]*sized, misses measure.Samples) {
 		if runtime.GOOS == "linux" {
 			judge()
 		} else {
-			o.skip(w, id, "memory is told apart on Linux only")
+			o.skip(w, id, "only Linux reports anonymous memory")
 		}
 	}
 	if one == nil {
 		for _, id := range []string{"open-1m", "memory-1m", "disk-1m"} {
-			o.skip(w, id, "it takes -keys 1000000, and no -quick")
+			o.skip(w, id, "this measurement needs -keys 1000000, without -quick")
 		}
 	} else {
 		opened := func(p *opening) float64 { return p.Open }
@@ -189,16 +212,19 @@ func judgeSizes(o *Outcome, by map[int]*sized, misses measure.Samples) {
 	}
 	if one == nil || ten == nil {
 		for _, id := range []string{"disk-10m", "memory-10m", "miss-10m"} {
-			o.skip(w, id, "it takes -keys 10000000, some 3 GB of disk, and a quarter of an hour more")
+			o.skip(w, id, "this measurement needs -keys 10000000, "+
+				"some 3 GB of disk, and 15 more minutes")
 		}
 		return
 	}
 	o.judge(w, "disk-10m", []float64{ten.disk / one.disk})
-	memory("memory-10m", func() { o.judge(w, "memory-10m", measure.Ratios(ten.of(settled), one.of(settled))) })
+	memory("memory-10m", func() {
+		o.judge(w, "memory-10m", measure.Ratios(ten.of(settled), one.of(settled)))
+	})
 	o.judge(w, "miss-10m", measure.Ratios(misses[ten.name()], misses[one.name()]))
 }
 
-// missesBySize measures a Verify without a cache in all of the stores, in turns.
+// missesBySize measures Verify without a cache in each of the stores, in turns.
 func missesBySize(ctx context.Context, e *Env, stores []*sized) (s measure.Samples, err error) {
 	var end closer
 	defer end.into(&err)

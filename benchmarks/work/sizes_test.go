@@ -9,10 +9,13 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
 )
 
-// What is judged of sizes that a test does not make, from what might have been measured.
+// judgeSizes gets invented measurements, because a test does not create stores of these sizes.
 func TestJudgeSizes(t *testing.T) {
 	at := func(keys int, open, checksum, anonymous, disk float64) *sized {
-		o := opening{Open: open, Checksum: checksum, Goroutines: 14, Heap: 10 << 20, AnonSettled: anonymous, Apparent: 19 << 20}
+		o := opening{
+			Open: open, Checksum: checksum, Goroutines: 14, Heap: 10 << 20,
+			AnonSettled: anonymous, Apparent: 19 << 20,
+		}
 		return &sized{keys: keys, disk: disk, opened: []opening{o, o, o}}
 	}
 	empty := at(0, 10e6, 0, 0, 0)

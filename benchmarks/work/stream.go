@@ -15,24 +15,35 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
-// What the interceptor costs a message of a long stream, which it guards until the key ends. Two streams stay open from
-// beginning to end, one with the interceptor and one without, and carry their messages in turns: each turn so many to the
-// server and as many back, 1,000,000 in all at least. What it allocates is counted apart, where nothing else allocates: in
-// the handler of a real stream, around messages that come and go nowhere.
+// The stream workload measures the cost of the interceptor for each message of a long stream. The
+// interceptor guards a stream until the key ends. One stream with the interceptor and one stream
+// without the interceptor stay open during the whole run, and carry their messages in turns. Each
+// turn sends the same number of messages in both directions. In total, each stream carries at least
+// 1,000,000 messages. The allocations are counted separately, in the handler of a real stream whose
+// messages are not transferred, so that no other code allocates.
 var streamWork = Workload{
 	Name:  "stream",
 	Title: "A stream of a million messages",
-	About: "Two streams over loopback, with the interceptor and without, carry small messages in turns, half of them in each " +
-		"direction, over a million each. What the interceptor allocates is counted without gRPC's own allocations.",
+	About: "Two streams over loopback, one with the interceptor and one without, carry small " +
+		"messages in turns. Half of the messages go in each direction, and each stream carries " +
+		"more than a million messages. The allocations of the interceptor are counted without " +
+		"the allocations of gRPC.",
 	Goals: []Goal{
-		{ID: "stream", Work: "cost of a message with the interceptor / without", Bound: atMost(1.01, Times)},
-		{ID: "stream-allocs", Work: "allocations a message that the interceptor adds", Bound: atMost(0, Count)},
+		{
+			ID: "stream", Work: "cost of a message with the interceptor / without",
+			Bound: atMost(1.01, Times),
+		},
+		{
+			ID: "stream-allocs", Work: "allocations of the interceptor for each message",
+			Bound: atMost(0, Count),
+		},
 	},
 }
 
 func init() { streamWork.Run = runStream }
 
-// pingPong takes as many messages as the first one of a turn says, and sends as many back.
+// pingPong handles turns. The first message of a turn contains the number of messages of the turn.
+// pingPong receives this number of messages, and then sends the same number of messages.
 func pingPong(s peers.Duplex) error {
 	reply := &testpb.StreamingOutputCallResponse{}
 	for {
@@ -57,9 +68,11 @@ func pingPong(s peers.Duplex) error {
 	}
 }
 
-// turn is one turn of the client's.
+// turn makes one turn of n messages as the client.
 func turn(s testpb.TestService_FullDuplexCallClient, n int) error {
-	first := &testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: int32(n)}}}
+	first := &testpb.StreamingOutputCallRequest{
+		ResponseParameters: []*testpb.ResponseParameters{{Size: int32(n)}},
+	}
 	rest := &testpb.StreamingOutputCallRequest{}
 	if err := s.Send(first); err != nil {
 		return err
@@ -89,7 +102,7 @@ func runStream(ctx context.Context, e *Env) (o *Outcome, err error) {
 	var end closer
 	defer end.into(&err)
 	end.add(func() error { return peers.Close(both) })
-	rounds, messages := e.rounds(250), 5000 // in each direction, a turn
+	rounds, messages := e.rounds(250), 5000 // messages in each direction of a turn
 	cases := make([]measure.Contestant, 0, 2)
 	o = &Outcome{}
 	for _, p := range both {
@@ -113,41 +126,49 @@ func runStream(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	o.note("Each stream carried %d messages in %d turns, after one turn of warming up.", 2*messages*(rounds+1), rounds+1)
+	o.note("Each stream carried %d messages in %d turns; the first turn only warms up.",
+		2*messages*(rounds+1), rounds+1)
 	o.judge(&streamWork, "stream", measure.Ratios(s[peers.APIKey], s[peers.NoAuth]))
-	allocated, err := streamAllocations(ctx, both[slices.IndexFunc(both, func(p *peers.Peer) bool { return p.Name == peers.APIKey })])
+	guarded := slices.IndexFunc(both, func(p *peers.Peer) bool { return p.Name == peers.APIKey })
+	allocated, err := streamAllocations(ctx, both[guarded])
 	if err != nil {
 		return nil, err
 	}
 	o.judge(&streamWork, "stream-allocs", []float64{allocated})
 	for _, p := range both {
-		o.figure("a message, "+p.Name, Nanos, s[p.Name])
+		o.figure("one message, "+p.Name, Nanos, s[p.Name])
 	}
 	return o, nil
 }
 
-// A hollow stream is a real one, so that the interceptor treats it as such, whose messages come and go nowhere.
+// A hollow is a real stream, so that the interceptor treats it like any stream, but its messages
+// are not transferred.
 type hollow struct{ grpc.ServerStream }
 
 func (hollow) RecvMsg(any) error { return nil }
 func (hollow) SendMsg(any) error { return nil }
 
-// streamAllocations counts what a message allocates in the interceptor.
+// streamAllocations returns the number of allocations of the interceptor for each message.
 func streamAllocations(ctx context.Context, apiKey *peers.Peer) (float64, error) {
 	counted := make(chan float64, 1)
 	service := &peers.Service{Duplex: func(s peers.Duplex) error {
-		request, reply := &testpb.StreamingOutputCallRequest{}, &testpb.StreamingOutputCallResponse{}
+		request := &testpb.StreamingOutputCallRequest{}
+		reply := &testpb.StreamingOutputCallResponse{}
 		var failed error
-		allocated := testing.AllocsPerRun(10_000, func() { // a message to the server, and one back
+		// Each run is one message to the server and one message back.
+		allocated := testing.AllocsPerRun(10_000, func() {
 			failed = errors.Join(failed, s.RecvMsg(request), s.SendMsg(reply))
 		})
 		counted <- allocated / 2
 		return failed
 	}}
-	outside := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	outside := grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) error {
 		return next(srv, hollow{ss})
 	})
-	rig, err := peers.NewRig(service, apiKey.Good, append([]grpc.ServerOption{outside}, apiKey.Options...)...)
+	options := append([]grpc.ServerOption{outside}, apiKey.Options...)
+	rig, err := peers.NewRig(service, apiKey.Good, options...)
 	if err != nil {
 		return 0, err
 	}

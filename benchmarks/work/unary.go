@@ -9,24 +9,35 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
-// Unary calls over a real socket: one server for each peer, all in this process with their callers, and measured in turns.
-// The callers are connected once, and each sends its own credential with every call.
+// The unary workload measures unary calls over a real socket. There is one server for each peer.
+// All servers and callers run in this process, and the peers are measured in turns. The callers
+// connect once, and each caller sends its own credential with every call.
 var unaryWork = Workload{
 	Name:  "unary",
 	Title: "Unary calls, end to end",
-	About: "8 connections over loopback, each with a credential of its own, and 4 calls at once on each; 64 bytes to the server " +
-		"and back. Servers and callers share the machine, and so do Redis and PostgreSQL: no network lies between, which " +
-		"would slow a look-up per call and nothing else.",
+	About: "8 connections over loopback, each with another credential and 4 concurrent calls, " +
+		"and 64 bytes in each direction. Servers, callers, Redis and PostgreSQL share the " +
+		"machine. A real network between the server and a database would slow down only the " +
+		"peers with a look-up for each call.",
 	Goals: []Goal{
-		{ID: "unary-noauth", Work: "calls with grpc-api-key / the same with no auth", Bound: atLeast(0.98, Times)},
-		{ID: "unary-redis", Work: "calls with grpc-api-key / with a Redis look-up each", Bound: atLeast(1.5, Times)},
-		{ID: "unary-postgres", Work: "calls with grpc-api-key / with a PostgreSQL look-up each", Bound: atLeast(2, Times)},
+		{
+			ID: "unary-noauth", Work: "calls with grpc-api-key / calls with no auth",
+			Bound: atLeast(0.98, Times),
+		},
+		{
+			ID: "unary-redis", Work: "calls with grpc-api-key / calls with a Redis look-up",
+			Bound: atLeast(1.5, Times),
+		},
+		{
+			ID: "unary-postgres", Work: "calls with grpc-api-key / calls with a PostgreSQL look-up",
+			Bound: atLeast(2, Times),
+		},
 	},
 }
 
 func init() { unaryWork.Run = runUnary }
 
-const callsAtOnce = 4 // on each connection
+const callsAtOnce = 4 // the number of concurrent calls on each connection
 
 func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 	dir, err := e.temp()
@@ -50,7 +61,8 @@ func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 		}
 		end.add(rig.Close)
 		c := measure.Contestant{Name: p.Name, Sample: func(context.Context) (float64, error) {
-			return measure.Throughput(callsAtOnce*len(p.Good), 1, e.turn(300*time.Millisecond), func(g int) func() error { return rig.Call(ctx, g) })
+			call := func(g int) func() error { return rig.Call(ctx, g) }
+			return measure.Throughput(callsAtOnce*len(p.Good), 1, e.turn(300*time.Millisecond), call)
 		}}
 		rate[p.Name] = c
 		contestants = append(contestants, c)
@@ -59,20 +71,26 @@ func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// A difference of 2 in 100 takes more rounds than the rest, and the two of them alone.
-	floor, err := measure.Rounds(ctx, e.rounds(150), e.progress("calling, with and without"), rate[peers.APIKey], rate[peers.NoAuth])
+	// To measure a difference of 2 %, compare the two contestants alone and in more rounds.
+	floor, err := measure.Rounds(ctx, e.rounds(150), e.progress("calling, with and without auth"),
+		rate[peers.APIKey], rate[peers.NoAuth])
 	if err != nil {
 		return nil, err
 	}
 	o.judge(&unaryWork, "unary-noauth", measure.Ratios(floor[peers.APIKey], floor[peers.NoAuth]))
-	for id, peer := range map[string]string{"unary-redis": peers.Redis, "unary-postgres": peers.PostgreSQL} {
+	for id, peer := range map[string]string{
+		"unary-redis": peers.Redis, "unary-postgres": peers.PostgreSQL,
+	} {
 		if s[peer] == nil {
 			o.skip(&unaryWork, id, peer+" is not installed")
 			continue
 		}
 		o.judge(&unaryWork, id, measure.Ratios(s[peers.APIKey], s[peer]))
 	}
-	bars := chart.Bars{Name: "unary", Title: "Unary calls per second", Note: "more is better; callers and servers share the machine"}
+	bars := chart.Bars{
+		Name: "unary", Title: "Unary calls per second",
+		Note: "more is better; callers and servers share the machine",
+	}
 	for _, p := range all {
 		o.figure(p.Name, Rate, s[p.Name])
 		o.note("%s: %s.", p.Name, p.How)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// A Unit is what a figure is in, and how it is written.
+// A Unit is the unit of a figure. A Unit defines how the report formats the figure.
 type Unit string
 
 // The units.
@@ -23,7 +23,7 @@ const (
 	MoreThan Unit = "ns more"
 )
 
-// Format writes a value with three digits that count.
+// Format returns the value with three significant digits and the unit.
 func (u Unit) Format(v float64) string {
 	switch u {
 	case Times:
@@ -65,7 +65,8 @@ func duration(ns float64) string {
 	}
 }
 
-// digits writes three digits that count, and whole numbers in groups: 0.0123, 1.23, 12.3, 123, 12,300.
+// digits returns v with three significant digits, and separates groups of thousands: 0.0123, 1.23,
+// 12.3, 123, 12,300.
 func digits(v float64) string {
 	if v == 0 {
 		return "0"
@@ -89,7 +90,7 @@ func digits(v float64) string {
 	return whole
 }
 
-// Spread writes the quartiles, in the unit of their median's.
+// Spread returns the text of a range, such as that of the quartiles.
 func (u Unit) Spread(low, high float64) string {
 	return fmt.Sprintf("%s – %s", u.Format(low), u.Format(high))
 }

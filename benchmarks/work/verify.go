@@ -15,14 +15,16 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// The verification of a credential, by itself: no gRPC, one goroutine, the cache warm. It is measured for one key that is
-// used over and over, and for 65,536 keys at random, where the processor's caches miss; against the SHA-256 of the same
-// token, which no store of digests can do without; and against what the peers' interceptors do for the same.
+// The verify workload measures the verification of a credential without gRPC, in one goroutine,
+// with a warm cache. There are two cases: one key again and again, and 65,536 random keys, for
+// which the caches of the processor miss. There are two references: the SHA-256 of the same token,
+// which every store of digests needs, and the verification in the interceptors of the peers.
 var verifyWork = Workload{
 	Name:  "verify",
 	Title: "Verification of one credential",
-	About: "One goroutine, without gRPC. `Verify` hits its cache: one key over and over, or 65,536 keys at random. SHA-256 is " +
-		"that of the same token. The peers do what their interceptors do for each call, with one credential over and over.",
+	About: "One goroutine, without gRPC. `Verify` hits its cache, with one key again and again, " +
+		"or with 65,536 random keys. SHA-256 hashes the same token. Each peer verifies one " +
+		"credential again and again, as its interceptor does for each call.",
 	Goals: []Goal{
 		{ID: "hit", Work: "Verify hit / SHA-256 of the token", Bound: atMost(1.6, Times)},
 		{ID: "hit-allocs", Work: "Verify hit: allocations", Bound: atMost(0, Count)},
@@ -41,17 +43,18 @@ const (
 	caseRandom = "Verify, hit, 65,536 keys at random"
 )
 
-// hotKeys is how many keys are used at random.
+// hotKeys is the number of keys in the case of random keys.
 const hotKeys = 1 << 16
 
-// A hotStore is an open store with keys that are all cached.
+// A hotStore is an open store. All its keys are in the cache.
 type hotStore struct {
 	*keystore.Store
-	tokens []string // in no order; their number is a power of two
+	tokens []string // in random order; the number of tokens is a power of two
 }
 
-// newHotStore makes one. The cache is twice as large as it need be, because keys spread over its shards by chance, and every
-// one is to be a hit.
+// newHotStore returns a hotStore with the given number of keys. The cache has space for twice this
+// number, because the keys spread over the shards of the cache by chance, and every Verify must be
+// a hit.
 func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 	dir, err := e.temp()
 	if err != nil {
@@ -64,7 +67,7 @@ func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 	tokens, err := peers.Create(ctx, store, keys, keys, e.progress("creating keys"))
 	if err == nil {
 		rand.Shuffle(len(tokens), func(i, j int) { tokens[i], tokens[j] = tokens[j], tokens[i] })
-		for range 2 { // once into the cache, and once to see that it is
+		for range 2 { // the first pass fills the cache, and the second pass checks the cache
 			for _, t := range tokens {
 				if _, err = store.Verify(ctx, t); err != nil {
 					break
@@ -73,7 +76,7 @@ func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 		}
 	}
 	if err == nil && store.Stats().Misses != uint64(keys) {
-		err = errors.New("not every key of the hot ones is cached")
+		err = errors.New("not every key is in the cache")
 	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -81,7 +84,8 @@ func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 	return &hotStore{store, tokens}, nil
 }
 
-// hotSize is hotKeys, or less for a quick run; a power of two, so that a random index is a mask.
+// hotSize returns hotKeys, or fewer keys for a quick run. The result is a power of two, so that a
+// mask makes a random index.
 func (e *Env) hotSize() int {
 	if e.Quick {
 		return 1 << 10
@@ -89,7 +93,7 @@ func (e *Env) hotSize() int {
 	return hotKeys
 }
 
-// verifyCases are the operations of this file. Checks has the started peers with a Check.
+// verifyCases returns the cases of the verify workload. checks are the started peers.
 func verifyCases(ctx context.Context, hot *hotStore, checks []*peers.Peer) []measure.Case {
 	one := hot.tokens[0]
 	plain := []byte(one)
@@ -120,7 +124,7 @@ func verifyCases(ctx context.Context, hot *hotStore, checks []*peers.Peer) []mea
 		}},
 	}
 	for _, p := range checks {
-		if p.Check == nil || p.Name == peers.APIKey { // that is above
+		if p.Check == nil || p.Name == peers.APIKey { // the cases above measure APIKey
 			continue
 		}
 		cases = append(cases, measure.Case{Name: p.Name, Do: func(n int) error {
@@ -162,13 +166,18 @@ func runVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
 
 	o = &Outcome{Skipped: skipped}
 	o.judge(&verifyWork, "hit", measure.Ratios(s[caseHot], s[caseSHA256]))
-	o.judge(&verifyWork, "hit-allocs", []float64{testing.AllocsPerRun(10_000, func() { _, _ = hot.Verify(ctx, hot.tokens[0]) })})
+	allocated := testing.AllocsPerRun(10_000, func() { _, _ = hot.Verify(ctx, hot.tokens[0]) })
+	o.judge(&verifyWork, "hit-allocs", []float64{allocated})
 	for id, peer := range map[string]string{
-		"jwt-hs256": peers.HS256, "jwt-es256": peers.ES256, "jwt-rs256": peers.RS256, "jwt-eddsa": peers.EdDSA,
+		"jwt-hs256": peers.HS256, "jwt-es256": peers.ES256,
+		"jwt-rs256": peers.RS256, "jwt-eddsa": peers.EdDSA,
 	} {
 		o.judge(&verifyWork, id, measure.Ratios(s[peer], s[caseHot]))
 	}
-	bars := chart.Bars{Name: "verify", Title: "Time to verify one credential", Note: "less is better; logarithmic", Log: true}
+	bars := chart.Bars{
+		Name: "verify", Title: "Time to verify one credential",
+		Note: "less is better; logarithmic", Log: true,
+	}
 	for _, c := range cases {
 		o.figure(c.Name, Nanos, s[c.Name])
 		median := measure.Median(s[c.Name])

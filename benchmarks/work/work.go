@@ -1,7 +1,8 @@
-// Package work is what is measured: a file for each kind of work, which says at its head what is measured and how.
+// Package work defines the workloads, one file for each kind of work. Each file starts with a
+// comment about what the workload measures and how.
 //
-// A [Workload] measures several things in turns, and judges the goals that it has by the ratios, or differences, of what one
-// round gave. Its figures go into the report besides.
+// A [Workload] measures several contestants in turns. The workload judges its goals by ratios or
+// differences of samples from the same round. The report also contains the figures of the workload.
 package work
 
 import (
@@ -22,32 +23,35 @@ import (
 type Workload struct {
 	Name  string // on the command line
 	Title string // in the report
-	About string // what is measured and how, for the report
+	About string // what the workload measures and how, for the report
 	Goals []Goal
 	Run   func(context.Context, *Env) (*Outcome, error)
 }
 
-// Place returns the place of a goal among the workload's.
+// Place returns the index of a goal in the goals of the workload.
 func (w *Workload) Place(id string) int {
 	return slices.IndexFunc(w.Goals, func(g Goal) bool { return g.ID == id })
 }
 
-// All are the workloads, in the order of the report.
+// All returns the workloads, in the order of the report.
 func All() []Workload {
-	return []Workload{verifyWork, parallelWork, readsWork, unaryWork, streamWork, floodWork, writesWork, revokeWork, sizesWork}
+	return []Workload{
+		verifyWork, parallelWork, readsWork, unaryWork, streamWork,
+		floodWork, writesWork, revokeWork, sizesWork,
+	}
 }
 
-// A Goal is a line of what is to be reached.
+// A Goal is a bound for the median of a measurement.
 type Goal struct {
 	ID   string // on the command line, and in reasons.go
-	Work string // what is set in relation to what
+	Work string // what is compared with what
 	Bound
-	Or *Bound // reaching this will do, too
+	Or *Bound // an alternative bound, which is good enough too
 }
 
-// A Bound is a value that is not to be passed.
+// A Bound is an upper or lower limit.
 type Bound struct {
-	AtMost bool // or else at least
+	AtMost bool // whether Value is the upper limit, or else the lower limit
 	Value  float64
 	Unit   Unit
 }
@@ -55,7 +59,7 @@ type Bound struct {
 func atMost(v float64, u Unit) Bound  { return Bound{true, v, u} }
 func atLeast(v float64, u Unit) Bound { return Bound{false, v, u} }
 
-// Reached says whether a value is within the bound.
+// Reached reports whether a value is within the bound.
 func (b Bound) Reached(v float64) bool {
 	if b.AtMost {
 		return v <= b.Value
@@ -70,7 +74,7 @@ func (b Bound) String() string {
 	return "≥ " + b.Unit.Format(b.Value)
 }
 
-// String returns what is to be reached.
+// String returns the text of the bound or of both bounds.
 func (g Goal) String() string {
 	if g.Or != nil {
 		return g.Bound.String() + ", or " + g.Or.String()
@@ -78,38 +82,42 @@ func (g Goal) String() string {
 	return g.Bound.String()
 }
 
-// A Verdict is how a goal was met. Samples are of all rounds; there are none if it was not measured, and Skipped says why.
+// A Verdict tells whether a goal was reached. Samples contains the samples of all rounds. If the
+// goal was not measured, Samples is empty and Skipped contains the reason.
 type Verdict struct {
 	Goal    Goal
-	Bound   Bound // which of the goal's was judged by
+	Bound   Bound // the bound of the goal that decided
 	Samples []float64
 	Reached bool
 	Skipped string
 }
 
-// A Figure is what was measured of one thing.
+// A Figure contains the measurements of one contestant.
 type Figure struct {
 	Name    string
 	Unit    Unit
 	Samples []float64
 }
 
-// An Outcome is what a workload has measured.
+// An Outcome contains the results of a workload.
 type Outcome struct {
 	Verdicts []Verdict
 	Figures  []Figure
-	Notes    []string // what a reader must know of this run
+	Notes    []string // remarks about this run, for the reader of the report
 	Skipped  []peers.Skipped
 	Charts   []chart.Bars
 }
 
-// judge decides about a goal of the workload, by the median of the samples.
+// judge adds a verdict about a goal of the workload, by the median of the samples.
 func (o *Outcome) judge(w *Workload, id string, samples []float64) {
 	g := w.Goals[w.Place(id)]
-	o.Verdicts = append(o.Verdicts, Verdict{Goal: g, Bound: g.Bound, Samples: samples, Reached: g.Reached(measure.Median(samples))})
+	o.Verdicts = append(o.Verdicts, Verdict{
+		Goal: g, Bound: g.Bound, Samples: samples, Reached: g.Reached(measure.Median(samples)),
+	})
 }
 
-// judgeEither is judge for a goal that has two bounds: the second counts if the first is not reached.
+// judgeEither is like judge, for a goal with two bounds. The second bound counts if the first bound
+// is not reached.
 func (o *Outcome) judgeEither(w *Workload, id string, samples, or []float64) {
 	o.judge(w, id, samples)
 	v := &o.Verdicts[len(o.Verdicts)-1]
@@ -118,17 +126,18 @@ func (o *Outcome) judgeEither(w *Workload, id string, samples, or []float64) {
 	}
 }
 
-// skip says why a goal was not measured.
+// skip adds a verdict with the reason why a goal was not measured.
 func (o *Outcome) skip(w *Workload, id, why string) {
 	g := w.Goals[w.Place(id)]
 	o.Verdicts = append(o.Verdicts, Verdict{Goal: g, Bound: g.Bound, Skipped: why})
 }
 
-// Failed is the outcome of a workload that ended with an error: none of its goals was measured.
+// Failed returns the outcome of a workload that ended with an error. All goals count as not
+// measured.
 func Failed(w Workload) *Outcome {
-	o := &Outcome{Notes: []string{"It ended with an error, and was not measured."}}
+	o := &Outcome{Notes: []string{"This workload ended with an error, and has no results."}}
 	for _, g := range w.Goals {
-		o.skip(&w, g.ID, "the work ended with an error")
+		o.skip(&w, g.ID, "the workload ended with an error")
 	}
 	return o
 }
@@ -143,15 +152,16 @@ func (o *Outcome) note(format string, args ...any) {
 	o.Notes = append(o.Notes, fmt.Sprintf(format, args...))
 }
 
-// An Env is what the workloads of one run are given.
+// An Env contains the settings of one run for the workloads.
 type Env struct {
-	Dir      string // for stores; whoever made it removes it
-	Quick    bool   // only try that everything works
-	Keys     int    // the most keys that a store may have
+	Dir      string // the directory for stores; the creator of Dir removes it
+	Quick    bool   // whether the run only checks that everything works
+	Keys     int    // the largest number of keys in a store
 	Progress func(doing string, done, of int)
 }
 
-// rounds is how often something is measured: never fewer than 10 times if it is to be believed.
+// rounds returns the number of rounds: 3 in a quick run, and otherwise n. A reliable result needs
+// at least 10 rounds.
 func (e *Env) rounds(n int) int {
 	if e.Quick {
 		return 3
@@ -159,7 +169,7 @@ func (e *Env) rounds(n int) int {
 	return n
 }
 
-// turn is how long a thing is measured at once.
+// turn returns the duration of one turn.
 func (e *Env) turn(d time.Duration) time.Duration {
 	if e.Quick {
 		return d / 8
@@ -167,7 +177,7 @@ func (e *Env) turn(d time.Duration) time.Duration {
 	return d
 }
 
-// size is a number of keys or streams.
+// size returns a number of keys or streams: n, or fewer in a quick run.
 func (e *Env) size(n int) int {
 	if e.Quick {
 		return min(n, 2000)
@@ -183,12 +193,12 @@ func (e *Env) progress(doing string) func(done, of int) {
 	}
 }
 
-// A closer collects what is to be undone, last first.
+// A closer collects functions that release resources, and calls the functions in reverse order.
 type closer []func() error
 
 func (c *closer) add(f func() error) { *c = append(*c, f) }
 
-// into undoes it, and adds what goes wrong to *err.
+// into calls the functions, and joins their errors to *err.
 func (c *closer) into(err *error) {
 	for _, f := range slices.Backward(*c) {
 		*err = errors.Join(*err, f())
@@ -197,7 +207,7 @@ func (c *closer) into(err *error) {
 
 func (e *Env) temp() (string, error) { return os.MkdirTemp(e.Dir, "work") }
 
-// Select returns the workloads whose name, or one of whose goals' IDs, the expression matches.
+// Select returns the workloads with a name or the ID of a goal that the expression matches.
 func Select(all []Workload, only *regexp.Regexp) []Workload {
 	if only == nil {
 		return all

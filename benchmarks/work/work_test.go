@@ -13,7 +13,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Each goal has a name of its own, and no reason is of a goal that is gone.
+// The IDs of all goals are different, and each reason belongs to a goal.
 func TestGoals(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, w := range All() {
@@ -24,7 +24,7 @@ func TestGoals(t *testing.T) {
 		}
 	}
 	for id := range Reasons {
-		require.True(t, seen[id], "there is a reason for %s, and no such goal", id)
+		require.True(t, seen[id], "there is a reason for the goal %s, but no such goal", id)
 	}
 }
 
@@ -92,7 +92,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// A child opens the store that this process has made, and tells what it took.
+// A child opens the store that this process has created, and reports the costs.
 func TestOpenInChild(t *testing.T) {
 	e := &Env{Dir: t.TempDir(), Quick: true, Keys: million}
 	s, err := newSized(t.Context(), e, 500)

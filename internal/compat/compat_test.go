@@ -30,13 +30,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type stream = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
+type stream = grpc.BidiStreamingServer[
+	testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse,
+]
 
-// A service looks for the credential where it must not be, and does what the caller's metadata
-// says.
+// A service checks that the context has the key and that the metadata has no credential. The caller
+// selects the behaviour of a handler with the metadata "mode".
 type service struct {
 	testpb.UnimplementedTestServiceServer
-	returned chan error // by streams that were cut
+	returned chan error // the results of streams that the server ended
 }
 
 func look(ctx context.Context) error {
@@ -73,7 +75,9 @@ func (s *service) FullDuplexCall(stream stream) (err error) {
 		return err
 	}
 	for mode(ctx) == "send" {
-		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: make([]byte, 4096)}}); err != nil {
+		payload := &testpb.Payload{Body: make([]byte, 4096)}
+		err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: payload})
+		if err != nil {
 			return err
 		}
 	}
@@ -84,7 +88,7 @@ func (s *service) FullDuplexCall(stream stream) (err error) {
 	return err
 }
 
-// A log keeps what interceptors log.
+// A log collects the messages of the logging interceptors.
 type log struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -107,31 +111,38 @@ func TestTogether(t *testing.T) {
 		auth *interceptor.Authenticator
 		log  *log
 	}
-	unaries := func(u ...grpc.UnaryServerInterceptor) grpc.ServerOption { return grpc.ChainUnaryInterceptor(u...) }
-	streams := func(s ...grpc.StreamServerInterceptor) grpc.ServerOption { return grpc.ChainStreamInterceptor(s...) }
+	unaries, streams := grpc.ChainUnaryInterceptor, grpc.ChainStreamInterceptor
 	for _, tt := range []struct {
 		name     string
-		recovers bool // a panic of a handler
+		recovers bool // whether the server recovers from a panic of a handler
 		opts     func(p parts) []grpc.ServerOption
 	}{
 		{"alone", false, func(p parts) []grpc.ServerOption { return p.auth.ServerOptions() }},
 		{"as the only interceptors", false, func(p parts) []grpc.ServerOption {
-			return []grpc.ServerOption{grpc.UnaryInterceptor(p.auth.Unary()), grpc.StreamInterceptor(p.auth.Stream())}
+			return []grpc.ServerOption{
+				grpc.UnaryInterceptor(p.auth.Unary()),
+				grpc.StreamInterceptor(p.auth.Stream()),
+			}
 		}},
-		{"behind grpc.UnaryInterceptor and StreamInterceptor", true, func(p parts) []grpc.ServerOption {
+		{"after grpc.UnaryInterceptor and StreamInterceptor", true, func(p parts) []grpc.ServerOption {
 			return append(p.auth.ServerOptions(),
-				grpc.UnaryInterceptor(recovery.UnaryServerInterceptor()), grpc.StreamInterceptor(recovery.StreamServerInterceptor()))
+				grpc.UnaryInterceptor(recovery.UnaryServerInterceptor()),
+				grpc.StreamInterceptor(recovery.StreamServerInterceptor()))
 		}},
 		{"recovery, auth, logging", true, func(p parts) []grpc.ServerOption {
 			return []grpc.ServerOption{
-				unaries(recovery.UnaryServerInterceptor(), p.auth.Unary(), logging.UnaryServerInterceptor(p.log)),
-				streams(recovery.StreamServerInterceptor(), p.auth.Stream(), logging.StreamServerInterceptor(p.log)),
+				unaries(recovery.UnaryServerInterceptor(), p.auth.Unary(),
+					logging.UnaryServerInterceptor(p.log)),
+				streams(recovery.StreamServerInterceptor(), p.auth.Stream(),
+					logging.StreamServerInterceptor(p.log)),
 			}
 		}},
 		{"logging, recovery, auth", true, func(p parts) []grpc.ServerOption {
 			return []grpc.ServerOption{
-				unaries(logging.UnaryServerInterceptor(p.log), recovery.UnaryServerInterceptor(), p.auth.Unary()),
-				streams(logging.StreamServerInterceptor(p.log), recovery.StreamServerInterceptor(), p.auth.Stream()),
+				unaries(logging.UnaryServerInterceptor(p.log),
+					recovery.UnaryServerInterceptor(), p.auth.Unary()),
+				streams(logging.StreamServerInterceptor(p.log),
+					recovery.StreamServerInterceptor(), p.auth.Stream()),
 			}
 		}},
 		{"auth, logging, recovery", true, func(p parts) []grpc.ServerOption {
@@ -157,9 +168,12 @@ func TestTogether(t *testing.T) {
 				issued, err := store.Create(t.Context(), keystore.Spec{Name: "test"})
 				require.NoError(t, err)
 				tokens = append(tokens, issued.Secret.Reveal())
-				return issued.Key.ID, grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
+				key := keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure())
+				return issued.Key.ID, grpc.PerRPCCredentials(key)
 			}
-			in := func(mode string) context.Context { return metadata.AppendToOutgoingContext(t.Context(), "mode", mode) }
+			in := func(mode string) context.Context {
+				return metadata.AppendToOutgoingContext(t.Context(), "mode", mode)
+			}
 
 			_, err = client.EmptyCall(t.Context(), &testpb.Empty{})
 			requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
@@ -175,11 +189,11 @@ func TestTogether(t *testing.T) {
 			modes := []string{"recv", "send"}
 			if tt.recovers {
 				_, err = client.EmptyCall(in("panic"), &testpb.Empty{}, key)
-				require.Equal(t, codes.Unknown, status.Code(err), "as recovery has it")
+				require.Equal(t, codes.Unknown, status.Code(err), "the code of the recovery interceptor")
 				s, err = client.FullDuplexCall(in("panic"), key)
 				require.NoError(t, err)
 				_, err = s.Recv()
-				require.Equal(t, codes.Unknown, status.Code(err), "as recovery has it")
+				require.Equal(t, codes.Unknown, status.Code(err), "the code of the recovery interceptor")
 				modes = append(modes, "panic after the cut")
 			}
 			for _, mode := range modes {
@@ -193,7 +207,7 @@ func TestTogether(t *testing.T) {
 				for err = nil; err == nil; {
 					_, err = s.Recv()
 				}
-				// Whatever the handler did then: the client was told before.
+				// The client has received this status before the handler returns or panics.
 				requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 			}
 
@@ -207,7 +221,8 @@ func TestTogether(t *testing.T) {
 					refused++
 				}
 			}
-			require.GreaterOrEqual(t, refused, 4, "two calls without a key, and two streams that were cut")
+			require.GreaterOrEqual(t, refused, 4,
+				"two calls without a key, and two streams that the server ended")
 			for _, token := range tokens {
 				secret := token[strings.LastIndexByte(token, '_')+1:]
 				require.False(t, strings.Contains(p.log.String(), secret), "the credential was logged")
@@ -217,9 +232,11 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// serve runs a server on a real socket, and returns a client of it, and what ends both when all
-// calls are over.
-func serve(t *testing.T, svc *service, opts ...grpc.ServerOption) (client testpb.TestServiceClient, stop func()) {
+// serve runs a server on a real socket. serve returns a client of the server, and a function that
+// stops the client and the server after all calls have ended.
+func serve(
+	t *testing.T, svc *service, opts ...grpc.ServerOption,
+) (client testpb.TestServiceClient, stop func()) {
 	t.Helper()
 	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
 	testpb.RegisterTestServiceServer(server, svc)
@@ -227,7 +244,8 @@ func serve(t *testing.T, svc *service, opts ...grpc.ServerOption) (client testpb
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(lis) }()
-	conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(lis.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	return testpb.NewTestServiceClient(conn), func() {
 		require.NoError(t, conn.Close())

@@ -29,14 +29,17 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A pair is an interceptor for unary calls, and the same for streams.
+// A pair is an interceptor for unary calls and the equivalent interceptor for streams.
 type pair struct {
 	unary  grpc.UnaryServerInterceptor
 	stream grpc.StreamServerInterceptor
 }
 
-// StreamingOutputCall is a stream that is served to its end.
-func (s *service) StreamingOutputCall(_ *testpb.StreamingOutputCallRequest, out grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse]) error {
+// StreamingOutputCall is a stream that ends normally.
+func (s *service) StreamingOutputCall(
+	_ *testpb.StreamingOutputCallRequest,
+	out grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse],
+) error {
 	if err := look(out.Context()); err != nil {
 		return err
 	}
@@ -47,8 +50,9 @@ type limiter struct{}
 
 func (limiter) Limit(context.Context) error { return nil }
 
-// One of go-grpc-middleware's before the Authenticator, and behind it; recovery is outermost, and
-// innermost is one that looks for the key and the credential.
+// Each test puts one interceptor of go-grpc-middleware before or after the Authenticator. The
+// outermost interceptor is recovery. The innermost interceptor checks the key in the context and
+// the credential in the metadata.
 func TestOneBesideTheAuthenticator(t *testing.T) {
 	logged, limit := new(log), limiter{}
 	var looked atomic.Int64
@@ -67,16 +71,31 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 			return next(srv, ss)
 		},
 	}
-	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
-	recovers := pair{recovery.UnaryServerInterceptor(internal), recovery.StreamServerInterceptor(internal)}
+	internal := recovery.WithRecoveryHandler(func(any) error {
+		return status.Error(codes.Internal, "recovered")
+	})
+	recovers := pair{
+		recovery.UnaryServerInterceptor(internal),
+		recovery.StreamServerInterceptor(internal),
+	}
 	all := selector.MatchFunc(func(context.Context, interceptors.CallMeta) bool { return true })
-	verbose := logging.WithLogOnEvents(logging.StartCall, logging.FinishCall, logging.PayloadReceived, logging.PayloadSent)
-	logs := pair{logging.UnaryServerInterceptor(logged, verbose), logging.StreamServerInterceptor(logged, verbose)}
+	verbose := logging.WithLogOnEvents(
+		logging.StartCall, logging.FinishCall, logging.PayloadReceived, logging.PayloadSent)
+	logs := pair{
+		logging.UnaryServerInterceptor(logged, verbose),
+		logging.StreamServerInterceptor(logged, verbose),
+	}
 	for name, other := range map[string]pair{
-		"logging":   logs,
-		"ratelimit": {ratelimit.UnaryServerInterceptor(limit), ratelimit.StreamServerInterceptor(limit)},
-		"selector":  {selector.UnaryServerInterceptor(logs.unary, all), selector.StreamServerInterceptor(logs.stream, all)},
-		"recovery":  recovers,
+		"logging": logs,
+		"ratelimit": {
+			ratelimit.UnaryServerInterceptor(limit),
+			ratelimit.StreamServerInterceptor(limit),
+		},
+		"selector": {
+			selector.UnaryServerInterceptor(logs.unary, all),
+			selector.StreamServerInterceptor(logs.stream, all),
+		},
+		"recovery": recovers,
 	} {
 		for _, before := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, before the Authenticator: %t", name, before), func(t *testing.T) {
@@ -94,9 +113,13 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				spans := tracetest.NewInMemoryExporter()
 				provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
 				opts := []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
-					otelgrpc.WithTracerProvider(provider), otelgrpc.WithMessageEvents(otelgrpc.ReceivedEvents, otelgrpc.SentEvents)))}
+					otelgrpc.WithTracerProvider(provider),
+					otelgrpc.WithMessageEvents(otelgrpc.ReceivedEvents, otelgrpc.SentEvents),
+				))}
 				for _, p := range order {
-					opts = append(opts, grpc.ChainUnaryInterceptor(p.unary), grpc.ChainStreamInterceptor(p.stream))
+					opts = append(opts,
+						grpc.ChainUnaryInterceptor(p.unary),
+						grpc.ChainStreamInterceptor(p.stream))
 				}
 				svc := &service{returned: make(chan error, 3)}
 				client, stop := serve(t, svc, opts...)
@@ -104,8 +127,11 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				defer cancel()
 				issued, err := store.Create(ctx, keystore.Spec{Name: "test"})
 				require.NoError(t, err)
-				key := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
-				in := func(mode string) context.Context { return metadata.AppendToOutgoingContext(ctx, "mode", mode) }
+				key := grpc.PerRPCCredentials(
+					keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
+				in := func(mode string) context.Context {
+					return metadata.AppendToOutgoingContext(ctx, "mode", mode)
+				}
 				drain := func(mode string, opts ...grpc.CallOption) (err error) {
 					s, err := client.FullDuplexCall(in(mode), opts...)
 					for err == nil {
@@ -117,7 +143,7 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				_, err = client.EmptyCall(ctx, &testpb.Empty{})
 				requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
 				requireRefused(t, drain("recv"), codes.Unauthenticated, "CREDENTIALS_MISSING")
-				require.Zero(t, looked.Load(), "nothing behind the Authenticator sees a call without a key")
+				require.Zero(t, looked.Load(), "the inner interceptors see no call without a key")
 				_, err = client.EmptyCall(ctx, &testpb.Empty{}, key)
 				require.NoError(t, err)
 				out, err := client.StreamingOutputCall(ctx, &testpb.StreamingOutputCallRequest{}, key)
@@ -152,9 +178,9 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				}
 				stop()
 
-				// Refusals and cuts are the caller's, not an error of the server's. A panic after
-				// the cut is an error here when recovery has the last word, although the caller was
-				// told Unauthenticated.
+				// A refused call, or a stream that ends with its key, is not an error of the
+				// server. A panic after the end of the stream is an error here if recovery is the
+				// outer interceptor, although the caller received Unauthenticated.
 				want := map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 4, "INTERNAL Error": 3}
 				if name == "recovery" && !before {
 					want = map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 5, "INTERNAL Error": 2}
@@ -169,8 +195,9 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				}
 				require.Equal(t, want, got)
 				traced, token := fmt.Sprint(spans.GetSpans()), issued.Secret.Reveal()
-				require.Contains(t, traced, "UNAUTHENTICATED", "the text has the attributes")
-				require.Equal(t, name == "logging" || name == "selector", strings.Contains(logged.String(), "finished call"))
+				require.Contains(t, traced, "UNAUTHENTICATED", "the text contains the attributes")
+				require.Equal(t, name == "logging" || name == "selector",
+					strings.Contains(logged.String(), "finished call"))
 				secret := token[strings.LastIndexByte(token, '_')+1:]
 				require.False(t, strings.Contains(traced, secret), "the credential was traced")
 				require.False(t, strings.Contains(logged.String(), secret), "the credential was logged")

@@ -14,8 +14,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// Well-formed keys that nobody has issued, over 64 connections: each costs a read of the store, and
-// none evicts a good key from the cache.
+// The attack sends well-formed keys that were never issued, over 64 connections. Each call costs
+// one read of the store. No call may evict a valid key from the cache.
 func TestFloodOfUnknownKeys(t *testing.T) {
 	s := newSite(t)
 	elsewhere, err := keystore.New(backendtest.NewMemory(), nil)

@@ -13,7 +13,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Headers that are meant to be costly, with the recommended limit and with grpc-go's own of 16 MiB.
+// The attack sends expensive headers, both with the recommended limit and with the default limit of
+// grpc-go, 16 MiB.
 func TestHeaderBombs(t *testing.T) {
 	for limit, opts := range map[string][]grpc.ServerOption{
 		"the recommended limit": nil,
@@ -21,19 +22,21 @@ func TestHeaderBombs(t *testing.T) {
 	} {
 		for name, bomb := range map[string]func(r *raw, token string) error{
 			"a huge value": func(r *raw, token string) error {
-				_, err := r.open(r.block(token, hpack.HeaderField{Name: "x-huge", Value: strings.Repeat("~", 1<<20)}))
+				huge := hpack.HeaderField{Name: "x-huge", Value: strings.Repeat("~", 1<<20)}
+				_, err := r.open(r.block(token, huge))
 				return err
 			},
 			"thousands of headers": func(r *raw, token string) error {
 				var fields []hpack.HeaderField
 				for i := range 5000 {
-					fields = append(fields, hpack.HeaderField{Name: "x-" + strconv.Itoa(i), Value: "y", Sensitive: true})
+					name := "x-" + strconv.Itoa(i)
+					fields = append(fields, hpack.HeaderField{Name: name, Value: "y", Sensitive: true})
 				}
 				_, err := r.open(r.block(token, fields...))
 				return err
 			},
-			"a small block that unfolds": func(r *raw, token string) error {
-				// The first one enters the dynamic table, and the others are a byte each.
+			"a small block that expands": func(r *raw, token string) error {
+				// The first field enters the dynamic table, and each of the others takes one byte.
 				field := hpack.HeaderField{Name: "x-bomb", Value: strings.Repeat("~", 3000)}
 				fields := make([]hpack.HeaderField, 4000)
 				for i := range fields {
@@ -47,8 +50,9 @@ func TestHeaderBombs(t *testing.T) {
 				err := r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(token)})
 				for err == nil {
 					r.buf.Reset()
+					more := hpack.HeaderField{Name: "x-more", Value: "y", Sensitive: true}
 					for range 100 {
-						_ = r.enc.WriteField(hpack.HeaderField{Name: "x-more", Value: "y", Sensitive: true}) // into memory
+						_ = r.enc.WriteField(more) // never fails: writes to memory
 					}
 					err = r.WriteContinuation(id, false, r.buf.Bytes())
 				}

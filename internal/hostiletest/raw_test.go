@@ -13,7 +13,7 @@ import (
 
 const duplex = "/grpc.testing.TestService/FullDuplexCall"
 
-// A raw client speaks HTTP/2 by the frame.
+// A raw is a client that writes single HTTP/2 frames.
 type raw struct {
 	net.Conn
 	*http2.Framer
@@ -22,7 +22,8 @@ type raw struct {
 	next uint32
 }
 
-// connect returns a connection that is closed when the context is done.
+// connect returns a connection, and a function to close the connection. The connection also closes
+// when the context is done.
 func (s *site) connect(ctx context.Context) (net.Conn, func(), error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.addr)
 	if err != nil {
@@ -50,7 +51,7 @@ func (s *site) raw(ctx context.Context, settings ...http2.Setting) (*raw, func()
 	return r, closes, nil
 }
 
-// id returns the next stream's.
+// id returns the ID of the next stream.
 func (r *raw) id() uint32 {
 	id := r.next
 	r.next += 2
@@ -61,22 +62,29 @@ func (r *raw) id() uint32 {
 func (r *raw) block(token string, more ...hpack.HeaderField) []byte {
 	r.buf.Reset()
 	for _, f := range append([]hpack.HeaderField{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: duplex},
-		{Name: ":authority", Value: "localhost"}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: duplex},
+		{Name: ":authority", Value: "localhost"},
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "te", Value: "trailers"},
 		{Name: "authorization", Value: "Bearer " + token, Sensitive: true},
 	}, more...) {
-		_ = r.enc.WriteField(f) // into memory
+		_ = r.enc.WriteField(f) // never fails: writes to memory
 	}
 	return r.buf.Bytes()
 }
 
-// open begins a call, of any size of headers.
+// open starts a call with headers of any size.
 func (r *raw) open(block []byte) (id uint32, err error) {
 	id = r.id()
 	const most = 16 << 10
 	first := block[:min(len(block), most)]
 	block = block[len(first):]
-	if err := r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: first, EndHeaders: len(block) == 0}); err != nil {
+	err = r.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: id, BlockFragment: first, EndHeaders: len(block) == 0,
+	})
+	if err != nil {
 		return 0, err
 	}
 	for len(block) > 0 {
@@ -89,7 +97,7 @@ func (r *raw) open(block []byte) (id uint32, err error) {
 	return id, nil
 }
 
-// drain reads until the connection ends, and returns why.
+// drain reads until the connection ends, and returns the error.
 func (r *raw) drain() error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -99,8 +107,8 @@ func (r *raw) drain() error {
 	}
 }
 
-// awaitTrailers reads frames until the server has ended the stream, and returns its grpc-status. It
-// answers pings, so that the connection lasts.
+// awaitTrailers reads frames until the server has ended the stream, and returns the grpc-status of
+// the stream. awaitTrailers answers pings, so that the server keeps the connection open.
 func (r *raw) awaitTrailers(id uint32) (string, error) {
 	r.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {
@@ -124,7 +132,7 @@ func (r *raw) awaitTrailers(id uint32) (string, error) {
 	}
 }
 
-// each runs f in n goroutines, and waits for them.
+// each runs f in n goroutines, and waits until all of them have returned.
 func each(n int, f func(i int)) {
 	var wg sync.WaitGroup
 	for i := range n {

@@ -9,10 +9,13 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Rapid reset (CVE-2023-44487): calls that are cancelled as they are made, so that no limit on
-// streams counts them; and the same from a client that does not read what the server says of them.
+// The attack is a rapid reset (CVE-2023-44487): the client cancels each call immediately, so that
+// no limit on streams counts the call. In the second case, the client also does not read the
+// responses of the server.
 func TestRapidReset(t *testing.T) {
-	for name, reads := range map[string]bool{"a client that reads": true, "a client that does not": false} {
+	for name, reads := range map[string]bool{
+		"a client that reads": true, "a client that does not read": false,
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
 			var resets atomic.Int64

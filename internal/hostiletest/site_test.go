@@ -30,32 +30,34 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-var duration = flag.Duration("attack", 300*time.Millisecond, "how long each attack goes on")
+var duration = flag.Duration("attack", 300*time.Millisecond, "the duration of each attack")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// hang is how long anything may take on a busy machine before it counts as stuck.
+// hang is the longest duration of any step on a busy machine. A longer step counts as stuck.
 const hang = 2 * time.Minute
 
-// bystanders are streams that others have open with the key that is attacked.
+// bystanders is the number of normal streams that are open with the key of the victim.
 const bystanders = 20
 
-// recommended are the options of a server that faces strangers.
+// recommended returns the recommended options of a server that is reachable for strangers.
 func recommended() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(1000),          // for each connection; there is no limit by default
 		grpc.MaxHeaderListSize(16 << 10),         // 16 MiB by default
 		grpc.MaxRecvMsgSize(1 << 20),             // 4 MiB by default
 		grpc.ConnectionTimeout(10 * time.Second), // 2 minutes by default, for TLS and the HTTP/2 preface
-		grpc.KeepaliveParams(keepalive.ServerParameters{ // a peer that is gone, or stopped within a frame, is cut off
+		// Close the connection of a peer that has disappeared, or has stopped in the middle of a
+		// frame.
+		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second, // 2 hours and 20 s by default
-			MaxConnectionIdle: 15 * time.Minute, // for ever by default
+			MaxConnectionIdle: 15 * time.Minute, // unlimited by default
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second}),
 	}
 }
 
-// A site is a server with a store, the good clients that use it, and the key of a victim.
+// A site is a server with a store, good clients, and the key of a victim.
 type site struct {
 	*testing.T
 	store *keystore.Store
@@ -63,18 +65,20 @@ type site struct {
 
 	victim, token string // the ID and the text of the key that will be revoked
 	revoked       atomic.Bool
-	handlers      atomic.Int64 // that run under the victim's key
-	late          atomic.Int64 // messages under it after Revoke had returned
+	handlers      atomic.Int64 // the number of handlers that run with the key of the victim
+	late          atomic.Int64 // the number of messages with this key after the return of Revoke
 
-	other string // a good key
+	other string // the key of the good clients
 
-	ready func() bool // whether the attack is at its height; nil: after half of its time
+	// ready reports whether the attack is at full strength. If ready is nil, the attack is at full
+	// strength after half of its duration.
+	ready func() bool
 }
 
-// newSite starts a server with the recommended options, unless opts say otherwise.
+// newSite starts a server with the recommended options. The options in opts override these options.
 func newSite(t *testing.T, opts ...grpc.ServerOption) *site {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	// Whatever is still going on after so long is a failure, and a busy machine is none.
+	// A long timeout, because a busy machine must not cause a failure.
 	store, err := keystore.Open(t.TempDir(), &keystore.Options{Timeout: hang})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
@@ -96,7 +100,7 @@ func newSite(t *testing.T, opts ...grpc.ServerOption) *site {
 	t.Cleanup(func() {
 		server.Stop()
 		require.NoError(t, <-done)
-		require.Zero(t, store.Stats().Live, "a stream has outlived the server")
+		require.Zero(t, store.Stats().Live, "a stream still exists after the end of the server")
 	})
 	return s
 }
@@ -118,7 +122,8 @@ func withKey(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
-// A service echoes, or sends without end if the metadata say "flood".
+// A service echoes messages. If the metadata contains "flood", the service sends messages without
+// end.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 	site *site
@@ -132,7 +137,7 @@ func (v *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 	s := v.site
 	key, ok := interceptor.FromContext(stream.Context())
 	if !ok {
-		return status.Error(codes.Internal, "there is no key in the context")
+		return status.Error(codes.Internal, "no key in the context")
 	}
 	note := func(bool) {}
 	if key.ID == s.victim {
@@ -151,7 +156,8 @@ func (v *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 	}
 	for {
 		if !flood {
-			after := s.revoked.Load() // before the call begins: what succeeds then is late
+			// Load before the call of Recv: if true, a message that Recv returns is late.
+			after := s.revoked.Load()
 			if _, err := stream.Recv(); err == io.EOF {
 				return nil
 			} else if err != nil {
@@ -167,9 +173,9 @@ func (v *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer)
 	}
 }
 
-// under runs the attack for its duration, revokes the victim's key in the middle of it, and looks
-// at what good clients get meanwhile, and at what is left afterwards. The attack goes on until its
-// context is done.
+// under runs the attack, and revokes the key of the victim in the middle of the attack. During the
+// attack, under checks that good clients have no errors. Afterwards, under checks that no handlers,
+// streams or memory remain. The attack continues until its context is done.
 func (s *site) under(attack func(ctx context.Context)) {
 	before := heap()
 	good := s.startGood()
@@ -183,7 +189,7 @@ func (s *site) under(attack func(ctx context.Context)) {
 	go func() { peak <- watchHeap(ctx) }()
 	time.Sleep(*duration / 2)
 	if s.ready != nil {
-		s.eventually("the attack did not get to its height", s.ready)
+		s.eventually("the attack did not reach full strength", s.ready)
 	}
 
 	patience, cancel := context.WithTimeout(s.Context(), hang)
@@ -203,7 +209,9 @@ func (s *site) under(attack func(ctx context.Context)) {
 	}
 	_, err := s.dial().EmptyCall(withKey(patience, s.token), &testpb.Empty{})
 	require.Equal(s, codes.Unauthenticated, status.Code(err))
-	s.eventually("handlers went on under the revoked key", func() bool { return s.handlers.Load() == 0 })
+	s.eventually("handlers still run with the revoked key", func() bool {
+		return s.handlers.Load() == 0
+	})
 
 	time.Sleep(*duration / 2)
 	stop()
@@ -212,18 +220,19 @@ func (s *site) under(attack func(ctx context.Context)) {
 	calls, errs := good.stop()
 	require.Empty(s, errs, "good clients had errors")
 	require.NotZero(s, calls)
-	require.Zero(s, s.late.Load(), "messages went through under the revoked key")
-	s.eventually("streams are left", func() bool { return s.store.Stats().Live == 0 })
-	// The server may still be reading what attackers sent before they went.
+	require.Zero(s, s.late.Load(), "messages passed with the revoked key")
+	s.eventually("some streams have not ended", func() bool { return s.store.Stats().Live == 0 })
+	// The server may still read data that the attackers have sent before their end.
 	var after uint64
-	s.eventually("memory was not given back", func() bool {
+	s.eventually("the server did not release memory", func() bool {
 		after = heap()
 		return after < before+32<<20
 	})
-	s.Logf("%d good calls, none failed; heap %d MiB before, %d MiB at most, %d MiB after", calls, before>>20, highest>>20, after>>20)
+	s.Logf("%d good calls, none failed; heap %d MiB before, %d MiB at most, %d MiB after",
+		calls, before>>20, highest>>20, after>>20)
 }
 
-// openStreams opens streams with the victim's key, and sees each work.
+// openStreams opens streams with the key of the victim, and checks that each stream works.
 func (s *site) openStreams(n int) (streams []testpb.TestService_FullDuplexCallClient) {
 	client := s.dial()
 	for range n {
@@ -237,23 +246,25 @@ func (s *site) openStreams(n int) (streams []testpb.TestService_FullDuplexCallCl
 	return streams
 }
 
-// cutByRevocation returns nil if the error is what the client of a stream is told whose key was
-// revoked.
+// cutByRevocation returns nil if err is the error that the client of a stream receives when the
+// key of the stream is revoked.
 func cutByRevocation(err error) error {
 	st := status.Convert(err)
 	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && st.Code() == codes.Unauthenticated && info.Reason == "API_KEY_REVOKED" {
+		info, ok := d.(*errdetails.ErrorInfo)
+		if ok && st.Code() == codes.Unauthenticated && info.Reason == "API_KEY_REVOKED" {
 			return nil
 		}
 	}
-	return fmt.Errorf("not the end of a revoked key's stream: %w", err)
+	return fmt.Errorf("the stream did not end because of the revocation: %w", err)
 }
 
 func (s *site) eventually(what string, ok func() bool) {
 	require.Eventually(s, ok, hang, 5*time.Millisecond, what)
 }
 
-// The good are clients that call all the time, with unary calls and over streams, and never fail.
+// A good is a group of clients with a valid key. The clients make unary calls and send messages on
+// streams all the time, and must never fail.
 type good struct {
 	done  chan struct{}
 	wg    sync.WaitGroup
@@ -282,7 +293,7 @@ func (s *site) startGood() *good {
 				case <-g.done:
 					g.note(stream.CloseSend())
 					if _, err := stream.Recv(); err != io.EOF {
-						g.note(fmt.Errorf("the end of a good stream: %w", err))
+						g.note(fmt.Errorf("a good stream must end with io.EOF, but ended with: %w", err))
 					}
 					return
 				case <-tick.C:
@@ -317,7 +328,8 @@ func (g *good) stop() (calls int64, errs string) {
 	return g.calls.Load(), strings.Join(g.errors, "\n")
 }
 
-// heap returns what is in use when garbage has been collected. The second collection empties pools.
+// heap returns the memory in use after two garbage collections. The second collection empties the
+// pools.
 func heap() uint64 {
 	runtime.GC()
 	runtime.GC()
@@ -326,7 +338,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// watchHeap returns the most that was seen in use, garbage included.
+// watchHeap returns the largest size of the heap until ctx is done, garbage included.
 func watchHeap(ctx context.Context) (most uint64) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

@@ -13,11 +13,12 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Clients that open a connection and then stop, or nearly so, at each point where a server waits
-// for more. The server gives up on each of them by itself.
+// The attack consists of clients that open a connection and then stop, or almost stop, at each
+// point where a server waits for more data. The server must close each of these connections after a
+// timeout.
 func TestSlowAndHalfOpenConnections(t *testing.T) {
 	s := newSite(t,
-		// As short as they come, so that a short test sees them at work.
+		// Use the shortest timeouts, so that the timeouts expire in a short test.
 		grpc.ConnectionTimeout(*duration/2),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Second, Timeout: time.Second}))
 	const each1 = 8 // connections of each kind
@@ -37,10 +38,13 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 		}
 		return nil
 	}
-	headers := func(r *raw) []byte { // a frame as it is on the wire
+	headers := func(r *raw) []byte { // the bytes of a frame
 		block := r.block(s.token)
 		n := len(block)
-		return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), byte(http2.FrameHeaders), byte(http2.FlagHeadersEndHeaders), 0, 0, 0, 1}, block...)
+		return append([]byte{
+			byte(n >> 16), byte(n >> 8), byte(n),
+			byte(http2.FrameHeaders), byte(http2.FlagHeadersEndHeaders), 0, 0, 0, 1,
+		}, block...)
 	}
 	kinds := []func(ctx context.Context, conn net.Conn, r *raw) error{
 		func(context.Context, net.Conn, *raw) error { return nil },
@@ -64,16 +68,16 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 		func(_ context.Context, _ net.Conn, r *raw) error {
 			return r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(s.token)})
 		},
-		func(_ context.Context, _ net.Conn, r *raw) error { // a call, and half of a message
+		func(_ context.Context, _ net.Conn, r *raw) error { // a call with half of a message
 			if _, err := r.open(r.block(s.token)); err != nil {
 				return err
 			}
 			return r.WriteData(1, false, []byte{0, 0, 0, 1, 0, 'x'})
 		},
 	}
-	const withoutRaw = 4 // the first ones do not come through the handshake
+	const withoutRaw = 4 // the first kinds do not complete the handshake
 	s.under(func(ctx context.Context) {
-		// Beyond the end of the attack, until the server has had enough.
+		// Wait beyond the end of the attack, until the server closes the connections.
 		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), hang)
 		defer cancel()
 		each(len(kinds)*each1, func(i int) {
@@ -82,7 +86,7 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 			var r *raw
 			var closes func()
 			var err error
-			for conn == nil { // until it is through before the server has had enough
+			for conn == nil { // retry if the server closes the connection during the handshake
 				if i < withoutRaw {
 					conn, closes, err = s.connect(patience)
 				} else if r, closes, err = s.raw(patience); err == nil {
@@ -97,7 +101,8 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 			if r == nil {
 				r = &raw{Conn: conn}
 			}
-			go func() { _ = kinds[i](patience, conn, r) }() // an error means that the server has closed it
+			// An error means that the server has closed the connection.
+			go func() { _ = kinds[i](patience, conn, r) }()
 			if _ = r.drain(); patience.Err() != nil {
 				hung.Add(1)
 				t.Errorf("the server never closed a connection of kind %d", i)
@@ -107,7 +112,7 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 	require.Zero(t, hung.Load())
 }
 
-// A call that stops in the middle of a message is ended by a revocation like any other.
+// A revocation also ends a call whose client has stopped in the middle of a message.
 func TestHalfAMessage(t *testing.T) {
 	s := newSite(t)
 	s.under(func(ctx context.Context) {

@@ -10,10 +10,11 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-var manyStreams = flag.Int("manystreams", 10_000, "how many streams one key opens; a fifth of it under the race detector")
+var manyStreams = flag.Int("manystreams", 10_000,
+	"the number of streams with one key; a fifth of this number under the race detector")
 
-// One key opens as many streams as it can get: some that send, some that wait. All of them end with
-// it.
+// The attack opens as many streams as possible with one key. Some streams send, and the others
+// wait. All streams must end with the key.
 func TestManyStreamsOnOneKey(t *testing.T) {
 	s := newSite(t)
 	const perConn = 1000 // the recommended limit
@@ -24,7 +25,7 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 	var cut atomic.Int64
 	s.ready = func() bool { return s.handlers.Load() >= int64(streams/perConn*perConn+bystanders) }
 	s.under(func(ctx context.Context) {
-		// Until they are cut, which may be after the attack's time.
+		// Wait until the streams end, which may be after the end of the attack.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hang)
 		defer cancel()
 		each(streams/perConn, func(int) {
@@ -44,5 +45,6 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 			})
 		})
 	})
-	require.EqualValues(t, streams/perConn*perConn, cut.Load(), "streams were not told why they end")
+	require.EqualValues(t, streams/perConn*perConn, cut.Load(),
+		"some clients did not receive the reason for the end of their stream")
 }

@@ -13,15 +13,15 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// Clients that ask for a flood and do not read it: the windows of flow control are full, handlers
-// are blocked in Send, and the server's own writes to the socket block as well. site.under sees
-// every handler end.
+// The attack consists of clients that request a flood of messages and do not read the messages. The
+// windows of flow control are full, the handlers are blocked in Send, and the writes of the server
+// to the socket block too. The method under of site checks that every handler returns.
 func TestClientsThatNeverRead(t *testing.T) {
 	const conns, perConn = 8, 50
 	flood := hpack.HeaderField{Name: "flood", Value: "1"}
 	for name, settings := range map[string][]http2.Setting{
 		"the default windows": nil,
-		"windows of nothing":  {{ID: http2.SettingInitialWindowSize, Val: 0}},
+		"empty windows":       {{ID: http2.SettingInitialWindowSize, Val: 0}},
 		"huge windows":        {{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 						if err != nil {
 							continue
 						}
-						if len(settings) > 0 && settings[0].Val > 0 { // the connection's own
+						if len(settings) > 0 && settings[0].Val > 0 { // the window of the connection
 							err = r.WriteWindowUpdate(0, 1<<31-1-65535)
 						}
 						for range perConn {
@@ -42,9 +42,11 @@ func TestClientsThatNeverRead(t *testing.T) {
 								_, err = r.open(r.block(s.token, flood))
 							}
 						}
-						for err == nil && ctx.Err() == nil { // until the server has had enough: its keepalive timeout holds for TCP too
+						// Continue until the server closes the connection: the keepalive timeout of
+						// the server is also a timeout of TCP.
+						for err == nil && ctx.Err() == nil {
 							time.Sleep(50 * time.Millisecond)
-							err = r.WritePriority(1, http2.PriorityParam{}) // which does nothing
+							err = r.WritePriority(1, http2.PriorityParam{}) // has no effect
 						}
 						closes()
 					}
@@ -52,7 +54,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 			})
 		})
 	}
-	t.Run("grpc-go's client", func(t *testing.T) {
+	t.Run("the client of grpc-go", func(t *testing.T) {
 		const streams = 200
 		s := newSite(t)
 		s.ready = func() bool { return s.handlers.Load() >= streams+bystanders }
@@ -61,7 +63,9 @@ func TestClientsThatNeverRead(t *testing.T) {
 			var opened []testpb.TestService_FullDuplexCallClient
 			client := s.dial()
 			for range streams {
-				stream, err := client.FullDuplexCall(metadata.AppendToOutgoingContext(withKey(context.WithoutCancel(ctx), s.token), "flood", "1"))
+				call := withKey(context.WithoutCancel(ctx), s.token)
+				call = metadata.AppendToOutgoingContext(call, "flood", "1")
+				stream, err := client.FullDuplexCall(call)
 				if err != nil {
 					t.Error(err)
 					return
@@ -69,7 +73,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 				opened = append(opened, stream)
 			}
 			<-ctx.Done()
-			for _, stream := range opened { // at last
+			for _, stream := range opened { // read only now
 				var err error
 				for err == nil {
 					_, err = stream.Recv()

@@ -26,10 +26,12 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// Every method of every service that a server can have registered needs a key, whatever its kind,
-// and so do the names that it has not registered, if it answers them at all.
+// Every method of every registered service needs a key, for all four kinds of methods. If the
+// server has a handler for unknown methods, unknown methods need a key too.
 func TestEveryMethodNeedsAKey(t *testing.T) {
-	for name, unknown := range map[string]bool{"without a handler of the unknown": false, "with one": true} {
+	for name, unknown := range map[string]bool{
+		"without a handler for unknown methods": false, "with a handler for unknown methods": true,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Cleanup(func() { goleak.VerifyNone(t) })
 			store, err := keystore.Open(t.TempDir(), nil)
@@ -49,7 +51,7 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 			if unknown {
 				code = codes.Unauthenticated
 				opts = append(opts, grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
-					return status.Error(codes.NotFound, "the handler of the unknown")
+					return status.Error(codes.NotFound, "the handler for unknown methods")
 				}))
 			}
 			server := grpc.NewServer(opts...)
@@ -65,20 +67,27 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 				server.Stop()
 				require.NoError(t, <-done)
 			}()
-			conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+			conn, err := grpc.NewClient(lis.Addr().String(),
+				grpc.WithTransportCredentials(insecure.NewCredentials()))
 			require.NoError(t, err)
 			defer conn.Close()
 
+			bearer := func(keys ...string) (md []string) {
+				for _, key := range keys {
+					md = append(md, "authorization", "Bearer "+key)
+				}
+				return md
+			}
 			bad := map[string]struct {
 				md     []string
 				reason string
 			}{
 				"no key":           {nil, "CREDENTIALS_MISSING"},
-				"nonsense":         {[]string{"authorization", "Bearer nonsense"}, "API_KEY_INVALID"},
-				"an unknown key":   {[]string{"authorization", "Bearer " + unknownToken(t)}, "API_KEY_INVALID"},
-				"a mistyped key":   {[]string{"authorization", "Bearer " + good + "x"}, "API_KEY_INVALID"},
-				"a revoked key":    {[]string{"authorization", "Bearer " + revoked.Secret.Reveal()}, "API_KEY_INVALID"},
-				"two":              {[]string{"authorization", "Bearer " + good, "authorization", "Bearer " + good}, "CREDENTIALS_SEVERAL"},
+				"nonsense":         {bearer("nonsense"), "API_KEY_INVALID"},
+				"an unknown key":   {bearer(unknownToken(t)), "API_KEY_INVALID"},
+				"a mistyped key":   {bearer(good + "x"), "API_KEY_INVALID"},
+				"a revoked key":    {bearer(revoked.Secret.Reveal()), "API_KEY_INVALID"},
+				"two keys":         {bearer(good, good), "CREDENTIALS_SEVERAL"},
 				"in another place": {[]string{"x-api-key", good}, "CREDENTIALS_MISSING"},
 			}
 			infos := server.GetServiceInfo()
@@ -90,42 +99,55 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 					kinds = append(kinds, kindOf(m))
 					for what, with := range bad {
 						for _, stream := range shapes(m) {
-							err := call(metadata.AppendToOutgoingContext(t.Context(), with.md...), conn, method, stream)
-							require.Equal(t, codes.Unauthenticated.String(), status.Code(err).String(), "%s with %s: %v", method, what, err)
+							ctx := metadata.AppendToOutgoingContext(t.Context(), with.md...)
+							err := call(ctx, conn, method, stream)
+							require.Equal(t, codes.Unauthenticated.String(), status.Code(err).String(),
+								"%s with %s: %v", method, what, err)
 							require.Equal(t, with.reason, reasonOf(err), "%s with %s", method, what)
 						}
 					}
-					// So that the refusals are the keys': with a good one, the method itself answers.
+					// With a valid key, the method itself answers. So the refusals above are due to
+					// the key.
 					err := call(withKey(t.Context(), good), conn, method, shapes(m)[0])
 					require.NotEqual(t, codes.Unauthenticated.String(), status.Code(err).String(), method)
 				}
 				for what, with := range bad {
-					err := call(metadata.AppendToOutgoingContext(t.Context(), with.md...), conn, "/"+service+"/NoSuchMethod", nil)
-					require.Equal(t, code.String(), status.Code(err).String(), "an unknown method of %s with %s: %v", service, what, err)
+					ctx := metadata.AppendToOutgoingContext(t.Context(), with.md...)
+					err := call(ctx, conn, "/"+service+"/NoSuchMethod", nil)
+					require.Equal(t, code.String(), status.Code(err).String(),
+						"an unknown method of %s with %s: %v", service, what, err)
 				}
 			}
 			slices.Sort(kinds)
 			require.Equal(t, []string{"both", "client", "server", "unary"}, slices.Compact(kinds))
-			// A path that does not begin with a slash reaches nothing (CVE-2026-33186).
+			// A path without a leading slash reaches no handler (CVE-2026-33186).
 			err = call(withKey(t.Context(), good), conn, "grpc.testing.TestService/EmptyCall", nil)
 			require.Equal(t, codes.Unimplemented.String(), status.Code(err).String(), "%v", err)
 			for _, method := range []string{
-				"/no.such.Service/Method", "/grpc.testing.testservice/EmptyCall", "/grpc.testing.TestService/emptyCall",
-				"/grpc.testing.TestService/EmptyCall/", "//grpc.testing.TestService/EmptyCall", "/grpc.testing.TestService/", "/TestService/EmptyCall",
+				"/no.such.Service/Method",
+				"/grpc.testing.testservice/EmptyCall",
+				"/grpc.testing.TestService/emptyCall",
+				"/grpc.testing.TestService/EmptyCall/",
+				"//grpc.testing.TestService/EmptyCall",
+				"/grpc.testing.TestService/",
+				"/TestService/EmptyCall",
 			} {
 				for what, with := range bad {
-					err := call(metadata.AppendToOutgoingContext(t.Context(), with.md...), conn, method, nil)
-					require.Equal(t, code.String(), status.Code(err).String(), "%s with %s: %v", method, what, err)
+					ctx := metadata.AppendToOutgoingContext(t.Context(), with.md...)
+					err := call(ctx, conn, method, nil)
+					require.Equal(t, code.String(), status.Code(err).String(),
+						"%s with %s: %v", method, what, err)
 				}
-				if unknown { // so that it is there
-					require.Equal(t, codes.NotFound, status.Code(call(withKey(t.Context(), good), conn, method, nil)), method)
+				if unknown { // with a valid key, the handler answers
+					err := call(withKey(t.Context(), good), conn, method, nil)
+					require.Equal(t, codes.NotFound, status.Code(err), method)
 				}
 			}
 		})
 	}
 }
 
-// unknownToken returns a key of a store that is no more.
+// unknownToken returns a key of another store.
 func unknownToken(t *testing.T) string {
 	s, err := keystore.New(backendtest.NewMemory(), nil)
 	require.NoError(t, err)
@@ -147,7 +169,8 @@ func kindOf(m grpc.MethodInfo) string {
 	return "unary"
 }
 
-// shapes are ways to call a method: as what it is, and as what it is not. Nil is a unary call.
+// shapes returns two ways to call a method: as its own kind, and as another kind. nil means a unary
+// call.
 func shapes(m grpc.MethodInfo) []*grpc.StreamDesc {
 	own := &grpc.StreamDesc{ClientStreams: m.IsClientStream, ServerStreams: m.IsServerStream}
 	if !m.IsClientStream && !m.IsServerStream {
@@ -173,7 +196,7 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, desc *grpc.
 	if err := stream.CloseSend(); err != nil {
 		return err
 	}
-	// One message is enough: Watch would go on.
+	// Read only one message, because Watch does not end.
 	if err := stream.RecvMsg(&testpb.Empty{}); err != io.EOF {
 		return err
 	}

@@ -202,7 +202,7 @@ func (s *site) under(attack func(ctx context.Context)) {
 	for _, stream := range streams {
 		for err := error(nil); ; {
 			if _, err = stream.Recv(); err != nil {
-				require.NoError(s, cutByRevocation(err))
+				require.NoError(s, endedByRevocation(err))
 				break
 			}
 		}
@@ -246,9 +246,9 @@ func (s *site) openStreams(n int) (streams []testpb.TestService_FullDuplexCallCl
 	return streams
 }
 
-// cutByRevocation returns nil if err is the error that the client of a stream receives when the
+// endedByRevocation returns nil if err is the error that the client of a stream receives when the
 // key of the stream is revoked.
-func cutByRevocation(err error) error {
+func endedByRevocation(err error) error {
 	st := status.Convert(err)
 	for _, d := range st.Details() {
 		info, ok := d.(*errdetails.ErrorInfo)

@@ -22,7 +22,7 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 	if raceEnabled {
 		streams /= 5
 	}
-	var cut atomic.Int64
+	var ended atomic.Int64
 	s.ready = func() bool { return s.handlers.Load() >= int64(streams/perConn*perConn+bystanders) }
 	s.under(func(ctx context.Context) {
 		// Wait until the streams end, which may be after the end of the attack.
@@ -39,12 +39,12 @@ func TestManyStreamsOnOneKey(t *testing.T) {
 				for err == nil {
 					_, err = stream.Recv()
 				}
-				if cutByRevocation(err) == nil {
-					cut.Add(1)
+				if endedByRevocation(err) == nil {
+					ended.Add(1)
 				}
 			})
 		})
 	})
-	require.EqualValues(t, streams/perConn*perConn, cut.Load(),
+	require.EqualValues(t, streams/perConn*perConn, ended.Load(),
 		"some clients did not receive the reason for the end of their stream")
 }

@@ -58,7 +58,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 		const streams = 200
 		s := newSite(t)
 		s.ready = func() bool { return s.handlers.Load() >= streams+bystanders }
-		var cut atomic.Int64
+		var ended atomic.Int64
 		s.under(func(ctx context.Context) {
 			var opened []testpb.TestService_FullDuplexCallClient
 			client := s.dial()
@@ -78,12 +78,12 @@ func TestClientsThatNeverRead(t *testing.T) {
 				for err == nil {
 					_, err = stream.Recv()
 				}
-				if err := cutByRevocation(err); err != nil {
+				if err := endedByRevocation(err); err != nil {
 					t.Error(err)
 				}
-				cut.Add(1)
+				ended.Add(1)
 			}
 		})
-		require.EqualValues(t, streams, cut.Load())
+		require.EqualValues(t, streams, ended.Load())
 	})
 }

@@ -21,12 +21,13 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-var corruptions = flag.Int("corruptions", 50, "how many damaged directories to open")
+var corruptions = flag.Int("corruptions", 50, "the number of damaged directories to open")
 
-// A file is the content of one. Those of Badger are mostly zeros, which are not kept.
+// A file is the content of a file. Pages of zeros are omitted, because the files of Badger consist
+// mostly of zeros.
 type file struct {
 	size  int64
-	pages map[int64][]byte // by number, those that are not zero; a short one is the last
+	pages map[int64][]byte // the pages that are not zero, by number; the last page may be short
 }
 
 const page = 4096
@@ -82,7 +83,7 @@ func (f *file) equal(g *file) bool {
 	return true
 }
 
-// clear makes zeros of a stretch.
+// clear sets the bytes in [from, to) to zero.
 func (f *file) clear(from, to int64) {
 	for n := from / page; n*page < to; n++ {
 		p, ok := f.pages[n]
@@ -114,7 +115,7 @@ func (f *file) truncate(size int64) {
 	}
 }
 
-// place draws an offset: mostly where there is something, or just behind.
+// place returns a random offset: mostly in a page that is not zero, or just after such a page.
 func (f *file) place(random *rand.Rand) int64 {
 	if len(f.pages) == 0 || random.IntN(8) == 0 {
 		return random.Int64N(max(f.size, 1))
@@ -128,11 +129,11 @@ func (f *file) place(random *rand.Rand) int64 {
 	return min(n*page+random.Int64N(page+64), f.size-1)
 }
 
-// A picture is a directory at a moment.
+// A picture is the content of a directory at one point in time.
 type picture map[string]*file
 
-// photograph reads a directory, which a process may be at work on: a file that goes meanwhile is
-// left out.
+// photograph returns a picture of a directory. A process may work on the directory at the same
+// time: photograph omits files that are deleted during the call.
 func photograph(t *testing.T, dir string) picture {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -173,17 +174,17 @@ func (p picture) develop(dir string) error {
 	return nil
 }
 
-// A specimen is a directory that is to be damaged, with what has to be in it, and earlier pictures
-// of it.
+// A specimen is a directory to be damaged, with the expected content and earlier pictures of the
+// directory.
 type specimen struct {
 	name    string
 	now     picture
 	earlier []picture
-	oracle  string // the file that a judge reads
+	oracle  string // the path of the oracle, for a judge
 }
 
-// specimens makes directories in several states: closed cleanly, once and after several lives, each
-// of which leaves a table; killed at rest, and killed in the middle of a change.
+// specimens returns directories in several states: closed once; closed after several lives, each of
+// which leaves a table; killed at rest; and killed in the middle of a change.
 func specimens(t *testing.T) []*specimen {
 	t.Helper()
 	dir, notes := t.TempDir(), t.TempDir()
@@ -225,7 +226,7 @@ func specimens(t *testing.T) []*specimen {
 	take("closed, several tables")
 	live(120).kill(t, o)
 	take("killed at rest")
-	live(50).kill(t, o) // which recovered a log first
+	live(50).kill(t, o) // this process has recovered a log
 	p := live(30)
 	p.order("1000000")
 	for range 60 {
@@ -238,8 +239,8 @@ func specimens(t *testing.T) []*specimen {
 	return all
 }
 
-// worker makes so many changes as it is ordered to, and says when it has; it closes the store when
-// it is told to.
+// worker makes the ordered number of changes, and then reports "idle". After an order without a
+// number, worker closes the store.
 func worker(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	if err != nil {
@@ -270,22 +271,22 @@ func worker(dir string) error {
 	return nil
 }
 
-// The outcomes of opening a damaged directory. The first two are what is promised.
+// The outcomes of opening a damaged directory. The store guarantees one of the first two outcomes.
 const (
-	refused = "refused" // Open, or the read of what is damaged, says ErrCorrupt, or another error
-	intact  = "intact"  // all is there
-	silent  = "SILENT"  // an answer that is not so
-	died    = "DIED"    // the process did
+	refused = "refused" // Open, or a read of damaged data, returns ErrCorrupt or another error
+	intact  = "intact"  // all data is present
+	silent  = "SILENT"  // the store gives a wrong answer
+	died    = "DIED"    // the process dies
 )
 
-// judge opens the directories that it is told, and says what comes of it, in one line:
+// judge opens the ordered directories, and reports the outcome in one line:
 //
-//	OUTCOME how it was found out
+//	OUTCOME how the outcome was detected
 //
-// An intact one is opened twice, and written to between: some damage is found by the work that
-// opening leaves behind.
+// judge opens an intact directory twice, and writes to the store in between, because the store
+// detects some damage only in the work that Open starts.
 //
-// With a third word in the order, a refused directory is recovered instead; see salvage.
+// If the order has a third word, judge recovers a refused directory instead; see salvage.
 func judge(string) error {
 	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
 		words := strings.Fields(orders.Text())
@@ -301,7 +302,7 @@ func judge(string) error {
 		outcome, how := examine(words[0], o)
 		if outcome == intact {
 			if outcome, how = examine(words[0], o); outcome != intact {
-				how = "the second time: " + how
+				how = "in the second examination: " + how
 			}
 		}
 		report("%s %s", outcome, how)
@@ -321,7 +322,7 @@ func examine(dir string, o *oracle) (outcome, how string) {
 	}()
 	ctx := context.Background()
 	err, eventsErr := o.check(ctx, store, o.ids(), false), checkEvents(ctx, store)
-	for _, err := range []error{err, eventsErr} { // whatever else it says
+	for _, err := range []error{err, eventsErr} { // a wrong answer is worse than any error
 		if w := new(wrong); errors.As(err, &w) {
 			return silent, err.Error()
 		}
@@ -339,13 +340,14 @@ func examine(dir string, o *oracle) (outcome, how string) {
 	return intact, ""
 }
 
-// The outcomes of a recovery. What is not there was reported, in every one but silent.
+// Further outcomes of a recovery. The store has reported all lost data, except if the outcome is
+// silent.
 const (
-	whole = "whole" // all is there after all
-	part  = "part"  // what is left
+	whole = "whole" // all data is present
+	part  = "part"  // some data is lost
 )
 
-// salvage opens what is left of a directory that was refused.
+// salvage opens a refused directory with Options.Recover.
 func salvage(dir string, o *oracle) (outcome, how string) {
 	var lost error
 	store, err := keystore.Open(dir, &keystore.Options{Recover: func(err error) { lost = err }})
@@ -378,8 +380,8 @@ func salvage(dir string, o *oracle) (outcome, how string) {
 
 var damages = []string{"flip", "page", "range", "truncate", "delete", "older"}
 
-// harm returns what a kind of damage makes of the file, nil if it is deleted; or false if it would
-// change nothing.
+// harm returns a damaged copy of the file, or nil if the damage deletes the file. harm returns
+// false if the damage would change nothing.
 func harm(random *rand.Rand, s *specimen, name, kind string) (f *file, what string, ok bool) {
 	was := s.now[name]
 	f = was.clone()
@@ -423,7 +425,8 @@ func harm(random *rand.Rand, s *specimen, name, kind string) (f *file, what stri
 	return f, what, !f.equal(was)
 }
 
-// kindOf is what sort of file has a name: its extension, or all of it.
+// kindOf returns the kind of a file: the extension of the name, or the whole name if there is no
+// extension.
 func kindOf(name string) string {
 	if ext := filepath.Ext(name); ext != "" {
 		return "*" + ext
@@ -431,17 +434,19 @@ func kindOf(name string) string {
 	return name
 }
 
-// Each case damages one file of a copy. The store then refuses, or has every acknowledged change;
-// it never says what is not so, and never dies. What it refuses it leaves as it is, so that it is
-// whole again when the file is put back, and Options.Recover opens what is left, and says that it
-// does. Whatever else the directory holds by the time, ReadDir finds it.
+// Each case damages one file of a copy of a directory. Then the store must refuse the directory, or
+// have every acknowledged change. The store must never give a wrong answer, and the process must
+// never die. If the store refuses a directory, the store must not change the directory: once the
+// original file is back, all data must be present. Options.Recover must open a refused directory
+// and report lost data. The test finds the files of a directory with ReadDir, so the test also
+// covers files that a later version of the store adds.
 func TestCorruption(t *testing.T) {
 	random := seeded(t)
 	all := specimens(t)
 	type cell struct{ file, damage string }
 	table := make(map[cell]map[string]int)
 	totals := make(map[string]int)
-	spoiled := 0 // refused, and putting the file back does not help
+	spoiled := 0 // the number of refused directories that the original file does not repair
 	recoveries := make(map[string]int)
 	var bad []string
 	court := new(court)
@@ -484,15 +489,16 @@ func TestCorruption(t *testing.T) {
 			require.NoError(t, s.now[name].write(filepath.Join(dir, name)))
 			if again, why := court.judge(t, dir, s.oracle, ""); again != intact {
 				spoiled++
-				t.Logf("putting the file back does not help: %s; then %s %s", story, again, why)
+				t.Logf("the original file does not repair the directory: %s; then %s %s",
+					story, again, why)
 			}
 		}
 		require.NoError(t, os.RemoveAll(dir))
 		return true
 	}
 	done := 0
-	// What there are few of, in half of the cases at most: every file of every specimen deleted,
-	// and replaced by an older one, if there is one.
+	// First the damage with few variants, in at most half of the cases: delete each file of each
+	// specimen, and replace each file by an older version if there is one.
 	for _, s := range all {
 		for _, name := range s.now.names() {
 			for _, kind := range []string{"delete", "older"} {
@@ -525,19 +531,23 @@ func TestCorruption(t *testing.T) {
 	fmt.Fprintf(&text, "%-16s %-9s %8s %8s %8s %8s\n", "file", "damage", refused, intact, silent, died)
 	for _, c := range cells {
 		r := table[c]
-		fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", c.file, c.damage, r[refused], r[intact], r[silent], r[died])
+		fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n",
+			c.file, c.damage, r[refused], r[intact], r[silent], r[died])
 	}
-	fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n", "all", "", totals[refused], totals[intact], totals[silent], totals[died])
-	t.Logf("%d cases, %.0f ms each; %d refusals that putting the file back does not undo; recovered: %v\n%s",
+	fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n",
+		"all", "", totals[refused], totals[intact], totals[silent], totals[died])
+	t.Logf("%d cases, %.0f ms for each case; %d refused directories that the original file does not "+
+		"repair; recovered: %v\n%s",
 		done, float64(time.Since(began).Milliseconds())/float64(done), spoiled, recoveries, &text)
-	require.Positive(t, totals[refused], "no damage was noticed")
+	require.Positive(t, totals[refused], "the store has detected no damage")
 	require.Zero(t, spoiled)
 	slices.Sort(bad)
-	require.Zero(t, len(bad), "%d of %d cases:\n%s", len(bad), done, strings.Join(bad[:min(len(bad), 40)], "\n"))
+	require.Zero(t, len(bad), "%d of %d cases:\n%s",
+		len(bad), done, strings.Join(bad[:min(len(bad), 40)], "\n"))
 }
 
-// memoryDir is a temporary directory, in memory where there is such a thing: damage needs no disk,
-// and syncs take time.
+// memoryDir returns a temporary directory, in memory if possible: these tests need no disk, and a
+// sync of a disk is slow.
 func memoryDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("/dev/shm", "crashtest")
 	if err != nil {
@@ -547,7 +557,7 @@ func memoryDir(t *testing.T) string {
 	return dir
 }
 
-// A court is a judge, and the next one when that has died.
+// A court is a judge process. If the judge dies, the court starts a new judge.
 type court struct{ sitting *process }
 
 func (c *court) judge(t *testing.T, dir, oracle, how string) (outcome, text string) {

@@ -79,8 +79,8 @@ func (d *disk) mount(t *testing.T) {
 
 func (d *disk) unmount() { _ = exec.Command("umount", d.root).Run() }
 
-// losePower drops everything that is not on the disk yet: the page cache and the journal of the
-// file system, as a power cut does.
+// losePower drops everything that is not on the disk yet: the page cache and the journal of the file system, as a power
+// cut does.
 func (d *disk) losePower() error {
 	const (
 		shutdown   = 0x8004587d // FS_IOC_SHUTDOWN
@@ -91,7 +91,8 @@ func (d *disk) losePower() error {
 		return err
 	}
 	flags := uint32(noLogFlush)
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), shutdown, uintptr(unsafe.Pointer(&flags)))
+	_, _, errno := syscall.Syscall(
+		syscall.SYS_IOCTL, f.Fd(), shutdown, uintptr(unsafe.Pointer(&flags)))
 	if errno != 0 {
 		err = errno
 	}

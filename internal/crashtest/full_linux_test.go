@@ -20,18 +20,19 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-var hogs = flag.Bool("hogs", false, "fill disks while the store writes, too; needs root")
+var hogs = flag.Bool("hogs", false, "also fill disks while the store writes; needs root")
 
 func init() { roles["teller"] = teller }
 
-// teller does what it is told, and answers each order with a line behind those that report changes:
+// teller obeys orders. After the lines that report changes, teller answers each order with one
+// line:
 //
-//	                    answer ERROR   of Open
-//	create N PADDING    answer ERROR   N keys, from several goroutines, until one is refused
+//	                    answer ERROR   the result of Open
+//	create N PADDING    answer ERROR   creates N keys, from several goroutines, until one is refused
 //	verify TOKEN        answer ERROR
 //	ACTION ID REVISION  answer ERROR   revoke, disable and so on
 //	bind TOKEN          answer ERROR
-//	live                answer WHY     what became of the context that was bound last; "on" if nothing did
+//	live                answer WHY     the cause of the end of the last bound context, or "on"
 func teller(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	report("answer %s", describe(err))
@@ -82,7 +83,7 @@ func teller(dir string) error {
 	return nil
 }
 
-// together calls f in so many goroutines, and returns the first error.
+// together calls f in n goroutines, and returns the first error.
 func together(n int, f func() error) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, n)
@@ -100,7 +101,7 @@ func together(n int, f func() error) error {
 	return first
 }
 
-// answer reads the report to the next answer. A process that dies first fails the test.
+// answer reads the report until the next answer. answer fails the test if the process dies first.
 func (p *process) answer(t *testing.T, o *oracle) (word, text string) {
 	t.Helper()
 	for line, ok := p.line(); ok; line, ok = p.line() {
@@ -121,7 +122,7 @@ func (p *process) ask(t *testing.T, o *oracle, order string, args ...any) (word,
 	return p.answer(t, o)
 }
 
-// fill writes a file until not a byte fits any more.
+// fill writes a file until the disk has no space for another byte.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -133,13 +134,15 @@ func fill(t *testing.T, path string) {
 		require.True(t, errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT), "%v", err)
 	}
 	require.NoError(t, f.Close())
-	// Blocks that ext4 has promised to write, and not yet: then it says what is really left.
+	// ext4 allocates some blocks only when it writes the data. After a sync, ext4 reports the real
+	// free space.
 	syscall.Sync()
 }
 
-// quiet waits until the store has nothing to do in the background. That is what is not promised: a
-// compaction has the space that it needs when it begins, and dies if somebody else takes it, to the
-// last byte, before it has written. Badger may begin one up to a second after it was opened.
+// quiet waits until the store has no work in the background. The reason is a case that the store
+// does not survive: a compaction checks its disk space at the start, and the process dies if
+// another process takes the last byte before the compaction has written its tables. Badger may
+// start a compaction up to one second after Open.
 func quiet(t *testing.T, dir string) {
 	t.Helper()
 	last, same := "", 0
@@ -160,14 +163,14 @@ func quiet(t *testing.T, dir string) {
 	}, time.Minute, 30*time.Millisecond)
 }
 
-// occupy writes a file of so many KiB, so that there is something to give back.
+// occupy writes a file of the given size in KiB. The test deletes the file later to free space.
 func occupy(t *testing.T, path string, kib int) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(path, make([]byte, kib<<10), 0o600))
 }
 
-// verifyAll asks for every key whose state is known. While the disk is full, unavailable is an
-// answer too.
+// verifyAll verifies every key with a known state. If full is true, the disk is full, and the
+// answer "unavailable" is allowed too.
 func verifyAll(t *testing.T, p *process, o *oracle, full bool) (unavailable int) {
 	t.Helper()
 	for id, k := range o.Keys {
@@ -202,7 +205,8 @@ func TestFullDisk(t *testing.T) {
 }
 
 func fullDisk(t *testing.T, d *disk) {
-	dir, ballast, filler := filepath.Join(d.point, "keys"), filepath.Join(d.point, "ballast"), filepath.Join(d.point, "filler")
+	dir := filepath.Join(d.point, "keys")
+	ballast, filler := filepath.Join(d.point, "ballast"), filepath.Join(d.point, "filler")
 	o := newOracle()
 	p := start(t, "teller", dir)
 	word, text := p.answer(t, o)
@@ -218,16 +222,16 @@ func fullDisk(t *testing.T, d *disk) {
 	// The store fills the disk itself.
 	word, text = p.ask(t, o, "create 1000000 4000")
 	require.Equal(t, "unavailable", word, text)
-	require.Contains(t, text, syscall.ENOSPC.Error(), "it says why")
+	require.Contains(t, text, syscall.ENOSPC.Error(), "the error contains the reason")
 	created := len(o.Keys)
 	revoked := early[1:151]
 	for _, id := range revoked {
 		word, text = p.ask(t, o, "revoke %s 1", id)
-		require.Equal(t, "ok", word, "revoking works when creating does not: %s", text)
+		require.Equal(t, "ok", word, "revocations must work when creates do not: %s", text)
 	}
 	require.Zero(t, verifyAll(t, p, o, false))
 
-	// Others fill the rest.
+	// Other programs fill the rest of the disk.
 	quiet(t, dir)
 	fill(t, filler)
 	unavailable := verifyAll(t, p, o, true)
@@ -236,31 +240,33 @@ func fullDisk(t *testing.T, d *disk) {
 	word, text = p.ask(t, o, "revoke %s 1", bound)
 	require.Contains(t, []string{"ok", "unavailable"}, word, text)
 	cause, _ := p.ask(t, o, "live")
-	require.Equal(t, "revoked", cause, "a context outlived a revocation that was %s", word)
+	require.Equal(t, "revoked", cause,
+		"a context is still live after a revocation with the result %s", word)
 	inReserve := 0
 	for _, id := range early[151:] {
 		if word, _ = p.ask(t, o, "revoke %s 1", id); word == "ok" {
 			inReserve++
 		}
 	}
-	t.Logf("%d keys until creating was refused, then %d revocations; with 0 bytes free %d more of %d; %d of %d verifications unavailable",
+	t.Logf("%d keys until Create was refused, then %d revocations; with 0 bytes free %d more of %d; "+
+		"%d of %d verifications unavailable",
 		created, len(revoked), inReserve, len(early[151:]), unavailable, len(o.Keys))
 
-	// Space comes back.
+	// The disk gets free space again.
 	require.NoError(t, os.Remove(filler))
 	require.NoError(t, os.Remove(ballast))
 	word, text = p.ask(t, o, "create 1 0")
-	require.Equal(t, "ok", word, "there is space again: %s", text)
+	require.Equal(t, "ok", word, "the disk has space again: %s", text)
 
 	quiet(t, dir)
 
-	// It is gone again when the process is, and the next one begins.
+	// The disk is full again when the process is killed and the next process starts.
 	fill(t, filler)
 	p.kill(t, o)
 	opened := start(t, "teller", dir)
 	word, text = opened.answer(t, o)
 	t.Logf("Open of a full disk: %s %s", word, text)
-	require.NotEqual(t, "corrupt", word, "it is full, not damaged: %s", text)
+	require.NotEqual(t, "corrupt", word, "the disk is full, but no file is damaged: %s", text)
 	if word == "ok" {
 		verifyAll(t, opened, o, true)
 	} else {
@@ -272,16 +278,16 @@ func fullDisk(t *testing.T, d *disk) {
 	o.checkAll(t, dir, true)
 }
 
-// Somebody else fills the disk while the store writes: as fast as can be, or in step with it, so
-// that every state on the way is seen.
+// Another program fills the disk while the store writes. The program writes either as fast as
+// possible, or in step with the store, so that the test covers every intermediate state.
 func TestFullDiskHog(t *testing.T) {
 	if !*hogs {
-		t.Skip("not without -hogs: it takes 10 seconds")
+		t.Skip("NOT RUN: this test takes 10 seconds; run it with -hogs")
 	}
 	for _, tt := range []struct {
 		kind string
 		mib  int64
-		step int // bytes for each key; 0: all at once
+		step int // bytes for each key; 0 means as fast as possible
 	}{
 		{"tmpfs", 24, 0},
 		{"tmpfs", 24, 8 << 10},
@@ -344,7 +350,7 @@ func hog(t *testing.T, d *disk, step int) {
 	require.Equal(t, "unavailable", word)
 	require.NoError(t, os.Remove(filler))
 	word, text = p.ask(t, o, "create 1 0")
-	require.Equal(t, "ok", word, "there is space again: %s", text)
+	require.Equal(t, "ok", word, "the disk has space again: %s", text)
 	p.kill(t, o)
 	o.checkAll(t, dir, true)
 }

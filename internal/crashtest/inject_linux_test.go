@@ -21,36 +21,39 @@ import (
 )
 
 var (
-	injections = flag.Int("injections", 1, "up to which call of each kind to inject an error, in turn; needs strace")
-	exhaustive = flag.Bool("exhaustive", false, "inject each of the errors into each of these calls, not one after the other")
-	calls      = flag.String("calls", "", "inject into these only, as in msync,fsync")
+	injections = flag.Int("injections", 1,
+		"inject errors into the first N calls of each kind, one call in each run; needs strace")
+	exhaustive = flag.Bool("exhaustive", false,
+		"inject each kind of error into each of these calls, instead of one kind in turn")
+	calls = flag.String("calls", "", "inject only into these system calls, as in msync,fsync")
 )
 
-// hung is far longer than both lives of a victim take.
+// hung is a timeout that is much longer than both lives of a victim.
 const hung = 30 * time.Second
 
 func init() { roles["sufferer"] = sufferer }
 
-// The calls that a store makes of the kernel to write. Those that would hit other files of the
-// process too are confined to the store's.
+// The system calls that a store makes to write. A confined call fails only for the files of the
+// store, because the process makes the same call for other files.
 var syscalls = []struct {
 	name     string
 	confined bool
 }{
-	{"msync", false}, {"fsync", false}, {"fdatasync", false}, {"pwrite64", false}, {"ftruncate", false},
+	{"msync", false}, {"fsync", false}, {"fdatasync", false},
+	{"pwrite64", false}, {"ftruncate", false},
 	{"openat", true}, {"write", true}, {"renameat", true}, {"unlinkat", true}, {"mmap", true},
 }
 
-// sufferer lives twice: it opens the store, changes keys, as often as it is ordered to, and closes
-// it. What fails it reports, and then what is said of a key that was good, and goes on to the next
-// life:
+// sufferer has two lives. In each life, sufferer opens the store, makes the ordered number of
+// changes, and closes the store. If a step fails, sufferer reports the error, reports the answers
+// of the store about a valid key, and continues with the next life:
 //
 //	open ERROR
 //	after WHAT ERROR
 //	close ERROR
 //	hung in WHAT
 func sufferer(dir string) error {
-	// A call that never returns ends the process; the report says behind what.
+	// If a call does not return, report the step and end the process.
 	var changes int
 	if _, err := fmt.Scan(&changes); err != nil {
 		return err
@@ -78,8 +81,8 @@ func sufferer(dir string) error {
 	return nil
 }
 
-// suffer makes changes until one fails. It returns a key that they leave alone, if there is one,
-// and a context that is bound to it.
+// suffer makes changes until one fails. suffer returns a key that the changes do not affect, and a
+// context that is bound to this key. Both are nil if they could not be made.
 func suffer(store *keystore.Store, changes int) (*keystore.Issued, context.Context, error) {
 	good, err := create(store, 0)
 	if err != nil {
@@ -114,20 +117,24 @@ func afterwards(store *keystore.Store, good *keystore.Issued, live context.Conte
 	}
 }
 
-// With every call failing in turn, once or from then on: what was acknowledged is there afterwards,
-// and nothing was admitted or acknowledged between the first failure and the end of that life.
+// Each system call fails in turn, either once or from this call on. Afterwards, all acknowledged
+// changes must be present. Between the first failure and the end of the life, the store must admit
+// no key and acknowledge no change.
 func TestInjectedErrors(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		t.Skip("NOT RUN: there is no strace")
+		t.Skip("NOT RUN: strace is not installed")
 	}
-	if out, err := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "true").CombinedOutput(); err != nil {
-		t.Skipf("NOT RUN: strace may not trace here: %s", out)
+	out, err := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "true").CombinedOutput()
+	if err != nil {
+		t.Skipf("NOT RUN: strace is not allowed to trace: %s", out)
 	}
 	began, runs, hits := time.Now(), 0, 0
 	var notes, bad []string
-	kinds := []struct{ failure, onwards string }{{"EIO", ""}, {"EIO", "+"}, {"ENOSPC", ""}, {"ENOSPC", "+"}}
-	// The last two are no failures of what is promised, and are counted: see inject.
+	kinds := []struct{ failure, onwards string }{
+		{"EIO", ""}, {"EIO", "+"}, {"ENOSPC", ""}, {"ENOSPC", "+"},
+	}
+	// The last two outcomes break no guarantee, and are only counted: see inject.
 	good := []string{"ok", "unopened", "recovered"}
 	for _, call := range syscalls {
 		if *calls != "" && !slices.Contains(strings.Split(*calls, ","), call.name) {
@@ -135,14 +142,16 @@ func TestInjectedErrors(t *testing.T) {
 		}
 		outcomes := make(map[string]int)
 		places := make(map[int]bool)
-		// No errors from some call on: there are no more such calls. Two that hang: enough to know.
+		// Stop if no error was injected for each kind of error, because there are no more such
+		// calls. Also stop after two victims that hang.
 		for n, missed := 1, 0; n <= *injections && missed < len(kinds) && outcomes["hung"] < 2; n++ {
 			for k, kind := range kinds {
 				if !*exhaustive && k != n%len(kinds) {
 					continue
 				}
 				runs++
-				place, outcome := inject(t, strace, call.name, call.confined, kind.failure, fmt.Sprintf("%d%s", n, kind.onwards))
+				place, outcome := inject(t, strace, call.name, call.confined,
+					kind.failure, fmt.Sprintf("%d%s", n, kind.onwards))
 				if place == 0 {
 					missed++
 					continue
@@ -151,7 +160,8 @@ func TestInjectedErrors(t *testing.T) {
 				places[place] = true
 				word, _, _ := strings.Cut(outcome, " ")
 				if outcomes[word]++; word != "ok" {
-					notes = append(notes, fmt.Sprintf("%s %s at %d%s: %s", call.name, kind.failure, n, kind.onwards, outcome))
+					notes = append(notes, fmt.Sprintf("%s %s at %d%s: %s",
+						call.name, kind.failure, n, kind.onwards, outcome))
 				}
 				if !slices.Contains(good, word) {
 					bad = append(bad, notes[len(notes)-1])
@@ -162,8 +172,9 @@ func TestInjectedErrors(t *testing.T) {
 			t.Logf("%-9s %v, at %v", call.name, outcomes, sorted(places))
 		}
 	}
-	t.Logf("not quite as good as ok:\n%s", strings.Join(notes[:min(len(notes), 30)], "\n"))
-	t.Logf("%d runs, %d with an injected error; %.2f s each", runs, hits, time.Since(began).Seconds()/float64(runs))
+	t.Logf("outcomes other than ok:\n%s", strings.Join(notes[:min(len(notes), 30)], "\n"))
+	t.Logf("%d runs, %d with an injected error; %.2f s for each run",
+		runs, hits, time.Since(began).Seconds()/float64(runs))
 	require.Positive(t, hits, "no error was injected")
 	require.Zero(t, len(bad), "%d of %d runs:\n%s", len(bad), hits, strings.Join(bad, "\n"))
 }
@@ -177,11 +188,14 @@ func sorted(places map[int]bool) []int {
 	return s
 }
 
-// inject runs the victim with an error, and returns at the how-manieth of all such calls it was hit
-// first (strace counts those of each thread by themselves), 0 if it was not, and what came of it:
-// "ok"; "unopened", if the process ended in Open; "recovered", if nothing is lost and it took
-// Options.Recover to open the directory again; or what was wrong.
-func inject(t *testing.T, strace, call string, confined bool, failure, when string) (place int, outcome string) {
+// inject runs a victim with an injected error. place is the position of the first injected error
+// among all such calls of the process, or 0 if no error was injected. (strace counts the calls of
+// each thread separately.) outcome is "ok", or "unopened" if the process ended in Open, or
+// "recovered" if nothing is lost but only Options.Recover can open the directory again. Any other
+// outcome describes what was wrong.
+func inject(
+	t *testing.T, strace, call string, confined bool, failure, when string,
+) (place int, outcome string) {
 	t.Helper()
 	dir := filepath.Join(memoryDir(t), "store")
 	log := filepath.Join(t.TempDir(), "strace")
@@ -193,11 +207,11 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 		}
 	}
 	p := start(t, "sufferer", dir, args...)
-	p.order("%d", max(20, *injections/2)) // each of two lives has that many changes
+	p.order("%d", max(20, *injections/2)) // the number of changes in each of the two lives
 	o := newOracle()
 	complaint := ""
-	var failed bool                  // in this life
-	var opened, closed = false, "ok" // whether it is open; what the last Close said
+	var failed bool                  // whether a change has failed in this life
+	var opened, closed = false, "ok" // whether the store is open; the result of the last Close
 	for line, ok := p.line(); ok; line, ok = p.line() {
 		o.hear(line)
 		words := strings.Fields(line)
@@ -206,8 +220,10 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 			failed, opened = false, words[1] == "ok"
 			switch words[1] {
 			case "ok", "unavailable", "other":
-			case "corrupt": // what that is worth is seen below
-			case "locked": // by the one before, if it could not be closed: the directory is free when the process is gone
+			case "corrupt": // checked below
+			case "locked":
+				// The store of the first life may still hold the lock if Close failed. The process
+				// releases the lock at its end.
 				if closed == "ok" {
 					complaint = line
 				}
@@ -222,14 +238,16 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 				complaint = line
 			}
 		case "created", "done":
-			// After ENOSPC a store may go on: it may have found out before it wrote anything.
+			// After ENOSPC a store may continue, because it may have detected the error before a
+			// write.
 			if failed && failure != "ENOSPC" {
 				complaint = "acknowledged after a failure: " + words[0]
 			}
 		case "hung":
 			complaint = line
 		case "after":
-			if words[2] == "unavailable" || words[2] == "ok" && failure == "ENOSPC" && words[1] != "revoked" {
+			if words[2] == "unavailable" ||
+				words[2] == "ok" && failure == "ENOSPC" && words[1] != "revoked" {
 				continue
 			}
 			complaint = line
@@ -254,8 +272,8 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	}
 	if err != nil {
 		reason, _, _ := strings.Cut(p.stderr.String(), "\n")
-		// Badger ends the process if it cannot make its file DISCARD. That is while it is opened:
-		// nobody was served.
+		// Badger ends the process if it cannot create its file DISCARD. This happens during Open,
+		// before the store serves any call.
 		if opened || complaint != "" {
 			return place, fmt.Sprintf("died %v: %s %s", err, complaint, reason)
 		}
@@ -267,9 +285,9 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	outcome = "ok"
 	store, err := keystore.Open(dir, nil)
 	if errors.Is(err, keystore.ErrCorrupt) {
-		// Badger goes on after an error, and closes what has failed: it names tables in the
-		// manifest that it then deletes, if the manifest could not be synced, and has merged tables
-		// when the logs could not be. All is there, but Open cannot know.
+		// Badger continues after an error, up to its Close. If the sync of the manifest fails, the
+		// manifest may list tables that Badger then deletes. If the sync of a log fails, Badger may
+		// already have merged tables. All data is present, but Open cannot know this.
 		outcome = "recovered after " + err.Error()
 		store, err = keystore.Open(dir, &keystore.Options{Recover: func(error) {}})
 	}
@@ -294,8 +312,8 @@ func inject(t *testing.T, strace, call string, confined bool, failure, when stri
 	return place, outcome
 }
 
-// storePaths are the files that a store may have. The directory of one that was used is looked at
-// for their names; numbers count up.
+// storePaths returns the paths of all files that a store may have. The fixed names come from
+// fileNames. The numbered names start at 0.
 func storePaths(dir string) []string {
 	paths := []string{dir, filepath.Join(dir, "MANIFEST-REWRITE")}
 	for _, name := range fileNames() {
@@ -309,7 +327,8 @@ func storePaths(dir string) []string {
 	return paths
 }
 
-// fileNames are those that a store has when it is open, and when it was closed.
+// fileNames returns the names without a number of the files of a store, both while the store is
+// open and after Close.
 var fileNames = sync.OnceValue(func() (names []string) {
 	dir, err := os.MkdirTemp("", "crashtest")
 	if err != nil {

@@ -23,9 +23,10 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-var seed = flag.Uint64("seed", 0, "of the corruptions and of the moments; 0 draws one and says which")
+var seed = flag.Uint64("seed", 0,
+	"seed of the random damage and of the random times; 0 means a random seed, which is logged")
 
-// seeded returns a source of randomness that -seed repeats.
+// seeded returns a random source with the seed of the flag -seed.
 func seeded(t *testing.T) *rand.Rand {
 	n := *seed
 	if n == 0 {
@@ -39,14 +40,14 @@ func moment(random *rand.Rand, within time.Duration) time.Duration {
 	return time.Duration(random.Int64N(int64(within)))
 }
 
-// What the environment of a process says that is this test binary, run again as something else.
+// Environment variables for a process that runs this test binary in another role.
 const (
 	roleVar = "CRASHTEST_ROLE"
 	dirVar  = "CRASHTEST_DIR"
 )
 
-// The programs that this binary can be run as. Each works on the directory, reports to its standard
-// output, one line at a time, and takes orders from its standard input.
+// roles contains the roles of this binary. Each role works on a directory, writes reports to
+// standard output, one line for each report, and reads orders from standard input.
 var roles = map[string]func(dir string) error{
 	"writer": writer,
 	"worker": worker,
@@ -64,15 +65,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// report writes a line to the parent: one write each, without a buffer, so that what a process had
-// time to say arrives whole.
+// report writes a line to the parent. Each line is one write without a buffer, so that the parent
+// receives only complete lines if the process is killed.
 func report(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	_, _ = os.Stdout.WriteString(strings.ReplaceAll(line, "\n", " / ") + "\n")
 }
 
-// What happens to keys. Each raises the revision of a key by one, because the victims do only what
-// changes something.
+// The actions on a key. Each action raises the revision of the key by one, because the victims make
+// only actions that change the key.
 const (
 	revoke  = "revoke"
 	disable = "disable"
@@ -81,16 +82,16 @@ const (
 	rotate  = "rotate"
 )
 
-// A state is what a key is between two changes.
+// A state is the state of a key between two changes.
 type state struct {
 	Revision uint64
 	Status   keystore.Status
 	Name     string
-	Token    string // empty: the key was rotated, and nobody was told the secret
+	Token    string // empty after a rotation whose new secret was not reported
 }
 
-// after returns the state that an action makes of s. A rotation's token is not known until it is
-// acknowledged.
+// after returns the state after an action in state s. The token after a rotation is unknown until
+// the rotation is acknowledged.
 func (s state) after(action string) state {
 	s.Revision++
 	switch action {
@@ -108,11 +109,11 @@ func (s state) after(action string) state {
 	return s
 }
 
-// nameAt is the name that an update to a revision gives: whoever knows the revision knows the name.
+// nameAt returns the name that an update to a revision sets. So the revision determines the name.
 func nameAt(revision uint64) string { return fmt.Sprintf("name %d", revision) }
 
-// act does an action, and returns the new token if it was a rotation. It reports what it is about
-// to do and what has been acknowledged:
+// act runs an action. act reports the action before the call and the result after the call, with
+// the new token if the action is a rotation:
 //
 //	trying ID ACTION
 //	done ID ACTION [TOKEN]
@@ -150,7 +151,7 @@ func act(store *keystore.Store, id, action string, revision uint64) error {
 	return nil
 }
 
-// create makes a key and reports
+// create creates a key and reports one of these lines:
 //
 //	created ID TOKEN
 //	failed - create ERROR
@@ -168,8 +169,8 @@ func create(store *keystore.Store, padding int) (*keystore.Issued, error) {
 	return issued, nil
 }
 
-// The error values that the parent can tell apart over the pipe, the more special before the more
-// general.
+// sentinels maps errors to words, so that the parent can distinguish the errors. More specific
+// errors come before more general errors.
 var sentinels = []struct {
 	word string
 	err  error
@@ -184,7 +185,7 @@ var sentinels = []struct {
 	{"unknown", keystore.ErrUnknown},
 }
 
-// describe is the word for an error, and its text.
+// describe returns the word for an error, followed by the text of the error.
 func describe(err error) string {
 	if err == nil {
 		return "ok"
@@ -197,8 +198,8 @@ func describe(err error) string {
 	return "other " + err.Error()
 }
 
-// writer creates and changes keys, its own and those that it finds, from several goroutines, until
-// it is killed.
+// writer creates keys, and changes new and existing keys, from several goroutines, until the
+// process is killed.
 func writer(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	if err != nil {
@@ -225,8 +226,8 @@ func writer(dir string) error {
 	return <-failed
 }
 
-// write changes keys that nobody else changes, and creates some, while it may go on. It returns
-// them as they are then.
+// write creates and changes keys as long as goOn returns true. No other goroutine changes the keys
+// in mine. write returns the keys in their last state.
 func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) ([]keystore.Key, error) {
 	for goOn() {
 		if len(mine) == 0 || rand.N(3) == 0 {
@@ -237,7 +238,8 @@ func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) ([]keys
 			mine = append(mine, *issued.Key)
 			continue
 		}
-		// One of the latest, mostly, so that keys live through several changes; or one from long ago.
+		// Mostly choose one of the latest keys, so that a key has several changes. Sometimes choose
+		// any key.
 		n := len(mine) - 1 - rand.N(min(len(mine), 8))
 		if rand.N(4) == 0 {
 			n = rand.N(len(mine))
@@ -269,25 +271,29 @@ func write(store *keystore.Store, mine []keystore.Key, goOn func() bool) ([]keys
 	return mine, nil
 }
 
-// A key is what the parent knows of one.
+// A key is the knowledge of the parent about one key.
 type key struct {
-	Acked state    // the last state that was acknowledged
-	Doubt *state   // what the change made of it that was under way when the process ended, unless nil
-	Old   []string // tokens that were acknowledged to be replaced
+	Acked state    // the last acknowledged state
+	Doubt *state   // the state after a change whose outcome is unknown, or nil
+	Old   []string // tokens that an acknowledged rotation has replaced
 }
 
-// An oracle is what the parent knows of a store. It outlives every process: whatever was
-// acknowledged in any cycle holds in each later one.
+// An oracle is the knowledge of the parent about a store. The oracle exists during the whole test,
+// over many processes: a change that was acknowledged in one cycle must be present in each later
+// cycle.
 type oracle struct {
 	Keys         map[string]*key
-	Acknowledged int // changes
+	Acknowledged int // the number of acknowledged changes
 	touched      map[string]bool
-	heard        func() // called for each change that is acknowledged, unless nil
+	heard        func() // called after each acknowledged change, unless nil
 }
 
-func newOracle() *oracle { return &oracle{Keys: make(map[string]*key), touched: make(map[string]bool)} }
+func newOracle() *oracle {
+	return &oracle{Keys: make(map[string]*key), touched: make(map[string]bool)}
+}
 
-// hear takes in a line of a report, and says whether it was one.
+// hear updates the oracle with a line of output, and reports whether the line was a report about a
+// key.
 func (o *oracle) hear(line string) bool {
 	words := strings.Fields(line)
 	if len(words) < 3 {
@@ -295,11 +301,15 @@ func (o *oracle) hear(line string) bool {
 	}
 	id := words[1]
 	if words[0] != "created" && o.Keys[id] == nil {
-		return true // its creation was not acknowledged: the process ended before, and a later one has found it
+		// The process ended before it reported the creation of the key, and a later process found
+		// the key.
+		return true
 	}
 	switch words[0] {
 	case "created":
-		o.Keys[id] = &key{Acked: state{Revision: 1, Status: keystore.StatusActive, Name: nameAt(1), Token: words[2]}}
+		o.Keys[id] = &key{Acked: state{
+			Revision: 1, Status: keystore.StatusActive, Name: nameAt(1), Token: words[2],
+		}}
 		o.Acknowledged++
 	case "trying":
 		doubt := o.Keys[id].Acked.after(words[2])
@@ -313,7 +323,7 @@ func (o *oracle) hear(line string) bool {
 		}
 		k.Acked, k.Doubt = next, nil
 		o.Acknowledged++
-	case "failed": // it may have happened: the doubt stays
+	case "failed": // the change may have happened: the doubt remains
 		return true
 	default:
 		return false
@@ -329,11 +339,11 @@ func (o *oracle) hear(line string) bool {
 
 func (o *oracle) ids() []string { return slices.Sorted(maps.Keys(o.Keys)) }
 
-// recent returns the keys that were changed since it was called last, and some others.
+// recent returns the keys that were changed since the last call of recent, and some other keys.
 func (o *oracle) recent(others int) []string {
 	ids := slices.Collect(maps.Keys(o.touched))
 	clear(o.touched)
-	for id := range o.Keys { // in no order
+	for id := range o.Keys { // in random order
 		if others--; others < 0 {
 			break
 		}
@@ -342,15 +352,17 @@ func (o *oracle) recent(others int) []string {
 	return ids
 }
 
-// A wrong is an answer of a store that the oracle knows better.
+// A wrong is the error for an answer of a store that contradicts the oracle.
 type wrong struct{ text string }
 
 func (w *wrong) Error() string { return w.text }
 
-// check compares keys with what the store says, and returns a *wrong if it says of any what is not
-// so, or else the first of the store's own errors if it could not tell of all. If it could, what
-// was in doubt is decided then.
-func (o *oracle) check(ctx context.Context, store *keystore.Store, ids []string, settle bool) (trouble error) {
+// check compares the keys in the store with the oracle. check returns a *wrong if an answer of the
+// store contradicts the oracle, and otherwise the first error of the store. If settle is true and
+// the store answers, the answer decides a change whose outcome was unknown.
+func (o *oracle) check(
+	ctx context.Context, store *keystore.Store, ids []string, settle bool,
+) (trouble error) {
 	for _, id := range ids {
 		err := o.checkKey(ctx, store, id, settle)
 		if w := new(wrong); errors.As(err, &w) {
@@ -363,7 +375,9 @@ func (o *oracle) check(ctx context.Context, store *keystore.Store, ids []string,
 	return trouble
 }
 
-func (o *oracle) checkKey(ctx context.Context, store *keystore.Store, id string, settle bool) error {
+func (o *oracle) checkKey(
+	ctx context.Context, store *keystore.Store, id string, settle bool,
+) error {
 	k := o.Keys[id]
 	got, err := store.Get(ctx, id)
 	if errors.Is(err, keystore.ErrNotFound) {
@@ -377,7 +391,8 @@ func (o *oracle) checkKey(ctx context.Context, store *keystore.Store, id string,
 		is = *k.Doubt
 	}
 	if got.Revision != is.Revision || got.Status() != is.Status || got.Name != is.Name {
-		return &wrong{fmt.Sprintf("key %s is %v %q at revision %d: acknowledged was %v %q at %d",
+		return &wrong{fmt.Sprintf(
+			"key %s is %v %q at revision %d, but the acknowledged state is %v %q at revision %d",
 			id, got.Status(), got.Name, got.Revision, is.Status, is.Name, is.Revision)}
 	}
 	old := k.Old
@@ -402,7 +417,7 @@ func (o *oracle) checkKey(ctx context.Context, store *keystore.Store, id string,
 	return nil
 }
 
-// admission is what Verify says of a key of a status.
+// admission returns the error of Verify for a key with a status.
 func admission(s keystore.Status) error {
 	switch s {
 	case keystore.StatusRevoked:
@@ -420,14 +435,14 @@ func expect(ctx context.Context, store *keystore.Store, id, token string, want e
 	case want == nil && err == nil, want != nil && errors.Is(err, want):
 		return nil
 	case err == nil || errors.Is(err, keystore.ErrDenied):
-		return &wrong{fmt.Sprintf("key %s: Verify says %v: it should say %v", id, err, want)}
+		return &wrong{fmt.Sprintf("key %s: Verify returns %v, but must return %v", id, err, want)}
 	default:
 		return err
 	}
 }
 
-// checkEvents returns a *wrong unless there is one event for each revision of each key, in order:
-// no change without its event, and no event without its change.
+// checkEvents returns a *wrong unless there is exactly one event for each revision of each key, in
+// order. So there is no change without its event, and no event without its change.
 func checkEvents(ctx context.Context, store *keystore.Store) error {
 	revisions := make(map[string]uint64)
 	for e, err := range store.Events(ctx, keystore.EventQuery{}) {
@@ -436,7 +451,8 @@ func checkEvents(ctx context.Context, store *keystore.Store) error {
 		}
 		revisions[e.KeyID]++
 		if revisions[e.KeyID] != e.Revision {
-			return &wrong{fmt.Sprintf("key %s: the event of revision %d comes in place %d", e.KeyID, e.Revision, revisions[e.KeyID])}
+			return &wrong{fmt.Sprintf("key %s: the event of revision %d is at position %d",
+				e.KeyID, e.Revision, revisions[e.KeyID])}
 		}
 	}
 	for key, err := range store.List(ctx, keystore.Query{}) {
@@ -444,18 +460,20 @@ func checkEvents(ctx context.Context, store *keystore.Store) error {
 			return err
 		}
 		if revisions[key.ID] != key.Revision {
-			return &wrong{fmt.Sprintf("key %s is at revision %d and has %d events", key.ID, key.Revision, revisions[key.ID])}
+			return &wrong{fmt.Sprintf("key %s is at revision %d and has %d events",
+				key.ID, key.Revision, revisions[key.ID])}
 		}
 		delete(revisions, key.ID)
 	}
 	if len(revisions) > 0 {
-		return &wrong{fmt.Sprintf("events of %d keys that are not there", len(revisions))}
+		return &wrong{fmt.Sprintf("there are events of %d missing keys", len(revisions))}
 	}
 	return nil
 }
 
-// checkAll opens the directory, which must work, and requires that it has all that the oracle
-// knows, or that it has what was changed lately and a sample of the rest.
+// checkAll opens the directory, and requires that the store agrees with the oracle. If whole is
+// true, checkAll checks all keys and events. Otherwise, checkAll checks the recently changed keys
+// and a sample of the rest.
 func (o *oracle) checkAll(t *testing.T, dir string, whole bool) {
 	t.Helper()
 	store, err := keystore.Open(dir, nil)
@@ -469,7 +487,7 @@ func (o *oracle) checkAll(t *testing.T, dir string, whole bool) {
 	require.NoError(t, store.Close())
 }
 
-// write stores the oracle for a judge.
+// write writes the oracle to a file, for a judge.
 func (o *oracle) write(t *testing.T, path string) {
 	t.Helper()
 	text, err := json.Marshal(o)
@@ -486,7 +504,7 @@ func readOracle(path string) (*oracle, error) {
 	return o, json.Unmarshal(text, o)
 }
 
-// A process is this test binary at work as something else.
+// A process is this test binary in another role.
 type process struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
@@ -494,7 +512,8 @@ type process struct {
 	stderr *tail
 }
 
-// start runs a role on a directory; under what wraps the command, if that is not empty.
+// start starts a process with a role on a directory. If wrapper is not empty, wrapper is a command
+// that runs the process, such as strace.
 func start(t *testing.T, role, dir string, wrapper ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
@@ -509,37 +528,38 @@ func start(t *testing.T, role, dir string, wrapper ...string) *process {
 	require.NoError(t, err)
 	p.out = bufio.NewReader(out)
 	require.NoError(t, p.cmd.Start())
-	t.Cleanup(func() { // of one that has not been waited for
+	t.Cleanup(func() { // in case the test has not waited for the process
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 	})
 	return p
 }
 
-// line returns the next line of the report, or false when the process has ended. A line that was
-// cut off was not acknowledged.
+// line returns the next line of the report, or false if the process has ended. An incomplete line
+// does not count as a report.
 func (p *process) line() (string, bool) {
 	line, err := p.out.ReadString('\n')
 	return strings.TrimSuffix(line, "\n"), err == nil
 }
 
 func (p *process) order(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.in, format+"\n", args...) // to a process that is dead: line tells
+	_, _ = fmt.Fprintf(p.in, format+"\n", args...) // if the process is dead, line returns false
 }
 
-// kill ends the process, lets the oracle hear what it had still said, and requires that it lived
-// until then.
+// kill kills the process, and passes the last reports to the oracle. kill requires that the process
+// was alive.
 func (p *process) kill(t *testing.T, o *oracle) {
 	t.Helper()
 	_ = p.cmd.Process.Kill()
 	for line, ok := p.line(); ok; line, ok = p.line() {
 		o.hear(line)
 	}
-	require.ErrorContains(t, p.cmd.Wait(), "signal: killed", "it was dead already: %s", p.stderr)
+	require.ErrorContains(t, p.cmd.Wait(), "signal: killed",
+		"the process was dead already: %s", p.stderr)
 }
 
-// A tail keeps the beginning of what a process says as it dies: the reason, without a thousand
-// goroutines.
+// A tail keeps the first 2,000 bytes of the standard error of a process. These bytes contain the
+// reason of a crash, without the stacks of all goroutines.
 type tail struct {
 	mu   sync.Mutex
 	text []byte

@@ -15,12 +15,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var powercuts = flag.Int("powercuts", 2, "how many times to cut the power; needs root")
+var powercuts = flag.Int("powercuts", 2, "the number of power cuts; needs root")
 
 func init() { roles["forgetful"] = forgetful }
 
-// The oracle is on another disk, and so outlives the power. In every second cycle the kernel has
-// just begun to write back some of what is dirty, here and there, as it may at any time.
+// The oracle is not on the disk, and so does not lose its data. In every second cycle, the kernel
+// has just started to write back some dirty pages at random places, as the kernel may do at any
+// time.
 func TestPowerLoss(t *testing.T) {
 	random := seeded(t)
 	d := mount(t, "ext4", 512)
@@ -28,17 +29,20 @@ func TestPowerLoss(t *testing.T) {
 	o := newOracle()
 	began := time.Now()
 	for cycle := range *powercuts {
-		cut(t, d, "writer", dir, moment(random, 200*time.Millisecond), cycle%2 == 1, func(line string) { o.hear(line) })
+		cut(t, d, "writer", dir, moment(random, 200*time.Millisecond), cycle%2 == 1,
+			func(line string) { o.hear(line) })
 		o.checkAll(t, dir, cycle%25 == 24 || cycle == *powercuts-1)
 	}
-	require.Greater(t, o.Acknowledged, 5**powercuts, "the victims did hardly anything")
-	t.Logf("%d cycles, %d acknowledged changes, %d keys: none lost, none back; %.2f s each",
+	require.Greater(t, o.Acknowledged, 5**powercuts, "the victims made too few changes")
+	t.Logf("%d cycles, %d acknowledged changes, %d keys: nothing lost or undone; %.2f s a cycle",
 		*powercuts, o.Acknowledged, len(o.Keys), time.Since(began).Seconds()/float64(*powercuts))
 }
 
-// cut runs a victim, cuts the power some time after it has opened its directory, and brings the
-// power back. What the victim says, before and after, is heard.
-func cut(t *testing.T, d *disk, role, dir string, after time.Duration, writeback bool, hear func(string)) {
+// cut runs a victim, cuts the power some time after the victim has opened its directory, and
+// restores the power. cut calls hear with each line of the output of the victim.
+func cut(
+	t *testing.T, d *disk, role, dir string, after time.Duration, writeback bool, hear func(string),
+) {
 	t.Helper()
 	p := start(t, role, dir)
 	down := make(chan error, 1)
@@ -55,24 +59,23 @@ func cut(t *testing.T, d *disk, role, dir string, after time.Duration, writeback
 		}
 		hear(line)
 	}
-	_ = p.cmd.Wait() // killed, or it gave up, which is right too: its disk is gone
+	_ = p.cmd.Wait() // the victim was killed, or has ended by an error of the lost disk
 	select {
 	case err := <-down:
 		require.NoError(t, err)
 	case <-time.After(time.Minute):
-		require.Fail(t, "the victim died before the power did", "%s", p.stderr)
+		require.Fail(t, "the victim ended before the power cut", "%s", p.stderr)
 	}
 	d.powerUp(t)
 }
 
-// writeBack has the kernel write some stretches of the files in a directory to the disk, and leave
-// the others.
+// writeBack tells the kernel to write random pages of the files in a directory to the disk.
 func writeBack(dir string) {
 	files, _ := os.ReadDir(dir)
 	for _, entry := range files {
 		f, err := os.OpenFile(filepath.Join(dir, entry.Name()), os.O_RDWR, 0)
 		if err != nil {
-			continue // it is gone by now
+			continue // the file was deleted
 		}
 		if info, err := f.Stat(); err == nil {
 			const page, write = 4096, 2 | 4 // SYNC_FILE_RANGE_WRITE and _WAIT_AFTER
@@ -86,8 +89,8 @@ func writeBack(dir string) {
 	}
 }
 
-// The control: if the same power cuts do not make a store without syncs lose what it acknowledged,
-// then the test above proves nothing.
+// The control run: a store without syncs must lose acknowledged writes in the same power cuts.
+// Otherwise, TestPowerLoss proves nothing.
 func TestPowerLossControl(t *testing.T) {
 	random := seeded(t)
 	d := mount(t, "ext4", 512)
@@ -95,7 +98,8 @@ func TestPowerLossControl(t *testing.T) {
 	for cycle := range 3 {
 		dir := filepath.Join(d.point, strconv.Itoa(cycle))
 		wrote := 0
-		cut(t, d, "forgetful", dir, 50*time.Millisecond+moment(random, 100*time.Millisecond), false, func(line string) {
+		after := 50*time.Millisecond + moment(random, 100*time.Millisecond)
+		cut(t, d, "forgetful", dir, after, false, func(line string) {
 			if n, err := strconv.Atoi(line); err == nil {
 				wrote = n
 			}
@@ -104,16 +108,16 @@ func TestPowerLossControl(t *testing.T) {
 		lost += wrote - remembered(t, dir, wrote)
 	}
 	t.Logf("without syncs, %d of %d acknowledged writes were lost", lost, acked)
-	require.Positive(t, lost, "the power cuts lose nothing: they are none")
+	require.Positive(t, lost, "the power cuts have lost nothing, so the power cuts do not work")
 }
 
-// forgetfulOptions are a Badger that does not sync.
+// forgetfulOptions returns the options of a Badger without syncs.
 func forgetfulOptions(dir string) badger.Options {
 	return badger.DefaultOptions(dir).WithSyncWrites(false).WithLogger(nil).
 		WithMemTableSize(8 << 20).WithValueLogFileSize(1 << 20).WithValueThreshold(64 << 10)
 }
 
-// forgetful writes 1, 2, 3 and so on, and reports what Badger has acknowledged.
+// forgetful writes 1, 2, 3 and so on, and reports each write that Badger has acknowledged.
 func forgetful(dir string) error {
 	db, err := badger.Open(forgetfulOptions(dir))
 	if err != nil {
@@ -131,7 +135,8 @@ func forgetful(dir string) error {
 	}
 }
 
-// remembered counts which of the first so many writes are there. A directory that is gone has none.
+// remembered returns how many of the first wrote writes are still in the directory. If the
+// directory does not exist, the result is 0.
 func remembered(t *testing.T, dir string, wrote int) (there int) {
 	db, err := badger.Open(forgetfulOptions(dir))
 	require.NoError(t, err)

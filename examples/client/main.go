@@ -26,7 +26,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	addr := flag.String("addr", "127.0.0.1:50051", "address of the server")
-	ca := flag.String("ca", "server.pem", "PEM file with the certificate to trust; see examples/server")
+	ca := flag.String("ca", "server.pem", "PEM file with the certificate of the server")
 	watch := flag.Bool("watch", false, "open a stream and keep it open, instead of one call")
 	flag.Parse()
 	if err := run(*addr, *ca, *watch); err != nil {

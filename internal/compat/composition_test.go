@@ -28,7 +28,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A buffer is written by several goroutines.
+// A buffer is a bytes.Buffer for several goroutines.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -46,7 +46,8 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// The composition of the guides counts, logs and traces what its page says, for each kind of call.
+// For each kind of call, the metrics, logs and traces of the composition must be as the guide
+// describes.
 func TestComposition(t *testing.T) {
 	spans := tracetest.NewInMemoryExporter()
 	before := otel.GetTracerProvider()
@@ -71,7 +72,9 @@ func TestComposition(t *testing.T) {
 	require.NoError(t, err)
 	token := issued.Secret.Reveal()
 	key := grpc.PerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure()))
-	in := func(mode string) context.Context { return metadata.AppendToOutgoingContext(ctx, "mode", mode) }
+	in := func(mode string) context.Context {
+		return metadata.AppendToOutgoingContext(ctx, "mode", mode)
+	}
 	_, err = client.EmptyCall(ctx, &testpb.Empty{}, key)
 	require.NoError(t, err)
 	_, err = client.EmptyCall(ctx, &testpb.Empty{})
@@ -110,19 +113,21 @@ apikey_ended_total{reason="revoked"} 1
 # TYPE apikey_changed_total counter
 apikey_changed_total{action="create"} 1
 apikey_changed_total{action="revoke"} 1
-`), "grpc_server_handled_total", "apikey_refused_total", "apikey_ended_total", "apikey_changed_total"))
+`), "grpc_server_handled_total", "apikey_refused_total", "apikey_ended_total",
+		"apikey_changed_total"))
 	require.Equal(t, 0.0, gathered(t, registry, "apikey_live"))
 	require.Equal(t, -1.0, gathered(t, registry, "apikey_outdated"))
 
 	logged := text.String()
-	// Logging stands behind the Authenticator: it knows the key, and sees no refusal.
+	// The logging interceptor runs after the Authenticator, so it logs the key and does not log
+	// refused calls.
 	require.Equal(t, 2, strings.Count(logged, `msg="finished call"`), "%s", logged)
 	require.Contains(t, logged, "key="+issued.Key.ID+" owner=team-a")
 	require.Contains(t, logged, `msg="a handler panicked" panic=unary`)
 	require.Len(t, spans.GetSpans(), 5)
 	require.NotContains(t, logged, token[len(token)-20:])
 
-	// Every metric that an alert of the guides names is there.
+	// Every metric in an alert of the guides must exist.
 	rules, err := os.ReadFile("../../examples/guides/prometheus/alerts.yml")
 	require.NoError(t, err)
 	names := regexp.MustCompile(`\bapikey_\w+`).FindAllString(string(rules), -1)
@@ -145,6 +150,6 @@ func gathered(t *testing.T, registry *prometheus.Registry, name string) (sum flo
 			return sum
 		}
 	}
-	require.Fail(t, "no metric has the name", name)
+	require.Fail(t, "there is no metric with the name", name)
 	return 0
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// startGateway starts the gateway as a process of its own, and returns its URL.
+// startGateway starts the gateway as a separate process, and returns the URL of the gateway.
 func startGateway(t *testing.T, server string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "proxy")
@@ -44,13 +44,15 @@ func startGateway(t *testing.T, server string) string {
 	return "http://" + strings.TrimSpace(address)
 }
 
-// watched notes the metadata that handlers see.
+// A watched is a health server that records the metadata of each Check.
 type watched struct {
 	*health.Server
 	seen chan metadata.MD
 }
 
-func (w watched) Check(ctx context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+func (w watched) Check(
+	ctx context.Context, r *healthpb.HealthCheckRequest,
+) (*healthpb.HealthCheckResponse, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	w.seen <- md
 	return w.Server.Check(ctx, r)
@@ -82,7 +84,7 @@ func TestGateway(t *testing.T) {
 	get := func(url, key string) (int, string) {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 		require.NoError(t, err)
-		request.Header.Set("X-Forwarded-For", "127.0.0.2") // a lie, or not
+		request.Header.Set("X-Forwarded-For", "127.0.0.2") // true or false, depending on from
 		if key != "" {
 			request.Header.Set("Authorization", "Bearer "+key)
 		}
@@ -101,7 +103,7 @@ func TestGateway(t *testing.T) {
 	require.Equal(t, []string{"127.0.0.2, 127.0.0.2"}, md.Get("x-forwarded-for"))
 	for name, values := range md {
 		for _, value := range values {
-			require.False(t, strings.Contains(value, token), "%s holds the key", name)
+			require.False(t, strings.Contains(value, token), "the metadata %s contains the key", name)
 		}
 	}
 	code, body = get(gatewayURL+"/v1/health", "")
@@ -115,10 +117,12 @@ func TestGateway(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	from = "127.0.0.3"
 	code, _ = get(gatewayURL+"/v1/health", bound.Secret.Reveal())
-	require.Equal(t, http.StatusUnauthorized, code, "the gateway says where the caller really is")
+	require.Equal(t, http.StatusUnauthorized, code,
+		"the gateway reports the true address of the caller")
 
 	// A stream ends in the middle of its body.
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, gatewayURL+"/v1/health:watch", nil)
+	request, err := http.NewRequestWithContext(
+		t.Context(), http.MethodGet, gatewayURL+"/v1/health:watch", nil)
 	require.NoError(t, err)
 	request.Header.Set("Authorization", "Bearer "+token)
 	stream, err := client.Do(request)
@@ -132,12 +136,12 @@ func TestGateway(t *testing.T) {
 	code, _ = get(gatewayURL+"/v1/health", token)
 	require.Equal(t, http.StatusUnauthorized, code)
 
-	// What the page warns of: this form calls the service without any interceptor.
+	// The guide warns of this form: it calls the service without any interceptor.
 	open := runtime.NewServeMux()
 	require.NoError(t, gateway.RegisterHealthHandlerServer(t.Context(), open, checks))
 	web := httptest.NewServer(open)
 	code, _ = get(web.URL+"/v1/health", "")
-	require.Equal(t, http.StatusOK, code, "no key was asked for")
+	require.Equal(t, http.StatusOK, code, "the service does not require a key")
 	web.Close()
 
 	server.Stop()

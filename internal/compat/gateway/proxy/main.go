@@ -1,5 +1,5 @@
-// Proxy is the gateway of the guide, as a process of its own: it translates HTTP into calls of a
-// gRPC server.
+// Proxy is the gateway of the guide, as a separate program. Proxy translates HTTP requests into
+// calls of a gRPC server.
 package main
 
 import (

@@ -96,10 +96,10 @@ type Change struct {
 	// Afterwards the backend does not remember the entry: the next write expects 0 and makes
 	// revision 1. A caller that still expects revision 1 of the deleted entry then succeeds.
 	Delete bool
-	// Restricts marks a change that takes a permission from an API key, such as a revocation. A
-	// backend reserves disk space for such changes: when the space runs out, the backend refuses
-	// all other changes with ErrFull first. If one change of an Apply restricts a key, the reserve
-	// is open to all changes of the Apply.
+	// Restricts marks a change that takes a permission from an API key, such as a revocation, or a
+	// change that later restrictions depend on. A backend reserves disk space for such changes:
+	// when the space runs out, the backend refuses all other changes with ErrFull first. If one
+	// change of an Apply has Restricts, the reserve is open to all changes of the Apply.
 	Restricts bool
 }
 

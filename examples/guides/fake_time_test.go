@@ -71,7 +71,7 @@ func TestStreamEndsWithItsKey(t *testing.T) {
 	})
 }
 
-// serve returns a client of a server in memory: in a bubble, no test can use a socket.
+// serve returns a client of a server in memory, because a test cannot use a socket in a bubble.
 func serve(t *testing.T, store *keystore.Store) healthpb.HealthClient {
 	auth, err := interceptor.New(store)
 	require.NoError(t, err)

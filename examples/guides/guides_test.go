@@ -1,4 +1,4 @@
-// Package guides_test holds the pages to the files and to the code that they show.
+// Package guides_test checks that the pages agree with the files and the code that the pages show.
 package guides_test
 
 import (
@@ -28,8 +28,7 @@ func trimmed(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// sources is where the code and the files that the pages show come from, by the language of the
-// block.
+// sources lists the files that the blocks of the pages come from, by the language of the block.
 var sources = map[string][]string{
 	"go": {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go",
 		"../../internal/compat/gateway/proxy/main.go"},
@@ -38,8 +37,7 @@ var sources = map[string][]string{
 	"yaml":    {"kubernetes/*.yaml", "envoy/*.yaml", "prometheus/*.yml"},
 }
 
-// Every block of code or of a file in a page stands, line for line, in a file that a test compiles,
-// checks or runs.
+// Every line of a block in a page must occur in a file that a test compiles, checks or runs.
 func TestPagesShowWhatIsTested(t *testing.T) {
 	pages, err := filepath.Glob("*.md")
 	require.NoError(t, err)
@@ -64,7 +62,7 @@ func TestPagesShowWhatIsTested(t *testing.T) {
 	require.Greater(t, shown, 10)
 }
 
-// The index names every page, and what the pages point to is there.
+// The index must list every page, and the targets of all links in the pages must exist.
 func TestLinks(t *testing.T) {
 	pages, err := filepath.Glob("*.md")
 	require.NoError(t, err)
@@ -79,8 +77,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// promtool finds nothing wrong in the alerts, and each alert fires when it should, and not
-// otherwise.
+// promtool must find no error in the alerts. Each alert must fire in the expected cases, and only
+// then.
 func TestAlerts(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {

@@ -31,8 +31,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
-// The page quotes an error as **`text … text`**. Each quoted text occurs in an error that is
-// provoked here, and each error that is provoked here is quoted.
+// The page quotes an error as **`text … text`**. This test provokes errors. Each quoted text must
+// occur in a provoked error, and the page must quote each provoked error.
 func TestTroubleshootingQuotesErrors(t *testing.T) {
 	quotes := map[string]bool{}
 	quoted := regexp.MustCompile("\\*\\*`([^`]+)`\\*\\*")
@@ -63,7 +63,7 @@ func TestTroubleshootingQuotesErrors(t *testing.T) {
 	}
 }
 
-// has reports whether a text has the pieces of a quote, in their order.
+// has reports whether a text contains the pieces of a quote, in the same order.
 func has(text, quote string) bool {
 	for _, piece := range strings.Split(quote, "…") {
 		_, after, ok := strings.Cut(text, strings.TrimSpace(piece))
@@ -202,7 +202,7 @@ func dial(t *testing.T, address string, opts ...grpc.DialOption) (*grpc.ClientCo
 	return conn, err
 }
 
-// credential returns the error of credentials that are asked for the key.
+// credential returns the error of the credentials when gRPC requests the key.
 func credential(t *testing.T, creds interface {
 	GetRequestMetadata(context.Context, ...string) (map[string]string, error)
 }) error {
@@ -222,7 +222,7 @@ func openError(dir string, opts *keystore.Options) error {
 	return err
 }
 
-// create makes a store with some keys in dir.
+// create creates a store with some keys in dir.
 func create(t *testing.T, dir string, hasher hashing.Hasher) {
 	t.Helper()
 	store, err := keystore.Open(dir, &keystore.Options{Hasher: hasher})
@@ -240,7 +240,7 @@ func made(t *testing.T, hasher hashing.Hasher) string {
 	return dir
 }
 
-// with returns a directory that holds a file.
+// with returns a directory that contains a file.
 func with(t *testing.T, file string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -255,13 +255,13 @@ func pepper(t *testing.T, text string) hashing.Hasher {
 	return hasher
 }
 
-// mounted opens a store on a file system of its own.
+// mounted opens a store on a separate file system.
 func mounted(t *testing.T, options string) error {
 	t.Helper()
 	return onDisk(t, options, func(dir string) error { return openError(dir, nil) })
 }
 
-// onDisk mounts a file system for a function.
+// onDisk mounts a file system during a call of a function.
 func onDisk(t *testing.T, options string, do func(dir string) error) error {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -285,14 +285,14 @@ func TestTroubleshootingSmallDisk(t *testing.T) {
 
 const stranger = 61234 // the id of a user without files
 
-// asStranger runs the program of the guides as another user, with a directory of root's that
-// prepare has filled.
+// asStranger runs the program of the guides as another user, with a directory that belongs to root.
+// prepare fills the directory.
 func asStranger(t *testing.T, prepare func(dir string)) error {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("NOT RUN: only root can start a program as another user")
 	}
-	top, err := os.MkdirTemp("", "guides-*") // t.TempDir lets no other user in
+	top, err := os.MkdirTemp("", "guides-*") // no other user can enter t.TempDir
 	require.NoError(t, err)
 	defer os.RemoveAll(top)
 	require.NoError(t, os.Chmod(top, 0o755))
@@ -368,8 +368,8 @@ func check(t *testing.T, streams bool, opts ...interceptor.Option) error {
 	return auth.Check(server)
 }
 
-// The table of reasons is that of package interceptor, and the table of words has a line for each
-// denial.
+// The table of reasons must agree with package interceptor. The table of words must have a line for
+// each denial.
 func TestTroubleshootingNamesEachReason(t *testing.T) {
 	page := read(t, "troubleshooting.md")
 	reasons := func(text, pattern string, code, reason int) map[string]string {

@@ -31,8 +31,9 @@ func nightly(ctx context.Context, logger *slog.Logger, work func(context.Context
 	}
 }
 
-// backUp writes a backup of the store into dir, and restores the backup into a store of its own
-// before the backup counts. Then it removes all but the latest keep backups.
+// backUp writes a backup of the store into dir. backUp tests the backup before the backup counts:
+// it restores the backup into a temporary store. Then backUp removes all backups except the latest
+// keep backups.
 func backUp(
 	ctx context.Context, logger *slog.Logger, store *keystore.Store, opts *keystore.Options, dir string, keep int,
 ) error {
@@ -62,7 +63,7 @@ func backUp(
 	if err != nil {
 		return err
 	}
-	slices.Sort(backups) // by time
+	slices.Sort(backups) // sorted by time
 	for _, old := range backups[:max(0, len(backups)-keep)] {
 		if err := os.Remove(old); err != nil {
 			return err
@@ -71,7 +72,7 @@ func backUp(
 	return nil
 }
 
-// restore brings the keys of a backup into the store.
+// restore restores the keys of a backup into the store.
 func restore(ctx context.Context, store *keystore.Store, file string) error {
 	backup, err := os.Open(file)
 	if err != nil {
@@ -81,8 +82,8 @@ func restore(ctx context.Context, store *keystore.Store, file string) error {
 	return store.Restore(ctx, backup)
 }
 
-// testRestore restores a backup into a store that is removed afterwards, and returns how many keys
-// the store had.
+// testRestore restores a backup into a temporary store, and returns the number of keys in the
+// store.
 func testRestore(ctx context.Context, opts *keystore.Options, backup *os.File) (keys int, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(backup.Name()), "restored-*")
 	if err != nil {

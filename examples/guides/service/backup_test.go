@@ -30,7 +30,7 @@ func TestBackUp(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, left, 2, "the latest two, and nothing of the test restore")
 
-	// The disaster of the guide: the directory is gone, and the key was revoked after the backup.
+	// The disaster in the guide: the directory is lost, and the key was revoked after the backup.
 	require.NoError(t, store.Revoke(t.Context(), issued.Key.ID, ""))
 	require.NoError(t, store.Close())
 	require.NoError(t, os.Rename(keys, keys+".lost"))
@@ -69,7 +69,7 @@ func TestNightly(t *testing.T) {
 		var at []time.Time
 		go nightly(ctx, slog.New(slog.DiscardHandler), func(context.Context) error {
 			at = append(at, time.Now().UTC())
-			return context.DeadlineExceeded // goes on after a failure
+			return context.DeadlineExceeded // nightly must continue after a failure
 		})
 		time.Sleep(3 * 24 * time.Hour)
 		synctest.Wait()

@@ -1,6 +1,6 @@
-// Service is the program that the guides deploy: a gRPC server whose methods need an API key. Its
-// two methods are those of grpc.testing.TestService, a unary call and a stream, and stand for
-// yours.
+// Service is the program that the guides deploy: a gRPC server whose methods need an API key. The
+// two methods are from grpc.testing.TestService: a unary call and a stream. Replace them by your
+// methods.
 //
 //	go run ./examples/guides/service -keys /tmp/orders/keys -issue laptop     prints a key, and ends
 //	go run ./examples/guides/service -keys /tmp/orders/keys                   serves
@@ -34,7 +34,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A config is what the command line says.
+// A config contains the values of the flags.
 type config struct {
 	listen, health, keys, backups, restore, issue, cert, certKey string
 
@@ -42,7 +42,7 @@ type config struct {
 	drain            time.Duration
 }
 
-// A list is a flag that may be given several times.
+// A list is a flag that may occur several times.
 type list []string
 
 func (l *list) String() string     { return strings.Join(*l, " ") }
@@ -80,8 +80,8 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	// Only -issue and -restore may make a store. A service that finds none has a wrong path, or its
-	// volume is not mounted.
+	// Only -issue and -restore may create a store. If a service finds no store, the path is wrong,
+	// or the volume is not mounted.
 	mustExist := c.issue == "" && c.restore == ""
 	opts := &keystore.Options{Hasher: hasher, Logger: logger, MustExist: mustExist}
 	store, err := keystore.Open(c.keys, opts)
@@ -149,7 +149,7 @@ func serveCalls(
 	return <-stopped
 }
 
-// newServer returns the server for callers, and what the server answers to health checks.
+// newServer returns the server for callers, and the health server for its health checks.
 func newServer(
 	c config, logger *slog.Logger, store *keystore.Store,
 ) (*grpc.Server, *health.Server, error) {
@@ -192,12 +192,12 @@ func newServer(
 	return server, checks, auth.Check(server)
 }
 
-// A service stands for yours.
+// A service is the place of your service.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 }
 
-// UnaryCall answers with the name of the caller's key.
+// UnaryCall returns the name of the key of the caller.
 func (service) UnaryCall(ctx context.Context, _ *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
 	key, ok := interceptor.FromContext(ctx)
 	if !ok {
@@ -206,7 +206,7 @@ func (service) UnaryCall(ctx context.Context, _ *testpb.SimpleRequest) (*testpb.
 	return &testpb.SimpleResponse{Username: key.Name}, nil
 }
 
-// FullDuplexCall answers each message with the payload that the message has.
+// FullDuplexCall answers each message with the payload of the message.
 func (service) FullDuplexCall(
 	stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse],
 ) error {

@@ -33,7 +33,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
-// startService serves as the program does.
+// startService serves in the same way as the program.
 func startService(t *testing.T, store *keystore.Store, c config) string {
 	t.Helper()
 	server, _, err := newServer(c, slog.New(slog.DiscardHandler), store)
@@ -41,7 +41,7 @@ func startService(t *testing.T, store *keystore.Store, c config) string {
 	return serve(t, server)
 }
 
-// serve serves on a loopback port until the test is over.
+// serve serves on a loopback port until the end of the test.
 func serve(t *testing.T, server *grpc.Server) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -64,7 +64,7 @@ func freePort(t *testing.T) string {
 	return lis.Addr().String()
 }
 
-// edited returns a file with pieces of it replaced; each piece is there exactly once.
+// edited returns the text of a file with some pieces replaced. Each piece must occur exactly once.
 func edited(t *testing.T, file string, oldNew ...string) string {
 	t.Helper()
 	content, err := os.ReadFile(file)
@@ -77,14 +77,14 @@ func edited(t *testing.T, file string, oldNew ...string) string {
 	return text
 }
 
-// A proxy is a real nginx, which runs the nginx.conf of the guide.
+// A proxy is a real nginx with the nginx.conf of the guide.
 type proxy struct {
 	address string
 	tls     credentials.TransportCredentials
 }
 
-// startNginx starts nginx with the guide's file, in which only ports and paths differ, and what
-// edits say.
+// startNginx starts nginx with the file of the guide. Only the ports, the paths and the pieces in
+// edits differ.
 func startNginx(t *testing.T, backend string, edits ...string) proxy {
 	t.Helper()
 	program, err := exec.LookPath("nginx")
@@ -101,7 +101,8 @@ func startNginx(t *testing.T, backend string, edits ...string) proxy {
 	require.NoError(t, err)
 	certFile, keyFile := filepath.Join(dir, "orders.pem"), filepath.Join(dir, "orders.key")
 	require.NoError(t, os.WriteFile(certFile, certPEM, 0o600))
-	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
+	require.NoError(t, os.WriteFile(keyFile, keyPEM, 0o600))
 
 	address := freePort(t)
 	conf := edited(t, "../nginx/nginx.conf", append([]string{
@@ -129,7 +130,7 @@ func startNginx(t *testing.T, backend string, edits ...string) proxy {
 	return proxy{address, credentials.NewTLS(&tls.Config{RootCAs: roots})}
 }
 
-// client returns a client that calls through the proxy from a loopback address of its own.
+// client returns a client that calls through the proxy, from the given loopback address.
 func (p proxy) client(t *testing.T, from string) testpb.TestServiceClient {
 	t.Helper()
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
@@ -181,7 +182,7 @@ func TestNginx(t *testing.T) {
 	require.Equal(t, codes.Unauthenticated, status.Code(err))
 	require.Equal(t, "CREDENTIALS_MISSING", reason(err))
 
-	// The caller's address, and not what the caller says of it.
+	// The address of the caller counts, and not the address in a header from the caller.
 	_, bound := issue(keystore.Spec{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
 	_, err = client.UnaryCall(ctx, &testpb.SimpleRequest{}, bound)
 	require.NoError(t, err)
@@ -189,8 +190,8 @@ func TestNginx(t *testing.T) {
 	_, err = nginx.client(t, "127.0.0.3").UnaryCall(liar, &testpb.SimpleRequest{}, bound, ready)
 	require.Equal(t, "API_KEY_INVALID", reason(err))
 
-	// A stream carries more than client_max_body_size would let through, and a revocation ends the
-	// stream while both ends are quiet.
+	// A stream carries more data than client_max_body_size would allow. A revocation ends the
+	// stream while neither side sends.
 	stream, err := client.FullDuplexCall(ctx, key)
 	require.NoError(t, err)
 	for range 8 {
@@ -205,7 +206,7 @@ func TestNginx(t *testing.T) {
 }
 
 // nginx connects to a unix socket in a directory that only the user of both programs may enter. The
-// service believes nginx, and the caller's address is known.
+// service trusts nginx, and so knows the address of the caller.
 func TestNginxOnUnixSocket(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o700))
@@ -242,7 +243,7 @@ func TestNginxOnUnixSocket(t *testing.T) {
 	require.ErrorContains(t, err, "502")
 }
 
-// What the page says of each line: what callers meet without the line.
+// For each line of the configuration, the page describes the failure of callers without the line.
 func TestNginxLines(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -295,7 +296,7 @@ func quiet(t *testing.T, client testpb.TestServiceClient, key grpc.CallOption) {
 	require.ErrorContains(t, err, "RST_STREAM")
 }
 
-// What the page says of a service that does not run, and of a header that nginx drops.
+// The page describes a service that does not run, and a header that nginx drops.
 func TestNginxTraps(t *testing.T) {
 	client := startNginx(t, freePort(t)).client(t, "127.0.0.2")
 	_, err := client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.WaitForReady(true))

@@ -10,8 +10,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 )
 
-// hasherFrom returns the Hasher for peppers that are written as ID=FILE, the current one first. The
-// word sha256 stands for digests without a pepper. Without any pepper, the Hasher is SHA256.
+// hasherFrom returns the Hasher for peppers in the form ID=FILE, with the current pepper first. The
+// word sha256 means digests without a pepper. If there is no pepper, the Hasher is SHA256.
 func hasherFrom(peppers []string) (hashing.Hasher, error) {
 	if len(peppers) == 0 {
 		return hashing.SHA256(), nil

@@ -10,7 +10,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// The steps of the guide: a store begins without a pepper, gets one, and changes it.
+// The steps of the guide: a store starts without a pepper, gets a pepper, and changes the pepper.
 func TestPepperSteps(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
@@ -44,7 +44,7 @@ func TestPepperSteps(t *testing.T) {
 		}
 		require.NoError(t, store.Close())
 	}
-	// A step too far: the earlier pepper is dropped while keys need it.
+	// A mistake: remove the earlier pepper while keys still need this pepper.
 	store := open(pepper2027)
 	defer store.Close()
 	_, err := store.Verify(t.Context(), tokens[2])

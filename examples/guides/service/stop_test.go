@@ -23,7 +23,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// After the drain, neither a stream with a key nor a public one keeps the program from ending.
+// After the drain time, the program must end, even if a stream with a key or a public stream is
+// still open.
 func TestStop(t *testing.T) {
 	c := config{listen: freePort(t), health: freePort(t), keys: filepath.Join(t.TempDir(), "keys"), drain: time.Millisecond}
 	store, err := keystore.Open(c.keys, nil)
@@ -60,11 +61,12 @@ func TestStop(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
-// A service that finds no store does not make one: its path is wrong, or its volume is not mounted.
+// A service that finds no store must not create a store, because the path is wrong, or the volume
+// is not mounted.
 func TestServiceNeedsAStore(t *testing.T) {
 	empty := t.TempDir()
 	over, cancel := context.WithCancel(t.Context())
-	cancel() // a service that starts all the same ends
+	cancel() // so that a service that starts by mistake ends
 	for _, keys := range []string{empty, filepath.Join(empty, "missing")} {
 		err := run(over, config{listen: "127.0.0.1:0", keys: keys})
 		require.ErrorIs(t, err, fs.ErrNotExist)
@@ -76,7 +78,8 @@ func TestServiceNeedsAStore(t *testing.T) {
 	require.NoError(t, run(t.Context(), config{keys: empty, issue: "test"}))
 }
 
-// A probe sees that the store has stopped, and the log says why a call was refused.
+// A health probe must report that the store has stopped, and the log must contain the reason for a
+// refused call.
 func TestServiceReports(t *testing.T) {
 	c := config{listen: freePort(t), drain: time.Millisecond}
 	store, err := keystore.Open(filepath.Join(t.TempDir(), "keys"), nil)

@@ -46,12 +46,12 @@ func newMachine(t *testing.T) machine {
 	t.Helper()
 	m := machine{build(t), filepath.Join(t.TempDir(), "state"), t.TempDir(), freePort(t)}
 	require.NoError(t, os.MkdirAll(filepath.Join(m.state, "orders", "backups"), 0o700))
-	const pepper = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n" // of the test
+	const pepper = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n" // the pepper of this test
 	require.NoError(t, os.WriteFile(filepath.Join(m.credentials, "pepper"), []byte(pepper), 0o400))
 	return m
 }
 
-// command returns the arguments of a unit's ExecStart, with the directories of m.
+// command returns the arguments of ExecStart of a unit, with the directories of m.
 func (m machine) command(t *testing.T, unit string) []string {
 	t.Helper()
 	text, err := os.ReadFile(unit)
@@ -65,8 +65,8 @@ func (m machine) command(t *testing.T, unit string) []string {
 	return args
 }
 
-// What both units start, with the arguments that the units have. The unit allows every system call
-// that the program makes, and systemd finds nothing wrong in the units.
+// The test runs the commands of both units with the arguments of the units. The units must allow
+// every system call of the program, and systemd must find no error in the units.
 func TestSystemd(t *testing.T) {
 	strace := need(t, "strace", "strace")
 	analyze := need(t, "systemd-analyze", "systemd")
@@ -90,7 +90,7 @@ func TestSystemd(t *testing.T) {
 		grpc.WaitForReady(true), grpc.PerRPCCredentials(keycreds.New(string(key), keycreds.AllowInsecure())))
 	require.NoError(t, err)
 	require.Equal(t, "admin", reply.Username)
-	// strace passes no SIGTERM on to what it traces.
+	// strace does not pass SIGTERM on to the traced program.
 	pids, err := exec.Command("pgrep", "-P", strconv.Itoa(serve.Process.Pid)).Output()
 	require.NoError(t, err)
 	require.NoError(t, exec.Command("kill", "-TERM", strings.TrimSpace(string(pids))).Run())
@@ -128,7 +128,7 @@ func TestSystemd(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 }
 
-// systemCalls returns the names of a set of systemd's, and of the sets in the set.
+// systemCalls returns the names in a set of system calls of systemd, nested sets included.
 func systemCalls(t *testing.T, analyze, set string) map[string]bool {
 	t.Helper()
 	out, err := exec.Command(analyze, "--no-pager", "syscall-filter", set).Output()

@@ -105,7 +105,7 @@ func TestQuota(t *testing.T) {
 	put := func(urgent bool) error {
 		n++
 		c := change(fmt.Sprint("k", n), strings.Repeat("v", 1000), 0)
-		c.Urgent = urgent
+		c.Restricts = urgent
 		return db.Apply(t.Context(), c)
 	}
 	refused := func(err error) {
@@ -248,7 +248,7 @@ func TestQuotaWithoutAReserve(t *testing.T) {
 	}
 	defer func() { db.room.probe = probe }()
 	urgent := change("k", "v", 0)
-	urgent.Urgent = true
+	urgent.Restricts = true
 	require.NoError(t, db.Apply(t.Context(), urgent))
 	left--
 	urgent.Expect = 1

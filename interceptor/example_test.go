@@ -82,14 +82,15 @@ func ExampleFromContext() {
 		if !ok {
 			return "a public method"
 		}
-		return "called by " + key.Owner
+		return fmt.Sprintf("called by %s, may write: %t", key.Owner, key.HasScope("orders:write"))
 	}
 
 	// A test of the handler needs no server.
-	fmt.Println(handler(interceptor.NewContext(context.Background(), &keystore.Key{Owner: "team-a"})))
+	key := keystore.NewKey(keystore.Spec{Owner: "team-a", Scopes: []string{"orders:*"}})
+	fmt.Println(handler(interceptor.NewContext(context.Background(), key)))
 	fmt.Println(handler(context.Background()))
 	// Output:
-	// called by team-a
+	// called by team-a, may write: true
 	// a public method
 }
 

@@ -111,7 +111,7 @@ func (n nothing) Bind(context.Context, string) (context.Context, *keystore.Key, 
 
 func TestVerifierWithoutAnAnswer(t *testing.T) {
 	var released atomic.Int64
-	key := &keystore.Key{ID: "id", Scopes: []string{"*"}}
+	key := keystore.NewKey(keystore.Spec{Scopes: []string{"*"}})
 	for name, v := range map[string]nothing{
 		"nothing":       {},
 		"no key":        {bound: t.Context(), released: &released},

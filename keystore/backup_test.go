@@ -158,7 +158,8 @@ func TestBackupIsOfOneMoment(t *testing.T) {
 		for w := range writers {
 			counts := make([]int, chain)
 			for i, id := range chains[w] {
-				counts[i], err = strconv.Atoi(got[id].Metadata["n"])
+				key := got[id]
+				counts[i], err = strconv.Atoi(key.Metadata()["n"])
 				require.NoError(t, err)
 				require.EqualValues(t, counts[i]+1, got[id].Revision)
 				require.LessOrEqual(t, counts[i], counts[0])

@@ -22,69 +22,192 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A Key is what is known of an API key, short of its secret. It is read-only and shared between callers: do not
-// change what its Metadata holds. Appending to Scopes is harmless.
+// A Key describes an API key. A Key holds no secret.
 //
-// The JSON of a Key has the fields by their names, without those times that are zero, and the
-// Status as a word. It can be decoded again.
+// Verify and Bind give the same *Key to many callers, so do not write to its fields: other callers
+// would see the change, and may read the field at the same time. The store does not decide by these
+// fields, so a write cannot change who is admitted. Scopes, Metadata and AllowedNetworks return
+// copies, which the caller may change.
+//
+// The JSON of a Key has the names of the fields and of these three methods, leaves out times that
+// are zero, and adds the Status as a word. UnmarshalJSON reads this form.
 type Key struct {
+	// First, so that Store.Verify finds it in memory that it reads anyway.
+	grants *grants // nil: nothing is granted
+
 	// ID names the key in logs, lists and Revoke: a UUIDv7 in 26 characters of Crockford's base32. It sorts by creation
 	// and is no secret.
 	ID string
-	// Name, Owner, Scopes and Metadata are what Spec said.
+	// Name and Owner are what Spec said.
 	Name, Owner string
-	Scopes      []string
-	Metadata    map[string]string
 	// Hint is the text of the key without its secret, for showing which key it is.
 	Hint string
 	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
 	// never.
-	CreatedAt, ExpiresAt time.Time `json:",omitzero"`
+	CreatedAt, ExpiresAt time.Time
 	// NotBefore is the first moment at which it is admitted; zero is at once.
-	NotBefore time.Time `json:",omitzero"`
-	// AllowedNetworks and RateLimit are what Spec said.
-	AllowedNetworks []netip.Prefix
-	RateLimit       RateLimit `json:",omitzero"`
+	NotBefore time.Time
+	// RateLimit is what Spec said.
+	RateLimit RateLimit
 	// RevokedAt is when it was revoked, and DisabledAt when it was disabled; zero is not.
-	RevokedAt, DisabledAt time.Time `json:",omitzero"`
+	RevokedAt, DisabledAt time.Time
 	// RevokeReason and DisableReason are what the calls that took effect gave.
-	RevokeReason, DisableReason string `json:",omitzero"`
+	RevokeReason, DisableReason string
 	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
 	// past.
-	PreviousUntil time.Time `json:",omitzero"`
+	PreviousUntil time.Time
 	// LastUsedAt is the minute in which the key was last used; zero if it never was. Get and List
 	// fill it in. Verify and Bind use a key when they admit a caller, Allow when it returns nil for
 	// a key with a RateLimit, and a context from Bind uses its key until it ends. A use is written
 	// within a minute or two, so a crash may lose the last minutes: Query.UnusedSince takes that
 	// into account.
-	LastUsedAt time.Time `json:",omitzero"`
+	LastUsedAt time.Time
 	// Revision is 1 for a new key, and one more after each change.
 	Revision uint64
-
-	limit *limiter // nil: none, or not from Verify or Bind
 }
 
-// A plainKey is a Key without methods.
-type plainKey Key
+// A grants holds the part of a key that a caller could change through a slice or a map. No caller
+// gets the grants of a Key, only copies of its parts.
+type grants struct {
+	scopes   []string
+	metadata map[string]string
+	networks []netip.Prefix
+	limit    *limiter // nil: none, or the key is not from Verify or Bind
+}
 
-// MarshalJSON encodes the fields, and the Status of this moment.
+// nothing is the grants of a Key that has none.
+var nothing grants
+
+// granted returns the key's grants, and never nil.
+func (k *Key) granted() *grants {
+	if k.grants == nil {
+		return &nothing
+	}
+	return k.grants
+}
+
+// NewKey returns a key that no store has, with a copy of what spec says. NewKey serves tests of
+// handlers, and Verifiers that are no Store. NewKey does not check the spec. The caller may set the
+// other fields.
+func NewKey(spec Spec) *Key {
+	return &Key{
+		grants: &grants{
+			scopes:   cloned(spec.Scopes),
+			metadata: clonedMap(spec.Metadata),
+			networks: cloned(spec.AllowedNetworks),
+		},
+		Name:      spec.Name,
+		Owner:     spec.Owner,
+		ExpiresAt: spec.ExpiresAt,
+		NotBefore: spec.NotBefore,
+		RateLimit: spec.RateLimit,
+	}
+}
+
+// Scopes returns a copy of what Spec said, and nil if the key has no scopes. HasScope makes no
+// copy.
+func (k *Key) Scopes() []string { return cloned(k.granted().scopes) }
+
+// Metadata returns a copy of what Spec said, and nil if the key has no metadata.
+func (k *Key) Metadata() map[string]string { return clonedMap(k.granted().metadata) }
+
+// AllowedNetworks returns a copy of what Spec said, and nil if the key may be used from everywhere.
+func (k *Key) AllowedNetworks() []netip.Prefix { return cloned(k.granted().networks) }
+
+// cloned returns a copy without spare capacity, and nil for an empty slice.
+func cloned[T any](s []T) []T {
+	if len(s) == 0 {
+		return nil
+	}
+	return append(make([]T, 0, len(s)), s...)
+}
+
+// clonedMap returns a copy, and nil for an empty map.
+func clonedMap(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	return maps.Clone(m)
+}
+
+// A keyJSON is the JSON of a Key.
+type keyJSON struct {
+	ID                          string
+	Name, Owner                 string
+	Scopes                      []string
+	Metadata                    map[string]string
+	Hint                        string
+	CreatedAt, ExpiresAt        time.Time `json:",omitzero"`
+	NotBefore                   time.Time `json:",omitzero"`
+	AllowedNetworks             []netip.Prefix
+	RateLimit                   RateLimit `json:",omitzero"`
+	RevokedAt, DisabledAt       time.Time `json:",omitzero"`
+	RevokeReason, DisableReason string    `json:",omitzero"`
+	PreviousUntil               time.Time `json:",omitzero"`
+	LastUsedAt                  time.Time `json:",omitzero"`
+	Revision                    uint64
+}
+
+// json returns the JSON of the key, which shares nothing with the key.
+func (k *Key) json() keyJSON {
+	return keyJSON{
+		ID:              k.ID,
+		Name:            k.Name,
+		Owner:           k.Owner,
+		Scopes:          k.Scopes(),
+		Metadata:        k.Metadata(),
+		Hint:            k.Hint,
+		CreatedAt:       k.CreatedAt,
+		ExpiresAt:       k.ExpiresAt,
+		NotBefore:       k.NotBefore,
+		AllowedNetworks: k.AllowedNetworks(),
+		RateLimit:       k.RateLimit,
+		RevokedAt:       k.RevokedAt,
+		DisabledAt:      k.DisabledAt,
+		RevokeReason:    k.RevokeReason,
+		DisableReason:   k.DisableReason,
+		PreviousUntil:   k.PreviousUntil,
+		LastUsedAt:      k.LastUsedAt,
+		Revision:        k.Revision,
+	}
+}
+
+// MarshalJSON encodes the key, and the Status of this moment.
 func (k Key) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
-		plainKey
+		keyJSON
 		Status Status
-	}{plainKey(k), k.Status()})
+	}{k.json(), k.Status()})
 }
 
 // UnmarshalJSON decodes what MarshalJSON encoded. The status follows from the fields again.
 func (k *Key) UnmarshalJSON(text []byte) error {
 	decoded := struct {
-		plainKey
+		keyJSON
 		Status any
-	}{plainKey: plainKey(*k)}
+	}{keyJSON: k.json()}
 	if err := json.Unmarshal(text, &decoded); err != nil {
 		return err
 	}
-	*k = Key(decoded.plainKey)
+	d := &decoded.keyJSON
+	*k = Key{
+		grants:        &grants{scopes: d.Scopes, metadata: d.Metadata, networks: d.AllowedNetworks},
+		ID:            d.ID,
+		Name:          d.Name,
+		Owner:         d.Owner,
+		Hint:          d.Hint,
+		CreatedAt:     d.CreatedAt,
+		ExpiresAt:     d.ExpiresAt,
+		NotBefore:     d.NotBefore,
+		RateLimit:     d.RateLimit,
+		RevokedAt:     d.RevokedAt,
+		DisabledAt:    d.DisabledAt,
+		RevokeReason:  d.RevokeReason,
+		DisableReason: d.DisableReason,
+		PreviousUntil: d.PreviousUntil,
+		LastUsedAt:    d.LastUsedAt,
+		Revision:      d.Revision,
+	}
 	return nil
 }
 
@@ -97,17 +220,16 @@ func (k *Key) UnmarshalJSON(text []byte) error {
 //
 // A '*' in the argument stands for itself: "orders:*" is covered by "orders:*" and "*", but not by "orders:read".
 func (k *Key) HasScope(scope string) bool {
-	for _, granted := range k.Scopes {
+	return k.granted().hasScope(scope)
+}
+
+func (g *grants) hasScope(scope string) bool {
+	for _, granted := range g.scopes {
 		if covers(granted, scope) {
 			return true
 		}
 	}
 	return false
-}
-
-func covers(granted, scope string) bool {
-	stem, wild := strings.CutSuffix(granted, "*")
-	return granted == scope || wild && strings.HasPrefix(scope, stem)
 }
 
 // Status returns what the key is at this moment.
@@ -300,8 +422,8 @@ func checkText(what, text string, most int) error {
 	return checkHidden(what, text, hides)
 }
 
-// An entry is what the fence caches: a key as users see it, and the digest to decide by. It is immutable, but for what is
-// atomic.
+// An entry is what the fence caches: a key as callers see it, and what the store decides by. An
+// entry is immutable, but for what is atomic, and for key, which callers must not write to but may.
 //
 // Of many keys that are used at random, most of the time of a hit goes into waiting for the memory that the entry is in.
 // So what a hit looks at comes first, in two cache lines, and before it hashes the token it has looked at both: the first
@@ -317,8 +439,18 @@ type entry struct {
 	plain     bool           // the present secret admits its bearer always, from everywhere, at any rate
 	rehashing atomic.Bool    // a new digest is on its way
 
-	previous hashing.Digest // of the secret before; without a Sum if it has ended
-	key      Key
+	// What decides, with plain and the digests: see policy.go. Callers get key, and can write to
+	// it. Callers cannot reach these fields, so the store decides by these.
+	revoked, disabled bool
+	grants            *grants // as key.grants was made
+
+	key Key
+
+	previous             hashing.Digest // of the secret before; without a Sum if it has ended
+	notBefore, expiresAt int64          // nanoseconds since the Unix epoch; 0: none
+	previousUntil        int64          // likewise
+	rateLimit            RateLimit
+	revision             uint64
 }
 
 func (e *entry) node() *fence.Node { return &e.Node }
@@ -365,14 +497,15 @@ func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_
 func (s *stored) entry() *entry {
 	r := s.record
 	hint := token.HintOf(r.Prefix, s.id)
+	g := &grants{scopes: slices.Clip(r.Scopes), metadata: r.Metadata}
 	e := &entry{
-		Node: fence.Node{ID: s.id},
+		Node:   fence.Node{ID: s.id},
+		grants: g,
 		key: Key{
+			grants:        g,
 			ID:            token.IDInHint(hint),
 			Name:          r.Name,
 			Owner:         r.Owner,
-			Scopes:        slices.Clip(r.Scopes),
-			Metadata:      r.Metadata,
 			Hint:          hint,
 			CreatedAt:     fromNanos(r.CreatedAt),
 			ExpiresAt:     fromNanos(r.ExpiresAt),
@@ -385,27 +518,33 @@ func (s *stored) entry() *entry {
 		},
 		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
 		rotations: r.Rotations,
+		revoked:   r.RevokedAt != 0 || s.purged(),
+		disabled:  r.DisabledAt != 0,
+		notBefore: r.NotBefore,
+		expiresAt: r.ExpiresAt,
+		revision:  s.revision,
 	}
 	if len(r.Digest) == len(e.sum) {
 		e.digest.Sum = append(e.sum[:0], r.Digest...)
 	}
 	for _, network := range r.AllowedNetworks {
-		e.key.AllowedNetworks = append(e.key.AllowedNetworks, netip.MustParsePrefix(network)) // record.Decode has tried it
+		// record.Decode has parsed it before.
+		g.networks = append(g.networks, netip.MustParsePrefix(network))
 	}
-	e.key.AllowedNetworks = slices.Clip(e.key.AllowedNetworks)
+	g.networks = slices.Clip(g.networks)
 	if l := r.RateLimit; l != nil {
-		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
+		e.rateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
+		e.key.RateLimit = e.rateLimit
 	}
 	if s.purged() {
 		e.key.RevokedAt = fromNanos(r.PurgedAt) // should anybody ask
 	}
 	if p := r.Previous; p != nil {
 		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
+		e.previousUntil = p.Until
 		e.key.PreviousUntil = fromNanos(p.Until)
 	}
-	k := &e.key
-	e.plain = e.admits(e.rotations) == nil && k.NotBefore.IsZero() && k.ExpiresAt.IsZero() &&
-		len(k.AllowedNetworks) == 0 && k.RateLimit == (RateLimit{})
+	e.plain = e.admits(e.rotations) == nil && e.unrestricted()
 	return e
 }
 
@@ -475,20 +614,20 @@ func (s *Spec) writeTo(r *record.Record) {
 	}
 }
 
-// spec returns what a spec would have to say for the key, with a map that can be written to.
+// spec returns a Spec that says what the key has. The caller may write to its map.
 func (k *Key) spec() Spec {
-	metadata := maps.Clone(k.Metadata)
+	metadata := k.Metadata()
 	if metadata == nil {
 		metadata = make(map[string]string)
 	}
 	return Spec{
 		Name:            k.Name,
 		Owner:           k.Owner,
-		Scopes:          slices.Clone(k.Scopes),
+		Scopes:          k.Scopes(),
 		Metadata:        metadata,
 		ExpiresAt:       k.ExpiresAt,
 		NotBefore:       k.NotBefore,
-		AllowedNetworks: slices.Clone(k.AllowedNetworks),
+		AllowedNetworks: k.AllowedNetworks(),
 		RateLimit:       k.RateLimit,
 	}
 }

@@ -104,7 +104,7 @@ func TestUpdate(t *testing.T) {
 	got, err := s.Verify(t.Context(), token)
 	require.NoError(t, err)
 	require.Equal(t, key, got, "it is in force")
-	require.Equal(t, []string{"read", "write", "admin"}, got.Scopes)
+	require.Equal(t, []string{"read", "write", "admin"}, got.Scopes())
 	require.Equal(t, "new", got.Name)
 
 	key, err = s.Update(t.Context(), id, func(*keystore.Spec) error { return nil })
@@ -232,7 +232,7 @@ func TestConcurrentUpdates(t *testing.T) {
 	wg.Wait()
 	key, err := s.Verify(t.Context(), issued.Secret.Reveal())
 	require.NoError(t, err)
-	require.Len(t, key.Metadata, writers*each)
+	require.Len(t, key.Metadata(), writers*each)
 	require.EqualValues(t, 1+writers*each, key.Revision)
 }
 
@@ -247,7 +247,7 @@ func TestRotateWithGrace(t *testing.T) {
 		second, err := s.Rotate(t.Context(), first.Key.ID, time.Hour)
 		require.NoError(t, err)
 		require.Equal(t, first.Key.ID, second.Key.ID)
-		require.Equal(t, first.Key.Scopes, second.Key.Scopes)
+		require.Equal(t, first.Key.Scopes(), second.Key.Scopes())
 		require.True(t, second.Key.PreviousUntil.Equal(time.Now().Add(time.Hour)))
 		token := second.Secret.Reveal()
 		newLive, oldLater := bind(t, s, token), bind(t, s, old)

@@ -56,11 +56,13 @@ func (l *limiter) wait(now time.Time) time.Duration {
 // neither: each message of a stream, for example. It returns nil, or a *RateLimitError. The use
 // counts for LastUsedAt too. A key that did not come from Verify or Bind, or that has no limit,
 // allows everything, and no use of such a key is counted.
-func (k *Key) Allow() error {
-	if k.limit == nil {
+func (k *Key) Allow() error { return k.granted().allow() }
+
+func (g *grants) allow() error {
+	if g.limit == nil {
 		return nil
 	}
-	return k.limit.take()
+	return g.limit.take()
 }
 
 // limits holds the limiters of keys that have a RateLimit, apart from the cache, so that a key which falls out of that

@@ -2,8 +2,6 @@ package keystore
 
 import (
 	"context"
-	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,16 +152,16 @@ func (l *live) given() {
 
 // judgeLocked returns why the value ends it, if it does and it has not ended.
 func (l *live) judgeLocked(e *entry) error {
-	if l.Cause() != nil || e.key.Revision <= l.first.key.Revision {
+	if l.Cause() != nil || e.revision <= l.first.revision {
 		return nil
 	}
-	late := e.key.Revision <= l.latest.key.Revision
+	late := e.revision <= l.latest.revision
 	before := l.latest
 	if late {
 		before = l.first
 	}
 	err := e.admits(l.rotation)
-	if err == nil && narrows(&before.key, &e.key) {
+	if err == nil && narrows(before, e) {
 		err = ErrChanged
 	}
 	if err == nil && !late {
@@ -171,30 +169,6 @@ func (l *live) judgeLocked(e *entry) error {
 		l.armLocked(e.until(l.rotation))
 	}
 	return err
-}
-
-// narrows reports whether a key admits to less than it did.
-func narrows(before, after *Key) bool {
-	for _, scope := range before.Scopes {
-		if !after.HasScope(scope) {
-			return true
-		}
-	}
-	if len(after.AllowedNetworks) > 0 && (len(before.AllowedNetworks) == 0 || !within(before.AllowedNetworks, after.AllowedNetworks)) {
-		return true
-	}
-	if limit, had := after.RateLimit, before.RateLimit; limit != (RateLimit{}) &&
-		(had == (RateLimit{}) || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
-		return true
-	}
-	return !after.ExpiresAt.IsZero() && (before.ExpiresAt.IsZero() || after.ExpiresAt.Before(before.ExpiresAt))
-}
-
-// within reports whether each of the networks is a part of one of the others.
-func within(networks, others []netip.Prefix) bool {
-	return !slices.ContainsFunc(networks, func(n netip.Prefix) bool {
-		return !slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Bits() <= n.Bits() && o.Contains(n.Addr()) })
-	})
 }
 
 // armLocked sets the time at which it ends by itself; zero is never.

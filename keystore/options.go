@@ -35,7 +35,7 @@ type Options struct {
 	// the call fail with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and
 	// the name of its scheme 255.
 	Hasher hashing.Hasher
-	// CacheSize is the number of keys held in memory, some 800 bytes each. 0 means 65,536; negative means none: every
+	// CacheSize is the number of keys held in memory, some 900 bytes each. 0 means 65,536; negative means none: every
 	// Verify reads the store.
 	CacheSize int
 	// MaxLifetime is a policy: every key must expire, at most so long after the Create or the Update that says when. 0 or

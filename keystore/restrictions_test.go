@@ -271,7 +271,8 @@ func TestHasScope(t *testing.T) {
 		{"orders:*", "orders:*", true},
 		{"orders:read", "orders:*", false},
 	} {
-		require.Equal(t, c.want, (&keystore.Key{Scopes: []string{"other", c.granted}}).HasScope(c.scope), "%q has %q", c.granted, c.scope)
+		key := keystore.NewKey(keystore.Spec{Scopes: []string{"other", c.granted}})
+		require.Equal(t, c.want, key.HasScope(c.scope), "%q has %q", c.granted, c.scope)
 	}
 	require.False(t, new(keystore.Key).HasScope(""))
 	s := inMemory(t)

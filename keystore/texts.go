@@ -19,8 +19,9 @@ func (t *texts) share(k *Key) {
 		t.all = make(map[string]string)
 	}
 	k.Owner = t.oneLocked(k.Owner)
-	for i, scope := range k.Scopes {
-		k.Scopes[i] = t.oneLocked(scope)
+	scopes := k.granted().scopes
+	for i, scope := range scopes {
+		scopes[i] = t.oneLocked(scope)
 	}
 }
 

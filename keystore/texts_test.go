@@ -12,14 +12,15 @@ import (
 func TestTextsAreShared(t *testing.T) {
 	var shared texts
 	key := func() *Key {
-		k := &Key{Owner: strings.Clone("team"), Scopes: []string{strings.Clone("read"), strings.Clone("write")}}
+		scopes := []string{strings.Clone("read"), strings.Clone("write")}
+		k := &Key{Owner: strings.Clone("team"), grants: &grants{scopes: scopes}}
 		shared.share(k)
 		return k
 	}
 	a, b := key(), key()
 	require.Equal(t, a, b)
 	require.Same(t, unsafe.StringData(a.Owner), unsafe.StringData(b.Owner))
-	require.Same(t, unsafe.StringData(a.Scopes[1]), unsafe.StringData(b.Scopes[1]))
+	require.Same(t, unsafe.StringData(a.grants.scopes[1]), unsafe.StringData(b.grants.scopes[1]))
 
 	for n := range 2 * maxTexts {
 		shared.share(&Key{Owner: fmt.Sprint(n)})

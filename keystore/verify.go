@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
-	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
@@ -50,7 +48,10 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 		e, ticket = s.fence.Get(id, nil)
 		hit = e != nil
 	}
-	if !hit {
+	if !hit || e.overwritten() {
+		if hit {
+			id = e.ID
+		}
 		var err error
 		if e, err = s.find(ctx, id, text); err != nil {
 			return nil, err
@@ -68,7 +69,7 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 		s.fence.Put(id, e, ticket, nil)
 	}
 	if !plain {
-		if err := e.key.Allow(); err != nil {
+		if err := e.grants.allow(); err != nil {
 			return nil, err
 		}
 	}
@@ -151,9 +152,13 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 	for range bindAttempts {
 		e, ticket := s.fence.Get(id, b)
 		hit := e != nil
-		if !hit {
+		if !hit || e.overwritten() {
+			// With a hit, b is registered already: it hears of every change after this read.
 			var err error
 			if e, err = s.find(ctx, id, text); err != nil {
+				if hit {
+					s.fence.Release(id, b)
+				}
 				return nil, 0, err
 			}
 		}
@@ -169,7 +174,7 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 			s.noteProof(e, result)
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
-			if err := e.key.Allow(); err != nil {
+			if err := e.grants.allow(); err != nil {
 				s.fence.Release(id, b)
 				return nil, 0, err
 			}
@@ -227,7 +232,8 @@ func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation ui
 		if digest.Scheme != s.decoy.Scheme && !s.hasEarlierHasher() {
 			s.foreign.Do(func() {
 				s.log.Warn("API key refused whose digest the Hasher does not make; if the Hasher was changed, all earlier keys are: "+
-					"use a hashing.Keyring that holds the earlier one", "id", e.key.ID, "scheme", digest.Scheme, "hasher", s.decoy.Scheme)
+					"use a hashing.Keyring that holds the earlier one",
+					"id", token.ID(e.ID).String(), "scheme", digest.Scheme, "hasher", s.decoy.Scheme)
 			})
 		}
 		return 0, false, ErrUnknown
@@ -235,54 +241,10 @@ func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation ui
 	return rotation, result == hashing.MatchOutdated, nil
 }
 
-// permits says whether the key admits the bearer of its secret of a rotation now, from the address of ctx.
-func (e *entry) permits(ctx context.Context, rotation uint32) error {
-	if err := e.admits(rotation); err != nil {
-		return err
-	}
-	if len(e.key.AllowedNetworks) > 0 && !e.key.allowsFrom(clientaddr.FromContext(ctx)) {
-		return ErrNetwork
-	}
-	return nil
-}
-
 // WithClientAddr tells Verify and Bind the address that a caller's connection comes from, for keys with AllowedNetworks.
 // The interceptors do so by themselves.
 func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
 	return clientaddr.NewContext(ctx, addr)
-}
-
-// allowsFrom reports whether one of the key's networks contains the address; the zero Addr is in none.
-func (k *Key) allowsFrom(addr netip.Addr) bool {
-	return slices.ContainsFunc(k.AllowedNetworks, func(network netip.Prefix) bool { return network.Contains(addr) })
-}
-
-// admits says whether the key admits the bearer of its secret of a rotation now. Only a secret that begins or ends costs
-// a look at the clock.
-func (e *entry) admits(rotation uint32) error {
-	switch {
-	case !e.key.RevokedAt.IsZero():
-		return ErrRevoked
-	case !e.key.DisabledAt.IsZero():
-		return ErrDisabled
-	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
-		return ErrRevoked // a live context's secret, since replaced
-	case !e.key.NotBefore.IsZero() && time.Now().Before(e.key.NotBefore):
-		return ErrNotYet
-	}
-	if until := e.until(rotation); !until.IsZero() && !time.Now().Before(until) {
-		return ErrExpired
-	}
-	return nil
-}
-
-// until returns the first moment at which a secret that admits no longer does; zero is never.
-func (e *entry) until(rotation uint32) time.Time {
-	until := e.key.ExpiresAt
-	if grace := e.key.PreviousUntil; rotation != e.rotations && (until.IsZero() || grace.Before(until)) {
-		return grace
-	}
-	return until
 }
 
 // find reads the store for a token that is not cached.
@@ -313,6 +275,6 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 		e.digest.Scheme = s.decoy.Scheme // one text for all, that is always in the processor's cache
 	}
 	s.texts.share(&e.key)
-	e.key.limit = s.limits.of(id, &e.key)
+	e.grants.limit = s.limits.of(id, &e.key)
 	return e, nil
 }

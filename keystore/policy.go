@@ -1,0 +1,104 @@
+package keystore
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
+)
+
+// The functions of this file decide who is admitted. They read an entry's own fields and its
+// grants, and never entry.key: callers have a pointer to the Key, and can write to it.
+
+// overwritten reports whether a caller has assigned another Key to the entry's key, with *k = ...
+// or by decoding JSON into it. Then HasScope would answer with the other key's scopes, so Verify
+// and Bind must not give out the key again.
+func (e *entry) overwritten() bool { return e.key.grants != e.grants }
+
+// unrestricted reports whether no time, network or rate limit restricts the key.
+func (e *entry) unrestricted() bool {
+	return e.notBefore == 0 && e.expiresAt == 0 && len(e.grants.networks) == 0 &&
+		e.rateLimit == (RateLimit{})
+}
+
+// permits reports whether the key admits the bearer of its secret of a rotation now, from the
+// address of ctx.
+func (e *entry) permits(ctx context.Context, rotation uint32) error {
+	if err := e.admits(rotation); err != nil {
+		return err
+	}
+	if len(e.grants.networks) > 0 && !e.grants.allowsFrom(clientaddr.FromContext(ctx)) {
+		return ErrNetwork
+	}
+	return nil
+}
+
+// allowsFrom reports whether one of the networks contains the address; the zero Addr is in none.
+func (g *grants) allowsFrom(addr netip.Addr) bool {
+	return slices.ContainsFunc(g.networks, func(n netip.Prefix) bool { return n.Contains(addr) })
+}
+
+// admits reports whether the key admits the bearer of its secret of a rotation now. Only a secret
+// that begins or ends costs a look at the clock.
+func (e *entry) admits(rotation uint32) error {
+	switch {
+	case e.revoked:
+		return ErrRevoked
+	case e.disabled:
+		return ErrDisabled
+	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
+		return ErrRevoked // the secret of a context from Bind, and replaced since
+	case e.notBefore != 0 && time.Now().UnixNano() < e.notBefore:
+		return ErrNotYet
+	}
+	if until := e.untilNanos(rotation); until != 0 && time.Now().UnixNano() >= until {
+		return ErrExpired
+	}
+	return nil
+}
+
+// until returns the first moment at which a secret that admits no longer does; zero is never.
+func (e *entry) until(rotation uint32) time.Time { return fromNanos(e.untilNanos(rotation)) }
+
+func (e *entry) untilNanos(rotation uint32) int64 {
+	if rotation != e.rotations && (e.expiresAt == 0 || e.previousUntil < e.expiresAt) {
+		return e.previousUntil
+	}
+	return e.expiresAt
+}
+
+// narrows reports whether a change of a key takes something from its bearer.
+func narrows(before, after *entry) bool {
+	for _, scope := range before.grants.scopes {
+		if !after.grants.hasScope(scope) {
+			return true
+		}
+	}
+	had, has := before.grants.networks, after.grants.networks
+	if len(has) > 0 && (len(had) == 0 || !within(had, has)) {
+		return true
+	}
+	if limit, had := after.rateLimit, before.rateLimit; limit != (RateLimit{}) &&
+		(had == (RateLimit{}) || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
+		return true
+	}
+	return after.expiresAt != 0 && (before.expiresAt == 0 || after.expiresAt < before.expiresAt)
+}
+
+// within reports whether each of the networks is a part of one of the others.
+func within(networks, others []netip.Prefix) bool {
+	return !slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+		return !slices.ContainsFunc(others, func(o netip.Prefix) bool {
+			return o.Bits() <= n.Bits() && o.Contains(n.Addr())
+		})
+	})
+}
+
+// covers reports whether a scope of a key covers a scope: see Key.HasScope.
+func covers(granted, scope string) bool {
+	stem, wild := strings.CutSuffix(granted, "*")
+	return granted == scope || wild && strings.HasPrefix(scope, stem)
+}

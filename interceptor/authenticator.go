@@ -25,7 +25,7 @@ type Verifier interface {
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
 	// Bind is Verify for a stream. Bind also returns a context, which is cancelled when the key no
 	// longer permits the stream. The cause of the cancellation wraps keystore.ErrDenied or
-	// keystore.ErrChanged. If the Verifier can no longer decide, the cause wraps
+	// keystore.ErrNarrowed. If the Verifier can no longer decide, the cause wraps
 	// keystore.ErrClosed or keystore.ErrUnavailable.
 	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
 }

@@ -129,7 +129,7 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit", used.RetryAfter)
 	case errors.As(err, &throttled):
 		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials", throttled.retryAfter)
-	case errors.Is(err, keystore.ErrChanged):
+	case errors.Is(err, keystore.ErrNarrowed):
 		return changedStatus
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err())
@@ -142,7 +142,7 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 // context is still live, or its parent has ended.
 func endedByStore(cause error) bool {
 	for _, storeErr := range []error{
-		keystore.ErrDenied, keystore.ErrChanged, keystore.ErrClosed, keystore.ErrUnavailable,
+		keystore.ErrDenied, keystore.ErrNarrowed, keystore.ErrClosed, keystore.ErrUnavailable,
 	} {
 		if errors.Is(cause, storeErr) {
 			return true
@@ -161,7 +161,7 @@ func endStatus(cause error) *status.Status {
 		return expiredStatus
 	case errors.Is(cause, keystore.ErrDenied):
 		return invalidStatus
-	case errors.Is(cause, keystore.ErrChanged):
+	case errors.Is(cause, keystore.ErrNarrowed):
 		return changedStatus
 	default:
 		return unavailableStatus

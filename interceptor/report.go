@@ -102,7 +102,7 @@ func reasonOf(err error) string {
 // only after a comparison of the secrets.
 func withKeyID(text string, err error) error {
 	switch keystore.Reason(err) {
-	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "changed":
+	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "narrowed":
 		if id, ok := token.Parse(text); ok {
 			return &Refusal{KeyID: id.String(), err: err}
 		}
@@ -264,7 +264,7 @@ func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal,
 	switch r.Reason {
 	case "canceled", "deadline":
 		level = slog.LevelInfo
-	case "changed":
+	case "narrowed":
 	default:
 		if fault = code == codes.Unavailable || code == codes.Internal; fault {
 			level = slog.LevelError

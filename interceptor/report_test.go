@@ -310,7 +310,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 		auth := newAuth(t, store, told.option(), interceptor.TrustProxyTransport("x-forwarded-for", "bufconn"))
 		require.Error(t, direct(incoming(t.Context(), "", bearer(elsewhereToken)...), auth, emptyCall))
 		require.EqualError(t, told.last(t), "API key denied: wrong network: the call came from an unknown address")
-		require.ErrorIs(t, told.last(t), keystore.ErrNetwork)
+		require.ErrorIs(t, told.last(t), keystore.ErrNetworkNotAllowed)
 	})
 	t.Run("canceled", func(t *testing.T) {
 		book := new(logBook)
@@ -348,7 +348,7 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 			for reason, end := range map[string]func(id string) error{
 				"revoked":  func(id string) error { return store.Revoke(t.Context(), id, "") },
 				"disabled": func(id string) error { return store.Disable(t.Context(), id, "") },
-				"changed": func(id string) error {
+				"narrowed": func(id string) error {
 					_, err := store.Update(t.Context(), id, func(s *keystore.Spec) error { s.Scopes = nil; return nil })
 					return err
 				},

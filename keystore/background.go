@@ -161,7 +161,7 @@ func (s *Store) rehashed(r rehash, ok bool) {
 
 func (s *Store) rehash(ctx context.Context, r rehash) {
 	event := &record.Event{Action: record.Action_ACTION_REHASH}
-	_, err := s.change(ctx, r.id, event, ErrChanged, func(rec *record.Record) (bool, error) {
+	_, err := s.change(ctx, r.id, event, ErrNarrowed, func(rec *record.Record) (bool, error) {
 		if rec.RevokedAt != 0 {
 			return false, nil
 		}

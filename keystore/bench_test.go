@@ -158,7 +158,7 @@ type counter struct{ verified, refused, changed, ended atomic.Uint64 }
 func (c *counter) Verified(keystore.Verification) { c.verified.Add(1) }
 func (c *counter) Refused(keystore.Refusal)       { c.refused.Add(1) }
 func (c *counter) Changed(keystore.Event)         { c.changed.Add(1) }
-func (c *counter) Ended(keystore.Ending)          { c.ended.Add(1) }
+func (c *counter) Ended(keystore.BindEnd)         { c.ended.Add(1) }
 
 func featured(t testing.TB) *keystore.Store {
 	return open(t, &keystore.Options{Observer: new(counter), EventRetention: time.Hour})

@@ -15,7 +15,7 @@ import (
 // RevokeAllOptions are the settings of RevokeAll. Nil and the zero value are valid.
 type RevokeAllOptions struct {
 	// All says that every key is meant. A Query that selects every key, such as the zero Query,
-	// gives ErrInvalid without All, and any other Query gives ErrInvalid with All. Query.After and
+	// gives ErrInvalid without All, and any other Query gives ErrInvalid with All. Query.Cursor and
 	// Query.Limit make no difference to this.
 	All bool
 	// DryRun revokes nothing: Progress is told of the keys that would be. What RevokeAll refuses, a

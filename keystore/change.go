@@ -141,7 +141,8 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.change(ctx, parsed, &record.Event{Action: record.Action_ACTION_ENABLE}, ErrChanged, func(r *record.Record) (bool, error) {
+	event := &record.Event{Action: record.Action_ACTION_ENABLE}
+	_, err = s.change(ctx, parsed, event, ErrNarrowed, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_ACTIVE {
 			return false, nil
 		}
@@ -158,7 +159,7 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 // change passes through to the caller; nothing was done.
 //
 // A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
-// key's live contexts with ErrChanged; one that widens it does not.
+// key's live contexts with ErrNarrowed; one that widens it does not.
 //
 // An error of change's is returned as it is; ErrInvalid says what is wrong with what it made, ErrRevoked means that
 // the key is revoked, ErrNotFound that there is none: nothing was done. ErrUnavailable with contention means the
@@ -172,7 +173,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 		return nil, invalid("the change is nil")
 	}
 	event := &record.Event{Action: record.Action_ACTION_UPDATE}
-	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
+	e, err := s.change(ctx, parsed, event, ErrNarrowed, func(r *record.Record) (bool, error) {
 		if err := refuseRevoked("update", id, r); err != nil {
 			return false, err
 		}
@@ -222,7 +223,7 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 	}
 	var text string
 	event := &record.Event{Action: record.Action_ACTION_ROTATE}
-	e, err := s.change(ctx, parsed, event, ErrChanged, func(r *record.Record) (bool, error) {
+	e, err := s.change(ctx, parsed, event, ErrNarrowed, func(r *record.Record) (bool, error) {
 		if err := refuseRevoked("rotate", id, r); err != nil {
 			return false, err
 		}

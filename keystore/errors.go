@@ -25,10 +25,11 @@ var (
 	ErrExpired = fmt.Errorf("%w: expired", ErrDenied)
 	// ErrDisabled means that the key is switched off for now.
 	ErrDisabled = fmt.Errorf("%w: disabled", ErrDenied)
-	// ErrNotYet means that the key's time has not come.
-	ErrNotYet = fmt.Errorf("%w: not yet valid", ErrDenied)
-	// ErrNetwork means that the key may not be used from the caller's address, or that the address is not known.
-	ErrNetwork = fmt.Errorf("%w: wrong network", ErrDenied)
+	// ErrNotYetValid means that the key's time has not come.
+	ErrNotYetValid = fmt.Errorf("%w: not yet valid", ErrDenied)
+	// ErrNetworkNotAllowed means that the key may not be used from the caller's address, or that
+	// the address is not known.
+	ErrNetworkNotAllowed = fmt.Errorf("%w: wrong network", ErrDenied)
 )
 
 // A RateLimitError means that a key which would be admitted was used more often than its RateLimit allows. It does not
@@ -48,9 +49,10 @@ var (
 	// ErrUnavailable means that the store could not do its work now: its disk failed, or did not answer in time.
 	ErrUnavailable = errors.New("API key store unavailable")
 
-	// ErrChanged is why a context of Bind's ended, or could not begin, when its key was made to admit to less:
-	// it may be bound again, for what is left.
-	ErrChanged = errors.New("API key changed")
+	// ErrNarrowed means that a change has narrowed the key while Bind ran, or while a context from
+	// Bind was in use: a scope less, for example, or an earlier expiry. The caller may bind the key
+	// again.
+	ErrNarrowed = errors.New("API key narrowed")
 	// ErrNotFound means that no key has the ID.
 	ErrNotFound = backend.ErrNotFound
 	// ErrCorrupt means that what is stored is not what was written.

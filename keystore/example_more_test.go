@@ -156,7 +156,7 @@ type metrics struct{ verified, refused, changed, ended atomic.Int64 }
 func (m *metrics) Verified(keystore.Verification) { m.verified.Add(1) }
 func (m *metrics) Refused(keystore.Refusal)       { m.refused.Add(1) }
 func (m *metrics) Changed(keystore.Event)         { m.changed.Add(1) }
-func (m *metrics) Ended(keystore.Ending)          { m.ended.Add(1) }
+func (m *metrics) Ended(keystore.BindEnd)         { m.ended.Add(1) }
 
 func ExampleObserver() {
 	dir, err := os.MkdirTemp("", "example-")

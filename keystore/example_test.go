@@ -108,7 +108,7 @@ func ExampleStore_List() {
 			log.Fatal(err)
 		}
 		fmt.Println(key.Name, key.Status())
-		query.After = key.ID
+		query.Cursor = key.ID
 	}
 	fmt.Println("next page")
 	for key, err := range store.List(ctx, query) {
@@ -178,7 +178,7 @@ func ExampleStore_Update() {
 	fmt.Println(context.Cause(bound))
 	// Output:
 	// false <nil>
-	// API key changed
+	// API key narrowed
 }
 
 // A key is switched off, and on again.

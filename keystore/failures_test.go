@@ -87,8 +87,8 @@ func TestErrorTexts(t *testing.T) {
 	const rule = " is no key ID: an ID has 26 characters of 0-9 and a-z without i, l, o and u"
 	require.EqualError(t, s.Revoke(ctx, "01M87", ""), `keystore: invalid argument: "01M87"`+rule)
 	require.EqualError(t, s.Revoke(ctx, token[40:], ""), `keystore: invalid argument: this`+rule)
-	for _, err := range s.List(ctx, keystore.Query{After: "x"}) {
-		require.EqualError(t, err, `keystore: invalid argument: Query.After: "x"`+rule)
+	for _, err := range s.List(ctx, keystore.Query{Cursor: "x"}) {
+		require.EqualError(t, err, `keystore: invalid argument: Query.Cursor: "x"`+rule)
 	}
 	for _, text := range []string{token, issued.Key.Hint} {
 		err := s.Revoke(ctx, text, "")

@@ -40,7 +40,7 @@ type Inspection struct {
 // no Stats, and caches nothing. It always reads the storage, so it is slower than Verify.
 //
 // As for Verify, the caller's address is that of ctx: for a key with AllowedNetworks, say with WithClientAddr whose
-// call is meant, or the Refusal is ErrNetwork.
+// call is meant, or the Refusal is ErrNetworkNotAllowed.
 //
 // The answer is for operators. To the sender of a token, every Inspection without a Key must look the same.
 //

@@ -92,14 +92,14 @@ func TestInspectSaysWhatVerifySays(t *testing.T) {
 		check("another secret", old, second.Key.ID, false, keystore.ErrUnknown)
 
 		id, text = issue(keystore.Spec{NotBefore: hour})
-		check("not yet", text, id, true, keystore.ErrNotYet)
+		check("not yet", text, id, true, keystore.ErrNotYetValid)
 		id, text = issue(keystore.Spec{AllowedNetworks: prefixes("198.51.100.0/24")})
-		check("elsewhere", text, id, true, keystore.ErrNetwork)
+		check("elsewhere", text, id, true, keystore.ErrNetworkNotAllowed)
 		id, text = issue(keystore.Spec{AllowedNetworks: prefixes("192.0.2.0/24")})
 		check("from there", text, id, true, nil)
 		got, err := s.Inspect(ctx, text)
 		require.NoError(t, err)
-		require.ErrorIs(t, got.Refusal, keystore.ErrNetwork, "from nowhere")
+		require.ErrorIs(t, got.Refusal, keystore.ErrNetworkNotAllowed, "from nowhere")
 
 		id, text = issue(keystore.Spec{ExpiresAt: hour})
 		graceID, grace := issue(keystore.Spec{})

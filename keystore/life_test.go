@@ -118,7 +118,7 @@ func TestUpdate(t *testing.T) {
 		live := bind(t, s, token)
 		_, err = s.Update(t.Context(), id, narrow)
 		require.NoError(t, err)
-		require.ErrorIs(t, context.Cause(live), keystore.ErrChanged, name)
+		require.ErrorIs(t, context.Cause(live), keystore.ErrNarrowed, name)
 	}
 	require.NoError(t, verify(t, s, token))
 }
@@ -195,7 +195,8 @@ func TestTheLargestKeyCanBeChanged(t *testing.T) {
 	}
 	require.ErrorIs(t, update(func(spec *keystore.Spec) { spec.Owner = "o" }), keystore.ErrInvalid)
 	require.NoError(t, update(func(spec *keystore.Spec) { spec.Metadata["m"] = spec.Metadata["m"][1:] }), "it need not fit at once")
-	n, err := s.RevokeAll(t.Context(), keystore.Query{After: other.Key.ID}, strings.Repeat("r", 1024), &keystore.RevokeAllOptions{All: true})
+	query, all := keystore.Query{Cursor: other.Key.ID}, &keystore.RevokeAllOptions{All: true}
+	n, err := s.RevokeAll(t.Context(), query, strings.Repeat("r", 1024), all)
 	require.NoError(t, err)
 	require.Greater(t, n, 1)
 	require.NoError(t, s.Revoke(t.Context(), id, ""))
@@ -533,7 +534,7 @@ func (r *bindRace) bind(ctx context.Context, token string, started chan<- struct
 			close(started)
 		}
 		switch {
-		case errors.Is(err, keystore.ErrDenied) || errors.Is(err, keystore.ErrChanged):
+		case errors.Is(err, keystore.ErrDenied) || errors.Is(err, keystore.ErrNarrowed):
 			if late {
 				r.refused++
 			}

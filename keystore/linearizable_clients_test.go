@@ -62,7 +62,7 @@ func resultOf(o *op, err error) string {
 	}
 	for result, known := range map[string]error{
 		isUnknown: ErrUnknown, isRevoked: ErrRevoked, isExpired: ErrExpired,
-		isDisabled: ErrDisabled, isChanged: ErrChanged, isInvalid: ErrInvalid,
+		isDisabled: ErrDisabled, isNarrowed: ErrNarrowed, isInvalid: ErrInvalid,
 	} {
 		if errors.Is(err, known) {
 			return result

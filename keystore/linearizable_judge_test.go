@@ -124,7 +124,7 @@ func TestModelOfAContext(t *testing.T) {
 			[]*op{sample(9, 8, 9, isAlive), sample(10, 21, 22, isDisabled)}},
 		"its secret is replaced":               {false, []*op{did(3, opRotate, 4, 5, isOK, 2)}, []*op{sample(9, 6, 7, isAlive)}},
 		"a change that narrows nothing":        {true, []*op{did(3, opUpdate, 4, 5, isOK, 2)}, []*op{sample(9, 6, 7, isAlive)}},
-		"cut by a change that narrows nothing": {false, []*op{did(3, opUpdate, 4, 5, isOK, 2)}, []*op{sample(9, 6, 7, isChanged)}},
+		"cut by a change that narrows nothing": {false, []*op{did(3, opUpdate, 4, 5, isOK, 2)}, []*op{sample(9, 6, 7, isNarrowed)}},
 		"narrowed":                             {false, []*op{did(3, opUpdate, 4, 5, isOK, 2).with(until(50))}, []*op{sample(9, 6, 7, isAlive)}},
 		"in its grace": {true,
 			[]*op{did(3, opRotate, 4, 5, isOK, 2).with(func(o *op) { o.Grace, o.Until = 10, 15 })},
@@ -135,7 +135,7 @@ func TestModelOfAContext(t *testing.T) {
 		"a revocation that failed cuts":      {true, nil, []*op{did(3, opRevoke, 4, 5, inDoubt), sample(9, 6, 7, isRevoked)}},
 		"a revocation that failed leaves it": {false, nil, []*op{did(3, opRevoke, 4, 5, inDoubt), sample(9, 6, 7, isAlive)}},
 		"an update that failed may leave it": {true, nil, []*op{did(3, opUpdate, 4, 5, inDoubt), sample(9, 6, 7, isAlive)}},
-		"an update that failed may cut":      {true, nil, []*op{did(3, opUpdate, 4, 5, inDoubt), sample(9, 6, 7, isChanged)}},
+		"an update that failed may cut":      {true, nil, []*op{did(3, opUpdate, 4, 5, inDoubt), sample(9, 6, 7, isNarrowed)}},
 		"the store is closed, and it is not": {false, nil, []*op{did(3, opClose, 4, 5, isOK), sample(9, 6, 7, isAlive)}},
 		"it ends with the store":             {true, nil, []*op{did(3, opClose, 4, 5, isOK), sample(9, 6, 7, isClosed)}},
 	} {

@@ -52,7 +52,7 @@ const (
 	isRevoked  = "revoked"
 	isExpired  = "expired"
 	isDisabled = "disabled"
-	isChanged  = "changed"
+	isNarrowed = "narrowed"
 	isInvalid  = "invalid"
 	isClosed   = "closed"
 	isAlive    = "alive"    // of a sample
@@ -193,7 +193,7 @@ func (s state) step(o *op) (bool, state) {
 		return s.admits(o), s
 	case opBind:
 		// It may also have begun with what the state had before, and been told why that ended.
-		return s.admits(o) || o.Result == isChanged || o.Result == isRevoked && !s.has(o.Secret), s
+		return s.admits(o) || o.Result == isNarrowed || o.Result == isRevoked && !s.has(o.Secret), s
 	case opGet:
 		return o.Result == isOK && s.shows(o), s
 	}
@@ -285,7 +285,7 @@ func (o *op) fails() string {
 		}
 	case opUpdate, opRotate, opEnable:
 		if doubt {
-			return isChanged
+			return isNarrowed
 		}
 	}
 	return ""

@@ -238,7 +238,7 @@ func (c tally) lacks() string {
 	for _, what := range []string{
 		"verify ok", "verify unknown", "verify revoked", "verify expired", "verify disabled",
 		"bind ok", "bind unknown", "bind revoked", "bind expired", "bind disabled",
-		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample changed",
+		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample narrowed",
 		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok", "get ok",
 	} {
 		if c[what] == 0 {

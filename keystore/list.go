@@ -59,9 +59,9 @@ type Query struct {
 	// are known. To decide without them, List the keys, look at LastUsedAt, and Revoke each key by
 	// its ID.
 	UnusedSince time.Time
-	// After is a cursor: the ID of the last key that was seen. The list goes on behind it; empty, it begins at the
-	// first key.
-	After string
+	// Cursor is the ID of the last key that the caller has read. The list begins after this key.
+	// With an empty Cursor, the list begins at the first key.
+	Cursor string
 	// Limit is the most keys to yield. 0 or less means no limit.
 	Limit int
 }
@@ -75,7 +75,7 @@ func (q *Query) selects(k *Key) bool {
 		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince))
 }
 
-// selectsAll reports whether the query selects every key that After and Limit leave.
+// selectsAll reports whether the query selects every key that Cursor and Limit leave.
 func (q *Query) selectsAll() bool {
 	return q.Owner == "" && q.Status == 0 && q.Scope == "" && q.CreatedBefore.IsZero() && q.UnusedSince.IsZero()
 }
@@ -102,12 +102,12 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 		return err
 	}
 	from := []byte{keySpace}
-	if q.After != "" {
-		after, err := parseID("Query.After: ", q.After)
+	if q.Cursor != "" {
+		cursor, err := parseID("Query.Cursor: ", q.Cursor)
 		if err != nil {
 			return err
 		}
-		from = append(storageKey(after), 0) // the least key behind it
+		from = append(storageKey(cursor), 0) // the least storage key after the cursor
 	}
 	used = used || !q.UnusedSince.IsZero()
 	left := q.Limit

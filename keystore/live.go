@@ -162,7 +162,7 @@ func (l *live) judgeLocked(e *entry) error {
 	}
 	err := e.admits(l.rotation)
 	if err == nil && narrows(before, e) {
-		err = ErrChanged
+		err = ErrNarrowed
 	}
 	if err == nil && !late {
 		l.latest = e
@@ -216,7 +216,9 @@ func (l *live) report() {
 	l.reported = true
 	l.mu.Unlock()
 	if !again && l.store.observer != nil {
-		l.store.observer.Ended(Ending{KeyID: l.id.String(), Cause: l.Cause(), After: time.Since(l.since)})
+		l.store.observer.Ended(BindEnd{
+			KeyID: l.id.String(), Cause: l.Cause(), After: time.Since(l.since),
+		})
 	}
 }
 

@@ -52,7 +52,7 @@ func TestAMarkedContextHasEnded(t *testing.T) {
 			require.ErrorIs(t, l.Cause(), ErrRevoked)
 			look(t, l)
 			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
-			l.stop(ErrChanged)
+			l.stop(ErrNarrowed)
 			require.ErrorIs(t, context.Cause(l), ErrRevoked, "the first cause stays")
 			require.ErrorIs(t, l.Cause(), ErrRevoked)
 		})
@@ -138,7 +138,7 @@ type counts struct {
 
 func (*counts) Changed(Event)   {}
 func (*counts) Refused(Refusal) {}
-func (c *counts) Ended(Ending)  { c.ended.Add(1) }
+func (c *counts) Ended(BindEnd) { c.ended.Add(1) }
 func (c *counts) Verified(v Verification) {
 	if f := c.hook; f != nil && v.Bound {
 		c.hook = nil
@@ -360,10 +360,10 @@ func TestAnEndIsReportedOnce(t *testing.T) {
 	})
 }
 
-// An Ending says for how long a context lived.
+// A BindEnd says for how long a context lived.
 func TestEndingSaysHowLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := &lastEnding{}
+		o := &lastBindEnd{}
 		s, err := New(backendtest.NewMemory(), &Options{Observer: o})
 		require.NoError(t, err)
 		defer s.Close()
@@ -375,18 +375,19 @@ func TestEndingSaysHowLong(t *testing.T) {
 		defer release()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		require.Equal(t, Ending{KeyID: issued.Key.ID, Cause: ErrExpired, After: 59 * time.Minute}, o.Ending)
+		want := BindEnd{KeyID: issued.Key.ID, Cause: ErrExpired, After: 59 * time.Minute}
+		require.Equal(t, want, o.BindEnd)
 	})
 }
 
-type lastEnding struct {
+type lastBindEnd struct {
 	Observer
-	Ending
+	BindEnd
 }
 
-func (*lastEnding) Changed(Event)         {}
-func (*lastEnding) Verified(Verification) {}
-func (o *lastEnding) Ended(e Ending)      { o.Ending = e }
+func (*lastBindEnd) Changed(Event)         {}
+func (*lastBindEnd) Verified(Verification) {}
+func (o *lastBindEnd) Ended(e BindEnd)     { o.BindEnd = e }
 
 // A change that has found a context before its owner released it tells it afterwards.
 func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
@@ -557,7 +558,7 @@ func TestOnEnd(t *testing.T) {
 // slow takes longer to hear of things than a change may take.
 type slow struct{ Observer }
 
-func (slow) Ended(Ending)          { time.Sleep(time.Minute) }
+func (slow) Ended(BindEnd)         { time.Sleep(time.Minute) }
 func (slow) Changed(Event)         { time.Sleep(time.Minute) }
 func (slow) Verified(Verification) {}
 

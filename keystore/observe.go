@@ -19,7 +19,7 @@ type Observer interface {
 	// one key that are made at the same time may be told in any order: Event.Revision has the right one.
 	Changed(Event)
 	// Ended is told of each context of Bind's that the store has ended.
-	Ended(Ending)
+	Ended(BindEnd)
 }
 
 // A Verification is a caller who was admitted.
@@ -37,8 +37,8 @@ type Refusal struct {
 	Err error
 }
 
-// An Ending is a context that Bind gave out, and the store ended.
-type Ending struct {
+// A BindEnd describes the end of a context that Bind returned, when the store has ended it.
+type BindEnd struct {
 	KeyID string
 	// Cause is the context's.
 	Cause error

@@ -44,7 +44,7 @@ func (w *witness) take() (told []any) {
 func (w *witness) Verified(v keystore.Verification) { w.tell(v) }
 func (w *witness) Refused(r keystore.Refusal)       { w.tell(r) }
 func (w *witness) Changed(e keystore.Event)         { w.tell(e) }
-func (w *witness) Ended(e keystore.Ending)          { w.tell(e) }
+func (w *witness) Ended(e keystore.BindEnd)         { w.tell(e) }
 
 func TestObserver(t *testing.T) {
 	w := new(witness)
@@ -78,7 +78,7 @@ func TestObserver(t *testing.T) {
 	var ended, changed int
 	for _, told := range w.take() {
 		switch e := told.(type) {
-		case keystore.Ending:
+		case keystore.BindEnd:
 			ended++
 			require.Equal(t, id, e.KeyID)
 			require.ErrorIs(t, e.Cause, keystore.ErrRevoked)
@@ -102,7 +102,7 @@ func TestObserver(t *testing.T) {
 // told is an Observer of functions.
 type told struct {
 	changed func(keystore.Event)
-	ended   func(keystore.Ending)
+	ended   func(keystore.BindEnd)
 }
 
 func (o *told) Verified(keystore.Verification) {}
@@ -112,7 +112,7 @@ func (o *told) Changed(e keystore.Event) {
 		o.changed(e)
 	}
 }
-func (o *told) Ended(e keystore.Ending) {
+func (o *told) Ended(e keystore.BindEnd) {
 	if o.ended != nil {
 		o.ended(e)
 	}
@@ -125,7 +125,7 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 	}
 	for name, play := range map[string]func(t *testing.T, s *keystore.Store, b *unlucky, o *told){
 		"Ended reads the events": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
-			o.ended = func(keystore.Ending) { readAll(t, s) }
+			o.ended = func(keystore.BindEnd) { readAll(t, s) }
 			issued := create(t, s, keystore.Spec{})
 			bind(t, s, issued.Secret.Reveal())
 			require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
@@ -208,7 +208,7 @@ func TestAnObserverChangesAKeyThatWasRevokedTwice(t *testing.T) {
 		issued := create(t, s, keystore.Spec{})
 		bind(t, s, issued.Secret.Reveal())
 		began, updated := time.Now(), make(chan error, 1)
-		o.ended = func(keystore.Ending) { updated <- touch(context.Background(), s, issued.Key.ID) }
+		o.ended = func(keystore.BindEnd) { updated <- touch(context.Background(), s, issued.Key.ID) }
 		b.free = make(chan struct{})
 		var revocations sync.WaitGroup
 		for range 2 {

@@ -210,7 +210,7 @@ func (g *guardedObserver) Changed(e Event) {
 	g.observer.Changed(e)
 }
 
-func (g *guardedObserver) Ended(e Ending) {
+func (g *guardedObserver) Ended(e BindEnd) {
 	defer g.panics.recovered("Observer.Ended")
 	g.observer.Ended(e)
 }

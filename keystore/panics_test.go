@@ -159,7 +159,7 @@ type panicky struct{}
 func (panicky) Verified(v keystore.Verification) { panic(v) }
 func (panicky) Refused(r keystore.Refusal)       { panic(r) }
 func (panicky) Changed(e keystore.Event)         { panic(e) }
-func (panicky) Ended(e keystore.Ending)          { panic(e) }
+func (panicky) Ended(e keystore.BindEnd)         { panic(e) }
 
 // An Observer that panics changes nothing of what the store does, on whatever goroutine it is
 // called.

@@ -31,7 +31,7 @@ func (e *entry) permits(ctx context.Context, rotation uint32) error {
 		return err
 	}
 	if len(e.grants.networks) > 0 && !e.grants.allowsFrom(clientaddr.FromContext(ctx)) {
-		return ErrNetwork
+		return ErrNetworkNotAllowed
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ func (e *entry) admits(rotation uint32) error {
 	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
 		return ErrRevoked // the secret of a context from Bind, and replaced since
 	case e.notBefore != 0 && time.Now().UnixNano() < e.notBefore:
-		return ErrNotYet
+		return ErrNotYetValid
 	}
 	if until := e.untilNanos(rotation); until != 0 && time.Now().UnixNano() >= until {
 		return ErrExpired

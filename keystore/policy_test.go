@@ -68,7 +68,7 @@ func TestCallersCannotChangeDecisions(t *testing.T) {
 				require.Error(t, at("192.0.2.1"), "before NotBefore")
 				time.Sleep(time.Minute)
 				require.NoError(t, at("192.0.2.1"))
-				require.ErrorIs(t, at("198.51.100.1"), keystore.ErrNetwork)
+				require.ErrorIs(t, at("198.51.100.1"), keystore.ErrNetworkNotAllowed)
 				require.NoError(t, at("192.0.2.1"))
 				var limited *keystore.RateLimitError
 				require.ErrorAs(t, at("192.0.2.1"), &limited)

@@ -231,7 +231,7 @@ func (r *rig) enableWithoutWaiting() {
 	st, err := r.store.get(context.Background(), id)
 	require.NoError(r, err)
 	event := &record.Event{Action: record.Action_ACTION_ENABLE}
-	_, err = r.store.changeTogether(context.Background(), []*stored{st}, event, ErrChanged, func(st *stored) (bool, error) {
+	_, err = r.store.changeTogether(context.Background(), []*stored{st}, event, ErrNarrowed, func(st *stored) (bool, error) {
 		st.record.Status = record.Status_STATUS_ACTIVE
 		st.record.DisabledAt, st.record.DisableReason = 0, ""
 		return true, nil

@@ -10,7 +10,7 @@ import (
 //
 //	malformed, unknown, revoked, expired, disabled, not_yet_valid, network    errors that wrap ErrDenied
 //	rate_limited            a *RateLimitError
-//	changed                 ErrChanged
+//	narrowed                ErrNarrowed
 //	not_found, invalid      ErrNotFound, ErrInvalid
 //	locked, corrupt         ErrLocked, ErrCorrupt
 //	closed, unavailable     ErrClosed, ErrUnavailable
@@ -41,9 +41,9 @@ var reasons = []struct {
 	{ErrRevoked, "revoked"},
 	{ErrExpired, "expired"},
 	{ErrDisabled, "disabled"},
-	{ErrNotYet, "not_yet_valid"},
-	{ErrNetwork, "network"},
-	{ErrChanged, "changed"},
+	{ErrNotYetValid, "not_yet_valid"},
+	{ErrNetworkNotAllowed, "network"},
+	{ErrNarrowed, "narrowed"},
 	{ErrNotFound, "not_found"},
 	{ErrInvalid, "invalid"},
 	{ErrLocked, "locked"},

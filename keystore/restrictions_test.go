@@ -28,13 +28,13 @@ func TestNotBefore(t *testing.T) {
 		token := issued.Secret.Reveal()
 		require.Equal(t, keystore.StatusPending, issued.Key.Status())
 		for range 2 { // a miss, then a hit
-			require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYet)
+			require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYetValid)
 			require.ErrorIs(t, verify(t, s, token), keystore.ErrDenied)
 		}
 		_, _, _, err := s.Bind(t.Context(), token)
-		require.ErrorIs(t, err, keystore.ErrNotYet)
+		require.ErrorIs(t, err, keystore.ErrNotYetValid)
 		time.Sleep(time.Hour - 1)
-		require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYet)
+		require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYetValid)
 		time.Sleep(time.Nanosecond)
 		require.NoError(t, verify(t, s, token), "to the instant")
 
@@ -45,7 +45,7 @@ func TestNotBefore(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.Error(t, live.Err())
-		require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYet)
+		require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYetValid)
 	})
 }
 
@@ -69,9 +69,9 @@ func TestAllowedNetworks(t *testing.T) {
 				release()
 				continue
 			}
-			require.ErrorIs(t, err, keystore.ErrNetwork, addr)
+			require.ErrorIs(t, err, keystore.ErrNetworkNotAllowed, addr)
 			require.ErrorIs(t, err, keystore.ErrDenied, addr)
-			require.ErrorIs(t, bindErr, keystore.ErrNetwork, addr)
+			require.ErrorIs(t, bindErr, keystore.ErrNetworkNotAllowed, addr)
 		}
 	}
 	for name, bad := range map[string][]netip.Prefix{
@@ -141,7 +141,7 @@ func TestUpdateNarrowsOrNot(t *testing.T) {
 			_, err = s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { c.change(spec); return nil })
 			require.NoError(t, err)
 			if c.narrows {
-				require.ErrorIs(t, context.Cause(live), keystore.ErrChanged)
+				require.ErrorIs(t, context.Cause(live), keystore.ErrNarrowed)
 			} else {
 				require.NoError(t, live.Err())
 			}
@@ -156,11 +156,11 @@ func TestTheFirstRestrictionNarrows(t *testing.T) {
 		cause  error // nil: it goes on
 		change func(*keystore.Spec)
 	}{
-		"a rate limit":         {keystore.ErrChanged, func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 1e9, Burst: 1e9} }},
-		"a network":            {keystore.ErrChanged, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") }},
-		"every IPv4 network":   {keystore.ErrChanged, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("0.0.0.0/0") }},
-		"an expiry":            {keystore.ErrChanged, func(s *keystore.Spec) { s.ExpiresAt = hour }},
-		"a start to come":      {keystore.ErrNotYet, func(s *keystore.Spec) { s.NotBefore = hour }},
+		"a rate limit":         {keystore.ErrNarrowed, func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 1e9, Burst: 1e9} }},
+		"a network":            {keystore.ErrNarrowed, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") }},
+		"every IPv4 network":   {keystore.ErrNarrowed, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("0.0.0.0/0") }},
+		"an expiry":            {keystore.ErrNarrowed, func(s *keystore.Spec) { s.ExpiresAt = hour }},
+		"a start to come":      {keystore.ErrNotYetValid, func(s *keystore.Spec) { s.NotBefore = hour }},
 		"a start that is past": {nil, func(s *keystore.Spec) { s.NotBefore = time.Now().Add(-time.Hour) }},
 		"a scope":              {nil, func(s *keystore.Spec) { s.Scopes = []string{"orders:read"} }},
 	} {
@@ -218,7 +218,7 @@ func TestEveryNarrowingCounts(t *testing.T) {
 			update(c.give)
 			require.NoError(t, live.Err())
 			update(c.take)
-			require.ErrorIs(t, context.Cause(live), keystore.ErrChanged)
+			require.ErrorIs(t, context.Cause(live), keystore.ErrNarrowed)
 		})
 	}
 }

@@ -467,10 +467,10 @@ func TestList(t *testing.T) {
 	require.Equal(t, pick(func(i int) bool { return i%3 == 0 }), list(keystore.Query{Status: keystore.StatusRevoked}))
 	require.Equal(t, pick(func(i int) bool { return i%3 != 0 && i%2 == 0 }), list(keystore.Query{Status: keystore.StatusActive, Owner: "even"}))
 	require.Empty(t, list(keystore.Query{Owner: "nobody"}))
-	require.Empty(t, list(keystore.Query{After: ids[n-1]}))
+	require.Empty(t, list(keystore.Query{Cursor: ids[n-1]}))
 
 	var paged []string
-	for q := (keystore.Query{Limit: 7}); ; q.After = paged[len(paged)-1] {
+	for q := (keystore.Query{Limit: 7}); ; q.Cursor = paged[len(paged)-1] {
 		page := list(q)
 		paged = append(paged, page...)
 		if len(page) < q.Limit {
@@ -488,7 +488,7 @@ func TestList(t *testing.T) {
 			break
 		}
 	}
-	for _, err := range s.List(t.Context(), keystore.Query{After: "nonsense"}) {
+	for _, err := range s.List(t.Context(), keystore.Query{Cursor: "nonsense"}) {
 		require.ErrorIs(t, err, keystore.ErrInvalid)
 	}
 }

@@ -95,7 +95,7 @@ func (s *Store) refuse(text string, err error) error {
 // Bind is Verify for what lives longer than a call, such as a stream or a websocket. The context that it returns is
 // derived from ctx and ends with the key. Its cause (see [context.Cause]) is then
 //
-//   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled, or ErrChanged if the key was made
+//   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled, or ErrNarrowed if the key was made
 //     to admit to less: the context was cancelled before the call that did it returned;
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
 //   - ErrClosed.
@@ -103,7 +103,7 @@ func (s *Store) refuse(text string, err error) error {
 // If ctx ends too, the cause may be that of ctx. The key is what it was when bound.
 //
 // Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
-// and ErrChanged if that happened meanwhile; the other results are nil with them.
+// and ErrNarrowed if that happened meanwhile; the other results are nil with them.
 func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
 	id, ok := token.Parse(text)
 	if !ok {

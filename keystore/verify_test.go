@@ -249,7 +249,7 @@ func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 		wait := start(func() error { _, err := r.bind(); return err })
 		for range times {
 			<-g.arrived
-			r.store.fence.Cut(id, ErrChanged)
+			r.store.fence.Cut(id, ErrNarrowed)
 			next := r.backend.set(&r.backend.afterGet)
 			close(g.open)
 			g = next

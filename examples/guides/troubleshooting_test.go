@@ -385,7 +385,7 @@ func TestTroubleshootingNamesEachReason(t *testing.T) {
 	require.Equal(t, want, reasons(page, "(?m)^\\| `([A-Z_]+)` \\| ([A-Za-z]+) \\|", 2, 1))
 
 	for _, err := range []error{keystore.ErrMalformed, keystore.ErrUnknown, keystore.ErrRevoked,
-		keystore.ErrExpired, keystore.ErrDisabled, keystore.ErrNotYet, keystore.ErrNetwork} {
+		keystore.ErrExpired, keystore.ErrDisabled, keystore.ErrNotYetValid, keystore.ErrNetworkNotAllowed} {
 		require.Contains(t, page, "\n| `"+keystore.Reason(err)+"` | ")
 	}
 }

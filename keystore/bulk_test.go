@@ -277,7 +277,7 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 					spec.Metadata["touched"] = fmt.Sprint(i, time.Now())
 					return nil
 				})
-				if err != nil && !errors.Is(err, keystore.ErrRevoked) {
+				if err != nil && !errors.Is(err, keystore.ErrKeyRevoked) {
 					t.Error(err)
 					return
 				}

@@ -97,7 +97,8 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	})
 }
 
-// Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives ErrRevoked.
+// Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives
+// ErrKeyRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
@@ -135,7 +136,7 @@ func (s *Store) stop(
 }
 
 // Enable ends what Disable began. Enabling a key that is not disabled changes nothing and is no error. A revoked key
-// gives ErrRevoked, an unknown one ErrNotFound.
+// gives ErrKeyRevoked, an unknown one ErrNotFound.
 func (s *Store) Enable(ctx context.Context, id string) error {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -161,9 +162,10 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 // A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
 // key's live contexts with ErrNarrowed; one that widens it does not.
 //
-// An error of change's is returned as it is; ErrInvalid says what is wrong with what it made, ErrRevoked means that
-// the key is revoked, ErrNotFound that there is none: nothing was done. ErrUnavailable with contention means the
-// same; after any other error the change may have been made.
+// An error of change's is returned as it is; ErrInvalid says what is wrong with what it made,
+// ErrKeyRevoked means that the key is revoked, ErrNotFound that there is none: nothing was done.
+// ErrUnavailable with contention means the same; after any other error the change may have been
+// made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -207,9 +209,10 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 // A key has two secrets at most: a rotation during the grace of an earlier one ends the older secret at once.
 // Key.PreviousUntil tells whether there is one.
 //
-// A grace that is negative or over ten years gives ErrInvalid, a revoked key ErrRevoked, an unknown one ErrNotFound.
-// After any other error the key may have been rotated, to a secret that nobody has: Get tells, by its Revision.
-// Rotate it again, with care for who still uses the first secret.
+// A grace that is negative or over ten years gives ErrInvalid, a revoked key ErrKeyRevoked, an
+// unknown one ErrNotFound. After any other error the key may have been rotated, to a secret that
+// nobody has: Get tells, by its Revision. Rotate it again, with care for who still uses the first
+// secret.
 func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -252,10 +255,11 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 
 const maxGrace = 10 * 365 * 24 * time.Hour
 
-// refuseRevoked returns ErrRevoked for a key that is revoked: nothing can be done to it any more.
+// refuseRevoked returns ErrKeyRevoked for a key that is revoked: nothing can change the key any
+// more.
 func refuseRevoked(doing, id string, r *record.Record) error {
 	if r.RevokedAt != 0 {
-		return &plainError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrRevoked}
+		return &plainError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrKeyRevoked}
 	}
 	return nil
 }

@@ -34,9 +34,6 @@
 // Store.Inspect tells an operator which key a token is of, and why Verify refuses the token. Reason names an error with a
 // word. Store.Err says whether the store has stopped, for a health check.
 //
-// [ErrRevoked] from Update, Rotate, Disable and Enable is about the key that the call names, and not about the caller: map
-// it before it reaches something that takes it for a denial.
-//
 // # Concurrency
 //
 // A Store is safe for concurrent use. Create, Verify and Revoke are linearizable for each key: they behave as if each

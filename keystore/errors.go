@@ -53,6 +53,10 @@ var (
 	// Bind was in use: a scope less, for example, or an earlier expiry. The caller may bind the key
 	// again.
 	ErrNarrowed = errors.New("API key narrowed")
+	// ErrKeyRevoked means that Update, Rotate, Disable or Enable cannot change the key, because the
+	// key is revoked. ErrKeyRevoked is about the key that the call names, and not about the caller,
+	// so it does not wrap ErrDenied. Verify and Bind return ErrRevoked.
+	ErrKeyRevoked = errors.New("the API key is revoked and cannot be changed")
 	// ErrNotFound means that no key has the ID.
 	ErrNotFound = backend.ErrNotFound
 	// ErrCorrupt means that what is stored is not what was written.

@@ -40,7 +40,11 @@ func TestFailures(t *testing.T) {
 		case "Get", "Revoke": // a second revocation changes nothing
 			require.NoError(t, call(dead, "second"), name)
 		default:
-			require.ErrorIs(t, call(dead, "r"), keystore.ErrRevoked, name)
+			err := call(dead, "r")
+			require.ErrorIs(t, err, keystore.ErrKeyRevoked, name)
+			require.NotErrorIs(t, err, keystore.ErrDenied, "%s: the caller is not refused", name)
+			require.NotErrorIs(t, err, keystore.ErrRevoked, name)
+			require.Equal(t, "key_revoked", keystore.Reason(err))
 		}
 		switch name {
 		case "Revoke", "Disable", "Update":

@@ -389,7 +389,7 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	}
 	require.NoError(t, s.Revoke(t.Context(), id, "gone"))
 	for name, err := range calls(id) {
-		require.ErrorIs(t, err, keystore.ErrRevoked, name)
+		require.ErrorIs(t, err, keystore.ErrKeyRevoked, name)
 	}
 	key, err := s.Get(t.Context(), id)
 	require.NoError(t, err)

@@ -59,6 +59,10 @@ func resultOf(o *op, err error) string {
 			return isNothing
 		}
 		return inDoubt
+	case errors.Is(err, ErrKeyRevoked) && !read:
+		return isRevoked
+	case errors.Is(err, ErrRevoked) && !read && o.Kind != opSample:
+		return "impossible: " + err.Error()
 	}
 	for result, known := range map[string]error{
 		isUnknown: ErrUnknown, isRevoked: ErrRevoked, isExpired: ErrExpired,

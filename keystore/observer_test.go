@@ -216,7 +216,7 @@ func TestAnObserverChangesAKeyThatWasRevokedTwice(t *testing.T) {
 			synctest.Wait()
 		}
 		close(b.free)
-		require.ErrorIs(t, <-updated, keystore.ErrRevoked)
+		require.ErrorIs(t, <-updated, keystore.ErrKeyRevoked)
 		revocations.Wait()
 		require.Zero(t, time.Since(began))
 	})

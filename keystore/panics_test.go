@@ -387,7 +387,7 @@ func TestThePanicOfACallersFunctionIsTheCallers(t *testing.T) {
 				fill(t, s, 100, func(int) keystore.Spec { return keystore.Spec{} })
 				require.PanicsWithValue(t, boom, func() { call(s, issued.Key.ID) }, kind)
 				_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
-				if !errors.Is(err, keystore.ErrRevoked) {
+				if !errors.Is(err, keystore.ErrKeyRevoked) {
 					require.NoError(t, err, kind)
 				}
 				require.NotEmpty(t, events(t, s, keystore.EventQuery{}))

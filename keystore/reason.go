@@ -11,6 +11,7 @@ import (
 //	malformed, unknown, revoked, expired, disabled, not_yet_valid, network    errors that wrap ErrDenied
 //	rate_limited            a *RateLimitError
 //	narrowed                ErrNarrowed
+//	key_revoked             ErrKeyRevoked
 //	not_found, invalid      ErrNotFound, ErrInvalid
 //	locked, corrupt         ErrLocked, ErrCorrupt
 //	closed, unavailable     ErrClosed, ErrUnavailable
@@ -44,6 +45,7 @@ var reasons = []struct {
 	{ErrNotYetValid, "not_yet_valid"},
 	{ErrNetworkNotAllowed, "network"},
 	{ErrNarrowed, "narrowed"},
+	{ErrKeyRevoked, "key_revoked"},
 	{ErrNotFound, "not_found"},
 	{ErrInvalid, "invalid"},
 	{ErrLocked, "locked"},

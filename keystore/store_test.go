@@ -605,7 +605,8 @@ func TestCloseDuringCalls(t *testing.T) {
 						if errors.Is(err, keystore.ErrClosed) {
 							return
 						}
-						if err != nil && !errors.Is(err, keystore.ErrRevoked) {
+						denied := errors.Is(err, keystore.ErrRevoked) || errors.Is(err, keystore.ErrKeyRevoked)
+						if err != nil && !denied {
 							t.Errorf("%s: %v", name, err)
 							return
 						}

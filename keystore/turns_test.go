@@ -101,7 +101,7 @@ func TestARestrictionGoesBeforeHundredsOfUpdates(t *testing.T) {
 				for range 300 {
 					updates.Go(func() {
 						for ctx.Err() == nil {
-							if err := touch(ctx, s, issued.Key.ID); errors.Is(err, keystore.ErrRevoked) {
+							if err := touch(ctx, s, issued.Key.ID); errors.Is(err, keystore.ErrKeyRevoked) {
 								return
 							}
 						}

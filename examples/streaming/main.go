@@ -115,7 +115,7 @@ func run() error {
 			fmt.Println("  a second attempt is refused:", status.Convert(err).Message())
 		}
 		if act.code == codes.Unauthenticated {
-			if err := store.Enable(ctx, id); err != nil && !errors.Is(err, keystore.ErrRevoked) {
+			if err := store.Enable(ctx, id); err != nil && !errors.Is(err, keystore.ErrKeyRevoked) {
 				return err
 			}
 		}

@@ -23,11 +23,12 @@ type Verifier interface {
 	// Verify returns the key for the token. An error that wraps keystore.ErrDenied means that the
 	// token is not valid now. Any other error means that the Verifier cannot decide.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
-	// Bind is Verify for a stream. Bind also returns a context, which is cancelled when the key no
-	// longer permits the stream. The cause of the cancellation wraps keystore.ErrDenied or
-	// keystore.ErrNarrowed. If the Verifier can no longer decide, the cause wraps
-	// keystore.ErrClosed or keystore.ErrUnavailable.
-	Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error)
+	// Bind opens a session for a stream, for a token that Verify would accept. The Authenticator
+	// closes the session. When the key no longer permits the stream, the session ends with a cause
+	// that wraps keystore.ErrDenied or keystore.ErrNarrowed. If the Verifier can no longer decide,
+	// the cause wraps keystore.ErrClosed or keystore.ErrUnavailable. keystore.NewSession makes a
+	// session without a store.
+	Bind(ctx context.Context, token string) (*keystore.Session, error)
 }
 
 // An Authenticator checks the API keys of calls. Call New to get an Authenticator, and give its
@@ -182,12 +183,12 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 		if a.needsNoKey(call.Context, r) {
 			return handler(srv, &publicStream{ss, call})
 		}
-		bound, key, release, err := a.bind(call, r)
+		session, err := a.bind(call, r)
 		if err != nil {
 			return a.refusalStatus(call, info.FullMethod, err).Err()
 		}
-		defer release()
-		s := a.newStream(ss, bound, call, key, info.FullMethod)
+		defer session.Close()
+		s := a.newStream(ss, session, call, info.FullMethod)
 		defer s.finish()
 		err = handler(srv, s)
 		if ended := s.ended(); ended != nil {
@@ -197,30 +198,28 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 	}
 }
 
-// bind verifies the credential of a call and binds the call to the key. The caller must call
-// release when the handler has returned.
-func (a *Authenticator) bind(
-	call *callContext, r rule,
-) (bound context.Context, key *keystore.Key, release context.CancelFunc, err error) {
+// bind verifies the credential of a call and opens a session. The caller must close the session
+// when the handler has returned.
+func (a *Authenticator) bind(call *callContext, r rule) (*keystore.Session, error) {
 	text, err := a.credentialFor(call, r)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	bound, key, release, err = a.verifier.Bind(call, text)
-	if err == nil && (bound == nil || key == nil || release == nil) {
+	session, err := a.verifier.Bind(call, text)
+	if err == nil && (session == nil || session.Key() == nil || session.Context() == nil) {
 		err = errNoKey
-		if release != nil {
-			release()
+		if session != nil {
+			session.Close()
 		}
 	}
 	if err != nil {
-		return nil, nil, nil, a.countFailure(call, withKeyID(text, err))
+		return nil, a.countFailure(call, withKeyID(text, err))
 	}
-	if err := r.allows(key); err != nil {
-		release()
-		return nil, nil, nil, err
+	if err := r.allows(session.Key()); err != nil {
+		session.Close()
+		return nil, err
 	}
-	return bound, key, release, nil
+	return session, nil
 }
 
 // ServerOptions returns both interceptors as options for grpc.NewServer. The interceptors run after

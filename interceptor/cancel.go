@@ -35,12 +35,12 @@ func (u unaryCall) Context() context.Context { return u.ctx }
 func (a *Authenticator) callBound(
 	call *callContext, r rule, method string, req any, handler grpc.UnaryHandler,
 ) (any, error) {
-	bound, key, release, err := a.bind(call, r)
+	session, err := a.bind(call, r)
 	if err != nil {
 		return nil, a.refusalStatus(call, method, err).Err()
 	}
-	defer release()
-	s := a.newStream(unaryCall{ctx: call.Context}, bound, call, key, method)
+	defer session.Close()
+	s := a.newStream(unaryCall{ctx: call.Context}, session, call, method)
 	defer s.finish()
 	reply, err := handler(s.ctx, req)
 	if ended := s.ended(); ended != nil {

@@ -18,8 +18,8 @@ func (noVerifier) Verify(context.Context, string) (*keystore.Key, error) {
 	return nil, errors.ErrUnsupported
 }
 
-func (noVerifier) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	return nil, nil, nil, errors.ErrUnsupported
+func (noVerifier) Bind(context.Context, string) (*keystore.Session, error) {
+	return nil, errors.ErrUnsupported
 }
 
 // For all metadata, credential returns one credential or an error, and the handler sees no

@@ -302,29 +302,27 @@ func TestMessagesLookAtTheSessionFirst(t *testing.T) {
 	}
 }
 
-// An endable context is ended by the test, as by a store. It never calls the function that OnEnd
-// got.
+// An endable context is ended by the test. Contexts that are derived from it do not see the end, so
+// nothing that Session.OnEnd was given is called.
 type endable struct {
 	context.Context
 	cause atomic.Pointer[error]
 }
 
-func (e *endable) Cause() error {
+func (e *endable) Err() error {
 	if cause := e.cause.Load(); cause != nil {
 		return *cause
 	}
-	return nil
+	return e.Context.Err()
 }
-
-func (e *endable) OnEnd(func()) (stop func() bool) { return func() bool { return true } }
 
 // A bindVerifier returns the result of bind for every token.
 type bindVerifier struct {
 	verifier
-	bind func(context.Context) (context.Context, *keystore.Key, context.CancelFunc, error)
+	bind func(context.Context) (*keystore.Session, error)
 }
 
-func (v bindVerifier) Bind(ctx context.Context, _ string) (context.Context, *keystore.Key, context.CancelFunc, error) {
+func (v bindVerifier) Bind(ctx context.Context, _ string) (*keystore.Session, error) {
 	return v.bind(ctx)
 }
 
@@ -333,9 +331,9 @@ func (v bindVerifier) Bind(ctx context.Context, _ string) (context.Context, *key
 func TestHandlerFasterThanTheWatch(t *testing.T) {
 	revoked := error(keystore.ErrRevoked)
 	var bound *endable
-	v := bindVerifier{bind: func(ctx context.Context) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	v := bindVerifier{bind: func(ctx context.Context) (*keystore.Session, error) {
 		bound = &endable{Context: ctx}
-		return bound, &keystore.Key{ID: "id"}, func() {}, nil
+		return keystore.NewSession(bound, &keystore.Key{ID: "id"}), nil
 	}}
 	svc := &service{duplex: func(duplexStream) error {
 		bound.cause.Store(&revoked)

@@ -527,14 +527,14 @@ type (
 
 func (verifierMap) Verify(context.Context, string) (*keystore.Key, error) { return nil, nil }
 
-func (verifierMap) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	return nil, nil, nil, nil
+func (verifierMap) Bind(context.Context, string) (*keystore.Session, error) {
+	return nil, nil
 }
 
 func (verifierFunc) Verify(context.Context, string) (*keystore.Key, error) { return nil, nil }
 
-func (verifierFunc) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	return nil, nil, nil, nil
+func (verifierFunc) Bind(context.Context, string) (*keystore.Session, error) {
+	return nil, nil
 }
 
 // A verifier returns the results that a test sets.
@@ -542,8 +542,8 @@ type verifier struct{ err error }
 
 func (v verifier) Verify(context.Context, string) (*keystore.Key, error) { return nil, v.err }
 
-func (v verifier) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	return nil, nil, nil, v.err
+func (v verifier) Bind(context.Context, string) (*keystore.Session, error) {
+	return nil, v.err
 }
 
 func TestStoreTroubleIsNotTheCallersFault(t *testing.T) {

@@ -97,30 +97,26 @@ func directStream(ctx context.Context, a *interceptor.Authenticator, method stri
 // A nothing is a faulty Verifier: its error is nil, and at least one other result is nil too.
 type nothing struct {
 	verifier
-	bound    context.Context
-	key      *keystore.Key
-	released *atomic.Int64 // nil: no CancelFunc
+	session func() *keystore.Session
 }
 
-func (n nothing) Bind(context.Context, string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	if n.released == nil {
-		return n.bound, n.key, nil, nil
-	}
-	return n.bound, n.key, func() { n.released.Add(1) }, nil
+func (n nothing) Bind(context.Context, string) (*keystore.Session, error) {
+	return n.session(), nil
 }
 
 func TestVerifierWithoutAnAnswer(t *testing.T) {
-	var released atomic.Int64
-	key := keystore.NewKey(keystore.Spec{Scopes: []string{"*"}})
-	for name, v := range map[string]nothing{
-		"nothing":       {},
-		"no key":        {bound: t.Context(), released: &released},
-		"no context":    {key: key, released: &released},
-		"no CancelFunc": {bound: t.Context(), key: key},
+	for name, session := range map[string]func() *keystore.Session{
+		"nothing":          func() *keystore.Session { return nil },
+		"the zero Session": func() *keystore.Session { return new(keystore.Session) },
+		"no key": func() *keystore.Session {
+			session := keystore.NewSession(t.Context(), nil)
+			t.Cleanup(func() { require.Error(t, session.Context().Err(), "it was closed") })
+			return session
+		},
 	} {
+		v := nothing{session: session}
 		for _, opts := range [][]interceptor.Option{nil, {interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a")}} {
 			t.Run(name, func(t *testing.T) {
-				released.Store(0)
 				book := logDefault(t)
 				auth := newAuth(t, v, opts...)
 				handler := func() { t.Error("let in") }
@@ -131,9 +127,6 @@ func TestVerifierWithoutAnAnswer(t *testing.T) {
 				conn := dial(t, serve(t, svc, auth.ServerOptions()...))
 				for _, err := range both(withKey(t.Context(), "k"), conn) {
 					requireRefused(t, err, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
-				}
-				if v.released != nil {
-					require.EqualValues(t, 1, released.Load())
 				}
 				lines := book.lines(t)
 				require.Len(t, lines, 2)

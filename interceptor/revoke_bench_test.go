@@ -58,15 +58,15 @@ func BenchmarkRevokeUnderStreams(b *testing.B) {
 	}
 	contexts := func(n int) func(token string) (over func()) {
 		return func(token string) func() {
-			var releases []context.CancelFunc
+			var sessions []*keystore.Session
 			for range n {
-				_, _, release, err := store.Bind(b.Context(), token)
+				session, err := store.Bind(b.Context(), token)
 				require.NoError(b, err)
-				releases = append(releases, release)
+				sessions = append(sessions, session)
 			}
 			return func() {
-				for _, release := range releases {
-					release()
+				for _, session := range sessions {
+					session.Close()
 				}
 			}
 		}

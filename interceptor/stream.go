@@ -65,20 +65,19 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //
 // The invariants:
 //
-//  1. The context bound is done before Revoke returns. RecvMsg, SendMsg and SendHeader check bound
+//  1. The session has ended before Revoke returns. RecvMsg, SendMsg and SendHeader check the session
 //     at their start and again before they return. So a call that begins after Revoke has returned
 //     transfers no message, and a call that was blocked during Revoke does not report success.
-//     SetHeader and SetTrailer check bound at their start. So do grpc.SetHeader, grpc.SendHeader
+//     SetHeader and SetTrailer check the session at their start. So do grpc.SetHeader, grpc.SendHeader
 //     and grpc.SetTrailer with the context of the handler. A grpc.ServerTransportStream that the
-//     handler took from its context earlier does not check bound.
+//     handler took from its context earlier does not check the session.
 //  2. The client gets one status, made from the cause of the end. Every goroutine that asks for the
-//     status gets this status. A SendMsg that checked bound before the end may still send its
+//     status gets this status. A SendMsg that checked the session before the end may still send its
 //     message before the status. After the status, the transport accepts no message.
 type stream struct {
 	grpc.ServerStream
 	ctx          *callContext
-	bound        context.Context
-	notifier     endNotifier           // bound as an endNotifier, or nil
+	session      *keystore.Session
 	clientStatus func() *status.Status // after the end: what the client gets; always the same
 
 	logEnd func() // logs the end, once; nil without LogRefusals
@@ -120,24 +119,23 @@ func modeOf(ctx context.Context) (mode, statusWriter) {
 	}
 }
 
-// newStream returns the stream for the handler, in place of ss. The context bound ends with the
-// key. The context call does not, and goes to the ErrorMapper and the logger.
+// newStream returns the stream for the handler, in place of ss. The context of the session ends with
+// the key. The context call does not, and goes to the ErrorMapper and the logger.
 func (a *Authenticator) newStream(
-	ss grpc.ServerStream, bound context.Context,
-	call *callContext, key *keystore.Key, fullMethod string,
+	ss grpc.ServerStream, session *keystore.Session, call *callContext, fullMethod string,
 ) *stream {
-	s := &stream{ServerStream: ss, bound: bound}
-	s.ctx = &callContext{Context: bound, auth: a, key: key, stream: s}
-	s.notifier, _ = bound.(endNotifier)
+	key := session.Key()
+	s := &stream{ServerStream: ss, session: session}
+	s.ctx = &callContext{Context: session.Context(), auth: a, key: key, stream: s}
 	refusal := func() *Refusal {
-		return a.newRefusal(call, fullMethod, &Refusal{KeyID: key.ID, err: s.cause()})
+		return a.newRefusal(call, fullMethod, &Refusal{KeyID: key.ID, err: s.session.Cause()})
 	}
 	s.clientStatus = sync.OnceValue(func() *status.Status {
-		return a.mapStatus(call, refusal(), endStatus(s.cause()))
+		return a.mapStatus(call, refusal(), endStatus(s.session.Cause()))
 	})
 	if a.log.logger != nil {
 		s.logEnd = sync.OnceFunc(func() {
-			a.log.logRefusal(call, callEnded, refusal(), endStatus(s.cause()).Code())
+			a.log.logRefusal(call, callEnded, refusal(), endStatus(s.session.Cause()).Code())
 		})
 	}
 	if a.limitMessages {
@@ -150,46 +148,15 @@ func (a *Authenticator) newStream(
 		return s
 	}
 	s.statusWritten = make(chan struct{})
-	s.stopWatch = s.onEnd(func() {
+	s.stopWatch = session.OnEnd(func() {
 		defer close(s.statusWritten)
-		if endedByStore(s.cause()) {
+		if endedByStore(s.session.Cause()) {
 			// An error means that the connection is closed, which unblocks the handler too.
 			_ = s.transport.WriteStatus(s.clientStatus())
 			s.logIfEnded()
 		}
 	})
 	return s
-}
-
-// endNotifier is implemented by the contexts that keystore.Store.Bind returns. Many of these
-// contexts may share one key, and one Revoke ends all of them. With context.AfterFunc and
-// context.Cause, Revoke would have to wait for one goroutine per context. With an endNotifier,
-// Revoke does not.
-type endNotifier interface {
-	// Cause returns why the store has ended the context, or nil.
-	Cause() error
-	// OnEnd calls f after the store has ended the context. The function stop prevents the call,
-	// and reports whether it did.
-	OnEnd(f func()) (stop func() bool)
-}
-
-// onEnd is OnEnd, for every kind of context.
-func (s *stream) onEnd(f func()) (stop func() bool) {
-	if s.notifier != nil {
-		return s.notifier.OnEnd(f)
-	}
-	return context.AfterFunc(s.bound, f)
-}
-
-// cause returns why bound has ended, or nil.
-func (s *stream) cause() error {
-	if s.notifier != nil {
-		return s.notifier.Cause()
-	}
-	if s.bound.Err() == nil {
-		return nil
-	}
-	return context.Cause(s.bound)
 }
 
 // finish ends the work of s after the handler has returned or panicked. Afterwards the watcher does
@@ -204,7 +171,7 @@ func (s *stream) finish() {
 	case interruptible:
 		if !s.stopWatch() {
 			<-s.statusWritten
-		} else if endedByStore(s.cause()) {
+		} else if endedByStore(s.session.Cause()) {
 			_ = s.transport.WriteStatus(s.clientStatus())
 		}
 	}
@@ -213,19 +180,19 @@ func (s *stream) finish() {
 // logIfEnded logs once that the stream ended with its key, if it did. Call logIfEnded after the
 // client got the status, because a logger may block.
 func (s *stream) logIfEnded() {
-	if s.logEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.cause()) {
+	if s.logEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.session.Cause()) {
 		s.logEnd()
 	}
 }
 
 // ended returns the status for the client if the key has ended the stream, and nil otherwise. If
-// the context of the caller has ended (the parent of bound), ended returns nil, and gRPC ends the
+// the context of the caller has ended, ended returns nil, and gRPC ends the
 // stream.
 func (s *stream) ended() error {
 	if st := s.limitStatus.Load(); st != nil {
 		return st.Err()
 	}
-	if cause := s.cause(); cause == nil || !endedByStore(cause) {
+	if cause := s.session.Cause(); cause == nil || !endedByStore(cause) {
 		return nil
 	}
 	return s.clientStatus().Err()
@@ -234,7 +201,9 @@ func (s *stream) ended() error {
 func (s *stream) Context() context.Context { return s.ctx }
 
 // hasEnded reports whether ended returns an error. Once true, hasEnded stays true.
-func (s *stream) hasEnded() bool { return s.limitStatus.Load() != nil || endedByStore(s.cause()) }
+func (s *stream) hasEnded() bool {
+	return s.limitStatus.Load() != nil || endedByStore(s.session.Cause())
+}
 
 func (s *stream) SetHeader(md metadata.MD) error {
 	if err := s.ended(); err != nil {
@@ -323,7 +292,7 @@ func (s *stream) countMessage(err error) error {
 	if err != nil || s.onLimit == nil {
 		return err
 	}
-	limited := s.ctx.key.Allow()
+	limited := s.session.Allow()
 	if limited == nil {
 		return nil
 	}
@@ -368,7 +337,7 @@ func (s *stream) callAbandonable(f func() error) error {
 		}()
 		r.err = f()
 	}()
-	done := s.bound.Done()
+	done := s.session.Context().Done()
 	for {
 		select {
 		case r := <-results:

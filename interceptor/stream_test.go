@@ -72,13 +72,16 @@ func (s *withContext) Context() context.Context { return s.ctx }
 // store.
 type embedder struct{ *keystore.Store }
 
-func (e embedder) Bind(ctx context.Context, token string) (context.Context, *keystore.Key, context.CancelFunc, error) {
-	bound, key, release, err := e.Store.Bind(ctx, token)
+func (e embedder) Bind(ctx context.Context, token string) (*keystore.Session, error) {
+	inner, err := e.Store.Bind(ctx, token)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	type tag struct{}
-	return context.WithValue(bound, tag{}, "embedder's"), key, release, nil
+	tagged := context.WithValue(inner.Context(), tag{}, "embedder's")
+	session := keystore.NewSession(tagged, inner.Key())
+	session.OnEnd(inner.Close)
+	return session, nil
 }
 
 func TestRevokeEndsStreams(t *testing.T) {

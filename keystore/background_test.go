@@ -121,7 +121,7 @@ func TestBackgroundWorkIsIndependent(t *testing.T) {
 				require.NoError(t, err)
 				defer func() { require.NoError(t, s.Close()) }()
 				streaming := create(t, s, keystore.Spec{})
-				_, _, release, err := s.Bind(t.Context(), streaming.Secret.Reveal())
+				_, _, release, err := parts(s.Bind(t.Context(), streaming.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
 				time.Sleep(2*time.Hour + 30*time.Second)

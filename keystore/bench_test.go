@@ -176,11 +176,11 @@ func BenchmarkBind(b *testing.B) {
 	for b.Loop() {
 		begin := time.Now()
 		for range batch {
-			_, _, release, err := s.Bind(b.Context(), text)
+			session, err := s.Bind(b.Context(), text)
 			if err != nil {
 				b.Fatal(err)
 			}
-			release()
+			session.Close()
 		}
 		binds = append(binds, time.Since(begin))
 		begin = time.Now()

@@ -63,11 +63,12 @@ func ExampleStore_Bind() {
 		log.Fatal(err)
 	}
 
-	ctx, key, release, err := store.Bind(context.Background(), issued.Secret.Reveal())
+	session, err := store.Bind(context.Background(), issued.Secret.Reveal())
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer release()
+	defer session.Close()
+	ctx, key := session.Context(), session.Key()
 	fmt.Println(ctx.Err())
 
 	if err := store.Revoke(context.Background(), key.ID, "lost"); err != nil {
@@ -164,18 +165,18 @@ func ExampleStore_Update() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	bound, _, release, err := store.Bind(ctx, issued.Secret.Reveal())
+	session, err := store.Bind(ctx, issued.Secret.Reveal())
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer release()
+	defer session.Close()
 
 	key, err := store.Update(ctx, issued.Key.ID, func(spec *keystore.Spec) error {
 		spec.Scopes = []string{"orders:read"}
 		return nil
 	})
 	fmt.Println(key.HasScope("orders:write"), err)
-	fmt.Println(context.Cause(bound))
+	fmt.Println(session.Cause())
 	// Output:
 	// false <nil>
 	// API key narrowed

@@ -120,7 +120,7 @@ func TestHangingBackendIsUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, b := withFaults(t, &keystore.Options{CacheSize: -1})
 		issued := create(t, s, keystore.Spec{})
-		bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		bound, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
 		defer release()
 		b.hang.Store(true)
@@ -177,7 +177,7 @@ func TestRevocationThatTakesEffectLate(t *testing.T) {
 		require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, ""), keystore.ErrUnavailable)
 		require.NoError(t, verify(), "indeterminate: not revoked yet")
 		require.Zero(t, s.Stats().Cached, "and not cached")
-		bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		bound, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
 		defer release()
 

@@ -29,7 +29,7 @@ func verify(t testing.TB, s *keystore.Store, token string) error {
 
 func bind(t testing.TB, s *keystore.Store, token string) context.Context {
 	t.Helper()
-	ctx, _, release, err := s.Bind(t.Context(), token)
+	ctx, _, release, err := parts(s.Bind(t.Context(), token))
 	require.NoError(t, err)
 	t.Cleanup(release)
 	return ctx
@@ -49,7 +49,7 @@ func TestDisableAndEnable(t *testing.T) {
 	require.ErrorIs(t, context.Cause(live), keystore.ErrDisabled)
 	require.NoError(t, s.Disable(t.Context(), id, "again"))
 	require.ErrorIs(t, verify(t, s, token), keystore.ErrDisabled)
-	_, _, _, err = s.Bind(t.Context(), token)
+	_, err = s.Bind(t.Context(), token)
 	require.ErrorIs(t, err, keystore.ErrDisabled)
 
 	require.NoError(t, s.Close())
@@ -529,7 +529,7 @@ func (r *bindRace) bind(ctx context.Context, token string, started chan<- struct
 	kept := 0
 	for n := 0; ; n++ {
 		late, last := begun.Load(), over.Load()
-		bound, key, release, err := r.s.Bind(ctx, token)
+		bound, key, release, err := parts(r.s.Bind(ctx, token))
 		if n == 0 {
 			close(started)
 		}

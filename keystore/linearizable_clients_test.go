@@ -217,7 +217,7 @@ func (p *player) get(client, n int) {
 func (p *player) bind(client, n int, secret numbered) {
 	var b bound
 	b.op = p.do(op{Client: client, Key: n, Kind: opBind, Secret: secret.N}, func(ctx context.Context) (key *Key, _ string, err error) {
-		b.ctx, key, b.release, err = p.store.Bind(ctx, secret.Text)
+		b.ctx, key, b.release, err = parts(p.store.Bind(ctx, secret.Text))
 		if p.deaf && err == nil {
 			b.ctx = context.WithoutCancel(b.ctx)
 		}

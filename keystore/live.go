@@ -34,6 +34,8 @@ type live struct {
 	cause atomic.Pointer[error]   // why the store, or its owner, has ended it
 	asked atomic.Bool             // for Done
 
+	session Session // what Bind returns; it points to this live
+
 	mu       sync.Mutex // guards all below
 	reported bool       // to the observer, or it is not to hear of it: it was not told of a Bind, or its owner released it
 	over     bool       // what was to follow has followed
@@ -68,8 +70,13 @@ func (l *live) Err() error {
 	return l.Context.Err()
 }
 
-// Cause returns why the store, or its owner, has ended the context, or nil; the end of its parent does not count. It is
-// for the interceptor, which asks twice for each message.
+// key and allow serve the Session. Bind returns the Session after admit, and first does not change
+// after that.
+func (l *live) key() *Key { return &l.first.key }
+
+func (l *live) allow() error { return l.first.grants.allow() }
+
+// Cause is Session.Cause: it does not count the end of the parent.
 func (l *live) Cause() error {
 	if cause := l.cause.Load(); cause != nil {
 		return *cause
@@ -243,19 +250,28 @@ func (l *live) release() {
 	l.cut(context.Canceled)
 }
 
-// OnEnd has f called when the store has ended the context, and not when its parent has. The interceptor looks for this
-// method. It differs from [context.AfterFunc] in that the end of many contexts at once does not start a goroutine for
-// each, and that f is not called before all of them have ended. What f does may block. Stop reports whether it kept f from
-// being called: it does not if the context has ended, even if f has not begun.
+// endedByStore reports whether the store has ended the context, and not its owner or its parent.
+func (l *live) endedByStore() bool {
+	cause := l.Cause()
+	return cause != nil && cause != context.Canceled
+}
+
+// OnEnd is Session.OnEnd: f is called when the store has ended the context.
 func (l *live) OnEnd(f func()) (stop func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.over:
-		go f()
+		if l.endedByStore() {
+			go f()
+		}
 		return func() bool { return false }
-	case l.onEnd != nil:
-		return context.AfterFunc(l, f) // there is room for one
+	case l.onEnd != nil: // the field has space for one function
+		return context.AfterFunc(l, func() {
+			if l.endedByStore() {
+				f()
+			}
+		})
 	}
 	l.onEnd = f
 	return func() bool {

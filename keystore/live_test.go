@@ -17,7 +17,7 @@ import (
 
 func boundLive(t *testing.T, parent context.Context) *live {
 	r := newRig(t, fence.TwoPhase)
-	ctx, _, release, err := r.store.Bind(parent, r.issued.Secret.Reveal())
+	ctx, _, release, err := parts(r.store.Bind(parent, r.issued.Secret.Reveal()))
 	require.NoError(t, err)
 	t.Cleanup(release)
 	return ctx.(*live)
@@ -119,11 +119,11 @@ func TestTheEndOfAParentIsNoDenial(t *testing.T) {
 	require.NoError(t, err)
 	inner, err := s.Create(t.Context(), Spec{Name: "inner"})
 	require.NoError(t, err)
-	parent, _, release, err := s.Bind(t.Context(), outer.Secret.Reveal())
+	parent, _, release, err := parts(s.Bind(t.Context(), outer.Secret.Reveal()))
 	require.NoError(t, err)
 	defer release()
 	h.hook = func() { require.NoError(t, s.Revoke(t.Context(), outer.Key.ID, "")) }
-	_, _, _, err = s.Bind(parent, inner.Secret.Reveal())
+	_, err = s.Bind(parent, inner.Secret.Reveal())
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, ErrDenied)
 	require.Zero(t, s.Stats().Live, "neither is left")
@@ -162,7 +162,7 @@ func TestEndingsHaveTheirBinds(t *testing.T) {
 		_, err = s.Verify(t.Context(), issued.Secret.Reveal())
 		require.NoError(t, err)
 		*revokeFrom = func() { require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, "")) }
-		ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		if err == nil {
 			t.Cleanup(release)
 		}
@@ -218,7 +218,7 @@ func TestWhatTheOwnerEndsIsNotReported(t *testing.T) {
 				require.NoError(t, err)
 				parent, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				_, _, release, err := s.Bind(parent, issued.Secret.Reveal())
+				_, _, release, err := parts(s.Bind(parent, issued.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
 				tt.end(s, issued.Key.ID, cancel, release)
@@ -248,7 +248,7 @@ func TestWhatComesBeforeTheAdmission(t *testing.T) {
 		_, err = s.Verify(t.Context(), issued.Secret.Reveal()) // so that Bind is registered when it decides
 		require.NoError(t, err)
 		h.hook = func() { require.NoError(t, before(issued.Key.ID)) }
-		ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		if err == nil {
 			t.Cleanup(release)
 		}
@@ -345,7 +345,7 @@ func TestAnEndIsReportedOnce(t *testing.T) {
 		defer s.Close()
 		issued, err := s.Create(t.Context(), Spec{Name: "test"})
 		require.NoError(t, err)
-		ctx, _, _, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		ctx, _, _, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
 		l := ctx.(*live)
 		followed := 0
@@ -370,7 +370,7 @@ func TestEndingSaysHowLong(t *testing.T) {
 		issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
-		_, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		_, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
 		defer release()
 		time.Sleep(time.Hour)
@@ -394,7 +394,7 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	s := newRig(t, fence.TwoPhase).store
 	issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 	require.NoError(t, err)
-	ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+	ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 	require.NoError(t, err)
 	l := ctx.(*live)
 	release()
@@ -423,7 +423,7 @@ func TestAnEndedContextIsNotHeld(t *testing.T) {
 				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 				require.NoError(t, err)
 				parent := &watched{Context: t.Context()}
-				ctx, _, _, err := s.Bind(parent, issued.Secret.Reveal())
+				ctx, _, _, err := parts(s.Bind(parent, issued.Secret.Reveal()))
 				require.NoError(t, err)
 				l := ctx.(*live)
 				require.NotNil(t, l.timer)
@@ -464,7 +464,7 @@ func TestTheClockOfTheDayIsSet(t *testing.T) {
 				s := newRig(t, fence.TwoPhase).store
 				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 				require.NoError(t, err)
-				ctx, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+				ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
 				l := ctx.(*live)
@@ -572,7 +572,7 @@ func TestSlowTellingIsNotDoubt(t *testing.T) {
 			require.NoError(t, err)
 			issued, err := s.Create(t.Context(), Spec{Name: "test"})
 			require.NoError(t, err, name)
-			bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+			bound, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 			require.NoError(t, err)
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
 			begin := time.Now()

@@ -78,7 +78,7 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 				ctx := t.Context()
 				errs := make(map[string]error)
 				_, errs["Verify"] = s.Verify(ctx, token)
-				_, _, _, errs["Bind"] = s.Bind(ctx, token)
+				_, errs["Bind"] = s.Bind(ctx, token)
 				_, errs["Inspect"] = s.Inspect(ctx, token)
 				_, errs["Create"] = s.Create(ctx, keystore.Spec{Name: "n"})
 				_, errs["Rotate"] = s.Rotate(ctx, issued.Key.ID, time.Hour)
@@ -184,7 +184,7 @@ func TestAPanickyObserverChangesNothing(t *testing.T) {
 			}
 		}
 		require.ErrorIs(t, verify(t, s, "nonsense"), keystore.ErrMalformed)
-		_, _, _, err = s.Bind(ctx, "nonsense")
+		_, err = s.Bind(ctx, "nonsense")
 		require.ErrorIs(t, err, keystore.ErrMalformed)
 		require.Equal(t, len(live), s.Stats().Live)
 

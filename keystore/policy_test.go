@@ -56,7 +56,7 @@ func TestCallersCannotChangeDecisions(t *testing.T) {
 						require.Equal(t, []string{"a", "b"}, key.Scopes())
 						attack(key)
 					}
-					bound, key, release, bindErr := s.Bind(ctx, token)
+					bound, key, release, bindErr := parts(s.Bind(ctx, token))
 					if bindErr == nil {
 						require.False(t, key.HasScope("c"))
 						require.NoError(t, bound.Err())
@@ -77,7 +77,7 @@ func TestCallersCannotChangeDecisions(t *testing.T) {
 				// it.
 				time.Sleep(time.Minute)
 				ctx := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
-				bound, key, release, err := s.Bind(ctx, token)
+				bound, key, release, err := parts(s.Bind(ctx, token))
 				require.NoError(t, err)
 				defer release()
 				attack(key)

@@ -94,7 +94,7 @@ func (r *rig) verify() error {
 
 // bind returns a context that is released at the end of the test.
 func (r *rig) bind() (context.Context, error) {
-	ctx, _, release, err := r.store.Bind(context.Background(), r.issued.Secret.Reveal())
+	ctx, _, release, err := parts(r.store.Bind(context.Background(), r.issued.Secret.Reveal()))
 	if err == nil {
 		r.Cleanup(release)
 	}

@@ -31,7 +31,7 @@ func TestNotBefore(t *testing.T) {
 			require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYetValid)
 			require.ErrorIs(t, verify(t, s, token), keystore.ErrDenied)
 		}
-		_, _, _, err := s.Bind(t.Context(), token)
+		_, err := s.Bind(t.Context(), token)
 		require.ErrorIs(t, err, keystore.ErrNotYetValid)
 		time.Sleep(time.Hour - 1)
 		require.ErrorIs(t, verify(t, s, token), keystore.ErrNotYetValid)
@@ -62,7 +62,7 @@ func TestAllowedNetworks(t *testing.T) {
 		}
 		for range 2 {
 			_, err := s.Verify(ctx, token)
-			_, _, release, bindErr := s.Bind(ctx, token)
+			_, _, release, bindErr := parts(s.Bind(ctx, token))
 			if ok {
 				require.NoError(t, err, addr)
 				require.NoError(t, bindErr, addr)
@@ -135,7 +135,7 @@ func TestUpdateNarrowsOrNot(t *testing.T) {
 				Scopes: []string{"orders:*", "users"}, AllowedNetworks: prefixes("192.0.2.0/24"), ExpiresAt: expires,
 				RateLimit: keystore.RateLimit{PerSecond: 1000, Burst: 1000},
 			})
-			live, _, release, err := s.Bind(from, issued.Secret.Reveal())
+			live, _, release, err := parts(s.Bind(from, issued.Secret.Reveal()))
 			require.NoError(t, err)
 			defer release()
 			_, err = s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { c.change(spec); return nil })
@@ -169,7 +169,7 @@ func TestTheFirstRestrictionNarrows(t *testing.T) {
 			from := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
 			issued := create(t, s, keystore.Spec{})
 			for range 2 { // bound by a miss, and by a hit
-				live, _, release, err := s.Bind(from, issued.Secret.Reveal())
+				live, _, release, err := parts(s.Bind(from, issued.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
 				defer func() { require.ErrorIs(t, context.Cause(live), c.cause) }()
@@ -208,7 +208,7 @@ func TestEveryNarrowingCounts(t *testing.T) {
 				Scopes: []string{"a"}, AllowedNetworks: prefixes("192.0.2.0/24"), ExpiresAt: time.Now().Add(time.Hour),
 				RateLimit: keystore.RateLimit{PerSecond: 1, Burst: 1},
 			})
-			live, _, release, err := s.Bind(from, issued.Secret.Reveal())
+			live, _, release, err := parts(s.Bind(from, issued.Secret.Reveal()))
 			require.NoError(t, err)
 			defer release()
 			update := func(change func(*keystore.Spec)) {

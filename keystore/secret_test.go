@@ -116,7 +116,7 @@ func TestNoReflectionFindsASecret(t *testing.T) {
 		var out strings.Builder
 		for _, i := range []*keystore.Issued{issued, rotated} {
 			require.NoError(t, verify(t, s, i.Secret.Reveal()))
-			live, key, release, err := s.Bind(context.Background(), i.Secret.Reveal())
+			live, key, release, err := parts(s.Bind(context.Background(), i.Secret.Reveal()))
 			require.NoError(t, err)
 			defer release()
 			require.ErrorIs(t, verify(t, s, i.Secret.Reveal()+"x"), keystore.ErrDenied)

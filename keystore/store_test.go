@@ -66,6 +66,16 @@ func create(t testing.TB, s *keystore.Store, spec keystore.Spec) *keystore.Issue
 	return issued
 }
 
+// parts returns what a session consists of, for tests that need it apart; nil after an error.
+func parts(
+	s *keystore.Session, err error,
+) (context.Context, *keystore.Key, context.CancelFunc, error) {
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return s.Context(), s.Key(), s.Close, nil
+}
+
 func TestLifeOfAKey(t *testing.T) {
 	needsDirectory(t)
 	dir := t.TempDir()
@@ -366,7 +376,7 @@ func TestExpiryIsCheckedOnEveryHit(t *testing.T) {
 		_, err = s.Verify(t.Context(), token)
 		require.ErrorIs(t, err, keystore.ErrExpired)
 		require.Equal(t, keystore.StatusExpired, key.Status())
-		_, _, _, err = s.Bind(t.Context(), token)
+		_, err = s.Bind(t.Context(), token)
 		require.ErrorIs(t, err, keystore.ErrExpired)
 		require.Zero(t, s.Stats().Live)
 	})
@@ -377,14 +387,14 @@ func TestBindEndsWithTheKey(t *testing.T) {
 	issued := create(t, s, keystore.Spec{})
 	var bounds []context.Context
 	for range 3 { // a miss, then hits
-		bound, key, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+		bound, key, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
 		defer release()
 		require.Equal(t, issued.Key, key)
 		require.NoError(t, bound.Err())
 		bounds = append(bounds, bound)
 	}
-	other, _, release, err := s.Bind(t.Context(), create(t, s, keystore.Spec{}).Secret.Reveal())
+	other, _, release, err := parts(s.Bind(t.Context(), create(t, s, keystore.Spec{}).Secret.Reveal()))
 	require.NoError(t, err)
 	require.Equal(t, 4, s.Stats().Live)
 
@@ -399,10 +409,10 @@ func TestBindEndsWithTheKey(t *testing.T) {
 	release()
 	require.Zero(t, s.Stats().Live)
 
-	_, _, _, err = s.Bind(t.Context(), issued.Secret.Reveal())
+	_, err = s.Bind(t.Context(), issued.Secret.Reveal())
 	require.ErrorIs(t, err, keystore.ErrRevoked)
 	for range 2 {
-		_, _, _, err = s.Bind(t.Context(), issued.Secret.Reveal()+"x")
+		_, err = s.Bind(t.Context(), issued.Secret.Reveal()+"x")
 		require.ErrorIs(t, err, keystore.ErrDenied)
 	}
 	require.Zero(t, s.Stats().Live, "what was denied is not kept")
@@ -412,7 +422,7 @@ func TestBindEndsAtExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		token := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)}).Secret.Reveal()
-		bound, _, release, err := s.Bind(t.Context(), token)
+		bound, _, release, err := parts(s.Bind(t.Context(), token))
 		require.NoError(t, err)
 		defer release()
 		time.Sleep(time.Hour - time.Nanosecond)
@@ -428,7 +438,7 @@ func TestBindEndsWithItsParent(t *testing.T) {
 	s := open(t, nil)
 	token := create(t, s, keystore.Spec{}).Secret.Reveal()
 	parent, cancel := context.WithCancel(t.Context())
-	bound, _, release, err := s.Bind(parent, token)
+	bound, _, release, err := parts(s.Bind(parent, token))
 	require.NoError(t, err)
 	cancel()
 	require.ErrorIs(t, context.Cause(bound), context.Canceled)
@@ -548,7 +558,7 @@ var backupOfOne = sync.OnceValue(func() string {
 func everyCall(ctx context.Context, s *keystore.Store, issued *keystore.Issued) map[string]error {
 	errs := make(map[string]error)
 	_, errs["Verify"] = s.Verify(ctx, issued.Secret.Reveal())
-	_, _, _, errs["Bind"] = s.Bind(ctx, issued.Secret.Reveal())
+	_, errs["Bind"] = s.Bind(ctx, issued.Secret.Reveal())
 	_, errs["Create"] = s.Create(ctx, keystore.Spec{Name: "n"})
 	_, errs["Get"] = s.Get(ctx, issued.Key.ID)
 	_, errs["Inspect"] = s.Inspect(ctx, issued.Secret.Reveal())
@@ -575,7 +585,7 @@ func TestAfterClose(t *testing.T) {
 	s, err := keystore.Open(t.TempDir(), nil)
 	require.NoError(t, err)
 	issued := create(t, s, keystore.Spec{})
-	bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+	bound, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 	require.NoError(t, err)
 	defer release()
 

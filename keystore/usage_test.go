@@ -378,7 +378,7 @@ func TestALiveContextIsAUse(t *testing.T) {
 				defer func() { require.NoError(t, s.Close()) }()
 				issued := create(t, s, keystore.Spec{Scopes: []string{"a"}})
 				id := issued.Key.ID
-				bound, _, release, err := s.Bind(t.Context(), issued.Secret.Reveal())
+				bound, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
 				time.Sleep(3*time.Hour + time.Second)

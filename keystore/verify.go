@@ -92,28 +92,30 @@ func (s *Store) refuse(text string, err error) error {
 	return err
 }
 
-// Bind is Verify for what lives longer than a call, such as a stream or a websocket. The context that it returns is
-// derived from ctx and ends with the key. Its cause (see [context.Cause]) is then
+// Bind opens a session for what lasts longer than a call, such as a stream or a websocket. Bind
+// admits the same tokens as Verify. The session ends with the key. Its cause is then
 //
-//   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled, or ErrNarrowed if the key was made
-//     to admit to less: the context was cancelled before the call that did it returned;
+//   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled if the key was
+//     disabled, or ErrNarrowed if the key was narrowed: the session has ended before the call that
+//     did it returns;
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
-//   - ErrClosed.
+//   - ErrClosed, if the store was closed.
 //
-// If ctx ends too, the cause may be that of ctx. The key is what it was when bound.
+// The session also ends with ctx. Call Close of the session when the work is over: until then the
+// store keeps the session.
 //
-// Call the CancelFunc when the work is over: until then the store keeps the context. The errors are those of Verify,
-// and ErrNarrowed if that happened meanwhile; the other results are nil with them.
-func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, context.CancelFunc, error) {
+// The errors are those of Verify, and ErrNarrowed if the key was narrowed meanwhile. The session is
+// nil with an error.
+func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	id, ok := token.Parse(text)
 	if !ok {
-		return nil, nil, nil, s.refuse(text, s.malformed(ctx))
+		return nil, s.refuse(text, s.malformed(ctx))
 	}
 	l := s.newLive(ctx, id)
 	e, rotation, err := s.admitBound(ctx, id, text, &l.Binding)
 	if err != nil {
 		l.end(err)
-		return nil, nil, nil, s.refuse(text, err)
+		return nil, s.refuse(text, err)
 	}
 	l.admit(e, rotation)
 	// It may have ended since. The cause of ctx is not the key's: it may be a denial of another one.
@@ -123,13 +125,14 @@ func (s *Store) Bind(ctx context.Context, text string) (context.Context, *Key, c
 	}
 	if err != nil {
 		l.release()
-		return nil, nil, nil, s.refuse(text, err)
+		return nil, s.refuse(text, err)
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
 		l.given()
 	}
-	return l, &e.key, l.release, nil
+	l.session = Session{l}
+	return &l.session, nil
 }
 
 // malformed returns what to say of a text that is no token: trouble comes first.

@@ -22,7 +22,7 @@ var uses = map[string]func(ctx context.Context, s *Store, text string) error{
 		return err
 	},
 	"Bind": func(ctx context.Context, s *Store, text string) error {
-		_, _, release, err := s.Bind(ctx, text)
+		_, _, release, err := parts(s.Bind(ctx, text))
 		if err == nil {
 			release()
 		}
@@ -124,7 +124,7 @@ func TestARefusedBindLeavesNothing(t *testing.T) {
 	refused := func(name, text string, want error) {
 		t.Helper()
 		var limited *RateLimitError
-		_, _, _, err := s.Bind(parent, text)
+		_, err := s.Bind(parent, text)
 		if want == nil {
 			require.ErrorAs(t, err, &limited, name)
 		} else {
@@ -174,7 +174,7 @@ func TestARefusedBindLeavesNothing(t *testing.T) {
 
 	parent.Context = t.Context()
 	_, text = make(Spec{})
-	ctx, _, release, err := s.Bind(parent, text)
+	ctx, _, release, err := parts(s.Bind(parent, text))
 	require.NoError(t, err)
 	require.NoError(t, ctx.Err())
 	require.EqualValues(t, 1, parent.children.Load(), "the test can see one")
@@ -209,7 +209,7 @@ func TestABindThatRacesCloseIsRefused(t *testing.T) {
 			require.NoError(t, err)
 		}
 		ctx := &closing{Context: t.Context(), close: func() { require.NoError(t, s.Close()) }}
-		_, _, _, err = s.Bind(ctx, issued.Secret.Reveal())
+		_, err = s.Bind(ctx, issued.Secret.Reveal())
 		require.ErrorIs(t, s.Err(), ErrClosed, "it was closed meanwhile")
 		require.ErrorIs(t, err, ErrClosed)
 		require.Zero(t, s.Stats().Live)
@@ -228,7 +228,10 @@ func TestABindThatCloseOvertakes(t *testing.T) {
 	id, _ := token.ParseID(issued.Key.ID)
 	s.fence.Cut(id, nil) // out of the cache
 	read := b.set(&b.afterGet)
-	bind := start(func() error { _, _, _, err := s.Bind(context.Background(), issued.Secret.Reveal()); return err })
+	bind := start(func() error {
+		_, err := s.Bind(context.Background(), issued.Secret.Reveal())
+		return err
+	})
 	<-read.arrived
 	b.clear(&b.afterGet)
 	usage := b.set(&b.beforeApply)

@@ -40,7 +40,7 @@ func teller(dir string) error {
 		return nil
 	}
 	ctx := context.Background()
-	var live context.Context
+	var live *keystore.Session
 	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
 		words := strings.Fields(orders.Text())
 		var err error
@@ -64,13 +64,13 @@ func teller(dir string) error {
 		case "verify":
 			_, err = store.Verify(ctx, words[1])
 		case "bind":
-			live, _, _, err = store.Bind(ctx, words[1])
+			live, err = store.Bind(ctx, words[1])
 		case "live":
-			if live.Err() == nil {
+			if live.Context().Err() == nil {
 				report("answer on")
 				continue
 			}
-			err = context.Cause(live)
+			err = live.Cause()
 		default:
 			var revision uint64
 			if _, err := fmt.Sscan(words[2], &revision); err != nil {

@@ -82,13 +82,13 @@ func sufferer(dir string) error {
 }
 
 // suffer makes changes until one fails. suffer returns a key that the changes do not affect, and a
-// context that is bound to this key. Both are nil if they could not be made.
-func suffer(store *keystore.Store, changes int) (*keystore.Issued, context.Context, error) {
+// session of this key. Both are nil if they could not be made.
+func suffer(store *keystore.Store, changes int) (*keystore.Issued, *keystore.Session, error) {
 	good, err := create(store, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	live, _, _, err := store.Bind(context.Background(), good.Secret.Reveal())
+	live, err := store.Bind(context.Background(), good.Secret.Reveal())
 	if err != nil {
 		return good, nil, err
 	}
@@ -96,7 +96,7 @@ func suffer(store *keystore.Store, changes int) (*keystore.Issued, context.Conte
 	return good, live, err
 }
 
-func afterwards(store *keystore.Store, good *keystore.Issued, live context.Context) {
+func afterwards(store *keystore.Store, good *keystore.Issued, live *keystore.Session) {
 	ctx := context.Background()
 	_, err := create(store, 0)
 	report("after create %s", describe(err))
@@ -112,7 +112,7 @@ func afterwards(store *keystore.Store, good *keystore.Issued, live context.Conte
 	if _, err = store.Verify(ctx, good.Secret.Reveal()); err == nil {
 		report("after revoked admitted")
 	}
-	if live != nil && live.Err() == nil {
+	if live != nil && live.Context().Err() == nil {
 		report("after live goes on")
 	}
 }

@@ -1,7 +1,6 @@
 package keystoretest_test
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -88,12 +87,12 @@ func TestNewWorksInABubble(t *testing.T) {
 		store := keystoretest.New(t, nil)
 		const life = 10 * 24 * time.Hour
 		issued := keystoretest.MustCreate(t, store, keystore.Spec{ExpiresAt: time.Now().Add(life)})
-		bound, _, release, err := store.Bind(t.Context(), issued.Secret.Reveal())
+		session, err := store.Bind(t.Context(), issued.Secret.Reveal())
 		require.NoError(t, err)
-		defer release()
+		defer session.Close()
 		began := time.Now()
-		<-bound.Done()
-		require.ErrorIs(t, context.Cause(bound), keystore.ErrExpired)
+		<-session.Context().Done()
+		require.ErrorIs(t, session.Cause(), keystore.ErrExpired)
 		require.Equal(t, life, time.Since(began))
 		_, err = store.Verify(t.Context(), issued.Secret.Reveal())
 		require.ErrorIs(t, err, keystore.ErrExpired)

@@ -1,0 +1,111 @@
+package keystore
+
+import "context"
+
+// A Session is the use of a key that lasts longer than a call, such as a stream or a websocket.
+// Bind opens a Session. Work under Context, and call Close when the work is over.
+//
+// A Session is safe for concurrent use.
+type Session struct {
+	// bound is all that a Session has, so that one that lies in a live takes little memory.
+	bound boundContext
+}
+
+// A boundContext is the context of a Session, and what the Session's methods call.
+type boundContext interface {
+	context.Context
+	key() *Key
+	allow() error
+	Cause() error
+	OnEnd(f func()) (stop func() bool)
+	release()
+}
+
+// NewSession returns a session that no store has opened: for tests, and for Verifiers that are no
+// Store. The session ends when ctx ends, with the cause of ctx, and with Close. So to end the
+// session as a revocation does, cancel ctx with ErrRevoked: see [context.WithCancelCause].
+func NewSession(ctx context.Context, key *Key) *Session {
+	f := &freeContext{parent: ctx, of: key, grants: &nothing}
+	if key != nil {
+		f.grants = key.granted()
+	}
+	f.Context, f.cancel = context.WithCancelCause(ctx)
+	return &Session{f}
+}
+
+// Key returns the key as it was when the session began.
+func (s *Session) Key() *Key {
+	if s.bound == nil {
+		return nil // the zero Session
+	}
+	return s.bound.key()
+}
+
+// Context returns the context for the work of the session. The context is derived from the caller's
+// context, and ends with the session. Its cause is then that of the session, or of the caller's
+// context if that has ended too.
+func (s *Session) Context() context.Context {
+	if s.bound == nil {
+		return nil // the zero Session
+	}
+	return s.bound
+}
+
+// Cause returns why the session has ended, or nil. For a session from Bind, Cause stays nil when
+// only the caller's context has ended. Cause is fast: the interceptors call it twice for each
+// message.
+func (s *Session) Cause() error { return s.bound.Cause() }
+
+// OnEnd calls f when the session has ended. For a session from Bind, f is not called when Close or
+// the caller's context has ended the session. If the session has ended already, OnEnd calls f
+// immediately. The function f runs in another goroutine than OnEnd, and may block.
+//
+// One change may end many sessions. In contrast to [context.AfterFunc], OnEnd does not start a
+// goroutine for each of them, and calls no f before all of them have ended.
+//
+// The function stop reports whether it kept f from being called. It returns false once the session
+// has ended, even if f has not begun.
+func (s *Session) OnEnd(f func()) (stop func() bool) { return s.bound.OnEnd(f) }
+
+// Allow takes one use from the RateLimit of the session's key, as Key.Allow does.
+func (s *Session) Allow() error { return s.bound.allow() }
+
+// Close ends the session. The cause is context.Canceled, unless the session has ended before. Until
+// Close, the store keeps the session in memory. A second Close does nothing.
+func (s *Session) Close() {
+	if s.bound != nil {
+		s.bound.release()
+	}
+}
+
+// A freeContext is the context of a session that no store has opened.
+type freeContext struct {
+	context.Context
+	parent context.Context
+	cancel context.CancelCauseFunc // of Context
+	of     *Key
+	grants *grants // of the key, as they were when the session began
+}
+
+func (f *freeContext) key() *Key { return f.of }
+
+func (f *freeContext) allow() error { return f.grants.allow() }
+
+// Cause looks at the parent too: a parent of a type that package context does not know ends before
+// the derived context does.
+func (f *freeContext) Cause() error {
+	switch {
+	case f.Err() != nil:
+		return context.Cause(f.Context)
+	case f.parent.Err() != nil:
+		return context.Cause(f.parent)
+	default:
+		return nil
+	}
+}
+
+func (f *freeContext) OnEnd(end func()) (stop func() bool) {
+	return context.AfterFunc(f.Context, end)
+}
+
+func (f *freeContext) release() { f.cancel(context.Canceled) }

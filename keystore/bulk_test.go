@@ -124,7 +124,9 @@ func TestRevokeAllOfEveryKeyNeedsAll(t *testing.T) {
 	live := bind(t, s, keys[0].Secret.Reveal())
 	var owner string
 	for _, dry := range []bool{true, false} {
-		for _, q := range []keystore.Query{{Owner: owner}, {Owner: owner, Limit: 1}, {Owner: owner, Cursor: keys[0].Key.ID}, {Limit: -1}} {
+		for _, q := range []keystore.Query{
+			{Owner: owner}, {Owner: owner, Limit: 1}, {Owner: owner, Cursor: keys[0].Key.ID}, {Limit: -1},
+		} {
 			n, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%+v", q)
 			require.ErrorContains(t, err, "RevokeAllOptions.All")

@@ -23,7 +23,8 @@ const (
 )
 
 var causeOf = map[string]causes{
-	isRevoked: byRevoked, isExpired: byExpired, isDisabled: byDisabled, isNarrowed: byChanged, isClosed: byClosed,
+	isRevoked: byRevoked, isExpired: byExpired, isDisabled: byDisabled, isNarrowed: byChanged,
+	isClosed: byClosed,
 }
 
 // An ending is what ends a context, for one of the causes.

@@ -35,8 +35,8 @@ type Options struct {
 	// the call fail with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and
 	// the name of its scheme 255.
 	Hasher hashing.Hasher
-	// CacheSize is the number of keys held in memory, some 900 bytes each. 0 means 65,536; negative means none: every
-	// Verify reads the store.
+	// CacheSize is the number of keys held in memory, some 900 bytes each. 0 means 65,536. With a
+	// negative CacheSize, the store holds no keys in memory, and every Verify reads the storage.
 	CacheSize int
 	// MaxLifetime is a policy: every key must expire, at most so long after the Create or the Update that says when. 0 or
 	// less means that there is none. Keys that exist keep their expiry until it is next changed.

@@ -231,11 +231,13 @@ func (r *rig) enableWithoutWaiting() {
 	st, err := r.store.get(context.Background(), id)
 	require.NoError(r, err)
 	event := &record.Event{Action: record.Action_ACTION_ENABLE}
-	_, err = r.store.changeTogether(context.Background(), []*stored{st}, event, ErrNarrowed, func(st *stored) (bool, error) {
+	batch := []*stored{st}
+	enable := func(st *stored) (bool, error) {
 		st.record.Status = record.Status_STATUS_ACTIVE
 		st.record.DisabledAt, st.record.DisableReason = 0, ""
 		return true, nil
-	})
+	}
+	_, err = r.store.changeTogether(context.Background(), batch, event, ErrNarrowed, enable)
 	require.NoError(r, err)
 }
 

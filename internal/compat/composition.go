@@ -75,7 +75,9 @@ func (o observer) Verified(keystore.Verification) {} // on the path of every cal
 func (o observer) Refused(r keystore.Refusal) {
 	o.refused.WithLabelValues(keystore.Reason(r.Err)).Inc()
 }
-func (o observer) Ended(e keystore.BindEnd)  { o.ended.WithLabelValues(keystore.Reason(e.Cause)).Inc() }
+func (o observer) Ended(e keystore.BindEnd) {
+	o.ended.WithLabelValues(keystore.Reason(e.Cause)).Inc()
+}
 func (o observer) Changed(e keystore.Event) { o.changed.WithLabelValues(string(e.Action)).Inc() }
 
 // registerStats makes metrics of Store.Stats.

@@ -41,7 +41,7 @@ import (
 // what was found is enough for the tables and logs of two. Then the commit waits.
 //
 // A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
-// log have none, urgent commits need what Badger needs, and usual ones 4 m more. It also gives blocks back late: a probe
+// log have none, urgent commits need what Badger needs, and usual ones 8 m more. It also gives blocks back late: a probe
 // waits for that, and so does a compaction before its first table. Where blocks are given back while a full quota is
 // being written to, btrfs may refuse pages of a table though there is space, which ends the process and loses nothing.
 //
@@ -178,7 +178,7 @@ func (r *room) use(writes []write) {
 // spare is the space beyond need that usual commits leave to urgent ones.
 func (r *room) spare() int64 {
 	if r.copies {
-		return 4 * r.memtable
+		return 8 * r.memtable // usual commits of two logs may come before the next probe, and each log also adds to need
 	}
 	return r.memtable
 }

@@ -15,6 +15,7 @@ import (
 
 // A disk is a file system of a test's own, mounted for as long as it takes.
 type disk struct {
+	kind  string
 	image string // of an ext4 or a btrfs on a loop device; empty for a tmpfs
 	root  string // where it is mounted
 	point string // the directory in it to use
@@ -33,7 +34,7 @@ func mount(t *testing.T, kind string, size int64) *disk {
 		t.Skip("NOT RUN: mounting a file system needs root")
 	}
 	root := t.TempDir()
-	d := &disk{root: root, point: root, mib: size}
+	d := &disk{kind: kind, root: root, point: root, mib: size}
 	t.Cleanup(d.unmount)
 	if kind == "tmpfs" {
 		run(t, "mount", "-t", "tmpfs", "-o", "size="+strconv.FormatInt(size, 10)+"m", "crashtest", d.point)

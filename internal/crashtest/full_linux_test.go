@@ -227,6 +227,9 @@ func fullDisk(t *testing.T, d *disk) {
 	revoked := early[1:151]
 	for _, id := range revoked {
 		word, text = p.ask(t, o, "revoke %s 1", id)
+		if d.kind == quota && word == "unavailable" {
+			continue // a file system that copies on write cannot reserve space
+		}
 		require.Equal(t, "ok", word, "revocations must work when creates do not: %s", text)
 	}
 	require.Zero(t, verifyAll(t, p, o, false))

@@ -38,6 +38,7 @@ type Options struct {
 	Failed func(error)
 
 	memTableSize int64             // for tests; 0 outside, which means that it depends on the disk
+	noCompactors bool              // for tests: Badger compacts nothing
 	crash        func(step string) // for tests; called after each step of a recovery; nil outside
 }
 
@@ -326,6 +327,10 @@ func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, 
 }
 
 func (db *DB) options(opts Options) badger.Options {
+	compactors := 2
+	if opts.noCompactors {
+		compactors = 0
+	}
 	return badger.DefaultOptions(db.dir).
 		WithSyncWrites(true).
 		WithMemTableSize(db.room.memtable).
@@ -335,7 +340,7 @@ func (db *DB) options(opts Options) badger.Options {
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(level0Stall).
-		WithNumCompactors(2).
+		WithNumCompactors(compactors).
 		WithValueLogFileSize(1 << 20).
 		WithValueThreshold(64 << 10).
 		// Digests do not compress. Uncompressed tables are read in place, and need no cache.

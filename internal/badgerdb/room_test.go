@@ -168,7 +168,7 @@ func TestNeedCoversAllTables(t *testing.T) {
 // A probe would take the space from a table that is being written. So there is none then; what the last one found holds, but
 // not into a third log.
 func TestNoProbeWhileTablesAreWritten(t *testing.T) {
-	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable})
+	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable, noCompactors: true})
 	require.NoError(t, err)
 	var left atomic.Int64
 	var probes atomic.Int64

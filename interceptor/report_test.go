@@ -224,8 +224,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 	_, err := store.Verify(t.Context(), limitedToken)
 	require.NoError(t, err)
 	_, foreignToken := issue(t, openStore(t), keystore.Spec{})
-	closed, err := keystore.Open(t.TempDir(), nil)
-	require.NoError(t, err)
+	closed := openStore(t)
 	require.NoError(t, closed.Close())
 	bearer := func(token string) []string { return []string{"authorization", "Bearer " + token} }
 

@@ -34,8 +34,7 @@ type replica struct {
 
 func newReplica(t *testing.T, backup []byte, svc *service) *replica {
 	r := &replica{refused: make(chan struct{})}
-	store, err := keystore.Open(t.TempDir(), nil)
-	require.NoError(t, err)
+	store := openStore(t)
 	t.Cleanup(func() { _ = store.Close() })
 	if backup != nil {
 		require.NoError(t, store.Restore(t.Context(), bytes.NewReader(backup)))

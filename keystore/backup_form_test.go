@@ -156,6 +156,7 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 // A restore writes no temporary file: there may be no folder for it, and digests do not belong
 // there.
 func TestRestoreNeedsNoTemporaryFolder(t *testing.T) {
+	needsDirectory(t)
 	one, err := New(backendtest.NewMemory(), nil)
 	require.NoError(t, err)
 	defer one.Close()

@@ -312,6 +312,7 @@ func TestDirectories(t *testing.T) {
 // Where no store is, MustExist makes Open fail, and nothing is made; where one is, even without a
 // key, Open opens it.
 func TestMustExist(t *testing.T) {
+	needsDirectory(t)
 	top := t.TempDir()
 	must := &keystore.Options{MustExist: true}
 	empty, volume := filepath.Join(top, "mount-point"), filepath.Join(top, "volume")
@@ -346,6 +347,7 @@ func TestMustExist(t *testing.T) {
 // A panic of Options.Recover is an error of Open's. The directory is free afterwards, and the next
 // Open tells again.
 func TestRecoverPanics(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)

@@ -119,6 +119,7 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 
 // A digest that cannot be replaced does not keep its key from being used.
 func TestAHasherThatPanicsWhenADigestIsReplaced(t *testing.T) {
+	needsDirectory(t)
 	dir := t.TempDir()
 	s, err := keystore.Open(dir, nil)
 	require.NoError(t, err)
@@ -346,6 +347,7 @@ func TestAPanickyBackendIsUnavailable(t *testing.T) {
 // What the store calls on its caller's goroutine may panic: the caller gets the panic, and the
 // store goes on.
 func TestThePanicOfACallersFunctionIsTheCallers(t *testing.T) {
+	needsDirectory(t)
 	boom := errors.New("boom")
 	for name, call := range map[string]func(s *keystore.Store, id string){
 		"Update": func(s *keystore.Store, id string) {

@@ -35,6 +35,7 @@ type secretive struct{ hashing.Hasher }
 // Another pepper under the same id is an error of Open that says what to do. The directory can be
 // opened again.
 func TestAnotherPepperIsRefused(t *testing.T) {
+	needsDirectory(t)
 	right, wrong := pepperOf(t, "2026", pepperText), pepperOf(t, "2026", pepperText+"\n")
 	next := pepperOf(t, "2027", pepperText)
 	for name, tt := range map[string]struct{ first, wrong, right hashing.Hasher }{
@@ -72,6 +73,7 @@ func TestAnotherPepperIsRefused(t *testing.T) {
 
 // Where no key needs the pepper, another one may take its id.
 func TestAPepperThatNoKeyNeedsMayChange(t *testing.T) {
+	needsDirectory(t)
 	for name, prepare := range map[string]func(*keystore.Store){
 		"an empty store": func(*keystore.Store) {},
 		"revoked keys": func(s *keystore.Store) {
@@ -172,6 +174,7 @@ func TestACheckValueThatIsMissingIsProved(t *testing.T) {
 // A backup says with which peppers its keys were made. Restore refuses it where the Hasher has
 // another one, before anything is changed; and the store knows them from then on.
 func TestRestoreRefusesAnotherPepper(t *testing.T) {
+	needsDirectory(t)
 	right, wrong := pepperOf(t, "a", pepperText), pepperOf(t, "a", pepperText+"\n")
 	one := open(t, &keystore.Options{Hasher: right})
 	issued := create(t, one, keystore.Spec{})

@@ -162,7 +162,7 @@ func TestQuota(t *testing.T) {
 // everything between. Of 41 MB of tables all were written at once, with memtables of 1 MB.
 func TestNeedCoversAllTables(t *testing.T) {
 	r := newRoom(t.TempDir(), smallMemtable, 0)
-	require.EqualValues(t, 1<<40, r.need(1<<40)-r.need(0))
+	require.EqualValues(t, int64(1<<40), r.need(1<<40)-r.need(0))
 }
 
 // A probe would take the space from a table that is being written. So there is none then; what the last one found holds, but

@@ -397,17 +397,6 @@ func (db *DB) redo(commit slot) error {
 	return nil
 }
 
-// storedHead returns the head that Badger has.
-func (db *DB) storedHead() (head, error) {
-	seq := db.durable.Load()
-	if seq == 0 {
-		return head{}, nil
-	}
-	txn := db.badger.NewTransactionAt(seq, false)
-	defer txn.Discard()
-	return headAt(txn)
-}
-
 // headAt returns the head of the commit that txn reads at.
 func headAt(txn *badger.Txn) (head, error) {
 	item, err := txn.Get(headKey)

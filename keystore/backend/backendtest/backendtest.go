@@ -695,11 +695,11 @@ func keysOf(t require.TestingT, entries iter.Seq2[backend.Entry, error]) (keys [
 func everyCall(ctx context.Context, b backend.Backend) []error {
 	_, get := b.Get(ctx, []byte("k"))
 	apply := b.Apply(ctx, change("k", "v", 0))
-	scan := errors.New("Scan yielded nothing")
+	scan := errors.New("the scan yielded nothing")
 	for _, err := range b.Scan(ctx, nil, nil) {
 		scan = err
 	}
-	snapshot := errors.New("Snapshot yielded nothing")
+	snapshot := errors.New("the snapshot yielded nothing")
 	for _, err := range b.Snapshot(ctx, nil, nil) {
 		snapshot = err
 	}

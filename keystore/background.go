@@ -12,29 +12,29 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A background does what no call waits for: it moves the minute of last use, writes down when keys
-// were last used, replaces the digests of earlier hashers, counts those that are left, and removes
-// old events. One goroutine keeps the time and starts each job in a goroutine of its own, so that
-// no job delays another, however much there is to do or however slow the backend is.
+// A background runs the jobs that no call waits for. The jobs move the minute of last use, write
+// when keys were last used, replace the digests of earlier hashers, count the remaining digests of
+// earlier hashers, and remove old events. One goroutine keeps the time and starts each job in a
+// separate goroutine. So no job delays another job, even with much to do or a slow backend.
 type background struct {
 	cancel   context.CancelFunc
 	done     sync.WaitGroup
-	rehashes chan rehash // has capacity for all of rehashing
-	swept    []byte      // the last event that was removed; used by one goroutine
+	rehashes chan rehash // has capacity for all keys in rehashing
+	swept    []byte      // the storage key of the last removed event; used by one goroutine
 
-	mu        sync.Mutex            // guards all below
-	rehashing map[token.ID]struct{} // the keys whose digest is to be replaced: at most maxRehashes
-	outdated  int                   // digests of earlier hashers, as counted last; -1: not yet
-	recount   bool                  // there may be fewer by now, or not counted yet
-	epoch     int                   // a count that began in an earlier one is void
-	next      time.Time             // before which nobody counts again
+	mu        sync.Mutex            // guards all fields below
+	rehashing map[token.ID]struct{} // the keys with a digest to be replaced: at most maxRehashes
+	outdated  int                   // the last count of digests of earlier hashers; -1: no count yet
+	recount   bool                  // the number may be lower by now, or is not counted yet
+	epoch     int                   // a count that began in an earlier epoch is discarded
+	next      time.Time             // the earliest time of the next count
 }
 
-// maxRehashes is how many digests wait to be replaced at most. A key that is used meanwhile waits
-// for a later use.
+// maxRehashes is the maximum number of digests that wait to be replaced. At the maximum, the digest
+// of a further key is replaced only after a later use of the key.
 const maxRehashes = 256
 
-// A rehash is a new digest for a token that was seen.
+// A rehash is a new digest for a token that a caller has presented.
 type rehash struct {
 	id       token.ID
 	old, new hashing.Digest
@@ -82,8 +82,8 @@ func (s *Store) startBackground() {
 	})
 }
 
-// job returns a function that starts f in a goroutine. If the last run of f still runs, the function
-// starts nothing and returns false. The function must not be called after stopBackground.
+// job returns a function that starts f in a goroutine. If the last run of f still runs, the
+// function starts nothing and returns false. The function must not be called after stopBackground.
 func (b *background) job(f func()) (start func() bool) {
 	running := new(atomic.Bool)
 	return func() bool {
@@ -98,7 +98,7 @@ func (b *background) job(f func()) (start func() bool) {
 	}
 }
 
-// everyMinute calls f when a minute of the clock begins, until ctx ends.
+// everyMinute calls f at the start of each minute of the clock, until ctx ends.
 func everyMinute(ctx context.Context, f func(now time.Time)) {
 	for {
 		now := time.Now()
@@ -113,7 +113,7 @@ func everyMinute(ctx context.Context, f func(now time.Time)) {
 	}
 }
 
-// stopBackground waits for it, and writes what is left to write.
+// stopBackground stops the background, waits for its goroutines, and writes the remaining uses.
 func (s *Store) stopBackground() {
 	s.background.cancel()
 	s.background.done.Wait()
@@ -122,8 +122,9 @@ func (s *Store) stopBackground() {
 	}
 }
 
-// rehashLater has the digest of a token replaced that an earlier hasher has made. The token itself does not outlive the
-// call. A new digest is made only if there is space for it, and for each key at most one at a time.
+// rehashLater schedules the replacement of a digest that an earlier hasher has made. The token
+// itself is not kept after the call. A new digest is made only if the queue has space. Each key has
+// at most one replacement at a time.
 func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 	if !e.rehashing.CompareAndSwap(false, true) {
 		return
@@ -147,7 +148,8 @@ func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 	b.rehashes <- r
 }
 
-// rehashed says that a digest has been replaced, or that a later use is to try again.
+// rehashed records the outcome of a rehash. If ok, the digest has been replaced. Otherwise a later
+// use of the key tries again.
 func (s *Store) rehashed(r rehash, ok bool) {
 	if !ok {
 		r.entry.rehashing.Store(false)
@@ -172,7 +174,7 @@ func (s *Store) rehash(ctx context.Context, r rehash) {
 		case p != nil && p.DigestScheme == r.old.Scheme && string(p.Digest) == string(r.old.Sum):
 			p.DigestScheme, p.Digest = r.new.Scheme, r.new.Sum
 		default:
-			return false, nil // it has been rotated meanwhile
+			return false, nil // a rotation has already replaced the digest
 		}
 		return true, nil
 	})
@@ -182,7 +184,7 @@ func (s *Store) rehash(ctx context.Context, r rehash) {
 	s.rehashed(r, err == nil)
 }
 
-// uncount says that there may be more outdated digests than were counted.
+// uncount discards the last count, because the number of outdated digests may be higher by now.
 func (b *background) uncount() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -195,8 +197,10 @@ func (s *Store) hasEarlierHasher() bool {
 	return ok && keyring.HasEarlier()
 }
 
-// countOutdated counts the digests that need an earlier hasher, if there may be such, and fewer than were counted. No
-// change that comes meanwhile makes more of them, but for a Restore, which calls uncount before and after.
+// countOutdated counts the digests that need an earlier hasher. countOutdated does nothing if the
+// Hasher has no earlier hasher, if the number cannot be lower than the last count, or before the
+// time of the next count. Among concurrent changes, only a Restore can raise the number. Restore
+// calls uncount before and after its changes.
 func (s *Store) countOutdated(ctx context.Context) {
 	b := &s.background
 	began := time.Now()
@@ -218,8 +222,10 @@ func (s *Store) countOutdated(ctx context.Context) {
 		b.recount = true
 	case b.epoch == epoch:
 		b.outdated = outdated
-		b.recount = b.recount || outdated > 0           // a rotation, or the end of a grace, is not told
-		b.next = time.Now().Add(20 * time.Since(began)) // a twentieth of the time is enough to spend on it
+		// Rotations and ends of a grace period are not reported here, so count again if any remain.
+		b.recount = b.recount || outdated > 0
+		// Counting should take at most a twentieth of the time.
+		b.next = time.Now().Add(20 * time.Since(began))
 	}
 }
 
@@ -230,7 +236,7 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 		}
 		st, err := parseStored(e)
 		if err != nil || st.record.RevokedAt != 0 || st.purged() {
-			continue // no token will be matched with it
+			continue // no token will be matched with a digest of this key
 		}
 		if st.record.DigestScheme != s.decoy.Scheme {
 			n++
@@ -243,8 +249,8 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 }
 
 // sweepEvents removes the events that are older than the retention. A storage engine may keep a
-// mark of each entry that was removed for some time, so the sweep does not read the space again
-// that an earlier one has emptied.
+// mark of each removed entry for some time. So a sweep does not read again the range of keys that
+// an earlier sweep has emptied.
 func (s *Store) sweepEvents(ctx context.Context) {
 	if s.retention <= 0 {
 		return
@@ -252,7 +258,7 @@ func (s *Store) sweepEvents(ctx context.Context) {
 	b := &s.background
 	from := []byte{eventSpace}
 	if b.swept != nil {
-		from = append(b.swept, 0) // the least key after it
+		from = append(b.swept, 0) // the smallest key after swept
 	}
 	end := eventKey(max(0, time.Now().Add(-s.retention).UnixNano()))
 	last, err := s.remove(ctx, from, end, func(backend.Entry) bool { return true })
@@ -264,8 +270,8 @@ func (s *Store) sweepEvents(ctx context.Context) {
 	}
 }
 
-// remove deletes the wanted entries with from <= key < to, many in one write, and returns the key
-// of the last of them; nil if there was none.
+// remove deletes the wanted entries with from <= key < to, many in each write. The result is the
+// key of the last removed entry, or nil if no entry was removed.
 func (s *Store) remove(ctx context.Context, from, to []byte, wanted func(backend.Entry) bool) (last []byte, err error) {
 	var batch []backend.Change
 	write := func() error {

@@ -22,12 +22,12 @@ import (
 // The form of a backup, which is a stream:
 //
 //	magic     "grpc-api-key backup\n", and the number of the form: 1, or 2 if there are check values
-//	frame...  a length as a varint, and so many bytes: a record.Saved
+//	frame...  a length as a varint, and that number of bytes: a record.Saved
 //	end       a length of 0
 //	trailer   the number of frames, 8 bytes, big-endian; SHA-256 of everything before the sum
 //
-// The frames have the check values of the Hasher, then the entries of the key space, and then those
-// of the usage space, in the order of their keys.
+// The frames contain the check values of the Hasher, then the entries of the key space, and then
+// the entries of the usage space, in the order of the storage keys.
 const (
 	backupMagic      = "grpc-api-key backup\n"
 	backupForm       = 1
@@ -36,11 +36,15 @@ const (
 	maxFrame = backend.MaxKeySize + backend.MaxValueSize + 64
 )
 
-// Backup writes all keys, with the digests of their secrets and when they were last used, as they are at one moment
-// between the call and its first write. The store goes on meanwhile; w may be as slow as it likes. Events are not part
-// of it, and no secret is. The check values of the Hasher are: see Options.Hasher.
+// Backup writes a backup of all keys to w. The backup contains the digests of the secrets, the
+// times of last use, and the check values of the Hasher (see Options.Hasher). The backup contains
+// no events and no secrets.
 //
-// An error of w's is returned as it is; what was written is then of no use, and Restore refuses it.
+// All keys are as of one moment between the call and the first write to w. The store keeps serving
+// during the backup, and w may be slow.
+//
+// Backup returns an error of w unchanged. The output is then useless: Restore refuses an
+// incomplete backup.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if w == nil {
 		return invalid("the writer of the backup is nil")
@@ -103,21 +107,23 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	return err
 }
 
-// Restore brings the keys of a backup into the store, beside those that it has. Of a key that both have, the higher
-// revision stays; but a key that either has revoked, or purged, is so afterwards. What that changes is in force when
-// Restore returns, on live contexts too. Events are written of it, with ActionRestore.
+// Restore adds the keys of a backup to the keys of the store. If both have a key, the higher
+// revision wins, except that a key revoked or purged in either is revoked or purged afterwards. The
+// changes are in force when Restore returns, on live contexts too. Restore writes an event for each
+// changed key, with ActionRestore.
 //
-// The stream is read to its end and checked before anything is changed: one that is damaged, cut
-// off, or followed by something else gives ErrCorrupt, one that is no backup, that a later version
-// has made, or whose keys were made with another pepper than the Hasher has, ErrInvalid; an error
-// of r's is returned as it is. After any other error a part of the keys may have been restored: it
-// is safe to call Restore again. Options.Logger is told how far it is, and the Observer of each
-// key.
+// Restore reads the stream to the end and checks the whole stream before the first change. If the
+// backup is damaged, cut off, or followed by other data, the error is ErrCorrupt. The error is
+// ErrInvalid in three cases: the stream is not a backup, a later version made the backup, or the
+// keys were made with a pepper other than the pepper of the Hasher. An error of r is returned
+// unchanged. After any other error, a part of the keys may have been restored. Calling Restore
+// again is safe. Restore logs its progress to Options.Logger, and notifies the Observer of each
+// changed key.
 //
 // Restore writes no temporary file. If r is an io.Seeker that can seek, such as a file, Restore
-// reads r twice, from where r stands; r must not change meanwhile. Otherwise Restore holds the
-// backup in memory, and refuses one of more than 64 MiB with ErrInvalid: save such a backup in a
-// file first.
+// reads r twice, starting at the current position of r. The content of r must not change in
+// between. Otherwise Restore holds the backup in memory. Restore then refuses a backup of more than
+// 64 MiB with ErrInvalid: save the backup in a file first.
 func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 	if r == nil {
 		return invalid("the reader of the backup is nil")
@@ -128,7 +134,7 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 // maxHeld is the largest backup, in bytes, that Restore holds in memory.
 const maxHeld = 64 << 20
 
-// restoreHolding is Restore, and holds at most so many bytes in memory.
+// restoreHolding implements Restore. most limits the memory that holds the backup, in bytes.
 func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -144,13 +150,14 @@ func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error
 	}
 	s.background.uncount()
 	defer s.background.uncount()
-	s.usage.lose() // the backup does not know how its keys were used since
+	s.usage.lose() // the backup lacks the uses of its keys after the backup was made
 	defer s.usage.lose()
 	return s.restore(ctx, second, frames, sum)
 }
 
-// twice returns a reader of what r gives, and a function that returns another reader of the same.
-// If r cannot seek, as a pipe cannot, at most so many bytes are held in memory.
+// twice returns a reader of the content of r, and a function that returns a second reader of the
+// same content. If r cannot seek, as a pipe cannot, the content is held in memory, with most as
+// the limit in bytes.
 func twice(r io.Reader, most int) (first io.Reader, again func() (io.Reader, error)) {
 	if seeker, ok := r.(io.Seeker); ok {
 		if start, err := seeker.Seek(0, io.SeekCurrent); err == nil {
@@ -164,7 +171,7 @@ func twice(r io.Reader, most int) (first io.Reader, again func() (io.Reader, err
 	return io.TeeReader(r, held), func() (io.Reader, error) { return &held.Buffer, nil }
 }
 
-// A limitedBuffer takes so many bytes at most.
+// A limitedBuffer is a buffer that refuses to hold more than most bytes.
 type limitedBuffer struct {
 	bytes.Buffer
 	most int
@@ -178,23 +185,23 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 	return b.Buffer.Write(p)
 }
 
-// errOtherBackup is the error of a reader that gives something else when it is read for the second
-// time.
+// errOtherBackup is the error of Restore if the second reading of the reader returns other data
+// than the first reading.
 var errOtherBackup = &plainError{
 	"keystore: restore: the reader gave another backup when it was read again; " +
 		"a part of the keys may have been restored",
 	ErrCorrupt,
 }
 
-// checkBackup reads a whole backup, and returns the number of its frames and its sum if all of it
-// is in order.
+// checkBackup reads and checks a whole backup. If the backup is valid, checkBackup returns the
+// number of frames and the checksum.
 func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum []byte, err error) {
 	b, err := newBackupReader(r)
 	if err != nil {
 		return 0, nil, err
 	}
 	var last []byte
-	var others []string // schemes whose check value the Hasher does not match
+	var others []string // schemes with a check value that the Hasher does not match
 	for {
 		if frames%1024 == 0 && ctx.Err() != nil {
 			return 0, nil, ctx.Err()
@@ -249,10 +256,10 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 	}
 }
 
-// A backupReader reads the frames of a backup, and its trailer.
+// A backupReader reads the frames and the trailer of a backup.
 type backupReader struct {
-	in     *bufio.Reader // of everything, the trailer's sum included
-	sum    hash.Hash     // of what was taken from in
+	in     *bufio.Reader // the whole stream, including the checksum in the trailer
+	sum    hash.Hash     // the checksum of the bytes that were read from in
 	frames uint64
 }
 
@@ -272,7 +279,8 @@ func newBackupReader(r io.Reader) (*backupReader, error) {
 	return b, nil
 }
 
-// next returns the next entry; or io.EOF, when the trailer agrees with all that came before.
+// next returns the next entry. After the last entry, next checks the trailer, and returns io.EOF if
+// the trailer matches the frames.
 func (b *backupReader) next() (backend.Entry, error) {
 	size, err := b.size()
 	if err != nil {
@@ -311,7 +319,8 @@ func (b *backupReader) size() (int, error) {
 	return 0, damaged("an entry is too large")
 }
 
-// end checks the trailer.
+// end checks the trailer. If the trailer matches the frames and ends the stream, end returns
+// io.EOF.
 func (b *backupReader) end() error {
 	count, err := b.take(8)
 	if err != nil {
@@ -349,7 +358,8 @@ func damaged(what string) error {
 	return &plainError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
 }
 
-// restore takes the entries of a backup that has been checked, and has so many frames and this sum.
+// restore writes the entries of a checked backup to the store. frames and sum are the results of
+// the check: the number of frames and the checksum.
 func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte) error {
 	b, err := newBackupReader(r)
 	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrInvalid) {
@@ -358,7 +368,7 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte
 	if err != nil {
 		return err
 	}
-	var batch []backend.Entry // of one space
+	var batch []backend.Entry // all entries belong to one key space
 	read, changed, size := 0, 0, 0
 	for {
 		e, err := b.next()
@@ -369,7 +379,8 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte
 		if err != nil && !end {
 			return err
 		}
-		size += len(e.Value) + maxText + maxReason + 256 // with the event; a reason may come to what the store has
+		// The size includes the event. The record of the store may also gain a revocation reason.
+		size += len(e.Value) + maxText + maxReason + 256
 		if len(batch) > 0 && (end || len(batch) == maxBatch || size > backend.MaxApplySize || batch[0].Key[0] != e.Key[0]) {
 			n, err := s.restoreBatch(ctx, batch)
 			changed += n
@@ -389,7 +400,7 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte
 	}
 }
 
-// restoreBatch merges entries with what the store has, and returns how many keys that changed.
+// restoreBatch merges entries into the store, and returns the number of changed keys.
 func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (changed int, err error) {
 	if err := s.ready(ctx); err != nil {
 		return 0, err
@@ -439,7 +450,8 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 		if p == nil {
 			continue
 		}
-		// What a key becomes may be what the store has of it, which is larger than what the batch was made for.
+		// The merged record may be the record of the store. The record of the store may be larger
+		// than the saved record, and the batch was sized by the saved records.
 		if size+p.size() > backend.MaxApplySize {
 			if err := flush(); err != nil {
 				return changed, err
@@ -450,13 +462,13 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 	return changed, flush()
 }
 
-// restoreKey prepares what becomes of one key; nil if it stays as it is.
+// restoreKey prepares the change of one key. The result is nil if the key does not change.
 func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (*prepared, error) {
 	saved, err := parseSaved(e)
 	if err != nil {
 		return nil, errOtherBackup
 	}
-	have := &stored{} // at revision 0, if there is none
+	have := &stored{} // revision 0 if the store does not have the key
 	local, err := s.backend.Get(ctx, e.Key)
 	if err == nil {
 		have, err = parseStored(local)
@@ -473,8 +485,10 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	return s.prepare(merged, have.revision, &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor})
 }
 
-// merge returns what a key becomes that a store has, or has not if its revision is 0, when a backup is restored that has
-// it too; nil if it stays as it is. Purged wins over revoked, that over all else, and then the higher revision.
+// merge returns the new version of a key when a backup is restored. have is the version of the
+// store, with revision 0 if the store does not have the key. saved is the version of the backup.
+// The result is nil if the key of the store does not change. Purged wins over revoked, and revoked
+// wins over any other state. Otherwise the higher revision wins.
 func merge(have, saved *stored) *stored {
 	rank := func(st *stored) int {
 		switch {
@@ -492,7 +506,8 @@ func merge(have, saved *stored) *stored {
 	case hold > take, hold == take && (hold > 0 || have.revision >= saved.revision):
 		return nil
 	case hold == 0 && take == 1 && have.revision > saved.revision:
-		// The store knows more of the key than when it was revoked there.
+		// The store has a newer version of the key than the revoked version of the backup. Keep the
+		// version of the store, and copy only the revocation.
 		r := proto.CloneOf(have.record)
 		r.Status = record.Status_STATUS_REVOKED
 		r.RevokedAt, r.RevokeReason = saved.record.RevokedAt, saved.record.RevokeReason
@@ -505,10 +520,11 @@ func merge(have, saved *stored) *stored {
 	}
 }
 
-// renumber returns the number of rotations by which a saved record takes the place of another one. Live contexts know the
-// secret that they were opened with by that number, and two stores that parted may have given the same one to different
-// secrets. So the secrets that both records have keep their numbers, where that works, and otherwise all of the saved
-// ones get numbers that no context has.
+// renumber returns the number of rotations for a saved record that replaces the record of the
+// store. By this number, a live context knows the secret that opened the context. Two stores that
+// have diverged may have given the same number to different secrets. So the secrets that both
+// records have keep their numbers where possible. Otherwise all saved secrets get numbers that no
+// context has.
 func renumber(have, saved *record.Record) uint32 {
 	type secret interface {
 		GetDigestScheme() string
@@ -527,9 +543,9 @@ func renumber(have, saved *record.Record) uint32 {
 	}
 }
 
-// restoreChecks takes the check values of a backup. One that the store's Hasher does not match is
-// left: no key of the backup needs it. One that the store has stays, unless nothing of the store
-// needs it.
+// restoreChecks adds the check values of a backup to the store. A check value that the Hasher of
+// the store does not match is skipped: no key of the backup needs the check value. A check value
+// that the store already has stays, unless no key of the store needs the check value.
 func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {
@@ -556,8 +572,8 @@ func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (chang
 	return 0, s.applyCheck(ctx, changes...)
 }
 
-// takesCheck reports whether a check value of a backup takes the place of what the store has for
-// the scheme.
+// takesCheck reports whether check value d of a backup replaces have. have is the entry of the
+// store for the scheme, with revision 0 if the store has no check value.
 func (s *Store) takesCheck(
 	ctx context.Context, d hashing.Digest, have backend.Entry,
 ) (bool, error) {
@@ -582,7 +598,7 @@ func (s *Store) takesCheck(
 	}
 }
 
-// restoreUsage takes the last uses that are later than those of the store.
+// restoreUsage writes each last use of the backup that is later than the last use in the store.
 func (s *Store) restoreUsage(ctx context.Context, batch []backend.Entry) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {

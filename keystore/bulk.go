@@ -14,35 +14,41 @@ import (
 
 // RevokeAllOptions are the settings of RevokeAll. Nil and the zero value are valid.
 type RevokeAllOptions struct {
-	// All says that every key is meant. A Query that selects every key, such as the zero Query,
-	// gives ErrInvalid without All, and any other Query gives ErrInvalid with All. Query.Cursor and
-	// Query.Limit make no difference to this.
+	// All confirms that every key is to be revoked. A Query that selects every key, such as the
+	// zero Query, gives ErrInvalid without All. Any other Query gives ErrInvalid with All.
+	// Query.Cursor and Query.Limit make no difference to this check.
 	All bool
-	// DryRun revokes nothing: Progress is told of the keys that would be. What RevokeAll refuses, a
-	// dry run refuses too.
+	// DryRun revokes nothing. RevokeAll calls Progress for the keys that RevokeAll would revoke
+	// without DryRun. A dry run refuses the same arguments as RevokeAll.
 	DryRun bool
-	// Progress is told of each key when it has been revoked, in the order of creation, with the
-	// number of those so far; keys that were added meanwhile come last. A call that was broken off
-	// is just made again: what is revoked is not looked at twice. Nil means nobody. A panic of
-	// Progress passes through to the caller of RevokeAll, and ends the call as an error would.
+	// Progress receives each key after the key is revoked, with the number of keys so far. The
+	// calls come in the order of creation. Keys that were added during the call come last. To
+	// resume a RevokeAll that failed or was canceled, repeat the call: RevokeAll skips the
+	// revoked keys. Nil means that no progress is reported. A panic of Progress passes through to
+	// the caller of RevokeAll, and ends the call as an error would.
 	Progress func(k *Key, done int)
 }
 
-// RevokeAll revokes every key that the query selects and that is not revoked, many in one write,
-// and returns how many those were. When it returns nil, none of the selection is admitted any more,
-// and their live contexts have ended, as with Revoke. A Query that selects every key is refused,
-// unless RevokeAllOptions.All says that all are meant: an Owner from a variable that was not set
-// must not revoke every key.
+// RevokeAll revokes every key that the query selects and that is not yet revoked. RevokeAll
+// revokes many keys in one write, and returns the number of keys that the call revoked. After a
+// nil error, no selected key is admitted any more, and the live contexts of the keys have ended,
+// as with Revoke. RevokeAll refuses a Query that selects every key, unless RevokeAllOptions.All
+// is set. An Owner from a variable that was not set must not revoke every key.
 //
-// Each key is judged when its turn comes. One whose Create was under way when the call began is
-// judged too, once that is over, and so is one that is created while the selection is read; one
-// that is changed when its turn is over is not. For Query.UnusedSince, a key is judged once more
-// just before it is revoked, and stays if it was used meanwhile.
+// RevokeAll evaluates the query once per key. If the Create of a key was running when the call
+// began, RevokeAll evaluates the key after the Create has finished. RevokeAll also evaluates the
+// keys that are created while RevokeAll reads the selection. RevokeAll does not see changes made
+// to a key after the key was evaluated. A query with UnusedSince is evaluated again just before
+// the key is revoked. If the key was used since the first evaluation, the key is not revoked.
 //
-// ErrInvalid means that nothing was done. After any other error, those keys are revoked that Progress was told of, and
-// perhaps some more; call it again, and it goes on with those that are not. A key that cannot be judged, because what is
-// stored of it is damaged, does not stop it: its live contexts end, and ErrCorrupt is returned at the end. Only where
-// storage cannot read on behind what is damaged, the keys there are not revoked, and the text of ErrCorrupt says so.
+// ErrInvalid means that nothing was done. After any other error, RevokeAll has revoked the keys
+// that Progress was called for, and perhaps more keys. Call RevokeAll again to continue with the
+// keys that are not revoked.
+//
+// A key whose stored data is damaged cannot be evaluated. RevokeAll ends the live contexts of the
+// key, continues with the other keys, and returns ErrCorrupt at the end. If storage cannot read
+// past the damage, the keys after the damage are not revoked, and the text of ErrCorrupt says
+// that these keys were not read.
 func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *RevokeAllOptions) (int, error) {
 	reason = escaped(reason, maxReason)
 	if err := checkReason(reason); err != nil {
@@ -86,8 +92,9 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 	_, over := s.journal.additions()
 	failed, corrupt := s.revokeAll(ctx, q, reason, tell)
 	if begun, _ := s.journal.additions(); failed == nil && begun != over && (q.Limit <= 0 || done < q.Limit) {
-		// A key that was added meanwhile may stand before others that had been read already: its ID is older than itself.
-		// It is there when what was under way is over, and found by reading once more.
+		// A key that was added during the call may sort before keys that were already read,
+		// because the ID is created before the key is stored. The key is in storage after the
+		// pending changes have finished. A second read finds the key.
 		if _, failed = s.settled(ctx); failed == nil {
 			q.Limit = max(0, q.Limit-done)
 			failed, corrupt = s.revokeAll(ctx, q, reason, tell)
@@ -114,7 +121,8 @@ func (s *Store) stillWanted(ctx context.Context, q *Query, st *stored) (bool, er
 	return s.usage.unused(q.UnusedSince, last)
 }
 
-// revokeAll reads the selection once, and revokes it. It returns the error that ended it, and that of what is damaged.
+// revokeAll reads the selection once, and revokes the selected keys. failed is the error that
+// ended the run. corrupt is the error for damaged data.
 func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func(*Key)) (failed, corrupt error) {
 	cut := func(batch []*stored) {
 		for _, st := range batch {
@@ -125,7 +133,7 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func
 		revoked []*entry
 		err     error
 	}
-	var writes []chan write // under way, in the order of creation
+	var writes []chan write // the running writes, in the order of creation
 	finish := func() error {
 		w := <-writes[0]
 		writes = writes[1:]
@@ -175,7 +183,8 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func
 	return failed, corrupt
 }
 
-// maxWrites is how many writes RevokeAll has under way at once, for the backend to commit together.
+// maxWrites is how many writes RevokeAll runs at the same time, so that the backend can commit
+// the writes together.
 const maxWrites = 4
 
 func revoke(r *record.Record, reason string) {
@@ -183,12 +192,12 @@ func revoke(r *record.Record, reason string) {
 	r.RevokedAt, r.RevokeReason = toNanos(time.Now()), reason
 }
 
-// Purge removes the keys that were revoked, or had expired, before a moment in the past, and returns how many those
-// were. Their events stay until Options.EventRetention. A few bytes of each key stay for good: they keep Restore from
-// bringing it back to life.
+// Purge removes the keys that were revoked, or had expired, before a time in the past. Purge
+// returns the number of removed keys. The events of the keys remain until Options.EventRetention.
+// A few bytes of each key remain forever, so that Restore cannot bring the key back.
 //
-// No other key is removed: not one that is only disabled, nor one whose expiry an Update moves while Purge runs. The
-// errors are as those of RevokeAll.
+// Purge removes no other key. A key that is only disabled remains. A key whose expiry is moved by
+// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll.
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {
@@ -228,19 +237,21 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	return done, corrupt
 }
 
-// maxBatch is how many keys are changed in one write: a record and an event each.
+// maxBatch is how many keys are changed in one write. Each key takes a record and an event.
 const maxBatch = backend.MaxChanges / 2
 
-// sizeOf bounds what the change of a key takes of a write: its record and an event, with a text of so many bytes in each.
+// sizeOf returns an upper bound of the space that the change of a key takes in a write: a record
+// and an event, with a text of so many bytes in each.
 func sizeOf(st *stored, text int) int { return proto.Size(st.record) + 2*text + maxText + 256 }
 
-// batches yields the keys of a selection that are wanted, in the order of creation, many at a time: as many as can be
-// changed in one write, with a reason of so many bytes. An error comes with no keys and ends it, but for ErrCorrupt, which
-// comes with the key whose record is damaged, if that is known.
+// batches yields the wanted keys of a selection in batches, in the order of creation. A batch has
+// as many keys as one write can change, with a reason of so many bytes. An error comes without
+// keys and ends the iteration. ErrCorrupt is the exception: after ErrCorrupt the iteration may
+// continue, and ErrCorrupt comes with the damaged key, if the key is known.
 func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*stored) bool) iter.Seq2[[]*stored, error] {
 	return func(yield func([]*stored, error) bool) {
 		limit := q.Limit
-		q.Limit = 0 // those that are not wanted do not count
+		q.Limit = 0 // keys that are not wanted do not count
 		var batch []*stored
 		size, on := 0, true
 		err := s.list(ctx, q, false, func(st *stored, _ *Key, err error) bool {
@@ -274,9 +285,10 @@ func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*s
 	}
 }
 
-// changeAll makes the same change of several keys in one write, and returns what those became that edit says it has
-// changed. See change for the rest. If somebody else has changed one of them since it was read, it takes one after the
-// other, each read anew.
+// changeAll makes the same change to several keys in one write, and returns the new entries of
+// the keys for which edit reported a change. See change for the rest. If another writer has
+// changed one of the keys since the key was read, changeAll reads and changes the keys again, one
+// by one.
 func (s *Store) changeAll(
 	ctx context.Context, batch []*stored, event *record.Event, doubt error, edit func(*stored) (bool, error),
 ) ([]*entry, error) {

@@ -22,10 +22,10 @@ type Issued struct {
 	Secret Secret
 }
 
-// Create makes a key and returns it when it is durable.
+// Create makes a key, and returns the key once the key is durable.
 //
-// ErrInvalid says what is wrong with the Spec; nothing was written. After any other error the key may exist, but
-// nobody holds its secret: create another.
+// If the error is ErrInvalid, its text names what is wrong with the Spec, and nothing was written.
+// After any other error the key may exist, but no caller has the secret: create another key.
 func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -41,7 +41,8 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	stamp := s.journal.begin(true) // before the ID is made: RevokeAll counts on it
+	// The stamp must begin before the ID is made: RevokeAll depends on this order.
+	stamp := s.journal.begin(true)
 	p, text, err := s.prepareNew(spec, now, actor)
 	if err != nil {
 		s.journal.end(&prepared{stamp: stamp})
@@ -50,7 +51,8 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	p.place(stamp)
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	// No phases of the fence: nobody can have read or cached an ID that did not exist, and a miss is not cached.
+	// Create does not need the phases of the fence. No reader can have read or cached the ID before
+	// the ID existed, and the fence does not cache a miss.
 	err = s.apply(ctx, p.changes, func(err error) {
 		s.journal.end(p)
 		s.conclude(p, err)
@@ -61,7 +63,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	return &Issued{Key: &p.entry.key, Secret: newSecret(text)}, nil
 }
 
-// prepareNew makes a key, and returns its text too.
+// prepareNew makes a key, and returns the text of the key too.
 func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared, text string, err error) {
 	id, text := s.format.New()
 	digest, err := s.digest(text)
@@ -76,16 +78,19 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 	return p, text, err
 }
 
-// Revoke ends a key for good, and returns when nothing is admitted under it any more: see the
-// package's comment. Revoking a revoked key changes nothing, the reason of the first time stays,
-// and is no error. The reason is for people; it may be empty, and has at most 1,024 bytes. Line
-// breaks, and other characters that do not show, are stored escaped, such as \n and \u202e.
+// Revoke ends a key permanently, and returns when the store admits nothing under the key any more:
+// see the package comment. To revoke a revoked key is no error: nothing changes, and the first
+// reason stays.
 //
-// Revoke, Disable and RevokeAll go first: while one of them is under way, each Update, Rotate and
-// Enable of the key waits.
+// The reason is for people. The reason may be empty, and has at most 1,024 bytes. Line breaks and
+// other invisible characters are stored escaped, for example as \n and \u202e.
 //
-// ErrNotFound means that there is no such key, ErrInvalid that an argument cannot be used; nothing was done. After any
-// other error the key may be revoked or not, and this process's contexts under it are cancelled: call Revoke again.
+// Revoke, Disable and RevokeAll go before other changes. While any of the three is under way, each
+// Update, Rotate and Enable of the key waits.
+//
+// ErrNotFound means that there is no such key. ErrInvalid means that an argument cannot be used.
+// After these two errors, nothing was done. After any other error, the key may be revoked or not,
+// and the contexts of this process under the key are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
@@ -97,8 +102,8 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	})
 }
 
-// Disable stops a key until Enable, and is otherwise as Revoke. A revoked key gives
-// ErrKeyRevoked.
+// Disable stops a key until Enable. In all other respects, Disable works as Revoke does. If the key
+// is revoked, Disable returns ErrKeyRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
@@ -111,7 +116,7 @@ func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	})
 }
 
-// stop is Revoke or Disable: if it fails, it fails closed.
+// stop does the work of Revoke and of Disable. If the change fails, stop fails closed.
 func (s *Store) stop(
 	ctx context.Context, id, reason string, action record.Action, cause error, edit func(*record.Record) (bool, error),
 ) error {
@@ -135,8 +140,9 @@ func (s *Store) stop(
 	return err
 }
 
-// Enable ends what Disable began. Enabling a key that is not disabled changes nothing and is no error. A revoked key
-// gives ErrKeyRevoked, an unknown one ErrNotFound.
+// Enable ends the effect of Disable. To enable a key that is not disabled is no error and changes
+// nothing. If the key is revoked, Enable returns ErrKeyRevoked. If there is no such key, Enable
+// returns ErrNotFound.
 func (s *Store) Enable(ctx context.Context, id string) error {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -154,17 +160,19 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 	return err
 }
 
-// Update changes what a key's Spec says, and returns the key as it is then. It calls change with
-// what the key has now, and stores what that makes of it, unless somebody else came first; then it
-// begins again. So change may be called several times, and should do nothing else. A panic of
-// change passes through to the caller; nothing was done.
+// Update changes the Spec of a key, and returns the changed key. Update calls change with the
+// present Spec, and stores the Spec that change leaves. If another change of the key is committed
+// first, Update starts again. So Update may call change several times, and change should have no
+// other effect. A panic of change passes through to the caller, and nothing was done.
 //
-// A change that narrows the key, by a scope less or an earlier expiry, is in force when Update returns, and ends the
-// key's live contexts with ErrNarrowed; one that widens it does not.
+// A change that narrows the key, by fewer scopes or an earlier expiry, is in force when Update
+// returns. The narrowing ends the live contexts of the key with ErrNarrowed. A change that widens
+// the key does not end the contexts.
 //
-// An error of change's is returned as it is; ErrInvalid says what is wrong with what it made,
-// ErrKeyRevoked means that the key is revoked, ErrNotFound that there is none: nothing was done.
-// ErrUnavailable with contention means the same; after any other error the change may have been
+// Update returns an error of change without wrapping. The text of an ErrInvalid names what is wrong
+// with the Spec that change made. ErrKeyRevoked means that the key is revoked. ErrNotFound means
+// that there is no such key. After each of these errors, nothing was done. After an ErrUnavailable
+// because of contention, nothing was done either. After any other error, the change may have been
 // made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
 	parsed, err := parseID("", id)
@@ -188,7 +196,8 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 		if err := spec.check(&had); err != nil {
 			return false, err
 		}
-		if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) { // 1970 is not never
+		// Compare times, not nanoseconds: the beginning of 1970 does not mean never.
+		if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) {
 			if err := spec.checkTimes(time.Now(), s.maxLifetime); err != nil {
 				return false, err
 			}
@@ -202,17 +211,19 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 	return &e.key, nil
 }
 
-// Rotate gives a key a new secret. The ID and everything else stay; the secret that it had works until the grace is
-// over, to the instant, and live contexts that were opened with it end then, with ErrExpired. With a grace of 0 it
-// ends at once: they are cancelled, with ErrRevoked, before Rotate returns.
+// Rotate gives a key a new secret. The ID and everything else stay. The previous secret works
+// exactly until the grace is over. Live contexts that were opened with the previous secret end at
+// the same moment, with ErrExpired. With a grace of 0, the previous secret ends immediately: its
+// live contexts are cancelled, with ErrRevoked, before Rotate returns.
 //
-// A key has two secrets at most: a rotation during the grace of an earlier one ends the older secret at once.
-// Key.PreviousUntil tells whether there is one.
+// A key has at most two secrets. So a rotation during the grace of an earlier rotation ends the
+// older secret immediately. Key.PreviousUntil shows whether the key has a previous secret.
 //
-// A grace that is negative or over ten years gives ErrInvalid, a revoked key ErrKeyRevoked, an
-// unknown one ErrNotFound. After any other error the key may have been rotated, to a secret that
-// nobody has: Get tells, by its Revision. Rotate it again, with care for who still uses the first
-// secret.
+// Rotate returns ErrInvalid if the grace is negative or over ten years. Rotate returns
+// ErrKeyRevoked if the key is revoked, and ErrNotFound if there is no such key. After any other
+// error, the key may have been rotated to a secret that no caller has. To find out, call Get and
+// compare the Revision. Then rotate the key again, but consider the clients that still use the
+// first secret.
 func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -255,8 +266,7 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 
 const maxGrace = 10 * 365 * 24 * time.Hour
 
-// refuseRevoked returns ErrKeyRevoked for a key that is revoked: nothing can change the key any
-// more.
+// refuseRevoked returns ErrKeyRevoked if the key is revoked: nothing can change a revoked key.
 func refuseRevoked(doing, id string, r *record.Record) error {
 	if r.RevokedAt != 0 {
 		return &plainError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrKeyRevoked}
@@ -264,14 +274,18 @@ func refuseRevoked(doing, id string, r *record.Record) error {
 	return nil
 }
 
-// changeAttempts is how often a change starts again because another one of the same key came first. In one process the
-// changeQueue makes it few; what remains are writes of many keys, and other processes.
+// changeAttempts is how often a change starts again because another change of the same key was
+// committed first. In one process, the changeQueue keeps the number of attempts low. Writes of many
+// keys, and other processes, can still come first.
 const changeAttempts = 16
 
-// change commits what edit does to a record, with the event of it, through the phases of the fence, and returns what it
-// became: the change is in force then. The event has its action and reason. Edit may be called several times, each time
-// with a fresh record. It says whether it changed anything; its error is returned, and nothing is done. If the outcome is
-// not known, live contexts end with doubt.
+// change reads a record, applies edit, and commits the result with the audit event, through the
+// phases of the fence. change returns the new entry once the change is in force. The caller sets
+// the action and the reason of the event.
+//
+// edit may run several times, each time on a fresh record, and reports whether the record changed.
+// If edit returns an error, change returns the error, and nothing is done. If the outcome of the
+// write is unknown, the live contexts of the key end with doubt.
 func (s *Store) change(
 	ctx context.Context, id token.ID, event *record.Event, doubt error,
 	edit func(*record.Record) (changed bool, err error),
@@ -305,7 +319,8 @@ func (s *Store) change(
 		}
 		if !changed {
 			turn.release() // see commit
-			// Whoever committed it may not have reached phase C yet, and this call must not return before.
+			// The writer of the present state may not have reached phase C yet. change must not return
+			// before the bindings are notified of the state, so change notifies the bindings too.
 			e := st.entry()
 			s.fence.Notify(id, e)
 			return e, nil
@@ -331,8 +346,8 @@ func (s *Store) change(
 	return nil, trouble("change", errors.New("others keep changing the key"))
 }
 
-// commit makes all of the changes or none, through the phases of the fence. Over, if not nil, is called once nothing is
-// left to try.
+// commit makes all of the changes or none, through the phases of the fence. If over is not nil,
+// commit calls over once no attempt is left to make: after every outcome except a conflict.
 func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over func()) error {
 	var changes []backend.Change
 	for _, p := range all {
@@ -341,7 +356,8 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 		changes = append(changes, p.changes...)
 	}
 	return s.apply(ctx, changes, func(err error) {
-		// From here on observers are told, who may call the store. So whatever a call of theirs would wait for ends first.
+		// From here on, observers are notified, and an observer may call the store. So everything
+		// that the call of an observer could wait for ends first.
 		s.journal.end(all...)
 		if over != nil && !errors.Is(err, backend.ErrConflict) {
 			over()
@@ -353,8 +369,8 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrTooLarge):
 				s.fence.End(p.entry.ID, nil) // nothing was changed
 			default:
-				// Without an End the key stays out of the cache, and every use of it asks the store. Nobody
-				// knows what its live contexts are still good for.
+				// Without an End, the key stays out of the cache, and every use of the key reads the
+				// store. The store does not know what the live contexts of the key still permit.
 				s.fence.Cut(p.entry.ID, doubt)
 			}
 		}
@@ -364,15 +380,16 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 	})
 }
 
-// A prepared is a new state of a key and the event that says so, on their way to the backend.
+// A prepared is a new state of a key and the event of the change, both not yet written.
 type prepared struct {
 	entry   *entry // what the key becomes
-	stamp   int64  // the event's, once it has its place
+	stamp   int64  // of the event; zero until place
 	event   *record.Event
-	changes []backend.Change // of the record, of the event, and what else goes with them
+	changes []backend.Change // of the record, of the event, and others of the same write
 }
 
-// prepare encodes a record at its new revision, and its event. The key has the revision expect until then.
+// prepare encodes a record at its new revision, and the event of the change. expect is the revision
+// of the key before the change.
 func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepared, error) {
 	value, err := record.Encode(st.record)
 	if err != nil {
@@ -388,18 +405,18 @@ func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepar
 		event: event,
 		changes: []backend.Change{
 			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Restricts: restricts(event)},
-			{Key: eventKey(0), Value: said}, // until place
+			{Key: eventKey(0), Value: said}, // place replaces the Key
 		},
 	}, nil
 }
 
-// restricts reports whether a change takes something from its key: such a change goes before
-// ordinary changes.
+// restricts reports whether a change stops its key. A restricting change goes before ordinary
+// changes.
 func restricts(event *record.Event) bool {
 	return event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 }
 
-// size is how many bytes the changes take of an Apply.
+// size returns how many bytes of an Apply the changes take.
 func (p *prepared) size() (n int) {
 	for _, c := range p.changes {
 		n += len(c.Key) + len(c.Value)
@@ -407,15 +424,16 @@ func (p *prepared) size() (n int) {
 	return n
 }
 
-// place gives the event its place. The journal's end of it has to follow, as soon as it is known whether the changes were
-// made: whoever reads events waits for that.
+// place gives the event its place in the order. The caller must call journal.end as soon as the
+// store knows whether the changes were made: readers of events wait for journal.end.
 func (p *prepared) place(stamp int64) {
 	p.stamp = stamp
 	p.changes[1].Key = eventKey(stamp)
 }
 
-// conclude tells of a change, if it was made. It is called after the phases of the fence: whoever hears of the change
-// finds it in force.
+// conclude logs a change, and reports the change to the observer, if the change was made. The
+// caller calls conclude after the phases of the fence, so that the observer finds the change in
+// force.
 func (s *Store) conclude(p *prepared, err error) {
 	if err != nil || s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
@@ -435,7 +453,7 @@ func (s *Store) conclude(p *prepared, err error) {
 	}
 }
 
-// ready returns why a change cannot start, if it cannot.
+// ready returns nil if a change can start. Otherwise ready returns the reason.
 func (s *Store) ready(ctx context.Context) error {
 	if err := s.serving(); err != nil {
 		return err
@@ -443,8 +461,9 @@ func (s *Store) ready(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// parseID reads an ID. What it refuses may be a secret in the wrong place, so that the error repeats nothing that is longer
-// than an ID. Where is what the text was found in, if that needs saying: a field's name, a colon and a space.
+// parseID parses an ID. A refused text may be a secret in the wrong place, so the error repeats no
+// text that is longer than an ID. If the error must name the place of the text, where is the name
+// of a field, a colon and a space.
 func parseID(where, id string) (token.ID, error) {
 	if parsed, ok := token.ParseID(id); ok {
 		return parsed, nil

@@ -9,31 +9,33 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// ErrDenied is what the reasons below wrap: the token does not admit its bearer.
+// ErrDenied means that the token does not admit the bearer. The reasons below wrap ErrDenied.
 var ErrDenied = errors.New("API key denied")
 
-// Why a token is denied. All but the first two are given only to a bearer who has proved to hold the whole secret. Tell a
-// caller none of them apart: see [github.com/grpc-api-key/grpc-api-key/interceptor].
+// Why a token is denied. The store returns ErrMalformed and ErrUnknown to every bearer, and the
+// rest only to a bearer who has proved to hold the whole secret. Do not tell callers which of these
+// errors it was: see [github.com/grpc-api-key/grpc-api-key/interceptor].
 var (
-	// ErrMalformed means that it is not the text of a key: it was mistyped, cut off, or never was one.
+	// ErrMalformed means that the token is not the text of a key: the token was mistyped or cut
+	// off, or never was a key.
 	ErrMalformed = fmt.Errorf("%w: malformed", ErrDenied)
-	// ErrUnknown means that this store has no such key, or that the secret is not the key's.
+	// ErrUnknown means that this store does not have the key, or that the secret is not the key's.
 	ErrUnknown = fmt.Errorf("%w: unknown", ErrDenied)
 	// ErrRevoked means that the key was revoked.
 	ErrRevoked = fmt.Errorf("%w: revoked", ErrDenied)
-	// ErrExpired means that the key's time is over.
+	// ErrExpired means that the key has expired.
 	ErrExpired = fmt.Errorf("%w: expired", ErrDenied)
-	// ErrDisabled means that the key is switched off for now.
+	// ErrDisabled means that the key is disabled for now.
 	ErrDisabled = fmt.Errorf("%w: disabled", ErrDenied)
-	// ErrNotYetValid means that the key's time has not come.
+	// ErrNotYetValid means that the time from which the key is valid has not come.
 	ErrNotYetValid = fmt.Errorf("%w: not yet valid", ErrDenied)
 	// ErrNetworkNotAllowed means that the key may not be used from the caller's address, or that
 	// the address is not known.
 	ErrNetworkNotAllowed = fmt.Errorf("%w: wrong network", ErrDenied)
 )
 
-// A RateLimitError means that a key which would be admitted was used more often than its RateLimit allows. It does not
-// wrap ErrDenied: there is nothing wrong with the key.
+// A RateLimitError means that the key is valid, but was used more often than its RateLimit allows.
+// RateLimitError does not wrap ErrDenied, because nothing is wrong with the key.
 type RateLimitError struct {
 	RetryAfter time.Duration // when the next use may succeed
 }
@@ -42,33 +44,35 @@ func (e *RateLimitError) Error() string {
 	return fmt.Sprintf("API key used too often: try again in %v", e.RetryAfter)
 }
 
-// What is wrong with a call or with the store. None of them wraps ErrDenied.
+// What is wrong with a call or with the store. None of these errors wraps ErrDenied.
 var (
-	// ErrInvalid means that an argument cannot be used; the text says which, and why. Nothing was done.
+	// ErrInvalid means that an argument cannot be used. The text names the argument and the reason.
+	// The call has done nothing.
 	ErrInvalid = errors.New("invalid argument")
-	// ErrUnavailable means that the store could not do its work now: its disk failed, or did not answer in time.
+	// ErrUnavailable means that the store could not do its work now: the disk failed, or did not
+	// answer in time.
 	ErrUnavailable = errors.New("API key store unavailable")
 
 	// ErrNarrowed means that a change has narrowed the key while Bind ran, or while a context from
-	// Bind was in use: a scope less, for example, or an earlier expiry. The caller may bind the key
-	// again.
+	// Bind was in use. The change removed a scope, for example, or set an earlier expiry. The
+	// caller may bind the key again.
 	ErrNarrowed = errors.New("API key narrowed")
 	// ErrKeyRevoked means that Update, Rotate, Disable or Enable cannot change the key, because the
 	// key is revoked. ErrKeyRevoked is about the key that the call names, and not about the caller,
-	// so it does not wrap ErrDenied. Verify and Bind return ErrRevoked.
+	// so ErrKeyRevoked does not wrap ErrDenied. Verify and Bind return ErrRevoked instead.
 	ErrKeyRevoked = errors.New("the API key is revoked and cannot be changed")
 	// ErrNotFound means that no key has the ID.
 	ErrNotFound = backend.ErrNotFound
-	// ErrCorrupt means that what is stored is not what was written.
+	// ErrCorrupt means that the stored data differs from the data that was written.
 	ErrCorrupt = backend.ErrCorrupt
-	// ErrLocked means that the directory is open already; the text says which process of which host
-	// has it open.
+	// ErrLocked means that the directory is open already. The text names the process and the host
+	// that have the directory open.
 	ErrLocked = backend.ErrLocked
 	// ErrClosed means that Close was called.
 	ErrClosed = backend.ErrClosed
 )
 
-// A plainError is another error in words of its own.
+// A plainError wraps an error, but its text does not contain the text of the wrapped error.
 type plainError struct {
 	text string
 	err  error
@@ -77,7 +81,7 @@ type plainError struct {
 func (e *plainError) Error() string { return e.text }
 func (e *plainError) Unwrap() error { return e.err }
 
-// noKey is the ErrNotFound of a call that named a key.
+// noKey returns the ErrNotFound of a call that named a key.
 func noKey(doing string, id token.ID) error {
 	return &plainError{fmt.Sprintf("keystore: %s: there is no key %s", doing, id), ErrNotFound}
 }
@@ -86,8 +90,9 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("keystore: %w: %s", ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// trouble turns a backend's error into one of this package's. An error that is neither known nor the context's own is
-// ErrUnavailable, so that nothing a backend says can be taken for a denial.
+// trouble converts an error of a backend into an error of this package. An unknown error becomes
+// ErrUnavailable, so that a caller never takes the error of a backend for a denial. A function that
+// returns the error of a caller's context checks the context before the call of trouble.
 func trouble(doing string, err error) error {
 	if errors.Is(err, ErrDenied) {
 		err = errors.New(err.Error()) // another store's answer to the backend

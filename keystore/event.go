@@ -15,19 +15,20 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// An Event is one change of a key. It was written together with the change: neither can be without the other.
+// An Event is one change of a key. The store writes the event together with the change: neither can
+// exist without the other.
 type Event struct {
-	// At is when the change was made. No two events of a store have the same, and it ascends from one change of a key to
-	// the next, whatever the clock does, so that it serves as a cursor.
+	// At is when the change was made. No two events of a store have the same At. At ascends from each
+	// change of a key to the next, whatever the clock does. So At serves as a cursor.
 	At time.Time
-	// KeyID is the key's, and Revision the one that the change gave it.
+	// KeyID is the ID of the key. Revision is the revision that the change gave the key.
 	KeyID    string
 	Revision uint64
 	// Action is what was done.
 	Action Action
-	// Actor is who did it, by WithActor; empty if nobody said.
+	// Actor is who made the change, as set by WithActor; empty if no actor was set.
 	Actor string
-	// Reason is what Revoke and Disable were given.
+	// Reason is the reason given to Revoke or Disable.
 	Reason string
 }
 
@@ -42,9 +43,9 @@ const (
 	ActionDisable Action = "disable"
 	ActionEnable  Action = "enable"
 	ActionRevoke  Action = "revoke"
-	ActionRehash  Action = "rehash"  // the store has replaced a digest that was made by an earlier hasher
+	ActionRehash  Action = "rehash"  // the store replaced a digest made by an earlier hasher
 	ActionRestore Action = "restore" // the key was taken from a backup
-	ActionPurge   Action = "purge"   // the key was removed; Revision is the last that it had
+	ActionPurge   Action = "purge"   // the key was removed; Revision is the last of the key
 )
 
 var actions = map[record.Action]Action{
@@ -61,10 +62,10 @@ var actions = map[record.Action]Action{
 
 type actorKey struct{}
 
-// WithActor says who is behind the changes that are made with the context, for their events: a
-// user's name, or a program's. It has at most 256 bytes of UTF-8 text, or the changes are refused
-// with ErrInvalid. Line breaks, and other characters that do not show, are stored escaped, such as
-// \n and \u202e.
+// WithActor sets who makes the changes under the returned context: the name of a user, or of a
+// program. The events of the changes contain the actor. If the actor is not UTF-8 text of at most
+// 256 bytes, the store refuses the changes with ErrInvalid. Line breaks and other invisible
+// characters are stored escaped, for example as \n and \u202e.
 func WithActor(ctx context.Context, actor string) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }
@@ -82,12 +83,12 @@ func checkReason(reason string) error {
 	return nil
 }
 
-// An EventQuery selects events. The zero EventQuery selects all that are kept.
+// An EventQuery selects events. The zero EventQuery selects all events that the store keeps.
 type EventQuery struct {
-	// KeyID selects the events of one key; empty, those of all.
+	// KeyID selects the events of one key. An empty KeyID selects the events of all keys.
 	KeyID string
-	// After is a cursor: the At of the last event that was seen. The list goes on behind it; zero, it begins at the
-	// first event.
+	// After is a cursor: the At of the last event that the caller has seen. The list begins after
+	// this event. If After is zero, the list begins at the first event.
 	After time.Time
 	// Until is the last moment whose events are wanted; zero is now.
 	Until time.Time
@@ -95,9 +96,10 @@ type EventQuery struct {
 	Limit int
 }
 
-// Events yields the events of changes in the order of their At: all of those that had returned when it was called, and
-// so many of the later ones that a list which goes on behind the last event misses none. An error comes with a zero
-// Event. After ErrCorrupt, which is about one event, the list can go on; after any other it ends.
+// Events yields the events of changes in the order of At. The list contains every change that had
+// returned when Events was called, and may contain later changes. To continue later, list again
+// after the last event: no event is missed. An error comes with a zero Event. ErrCorrupt concerns
+// one event, and the list can continue. Any other error ends the list.
 func (s *Store) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if err := s.events(ctx, q, yield); err != nil {
@@ -106,7 +108,7 @@ func (s *Store) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error
 	}
 }
 
-// events returns the error that ends the list, unless the consumer ended it.
+// events returns the error that ends the list, unless the consumer ended the list.
 func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -150,7 +152,8 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 	return nil
 }
 
-// settled waits for the changes that are under way, and returns the last stamp of those.
+// settled waits for the changes that are under way, and returns the last stamp given before the
+// call.
 func (s *Store) settled(ctx context.Context) (int64, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -161,15 +164,15 @@ func (s *Store) settled(ctx context.Context) (int64, error) {
 	return last, nil
 }
 
-// eventSpace is where the backend has the events; see keySpace.
+// eventSpace is the first byte of the storage keys of events; see keySpace.
 const eventSpace = 'e'
 
 func eventKey(stamp int64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
 }
 
-// stampAt returns the stamp of a moment; of one before 1970 that is 0, and of one after 2261 the last that there can be but
-// one.
+// stampAt returns the stamp of a moment. For a moment before 1970, the stamp is 0. For a moment
+// after 2261, the stamp is the second largest possible stamp.
 func stampAt(t time.Time) int64 {
 	switch {
 	case t.Year() < 1970:
@@ -197,7 +200,7 @@ func parseEvent(e backend.Entry) (*record.Event, error) {
 func publicEvent(key []byte, e *record.Event) Event {
 	action, ok := actions[e.Action]
 	if !ok {
-		action = Action(fmt.Sprintf("action %d", e.Action)) // of a later version
+		action = Action(fmt.Sprintf("action %d", e.Action)) // written by a later version
 	}
 	return Event{
 		At:       fromNanos(stampOf(key)),
@@ -211,18 +214,22 @@ func publicEvent(key []byte, e *record.Event) Event {
 
 // A journal gives each event its place in the order.
 //
-// The invariant: a stamp is greater than all that were given before, and is open until it is certain whether its event
-// has been written. So behind a stamp which is not open, and before which none is, no event will appear.
+// The invariant: a stamp is greater than all earlier stamps, and stays open until the store knows
+// whether the event has been written. So once a stamp and all earlier stamps are closed, no event
+// with an earlier stamp will appear. A reader may use the stamp as a cursor.
 type journal struct {
 	mu    sync.Mutex
 	last  int64
-	open  map[int64]bool // whether the change may add a key
-	moved chan struct{}  // closed, and made anew, when a stamp is closed while somebody waits; nil if nobody does
+	open  map[int64]bool // the open stamps, and whether the change may add a key
+	moved chan struct{}  // closed when a stamp is closed; nil while no reader waits
 
-	begun, over uint64 // how many changes that may add a key there were, and how many are not open any more
+	// begun counts the changes that may add a key. over counts how many of these changes have closed
+	// their stamp.
+	begun, over uint64
 }
 
-// begin gives a stamp: the time, in nanoseconds since the Unix epoch, or a little later.
+// begin opens a stamp: the time, in nanoseconds since the Unix epoch, or a little later. adds means
+// that the change may add a key.
 func (j *journal) begin(adds bool) int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -237,7 +244,7 @@ func (j *journal) begin(adds bool) int64 {
 	return j.last
 }
 
-// end closes stamps.
+// end closes the stamps of changes whose outcome is known.
 func (j *journal) end(all ...*prepared) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -253,14 +260,16 @@ func (j *journal) end(all ...*prepared) {
 	}
 }
 
-// additions returns how many changes have begun that may add a key, and how many of them are over.
+// additions returns how many changes that may add a key have begun, and how many of these changes
+// are over.
 func (j *journal) additions() (begun, over uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.begun, j.over
 }
 
-// settled waits until no stamp is open that was given before the call, and returns the last of them.
+// settled waits until every stamp given before the call is closed, and returns the last of these
+// stamps.
 func (j *journal) settled(ctx context.Context) (int64, error) {
 	j.mu.Lock()
 	last := j.last
@@ -287,11 +296,12 @@ func (j *journal) settled(ctx context.Context) (int64, error) {
 	}
 }
 
-// resumeJournal makes the journal continue after the last stamp that is written, should the clock
-// have been set back. A clock that is years back has all events before it, so the last stamp is
-// sought by halves, and not by reading them.
+// resumeJournal makes the journal continue after the last written stamp, in case the clock has been
+// set back. If the clock is years behind, all events are ahead of the clock. So resumeJournal finds
+// the last stamp by binary search, without reading all events.
 func (s *Store) resumeJournal() error {
-	last, end := time.Now().UnixNano(), int64(math.MaxInt64) // no stamp is end or later
+	// Every stamp is less than end.
+	last, end := time.Now().UnixNano(), int64(math.MaxInt64)
 	for from := last; ; from = last + (end-last)/2 {
 		stamp, err := s.firstStamp(from, end)
 		switch {
@@ -309,7 +319,7 @@ func (s *Store) resumeJournal() error {
 	}
 }
 
-// firstStamp returns the first stamp in from <= stamp < to; -1 if there is none.
+// firstStamp returns the first stamp with from <= stamp < to, or -1 if no stamp is in this range.
 func (s *Store) firstStamp(from, to int64) (int64, error) {
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()

@@ -7,17 +7,18 @@ import (
 	"unicode/utf8"
 )
 
-// A name, an owner, a reason: people read these in lists, terminals and logs, and decide by what
-// they see. A control character can command a terminal or begin a line of a log that nobody wrote;
-// one that turns the direction of writing, or has no width, makes two texts look the same.
+// People read names, owners and reasons in lists, terminals and logs, and decide by the visible
+// text. A control character can command a terminal, or begin a forged line of a log. A character
+// that turns the direction of writing, or has no width, makes two texts look the same.
 //
-// What describes a key is refused with ErrInvalid if it holds such a character: Create and Update
-// can be called again. What goes with a change, the reason and the actor, is stored with the
-// character escaped, as Go writes it: a revocation must not fail for its reason. Texts that were
-// stored earlier stay as they are, and keep no key from being read, changed or revoked.
+// If a text that describes a key holds such a character, Create and Update return ErrInvalid. The
+// caller can correct the text and call again. The reason and the actor of a change are stored
+// with the character escaped, in the escape syntax of Go. A revocation must not fail because of
+// its reason. Texts that were stored earlier remain unchanged. The earlier texts do not prevent a
+// key from being read, changed or revoked.
 
-// hides reports whether a character does not show, or changes how others show: controls, formats
-// such as U+202E and U+200B, and the separators of lines and paragraphs.
+// hides reports whether a character does not show, or changes how other characters show:
+// controls, formats such as U+202E and U+200B, and the separators of lines and paragraphs.
 func hides(r rune) bool {
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
@@ -25,7 +26,7 @@ func hides(r rune) bool {
 // hidesInText is hides for a text of several lines.
 func hidesInText(r rune) bool { return hides(r) && r != '\n' && r != '\r' && r != '\t' }
 
-// checkHidden refuses a text with a character for which a function returns true.
+// checkHidden refuses a text with a character for which hidden returns true.
 func checkHidden(what, text string, hidden func(rune) bool) error {
 	if i := strings.IndexFunc(text, hidden); i >= 0 {
 		r, _ := utf8.DecodeRuneInString(text[i:])
@@ -35,9 +36,10 @@ func checkHidden(what, text string, hidden func(rune) bool) error {
 	return nil
 }
 
-// escaped returns a text whose hidden characters are escaped, as in Go: \n, \u202e. A text of more
-// than so many bytes, or one that is not UTF-8, is returned as it is, for a check to refuse. The
-// result is cut to so many bytes, and ends in "…" then.
+// escaped returns the text with hidden characters escaped, as in Go: \n, \u202e. If the text is
+// longer than the limit most, in bytes, or is not UTF-8, escaped returns the text unchanged, and
+// a later check refuses the text. An escaped text is cut to the limit, and a cut text ends in
+// "…".
 func escaped(text string, most int) string {
 	if len(text) > most || !utf8.ValidString(text) || strings.IndexFunc(text, hides) < 0 {
 		return text

@@ -7,12 +7,14 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// ParseID returns the key ID in the text of a token, such as a token that has leaked, and true. It needs no store. A text
-// that has not the form of a token gives "" and false.
+// ParseID returns the key ID in the text of a token, such as a leaked token, and true. ParseID
+// needs no store. For a text that does not have the form of a token, ParseID returns "" and
+// false.
 //
-// An ID is no secret, and anybody can write a text with any ID in it. So the ID does not prove that its sender holds
-// the key: before a stranger's report revokes a key, ask [Store.Inspect]. ParseID does not look at the checksum, so a
-// token whose last characters are wrong has its ID too.
+// An ID is no secret, and anyone can write a text with any ID. So the ID does not prove that the
+// sender holds the key. Before you revoke a key because of a stranger's report, call
+// [Store.Inspect]. ParseID ignores the checksum, so ParseID also returns the ID of a token whose
+// last characters are wrong.
 func ParseID(text string) (id string, ok bool) {
 	parsed, ok := token.Parse(text)
 	if !ok {
@@ -21,31 +23,34 @@ func ParseID(text string) (id string, ok bool) {
 	return parsed.String(), true
 }
 
-// An Inspection is what Inspect has found out about a token.
+// An Inspection is the result of Inspect for a token.
 type Inspection struct {
-	// KeyID is the ID that the token names. The store need not have such a key. Empty means that the text has not the
-	// form of a token.
+	// KeyID is the ID in the token. The store may have no key with the ID. Empty means that the
+	// text does not have the form of a token.
 	KeyID string
-	// Key is the key, with its LastUsedAt, if the token holds the key's secret: the present secret, or the secret
-	// before, until the next rotation. Nil means that the token proves nothing, and Refusal is ErrMalformed or
-	// ErrUnknown.
+	// Key is the key, with LastUsedAt, if the token holds the key's secret. The secret may be the
+	// current secret, or until the next rotation the previous secret. Nil means that the token
+	// proves nothing, and Refusal is ErrMalformed or ErrUnknown.
 	Key *Key
-	// Refusal is the error that Verify would return now: it wraps ErrDenied, or is a *RateLimitError. Nil means that
-	// Verify would admit the token. Reason turns a Refusal into a word.
+	// Refusal is the error that Verify would return now. Refusal wraps ErrDenied, or is a
+	// *RateLimitError. Nil means that Verify would admit the token. Reason turns a Refusal into a
+	// word.
 	Refusal error
 }
 
-// Inspect returns which key a token is of, and why Verify would refuse the token, if so. In contrast to Verify, Inspect
-// has no effect: it does not count as a use, takes nothing from the key's RateLimit, does not call the Observer, changes
-// no Stats, and caches nothing. It always reads the storage, so it is slower than Verify.
+// Inspect returns the key of a token, and the reason if Verify would refuse the token. In
+// contrast to Verify, Inspect has no effect: Inspect does not count as a use, takes nothing from
+// the key's RateLimit, does not call the Observer, changes no Stats, and caches nothing. Inspect
+// always reads the storage, so Inspect is slower than Verify.
 //
-// As for Verify, the caller's address is that of ctx: for a key with AllowedNetworks, say with WithClientAddr whose
-// call is meant, or the Refusal is ErrNetworkNotAllowed.
+// As for Verify, the caller's address comes from ctx. For a key with AllowedNetworks, pass the
+// address of the caller with WithClientAddr. Otherwise the Refusal is ErrNetworkNotAllowed.
 //
-// The answer is for operators. To the sender of a token, every Inspection without a Key must look the same.
+// The answer is for operators. To the sender of a token, every Inspection without a Key must look
+// the same.
 //
-// An error means that the store cannot tell: ErrUnavailable, ErrCorrupt or ErrClosed, or the error of a context that is
-// done. The Inspection is nil then.
+// An error means that the store cannot answer: ErrUnavailable, ErrCorrupt or ErrClosed, or the
+// error of a context that has ended. The Inspection is nil then.
 func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err

@@ -24,58 +24,63 @@ import (
 
 // A Key describes an API key. A Key holds no secret.
 //
-// Verify and Bind give the same *Key to many callers, so do not write to its fields: other callers
-// would see the change, and may read the field at the same time. The store does not decide by these
-// fields, so a write cannot change who is admitted. Scopes, Metadata and AllowedNetworks return
-// copies, which the caller may change.
+// Verify and Bind give the same *Key to many callers, so do not write to its fields. Other
+// callers would see the change, and may read the field at the same time. The store does not
+// decide by the fields, so a write cannot change who is admitted. Scopes, Metadata and
+// AllowedNetworks return copies. The caller may change the copies.
 //
-// The JSON of a Key has the names of the fields and of these three methods, leaves out times that
-// are zero, and adds the Status as a word. UnmarshalJSON reads this form.
+// The JSON of a Key has the names of the fields and of the three methods. The JSON leaves out
+// times that are zero, and adds the Status as a word. UnmarshalJSON reads this form.
 type Key struct {
-	// First, so that Store.Verify finds it in memory that it reads anyway.
+	// grants is the first field, so that Store.Verify finds grants in memory that Verify reads
+	// anyway.
 	grants *grants // nil: nothing is granted
 
-	// ID names the key in logs, lists and Revoke: a UUIDv7 in 26 characters of Crockford's base32. It sorts by creation
-	// and is no secret.
+	// ID names the key in logs, lists and Revoke. An ID is a UUIDv7 in 26 characters of
+	// Crockford's base32. IDs sort by creation. An ID is no secret.
 	ID string
-	// Name and Owner are what Spec said.
+	// Name and Owner are copied from the Spec.
 	Name, Owner string
-	// Hint is the text of the key without its secret, for showing which key it is.
+	// Hint is the text of the key without the secret. Show the hint to identify the key to
+	// people.
 	Hint string
-	// CreatedAt is when the key was made. ExpiresAt is the first moment at which it is no longer admitted; zero is
-	// never.
+	// CreatedAt is when the key was made. ExpiresAt is the first moment at which the key is no
+	// longer admitted. A zero ExpiresAt means never.
 	CreatedAt, ExpiresAt time.Time
-	// NotBefore is the first moment at which it is admitted; zero is at once.
+	// NotBefore is the first moment at which the key is admitted. Zero means immediately.
 	NotBefore time.Time
-	// RateLimit is what Spec said.
+	// RateLimit is copied from the Spec.
 	RateLimit RateLimit
-	// RevokedAt is when it was revoked, and DisabledAt when it was disabled; zero is not.
+	// RevokedAt is when the key was revoked. DisabledAt is when the key was disabled. Zero means
+	// that the key is not revoked, or not disabled.
 	RevokedAt, DisabledAt time.Time
-	// RevokeReason and DisableReason are what the calls that took effect gave.
+	// RevokeReason and DisableReason are the reasons given by the calls that took effect.
 	RevokeReason, DisableReason string
-	// PreviousUntil is the end of the grace of the secret before the present one; zero if there was none. It may be
-	// past.
+	// PreviousUntil is the end of the grace period of the previous secret. Zero means that there
+	// was no previous secret. PreviousUntil may be in the past.
 	PreviousUntil time.Time
-	// LastUsedAt is the minute in which the key was last used; zero if it never was. Get and List
-	// fill it in. Verify and Bind use a key when they admit a caller, Allow when it returns nil for
-	// a key with a RateLimit, and a context from Bind uses its key until it ends. A use is written
-	// within a minute or two, so a crash may lose the last minutes: Query.UnusedSince takes that
-	// into account.
+	// LastUsedAt is the minute in which the key was last used. Zero means never. Get and List
+	// fill in LastUsedAt.
+	//
+	// Verify and Bind use a key when they admit a caller. Allow uses a key when Allow returns nil
+	// for a key with a RateLimit. A context from Bind uses its key until the context ends. The
+	// store writes a use within a minute or two, so a crash may lose the last minutes.
+	// Query.UnusedSince takes this loss into account.
 	LastUsedAt time.Time
-	// Revision is 1 for a new key, and one more after each change.
+	// Revision is 1 for a new key. Each change adds one.
 	Revision uint64
 }
 
-// A grants holds the part of a key that a caller could change through a slice or a map. No caller
-// gets the grants of a Key, only copies of its parts.
+// A grants holds the part of a key that a caller could change through a slice or a map. Callers
+// never get the grants of a Key, only copies of the parts.
 type grants struct {
 	scopes   []string
 	metadata map[string]string
 	networks []netip.Prefix
-	limit    *limiter // nil: none, or the key is not from Verify or Bind
+	limit    *limiter // nil: no limit, or the key is not from Verify or Bind
 }
 
-// nothing is the grants of a Key that has none.
+// nothing is the grants of a Key without grants.
 var nothing grants
 
 // granted returns the key's grants, and never nil.
@@ -86,9 +91,9 @@ func (k *Key) granted() *grants {
 	return k.grants
 }
 
-// NewKey returns a key that no store has, with a copy of what spec says. NewKey serves tests of
-// handlers, and Verifiers that are no Store. NewKey does not check the spec. The caller may set the
-// other fields.
+// NewKey returns a key that no store has, with a copy of the contents of spec. Use NewKey in
+// tests of handlers, and in Verifiers other than a Store. NewKey does not check the spec. The
+// caller may set the other fields.
 func NewKey(spec Spec) *Key {
 	return &Key{
 		grants: &grants{
@@ -104,14 +109,15 @@ func NewKey(spec Spec) *Key {
 	}
 }
 
-// Scopes returns a copy of what Spec said, and nil if the key has no scopes. HasScope makes no
+// Scopes returns a copy of the key's scopes, or nil if the key has no scopes. HasScope makes no
 // copy.
 func (k *Key) Scopes() []string { return cloned(k.granted().scopes) }
 
-// Metadata returns a copy of what Spec said, and nil if the key has no metadata.
+// Metadata returns a copy of the key's metadata, or nil if the key has no metadata.
 func (k *Key) Metadata() map[string]string { return clonedMap(k.granted().metadata) }
 
-// AllowedNetworks returns a copy of what Spec said, and nil if the key may be used from everywhere.
+// AllowedNetworks returns a copy of the key's networks, or nil if the key may be used from
+// everywhere.
 func (k *Key) AllowedNetworks() []netip.Prefix { return cloned(k.granted().networks) }
 
 // cloned returns a copy without spare capacity, and nil for an empty slice.
@@ -148,7 +154,7 @@ type keyJSON struct {
 	Revision                    uint64
 }
 
-// json returns the JSON of the key, which shares nothing with the key.
+// json returns the JSON of the key. The result shares no memory with the key.
 func (k *Key) json() keyJSON {
 	return keyJSON{
 		ID:              k.ID,
@@ -172,7 +178,7 @@ func (k *Key) json() keyJSON {
 	}
 }
 
-// MarshalJSON encodes the key, and the Status of this moment.
+// MarshalJSON encodes the key, and the Status at the time of the call.
 func (k Key) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		keyJSON
@@ -180,7 +186,8 @@ func (k Key) MarshalJSON() ([]byte, error) {
 	}{k.json(), k.Status()})
 }
 
-// UnmarshalJSON decodes what MarshalJSON encoded. The status follows from the fields again.
+// UnmarshalJSON decodes the output of MarshalJSON. UnmarshalJSON ignores the encoded status,
+// because the status follows from the fields.
 func (k *Key) UnmarshalJSON(text []byte) error {
 	decoded := struct {
 		keyJSON
@@ -213,12 +220,14 @@ func (k *Key) UnmarshalJSON(text []byte) error {
 
 // HasScope reports whether one of the key's scopes covers a scope:
 //
-//   - a scope covers itself, to the letter, upper and lower case apart;
-//   - one that ends in '*' covers every scope that begins with what stands before the '*', at whatever depth:
-//     "orders:*" covers "orders:read" and "orders:read:all", and neither "orders" nor "orderstatus:read";
+//   - a scope covers exactly the same scope; upper and lower case differ;
+//   - a scope that ends in '*' covers every scope that begins with the text before the '*', at
+//     whatever depth: "orders:*" covers "orders:read" and "orders:read:all", and neither "orders"
+//     nor "orderstatus:read";
 //   - "*" covers every scope.
 //
-// A '*' in the argument stands for itself: "orders:*" is covered by "orders:*" and "*", but not by "orders:read".
+// A '*' in the argument is an ordinary character. So "orders:*" and "*" cover the argument
+// "orders:*", but "orders:read" does not.
 func (k *Key) HasScope(scope string) bool {
 	return k.granted().hasScope(scope)
 }
@@ -232,7 +241,7 @@ func (g *grants) hasScope(scope string) bool {
 	return false
 }
 
-// Status returns what the key is at this moment.
+// Status returns the status of the key at the time of the call.
 func (k *Key) Status() Status {
 	switch {
 	case !k.RevokedAt.IsZero():
@@ -248,10 +257,11 @@ func (k *Key) Status() Status {
 	}
 }
 
-// Status says whether a key is admitted, and if not, why. The zero Status is none: in a Query it stands for all.
+// Status says whether a key is admitted, and if not, why. The zero Status is no status of a key.
+// In a Query, the zero Status selects the keys of every status.
 type Status uint8
 
-// A key that is several of these at once is the last of them.
+// If several statuses apply to a key, the key has the last of them in this list.
 const (
 	StatusActive Status = iota + 1
 	StatusPending
@@ -270,11 +280,11 @@ func (s Status) String() string {
 	return fmt.Sprintf("status %d", uint8(s))
 }
 
-// MarshalText returns the status as a lower-case word, for JSON and the like.
+// MarshalText returns the status as a lower-case word, for JSON and similar formats.
 func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText takes the word of a status, or nothing for the zero Status. For any other text the
-// error is ErrInvalid.
+// UnmarshalText accepts the word of a status, or an empty text for the zero Status. For any other
+// text the error is ErrInvalid.
 func (s *Status) UnmarshalText(text []byte) error {
 	i := slices.Index(statusNames[:], string(text))
 	if i < 0 {
@@ -284,37 +294,42 @@ func (s *Status) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// A Spec says what a key is to be.
+// A Spec holds the properties of a key that Create sets and Update can change.
 type Spec struct {
-	// Name is what people will know the key by. It must not be empty; it need not be unique. At
-	// most 256 bytes. A name has no characters that do not show: control characters such as line
-	// breaks, those that turn the direction of writing, and those without width.
+	// Name is the name by which people recognize the key. Name must not be empty. Name need not
+	// be unique. At most 256 bytes. A name has no characters that do not show: control characters
+	// such as line breaks, characters that turn the direction of writing, and characters without
+	// width.
 	Name string
-	// Owner is whom the key belongs to, in the application's own terms; List can select by it. At
-	// most 256 bytes, as a name.
+	// Owner is the owner of the key, in the application's own terms. List can select keys by
+	// owner. At most 256 bytes. Owner must not have the characters that Name must not have.
 	Owner string
-	// Scopes are what the key may be used for, in the application's own terms. At most 256, of 1 to 128 printable
-	// ASCII characters each, without space. A '*' stands for all that may follow: it is the last character, alone or
-	// behind one of ':', '.' and '/', as in "orders:*"; see HasScope.
+	// Scopes are the permitted uses of the key, in the application's own terms. At most 256
+	// scopes, of 1 to 128 printable ASCII characters each, without a space. A '*' matches every
+	// possible rest of a scope. The '*' must be the last character, and must be alone or follow
+	// one of ':', '.' and '/', as in "orders:*". See HasScope.
 	Scopes []string
-	// Metadata is whatever else the application wants to know when the key is used. It is held in
-	// memory with the key. The whole key is stored in at most 16 KiB. Line breaks and tabs are
-	// allowed in values; the other characters that a name must not have are not.
+	// Metadata is any other data that the application needs when the key is used. The store keeps
+	// Metadata in memory with the key. The whole key takes at most 16 KiB of storage. Values may
+	// contain line breaks and tabs, but no other characters that a name must not have.
 	Metadata map[string]string
-	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that it does not expire, which
-	// Options.MaxLifetime may forbid.
+	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that the
+	// key does not expire. Options.MaxLifetime may forbid keys that do not expire.
 	ExpiresAt time.Time `json:",omitzero"`
-	// NotBefore is the first moment at which the key is admitted. Zero means at once.
+	// NotBefore is the first moment at which the key is admitted. Zero means immediately.
 	NotBefore time.Time `json:",omitzero"`
-	// AllowedNetworks are where the key may be used from: at most 64. Empty means anywhere. With any, a caller whose
-	// address the store is not told (see WithClientAddr), or who has none, as over a unix socket or bufconn, is refused.
+	// AllowedNetworks are the networks from which the key may be used: at most 64. Empty means
+	// anywhere. If the key has networks, the store refuses every caller whose address the store
+	// does not know (see WithClientAddr). A caller over a unix socket or bufconn has no address,
+	// so the store refuses the caller too.
 	AllowedNetworks []netip.Prefix
-	// RateLimit is how often the key may be used. Zero means without limit.
+	// RateLimit limits how often the key may be used. Zero means no limit.
 	RateLimit RateLimit `json:",omitzero"`
 }
 
-// A RateLimit is a token bucket: Burst uses at once, and PerSecond more in each second. It holds for each process by
-// itself, and begins anew with the process. A call that the key is good for counts, even if it is then refused for want of
+// A RateLimit is a token bucket. A key may be used Burst times immediately, and PerSecond more
+// times in each second. Each process has a separate bucket. The bucket is full when the process
+// starts. A call with a valid key counts, even if the call is then refused because the key lacks
 // a scope.
 type RateLimit struct {
 	PerSecond float64 // more than 0
@@ -322,15 +337,16 @@ type RateLimit struct {
 }
 
 const (
-	maxText       = 256 // bytes of a name or an owner
-	maxReason     = 1024
-	maxScopes     = 256
-	maxNetworks   = 64
-	maxRecordSize = 16 << 10 // as Create and Update make it: half of what a backend takes
+	maxText     = 256 // bytes of a name or an owner
+	maxReason   = 1024
+	maxScopes   = 256
+	maxNetworks = 64
+	// The limit for a record that Create or Update makes: half of what a backend accepts.
+	maxRecordSize = 16 << 10
 )
 
-// check says what is wrong with the spec, but for an expiry in the past. A text that the key had
-// before is not checked again: an earlier version may have taken it.
+// check returns an error if the spec is invalid. check accepts an expiry in the past. A text that
+// the key had before is not checked again, because an earlier version may have accepted the text.
 func (s *Spec) check(before *Spec) error {
 	if strings.TrimSpace(s.Name) == "" {
 		return invalid("Spec.Name is empty: give the key a name that tells it from others in a list")
@@ -394,7 +410,8 @@ func (s *Spec) check(before *Spec) error {
 
 const maxBurst = 1 << 30
 
-// checkTimes is apart from check, because it looks at the clock, and the key that is updated may have expired.
+// checkTimes checks ExpiresAt against the clock. The check is not part of check, because an
+// Update may change a key that has expired.
 func (s *Spec) checkTimes(now time.Time, maxLifetime time.Duration) error {
 	if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(now) {
 		return invalid("Spec.ExpiresAt %s is not in the future", s.ExpiresAt.Format(time.RFC3339))
@@ -422,40 +439,43 @@ func checkText(what, text string, most int) error {
 	return checkHidden(what, text, hides)
 }
 
-// An entry is what the fence caches: a key as callers see it, and what the store decides by. An
-// entry is immutable, but for what is atomic, and for key, which callers must not write to but may.
+// An entry is the value that the fence caches: a key as callers see the key, and the fields by
+// which the store decides. An entry is immutable, except for the atomic fields, and for key.
+// Callers must not write to key, but nothing prevents a write.
 //
-// Of many keys that are used at random, most of the time of a hit goes into waiting for the memory that the entry is in.
-// So what a hit looks at comes first, in two cache lines, and before it hashes the token it has looked at both: the first
-// holds the sum too, and the memory is fetched during the hashing.
+// If many keys are used at random, a hit spends most of its time waiting for the memory of the
+// entry. So the fields that a hit reads come first, in two cache lines. A hit reads both lines
+// before hashing the token. The first line also holds the sum, and the memory is fetched during
+// the hashing.
 type entry struct {
 	fence.Node // the ID
 
-	rotations uint32       // how many secrets there were before
-	used      atomic.Int64 // the minute of its last use that usage knows of
-	sum       [32]byte     // what digest.Sum is a slice of, if it fits
+	rotations uint32       // the number of earlier secrets
+	used      atomic.Int64 // the minute of the last use that usage has recorded
+	sum       [32]byte     // the memory of digest.Sum, if the sum fits
 
 	digest    hashing.Digest // of the secret
-	plain     bool           // the present secret admits its bearer always, from everywhere, at any rate
-	rehashing atomic.Bool    // a new digest is on its way
+	plain     bool           // the current secret is admitted always, from everywhere, at any rate
+	rehashing atomic.Bool    // a new digest is queued or being written
 
-	// What decides, with plain and the digests: see policy.go. Callers get key, and can write to
-	// it. Callers cannot reach these fields, so the store decides by these.
+	// The store decides by the fields below, by plain and by the digests: see policy.go. Callers
+	// get key, and can write to key. Callers cannot reach the fields below, so the store decides
+	// by these fields and not by key.
 	revoked, disabled bool
-	grants            *grants // as key.grants was made
+	grants            *grants // the initial value of key.grants
 
 	key Key
 
-	previous             hashing.Digest // of the secret before; without a Sum if it has ended
-	notBefore, expiresAt int64          // nanoseconds since the Unix epoch; 0: none
-	previousUntil        int64          // likewise
+	previous             hashing.Digest // of the previous secret; no Sum if the secret has ended
+	notBefore, expiresAt int64          // nanoseconds since the Unix epoch; 0: no limit
+	previousUntil        int64          // nanoseconds since the Unix epoch
 	rateLimit            RateLimit
 	revision             uint64
 }
 
 func (e *entry) node() *fence.Node { return &e.Node }
 
-// A stored is a record with what the backend knows about it.
+// A stored is a record with the backend's ID and revision of the record.
 type stored struct {
 	id       token.ID
 	record   *record.Record
@@ -464,12 +484,14 @@ type stored struct {
 
 // The layout of the backend:
 //
-//	'e' stamp[8]   a record.Event; the stamp is its time in nanoseconds since the Unix epoch, or a little later
+//	'e' stamp[8]   a record.Event; the stamp is the time of the event in nanoseconds since the
+//	               Unix epoch, or a little later
 //	'h' scheme     a check value of the Hasher: the digest of a fixed text
 //	'k' id[16]     a record.Record
 //	'u' id[16]     the minute of the key's last use since the Unix epoch, as a varint
-//	'w'            since when all uses are known, in nanoseconds since the Unix epoch, in 8 bytes;
-//	               and a byte: 1 if every use since then is written and no store is open, or else 0
+//	'w'            the time since when all uses are known, in nanoseconds since the Unix epoch,
+//	               in 8 bytes; and a byte: 1 if every later use is written and no store is open,
+//	               or else 0
 //
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const keySpace = 'k'
@@ -478,7 +500,8 @@ func storageKey(id token.ID) []byte {
 	return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...)
 }
 
-// parseStored decodes what the backend has of a key. If the record is damaged, the ID comes with the error.
+// parseStored decodes the backend's entry of a key. If the record is damaged, parseStored returns
+// the error and a stored that has only the ID.
 func parseStored(e backend.Entry) (*stored, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
 		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
@@ -491,7 +514,7 @@ func parseStored(e backend.Entry) (*stored, error) {
 	return &stored{id: id, record: r, revision: e.Revision}, nil
 }
 
-// purged reports whether nothing is left of the key but its revision.
+// purged reports whether the key was purged, so that only the revision of the key remains.
 func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_PURGED }
 
 func (s *stored) entry() *entry {
@@ -528,7 +551,7 @@ func (s *stored) entry() *entry {
 		e.digest.Sum = append(e.sum[:0], r.Digest...)
 	}
 	for _, network := range r.AllowedNetworks {
-		// record.Decode has parsed it before.
+		// record.Decode has already parsed the network.
 		g.networks = append(g.networks, netip.MustParsePrefix(network))
 	}
 	g.networks = slices.Clip(g.networks)
@@ -537,7 +560,7 @@ func (s *stored) entry() *entry {
 		e.key.RateLimit = e.rateLimit
 	}
 	if s.purged() {
-		e.key.RevokedAt = fromNanos(r.PurgedAt) // should anybody ask
+		e.key.RevokedAt = fromNanos(r.PurgedAt) // in case a caller asks
 	}
 	if p := r.Previous; p != nil {
 		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
@@ -548,8 +571,10 @@ func (s *stored) entry() *entry {
 	return e
 }
 
-// checkSize refuses a record that a Spec has made too large, from so many bytes. What else is done to a key makes its
-// record a little larger, and is never refused for that: a key that nobody could revoke would be the worst of all.
+// checkSize refuses a record that a Spec has made too large. before is the size of the record
+// before the change, in bytes. A record that did not grow is accepted. Other changes of a key
+// make the record a little larger, and are never refused because of the size: a key that could
+// not be revoked would be the worst outcome.
 func checkSize(r *record.Record, before int) error {
 	if n := proto.Size(r); n > maxRecordSize && n > before {
 		return invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes", n, maxRecordSize)
@@ -557,17 +582,18 @@ func checkSize(r *record.Record, before int) error {
 	return nil
 }
 
-// What a key may have when Restore takes the key from a backup. The limits leave space for every
-// later change of the key: a key that cannot be revoked must not get into a store. No store writes
-// a backup that is beyond the limits.
+// These limits apply to a key that Restore takes from a backup. The limits leave space for every
+// later change of the key: a key that cannot be revoked must not get into a store. No store
+// writes a backup that is beyond the limits.
 const (
 	maxSavedRevision  = 1 << 62
 	maxSavedRotations = 1 << 31
-	// A record of maxRecordSize is smaller, with a previous digest and two reasons.
+	// A record of maxRecordSize is smaller, even with a previous digest and two reasons.
 	maxSavedSize = 24 << 10
 )
 
-// parseSaved is parseStored for an entry of a backup, and refuses what is beyond the limits.
+// parseSaved is parseStored for an entry of a backup. parseSaved refuses entries beyond the
+// limits.
 func parseSaved(e backend.Entry) (*stored, error) {
 	st, err := parseStored(e)
 	if err != nil {
@@ -596,7 +622,7 @@ func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *recor
 	return r
 }
 
-// writeTo puts copies of what the spec says into the record.
+// writeTo copies the fields of the spec into the record.
 func (s *Spec) writeTo(r *record.Record) {
 	r.Name = s.Name
 	r.Owner = s.Owner
@@ -614,7 +640,7 @@ func (s *Spec) writeTo(r *record.Record) {
 	}
 }
 
-// spec returns a Spec that says what the key has. The caller may write to its map.
+// spec returns a Spec with the contents of the key. The caller may write to the map of the Spec.
 func (k *Key) spec() Spec {
 	metadata := k.Metadata()
 	if metadata == nil {

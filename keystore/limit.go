@@ -12,17 +12,19 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A limiter is the token bucket of one key. It outlives the entries that point to it.
+// A limiter is the token bucket of one key. A limiter outlives the entries that point to the
+// limiter.
 type limiter struct {
 	*rate.Limiter
-	revision uint64 // of the key whose limit it has; guarded by limits.mu
+	revision uint64 // of the key that the limit is from; guarded by limits.mu
 
 	id    token.ID
 	usage *usage
-	used  atomic.Int64 // the minute of its last use that usage knows of
+	used  atomic.Int64 // the minute of the last use that usage has recorded
 }
 
-// take takes one use, and notes it.
+// take takes one use from the bucket, and records the use for LastUsedAt. If the bucket has no
+// use left, take returns a *RateLimitError.
 func (l *limiter) take() error {
 	now := time.Now()
 	if l.AllowN(now, 1) {
@@ -34,7 +36,7 @@ func (l *limiter) take() error {
 	return &RateLimitError{RetryAfter: l.wait(now)}
 }
 
-// peek returns what take would return, and takes nothing.
+// peek returns the result that take would return, and takes nothing.
 func (l *limiter) peek() error {
 	if wait := l.wait(time.Now()); wait > 0 {
 		return &RateLimitError{RetryAfter: wait}
@@ -42,20 +44,20 @@ func (l *limiter) peek() error {
 	return nil
 }
 
-// wait returns how long it takes until there is one use.
+// wait returns how long a caller must wait until the bucket has one use.
 func (l *limiter) wait(now time.Time) time.Duration {
 	missing := 1 - l.TokensAt(now)
 	after := missing / float64(l.Limit()) * float64(time.Second)
-	if after >= math.MaxInt64 { // 292 years, and more than a Duration holds
+	if after >= math.MaxInt64 { // 292 years: more than a Duration can hold
 		return math.MaxInt64
 	}
 	return max(0, time.Duration(after))
 }
 
-// Allow takes one use from the key's RateLimit, as Verify and Bind do, for what should count and is
-// neither: each message of a stream, for example. It returns nil, or a *RateLimitError. The use
-// counts for LastUsedAt too. A key that did not come from Verify or Bind, or that has no limit,
-// allows everything, and no use of such a key is counted.
+// Allow takes one use from the key's RateLimit, as Verify and Bind do. Call Allow for other
+// things that should count, for example each message of a stream. Allow returns nil, or a
+// *RateLimitError. The use counts for LastUsedAt too. If the key did not come from Verify or
+// Bind, or has no limit, Allow always returns nil, and does not count a use.
 func (k *Key) Allow() error { return k.granted().allow() }
 
 func (g *grants) allow() error {
@@ -65,9 +67,10 @@ func (g *grants) allow() error {
 	return g.limit.take()
 }
 
-// limits holds the limiters of keys that have a RateLimit, apart from the cache, so that a key which falls out of that
-// comes back with as little left as it had. Its own memory is bounded too: a key that maxLimiters others were used after
-// begins anew.
+// limits holds the limiters of keys that have a RateLimit. The limiters are separate from the
+// cache, so a key that leaves the cache and returns has as few uses left as before. The memory of
+// limits is bounded too: after maxLimiters other keys were used, a key starts again with a full
+// bucket.
 type limits struct {
 	usage *usage
 
@@ -83,7 +86,7 @@ func newLimits(u *usage) *limits {
 	return &limits{usage: u, lru: lru}
 }
 
-// of returns the limiter for a key that was read from the store; nil if it has no limit.
+// of returns the limiter for a key that was read from the store, or nil if the key has no limit.
 func (l *limits) of(id token.ID, k *Key) *limiter {
 	if k.RateLimit == (RateLimit{}) {
 		return nil
@@ -104,8 +107,8 @@ func (l *limits) of(id token.ID, k *Key) *limiter {
 	return have
 }
 
-// setLocked gives the limiter the key's limit, unless it has that of a later revision: readers of two revisions may come in
-// either order.
+// setLocked sets the limiter to the limit of the key, unless the limiter already has the limit of
+// a later revision. Readers of two revisions may call setLocked in either order.
 func (l *limiter) setLocked(k *Key) {
 	if l.revision < k.Revision {
 		l.SetLimit(rate.Limit(k.RateLimit.PerSecond))

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Get returns the key with an ID, whatever its status. ErrNotFound means that there is none, ErrInvalid that id is
-// not an ID.
+// Get returns the key with an ID, whatever the status of the key. ErrNotFound means that the
+// store has no key with the ID. ErrInvalid means that id is not an ID.
 func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -34,39 +34,49 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	return key, nil
 }
 
-// A Query selects keys. The zero Query selects all. RevokeAll refuses a Query that selects all
-// keys: see RevokeAllOptions.All.
+// A Query selects keys. The zero Query selects all keys. RevokeAll refuses a Query that selects
+// all keys: see RevokeAllOptions.All.
 type Query struct {
-	// Owner selects the keys of one owner. An empty Owner selects the keys of every owner, so make
-	// sure that a variable is not empty before you select by it what you will change.
+	// Owner selects the keys of one owner. An empty Owner selects the keys of every owner. So
+	// before you select the keys to change by a variable, make sure that the variable is not
+	// empty.
 	Owner string
-	// Status selects the keys that have it at the moment they are read; zero, those of every status.
+	// Status selects the keys that have the status at the moment when the keys are read. Zero
+	// selects the keys of every status.
 	Status Status
-	// Scope selects the keys that have the scope, to the letter or by a '*'; empty, those of every scope.
+	// Scope selects the keys that have the scope: exactly, or covered by a '*'. An empty Scope
+	// selects the keys of every scope.
 	Scope string
-	// CreatedBefore selects the keys that were made before; zero, those of every age.
+	// CreatedBefore selects the keys that were created before this time. Zero selects keys of
+	// every age.
 	CreatedBefore time.Time
-	// UnusedSince selects the keys that were created before this time and have not been used since;
-	// zero, all. A key with a live context from Bind, such as an open stream, is in use now. Uses
-	// are known to the minute, so a key that was last used in the minute of this time, or in the
-	// minute before, is not selected.
+	// UnusedSince selects the keys that were created before this time and were not used since.
+	// Zero selects all keys. A key with a live context from Bind, such as an open stream, is in
+	// use now. The store records uses to the minute. So a key that was last used in the minute of
+	// this time, or in the minute before, is not selected.
 	//
-	// No key is selected whose use may be unknown. The uses of the last minutes before a crash are
-	// lost, so after Open of a store that was not closed, the store knows of every use only since
-	// then; after Restore, only since the Restore; and if more than 1,048,576 keys are used within
-	// a minute, only since that minute. If this time is earlier than that, the first key that would
-	// be selected gives ErrInvalid instead, and ends the list; the text says since when all uses
-	// are known. To decide without them, List the keys, look at LastUsedAt, and Revoke each key by
-	// its ID.
+	// A key is not selected if a use of the key may be unknown. The store knows every use only
+	// since a certain time:
+	//
+	//   - A crash loses the uses of the last minutes. After Open of a store that was not closed,
+	//     the store knows every use only since the Open.
+	//   - After Restore, the store knows every use only since the Restore.
+	//   - If more than 1,048,576 keys are used within a minute, the store knows every use only
+	//     since the minute.
+	//
+	// If UnusedSince is earlier, the first key that would be selected gives ErrInvalid instead,
+	// and ends the list. The text of the error says since when all uses are known. To decide
+	// without the unknown uses, List the keys, look at LastUsedAt, and Revoke each key by ID.
 	UnusedSince time.Time
 	// Cursor is the ID of the last key that the caller has read. The list begins after this key.
 	// With an empty Cursor, the list begins at the first key.
 	Cursor string
-	// Limit is the most keys to yield. 0 or less means no limit.
+	// Limit is the largest number of keys to yield. 0 or less means no limit.
 	Limit int
 }
 
-// selects decides by all but the last use, which is kept elsewhere.
+// selects reports whether the query selects the key. selects ignores the last use, because the
+// last use is stored separately.
 func (q *Query) selects(k *Key) bool {
 	return (q.Owner == "" || k.Owner == q.Owner) &&
 		(q.Status == 0 || k.Status() == q.Status) &&
@@ -75,17 +85,20 @@ func (q *Query) selects(k *Key) bool {
 		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince))
 }
 
-// selectsAll reports whether the query selects every key that Cursor and Limit leave.
+// selectsAll reports whether the query selects every key, apart from Cursor and Limit.
 func (q *Query) selectsAll() bool {
 	return q.Owner == "" && q.Status == 0 && q.Scope == "" && q.CreatedBefore.IsZero() && q.UnusedSince.IsZero()
 }
 
-// List yields keys in the order of their creation. It reads as it goes, holds no lock between keys, and shows each as
-// it is at the moment when it is read; a key that is created meanwhile comes at the end. Of keys that are created at the
-// same time, one may appear when those behind it have been read already, and a list that goes on behind them misses it.
+// List yields keys in the order of creation. List reads during the iteration, and holds no lock
+// between keys. List shows each key as the key is at the moment of the read. A key that is
+// created during the iteration usually comes at the end. But if several keys are created at the
+// same time, one of them may appear before keys that were already read. A list that continues
+// after the read keys misses the new key. A later List finds the new key.
 //
-// An error comes with a nil key. After ErrCorrupt, which is about one key, the list can go on; after any other it ends.
-// If storage cannot read on behind what is damaged, it ends after ErrCorrupt too, and the text says so.
+// An error comes with a nil key. ErrCorrupt concerns one key: the list can continue. Any other
+// error ends the list. If storage cannot read past the damage, the list ends after ErrCorrupt
+// too, and the text of the error says that keys were not read.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
 		err := s.list(ctx, q, true, func(_ *stored, k *Key, err error) bool { return yield(k, err) })
@@ -95,8 +108,9 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	}
 }
 
-// list returns the error that ends the list, unless the consumer ended it. With ErrCorrupt, the stored may have no more
-// than its ID, or be nil. LastUsedAt is filled in if that is said, or the query asks for it.
+// list returns the error that ends the list. If the consumer ended the list, list returns nil.
+// With ErrCorrupt, yield gets a nil stored, or a stored that may have only the ID. list fills in
+// LastUsedAt if used is true, or if the query has UnusedSince.
 func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored, *Key, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -107,7 +121,7 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 		if err != nil {
 			return err
 		}
-		from = append(storageKey(cursor), 0) // the least storage key after the cursor
+		from = append(storageKey(cursor), 0) // the smallest storage key after the cursor
 	}
 	used = used || !q.UnusedSince.IsZero()
 	left := q.Limit

@@ -10,47 +10,54 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A live is a context that Bind gave out. It is registered with the fence before it is known whether the token admits,
-// so that no change can pass it by, and hears of each change of the key until it ends.
+// A live is the context of a session from Bind. Bind registers the context with the fence before
+// Bind calls admit, so that the context misses no change. Until the context ends, the fence
+// notifies the context of each change of the key.
 //
 // The invariants:
 //
-//  1. Once it has been admitted, it has heard of every change that is committed after the value that it was admitted by,
-//     and has ended if one of them did not admit it. Two changes may tell it in either order; one that comes late is
-//     judged all the same, because a key that was disabled and enabled again was disabled.
-//  2. It has ended when cause is set: from then on Done is closed and Err is not nil, to whoever looks. To cancel a
-//     context takes microseconds, which a Revoke of 10,000 has not; and only who has asked for Done can be waiting. So
-//     where nobody has, the first look makes up for it, or else follow does. Done sets asked before it looks at cause,
-//     and stop sets cause before it looks at asked: one of them sees the other.
-//  3. Once the store has ended it, what OnEnd was given is called, unless its owner releases it first.
+//  1. An admitted context is notified of every change that is committed after the value that
+//     admitted the context. The context ends if a change does not admit the context. Two changes
+//     may notify the context in either order. A change that arrives late is judged too, because a
+//     key that was disabled and enabled again was disabled.
+//  2. A context has ended once cause is set. From then on, every caller finds Done closed and Err
+//     not nil. To cancel the embedded Context takes microseconds, too slow when a Revoke ends
+//     10,000 contexts, and only a caller of Done can be waiting. So stop cancels the Context only
+//     if a caller has called Done. Otherwise the next call of Done or Err cancels the Context, or
+//     follow does. Done sets asked before Done reads cause. stop sets cause before stop reads
+//     asked. So at least one of Done and stop sees what the other has set.
+//  3. Once the store has ended the context, the function given to OnEnd is called, unless the owner
+//     releases the context first.
 type live struct {
-	context.Context      // derived from the caller's; what to look at is that of live
-	fence.Binding[entry] // registered under id; its functions are those of this type
+	context.Context      // derived from the caller's context; call the methods of live instead
+	fence.Binding[entry] // registered under id; its functions are methods of live
 
 	store *Store
 	id    token.ID
 	since time.Time
 	end   context.CancelCauseFunc // of Context
-	cause atomic.Pointer[error]   // why the store, or its owner, has ended it
-	asked atomic.Bool             // for Done
+	cause atomic.Pointer[error]   // why the store or the owner has ended the context; nil until then
+	asked atomic.Bool             // a caller has called Done
 
-	session Session // what Bind returns; it points to this live
+	session Session // the session that Bind returns; bound in session is this live
 
-	mu       sync.Mutex // guards all below
-	reported bool       // to the observer, or it is not to hear of it: it was not told of a Bind, or its owner released it
-	over     bool       // what was to follow has followed
-	onEnd    func()     // what is to follow; nil: nothing
-	told     []*entry   // what it was told before it was admitted
-	first    *entry     // by which it was admitted; nil until then
-	latest   *entry     // by which it goes on
-	rotation uint32     // the secret that it was opened with
-	until    time.Time  // when the timer ends the context
+	mu sync.Mutex // guards all below
+	// The end was reported to the observer, or must not be reported: the observer was not notified of
+	// a Bind, or the owner has released the context.
+	reported bool
+	over     bool      // follow has run
+	onEnd    func()    // follow calls onEnd; nil: nothing to call
+	told     []*entry  // the values that changed received before admit
+	first    *entry    // the value that admitted the context; nil until admit
+	latest   *entry    // the newest value that admits the context
+	rotation uint32    // of the secret that opened the context
+	until    time.Time // when the timer ends the context
 	timer    *time.Timer
 }
 
 func (s *Store) newLive(ctx context.Context, id token.ID) *live {
 	l := &live{store: s, id: id, since: time.Now()}
-	l.reported = true // until Bind has returned it, as good as
+	l.reported = true // until Bind calls given
 	l.Context, l.end = context.WithCancelCause(ctx)
 	l.Binding = fence.Binding[entry]{Changed: l.changed, Cut: l.stop, AfterEnd: l.follow}
 	if s.observer != nil {
@@ -71,12 +78,12 @@ func (l *live) Err() error {
 }
 
 // key and allow serve the Session. Bind returns the Session after admit, and first does not change
-// after that.
+// after admit.
 func (l *live) key() *Key { return &l.first.key }
 
 func (l *live) allow() error { return l.first.grants.allow() }
 
-// Cause is Session.Cause: it does not count the end of the parent.
+// Cause implements Session.Cause. The end of the parent context does not count.
 func (l *live) Cause() error {
 	if cause := l.cause.Load(); cause != nil {
 		return *cause
@@ -84,14 +91,14 @@ func (l *live) Cause() error {
 	return nil
 }
 
-// cancel makes up for what stop left.
+// cancel cancels the embedded Context if cause is set. stop may have skipped this step.
 func (l *live) cancel() {
 	if cause := l.cause.Load(); cause != nil {
 		l.end(*cause)
 	}
 }
 
-// stop ends it. A second call does nothing.
+// stop ends the context. A second call does nothing.
 func (l *live) stop(cause error) {
 	if l.cause.CompareAndSwap(nil, &cause) {
 		l.noteUse()
@@ -102,7 +109,7 @@ func (l *live) stop(cause error) {
 }
 
 // noteUse notes the end of the context as a use of the key, if the key was admitted: until now, the
-// context itself was one.
+// context itself was a use.
 func (l *live) noteUse() {
 	l.mu.Lock()
 	e := l.first
@@ -112,7 +119,8 @@ func (l *live) noteUse() {
 	}
 }
 
-// admit starts it, by what was decided about its token.
+// admit starts the context with the decision about the token: e is the value that admits, and
+// rotation is that of the secret. Then admit judges the values that arrived earlier.
 func (l *live) admit(e *entry, rotation uint32) {
 	l.Admitted.Store(true)
 	l.mu.Lock()
@@ -131,7 +139,8 @@ func (l *live) admit(e *entry, rotation uint32) {
 	}
 }
 
-// changed is told of a new value of the key, and reports whether that ended it.
+// changed receives a new value of the key, and reports whether the value ended the context. Before
+// admit, changed keeps the value for admit.
 func (l *live) changed(e *entry) bool {
 	l.mu.Lock()
 	if l.first == nil {
@@ -147,7 +156,8 @@ func (l *live) changed(e *entry) bool {
 	return err != nil
 }
 
-// given says that the observer has been told of it, and is to hear of its end: of one that has come already, now.
+// given marks the context as known to the observer, so that the end of the context is reported. If
+// the context has already ended, given reports the end immediately.
 func (l *live) given() {
 	l.mu.Lock()
 	l.reported = false
@@ -157,7 +167,8 @@ func (l *live) given() {
 	}
 }
 
-// judgeLocked returns why the value ends it, if it does and it has not ended.
+// judgeLocked returns why the value ends the context. judgeLocked returns nil if the value does not
+// end the context, or if the context has already ended.
 func (l *live) judgeLocked(e *entry) error {
 	if l.Cause() != nil || e.revision <= l.first.revision {
 		return nil
@@ -178,7 +189,7 @@ func (l *live) judgeLocked(e *entry) error {
 	return err
 }
 
-// armLocked sets the time at which it ends by itself; zero is never.
+// armLocked sets the time at which the timer ends the context; zero is never.
 func (l *live) armLocked(until time.Time) {
 	if l.timer != nil {
 		l.timer.Stop()
@@ -204,11 +215,12 @@ func (l *live) armLocked(until time.Time) {
 	l.timer = timer
 }
 
-// clockCheck is the longest that a timer goes. Timers go by a clock that stands still while the machine sleeps, and is not
-// set when that of the day is, which keys expire by.
+// clockCheck is the longest time that a timer runs. Keys expire by the time of day. Timers use a
+// clock that stops while the machine sleeps, and does not change when the time of day is set.
 const clockCheck = time.Minute
 
-// cut ends it, and forgets it: it has nothing more to hear. It is called with no lock held.
+// cut ends the context, and releases the binding: an ended context needs no more notifications. The
+// caller holds no lock.
 func (l *live) cut(cause error) {
 	l.stop(cause)
 	l.store.fence.Release(l.id, &l.Binding)
@@ -216,7 +228,7 @@ func (l *live) cut(cause error) {
 	l.follow()
 }
 
-// report tells the observer, once, and only if it is the store that has ended it.
+// report notifies the observer of the end, once, and only if the store has ended the context.
 func (l *live) report() {
 	l.mu.Lock()
 	again := l.reported
@@ -229,10 +241,12 @@ func (l *live) report() {
 	}
 }
 
-// follow does what nobody waits for. After follow, neither a timer nor the parent context refers to the context.
+// follow closes Done and calls the function given to OnEnd. No caller waits for the end of follow.
+// After follow, neither a timer nor the parent context refers to the context.
 func (l *live) follow() {
 	l.mu.Lock()
-	l.armLocked(time.Time{}) // for good: judgeLocked sees the cause
+	// The timer stays off: judgeLocked sees the cause.
+	l.armLocked(time.Time{})
 	f := l.onEnd
 	l.onEnd, l.over = nil, true
 	l.mu.Unlock()
@@ -242,7 +256,7 @@ func (l *live) follow() {
 	}
 }
 
-// release ends it at its owner's wish.
+// release ends the context for its owner.
 func (l *live) release() {
 	l.mu.Lock()
 	l.reported, l.onEnd = true, nil
@@ -250,13 +264,13 @@ func (l *live) release() {
 	l.cut(context.Canceled)
 }
 
-// endedByStore reports whether the store has ended the context, and not its owner or its parent.
+// endedByStore reports whether the store has ended the context, and not the owner or the parent.
 func (l *live) endedByStore() bool {
 	cause := l.Cause()
 	return cause != nil && cause != context.Canceled
 }
 
-// OnEnd is Session.OnEnd: f is called when the store has ended the context.
+// OnEnd implements Session.OnEnd: f is called when the store has ended the context.
 func (l *live) OnEnd(f func()) (stop func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -2,46 +2,51 @@ package keystore
 
 import "time"
 
-// An Observer is told of what happens in a Store, for metrics. It is called by the goroutine that the thing happens in,
-// at the moment when it does, with no lock held; so it should be quick, and must be safe for concurrent use. It may call
-// the Store, but for Close, which would wait for the very call that it is made in: leave that to another goroutine. It is
-// never given a secret.
+// An Observer is notified of what happens in a Store, for metrics. The Store calls the Observer on
+// the goroutine of the event, at the moment of the event, with no lock held. So an Observer should
+// be quick, and must be safe for concurrent use. The Store never gives a secret to an Observer.
 //
-// A panic of an Observer changes nothing of what the Store does: the Store recovers from the panic,
-// and logs the type of the panic's value with the stack. A Hasher, the handler of a Logger, and a
-// backend are guarded in the same way.
+// An Observer may call every method of the Store except Close. Close would wait for the call that
+// notifies the Observer, so call Close in another goroutine.
+//
+// A panic of an Observer changes nothing that the Store does. The Store recovers from the panic,
+// and logs the type of the panic's value with the stack. The Store guards a Hasher, the handler of
+// a Logger, and a backend in the same way.
 type Observer interface {
-	// Verified is told of each Verify and Bind that admits. It is on the fast path: each nanosecond of it counts.
+	// Verified is called for each Verify and Bind that accepts the caller. Verified is on the fast
+	// path: every nanosecond counts.
 	Verified(Verification)
-	// Refused is told of each that does not.
+	// Refused is called for each Verify and Bind that refuses the caller.
 	Refused(Refusal)
-	// Changed is told of each change of a key, when it is in force and before the call that made it returns. Changes of
-	// one key that are made at the same time may be told in any order: Event.Revision has the right one.
+	// Changed is called for each change of a key, after the change has taken effect, and before the
+	// call that made the change returns. Concurrent changes of one key may be reported in any
+	// order. Event.Revision has the right order.
 	Changed(Event)
-	// Ended is told of each context of Bind's that the store has ended.
+	// Ended is called for each context from Bind that the store has ended.
 	Ended(BindEnd)
 }
 
-// A Verification is a caller who was admitted.
+// A Verification describes a caller that Verify or Bind has accepted.
 type Verification struct {
 	Key *Key
-	// Bound tells Bind from Verify.
+	// Bound is true for Bind, and false for Verify.
 	Bound bool
 }
 
-// A Refusal is a caller who was not.
+// A Refusal describes a caller that Verify or Bind has refused.
 type Refusal struct {
-	// KeyID is the one that the token claimed, which need not exist; empty if the token was malformed.
+	// KeyID is the ID in the token. A key with the ID need not exist. KeyID is empty if the token
+	// was malformed.
 	KeyID string
-	// Err is the error of Verify or Bind. Tell errors apart with errors.Is: their texts vary.
+	// Err is the error of Verify or Bind. Compare errors with errors.Is, because the texts vary.
 	Err error
 }
 
-// A BindEnd describes the end of a context that Bind returned, when the store has ended it.
+// A BindEnd describes the end of a context from Bind that the store has ended.
 type BindEnd struct {
 	KeyID string
-	// Cause is the context's.
+	// Cause is the cause of the context.
 	Cause error
-	// After is for how long it lived.
+	// After is how long the context lived.
 	After time.Duration
 }

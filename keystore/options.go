@@ -8,67 +8,81 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// Character sets for Options.SecretCharset, by the names that Python's passlib gives them.
+// Character sets for Options.SecretCharset. The names are from Python's passlib.
 const (
 	ASCII62 = token.ASCII62 // digits and letters
-	ASCII50 = token.ASCII50 // without those that are easily taken for one another
+	ASCII50 = token.ASCII50 // without characters that are easily confused
 	Hex     = token.Hex     // lower-case hexadecimal digits
 )
 
-// Options are the settings of a Store. Nil and the zero value are valid. They are copied: later changes have no effect.
+// Options are the settings of a Store. Nil and the zero value are valid. The store copies the
+// Options, so later changes have no effect.
 type Options struct {
-	// Prefix begins every new key, so that people and leak scanners know whose it is: letters, digits and inner
-	// underscores, at most 32. Empty means "oil".
+	// Prefix begins every new key, so that people and leak scanners know the owner of the key.
+	// Prefix consists of letters, digits and inner underscores, at most 32. Empty means "oil".
 	Prefix string
-	// SecretLength is the number of characters in a new key's secret, without its checksum. 0 means 64; less than 22,
-	// or fewer than 112 bits with the charset, is an error.
+	// SecretLength is the number of characters in a new key's secret, without the checksum of the
+	// key. 0 means 64. Less than 22, or fewer than 112 bits with the charset, is an error.
 	SecretLength int
-	// SecretCharset is what new secrets are made of: 10 or more distinct printable ASCII characters without '_' and
-	// space. Empty means ASCII62.
+	// SecretCharset holds the characters of new secrets: 10 or more distinct printable ASCII
+	// characters without '_' and space. Empty means ASCII62.
 	SecretCharset string
-	// Hasher makes the digests that are stored, and matches tokens with them. Nil means
-	// hashing.SHA256(). Where there are keys already, another one has to be a hashing.Keyring that
-	// holds the earlier one too: without it, every earlier key is refused as unknown. Another
-	// pepper under the same id is an error of Open, ErrInvalid: the store keeps a check value for
-	// each scheme, which is the digest of a fixed text. The first Open with a new scheme reads all
-	// keys once. A Hasher that panics, or that returns what package hashing does not declare, makes
-	// the call fail with ErrUnavailable; the panic is logged. A digest has at most 1,024 bytes, and
-	// the name of its scheme 255.
+	// Hasher makes the digests that are stored, and matches tokens with the digests. Nil means
+	// hashing.SHA256().
+	//
+	// If the store has keys already, a different Hasher must be a hashing.Keyring that also holds
+	// the earlier Hasher. Otherwise every earlier key is refused as unknown. If the pepper was
+	// changed but the id was not, Open returns ErrInvalid. To detect the change, the store keeps a
+	// check value for each scheme: the digest of a fixed text. The first Open with a new scheme
+	// reads all keys once.
+	//
+	// If a Hasher panics, or returns what package hashing does not declare, the call fails with
+	// ErrUnavailable. The store logs the panic. A digest has at most 1,024 bytes, and the name of
+	// its scheme at most 255.
 	Hasher hashing.Hasher
 	// CacheSize is the number of keys held in memory, some 900 bytes each. 0 means 65,536. With a
 	// negative CacheSize, the store holds no keys in memory, and every Verify reads the storage.
 	CacheSize int
-	// MaxLifetime is a policy: every key must expire, at most so long after the Create or the Update that says when. 0 or
-	// less means that there is none. Keys that exist keep their expiry until it is next changed.
+	// MaxLifetime is a policy: every key must expire, at most MaxLifetime after the Create or the
+	// Update that sets the expiry. 0 or less means no policy. Existing keys keep their expiry until
+	// the expiry is next changed.
 	MaxLifetime time.Duration
-	// EventRetention is how long the events of changes are kept, to the hour. 0 or less means for ever.
+	// EventRetention is how long the store keeps the events of changes, to the hour. 0 or less
+	// means forever.
 	EventRetention time.Duration
-	// Timeout is the longest that a call waits for storage if its context does not end earlier. 0 means 10 s; negative
-	// means no limit. It bounds each write of a call that makes many. It does not bound what reads all that is stored,
-	// which is List, Events, RevokeAll, Purge, Backup, Restore and CheckIntegrity, nor an Observer; and a read of the
-	// store's own directory cannot be interrupted, and is not.
-	Timeout time.Duration
-	// Recover opens a directory that is damaged with what is left of it. It is called once, before
-	// Open returns, with an error that wraps ErrCorrupt and says what was damaged, and how much of
-	// what was written is left. Keys may then be as they were before the changes that were lost:
-	// one that was revoked in one of those is not revoked. The damaged files are kept inside the
-	// directory. Nil means that Open refuses such a directory, with ErrCorrupt, and leaves it as it
-	// is. New does not use it.
+	// Timeout is the longest time that a call waits for storage, unless the context of the call
+	// ends earlier. 0 means 10 s. Negative means no limit. In a call that makes many writes,
+	// Timeout bounds each write.
 	//
-	// If Recover panics, Open returns the panic as an error, and the directory is closed. If the
-	// process ends before Recover returns, or Recover panics, the next Open calls Recover again; an
+	// Timeout does not bound calls that read the whole store: List, Events, RevokeAll, Purge,
+	// Backup, Restore and CheckIntegrity. Timeout does not bound an Observer. A read of the store's
+	// own directory cannot be interrupted, so Timeout does not bound the read either.
+	Timeout time.Duration
+	// Recover lets Open open a damaged directory with the data that remains. Open calls Recover
+	// once, before Open returns. The argument is an error that wraps ErrCorrupt. The error says
+	// what was damaged, and how much of the written data remains.
+	//
+	// Keys may then be as they were before the lost changes: if a lost change revoked a key, the
+	// key is no longer revoked. Open keeps the damaged files inside the directory. If Recover is
+	// nil, Open refuses a damaged directory with ErrCorrupt, and does not change the directory. New
+	// does not use Recover.
+	//
+	// If Recover panics, Open returns the panic as an error, and closes the directory. If Recover
+	// panics, or the process ends before Recover returns, the next Open calls Recover again. An
 	// Open without Recover then returns ErrCorrupt. Recover never opens the database of another
-	// program: Open refuses such a directory, and does not touch it.
+	// program: Open refuses the directory of another program, and does not touch the directory.
 	Recover func(lost error)
-	// MustExist makes Open return an error, instead of making a new and empty store, where there is
-	// no store: where the directory does not exist, and where the directory is empty, as the mount
-	// point of a volume that is not mounted. The error matches fs.ErrNotExist, and nothing is made.
-	// Set MustExist in a service once its store was made. New does not use it.
+	// MustExist makes Open return an error if there is no store, instead of making a new and empty
+	// store. There is no store if the directory does not exist, or if the directory is empty. The
+	// mount point of a volume that is not mounted is empty, for example. The error matches
+	// fs.ErrNotExist, and Open makes nothing. Set MustExist in a service once the store of the
+	// service was made. New does not use MustExist.
 	MustExist bool
-	// Observer is told of what happens. Nil means nobody. A panic of the Observer is logged.
+	// Observer is notified of what happens in the store. Nil means that there is no Observer. The
+	// store logs a panic of the Observer.
 	Observer Observer
-	// Logger is told of every change of a key and of trouble with the storage; never of a secret.
-	// Nil means silence. If the Logger's handler panics, the line is lost.
+	// Logger reports every change of a key and trouble with the storage. The store never logs a
+	// secret. Nil means silence. If the Logger's handler panics, the line is lost.
 	Logger *slog.Logger
 }
 

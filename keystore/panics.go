@@ -17,14 +17,14 @@ import (
 )
 
 // The types of this file guard the application's code that the store calls: the Hasher, the
-// Observer, the handler of the Logger, and a backend. A panic of such code ends neither the process
-// nor a call of the store halfway. The guard recovers from the panic, logs the panic, and returns
-// what makes the store fail closed.
+// Observer, the handler of the Logger, and a backend. A panic in the application's code does not
+// end the process, and does not end a call of the store halfway. The guard recovers from the panic
+// and logs the panic. Then the guard returns a result that makes the store fail closed.
 //
 // Callbacks that run on the goroutine of their caller are not guarded, because their panic belongs
-// to the caller: the change of Update, Progress of RevokeAll, the loop bodies of List and Events,
-// the writer of Backup and the reader of Restore. The store holds nothing while these run, or
-// releases what the store holds with a defer.
+// to the caller. These callbacks are the change of Update, Progress of RevokeAll, the loop bodies
+// of List and Events, the writer of Backup and the reader of Restore. While such a callback runs,
+// the store holds nothing, or releases everything with a defer.
 
 // panics logs the panics that the guards recover from: the first few of each callback, and then at
 // most one a second. Code that panics on each use of a key must not fill the disk with stacks.
@@ -37,7 +37,7 @@ type panics struct {
 
 // A panicCount counts the panics of one callback.
 type panicCount struct {
-	logged, skipped int // skipped ones since the last log line
+	logged, skipped int // skipped counts the panics since the last log line
 	last            time.Time
 }
 
@@ -50,7 +50,7 @@ func newPanics(log *slog.Logger) *panics {
 	return &panics{log: log, calls: make(map[string]*panicCount)}
 }
 
-// due reports whether a panic is to be logged, and how many were not since the last that was.
+// due reports whether to log a panic, and how many panics were not logged since the last log line.
 func (p *panics) due(callback string) (due bool, skipped int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -70,8 +70,8 @@ func (p *panics) due(callback string) (due bool, skipped int) {
 	return true, skipped
 }
 
-// recovered recovers from a panic. It must be deferred directly; callback names the code that may
-// panic.
+// recovered recovers from a panic. The caller must defer recovered directly. callback names the
+// code that may panic.
 func (p *panics) recovered(callback string) {
 	if value := recover(); value != nil {
 		p.report(callback, value)
@@ -86,8 +86,8 @@ func (p *panics) report(callback string, value any) {
 	}
 }
 
-// describePanic returns the type of a panic's value. The value itself may hold a credential, so
-// that only the texts of the Go runtime's own errors are added.
+// describePanic returns the type of a panic's value. The value itself may hold a credential. So
+// describePanic adds the text only of errors of the Go runtime.
 func describePanic(value any) string {
 	t := reflect.TypeOf(value)
 	name := t.String()
@@ -100,8 +100,8 @@ func describePanic(value any) string {
 	return name
 }
 
-// callers returns the stack as functions and lines. Unlike debug.Stack, callers leaves out the
-// functions' arguments.
+// callers returns the stack as functions and lines. Unlike debug.Stack, callers omits the arguments
+// of the functions.
 func callers() string {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
@@ -122,15 +122,15 @@ type guardedHasher struct {
 	panics *panics
 }
 
-// failedMatch is the Result of a Match that panicked. The store takes it for trouble, as every
-// Result but the three that package hashing declares.
+// failedMatch is the Result of a Match that panicked. Package hashing declares three Results. The
+// store treats any other Result, including failedMatch, as a failure of the store.
 const failedMatch = hashing.Result(0xff)
 
 // errHasher is the error of a call whose Hasher gave no usable answer.
 var errHasher = fmt.Errorf("%w: the Hasher panicked, or its answer is not usable", ErrUnavailable)
 
-// guardHasher guards a Hasher. SHA256 needs no guard, because SHA256 cannot panic, and it is on the
-// fast path of most stores.
+// guardHasher guards a Hasher. SHA256 needs no guard, because SHA256 cannot panic, and SHA256 is on
+// the fast path of most stores.
 func guardHasher(h hashing.Hasher, p *panics) hashing.Hasher {
 	if h == hashing.SHA256() {
 		return h
@@ -150,14 +150,14 @@ func (g *guardedHasher) Match(d hashing.Digest, token string) (r hashing.Result)
 	return r
 }
 
-// HasEarlier is that of a hashing.Keyring.
+// HasEarlier calls HasEarlier of a hashing.Keyring. For any other Hasher, the result is false.
 func (g *guardedHasher) HasEarlier() bool {
 	defer g.panics.recovered("Hasher.HasEarlier")
 	keyring, ok := g.hasher.(interface{ HasEarlier() bool })
 	return ok && keyring.HasEarlier()
 }
 
-// Schemes is that of a hashing.Keyring.
+// Schemes calls Schemes of a hashing.Keyring. For any other Hasher, the result is nil.
 func (g *guardedHasher) Schemes() []string {
 	defer g.panics.recovered("Hasher.Schemes")
 	if keyring, ok := g.hasher.(interface{ Schemes() []string }); ok {
@@ -182,7 +182,7 @@ const (
 	maxSum    = 1024
 )
 
-// A guardedObserver guards an Observer. After a panic, the Observer misses what it was called for.
+// A guardedObserver guards an Observer. If the Observer panics, the Observer misses this report.
 type guardedObserver struct {
 	observer Observer
 	panics   *panics
@@ -215,8 +215,8 @@ func (g *guardedObserver) Ended(e BindEnd) {
 	g.observer.Ended(e)
 }
 
-// A guardedHandler guards the handler of a Logger. After a panic, the line is lost: there is no
-// other place to write to.
+// A guardedHandler guards the handler of a Logger. After a panic, the log line is lost, because
+// there is no other place to write to.
 type guardedHandler struct{ slog.Handler }
 
 func guardLogger(log *slog.Logger) *slog.Logger { return slog.New(guardedHandler{log.Handler()}) }
@@ -249,11 +249,11 @@ func (h guardedHandler) WithGroup(name string) (with slog.Handler) {
 
 var errPanicked = errors.New("it panicked")
 
-// entries is what Scan and Snapshot return.
+// entries is the type that Scan and Snapshot return.
 type entries = iter.Seq2[backend.Entry, error]
 
-// A guardedBackend guards a backend of the application's. A panic becomes an error, which is
-// ErrUnavailable to callers; a change whose Apply panicked may have happened.
+// A guardedBackend guards a backend of the application. A panic becomes an error, and callers
+// receive ErrUnavailable. After a panic of Apply, the change may have happened.
 type guardedBackend struct {
 	backend.Backend
 	panics *panics
@@ -281,7 +281,7 @@ func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) entries 
 	return g.guard("Backend.Snapshot", func() entries { return g.Backend.Snapshot(ctx, from, to) })
 }
 
-// guard guards an iterator of the backend's, and lets a panic of the loop body pass.
+// guard guards an iterator of the backend, and lets a panic of the loop body pass.
 func (g *guardedBackend) guard(callback string, open func() entries) entries {
 	return func(yield func(backend.Entry, error) bool) {
 		inBody, ended := false, false
@@ -308,7 +308,7 @@ func (g *guardedBackend) guard(callback string, open func() entries) entries {
 	}
 }
 
-// Check is that of a backend.Checker; a backend that is none has nothing to check.
+// Check calls Check of a backend.Checker. Any other backend has nothing to check.
 func (g *guardedBackend) Check(ctx context.Context) (err error) {
 	c, ok := g.Backend.(backend.Checker)
 	if !ok {

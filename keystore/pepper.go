@@ -12,32 +12,32 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// Another pepper under the same id, such as one with a line break at its end, would make every key
-// unknown, without a word. So the store keeps a check value for each scheme that was current: the
-// digest of a fixed text. Open refuses a Hasher that does not match the check value of a scheme
-// that the Hasher makes or matches.
+// A different pepper under the same id, such as the same pepper with a line break at the end, would
+// make every key unknown without any error. So the store keeps a check value for each scheme that
+// was current. The check value is the digest of a fixed text. Open refuses a Hasher that makes or
+// matches a scheme, but does not match the check value of the scheme.
 //
 // The rules:
 //
 //  1. A check value is written when the store holds no key that needs the scheme, or when a use of
-//     an older key has proved the Hasher. So a check value cannot be of a wrong pepper while keys of
-//     the right pepper are there.
-//  2. A check value that the Hasher does not match is an error of Open while a key needs the scheme.
-//     Otherwise the check value is replaced, or removed if the scheme is not the current one: the
-//     pepper of an empty store may change.
-//  3. A scheme that the Hasher does not know is not judged. Digests of the scheme are refused at
-//     their use.
+//     an older key has proved the Hasher. So a wrong pepper cannot have a check value while the
+//     store holds keys of the right pepper.
+//  2. A check value that the Hasher does not match is an error of Open while a key needs the
+//     scheme. If no key needs the scheme, the check value is replaced, or removed if the scheme is
+//     not current: the pepper of an empty store may change.
+//  3. A scheme that the Hasher does not know is not checked. Digests of the scheme are refused when
+//     used.
 //  4. SHA256 has no pepper and no check value.
 //
-// A check value is no way in: the fixed text has not the form of a token.
+// A check value does not admit a caller: the fixed text does not have the form of a token.
 
-// checkSpace is where the backend has the check values; see keySpace.
+// checkSpace is the key space of the check values; see keySpace.
 const checkSpace = 'h'
 
-// sampleText has not the form of a token.
+// sampleText is the fixed text. sampleText does not have the form of a token.
 const sampleText = "grpc-api-key: a check of the pepper"
 
-// checkingPepper is what an error says that the store was doing.
+// checkingPepper is the operation that errors name.
 const checkingPepper = "check the pepper"
 
 func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
@@ -50,19 +50,20 @@ func parseCheck(e backend.Entry) (hashing.Digest, error) {
 	return hashing.Digest{Scheme: string(e.Key[1:]), Sum: e.Value}, nil
 }
 
-// A proof says whether the check value of the current scheme has still to be written.
+// A proof records whether the check value of the current scheme still has to be written.
 type proof struct {
 	state atomic.Int32
-	since time.Time // only the use of a key that is older is a proof
+	since time.Time // only the use of a key created before since is a proof
 }
 
 const (
-	proofDone   = iota // the check value is there, or none is needed
-	proofWanted        // there are keys of the scheme, and no check value: wait until one is used
-	proofFound         // one was used
+	proofDone   = iota // the check value exists, or no check value is needed
+	proofWanted        // the scheme has keys and no check value: wait until an older key is used
+	proofFound         // an older key was used
 )
 
-// noteProof is told how a token matched the present digest of a key that was read from the store.
+// noteProof checks whether the use of key e proves the Hasher, and records the proof. result is the
+// match of a token with the current digest of e. e was read from the store.
 func (s *Store) noteProof(e *entry, result hashing.Result) {
 	p := &s.proof
 	if p.state.Load() == proofWanted && result == hashing.Match &&
@@ -74,8 +75,8 @@ func (s *Store) noteProof(e *entry, result hashing.Result) {
 // plainScheme is the scheme of hashing.SHA256.
 const plainScheme = "sha256"
 
-// knows reports whether the Hasher makes or matches the digests of a scheme, as far as the Hasher
-// tells, and whether the scheme has a check value.
+// knows reports whether the scheme has check values and the Hasher makes or matches its digests. A
+// Hasher without a method Schemes lists no earlier schemes.
 func (s *Store) knows(scheme string) bool {
 	return scheme != plainScheme && len(scheme) <= maxScheme &&
 		(scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
@@ -100,7 +101,8 @@ func (s *Store) matchesCheck(d hashing.Digest) (bool, error) {
 	}
 }
 
-// checkHasher compares the Hasher with the check values, and writes that of the current scheme.
+// checkHasher compares the Hasher with the check values, and writes the check value of the current
+// scheme.
 func (s *Store) checkHasher() error {
 	schemes := append(s.earlierSchemes(), s.decoy.Scheme)
 	slices.Sort(schemes)
@@ -162,7 +164,8 @@ func anotherPepper(where, scheme string) error {
 		"or give the new pepper an id of its own and put the other into a hashing.Keyring", where, scheme)
 }
 
-// readCheck returns the entry of a check value, at revision 0 if there is none.
+// readCheck returns the entry of a check value. If the backend has no check value for the scheme,
+// the revision of the entry is 0.
 func (s *Store) readCheck(scheme string) (backend.Entry, error) {
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()
@@ -176,8 +179,8 @@ func (s *Store) readCheck(scheme string) (backend.Entry, error) {
 	return e, nil
 }
 
-// needs reports whether there is a key that may admit and has a digest of the scheme. It reads all
-// keys if there is none.
+// needs reports whether the store has a key that may still admit callers and has a digest of the
+// scheme. If the store has no such key, needs reads all keys.
 func (s *Store) needs(ctx context.Context, scheme string) (bool, error) {
 	for e, err := range s.backend.Scan(ctx, []byte{keySpace}, []byte{keySpace + 1}) {
 		if err != nil {
@@ -197,16 +200,16 @@ func (s *stored) needs(scheme string) bool {
 		(r.DigestScheme == scheme || r.Previous != nil && r.Previous.DigestScheme == scheme)
 }
 
-// writeCheck writes the check value of the current scheme, in the place of the entry at a revision.
-// A full disk does not keep the store from being opened if there was none: the next Open tries
-// again.
+// writeCheck writes the check value of the current scheme, and replaces the entry at revision
+// expect. If expect is 0, no earlier check value exists, and a full disk does not prevent Open: the
+// next Open tries again.
 func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
 	d, err := s.digest(sampleText)
 	if err != nil {
 		return err
 	}
 	if ok, err := s.matchesCheck(d); !ok || err != nil {
-		return err // a Hasher that takes nothing but tokens has no check value
+		return err // a Hasher that accepts only tokens has no check value
 	}
 	err = s.applyCheck(ctx, backend.Change{Key: checkKey(d.Scheme), Value: d.Sum, Expect: expect})
 	if errors.Is(err, backend.ErrFull) && expect == 0 {
@@ -216,7 +219,7 @@ func (s *Store) writeCheck(ctx context.Context, expect uint64) error {
 	return err
 }
 
-// applyCheck makes changes of check values. It returns backend.ErrConflict as it is.
+// applyCheck writes changes of check values. applyCheck returns backend.ErrConflict unchanged.
 func (s *Store) applyCheck(ctx context.Context, changes ...backend.Change) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -227,8 +230,8 @@ func (s *Store) applyCheck(ctx context.Context, changes ...backend.Change) error
 	return err
 }
 
-// writeProved writes the check value that a use of a key has proved. The background calls it from
-// time to time.
+// writeProved writes the check value after the use of an older key has proved the Hasher. The
+// background calls writeProved every minute.
 func (s *Store) writeProved(ctx context.Context) {
 	if s.proof.state.Load() != proofFound {
 		return

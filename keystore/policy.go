@@ -14,8 +14,8 @@ import (
 // grants, and never entry.key: callers have a pointer to the Key, and can write to it.
 
 // overwritten reports whether a caller has assigned another Key to the entry's key, with *k = ...
-// or by decoding JSON into it. Then HasScope would answer with the other key's scopes, so Verify
-// and Bind must not give out the key again.
+// or by decoding JSON into the key. HasScope would then answer with the scopes of the other Key. So
+// Verify and Bind must not return the key again.
 func (e *entry) overwritten() bool { return e.key.grants != e.grants }
 
 // unrestricted reports whether no time, network or rate limit restricts the key.
@@ -24,8 +24,8 @@ func (e *entry) unrestricted() bool {
 		e.rateLimit == (RateLimit{})
 }
 
-// permits reports whether the key admits the bearer of its secret of a rotation now, from the
-// address of ctx.
+// permits returns nil if the key now admits the bearer of the secret with this rotation number,
+// from the client address of ctx. Otherwise permits returns the reason.
 func (e *entry) permits(ctx context.Context, rotation uint32) error {
 	if err := e.admits(rotation); err != nil {
 		return err
@@ -36,13 +36,15 @@ func (e *entry) permits(ctx context.Context, rotation uint32) error {
 	return nil
 }
 
-// allowsFrom reports whether one of the networks contains the address; the zero Addr is in none.
+// allowsFrom reports whether any of the networks contains the address. No network contains the zero
+// Addr.
 func (g *grants) allowsFrom(addr netip.Addr) bool {
 	return slices.ContainsFunc(g.networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
-// admits reports whether the key admits the bearer of its secret of a rotation now. Only a secret
-// that begins or ends costs a look at the clock.
+// admits returns nil if the key now admits the bearer of the secret with this rotation number.
+// Otherwise admits returns the reason. admits reads the clock only if the key has a beginning, or
+// the secret has an end.
 func (e *entry) admits(rotation uint32) error {
 	switch {
 	case e.revoked:
@@ -50,7 +52,7 @@ func (e *entry) admits(rotation uint32) error {
 	case e.disabled:
 		return ErrDisabled
 	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
-		return ErrRevoked // the secret of a context from Bind, and replaced since
+		return ErrRevoked // the secret of a context from Bind, replaced after the Bind
 	case e.notBefore != 0 && time.Now().UnixNano() < e.notBefore:
 		return ErrNotYetValid
 	}
@@ -60,7 +62,7 @@ func (e *entry) admits(rotation uint32) error {
 	return nil
 }
 
-// until returns the first moment at which a secret that admits no longer does; zero is never.
+// until returns the first moment at which the secret no longer admits its bearer; zero is never.
 func (e *entry) until(rotation uint32) time.Time { return fromNanos(e.untilNanos(rotation)) }
 
 func (e *entry) untilNanos(rotation uint32) int64 {
@@ -88,7 +90,7 @@ func narrows(before, after *entry) bool {
 	return after.expiresAt != 0 && (before.expiresAt == 0 || after.expiresAt < before.expiresAt)
 }
 
-// within reports whether each of the networks is a part of one of the others.
+// within reports whether each network of networks is part of a network of others.
 func within(networks, others []netip.Prefix) bool {
 	return !slices.ContainsFunc(networks, func(n netip.Prefix) bool {
 		return !slices.ContainsFunc(others, func(o netip.Prefix) bool {
@@ -97,7 +99,7 @@ func within(networks, others []netip.Prefix) bool {
 	})
 }
 
-// covers reports whether a scope of a key covers a scope: see Key.HasScope.
+// covers reports whether granted, a scope of a key, covers scope: see Key.HasScope.
 func covers(granted, scope string) bool {
 	stem, wild := strings.CutSuffix(granted, "*")
 	return granted == scope || wild && strings.HasPrefix(scope, stem)

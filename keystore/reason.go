@@ -5,10 +5,12 @@ import (
 	"errors"
 )
 
-// Reason names why a call was refused, with one word of a closed set. The words serve as values of log attributes and as
-// labels of metrics; do not show the words to callers, who must not learn which keys exist. Reason of nil is empty.
+// Reason returns one word for why a call was refused. The set of words is closed. Use the words
+// as values of log attributes and as labels of metrics. Do not show the words to callers, because
+// callers must not learn which keys exist. Reason of nil is empty.
 //
-//	malformed, unknown, revoked, expired, disabled, not_yet_valid, network    errors that wrap ErrDenied
+//	malformed, unknown, revoked, expired, disabled, not_yet_valid, network
+//	                        errors that wrap ErrDenied
 //	rate_limited            a *RateLimitError
 //	narrowed                ErrNarrowed
 //	key_revoked             ErrKeyRevoked
@@ -32,7 +34,8 @@ func Reason(err error) string {
 	return "other"
 }
 
-// reasons has the more precise error first: ErrUnavailable wraps whatever the backend said.
+// reasons has the more precise errors first, because ErrUnavailable wraps every error of the
+// backend.
 var reasons = []struct {
 	err  error
 	word string

@@ -8,21 +8,22 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A Secret is the text of a key, as its bearer presents it. It is in the hands of whoever called Create, once, and
-// nowhere else: the store keeps a digest.
+// A Secret is the text of a key, as the bearer presents the key. Only the caller of Create gets the
+// Secret, once: the store keeps a digest.
 //
-// Whatever prints, logs or encodes a Secret gets its public part, such as oil_01k9x3v7q2f8hr6m5w0c4tzbnd_…; only
-// Reveal gives the text. The zero Secret is empty.
+// Code that prints, logs or encodes a Secret gets only the public part, for example
+// oil_01k9x3v7q2f8hr6m5w0c4tzbnd_…, and only Reveal returns the text. The zero Secret is empty.
 type Secret struct {
 	hint string // the public part
-	// A pointer, because fmt prints the fields of a struct that it reached through an unexported field without asking
-	// for methods, and stops at a pointer; and so that a Secret equals its copies.
+	// A pointer, for two reasons. If fmt reaches a struct through an unexported field, fmt prints
+	// the fields without calling any methods, but stops at a pointer. And with a pointer, a Secret
+	// equals its copies.
 	hidden *hidden
 }
 
-// A hidden holds the text of a key where no reflection finds the text. The assertions of test
-// libraries print what they compare in full: they follow pointers and read unexported fields. They
-// print a function as its address.
+// A hidden holds the text of a key where no reflection finds the text. Test libraries print the
+// operands of a failed assertion in full: the libraries follow pointers and read unexported fields.
+// But the libraries print a function as an address.
 type hidden struct {
 	reveal func() string
 }
@@ -31,7 +32,8 @@ func newSecret(text string) Secret {
 	return Secret{token.Hint(text), &hidden{func() string { return text }}}
 }
 
-// Reveal returns the text of the key. Show it to its owner, once, and let go of it.
+// Reveal returns the text of the key. Show the text to the owner of the key, once, and do not keep
+// the text.
 func (s Secret) Reveal() string {
 	if s.hidden == nil {
 		return ""
@@ -45,7 +47,7 @@ func (s Secret) String() string { return s.hint }
 // GoString returns the public part.
 func (s Secret) GoString() string { return "keystore.Secret(" + s.String() + ")" }
 
-// Format writes the public part, whatever the verb.
+// Format writes the public part for every verb.
 func (s Secret) Format(f fmt.State, verb rune) {
 	text := s.String()
 	if verb == 'v' && f.Flag('#') {

@@ -2,16 +2,17 @@ package keystore
 
 import "context"
 
-// A Session is the use of a key that lasts longer than a call, such as a stream or a websocket.
-// Bind opens a Session. Work under Context, and call Close when the work is over.
+// A Session is a use of a key that lasts longer than a call, such as a stream or a websocket. Bind
+// opens a Session. Work under the context from Context, and call Close when the work is over.
 //
 // A Session is safe for concurrent use.
 type Session struct {
-	// bound is all that a Session has, so that one that lies in a live takes little memory.
+	// bound is the only field, so that a Session inside a live takes little memory.
 	bound boundContext
 }
 
-// A boundContext is the context of a Session, and what the Session's methods call.
+// A boundContext is the context of a Session. The methods of the Session call the methods of the
+// boundContext.
 type boundContext interface {
 	context.Context
 	key() *Key
@@ -21,9 +22,10 @@ type boundContext interface {
 	release()
 }
 
-// NewSession returns a session that no store has opened: for tests, and for Verifiers that are no
-// Store. The session ends when ctx ends, with the cause of ctx, and with Close. So to end the
-// session as a revocation does, cancel ctx with ErrRevoked: see [context.WithCancelCause].
+// NewSession returns a session that no store has opened: for tests, and for Verifiers other than a
+// Store. The session ends with Close, and when ctx ends. After the end of ctx, the session has the
+// cause of ctx. To end the session as a revocation does, cancel ctx with ErrRevoked: see
+// [context.WithCancelCause].
 func NewSession(ctx context.Context, key *Key) *Session {
 	f := &freeContext{parent: ctx, of: key, grants: &nothing}
 	if key != nil {
@@ -42,8 +44,8 @@ func (s *Session) Key() *Key {
 }
 
 // Context returns the context for the work of the session. The context is derived from the caller's
-// context, and ends with the session. Its cause is then that of the session, or of the caller's
-// context if that has ended too.
+// context, and ends with the session. The context then has the cause of the session, or the cause
+// of the caller's context if the caller's context has ended too.
 func (s *Session) Context() context.Context {
 	if s.bound == nil {
 		return nil // the zero Session
@@ -61,17 +63,17 @@ func (s *Session) Cause() error { return s.bound.Cause() }
 // immediately. The function f runs in another goroutine than OnEnd, and may block.
 //
 // One change may end many sessions. In contrast to [context.AfterFunc], OnEnd does not start a
-// goroutine for each of them, and calls no f before all of them have ended.
+// goroutine for each session, and calls no f before all these sessions have ended.
 //
-// The function stop reports whether it kept f from being called. It returns false once the session
-// has ended, even if f has not begun.
+// The function stop reports whether stop has prevented the call of f. Once the session has ended,
+// stop returns false, even if f has not begun.
 func (s *Session) OnEnd(f func()) (stop func() bool) { return s.bound.OnEnd(f) }
 
 // Allow takes one use from the RateLimit of the session's key, as Key.Allow does.
 func (s *Session) Allow() error { return s.bound.allow() }
 
-// Close ends the session. The cause is context.Canceled, unless the session has ended before. Until
-// Close, the store keeps the session in memory. A second Close does nothing.
+// Close ends the session. The cause is context.Canceled, unless the session has ended before. The
+// store keeps the session in memory until Close is called. A second Close does nothing.
 func (s *Session) Close() {
 	if s.bound != nil {
 		s.bound.release()
@@ -84,15 +86,15 @@ type freeContext struct {
 	parent context.Context
 	cancel context.CancelCauseFunc // of Context
 	of     *Key
-	grants *grants // of the key, as they were when the session began
+	grants *grants // the grants of the key when the session began
 }
 
 func (f *freeContext) key() *Key { return f.of }
 
 func (f *freeContext) allow() error { return f.grants.allow() }
 
-// Cause looks at the parent too: a parent of a type that package context does not know ends before
-// the derived context does.
+// Cause checks the parent too. If package context does not know the type of the parent, the parent
+// ends before the derived context ends.
 func (f *freeContext) Cause() error {
 	switch {
 	case f.Err() != nil:

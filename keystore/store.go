@@ -16,25 +16,28 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A Store holds API keys. Open or New make one; Close ends it. It is safe for concurrent use.
+// A Store holds API keys. Open or New makes a Store, and Close ends the Store. A Store is safe for
+// concurrent use.
 type Store struct {
 	format  *token.Format
 	hasher  hashing.Hasher
-	decoy   hashing.Digest // what the token of an unknown key is compared with
-	foreign sync.Once      // a warning of digests that the hasher does not make
-	proof   proof          // of the hasher, for its check value
+	decoy   hashing.Digest // compared with the token of an unknown key
+	foreign sync.Once      // for the warning about digests that the hasher does not make
+	proof   proof          // for the check value of the hasher
 	backend backend.Backend
 	fence   *fence.Fence[entry]
 	log     *slog.Logger
 	panics  *panics
-	down    atomic.Pointer[error] // why nothing is served any more: ErrClosed or ErrUnavailable; nil while all is well
+	// down is why the store refuses all calls: ErrClosed or ErrUnavailable. Nil while the store
+	// serves.
+	down atomic.Pointer[error]
 
-	observer    Observer // nil: nobody
+	observer    Observer // nil: none
 	maxLifetime time.Duration
-	retention   time.Duration // of events; 0 or less: for ever
+	retention   time.Duration // of events; 0 or less: forever
 
 	timeout time.Duration // of a mutation; 0 or less: none
-	patient bool          // reads need no timeout, because none would help
+	patient bool          // reads have no timeout, because a timeout would not help
 
 	journal journal
 	queue   changeQueue
@@ -42,34 +45,46 @@ type Store struct {
 	texts   texts
 	usage   usage
 
-	_       [64]byte // a flood of refusals is not to take from every core the cache lines that a hit reads
+	// The padding keeps refused apart from the fields that a cache hit reads. Otherwise a flood of
+	// refusals would take the cache lines of these fields away from every core.
+	_       [64]byte
 	refused atomic.Uint64
 	_       [64]byte
 
 	background background
 
-	mu      sync.Mutex     // guards closing against a change that is about to start
-	closing bool           // no change starts any more
-	closed  chan struct{}  // closed when the first Close has ended what goes on, which others wait for
+	mu      sync.Mutex // guards closing against a change that is about to start
+	closing bool       // no further change starts
+	// closed is closed after the first Close has ended the contexts and the background work. Other
+	// calls of Close wait for closed.
+	closed  chan struct{}
 	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
-// Open opens the store in a directory, which must be the store's own. A store is made where the
-// directory is missing or empty, unless Options.MustExist is set. The directory gets mode 0700. Nil
-// options are the defaults.
+// Open opens the store in a directory. The directory must belong to the store alone. If the
+// directory is missing or empty, Open makes a store, unless Options.MustExist is set. The directory
+// gets mode 0700. Nil options mean the defaults.
 //
-// A directory that holds anything else than a store, such as another program's Badger database, is
-// refused and not touched. Files that others have put beside a store's files are left alone.
+// If the directory holds something other than a store, such as another program's Badger database,
+// Open refuses the directory and does not touch it. Open does not touch the files that others have
+// put beside the files of a store.
 //
-// A directory that another process, or another Store of this one, has open gives ErrLocked; one
-// that is damaged, or lacks something that was acknowledged, ErrCorrupt, and it is left as it is
-// (see Options.Recover and CheckIntegrity); unusable options give ErrInvalid, and so does a Hasher
-// with another pepper than the keys of the store have. Any other error is the operating system's:
-// too little space on the disk is syscall.ENOSPC, and a quota that allows too little is both
-// syscall.ENOSPC and syscall.EDQUOT. A file that the user of this process may not write is
-// fs.ErrPermission, and the text says whose file it is and what to do. No store, with
-// Options.MustExist, is fs.ErrNotExist. On a 32-bit system Open returns errors.ErrUnsupported,
-// because Badger damages its tables there; use New with another backend.
+// Open returns these errors:
+//
+//   - ErrLocked, if another process, or another Store of this process, has the directory open;
+//   - ErrCorrupt, if the directory is damaged, or lacks something that was acknowledged: Open does
+//     not change the directory then (see Options.Recover and CheckIntegrity);
+//   - ErrInvalid, if the options are unusable, or if the Hasher has another pepper than the keys of
+//     the store;
+//   - fs.ErrNotExist, if there is no store and Options.MustExist is set;
+//   - fs.ErrPermission, if the user of this process may not write a file: the text names the owner
+//     of the file and says what to do;
+//   - syscall.ENOSPC, if the disk has too little space, and both syscall.ENOSPC and syscall.EDQUOT
+//     if a quota allows too little;
+//   - errors.ErrUnsupported on a 32-bit system, because Badger damages its tables on such a system:
+//     use New with another backend.
+//
+// Any other error is an error of the operating system.
 func Open(dir string, opts *Options) (*Store, error) {
 	s, err := newStore(opts)
 	if err != nil {
@@ -90,9 +105,9 @@ func Open(dir string, opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// New makes a store on any backend, which it owns from then on: Close closes it. Nil options are
-// the defaults; ErrInvalid says what is wrong with them, as it does for Open. After an error the
-// backend is still the caller's.
+// New makes a store on any backend. The store owns the backend from then on: Close closes the
+// backend. After an error, the backend still belongs to the caller. Nil options mean the defaults.
+// If the options are unusable, New returns ErrInvalid, as Open does, and the text gives the reason.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -152,18 +167,19 @@ func newStore(opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// Close ends every context that Bind gave out, with cause ErrClosed: a key that nobody can revoke
-// any more admits nobody. It waits for changes that are under way, and releases the directory.
-// After it, every method returns ErrClosed, and a Close after one that returned nil does nothing;
-// one that is called meanwhile waits for the first.
+// Close ends every context from Bind, with the cause ErrClosed: a key that can no longer be revoked
+// must not admit any caller. Close waits for changes that are under way, and releases the
+// directory. After Close, every method returns ErrClosed. After a Close that returned nil, a
+// further Close does nothing. A Close that is called during the first Close waits for the first
+// Close.
 //
-// To stop a gRPC server and its store, call Shutdown of package interceptor. A server whose store
-// is closed first refuses every call, also calls with a good key.
+// To stop a gRPC server and its store, call Shutdown of package interceptor. If the store is closed
+// before the server, the server refuses every call, even a call with a valid key.
 //
-// An error means that the directory may still be held: where there is no space left on the disk,
-// Close can be called again when there is. Where storage could not be written, Close can be called
-// again, too, and returns an error as long as the directory is held. Nothing that was acknowledged
-// is lost in any case.
+// An error means that the store may still hold the directory. If the disk has no space left, call
+// Close again when the disk has space. If storage could not be written, Close can be called again
+// too. Close then returns an error as long as the store holds the directory. Close never loses an
+// acknowledged change.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	again := s.closing
@@ -176,7 +192,7 @@ func (s *Store) Close() error {
 		close(s.closed)
 	}
 	<-s.closed
-	err := s.backend.Close() // which does nothing if it has been closed
+	err := s.backend.Close() // does nothing if the backend is closed already
 	s.changes.Wait()
 	if err != nil {
 		return trouble("close", err)
@@ -184,10 +200,13 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// CheckIntegrity reads everything that is stored, and returns ErrCorrupt, which says what is damaged, if any of it is not
-// what was written. It looks at one moment of a store that goes on working, takes about a second for each million keys,
-// and changes nothing. Open checks the files, and each use of a key its record; this is for a look from time to time, and
-// before a backup is kept for good.
+// CheckIntegrity reads everything that is stored, and returns ErrCorrupt if any of the data differs
+// from what was written. The text of the error says what is damaged. CheckIntegrity checks the
+// state of one moment while the store continues to work, takes about a second for each million
+// keys, and changes nothing.
+//
+// Open checks the files, and each use of a key checks the record of the key. Call CheckIntegrity
+// from time to time, and before you keep a backup for good.
 func (s *Store) CheckIntegrity(ctx context.Context) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -221,7 +240,7 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	return fmt.Errorf("keystore: check: %w", errors.Join(damage...))
 }
 
-// checkStored reads an entry of whatever kind.
+// checkStored parses an entry of any kind.
 func checkStored(e backend.Entry) (err error) {
 	switch e.Key[0] {
 	case keySpace:
@@ -240,20 +259,23 @@ func checkStored(e backend.Entry) (err error) {
 
 // Stats describes a store at work.
 type Stats struct {
-	// Hits and Misses count the look-ups of Verify and Bind that were answered from memory, and those that were not.
+	// Hits counts the look-ups of Verify and Bind that were answered from memory. Misses counts the
+	// other look-ups.
 	Hits, Misses uint64
 	// Refused counts the calls of Verify and Bind that returned an error.
 	Refused uint64
-	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have not ended.
+	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have
+	// not ended.
 	Cached, Live int
-	// Outdated is the number of stored digests that were made by an earlier hasher of a hashing.Keyring, as they were
-	// counted last: no use makes more of them. When it is 0, the earlier hashers can go. It is -1 until they have been
-	// counted, in the background, and if the Hasher has no earlier ones.
+	// Outdated is the number of stored digests that an earlier hasher of a hashing.Keyring has
+	// made, by the last count. No use of a key adds an outdated digest. When Outdated is 0, you can
+	// remove the earlier hashers. Outdated is -1 before the first count, which runs in the
+	// background, and if the Hasher has no earlier hashers.
 	Outdated int
 }
 
-// Stats returns counts since the store was opened, and numbers of now. Those of the cache are of
-// one moment. For package expvar:
+// Stats returns counts since the store was opened, and current numbers. All numbers of the cache
+// are of the same moment. For package expvar:
 //
 //	expvar.Publish("apikeys", expvar.Func(func() any { return store.Stats() }))
 func (s *Store) Stats() Stats {
@@ -271,11 +293,13 @@ func (s *Store) Stats() Stats {
 	}
 }
 
-// Err returns why the store has stopped, or nil while it serves. After Close that is ErrClosed. After a failure of the
-// storage, which only a new Open can end, it wraps ErrUnavailable and says what failed. It never changes back to nil.
+// Err returns why the store has stopped, or nil while the store serves. After Close, the error is
+// ErrClosed. After a failure of the storage that only a new Open can end, the error wraps
+// ErrUnavailable and says what failed. The error never changes back to nil.
 //
-// Trouble that may pass, such as a full disk, does not stop a store. Err is cheap and asks nothing of the storage, so it
-// suits a health check: a failure shows once a call, or the background work of each minute, has met it.
+// Temporary trouble, such as a full disk, does not stop a store. Err is cheap and does not use the
+// storage, so Err suits a health check. Err reports a failure once a call, or the background work
+// of each minute, has met the failure.
 func (s *Store) Err() error { return s.serving() }
 
 // serving returns nil, ErrClosed, or ErrUnavailable.
@@ -299,7 +323,7 @@ func (s *Store) noteFailure(err error) {
 
 var errSlow = fmt.Errorf("%w: storage did not answer in time", ErrUnavailable)
 
-// limited bounds a call that waits for the backend.
+// limited returns a context with the timeout for a call that waits for the backend.
 func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if s.timeout <= 0 {
 		return ctx, func() {}
@@ -307,8 +331,9 @@ func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, s.timeout, errSlow)
 }
 
-// endOf returns nil while ctx goes on, ErrUnavailable if the limit ended it, and otherwise the context's own error. A
-// cause that the caller gave is left out: it may be a denial of another key.
+// endOf returns nil while ctx has not ended, ErrUnavailable if the timeout of the store has ended
+// ctx, and otherwise the error of ctx. endOf does not return a cause from the caller, because the
+// cause may be a denial of another key.
 func endOf(ctx context.Context) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errSlow) {
 		return cause
@@ -316,7 +341,7 @@ func endOf(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// scanError says what a Scan's error is to the caller of the list.
+// scanError converts the error of a Scan into the error for the caller of the list.
 func (s *Store) scanError(ctx context.Context, doing string, err error) error {
 	if ended := endOf(ctx); ended != nil {
 		return ended
@@ -325,11 +350,13 @@ func (s *Store) scanError(ctx context.Context, doing string, err error) error {
 	return trouble(doing, err)
 }
 
-// get reads and decodes one record. The context may be limited. Its errors are this package's, and the context's own
-// only if the caller ended it.
+// get reads and decodes one record. The context may have the timeout of limited. The errors are
+// errors of this package, or the error of the context if the caller has ended the context.
 func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 	e, err := s.backend.Get(ctx, storageKey(id))
-	if err == backend.ErrNotFound { // as it comes from most: a flood of unknown keys is not to cost more than it must
+	// Most backends return ErrNotFound itself. The comparison without errors.Is keeps a flood of
+	// unknown keys cheap.
+	if err == backend.ErrNotFound {
 		return nil, errNoKey
 	}
 	if err != nil {
@@ -348,10 +375,14 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 
 var errNoKey = trouble("read", ErrNotFound)
 
-// apply hands one change to the backend, and returns when it is durable or ctx is done, whichever is first. A change
-// cannot be withdrawn, so it is followed to its end in a goroutine even if nobody waits: settle is called there with the
-// outcome, once, before apply returns it. Where apply did not wait for the outcome, the change may
-// happen yet. Once the backend has answered, the outcome is known, however long settle takes to tell of it.
+// apply passes one change to the backend, and returns when the change is durable or ctx is done,
+// whichever is first. A change cannot be withdrawn, so the write runs in its own goroutine and
+// finishes even if ctx ends. The goroutine calls settle with the outcome, exactly once, before
+// apply returns the outcome.
+//
+// If ctx ends before the backend has answered, apply returns an error, and the change may still
+// happen. Once the backend has answered, the outcome is known, and apply waits for settle, however
+// long settle takes. If the store is closing, apply calls settle with ErrClosed and writes nothing.
 func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error)) error {
 	s.mu.Lock()
 	if s.closing {
@@ -363,7 +394,7 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 	done := make(chan error, 1)
 	s.changes.Go(func() {
 		var err error
-		// Even if an Observer ends the goroutine, as FailNow of a test does.
+		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
 		defer func() { done <- err }()
 		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
 		known.Store(true)

@@ -2,8 +2,9 @@ package keystore
 
 import "sync"
 
-// A texts keeps one copy of what many keys have in common, such as an owner or a scope, for all that are cached. It holds
-// so many that they take less than they save, and whatever comes later is kept with its key.
+// A texts keeps one copy of a text that many cached keys have in common, such as an owner or a
+// scope. The number of texts is limited, so that the map takes less memory than the sharing
+// saves. After the limit is reached, each key keeps its own copy of a new text.
 type texts struct {
 	mu  sync.Mutex // guards all below
 	all map[string]string
@@ -11,7 +12,8 @@ type texts struct {
 
 const maxTexts = 4096
 
-// share makes the texts of an entry that nobody else has yet those that other entries have too.
+// share replaces the owner and the scopes of a key by shared copies. The key must not be
+// published yet.
 func (t *texts) share(k *Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -10,30 +10,30 @@ import (
 // A changeQueue orders the changes of one key. Changes that restrict the key (Revoke, Disable and
 // RevokeAll) go before ordinary changes, and no change starves.
 //
-// A change makes its first attempt immediately. A change that lost a race, because another change
-// of the key was committed between its read and its write, joins a line of its kind, and makes its
-// next attempts at the head of that line. While a key has a line, new changes of the same kind join
-// the end of the line.
+// A change makes its first attempt immediately. A change loses a race if another change of the key
+// is committed between its read and its write. A change that lost a race joins the line for changes
+// of its kind, and makes its next attempts at the head of the line. While a key has a line, new
+// changes of the same kind join the end of the line.
 //
-// While a change that restricts the key is under way, an ordinary change neither begins an attempt
-// nor commits an attempt that it has begun: the ordinary change joins its line, and its head begins
+// While a restricting change is under way, an ordinary change begins no attempt, and does not
+// commit an attempt that has begun. The ordinary change joins its line. The head of the line begins
 // again after the restricting changes.
 //
 // The invariants:
 //
-//  1. A change that restricts a key waits for no ordinary change, and loses at most one race
-//     against ordinary changes. For an ordinary change reads the key before the change asks
-//     mustYield, and then writes. So each ordinary write that may come after the call of acquire
-//     expects a revision that the key had by then, and at most one of these writes succeeds.
-//  2. The head of a line races only against changes that began before there was a line, each of
-//     which can come before the head once, and joins the line when it loses; against restricting
-//     changes; against writes of many keys; and against other processes. So in one process every
-//     change gets through, in the order of the line.
+//  1. A restricting change waits for no ordinary change, and loses at most one race against
+//     ordinary changes. The reason: an ordinary change first reads the key, then calls mustYield,
+//     and then writes. So each ordinary write that may come after the call of acquire expects a
+//     revision that the key had by the time of the call. At most one of these writes succeeds.
+//  2. The head of a line races only against four kinds of changes. The first kind are changes that
+//     began before the line existed: each can come before the head once, and joins the line after a
+//     lost race. The others are restricting changes, writes of many keys, and changes by other
+//     processes. So in one process every change succeeds in the end, in the order of the line.
 //
-// No change waits for a key that no other change concerns, and no key delays the changes of another
+// No change waits if no other change of the key is under way. No key delays the changes of another
 // key.
 type changeQueue struct {
-	mu   sync.Mutex // guards all below, and every keyQueue; not held while a change waits
+	mu   sync.Mutex // guards all fields below, and every keyQueue; not held while a change waits
 	keys map[token.ID]*keyQueue
 }
 
@@ -41,17 +41,19 @@ type changeQueue struct {
 // under way.
 type keyQueue struct {
 	restricting int           // changes under way that restrict the key
-	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits for that
+	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits
 	lines       [2]line       // of ordinary changes, and of changes that restrict the key
 }
 
 type line struct {
-	head chan struct{} // has capacity for the head; the others wait to send, and are served in the order of arrival
-	size int           // the members of the line, with the head
+	// The channel has capacity for the head. The other members wait to send, and proceed in the order
+	// of arrival.
+	head chan struct{}
+	size int // the members of the line, including the head
 }
 
-// A turn is the place of one change among the changes of its key. One goroutine calls acquire,
-// mustYield and retry; release may be called by another goroutine.
+// A turn is the place of a change among the changes of its key. The same goroutine calls acquire,
+// mustYield and retry. Another goroutine may call release.
 type turn struct {
 	queue     *changeQueue
 	id        token.ID
@@ -61,8 +63,8 @@ type turn struct {
 	released bool // guarded by queue.mu
 }
 
-// acquire returns a turn when the change may make its first attempt. Call release when no attempt
-// is left to make. The error is that of the context.
+// acquire returns a turn when the change may make its first attempt. The caller calls release when
+// no attempt is left to make. An error is the error of the context.
 func (q *changeQueue) acquire(ctx context.Context, id token.ID, restricts bool) (*turn, error) {
 	t := &turn{queue: q, id: id, restricts: restricts}
 	if restricts {
@@ -93,7 +95,7 @@ func (t *turn) wait(ctx context.Context, lost bool) error {
 	q.mu.Lock()
 	k := q.keys[t.id]
 	if k != nil && k.restricting > 0 && !t.restricts {
-		lost = true // as good as
+		lost = true // wait in line, as after a lost race
 	}
 	if !t.inLine && (lost || k != nil && k.lineOf(t).size > 0) {
 		if err := t.joinLocked(ctx); err != nil {
@@ -121,8 +123,8 @@ func (t *turn) wait(ctx context.Context, lost bool) error {
 	return nil
 }
 
-// joinLocked joins the line of the change, and returns when the change is the head. The lock is
-// released meanwhile.
+// joinLocked joins the line of the change, and returns when the change is the head. joinLocked
+// releases the lock while the change waits.
 func (t *turn) joinLocked(ctx context.Context) (err error) {
 	q := t.queue
 	k := q.ofLocked(t.id)

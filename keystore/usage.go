@@ -15,47 +15,51 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A usage collects when keys were last used, and has it written behind.
+// A usage collects the last use of each key in memory. The background writes the uses to the
+// backend later.
 //
-// The verify path only compares two words of memory, but for the first use of a key in each minute. What is written
-// goes to a key space of its own, one entry a key, so that no such write can touch a key's record, and undo a change
-// that was made meanwhile.
+// The verify path notes the first use of a key in each minute. For every other use, the verify path
+// only compares two words of memory. The last uses have a separate key space, with one entry for
+// each key. So a write of a last use never touches the record of the key, and cannot undo a
+// concurrent change.
 //
 // The invariants:
 //
-//  1. A use that is not earlier than since is known: the minute of the use, or a later minute, is
-//     in used, in writing or in the backend, or the key has a live context. The minute of a use may
-//     be one too early, if minute was moved late.
-//  2. used and writing together hold every key that was noted in the present minute, written or
+//  1. Every use at or after since is known: the minute of the use, or a later minute, is in used,
+//     in writing or in the backend, or the key has a live context. The minute of a use may be one
+//     too early, if minute was moved late.
+//  2. used and writing together hold every key that was noted in the current minute, written or
 //     not. So if minute moves by more than one, advance can correct the keys that may have been
-//     used meanwhile.
-//  3. The backend says that uses are complete only while no store is open, and only if every use
-//     has been written. So after a crash, since is the moment of the next Open.
+//     used in between.
+//  3. The backend records the uses as complete only while no store is open, and only if every use
+//     has been written. So after a crash, since is the time of the next Open.
 type usage struct {
-	minute atomic.Int64 // the present one, since the Unix epoch; advance moves it
+	minute atomic.Int64 // the current minute, counted from the Unix epoch; advance moves minute
 
-	mu      sync.Mutex         // guards all below; not held over a call of the backend
-	used    map[token.ID]int64 // the last minute of each key used since the last flush, or in this minute
-	writing map[token.ID]int64 // what a flush has taken, and not finished with
-	most    int                // the keys that used and writing may have together
-	since   time.Time          // the uses before it are not all known
-	closed  bool               // no use is noted any more
+	mu sync.Mutex // guards all fields below; not held during a call of the backend
 
-	flushing sync.Mutex // held by the one flush at a time; guards all below
-	marked   bool       // the backend says that a store is open
-	revision uint64     // of what the backend says; of use only if marked
+	// used holds the last minute of each key used since the last flush, or in the current minute.
+	used    map[token.ID]int64
+	writing map[token.ID]int64 // the minutes that a flush has taken and not yet finished
+	most    int                // the maximum number of keys in used and writing together
+	since   time.Time          // some uses before since may be unknown
+	closed  bool               // uses are no longer noted
+
+	flushing sync.Mutex // held by each flush, so flushes run one at a time; guards all fields below
+	marked   bool       // the backend records that a store is open
+	revision uint64     // the revision of the usageState in the backend; valid only if marked
 }
 
-// maxUsed bounds the keys that a usage remembers. The use of another key moves since.
+// maxUsed is the maximum number of keys in a usage. The use of a further key moves since.
 const maxUsed = 1 << 20
 
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 
-// due reports whether this use of a key has to be noted. It is inlined.
+// due reports whether this use of a key has to be noted. The compiler inlines due.
 func (u *usage) due(e *entry) bool { return e.used.Load() != u.minute.Load() }
 
-// note says that a key was used. It returns false when the store has been closed and the use comes
-// too late.
+// note records the use of a key. The result is false if the store is closed and the use is too late
+// to be recorded.
 func (u *usage) note(id token.ID, noted *atomic.Int64) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -72,16 +76,16 @@ func (u *usage) note(id token.ID, noted *atomic.Int64) bool {
 func (u *usage) noteLocked(id token.ID, minute int64) bool {
 	last, ok := u.used[id]
 	if !ok && len(u.used)+len(u.writing) >= u.most {
-		u.since = time.Now() // the use is forgotten
+		u.since = time.Now() // the use is not recorded
 		return false
 	}
 	u.used[id] = max(last, minute)
 	return true
 }
 
-// advance moves the present minute. If nobody has moved it in time, because the machine slept or
-// its clock was set, then a key that was noted in the last minute may have been used until now, and
-// counts as used now.
+// advance sets minute to the current minute. advance may run late, because the machine slept or the
+// clock was set. Then a key that was noted in the previous value of minute may have been used until
+// now, and counts as used now.
 func (u *usage) advance(now time.Time) {
 	minute := minuteOf(now)
 	if u.minute.Load() == minute {
@@ -102,14 +106,14 @@ func (u *usage) advance(now time.Time) {
 	u.minute.Store(minute)
 }
 
-// lose says that uses up to now may not be known.
+// lose records that some uses until now may be unknown.
 func (u *usage) lose() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.since = time.Now()
 }
 
-// forget drops what is not written of the use of keys that are gone.
+// forget drops the unwritten uses of keys that are gone.
 func (u *usage) forget(gone []*entry) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -119,8 +123,8 @@ func (u *usage) forget(gone []*entry) {
 	}
 }
 
-// unused reports whether a key has not been used since a moment, by its last use as lastUsed
-// returns it. It is ErrInvalid if that is not known.
+// unused reports whether a key has not been used since the time since. last is the last use of the
+// key, as returned by lastUsed. The error is ErrInvalid if the answer is unknown.
 func (u *usage) unused(since, last time.Time) (bool, error) {
 	if !last.Before(since.Truncate(time.Minute).Add(-time.Minute)) {
 		return false, nil
@@ -136,20 +140,20 @@ func (u *usage) unused(since, last time.Time) (bool, error) {
 	return true, nil
 }
 
-// pending returns the minute of a use that is not written yet, or 0.
+// pending returns the last minute of a key that is not written yet, or 0.
 func (u *usage) pending(id token.ID) int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return max(u.used[id], u.writing[id])
 }
 
-// flush writes what has been collected. What cannot be written is kept for the next time.
+// flushUsage writes the collected uses. Uses that cannot be written are kept for the next flush.
 func (s *Store) flushUsage(ctx context.Context) error {
 	u := &s.usage
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
 	if !u.marked {
-		_ = s.markUsage(ctx, false) // Open could not, and has said so
+		_ = s.markUsage(ctx, false) // Open has failed to write the mark, and has logged a warning
 	}
 	u.advance(time.Now())
 	bound := s.fence.Bound()
@@ -185,7 +189,7 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	return nil
 }
 
-// resumeUsage finds out since when all uses are known, and marks the store as open.
+// resumeUsage reads the time since when all uses are known, and marks the store as open.
 func (s *Store) resumeUsage() {
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()
@@ -204,7 +208,8 @@ func (s *Store) resumeUsage() {
 	}
 }
 
-// markUsage writes whether every use since usage.since has been written, and no store is open.
+// markUsage writes the usageState to the backend. complete means that every use since usage.since
+// has been written, and that no store is open.
 func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -220,8 +225,8 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	u.mu.Lock()
 	value := usageState{u.since, complete}.encode()
 	u.mu.Unlock()
-	// Restricts, because without the mark a later RevokeAll could revoke keys that are in use. A
-	// conflict means that another store has the backend open.
+	// Restricts is set because without the mark a later RevokeAll could revoke keys that are in
+	// use. A conflict means that another store has the backend open.
 	err := s.backend.Apply(ctx, backend.Change{Key: usageStateKey, Value: value, Expect: u.revision, Restricts: true})
 	if err != nil {
 		s.noteFailure(err)
@@ -232,7 +237,7 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	return nil
 }
 
-// closeUsage writes all that is left, and that it is complete.
+// closeUsage writes all remaining uses, and then marks the uses as complete.
 func (s *Store) closeUsage() error {
 	u := &s.usage
 	u.mu.Lock()
@@ -246,13 +251,13 @@ func (s *Store) closeUsage() error {
 	return s.markUsage(context.Background(), true)
 }
 
-// A usageState is what the backend says of all uses.
+// A usageState is the entry of the backend about all uses together.
 type usageState struct {
-	since    time.Time // the uses before it are not all known
-	complete bool      // the others have been written, and no store is open
+	since    time.Time // some uses before since may be unknown
+	complete bool      // all uses from since on have been written, and no store is open
 }
 
-// usageStateKey is where the backend has the usageState; see keySpace.
+// usageStateKey is the storage key of the usageState; see keySpace.
 var usageStateKey = []byte{'w'}
 
 func (st usageState) encode() []byte {
@@ -270,7 +275,7 @@ func parseUsageState(e backend.Entry) (usageState, error) {
 	return usageState{fromNanos(int64(binary.BigEndian.Uint64(e.Value))), e.Value[8] == 1}, nil
 }
 
-// writeUsage writes the pending minutes of keys, and returns them.
+// writeUsage writes the pending minutes of keys, and returns the pending minutes.
 func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64, err error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -280,7 +285,7 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 		minutes = append(minutes, pending)
 		written, revision, err := s.readUsage(ctx, id)
 		if errors.Is(err, ErrCorrupt) {
-			continue // or nobody's use would be written any more
+			continue // a corrupt entry must not prevent the writes for other keys
 		}
 		if err != nil {
 			return nil, err
@@ -294,15 +299,16 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 		return minutes, nil
 	}
 	err = s.backend.Apply(ctx, changes...)
-	if err != nil && !errors.Is(err, backend.ErrConflict) { // that is a purge's; there will be another flush
+	// A purge causes ErrConflict. The next flush writes the minutes again.
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
 		s.noteFailure(err)
 		return nil, trouble("write usage", err)
 	}
 	return minutes, err
 }
 
-// forgetUsage removes what is written of the use of keys that are gone, however late it was
-// written. If that fails, it stays until the next Purge, and does no harm.
+// forgetUsage removes the written last uses of keys that are gone, including last uses that were
+// written late. After a failure, the entries stay until the next Purge, and do no harm.
 func (s *Store) forgetUsage(ctx context.Context) {
 	_, err := s.remove(ctx, []byte{usageSpace}, []byte{usageSpace + 1}, func(e backend.Entry) bool {
 		if len(e.Key) != 1+len(token.ID{}) {
@@ -316,14 +322,17 @@ func (s *Store) forgetUsage(ctx context.Context) {
 	}
 }
 
-// lastUsed returns when a key was last used: now if a context from Bind lives under the key, and
-// otherwise the later of what is written and what is not yet.
+// lastUsed returns when a key was last used. If the key has a live context from Bind, the result is
+// now. Otherwise the result is the later of the written minute and the pending minute.
 func (s *Store) lastUsed(ctx context.Context, id token.ID) (time.Time, error) {
 	s.usage.advance(time.Now())
-	if s.fence.IsBound(id) { // first of all: the end of a context is noted before it is no longer bound
+	// IsBound must come first: the end of a context is noted as a use before the context is
+	// unbound.
+	if s.fence.IsBound(id) {
 		return time.Unix(s.usage.minute.Load()*60, 0).UTC(), nil
 	}
-	pending := s.usage.pending(id) // before the read: a flush between the two moves it there
+	// pending must come before readUsage: a flush in between moves the minute to the backend.
+	pending := s.usage.pending(id)
 	minute, _, err := s.readUsage(ctx, id)
 	if err != nil {
 		return time.Time{}, err
@@ -334,7 +343,8 @@ func (s *Store) lastUsed(ctx context.Context, id token.ID) (time.Time, error) {
 	return time.Unix(minute*60, 0).UTC(), nil
 }
 
-// readUsage reads what is written; all 0 if nothing is.
+// readUsage reads the written minute of a key and the revision of the entry. Both are 0 if the
+// backend has no entry.
 func (s *Store) readUsage(ctx context.Context, id token.ID) (minute int64, revision uint64, err error) {
 	e, err := s.backend.Get(ctx, usageKey(id))
 	if errors.Is(err, backend.ErrNotFound) {
@@ -359,9 +369,9 @@ func parseUsage(e backend.Entry) (minute int64, err error) {
 	return int64(value), nil
 }
 
-const maxMinute = 1 << 40 // what no clock shows, and time.Unix can hold
+const maxMinute = 1 << 40 // no clock shows this minute, and time.Unix can represent the minute
 
-// usageSpace is where the backend has the minutes of last use; see keySpace.
+// usageSpace is the key space of the minutes of last use; see keySpace.
 const usageSpace = 'u'
 
 func usageKey(id token.ID) []byte { return append([]byte{usageSpace}, id[:]...) }

@@ -11,10 +11,11 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// Verify returns the key that a token is the text of, if it admits its bearer now.
+// Verify returns the key for a token if the key admits the bearer now.
 //
-// Otherwise the error wraps ErrDenied and says why; or it is ErrUnavailable, ErrCorrupt or ErrClosed, when the store
-// cannot tell; or that of a context that is done.
+// Otherwise Verify returns an error. If the token is refused, the error wraps ErrDenied and gives
+// the reason, or is a *RateLimitError. If the store cannot decide, the error is ErrUnavailable,
+// ErrCorrupt or ErrClosed. If ctx is done, the error is the error of ctx.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	e, err := s.admit(ctx, text)
 	if err != nil {
@@ -26,13 +27,14 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// admit decides about a token. See fence.Fence for the steps.
+// admit returns the entry for a token, or the reason for a refusal. See fence.Fence for the steps.
 func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
-	// A text that matches a digest is a token, and any other is parsed before it is refused. So a hit is spared parsing
-	// more than the ID, which is sought where tokens of the store's own format have it.
+	// A text that matches a digest is a token, and the store parses every other text before the
+	// refusal. So a hit needs only the ID. Locate reads the ID at its position in tokens of the
+	// store's own format.
 	var e *entry
 	if hi, lo, ok := s.format.Locate(text); ok {
 		e = s.fence.Hit(hi, lo)
@@ -79,7 +81,7 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 	return e, nil
 }
 
-// refuse counts a refusal, and returns its error.
+// refuse counts a refusal, notifies the observer, and returns err.
 func (s *Store) refuse(text string, err error) error {
 	s.refused.Add(1)
 	if s.observer != nil {
@@ -92,20 +94,21 @@ func (s *Store) refuse(text string, err error) error {
 	return err
 }
 
-// Bind opens a session for what lasts longer than a call, such as a stream or a websocket. Bind
-// admits the same tokens as Verify. The session ends with the key. Its cause is then
+// Bind opens a session for a use of a key that lasts longer than a call, such as a stream or a
+// websocket. Bind accepts the same tokens as Verify. The session ends with the key. The cause of
+// the session is then
 //
 //   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled if the key was
 //     disabled, or ErrNarrowed if the key was narrowed: the session has ended before the call that
-//     did it returns;
+//     changed the key returns;
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
 //   - ErrClosed, if the store was closed.
 //
-// The session also ends with ctx. Call Close of the session when the work is over: until then the
-// store keeps the session.
+// The session also ends with ctx. Call Close of the session when the work is over. The store keeps
+// the session until Close is called.
 //
-// The errors are those of Verify, and ErrNarrowed if the key was narrowed meanwhile. The session is
-// nil with an error.
+// Bind returns the same errors as Verify, and ErrNarrowed if the key was narrowed while Bind ran.
+// With an error, the session is nil.
 func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	id, ok := token.Parse(text)
 	if !ok {
@@ -118,7 +121,8 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 		return nil, s.refuse(text, err)
 	}
 	l.admit(e, rotation)
-	// It may have ended since. The cause of ctx is not the key's: it may be a denial of another one.
+	// The context may have ended after admitBound. Bind returns the error of ctx and not the cause
+	// of ctx, because the cause may be a denial of another key.
 	err = l.Cause()
 	if err == nil {
 		err = ctx.Err()
@@ -135,7 +139,8 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	return &l.session, nil
 }
 
-// malformed returns what to say of a text that is no token: trouble comes first.
+// malformed returns the error for a text that is not a token. An error of the store or of ctx comes
+// before ErrMalformed.
 func (s *Store) malformed(ctx context.Context) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -143,11 +148,13 @@ func (s *Store) malformed(ctx context.Context) error {
 	return ErrMalformed
 }
 
-// bindAttempts is how often a Bind starts again because keys of its shard were cut while it read the store. One that
-// meets a revocation in each of them is refused.
+// bindAttempts is how many attempts a Bind makes. An attempt fails if contexts of keys in the same
+// shard were ended while Bind read the store. A Bind that meets a revocation in each attempt is
+// refused.
 const bindAttempts = 8
 
-// admitBound is admit, and registers b for a token that admits. It returns by which of the key's secrets.
+// admitBound decides as admit does, and registers b if the token is accepted. admitBound also
+// returns the rotation of the key's secret in the token.
 func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, uint32, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, 0, err
@@ -156,7 +163,8 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 		e, ticket := s.fence.Get(id, b)
 		hit := e != nil
 		if !hit || e.overwritten() {
-			// With a hit, b is registered already: it hears of every change after this read.
+			// After a hit, b is registered already. So b is notified of every change after this
+			// read.
 			var err error
 			if e, err = s.find(ctx, id, text); err != nil {
 				if hit {
@@ -193,9 +201,10 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 	return nil, 0, trouble("bind", errors.New("keys are being changed too fast"))
 }
 
-// decide says by which of the entry's secrets the text is its token, and whether that admits now, given how the text
-// matches the digest of the present one. All of it is asked on every use, cached or not; where the entry is plain, a Match
-// is the answer.
+// decide returns the rotation of the entry's secret that the text holds, or the reason why the
+// secret does not admit the bearer now. The argument result says how the text matches the digest of
+// the present secret. The store decides on every use, cached or not. For a plain entry, a Match
+// alone is the answer.
 func (s *Store) decide(ctx context.Context, e *entry, text string, result hashing.Result) (rotation uint32, err error) {
 	rotation, outdated, err := s.prove(e, text, result)
 	if err != nil {
@@ -214,9 +223,10 @@ func (s *Store) decide(ctx context.Context, e *entry, text string, result hashin
 	return rotation, nil
 }
 
-// prove returns the rotation of the entry's secret that the text holds, given how the text matches the digest of the
-// present secret, and whether an earlier hasher has made the digest of that secret. Otherwise it returns ErrMalformed or
-// ErrUnknown.
+// prove returns the rotation of the entry's secret that the text holds, and whether an earlier
+// hasher has made the digest of the secret. The argument result says how the text matches the
+// digest of the present secret. If the text holds no secret of the entry, prove returns
+// ErrMalformed or ErrUnknown.
 func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation uint32, outdated bool, err error) {
 	rotation = e.rotations
 	digest := &e.digest
@@ -244,15 +254,16 @@ func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation ui
 	return rotation, result == hashing.MatchOutdated, nil
 }
 
-// WithClientAddr tells Verify and Bind the address that a caller's connection comes from, for keys with AllowedNetworks.
-// The interceptors do so by themselves.
+// WithClientAddr returns a context that tells Verify and Bind the address of a caller's connection,
+// for keys with AllowedNetworks. The interceptors set the address automatically.
 func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
 	return clientaddr.NewContext(ctx, addr)
 }
 
-// find reads the store for a token that is not cached.
+// find reads the key of an uncached token from the store.
 func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, error) {
-	// The checksum spares the store a read for what was mistyped. A hit does without: the digest covers the whole text.
+	// The checksum saves a read of the store for a mistyped token. A hit needs no checksum, because
+	// the digest covers the whole text.
 	if !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
@@ -263,7 +274,8 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 	}
 	st, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		// As much work as for a key that exists, so that a slow hasher does not tell which IDs do.
+		// Match does as much work as for an existing key. Otherwise the time of a slow hasher would
+		// reveal which IDs exist.
 		if s.hasher.Match(s.decoy, text) == failedMatch {
 			return nil, errHasher
 		}
@@ -275,7 +287,8 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 	}
 	e := st.entry()
 	if e.digest.Scheme == s.decoy.Scheme {
-		e.digest.Scheme = s.decoy.Scheme // one text for all, that is always in the processor's cache
+		// All entries share one string, so the string is always in the processor's cache.
+		e.digest.Scheme = s.decoy.Scheme
 	}
 	s.texts.share(&e.key)
 	e.grants.limit = s.limits.of(id, &e.key)

@@ -13,12 +13,13 @@ import (
 
 var _ backend.Checker = (*DB)(nil)
 
-// maxDamage is how many damaged entries an error names.
+// maxDamage is the number of damaged entries that an error names at most.
 const maxDamage = 16
 
-// Check implements backend.Checker: it reads every entry and every table as of one moment, and compares how many there
-// are, and the sum of their checksums, with what the commits up to then have counted. If files of the store are not in the
-// directory any more, the error wraps ErrFailed, and nothing is served afterwards.
+// Check implements backend.Checker. Check reads every entry and every table as of one moment. Check
+// compares the number of entries and the sum of their checksums with the figures that the commits
+// up to this moment have counted. If files of the store are missing from the directory, the error
+// wraps ErrFailed, and the DB serves nothing afterwards.
 func (db *DB) Check(ctx context.Context) error {
 	err := db.read(ctx, db.durable.Load, func(*badger.Txn) error {
 		if err := db.allPresent(); err != nil {
@@ -74,7 +75,8 @@ func (db *DB) Check(ctx context.Context) error {
 	return fmt.Errorf("%w: %s: close the store, and restore it from a backup: %w", backend.ErrCorrupt, db.dir, errors.Join(damage...))
 }
 
-// countPages adds the entries as of a timestamp to h, page by page, so that no lock is held for long.
+// countPages adds the entries as of ts to h. countPages reads page by page, so that no lock is held
+// for long.
 func (db *DB) countPages(ctx context.Context, ts uint64, h *head, damaged func(error)) error {
 	from := []byte{keyPrefix}
 	for from != nil {
@@ -89,7 +91,8 @@ func (db *DB) countPages(ctx context.Context, ts uint64, h *head, damaged func(e
 	return nil
 }
 
-// countFrom adds up to so many entries to h, beginning with one, and returns where to go on; nil is the end.
+// countFrom reads up to limit entries, beginning at the key from, and adds the entries to h. next
+// is the key to continue with; nil means the end.
 func countFrom(txn *badger.Txn, from []byte, limit int, h *head, damaged func(error)) (next []byte) {
 	o := badger.DefaultIteratorOptions
 	o.Prefix = []byte{keyPrefix}

@@ -12,17 +12,18 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A request is one Apply on its way through the committer.
+// A request is one call of Apply on its way through the committer.
 type request struct {
 	changes []backend.Change
-	size    int        // of what they write
+	size    int        // the number of bytes that the changes write
 	urgent  bool       // see backend.Change
-	done    chan error // buffered: the committer does not wait for whoever asked
-	err     error      // what done will be told, unless the commit fails; the committer's
+	done    chan error // receives the outcome; buffered: the committer does not wait for Apply
+	err     error      // the outcome, unless the commit fails; owned by the committer
 }
 
-// Apply implements backend.Backend. While ctx goes on, it waits for the committer to take the changes; if ctx ends
-// before that, nothing was changed. Once taken they cannot be withdrawn, and it waits for the outcome.
+// Apply implements backend.Backend. Apply waits for the committer to take the changes. If ctx ends
+// before the committer takes the changes, nothing was changed. Taken changes cannot be withdrawn:
+// from then on Apply waits for the outcome, even if ctx ends.
 func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 	r := &request{changes: changes, done: make(chan error, 1)}
 	if err := r.check(); err != nil {
@@ -32,7 +33,7 @@ func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 		return err
 	}
 	select {
-	case <-db.closing: // even if the committer could take one more
+	case <-db.closing: // even if the committer could take one more request
 		return backend.ErrClosed
 	default:
 	}
@@ -81,7 +82,7 @@ func (r *request) check() error {
 	return nil
 }
 
-// revision returns the one that a write makes.
+// revision returns the revision that a write creates.
 func revision(c backend.Change) uint64 {
 	if c.Revision != 0 {
 		return c.Revision
@@ -89,12 +90,13 @@ func revision(c backend.Change) uint64 {
 	return c.Expect + 1
 }
 
-// committer takes requests and commits them in groups: whatever has come while the last group was on its way to the
-// disk makes up the next one. A request that comes alone is committed at once.
+// committer takes requests and commits the requests in groups. The requests that arrive while one
+// group is on its way to the disk form the next group. A request that arrives alone is committed
+// immediately.
 func (db *DB) committer() {
 	defer close(db.stopped)
 	var group []*request
-	var left *request // was taken, and did not fit into the last group
+	var left *request // was taken, but did not fit into the last group
 	for commits := 1; ; commits++ {
 		first := left
 		if first == nil {
@@ -118,10 +120,13 @@ func (db *DB) committer() {
 	}
 }
 
-// gather returns a group that begins with a request, and one that did not fit in. The last group had so many.
+// gather returns a group that begins with first, and a request that did not fit into the group.
+// last is the size of the last group.
 //
-// Whoever was told of the last commit may be about to ask again. So the committer lets others run, a few times, until
-// there are as many again. Without that it would take the first of 64 writers alone, sync that, and then find the others.
+// The callers that got the result of the last commit may be about to call Apply again. So the
+// committer lets other goroutines run, up to maxWaits times, until the group is as large as the
+// last group. Without these waits, the committer would take the first of 64 writers alone, sync the
+// first request, and find the other requests only then.
 func (db *DB) gather(first *request, last int) (group []*request, left *request) {
 	group, size := []*request{first}, first.size
 	for waits := 0; len(group) < maxGroup; {
@@ -144,8 +149,8 @@ func (db *DB) gather(first *request, last int) (group []*request, left *request)
 
 const maxWaits = 4
 
-// discard lets Badger drop the versions that no reader needs; see readers. The second turn brings the discard timestamp
-// to durable if nothing is being read.
+// discard lets Badger drop the versions that no reader needs; see readers. The second turn brings
+// the discard timestamp to durable if no read is under way.
 func (db *DB) discard() {
 	for range 2 {
 		if floor, ok := db.readers.advance(db.durable.Load()); ok {
@@ -154,14 +159,16 @@ func (db *DB) discard() {
 	}
 }
 
-// commit makes a group durable. An error is that of every request. Otherwise each has its own in err: a conflict is
-// told only now, because it may be with a write of the same group, which nobody must hear of before it is durable.
+// commit makes a group durable. An error of commit is the outcome of every request. Otherwise each
+// request has its own outcome in err. A conflict is reported only after the commit. The conflict
+// may be with a write of the same group, and no caller may learn of the write before the write is
+// durable.
 func (db *DB) commit(group []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
 	usual, urgent := db.room.forCommit()
-	// It reads what it has written itself.
+	// The transaction reads its own writes.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
 	next := slot{head: db.head}
@@ -185,7 +192,8 @@ func (db *DB) commit(group []*request) error {
 			value, sum := storedValue(c)
 			w := write{storedKey(c.Key), value}
 			if err := txn.SetEntry(badger.NewEntry(w.key, w.value)); err != nil {
-				// Not for changes within the limits. Nothing of the group has happened.
+				// Changes within the limits cannot cause this error. Nothing of the group was
+				// committed.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
 			next.writes = append(next.writes, w)
@@ -199,7 +207,7 @@ func (db *DB) commit(group []*request) error {
 		}
 	}
 	if err := db.compactions.vouch(); err != nil {
-		return err // what was expected may not be so
+		return err // the reads in expected may be wrong
 	}
 	if len(next.writes) == 0 {
 		return nil
@@ -219,7 +227,8 @@ func (db *DB) commit(group []*request) error {
 	return nil
 }
 
-// make commits what the transaction holds, which is that of the slot, to Badger and to last at once.
+// make commits the transaction to Badger, and the slot to last, at the same time. The transaction
+// holds the writes of the slot.
 func (db *DB) make(txn *badger.Txn, s slot) error {
 	kept := make(chan error, 1)
 	go func() { kept <- db.keep(s) }()
@@ -235,8 +244,8 @@ func (db *DB) make(txn *badger.Txn, s slot) error {
 	return nil
 }
 
-// expected returns nil if every change finds what it expects, so that a request writes all or nothing; and the checksums
-// of the entries that it finds.
+// expected returns a nil error only if every change finds what the change expects. So a request
+// writes all or nothing. expected also returns the checksums of the entries found.
 func expected(txn *badger.Txn, changes []backend.Change) ([]uint64, error) {
 	sums := make([]uint64, len(changes))
 	for i, c := range changes {

@@ -1,25 +1,33 @@
-// Package badgerdb keeps a store's entries in a directory, with Badger. It is the only package that knows Badger.
+// Package badgerdb keeps the entries of a store in a directory, with Badger. No other package knows
+// Badger.
 //
-// What Badger is asked for here, and what not, comes from measurements:
+// Measurements decided how this package uses Badger:
 //
-//   - SyncWrites, because without it a power cut loses acknowledged writes by the thousand, and Open does not say so.
-//   - Its managed mode, with reads at the last durable timestamp, because an ordinary read waits for every commit
-//     that is under way: 1.7 ms instead of 5 µs at the median, beside eight writers.
-//   - One committer that puts many changes into one transaction, because Badger syncs once for each: 18 times the
-//     throughput at 64 writers.
-//   - Values below the threshold of the value log, whose sync errors Badger swallows.
-//   - Each commit is kept a second time, in the file LAST, and the directory is surveyed before Badger opens it, because
-//     Badger drops acknowledged writes without a word where a bit of its log has flipped or a file is gone: see last.
-//   - A checksum in each entry, and none read by Badger, which takes a damaged block for one without the key, and then
-//     finds an older version in another table.
-//   - Compactions that are watched, because Badger goes on without a table that it could not make, and deletes those that
-//     it was made of: see compactions.
-//   - Space on the disk that is checked before each commit, because Badger writes to mapped files, where a full disk
-//     ends the process: see room.
-//   - No deletes, no TTL, no DropPrefix: deleted keys have come back (issues 2143, 2278, 2286), and the version that
-//     comes back may be that of an active key. An entry is deleted by a write, of an empty value, which stays for
-//     good unless the key is written again: 31 to 36 bytes on disk for a key of 17, by how much neighbours have in
-//     common (100,000 deleted, after compaction), and what it takes a Scan to pass over it.
+//   - SyncWrites is on. Without SyncWrites, a power cut loses thousands of acknowledged writes, and
+//     Open does not report the loss.
+//   - Badger runs in managed mode, and reads are at the last durable timestamp. An ordinary read
+//     waits for every commit that is under way: 1.7 ms instead of 5 µs at the median, beside eight
+//     writers.
+//   - One committer puts many changes into one transaction, because Badger syncs once for each
+//     transaction. The throughput at 64 writers is 18 times higher.
+//   - Values are below the threshold of the value log, because Badger swallows the sync errors of
+//     the value log.
+//   - Each commit is stored a second time, in the file LAST, and the directory is surveyed before
+//     Badger opens the directory. Badger silently drops acknowledged writes if a bit of Badger's
+//     log has flipped or a file is missing: see last.
+//   - Each entry has a checksum, and Badger verifies no checksum when Badger reads. Badger treats a
+//     damaged block as a block without the key. Then Badger finds an older version in another
+//     table.
+//   - Compactions are watched. Badger continues without a table that could not be created, and
+//     deletes the tables which the new table was made from: see compactions.
+//   - The space on the disk is checked before each commit. Badger writes to mapped files, and there
+//     a full disk ends the process: see room.
+//   - There are no deletes, no TTL and no DropPrefix. Deleted keys have come back (issues 2143,
+//     2278, 2286), and the version that comes back may be the version of an active key. An entry is
+//     deleted by a write of an empty value. The empty value stays for good unless the key is
+//     written again. The empty value takes 31 to 36 bytes on disk for a key of 17 bytes. The size
+//     depends on how much neighbouring keys have in common (100,000 deleted, after compaction). A
+//     Scan also takes time to pass over the empty value.
 package badgerdb
 
 import (
@@ -46,55 +54,64 @@ import (
 //
 // The invariants:
 //
-//  1. The committer goroutine is the only writer. It commits at durable+1, and moves durable there when Badger has
-//     synced the commit.
-//  2. Every read is at a timestamp of durable, so that it sees no write that could still be lost, and waits for none.
-//  3. Badger may drop the versions below its discard timestamp. So the discard timestamp must not pass a read which is
-//     under way: the version that the read needs might be gone, and an older one, of a revoked key say, show in its
-//     place. Each read, and each snapshot from its beginning to its end, is counted in readers before it loads durable;
-//     the discard timestamp moves only to where readers says that no reader reads below.
-//  4. After a commit that failed, or anything else that Badger could not write, nothing is served any more: its writes
-//     may be on disk or not, and Linux does not report a failed writeback twice, so that no later sync can be believed.
-//  5. A commit is acknowledged when it is durable both in Badger and in last, which has it before the next one begins,
-//     and when the files that it was written to are found in the directory afterwards; see presence.
+//  1. The committer goroutine is the only writer. The committer commits at durable+1, and moves
+//     durable there when Badger has synced the commit.
+//  2. Every read is at a timestamp of durable. So a read sees no write that could still be lost,
+//     and waits for no write.
+//  3. Badger may drop the versions below its discard timestamp. So the discard timestamp must not
+//     pass a read which is under way. Otherwise the version that the read needs might be gone, and
+//     an older version, of a revoked key for example, might appear instead. Each read is counted in
+//     readers before the read loads durable. Each snapshot is counted from before it loads durable
+//     until its end. The discard timestamp moves only to a timestamp below which, according to
+//     readers, no reader reads.
+//  4. After a failed commit, the DB serves nothing any more. The same applies after any other
+//     failed write of Badger. The writes of a failed commit may be on disk or not. Linux does not
+//     report a failed writeback twice, so that no later sync can be trusted.
+//  5. A commit is acknowledged when the commit is durable both in Badger and in last, and when the
+//     files of the commit are found in the directory afterwards; see presence. last has the commit
+//     before the next commit begins.
 type DB struct {
 	dir     string
-	lock    *dirLock // of dir; nil once the directory was given back
+	lock    *dirLock // of dir; nil after the directory was released
 	badger  *badger.DB
 	last    *last
 	durable atomic.Uint64               // timestamp of the last commit that is on disk
 	failed  atomic.Pointer[error]       // set once; see invariant 4
-	tell    atomic.Pointer[func(error)] // Options.Failed; nil until Open is through
+	tell    atomic.Pointer[func(error)] // Options.Failed; nil until Open is done
 
-	compactions *compactions // those of badger
+	compactions *compactions // watches the compactions of badger
 
-	head     head     // after the last commit; the committer's
-	room     room     // the committer's
+	head     head     // after the last commit; owned by the committer
+	room     room     // owned by the committer
 	presence presence // of the files
 
-	queue   chan *request // to the committer; unbuffered, so that a request is either taken or not
+	// queue leads to the committer. queue is unbuffered, so that a request is either taken or not.
+	queue   chan *request
 	closing chan struct{} // closed by the first Close
-	stopped chan struct{} // closed by the committer when it is through
+	stopped chan struct{} // closed by the committer when the committer ends
 
-	readers readers      // see invariant 3
-	use     sync.RWMutex // held for reading by each reader of Badger, so that Close waits for the reads
-	closed  bool         // guarded by use: Badger is closed, or about to be
+	readers readers // see invariant 3
+	// use is held for reading by each reader of Badger, so that Close waits for the reads.
+	use    sync.RWMutex
+	closed bool // guarded by use: Badger is closed, or about to be
 
 	closeOnce  sync.Once
-	badgerDone <-chan error // receives when Badger is closed; nil while nobody closes it
-	salvaged   bool         // Open has made a recovery
+	badgerDone <-chan error // receives when Badger is closed; nil while no call closes Badger
+	salvaged   bool         // Open has recovered the directory
 
-	keep        func(slot) error // writes a commit to last; a benchmark leaves that out
-	commitFault func() error     // for tests; nil outside
+	keep        func(slot) error // writes a commit to last; a benchmark skips the write
+	commitFault func() error     // for tests; nil outside of tests
 }
 
 var _ backend.Backend = (*DB)(nil)
 
-// Close fails the calls that wait for the committer with ErrClosed, lets those that it has taken
-// finish, and closes Badger. ErrFull means that there is no room for what Badger writes then, and
-// that the directory is still open: nothing is lost, and Close may be called again. Close may also
-// be called again after an error which says that the directory could not be closed: Close then
-// waits for Badger again. Once the directory is given back, Close does nothing and returns nil.
+// Close closes the store. The calls that wait for the committer fail with ErrClosed. The calls that
+// the committer has taken finish. Then Close closes Badger.
+//
+// ErrFull means that the disk lacks the space for Badger's writes during Close. The directory is
+// still open then, nothing is lost, and Close may be called again. Close may also be called again
+// after an error which reports that the directory could not be closed: Close then waits for Badger
+// again. After the directory was released, Close does nothing and returns nil.
 func (db *DB) Close() error {
 	db.closeOnce.Do(func() { close(db.closing) })
 	<-db.stopped
@@ -112,8 +129,8 @@ func (db *DB) Close() error {
 	return db.release()
 }
 
-// release closes Badger, if it is open, and gives the directory back. After errNotClosed the
-// directory is still held, and release may be called again. Once the directory was given back,
+// release closes Badger, if Badger is open, and releases the directory. After errNotClosed the
+// directory is still held, and release may be called again. After the directory was released,
 // release does nothing.
 func (db *DB) release() error {
 	if db.lock == nil {
@@ -130,18 +147,19 @@ func (db *DB) release() error {
 	return err
 }
 
-// errNotClosed means that Badger goes on trying to write, and that the directory is still held.
+// errNotClosed means that Badger is still trying to write, and that the directory is still held.
 var errNotClosed = errors.New("could not be closed, because it could not be written: " +
 	"start the process again")
 
-// closeBadger waits for Badger, but not for ever: one that cannot write tries again and again.
-// After errNotClosed, closeBadger may be called again.
+// closeBadger closes Badger, and waits for a limited time only, because Badger retries a failing
+// write without end. After errNotClosed, closeBadger may be called again.
 func (db *DB) closeBadger() error {
 	db.compactions.closing.Store(true)
 	if db.badgerDone == nil {
 		done := make(chan error, 1)
 		db.badgerDone = done
-		b, release := db.badger, db.hold() // of what is compacted while Badger is being closed
+		// The hold keeps the files that are compacted while Badger is being closed.
+		b, release := db.badger, db.hold()
 		go func() {
 			err := b.Close()
 			if err == nil && db.failed.Load() == nil && release != nil {
@@ -169,7 +187,8 @@ func (db *DB) closeBadger() error {
 	return fmt.Errorf("badgerdb: %s %w", db.dir, errNotClosed)
 }
 
-// fail stops the DB for good; see invariant 4. It returns the reason that came first.
+// fail stops the DB for good; see invariant 4. fail returns the first reason for which the DB
+// stopped.
 func (db *DB) fail(doing string, err error) error {
 	err = fmt.Errorf("badgerdb: %w: %s: %w", backend.ErrFailed, doing, err)
 	if db.failed.CompareAndSwap(nil, &err) {
@@ -178,7 +197,8 @@ func (db *DB) fail(doing string, err error) error {
 	return *db.failed.Load()
 }
 
-// tellFailure tells whom Open was given, once it is through. They are told twice if that is at the same time.
+// tellFailure calls Options.Failed, if set, once Open is done. Options.Failed is called twice if
+// the DB fails while Open finishes.
 func (db *DB) tellFailure(err error) {
 	if tell := db.tell.Load(); tell != nil && *tell != nil {
 		(*tell)(err)
@@ -187,13 +207,14 @@ func (db *DB) tellFailure(err error) {
 
 // The layout of Badger's entries:
 //
-//	key    'e' key                       Badger keeps names in "!badger!" for itself
+//	key    'e' key                       Badger reserves names in "!badger!" for itself
 //	value  revision[8] checksum[8] value, or nothing: the entry has been deleted
 //	key    headKey
 //	value  the head: see head.append
 //
-// The checksum is the beginning of the SHA-256 of the revision, the length of the key, the key, and the value, so that an
-// entry which was damaged on the disk, or stands under another's key, is noticed.
+// The checksum is the beginning of the SHA-256 of the revision, the length of the key, the key, and
+// the value. So the checksum detects an entry that was damaged on the disk, or that is stored under
+// another key.
 const (
 	keyPrefix   = 'e'
 	entryHeader = 16
@@ -205,7 +226,8 @@ func storedKey(key []byte) []byte {
 	return append(append(make([]byte, 0, 1+backend.MaxKeySize), keyPrefix), key...)
 }
 
-// storedValue returns the value of an entry as it is stored, and its checksum; nothing and 0 for a deletion.
+// storedValue returns the stored form of an entry's value, and the checksum of the entry. For a
+// deletion, storedValue returns nil and 0.
 func storedValue(c backend.Change) ([]byte, uint64) {
 	if c.Delete {
 		return nil, 0
@@ -216,7 +238,7 @@ func storedValue(c backend.Change) ([]byte, uint64) {
 }
 
 func checksum(key []byte, revision uint64, value []byte) uint64 {
-	var buf [512]byte // enough for most, on the stack
+	var buf [512]byte // on the stack; large enough for most entries
 	b := binary.BigEndian.AppendUint64(buf[:0], revision)
 	b = append(binary.BigEndian.AppendUint16(b, uint16(len(key))), key...)
 	hash := sha256.Sum256(append(b, value...))
@@ -225,8 +247,8 @@ func checksum(key []byte, revision uint64, value []byte) uint64 {
 
 var errDamaged = errors.New("it is not what was written")
 
-// parseEntry takes an entry, which may keep what it is given, from Badger's key and value, and returns its checksum too.
-// ErrNotFound means that it is a deletion.
+// parseEntry decodes an entry from Badger's key and value, and returns the checksum too. The entry
+// may keep key and value. ErrNotFound means that the entry is deleted.
 func parseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
 	key = key[1:]
 	if len(value) == 0 {
@@ -243,7 +265,7 @@ func parseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
 	return e, sum, nil
 }
 
-// entry reads an item into memory of its own.
+// entry decodes a copy of an item.
 func entry(item *badger.Item) (backend.Entry, uint64, error) {
 	key := item.KeyCopy(nil)
 	value, err := item.ValueCopy(nil)
@@ -260,7 +282,7 @@ func readError(key []byte, err error) error {
 	return fmt.Errorf("entry %x: %w", key, err)
 }
 
-// get returns the entry of key as txn sees it, and its checksum, or ErrNotFound.
+// get returns the entry of key as txn sees the entry, and the checksum, or ErrNotFound.
 func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 	item, err := txn.Get(storedKey(key))
 	if errors.Is(err, badger.ErrKeyNotFound) {
@@ -272,7 +294,8 @@ func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 	return entry(item)
 }
 
-// read calls f with a read transaction at a timestamp: db.durable.Load, or the timestamp of a snapshot that is pinned.
+// read calls f with a read transaction. The timestamp is db.durable.Load, or the timestamp of a
+// pinned snapshot.
 func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -296,8 +319,9 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	return err
 }
 
-// guard calls f, which reads tables. Badger does that in mapped files, and without care: a disk that cannot be read, and
-// a table that was damaged since it was checked, are panics there.
+// guard calls f, which reads tables, and returns panics as errors. Badger reads tables through
+// mapped files, without precautions. A disk that cannot be read causes a panic there. So does a
+// table that was damaged after the table was checked.
 func (db *DB) guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -305,14 +329,15 @@ func (db *DB) guard(f func() error) (err error) {
 		case nil:
 		case interface{ Addr() uintptr }:
 			err = db.fail("read", errors.New("a file could not be read"))
-		default: // an index out of range, or a text that Badger makes of that
+		default: // an index out of range, or a text that Badger makes of the panic
 			err = fmt.Errorf("%w: a table is damaged, and could not be read", backend.ErrCorrupt)
 		}
 	}()
 	return f()
 }
 
-// Get implements backend.Backend. A read of a mapped file cannot be interrupted: ctx is looked at before.
+// Get implements backend.Backend. Get checks ctx before the read, because a read of a mapped file
+// cannot be interrupted.
 func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) {
 	err = db.read(ctx, db.durable.Load, func(txn *badger.Txn) error {
 		e, _, err = get(txn, key)
@@ -321,8 +346,8 @@ func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) 
 	return e, err
 }
 
-// A page is what Scan and Snapshot read at once: so many entries, those that have been deleted among them, or so many
-// bytes, whichever comes first.
+// A page is what Scan and Snapshot read in one step. A page ends after pageEntries entries, deleted
+// entries included, or after pageBytes bytes, whichever comes first.
 const (
 	pageEntries = 256
 	pageBytes   = 256 << 10
@@ -335,14 +360,16 @@ func (db *DB) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry
 	}
 }
 
-// pin returns the timestamp of a snapshot. Badger drops no version that the snapshot shows until unpin is called.
+// pin returns the timestamp of a snapshot. Badger drops no version that the snapshot shows until
+// unpin is called.
 func (db *DB) pin() (ts uint64, unpin func()) {
 	epoch := db.readers.enter()
 	return db.durable.Load(), func() { db.readers.leave(epoch) }
 }
 
-// Snapshot implements backend.Backend. While a snapshot lasts, Badger drops no version that is newer: the snapshot costs
-// the space of what is written until its end.
+// Snapshot implements backend.Backend. During a snapshot, Badger drops no version that is newer
+// than the snapshot. So the snapshot costs the space of everything that is written until the
+// snapshot ends.
 func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
 		ts, unpin := db.pin()
@@ -351,8 +378,8 @@ func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.E
 	}
 }
 
-// pages reads page by page, so that no lock is held and no transaction open while the loop body runs. It looks at ctx
-// between pages.
+// pages reads page by page, so that no lock is held and no transaction is open while the loop body
+// runs. pages checks ctx between pages.
 func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yield func(backend.Entry, error) bool) {
 	for {
 		page, next, err := db.page(ctx, at, from, to)
@@ -378,7 +405,8 @@ func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yiel
 	}
 }
 
-// page returns the first entries with from <= key < to, and where the next page begins: nil if there is none.
+// page returns the first entries with from <= key < to, and the key at which the next page begins.
+// next is nil if there is no next page.
 func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page []backend.Entry, next []byte, err error) {
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
@@ -387,7 +415,7 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 		defer it.Close()
 		seen, size := 0, 0
 		for it.Seek(storedKey(from)); it.Valid(); it.Next() {
-			key := it.Item().Key()[1:] // until Next
+			key := it.Item().Key()[1:] // valid until Next
 			if to != nil && string(key) >= string(to) {
 				return nil
 			}
@@ -399,7 +427,7 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 				return err
 			}
 			if seen++; seen == pageEntries || size >= pageBytes {
-				next = append(slices.Clone(key), 0) // the least key behind it
+				next = append(slices.Clone(key), 0) // the least key after key
 				return nil
 			}
 		}
@@ -408,8 +436,8 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 	return page, next, err
 }
 
-// A logger passes on what Badger says: its chatter as detail. What it calls an error is something that it could not
-// write, and stops the DB.
+// A logger forwards Badger's log messages. Info messages of Badger become debug messages. An error
+// message of Badger means that Badger could not write something, and stops the DB.
 type logger struct {
 	to          *slog.Logger
 	db          *DB

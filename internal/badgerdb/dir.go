@@ -17,8 +17,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// enter takes the lock of a directory. A missing directory is made, with mode 0700, unless a store
-// must exist. Nothing in the directory is changed.
+// enter takes the lock of a directory. If the directory is missing, enter makes the directory with
+// mode 0700; if mustExist is set, enter returns an error instead. enter changes nothing in an
+// existing directory.
 func enter(dir string, mustExist bool) (*dirLock, error) {
 	info, err := os.Stat(dir)
 	switch {
@@ -43,7 +44,8 @@ func enter(dir string, mustExist bool) (*dirLock, error) {
 	return lock, err
 }
 
-// makeAll is os.MkdirAll for a directory that is missing, and makes what it makes durable.
+// makeAll makes a missing directory and its missing parents, like os.MkdirAll, and makes the new
+// directories durable.
 func makeAll(dir string) error {
 	parent := filepath.Dir(dir)
 	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
@@ -57,17 +59,17 @@ func makeAll(dir string) error {
 	return syncDir(parent)
 }
 
-// Badger's kinds of files.
+// The kinds of files that Badger makes.
 const (
 	manifestFile = "MANIFEST"
 	tableFiles   = ".sst"
 	logFiles     = ".mem"
 	valueLogs    = ".vlog"
-	otherFiles   = "other" // encryption keys, statistics, and what is left of a rewrite
+	otherFiles   = "other" // encryption keys, statistics, and files of an interrupted rewrite
 )
 
-// badgerKind returns which kind of file Badger gives a name to, and "" for a name that Badger does
-// not make: notes.mem is no log.
+// badgerKind returns the kind of the Badger file with the given name. The result is "" if Badger
+// does not make files with this name: notes.mem is no log.
 func badgerKind(name string) string {
 	numbered := func(format string) bool {
 		var n uint64
@@ -92,15 +94,16 @@ func badgerKind(name string) string {
 	return ""
 }
 
-// The contents of a directory are the names in it, sorted by whose they are.
+// The contents of a directory are the names in the directory, grouped by the program that made the
+// files.
 type contents struct {
-	last       bool
-	badger     []string // files with names of Badger's
-	data       string   // a manifest, a table or a log, if there is one
-	manifest   bool
-	recoveries []string // names that a recovery's directory may have; see recovery
-	inTheWay   string   // a file that Badger would take for one of its own, and could not read
-	foreign    string   // a file of somebody else's
+	last       bool     // LAST exists
+	badger     []string // files with names that Badger makes
+	data       string   // the name of a manifest, a table or a log; empty without such a file
+	manifest   bool     // the manifest exists
+	recoveries []string // names that look like the directory of a recovery; see recovery
+	inTheWay   string   // a foreign file that Badger would try to read as a Badger file, and fail
+	foreign    string   // a file of another program or user
 }
 
 func listDir(dir string) (c contents, err error) {
@@ -120,8 +123,8 @@ func listDir(dir string) (c contents, err error) {
 			c.manifest = c.manifest || kind == manifestFile
 		case name == lastName:
 			c.last = true
-		case name == "lost+found": // of a file system's root
-		case name == lockName: // of an opener that got no further
+		case name == "lost+found": // belongs to the root of a file system
+		case name == lockName: // left by an Open that ended early
 			if text, err := os.ReadFile(filepath.Join(dir, name)); err == nil && len(text) > 0 {
 				if _, ok := parseHolder(string(text)); !ok {
 					c.foreign = name
@@ -141,8 +144,9 @@ func listDir(dir string) (c contents, err error) {
 	return c, err
 }
 
-// mayWrite returns an error if a file of the store's cannot be written. Badger would find out in
-// the middle of its work, and its error would not say whose the file is.
+// mayWrite returns an error if this process cannot write a file of the store. Without this check
+// Badger would fail in the middle of its work. The error of Badger would not name the owner of the
+// file.
 func (c contents) mayWrite(dir string) error {
 	names := c.badger
 	if c.last {
@@ -158,7 +162,7 @@ func (c contents) mayWrite(dir string) error {
 	return nil
 }
 
-// A plainError is another error in words of its own.
+// A plainError wraps an error, and replaces the text of the error.
 type plainError struct {
 	text string
 	err  error
@@ -167,7 +171,7 @@ type plainError struct {
 func (e *plainError) Error() string { return e.text }
 func (e *plainError) Unwrap() error { return e.err }
 
-// Why a directory is not a store's.
+// The reasons why a directory does not belong to a store.
 const (
 	othersFile     = "no store has made that"
 	othersDatabase = "another program has its Badger database there"
@@ -190,9 +194,9 @@ func missing(dir, has, lacks string) error {
 		"is left with Options.Recover", backend.ErrCorrupt, dir, has, lacks)
 }
 
-// claim makes the directory one that only its owner may enter, since Badger makes some of its files
-// readable for all, and says in the file LOCK who has the directory open. claim is called before
-// the first change of the directory.
+// claim restricts the directory to its owner, because Badger makes some files readable for all
+// users. claim also writes into the file LOCK which process has the directory open. open calls
+// claim before the first change of the directory.
 func (db *DB) claim() error {
 	info, err := os.Stat(db.dir)
 	if err != nil {
@@ -206,8 +210,8 @@ func (db *DB) claim() error {
 	return db.lock.announce()
 }
 
-// chmodError says what to do about a directory that others may enter and whose mode this process
-// cannot change.
+// chmodError explains what to do about a directory that other users may enter, if this process
+// cannot change the mode.
 func chmodError(dir string, info fs.FileInfo, err error) error {
 	if isReadOnly(err) {
 		return err
@@ -218,7 +222,7 @@ func chmodError(dir string, info fs.FileInfo, err error) error {
 	switch holdsStore := c.last || len(c.badger) > 0; {
 	case listErr == nil && !holdsStore && mayMakeFiles(dir):
 		text += ": name a directory inside it, which will be made"
-	case holdsStore: // a directory inside it would be another store, without a key
+	case holdsStore: // a directory inside would be a new store without keys
 		text = cmp.Or(whose(dir, dir), text)
 	default:
 		text = cmp.Or(whose(dir, dir), text+": run chmod 700 on it as its owner")
@@ -226,10 +230,10 @@ func chmodError(dir string, info fs.FileInfo, err error) error {
 	return &plainError{fmt.Sprintf("%s: %v", text, err), err}
 }
 
-// explain says of an error of the operating system what is wrong with the directory, and what to
-// do.
+// explain adds advice to an error of the operating system: what is wrong with the directory, and
+// what to do.
 func explain(dir string, err error) error {
-	if errors.As(err, new(*plainError)) { // it says so itself
+	if errors.As(err, new(*plainError)) { // the text already contains the advice
 		return err
 	}
 	path := dir
@@ -248,12 +252,12 @@ func explain(dir string, err error) error {
 	return err
 }
 
-// whose says who owns what is denied to this process, and how to get it. It is empty where nobody
-// knows.
+// whose names the owner of a file that this process may not access, and explains how to get access.
+// The result is empty if the owner is unknown.
 func whose(dir, path string) string {
 	info, err := os.Stat(path)
 	for err != nil && path != filepath.Dir(path) {
-		path = filepath.Dir(path) // what could not be made, or not be looked at
+		path = filepath.Dir(path) // path is missing or not accessible: look at its parent
 		info, err = os.Stat(path)
 	}
 	if err != nil {
@@ -287,7 +291,7 @@ func userName(uid int) string {
 	return fmt.Sprintf("uid %d", uid)
 }
 
-// openError explains an error of Badger's.
+// openError explains an error of Badger.
 func openError(dir string, err error) error {
 	if errors.Is(err, y.ErrChecksumMismatch) {
 		return fmt.Errorf("%w: %s: restore it from a backup: %w", backend.ErrCorrupt, dir, err)
@@ -295,7 +299,7 @@ func openError(dir string, err error) error {
 	return fmt.Errorf("%s: %w", dir, err)
 }
 
-// filesOf returns the paths of Badger's files of a kind in dir, in the order of their names.
+// filesOf returns the paths of Badger's files of one kind in dir, in the order of their names.
 func filesOf(dir, kind string) ([]string, error) {
 	files, err := os.ReadDir(dir)
 	var paths []string
@@ -308,7 +312,7 @@ func filesOf(dir, kind string) ([]string, error) {
 }
 
 func syncDir(dir string) error {
-	if runtime.GOOS == "windows" { // it cannot, and need not
+	if runtime.GOOS == "windows" { // cannot sync a directory, and does not need to
 		return nil
 	}
 	d, err := os.Open(dir)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk returns how many bytes may still be written to the file system of dir, and how many it has in all. False means
-// that nobody knows.
+// disk returns how many bytes may still be written to the file system of dir, and the total size of
+// the file system. ok is false if the sizes are unknown.
 func disk(dir string) (free, total int64, ok bool) {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil {
@@ -21,7 +21,7 @@ func disk(dir string) (free, total int64, ok bool) {
 }
 
 func inBytes(st unix.Statfs_t) (free, total int64, ok bool) {
-	if st.Blocks == 0 { // a tmpfs without a limit, or a file system that does not tell
+	if st.Blocks == 0 { // a tmpfs without a limit, or a file system without figures
 		return 0, 0, false
 	}
 	size := func(blocks uint64) int64 {
@@ -31,19 +31,21 @@ func inBytes(st unix.Statfs_t) (free, total int64, ok bool) {
 		}
 		return int64(low)
 	}
-	available := int64(st.Bavail) // below 0 where only root may use what is left
+	// Bavail is below 0 where only root may use the remaining space.
+	available := int64(st.Bavail)
 	return size(uint64(max(0, available))), size(st.Blocks), true
 }
 
-// mapFile returns what a file holds, until unmap is called. An error of the disk is a fault when it is read.
+// mapFile returns the content of a file. data is valid until unmap is called. A disk error is a
+// fault when data is read.
 func mapFile(path string) (data []byte, unmap func(), err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer f.Close() // the mapping stays
+	defer f.Close() // the mapping remains
 	info, err := f.Stat()
-	if err != nil || info.Size() == 0 { // which cannot be mapped
+	if err != nil || info.Size() == 0 { // an empty file cannot be mapped
 		return nil, func() {}, err
 	}
 	data, err = unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// datasync makes what was written to f durable. Times of the file are left out.
+// datasync makes the data written to f durable, but not the times of the file.
 func datasync(f *os.File) error {
 	for {
 		if err := syscall.Fdatasync(int(f.Fd())); err != syscall.EINTR {
@@ -20,8 +20,9 @@ func datasync(f *os.File) error {
 
 const keepSize = 1 // FALLOC_FL_KEEP_SIZE
 
-// allocate gives f the first size bytes of space on the disk, whatever its length, so that no write there can find the
-// disk full. False means that the file system cannot, or has no room.
+// allocate gives f the first size bytes of space on the disk, whatever the length of f. So no write
+// within these bytes can find the disk full. False means that the file system cannot allocate
+// space, or has too little space.
 func allocate(f *os.File, size int64) bool {
 	return !copiesOnWrite(filepath.Dir(f.Name())) && fallocate(int(f.Fd()), size) == nil
 }
@@ -34,15 +35,17 @@ func fallocate(fd int, size int64) error {
 	}
 }
 
-// copiesOnWrite reports whether the file system of dir writes each block to a new place, be it to allocated space.
+// copiesOnWrite reports whether the file system of dir writes each block to a new place, even if
+// the space is allocated.
 func copiesOnWrite(dir string) bool {
 	const bcachefs = 0xca451a4e
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && (uint32(st.Type) == unix.BTRFS_SUPER_MAGIC || uint32(st.Type) == bcachefs)
 }
 
-// probe returns ENOSPC or EDQUOT if a file in dir cannot have so many bytes of space, now. Nil means that it can, or that
-// the file system does not tell. On a tmpfs nothing is tried: its size is its only limit, and allocated space is memory.
+// probe returns ENOSPC or EDQUOT if a file in dir cannot get size bytes of space now. Nil means
+// that a file can get the space, or that the file system does not report a lack. On a tmpfs probe
+// tries nothing: the size of a tmpfs is its only limit, and allocated space is memory.
 func probe(dir string, size int64) error {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) == nil && uint32(st.Type) == unix.TMPFS_MAGIC {
@@ -51,8 +54,10 @@ func probe(dir string, size int64) error {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		err = fallocate(fd, size)
-		_ = unix.Close(fd)      // which gives the space back
-		if copiesOnWrite(dir) { // and only this does it there: else it is counted for a while, and others find none
+		_ = unix.Close(fd) // gives the space back
+		// A copy-on-write file system gives the space back only with a sync. Without the sync the
+		// space counts as used for a while, and other writers find no space.
+		if copiesOnWrite(dir) {
 			err = errors.Join(err, syncFileSystem(dir))
 		}
 	}
@@ -64,7 +69,7 @@ func probe(dir string, size int64) error {
 	return nil
 }
 
-// syncFileSystem makes what was written durable, and gives back the blocks of what was removed.
+// syncFileSystem makes written data durable, and gives back the blocks of removed files.
 func syncFileSystem(dir string) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -74,7 +79,8 @@ func syncFileSystem(dir string) error {
 	return unix.Syncfs(fd)
 }
 
-// blockSize is what the file system counts in, which is not always the size that it likes to transfer.
+// blockSize is the unit in which the file system counts. The unit is not always the preferred size
+// of a transfer.
 func blockSize(st unix.Statfs_t) uint64 {
 	if st.Frsize > 0 {
 		return uint64(st.Frsize)

@@ -14,18 +14,18 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// lockName is the file in which the process that has the directory open says who it is. The file is
-// no lock, except on Windows. Badger has a file of this name too, with a pid in it.
+// lockName is the file that names the process that has the directory open. The file is no lock,
+// except on Windows. Badger also writes a file with this name, and the file holds a pid.
 const lockName = "LOCK"
 
-// A holder is a process as the file LOCK describes it, one item a line:
+// A holder describes a process in the file LOCK. Each line holds one item:
 //
 //	pid
 //	host name           two containers on one volume may both have pid 1
 //	start               RFC 3339: when the process started to use this package
-//	identity            random, in hexadecimal: no other process has it, on no host
+//	identity            random, in hexadecimal: different for each process on each host
 //
-// The first line alone is what another program with Badger writes.
+// Another program with Badger writes only the first line.
 type holder struct {
 	pid                   int
 	host, start, identity string
@@ -33,7 +33,7 @@ type holder struct {
 
 var thisProcess = sync.OnceValue(func() holder {
 	identity := make([]byte, 16)
-	_, _ = rand.Read(identity) // it never fails
+	_, _ = rand.Read(identity) // never fails
 	host, _ := os.Hostname()
 	start := time.Now().UTC().Format(time.RFC3339)
 	return holder{os.Getpid(), host, start, hex.EncodeToString(identity)}
@@ -43,8 +43,8 @@ func (h holder) encode() []byte {
 	return fmt.Appendf(nil, "%d\n%s\n%s\n%s\n", h.pid, h.host, h.start, h.identity)
 }
 
-// parseHolder reads the file LOCK, and reports whether the text is one that a store or another
-// program with Badger wrote.
+// parseHolder parses the text of the file LOCK. ok reports whether a store or another program with
+// Badger wrote the text.
 func parseHolder(text string) (h holder, ok bool) {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	pid, err := strconv.Atoi(lines[0])
@@ -70,7 +70,7 @@ func (h holder) String() string {
 	}
 }
 
-// lockedError says who has the directory open.
+// lockedError returns an error that names the process that has the directory open.
 func lockedError(dir string) error {
 	who := "another process"
 	if text, err := os.ReadFile(filepath.Join(dir, lockName)); err == nil {

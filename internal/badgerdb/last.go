@@ -13,32 +13,35 @@ import (
 	"path/filepath"
 )
 
-// lastName is the file that a last is kept in.
+// lastName is the name of the file LAST; see last.
 const lastName = "LAST"
 
-// A last is the file LAST beside Badger's: the two newest commits, kept a second time.
+// A last is the file LAST next to Badger's files. LAST stores the two newest commits a second time.
 //
-// Badger cuts its log where that is damaged, deletes the tables that a damaged manifest does not name, and opens without
-// a word. So each commit goes to Badger and here at once, and is acknowledged when both are durable. Open compares:
+// Badger truncates its log at a damaged place, deletes the tables that a damaged manifest does not
+// name, and opens without a report. So each commit goes to Badger and to LAST at the same time, and
+// is acknowledged when both are durable. Open compares Badger with LAST:
 //
-//   - Badger has what is here: all is well.
-//   - Badger lacks one of these two commits: it is made again. Badger's log was cut off while it was written, or has been
-//     damaged at its very end.
-//   - Badger lacks more: what was acknowledged is lost, and Open refuses.
-//   - Badger has one commit more than is here: it was not acknowledged yet, or its copy is damaged.
-//   - Badger has more than that: this file is an old one, or damaged, and Open refuses.
+//   - Badger has the commits of LAST: all is well.
+//   - Badger lacks one of the two commits: Open makes the commit again. Badger's log was cut off
+//     during the write, or has been damaged at its very end.
+//   - Badger lacks more: acknowledged commits are lost, and Open refuses.
+//   - Badger has one commit more than LAST: the commit was not acknowledged yet, or its copy is
+//     damaged.
+//   - Badger has more commits than that: LAST is an old file, or damaged, and Open refuses.
 //
-// A commit is written over the one before the last, so that one of the two slots is whole at any moment, whatever
-// becomes of the write. The layout of a slot; integers are big-endian:
+// A commit overwrites the commit before the last. So one of the two slots is whole at any moment,
+// whatever happens to the write. The layout of a slot; integers are big-endian:
 //
 //	magic    [8]byte
-//	store    [16]byte  drawn when the store was made
+//	store    [16]byte  random, drawn when the store was created
 //	seq      uint64    the number of the commit, and its timestamp in Badger
-//	entries  uint64    how many entries there are after it
-//	sum      uint64    the sum of their checksums
-//	length   uint32    of what follows, without the hash
-//	          for each write: length of key uint16, length of value uint32, key, value, as Badger is given them
-//	hash     [32]byte  SHA-256 of all that
+//	entries  uint64    the number of entries after the commit
+//	sum      uint64    the sum of the checksums of these entries
+//	length   uint32    the length of the writes, without the hash
+//	          for each write: length of key uint16, length of value uint32, key, value, in the
+//	          form that Badger gets
+//	hash     [32]byte  SHA-256 of everything before the hash
 type last struct {
 	file *os.File
 }
@@ -46,11 +49,12 @@ type last struct {
 const (
 	slotMagic  = "apikeys1"
 	slotHeader = len(slotMagic) + 16 + 8 + 8 + 8 + 4
-	// Two slots, this far apart, are larger than any commit: a group and one request that did not fit into it.
+	// The two slots are slotSize apart. slotSize is larger than any commit: a group, and one
+	// request that did not fit into the group.
 	slotSize = 704 << 10
 )
 
-// A head says what the store is after a commit.
+// A head describes the store after a commit.
 type head struct {
 	store   [16]byte
 	seq     uint64
@@ -58,21 +62,22 @@ type head struct {
 	sum     uint64
 }
 
-// A slot is one of the two commits: what it made of the store, and what it wrote. That is left out where it was not known
-// any more when the slot was written: such a commit cannot be made again.
+// A slot is one of the two commits: the state of the store after the commit, and the writes of the
+// commit. The writes are left out if they were no longer known when the slot was written. A commit
+// without writes cannot be made again.
 type slot struct {
 	head
 	writes []write
 }
 
-// A write is an entry as Badger is given it.
+// A write is an entry in the form that Badger gets.
 type write struct{ key, value []byte }
 
 func (h head) String() string {
 	return fmt.Sprintf("commit %d: %d entries, sum %016x", h.seq, h.entries, h.sum)
 }
 
-// append adds the head to b. It is also what Badger keeps under headKey.
+// append adds the head to b. Badger keeps the same bytes under headKey.
 func (h head) append(b []byte) []byte {
 	b = append(b, h.store[:]...)
 	b = binary.BigEndian.AppendUint64(b, h.seq)
@@ -110,7 +115,7 @@ func (s slot) encode() []byte {
 	return append(b, hash[:]...)
 }
 
-// decodeSlot returns the slot that b begins with, and false if it is not whole.
+// decodeSlot returns the slot at the beginning of b, and false if the slot is not whole.
 func decodeSlot(b []byte) (slot, bool) {
 	if len(b) < slotHeader+sha256.Size || string(b[:len(slotMagic)]) != slotMagic {
 		return slot{}, false
@@ -135,21 +140,21 @@ func decodeSlot(b []byte) (slot, bool) {
 	return s, true
 }
 
-// openLast opens the file. The error matches fs.ErrNotExist where there is none.
+// openLast opens the file. The error matches fs.ErrNotExist if the file does not exist.
 func openLast(dir string) (*last, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	// A process that was killed may have left a commit here that is not on the disk yet, while the next one goes over the
-	// other slot.
+	// A process that was killed may have left a commit in the file that is not on the disk yet. The
+	// next commit overwrites the other slot. So the first commit must be synced before.
 	if err := f.Sync(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return &last{f}, nil
 }
 
-// close closes the file, if there is one.
+// close closes the file. close does nothing if l is nil.
 func (l *last) close() error {
 	if l == nil {
 		return nil
@@ -157,10 +162,10 @@ func (l *last) close() error {
 	return l.file.Close()
 }
 
-// beginLast makes the file of a new store, and returns commit 0.
+// beginLast creates the file of a new store, and returns commit 0.
 func beginLast(dir string) (*last, slot, error) {
 	var s slot
-	_, _ = rand.Read(s.store[:]) // it never fails
+	_, _ = rand.Read(s.store[:]) // Read never fails
 	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, slot{}, err
@@ -173,7 +178,7 @@ func beginLast(dir string) (*last, slot, error) {
 	return l, s, nil
 }
 
-// reserve gives it all of its space, which a copy of the file may not have.
+// reserve allocates the full space of the file. A copy of the file may lack space.
 func (l *last) reserve() bool { return allocate(l.file, 2*slotSize) }
 
 // write makes a commit durable in its slot.
@@ -184,16 +189,16 @@ func (l *last) write(s slot) error {
 	return datasync(l.file)
 }
 
-// What a file LAST is.
+// A lastKind classifies a file LAST.
 type lastKind int
 
 const (
-	lastBlank   lastKind = iota // its first commit was not written: the store was never open
-	lastOurs                    // a store wrote it, whether or not a commit is whole
-	lastUnknown                 // it shows no sign of a store
+	lastBlank   lastKind = iota // the first commit was not written: the store was never open
+	lastOurs                    // a store wrote the file, whether or not a commit is whole
+	lastUnknown                 // the file shows no sign of a store
 )
 
-// slots returns the commits that are whole, the older one first, and what the file is.
+// slots returns the whole commits, the older commit first, and the kind of the file.
 func (l *last) slots() (slots []slot, kind lastKind, err error) {
 	kind = lastBlank
 	buf := make([]byte, slotSize)
@@ -209,7 +214,7 @@ func (l *last) slots() (slots []slot, kind lastKind, err error) {
 			kind = lastUnknown
 		}
 		if s, ok := decodeSlot(buf[:n]); ok && s.seq%2 == uint64(i) {
-			for j := range s.writes { // out of buf
+			for j := range s.writes { // copy out of buf
 				w := &s.writes[j]
 				w.key, w.value = append([]byte(nil), w.key...), append([]byte(nil), w.value...)
 			}
@@ -222,13 +227,13 @@ func (l *last) slots() (slots []slot, kind lastKind, err error) {
 	return slots, kind, nil
 }
 
-// isBlank reports whether a file is what a crash leaves while its first commit is being written.
+// isBlank reports whether data is what a crash leaves while the first commit is being written.
 func isBlank(data []byte) bool {
 	return len(data) <= slotHeader+sha256.Size && len(bytes.Trim(data, "\x00")) == 0
 }
 
-// newestIn returns the head of the newest commit in a directory's file LAST; the zero head if there
-// is none.
+// newestIn returns the head of the newest commit in the file LAST of a directory. newestIn returns
+// the zero head if LAST does not exist, or holds no whole commit.
 func newestIn(dir string) (head, error) {
 	f, err := os.Open(filepath.Join(dir, lastName))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,7 @@ import "errors"
 
 type dirLock struct{}
 
-// Without a lock two processes would write one directory.
+// lockDir returns an error: without a lock two processes could write to the same directory.
 func lockDir(string) (*dirLock, error) {
 	return nil, errors.New("a store's directory cannot be locked on this system: " +
 		"use keystore.New with a backend of your own")

@@ -13,15 +13,15 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A dirLock is the lock of a directory. The lock is the one that Badger takes, so that no program
-// that uses Badger opens the directory meanwhile. The lock ends with the process.
+// A dirLock is the lock of a directory. Badger takes the same lock. So no other program with Badger
+// can open the directory while this process holds the lock. The lock ends with the process.
 type dirLock struct {
 	dir       *os.File
 	announced bool
 }
 
-// lockDir takes the lock, and changes nothing in the directory. The error wraps ErrLocked, or is
-// the operating system's.
+// lockDir takes the lock, and changes nothing in the directory. The error wraps ErrLocked, or is an
+// error of the operating system.
 func lockDir(dir string) (*dirLock, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -36,8 +36,8 @@ func lockDir(dir string) (*dirLock, error) {
 	return &dirLock{dir: f}, nil
 }
 
-// announce writes into the file LOCK which process has the directory open. The file of a process
-// that was killed is replaced, whoever owns the file.
+// announce writes into the file LOCK which process has the directory open. announce replaces the
+// file of a killed process, even if another user owns the file.
 func (l *dirLock) announce() error {
 	path := filepath.Join(l.dir.Name(), lockName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -47,8 +47,8 @@ func (l *dirLock) announce() error {
 	return os.WriteFile(path, thisProcess().encode(), 0o600)
 }
 
-// release gives the lock back. The explicit unlock is needed where this process is just starting a
-// child, which has a copy of the file descriptor for a moment.
+// release releases the lock. The explicit unlock is needed if this process is starting a child: the
+// child has a copy of the file descriptor for a moment.
 func (l *dirLock) release() error {
 	var err error
 	if l.announced {

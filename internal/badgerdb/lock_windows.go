@@ -10,12 +10,12 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A dirLock is the lock of a directory. The lock is the one that Badger takes, so that no program
-// that uses Badger opens the directory meanwhile: the file LOCK, which only one process can have
-// open, and which goes with that process.
+// A dirLock is the lock of a directory. The lock is the file LOCK. Only one process can have LOCK
+// open. Badger takes the same lock. So no other program with Badger can open the directory while
+// this process holds the lock. Windows removes LOCK when the process ends.
 type dirLock struct{ file windows.Handle }
 
-// lockDir takes the lock. The error wraps ErrLocked, or is the operating system's.
+// lockDir takes the lock. The error wraps ErrLocked, or is an error of the operating system.
 func lockDir(dir string) (*dirLock, error) {
 	path := filepath.Join(dir, lockName)
 	name, err := windows.UTF16PtrFromString(path)
@@ -33,7 +33,7 @@ func lockDir(dir string) (*dirLock, error) {
 	return &dirLock{h}, nil
 }
 
-// announce does nothing: no other process could read the file.
+// announce does nothing, because no other process could read the file.
 func (*dirLock) announce() error { return nil }
 
 func (l *dirLock) release() error { return windows.CloseHandle(l.file) }

@@ -14,46 +14,48 @@ import (
 // Badger's write-ahead log, NNNNN.mem, as badger v4 writes it (memtable.go and structs.go there):
 //
 //	header    id of the encryption key uint64, 0 for none; initialization vector [12]byte
-//	entries   meta uint8, user meta uint8, length of key uvarint, length of value uvarint, expiry uvarint,
-//	          key with its version, value, CRC-32C of all that, big-endian
+//	entries   meta uint8, user meta uint8, length of key uvarint, length of value uvarint,
+//	          expiry uvarint, key with its version, value, CRC-32C of the entry, big-endian
 //
-// The entries of a transaction have the bit logTxn, and the one behind them logFinTxn, with the transaction's version
-// in decimal as its value. The file is allocated beforehand: zeroes follow the last entry.
+// The CRC covers the entry up to the CRC. Every entry of a transaction has the bit logTxn. The
+// last entry, after the entries of the transaction, has the bit logFinTxn. The value of the last
+// entry is the version of the transaction in decimal. The file is allocated beforehand: zeroes
+// follow the last entry.
 const (
 	logHeaderSize = 20
 	logTxn        = 1 << 6
 	logFinTxn     = 1 << 7
 
-	// Longer ones are no entries of ours.
+	// The store writes no entry with a longer key or value.
 	maxLogKey   = 1 << 10
 	maxLogValue = 64 << 10
 	maxLogEntry = 2 + 3*binary.MaxVarintLen64 + maxLogKey + maxLogValue + crc32.Size
 )
 
-// perNode is what an entry takes in a memtable beside its key and value, on average: a node of Badger's skip list, the
-// version, and what is before the value.
+// perNode is the average number of bytes that an entry takes in a memtable, without its key and
+// value: a node of Badger's skip list (29), the version (8), and the fields before the value (3).
 const perNode = 29 + 8 + 3
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A logEntry is one entry of a log. Its slices are good until the next one is read.
+// A logEntry is one entry of a log. The slices are valid until the next entry is read.
 type logEntry struct {
 	meta       byte
 	key, value []byte // the key with its version
 }
 
-// A logFile says what a log holds.
+// A logFile describes the content of a log.
 type logFile struct {
 	name        string
-	first, last uint64 // the versions of its first and last transaction; 0: it has none
-	end         int64  // the offset behind the last transaction
-	memory      int64  // what its entries take in a memtable, about
-	gap         uint64 // the version that is missing in the middle; 0: none
-	torn        bool   // something that is no transaction follows
+	first, last uint64 // the versions of the first and last transaction; 0: no transaction
+	end         int64  // the offset after the last transaction
+	memory      int64  // about the number of bytes that the entries take in a memtable
+	gap         uint64 // the first version that is missing in the middle; 0: no version is missing
+	torn        bool   // bytes that are no transaction follow the last transaction
 }
 
-// readLog reads a log as Badger does, up to the first thing that is not a whole transaction, and hands each entry of the
-// transactions to visit.
+// readLog reads a log as Badger does, up to the first bytes that are not a whole transaction.
+// readLog calls visit with the version and the entries of each whole transaction. visit may be nil.
 func readLog(path string, visit func(version uint64, writes []write) error) (l logFile, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -116,14 +118,15 @@ func parseLog(file io.Reader, visit func(version uint64, writes []write) error) 
 				}
 			}
 			writes, version = nil, 0
-		default: // we write in transactions only
+		default: // the store writes only in transactions
 			l.torn = true
 			return l, nil
 		}
 	}
 }
 
-// nextLogEntry reads one entry. Its size is 0 where there is none: meta is 0 too if there are zeroes, or nothing.
+// nextLogEntry reads one entry. If there is no entry, size is 0. Then meta is 0 if zeroes follow,
+// or nothing follows; otherwise meta is not 0.
 func nextLogEntry(r *bufio.Reader) (e logEntry, size int64, err error) {
 	none := logEntry{meta: 0xff}
 	b, err := r.Peek(2 + 3*binary.MaxVarintLen64)
@@ -134,7 +137,7 @@ func nextLogEntry(r *bufio.Reader) (e logEntry, size int64, err error) {
 		return logEntry{}, 0, nil
 	}
 	i := 2
-	var lengths [3]uint64 // of the key and of the value, and the expiry
+	var lengths [3]uint64 // the length of the key, the length of the value, and the expiry
 	for j := range lengths {
 		v, n := binary.Uvarint(b[i:])
 		if n <= 0 {
@@ -164,6 +167,6 @@ func nextLogEntry(r *bufio.Reader) (e logEntry, size int64, err error) {
 		return none, 0, nil
 	}
 	e = logEntry{b[0], b[i:key], b[key:value]}
-	n, err := r.Discard(value + crc32.Size) // which leaves the slices alone
+	n, err := r.Discard(value + crc32.Size) // the slices stay valid
 	return e, int64(n), err
 }

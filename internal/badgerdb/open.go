@@ -20,51 +20,58 @@ import (
 
 // Options are the settings of a DB.
 type Options struct {
-	Logger *slog.Logger // told what Badger has to say; nil means silence
+	// Logger receives the log messages of Badger; nil means that nothing is logged.
+	Logger *slog.Logger
 
-	// Recover opens a damaged directory with what is left of it; nil means that Open refuses,
-	// unless it is certain that nothing is lost. It is told what was damaged and what is left, by
-	// an error that wraps ErrCorrupt. A panic in it is an error of Open's. Where it has not
-	// returned, because of that or of a crash, the next Open calls it again.
+	// Recover allows Open to recover a damaged directory even if data is lost. If Recover is nil,
+	// Open refuses a damaged directory, unless Open is certain that nothing is lost. Open calls
+	// Recover with an error that wraps ErrCorrupt. The error reports the damage and the data that
+	// could be recovered. If Recover panics, Open returns an error. If Recover did not return,
+	// because of a panic or a crash, the next Open calls Recover again.
 	Recover func(lost error)
 
-	// MustExist makes Open refuse a directory that is missing, and one that is empty, as the mount
-	// point of a volume that is not mounted, instead of making a store there. The error matches
-	// fs.ErrNotExist.
+	// MustExist makes Open refuse a missing or empty directory, instead of making a store there.
+	// The mount point of a volume that is not mounted is an empty directory, for example. The error
+	// matches fs.ErrNotExist.
 	MustExist bool
 
-	// Failed is told that the DB has stopped for good, by whichever goroutine finds out: Badger's too, while nobody
-	// asks for anything. It should be quick. Nil means nobody.
+	// Failed is called when the DB has stopped for good. The goroutine that finds the failure calls
+	// Failed. Even a goroutine of Badger may call Failed, while no request is running. Failed
+	// should return quickly. Nil means that the DB calls no function.
 	Failed func(error)
 
-	memTableSize int64             // for tests; 0 outside, which means that it depends on the disk
+	memTableSize int64             // for tests; outside of tests 0: the size depends on the disk
 	noCompactors bool              // for tests: Badger compacts nothing
-	crash        func(step string) // for tests; called after each step of a recovery; nil outside
+	crash        func(step string) // for tests; called after each step of a recovery; otherwise nil
 }
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// How many commits go by between two attempts to let Badger drop old versions, and the most requests in a group.
 const (
+	// discardEvery is the number of commits between two attempts to let Badger drop old versions.
 	discardEvery = 256
-	maxGroup     = 512
+	// maxGroup is the maximum number of requests in a group.
+	maxGroup = 512
 )
 
-// level0Stall is how many tables there may be in Badger's level 0 before the next one waits for a compaction.
+// level0Stall is the maximum number of tables in Badger's level 0. The next table waits for a
+// compaction.
 const level0Stall = 8
 
-// Open opens the directory, and creates it if need be. What becomes of a directory:
+// Open opens the directory of a store, and creates the directory if necessary. The result depends
+// on the content of the directory:
 //
-//	missing, or empty    a new store is made, or refused with fs.ErrNotExist; see Options.MustExist
-//	a store's            it is opened. Files of others in it are left alone
-//	a damaged store's    see Options.Recover
-//	anything else        it is refused, and not touched. Tables without a LAST, in which no head of
-//	                     a store is found, are another program's
+//	missing, or empty    Open makes a new store, or returns fs.ErrNotExist; see Options.MustExist
+//	a store              Open opens the store, and does not touch foreign files
+//	a damaged store      see Options.Recover
+//	anything else        Open refuses the directory, and does not touch it. Tables belong to another
+//	                     program if LAST is missing and the tables hold no head of a store
 //
-// The directory, once it is the store's, has mode 0700. The error wraps backend.ErrLocked if the
-// directory is open elsewhere, backend.ErrCorrupt, which says what is damaged, or backend.ErrFull,
-// with syscall.EDQUOT if a quota is the reason; errors of the operating system match as they do. On
-// a 32-bit system the error wraps errors.ErrUnsupported: see errWordSize.
+// Open sets the mode of the store's directory to 0700. The error wraps backend.ErrLocked if the
+// directory is open elsewhere. The error wraps backend.ErrCorrupt if the store is damaged, and the
+// text names the damage. The error wraps backend.ErrFull if there is no space, and also
+// syscall.EDQUOT if a quota is the reason. Errors of the operating system match with errors.Is as
+// usual. On a 32-bit system the error wraps errors.ErrUnsupported; see errWordSize.
 func Open(dir string, opts Options) (*DB, error) {
 	if bits.UintSize < 64 {
 		return nil, errWordSize
@@ -73,9 +80,11 @@ func Open(dir string, opts Options) (*DB, error) {
 	return db, asFull(err)
 }
 
-// On a 32-bit system Badger damages its tables: the allocator of its table builder (z.Allocator.Allocate of ristretto, up to
-// v2.4.2 at least) shifts an int by 32 bits. When its first buffer is full it begins that again, and writes over blocks
-// that are there already: a table lacks entries, and neither Badger nor the checksum of the table says so.
+// errWordSize is the error of Open on a 32-bit system, where Badger damages its tables. The reason
+// is the allocator of Badger's table builder (z.Allocator.Allocate of ristretto, up to v2.4.2 at
+// least). The allocator shifts an int by 32 bits. When the first buffer is full, the allocator
+// starts at the beginning of that buffer again, and overwrites finished blocks. The table then
+// lacks entries. Neither Badger nor the checksum of the table reports the loss.
 var errWordSize = fmt.Errorf("a directory cannot hold a store on a 32-bit system, where Badger damages its tables: "+
 	"use keystore.New with a backend of your own: %w", errors.ErrUnsupported)
 
@@ -86,7 +95,7 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 	if dir == "" {
 		return nil, errors.New("the directory has no name: pass one that is the store's own")
 	}
-	dir, err = filepath.Abs(dir) // the process may go elsewhere
+	dir, err = filepath.Abs(dir) // the process may change its working directory
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +111,7 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 		stopped: make(chan struct{}),
 	}
 	isOpen := false
-	defer func() { // also if Options.Recover ends the goroutine
+	defer func() { // runs also if Options.Recover ends the goroutine
 		if !isOpen {
 			err = errors.Join(err, db.release())
 		}
@@ -125,9 +134,9 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 	return db, nil
 }
 
-// open surveys the directory, and has Badger open it if nothing is lost, or if what is left is to
-// be recovered. It returns the recovery that has replaced the files, and that has not been told
-// yet.
+// open surveys the directory, recovers the directory if necessary, and opens Badger. If the
+// directory is damaged, damaged decides between recovery and error. open returns the recovery that
+// has replaced the files and is not reported yet. The result is nil if there is no such recovery.
 func (db *DB) open(opts Options) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
@@ -172,7 +181,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, err
 	}
 	isNew := false
-	if kind != lastOurs && s.head.seq == 0 { // nothing here is a store's
+	if kind != lastOurs && s.head.seq == 0 { // the directory holds no files of a store
 		switch {
 		case kind == lastUnknown:
 			return nil, notAStore(db.dir, lastName, othersFile)
@@ -205,7 +214,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		if err := db.claim(); err != nil {
 			return nil, err
 		}
-		err := db.last.close() // a blank one
+		err := db.last.close() // closes a blank LAST, if there is one
 		if err != nil {
 			return nil, err
 		}
@@ -240,7 +249,8 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
 	}
 	db.compactions = newCompactions(db)
-	// While it is opened there is no compaction, for which Badger would wait once it had so many tables in level 0.
+	// No compaction runs while Badger opens. Badger would wait for a compaction if level 0 had the
+	// maximum number of tables. So the maximum is raised by the tables and logs in the directory.
 	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.level0 + len(s.logs))
 	if db.badger, err = badger.OpenManaged(options); err != nil {
 		db.badger = nil
@@ -263,11 +273,13 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	return r, db.room.opened(db.last.reserve())
 }
 
-// awaitTables waits until Badger has made tables of the logs that it found. A log may have a table already, if the process
-// ended before it was removed: its second one has nothing newer, and a compaction would take that for its own.
+// awaitTables waits until Badger has turned the logs in the directory into tables. No compaction
+// may run before that. A log may have a table already, if an earlier process ended before Badger
+// removed the log. Badger then makes a second table that holds nothing newer than the first table.
+// A compaction would mistake the second table for a table that the compaction has made.
 func (db *DB) awaitTables(logs []logFile) error {
 	for _, l := range logs {
-		for l.last > 0 { // tidy has removed the others
+		for l.last > 0 { // tidy has removed the logs without a commit
 			if _, err := os.Stat(filepath.Join(db.dir, l.name)); errors.Is(err, fs.ErrNotExist) {
 				break
 			}
@@ -280,13 +292,17 @@ func (db *DB) awaitTables(logs []logFile) error {
 	return nil
 }
 
-// damaged returns the error, or opens what is left: if it is to, and tells what is lost, or if that is nothing.
+// damaged recovers and opens the directory if the recovery loses nothing, or if Options.Recover is
+// set. Otherwise damaged returns the error. damaged also returns the error if the error does not
+// wrap ErrCorrupt, or if this Open has made a recovery already. After the recovery damaged calls
+// open again.
 //
-// All may be there though Badger would not find it: after an error in writing its manifest, Badger goes on with another
-// table of the same content, and removes the one that the manifest names. The count of the entries and the sum of their
-// checksums, which LAST has, prove that all is there, as it was.
+// A damaged directory may still hold all entries, although Badger would not find all of them. For
+// example, Badger may fail to write the manifest. Badger then continues with another table of the
+// same content, and removes the table that the manifest names. LAST holds the number of entries and
+// the sum of their checksums. Both figures prove that all entries are there and unchanged.
 //
-// An earlier recovery that nobody has been told of yet is told together with the new one.
+// If an earlier recovery is not reported yet, the new recovery reports the losses of both.
 func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, damage error) (
 	*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
@@ -316,13 +332,13 @@ func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, 
 	if err := errors.Join(err, r.replace(db.dir, db.claim)); err != nil {
 		return nil, err
 	}
-	if earlier != nil { // the new recovery tells of both from here on
+	if earlier != nil { // from here on the new recovery reports the losses of both
 		if err := earlier.discard(); err != nil {
 			return nil, err
 		}
 	}
 	db.salvaged = true
-	db.failed.Store(nil) // what Badger could not open
+	db.failed.Store(nil) // clears the failure of Badger to open the damaged files
 	return db.open(opts)
 }
 
@@ -334,7 +350,8 @@ func (db *DB) options(opts Options) badger.Options {
 	return badger.DefaultOptions(db.dir).
 		WithSyncWrites(true).
 		WithMemTableSize(db.room.memtable).
-		// In Badger's own proportions, so that a compaction of small memtables' tables is no larger than room says.
+		// The sizes keep Badger's usual proportions to the memtable. So a compaction with small
+		// memtables needs no more space than room calculates.
 		WithBaseTableSize(db.room.memtable / 4).
 		WithBaseLevelSize(db.room.memtable * 5 / 4).
 		WithNumMemtables(2).
@@ -343,11 +360,12 @@ func (db *DB) options(opts Options) badger.Options {
 		WithNumCompactors(compactors).
 		WithValueLogFileSize(1 << 20).
 		WithValueThreshold(64 << 10).
-		// Digests do not compress. Uncompressed tables are read in place, and need no cache.
+		// Digests do not compress. Badger reads uncompressed tables in place, without a cache.
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
-		// The survey has checked the tables. See the package's comment on what Badger makes of a damaged block.
+		// The survey has checked the tables. The package comment describes how Badger treats a
+		// damaged block.
 		WithChecksumVerificationMode(options.NoVerification).
 		WithMetricsEnabled(false).
 		WithDetectConflicts(false). // there is one writer
@@ -356,9 +374,10 @@ func (db *DB) options(opts Options) badger.Options {
 		WithLogger(logger{opts.Logger, db, db.compactions})
 }
 
-// settle brings Badger to where the last commits are, and last to where Badger is.
+// settle makes Badger and LAST agree: settle repeats the commits that Badger lacks, and writes the
+// newest commit to LAST if LAST lacks that commit.
 func (db *DB) settle(s *survey, slots, redo []slot) error {
-	// The entries of files that Badger has just made may not be durable yet.
+	// The directory entries of files that Badger has just made may not be durable yet.
 	if err := syncDir(db.dir); err != nil {
 		return err
 	}
@@ -377,11 +396,12 @@ func (db *DB) settle(s *survey, slots, redo []slot) error {
 	if slices.ContainsFunc(slots, func(s slot) bool { return s.seq == db.head.seq }) {
 		return nil
 	}
-	// Its copy was not finished. The next commit goes over the only one that is whole.
+	// The copy of the newest commit in LAST was not finished. The next commit would overwrite the
+	// only slot that is whole. So the copy is written first.
 	return db.last.write(slot{head: db.head, writes: s.writes})
 }
 
-// redo makes a commit again that Badger has lost.
+// redo repeats a commit that Badger has lost.
 func (db *DB) redo(commit slot) error {
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
@@ -397,7 +417,7 @@ func (db *DB) redo(commit slot) error {
 	return nil
 }
 
-// headAt returns the head of the commit that txn reads at.
+// headAt returns the head of the commit at the read timestamp of txn.
 func headAt(txn *badger.Txn) (head, error) {
 	item, err := txn.Get(headKey)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// owner returns the user that a file belongs to.
+// owner returns the user that owns a file.
 func owner(info fs.FileInfo) (uid int, ok bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -19,7 +19,7 @@ func owner(info fs.FileInfo) (uid int, ok bool) {
 	return int(st.Uid), true
 }
 
-// mayMakeFiles reports whether this process's user may make files in a directory.
+// mayMakeFiles reports whether the user of this process may make files in a directory.
 func mayMakeFiles(dir string) bool { return unix.Access(dir, unix.W_OK|unix.X_OK) == nil }
 
 func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }

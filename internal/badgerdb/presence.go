@@ -14,21 +14,26 @@ import (
 	"github.com/dgraph-io/badger/v4/table"
 )
 
-// A presence knows which files the DB writes, and looks whether they are still in the directory. A process keeps writing
-// to a file that has been removed, or moved away with its directory, and nobody finds what it wrote afterwards. So a
-// commit is acknowledged only after a look:
+// A presence records which files the DB writes, and checks that the files are still in the
+// directory. A process can keep writing to a file that has been removed, or has been moved away
+// with its directory. The written data cannot be found afterwards. So a commit is acknowledged only
+// after a check:
 //
-//	LAST             the file of this name is the one that is open. That covers a directory that was removed, renamed or
-//	                 replaced by a copy: the path leads to another LAST, or to none
-//	the log          the file of this name is the one that was there after the first commit to it
-//	MANIFEST, *.sst  files of these names are there. The look is taken when the directory's modification time has changed,
-//	                 and once more later, because two changes may have the same time
+//	LAST             the file of this name is the open file. This covers a directory that was
+//	                 removed, renamed or replaced by a copy: the path leads to another LAST, or to
+//	                 no file
+//	the log          the file of this name is the file that existed after the first commit to it
+//	MANIFEST, *.sst  files of these names exist. The check runs when the directory's modification
+//	                 time has changed, and once more later, because two changes may have the same
+//	                 time
 type presence struct {
-	last atomic.Pointer[os.FileInfo] // of the file LAST that is open
-	log  atomic.Pointer[logIdentity] // the log that is being written; the committer's, and read by Check
+	last atomic.Pointer[os.FileInfo] // identifies the open file LAST
+	// log is the log that is being written. log is owned by the committer, and read by Check.
+	log atomic.Pointer[logIdentity]
 
-	// The committer's. When tables were last looked at, the directory had this modification time; settled says that the
-	// time was old enough for a later change to have another.
+	// The committer owns modified and settled. modified is the modification time of the directory
+	// at the last check of the tables. settled means that modified was old enough for a later
+	// change to have another time.
 	modified time.Time
 	settled  bool
 }
@@ -38,10 +43,11 @@ type logIdentity struct {
 	file   os.FileInfo
 }
 
-// timeGrain is longer than the time between two modification times that a file system tells apart.
+// timeGrain is longer than the resolution of modification times on a file system.
 const timeGrain = 2 * time.Second
 
-// present returns an error if a file that the DB writes is not in the directory any more. Only the committer calls it.
+// present returns an error if a file that the DB writes is missing from the directory. Only the
+// committer calls present.
 func (db *DB) present() error {
 	p := &db.presence
 	if err := db.lastPresent(); err != nil {
@@ -69,7 +75,8 @@ func (db *DB) present() error {
 	return db.tablesPresent()
 }
 
-// allPresent is present for the other goroutines. The caller holds use, so that Badger is not being closed.
+// allPresent is present for the other goroutines. The caller holds use, so that Badger is not being
+// closed.
 func (db *DB) allPresent() error {
 	if err := db.lastPresent(); err != nil {
 		return err
@@ -77,7 +84,8 @@ func (db *DB) allPresent() error {
 	if log := db.presence.log.Load(); log != nil {
 		path := db.room.path(log.number)
 		now, err := os.Stat(path)
-		// A log is removed only when there is a next one, of which the committer may not have taken note.
+		// A log is removed only when the next log exists. The committer may not have recorded the
+		// next log yet.
 		if _, next := os.Stat(db.room.path(log.number + 1)); next != nil && (err != nil || !os.SameFile(now, log.file)) {
 			return gone(path, err)
 		}
@@ -106,7 +114,7 @@ func (db *DB) lastPresent() error {
 	return nil
 }
 
-// tablesPresent looks for the manifest, and for each table that Badger reads.
+// tablesPresent checks that the manifest exists, and each table that Badger reads.
 func (db *DB) tablesPresent() error {
 	if _, err := os.Stat(db.manifest()); err != nil {
 		return gone(db.manifest(), err)
@@ -120,8 +128,9 @@ func (db *DB) tablesPresent() error {
 	if len(missing) == 0 {
 		return nil
 	}
-	// A compaction may have removed them since. Badger reads a table no more when it removes the file, and gives no number
-	// to two tables.
+	// A compaction may have removed the missing tables since the list was made. Badger does not
+	// read a table any more when Badger removes the file. Badger never gives a number to two
+	// tables.
 	for _, t := range db.badger.Tables() {
 		if slices.Contains(missing, t.ID) {
 			return gone(db.tablePath(t.ID), fs.ErrNotExist)
@@ -134,7 +143,8 @@ func (db *DB) manifest() string { return filepath.Join(db.dir, badger.ManifestFi
 
 func (db *DB) tablePath(id uint64) string { return filepath.Join(db.dir, table.IDToFilename(id)) }
 
-// gone says that a file cannot be found where it was made, and why; nil means that another file has its name.
+// gone returns the error for a file that cannot be found where it was created. err is the reason;
+// nil means that another file has the name.
 func gone(path string, err error) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s has been removed or replaced while the store was open", path)

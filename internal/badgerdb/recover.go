@@ -24,43 +24,52 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A recovery makes a new database of what is left of a damaged one: of every table, whether the
-// manifest names it or not, of every log up to where it is damaged, and of the last commits. It
-// keeps the newest version of each entry that there is. Where the newest is damaged, the entry is
-// gone: an older version may be that of a key that has been revoked since.
+// A recovery makes a new database from a damaged database. The sources are:
 //
-// The new database is made in a directory inside the store's, recovering-<time>. The file RECOVERY
-// in that directory says what the recovery is. Only a store writes this file, and the file has a
-// checksum. The steps, each durable before the next:
+//   - every table, even a table that the manifest does not name
+//   - every log, up to the damage in the log
+//   - the last commits, from the file LAST
+//
+// The recovery keeps the newest version of each entry. If the newest version is damaged, the
+// recovery drops the entry, because an older version may show a key as valid that was revoked
+// later.
+//
+// The recovery makes the new database in the directory recovering-<time> inside the store's
+// directory. The file RECOVERY in recovering-<time> describes the recovery. Only a store writes
+// RECOVERY, and RECOVERY has a checksum. Each step is durable before the next step begins:
 //
 //  1. RECOVERY names the store, and no files: the recovery is being written. A later recovery
-//     removes this one.
-//  2. The new database is written, and surveyed. RECOVERY names its files with their checksums, and
-//     the heads that the file LAST has before and after. Nothing of the store has changed.
-//  3. The directory damaged-<time> is made. From here on Open finishes the recovery, after it has
-//     compared every file with its checksum. The damaged files move to damaged-<time>, to be
-//     examined or removed by the store's owner.
-//  4. The new files move to their place, LAST at the end. From here on the store is as any other.
-//  5. Options.Recover has returned. The files of recovering-<time> are removed, by their names,
-//     RECOVERY at the end.
+//     removes an earlier recovery in this state.
+//  2. The new database is written and surveyed. RECOVERY names the new files with their checksums,
+//     and the head in LAST before and after the recovery. The store's files have not changed.
+//  3. The directory damaged-<time> is made. From here on Open finishes the recovery. Open first
+//     compares every file with its checksum. The damaged files move to damaged-<time>. The store's
+//     owner may examine or remove the damaged files.
+//  4. The new files move to their place, and LAST moves at the end. From here on the store is like
+//     any other store.
+//  5. Options.Recover has returned. The files of recovering-<time> are removed by their names, and
+//     RECOVERY is removed at the end.
 //
-// RECOVERY is believed only if LAST has one of the two heads. Whatever else has such a name is not
-// the store's: nobody reads it, moves it or removes it.
+// Open trusts RECOVERY only if LAST has one of the two heads. Anything else with such a name does
+// not belong to the store. The store does not read, move or remove foreign files.
+//
+// After a recovery Open starts again: open calls damaged, damaged calls salvage and replace, and
+// then damaged calls open.
 type recovery struct {
-	work  string            // its directory
-	away  string            // the directory of the damaged files
-	crash func(step string) // for tests; nil outside
+	work  string            // the directory recovering-<time>
+	away  string            // the directory damaged-<time>, for the damaged files
+	crash func(step string) // for tests; otherwise nil
 
 	recoveryFile
 }
 
-// A recoveryFile is what RECOVERY holds, after a magic and a SHA-256, as JSON.
+// A recoveryFile is the content of RECOVERY, encoded as JSON after a magic and a SHA-256.
 type recoveryFile struct {
-	Store []byte // the store's identity, as in a head; zeros if it is not known any more
-	Was   []byte // the newest head in LAST before the recovery; the zero head if LAST had none
-	Must  []byte // the head after it
-	Whole bool   // it is certain that nothing is lost
-	Lost  string // what was damaged, and what is left
+	Store []byte // the store's identity, as in a head; zeros if the identity is unknown
+	Was   []byte // the newest head in LAST before the recovery; the zero head if LAST had no head
+	Must  []byte // the head in LAST after the recovery
+	Whole bool   // the recovery certainly loses nothing
+	Lost  string // text about the damage, and about the recovered data
 	Files []recovered
 }
 
@@ -72,7 +81,7 @@ type recovered struct {
 
 const (
 	recoveryName    = "RECOVERY"
-	recoveryNewName = "RECOVERY.new" // it becomes RECOVERY
+	recoveryNewName = "RECOVERY.new" // will be renamed to RECOVERY
 	recoveryMagic   = "apikeysR"
 	recoveryTime    = "20060102T150405.000000"
 	recoveringTo    = "recovering-"
@@ -85,7 +94,7 @@ func isRecoveryName(name string) bool {
 	return ok && err == nil
 }
 
-// newRecovery makes the directory of a recovery.
+// newRecovery makes the directory of a recovery, and writes RECOVERY into the directory.
 func newRecovery(dir string, crash func(string), file recoveryFile) (*recovery, error) {
 	at := time.Now().UTC().Format(recoveryTime)
 	r := &recovery{
@@ -104,8 +113,8 @@ func newRecovery(dir string, crash func(string), file recoveryFile) (*recovery, 
 	return r, nil
 }
 
-// readRecovery returns the recovery of a name in a directory, or nil if there is none that a store
-// wrote.
+// readRecovery returns the recovery with the given name in dir. The result is nil if no store wrote
+// a recovery with this name.
 func readRecovery(dir, name string) (*recovery, error) {
 	work := filepath.Join(dir, name)
 	if info, err := os.Lstat(work); err != nil || !info.IsDir() {
@@ -113,7 +122,7 @@ func readRecovery(dir, name string) (*recovery, error) {
 	}
 	data, err := os.ReadFile(filepath.Join(work, recoveryName))
 	if errors.Is(err, fs.ErrNotExist) {
-		data, err = os.ReadFile(filepath.Join(work, recoveryNewName)) // it got no further
+		data, err = os.ReadFile(filepath.Join(work, recoveryNewName)) // a crash before the rename
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -141,7 +150,7 @@ func readRecovery(dir, name string) (*recovery, error) {
 	return r, nil
 }
 
-// write makes RECOVERY durable.
+// write writes RECOVERY, and makes RECOVERY durable.
 func (r *recovery) write() error {
 	body, err := json.Marshal(r.recoveryFile)
 	if err != nil {
@@ -175,10 +184,10 @@ func (r *recovery) step(name string) {
 type stage int
 
 const (
-	unbelieved stage = iota // it is not that of what LAST is of
-	unfinished              // it has replaced nothing: it can be removed
-	begun                   // it has begun to replace the damaged files
-	replaced                // it has replaced them
+	unbelieved stage = iota // RECOVERY does not belong to the present LAST
+	unfinished              // no file has been replaced: the recovery can be removed
+	begun                   // the replacement of the damaged files has begun
+	replaced                // all damaged files have been replaced
 )
 
 func (r *recovery) stage(dir string) (stage, error) {
@@ -189,7 +198,7 @@ func (r *recovery) stage(dir string) (stage, error) {
 	}
 	in := dir
 	if _, err := os.Lstat(filepath.Join(dir, lastName)); away && errors.Is(err, fs.ErrNotExist) {
-		in = r.away // it may have moved there already
+		in = r.away // LAST may have moved to r.away already
 	}
 	newest, err := newestIn(in)
 	if err != nil {
@@ -208,8 +217,8 @@ func (r *recovery) stage(dir string) (stage, error) {
 	return unbelieved, nil
 }
 
-// begunRecovery returns the recovery that has begun to replace the files of a directory, if there
-// is one.
+// begunRecovery returns the recovery that has begun to replace the files of a directory, and its
+// stage. The result is nil if there is no such recovery.
 func begunRecovery(dir string, names []string) (*recovery, stage, error) {
 	for _, name := range names {
 		r, err := readRecovery(dir, name)
@@ -229,7 +238,7 @@ func begunRecovery(dir string, names []string) (*recovery, stage, error) {
 	return nil, 0, nil
 }
 
-// discardUnfinished removes the recoveries of a store that have replaced nothing.
+// discardUnfinished removes the recoveries of a store that have not replaced any file.
 func discardUnfinished(dir string, names []string, store [16]byte) error {
 	for _, name := range names {
 		r, err := readRecovery(dir, name)
@@ -250,7 +259,7 @@ func discardUnfinished(dir string, names []string, store [16]byte) error {
 	return nil
 }
 
-// discard removes the files of a recovery, and no others.
+// discard removes the files of a recovery, and no other files.
 func (r *recovery) discard() error {
 	files, err := os.ReadDir(r.work)
 	if err != nil {
@@ -274,12 +283,12 @@ func (r *recovery) discard() error {
 		}
 	}
 	r.step("removed " + recoveryName)
-	_ = os.Remove(r.work) // which fails, and is to fail, if somebody else's file is in it
+	_ = os.Remove(r.work) // fails, as intended, if the directory holds a foreign file
 	return syncDir(filepath.Dir(r.work))
 }
 
-// storeOf returns the identity of the store that a directory has files of; zeros if it is not
-// known.
+// storeOf returns the identity of the store in a directory. The result is zeros if the identity is
+// unknown.
 func storeOf(s *survey, slots []slot) [16]byte {
 	if s.head.seq == 0 && len(slots) > 0 {
 		return slots[len(slots)-1].store
@@ -287,14 +296,17 @@ func storeOf(s *survey, slots []slot) [16]byte {
 	return s.head.store
 }
 
-// salvage writes a recovery of the directory, and changes nothing else; see replace.
+// salvage writes a recovery of the directory. salvage does not change the store's files; replace
+// does.
 func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
 		return nil, err
 	}
 	store := storeOf(s, slots)
-	if opts.Recover != nil { // otherwise the directory may be refused, and is to be as it was
+	// Without Options.Recover, Open may refuse the directory, and must then leave the directory as
+	// before.
+	if opts.Recover != nil {
 		if err := discardUnfinished(db.dir, c.recoveries, store); err != nil {
 			return nil, err
 		}
@@ -316,11 +328,12 @@ func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*rec
 	return r, nil
 }
 
-// fill makes the new database, and writes down what it is.
+// fill makes the new database, and describes the new database in RECOVERY.
 func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, damage error) error {
 	to := &DB{dir: r.work, room: newRoom(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
-	// It is not compacted: that is watched only where tables are flushed in the order of commits.
+	// The new database has no compactors. compactions can check a compaction only if Badger flushes
+	// tables in the order of commits.
 	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).WithNumLevelZeroTablesStall(math.MaxInt)
 	made, err := badger.OpenManaged(options)
 	if err != nil {
@@ -368,7 +381,7 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 	return errors.Join(syncDir(r.work), r.write())
 }
 
-// sumFile returns the SHA-256 of a file, which is made durable if it is new.
+// sumFile returns the SHA-256 of a file. If isNew is set, sumFile also makes the file durable.
 func sumFile(path string, isNew bool) ([]byte, error) {
 	flag := os.O_RDONLY
 	if isNew {
@@ -389,12 +402,13 @@ func sumFile(path string, isNew bool) ([]byte, error) {
 	return h.Sum(nil), err
 }
 
-// errForeign means that something in the directory is another program's.
+// errForeign means that the directory holds data of another program.
 var errForeign = errors.New("it is not the key store's: another program with Badger uses the " +
 	"same directory: give each a directory of its own")
 
-// collect fills a new database, and returns its head, what it has against what there should be, and
-// whether that is all.
+// collect fills the new database from the files in the directory from. collect returns the head of
+// the new database. left reports how many of the expected entries were recovered, and any damage.
+// whole means that all entries were recovered and are unchanged.
 func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool, left, err error) {
 	_, _ = rand.Read(h.store[:])
 	batch := db.badger.NewManagedWriteBatch()
@@ -405,11 +419,11 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 		}
 		h.seq = max(h.seq, version)
 		if w.key[0] != keyPrefix || version == 0 {
-			return nil // the heads, which will be wrong
+			return nil // skips the old heads: the new database has another head
 		}
 		value := w.value
 		if _, _, err := parseEntry(w.key, value); errors.Is(err, errDamaged) {
-			value = nil // see above
+			value = nil // drops the damaged entry; see recovery
 		}
 		return batch.SetEntryAt(badger.NewEntry(w.key, value), version)
 	}
@@ -432,7 +446,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 	}
 	for _, slot := range slots {
 		if s.head.seq > 0 && slot.store != s.head.store {
-			continue // another store's
+			continue // the slot belongs to another store
 		}
 		h.store = slot.store
 		for _, w := range slot.writes {
@@ -446,10 +460,10 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 		return head{}, false, nil, err
 	}
 	if h.seq == 0 {
-		_, _ = rand.Read(h.store[:]) // another store, so that its LAST is another
+		_, _ = rand.Read(h.store[:]) // a new identity, so that the new LAST differs from the old LAST
 		return h, false, errors.New("nothing is left: the store is empty"), nil
 	}
-	var bad error // what put lets pass
+	var bad error // damage that put has not found
 	if err := db.countPages(context.Background(), h.seq, &h, func(err error) { bad = err }); err != nil || bad != nil {
 		return head{}, false, nil, errors.Join(err, bad)
 	}
@@ -466,7 +480,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 	if len(slots) > 0 {
 		want := slots[len(slots)-1].head
 		if s.head.store == want.store && s.head.seq == want.seq+1 {
-			want = s.head // its copy was not finished
+			want = s.head // the copy of this commit in LAST was not finished
 		}
 		report = fmt.Errorf("%d of %d entries are left", h.entries, want.entries)
 		if whole = want.store == h.store && want.entries == h.entries && want.sum == h.sum; whole {
@@ -476,13 +490,14 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 	return h, whole, errors.Join(append(damaged, report)...), nil
 }
 
-// isOurs reports whether a store, or Badger for it, writes entries under such a key.
+// isOurs reports whether a store, or Badger for a store, writes entries under key.
 func isOurs(key []byte) bool {
 	return len(key) > 0 && key[0] == keyPrefix || bytes.Equal(key, headKey) ||
 		bytes.HasPrefix(key, []byte("!badger!"))
 }
 
-// salvageTables hands every entry of every whole block to put, and returns what is damaged.
+// salvageTables calls put for every entry of every undamaged block of every table in dir. damaged
+// lists the damage in the tables. If put fails, salvageTables returns the first error of put.
 func salvageTables(dir string, put func(version uint64, w write) error) (damaged []error, err error) {
 	paths, err := filesOf(dir, ".sst")
 	if err != nil {
@@ -515,10 +530,11 @@ func salvageTables(dir string, put func(version uint64, w write) error) (damaged
 	return damaged, nil
 }
 
-// replace puts a recovery in the place of the damaged files, or goes on where a crash has
-// interrupted that. Nothing has changed if a file of the recovery is not what it was.
+// replace moves the damaged files away, and moves the files of the recovery to their place. If a
+// crash has interrupted an earlier replace, replace continues the work. If a file of the recovery
+// does not match its checksum, replace returns an error and changes nothing.
 func (r *recovery) replace(dir string, claim func() error) error {
-	waiting := make(map[string]bool) // files that have not moved yet
+	waiting := make(map[string]bool) // true for the new files that have not moved yet
 	var errs []error
 	for _, f := range r.Files {
 		in := r.work
@@ -564,7 +580,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 	}
 	for _, name := range names {
 		if isWaiting, isNew := waiting[name]; isNew && !isWaiting {
-			continue // it has moved to its place
+			continue // the new file has moved to its place already
 		}
 		if err := moveFile(name, dir, r.away); err != nil {
 			return err
@@ -574,7 +590,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 	if err := errors.Join(syncDir(r.away), syncDir(dir)); err != nil {
 		return err
 	}
-	for _, f := range r.Files { // LAST is the last one
+	for _, f := range r.Files { // LAST is the final file in r.Files
 		if !waiting[f.Name] {
 			continue
 		}
@@ -591,7 +607,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 	return errors.Join(syncDir(dir), syncDir(r.work))
 }
 
-// moveFile moves a file to another directory, and never over another file.
+// moveFile moves a file to another directory, and never overwrites another file.
 func moveFile(name, from, to string) error {
 	target := filepath.Join(to, name)
 	if _, err := os.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
@@ -600,7 +616,8 @@ func moveFile(name, from, to string) error {
 	return os.Rename(filepath.Join(from, name), target)
 }
 
-// tell calls Options.Recover, or the logger if nothing is lost and there is no such function.
+// tell reports the recovery to Options.Recover. If Options.Recover is nil, the recovery loses
+// nothing, and tell writes to the log instead.
 func (r *recovery) tell(opts Options) (err error) {
 	lost := &plainError{r.Lost, backend.ErrCorrupt}
 	if opts.Recover == nil {
@@ -619,8 +636,8 @@ func (r *recovery) tell(opts Options) (err error) {
 	return nil
 }
 
-// refuse returns an error if the recovery loses something that nobody was told, and that nobody
-// would be told now.
+// refuse returns an error if the recovery loses data and Options.Recover is nil. The loss is not
+// reported yet, and without Options.Recover Open could not report the loss now.
 func (r *recovery) refuse(dir string, opts Options) error {
 	if r.Whole || opts.Recover != nil {
 		return nil

@@ -15,77 +15,113 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A room knows how much space Badger may need on the disk before anybody can stop it, and refuses commits while there
-// is less. Badger writes logs and tables through mapped files, and where the disk is full, that ends the process.
+// A room refuses commits that could make Badger run out of disk space. Badger writes logs and
+// tables through mapped files, and a full disk ends the process there with SIGBUS. So room checks
+// that the disk has the space that Badger may use before any caller can stop Badger.
 //
-// What it may need, with memtables of m bytes:
+// The disk, for memtables of m bytes:
 //
-//	2 m            tables of the log that is full, and of the one that is being written
-//	the log        that comes after it
-//	all tables     a compaction, which writes anew what it reads: a table of which the first key and the last are far
-//	               apart is merged with all tables of the next level between them
+//	used                   free, as the disk or a probe reports
+//	[logs][LAST][tables]   [ next tables | next log | all tables again ][ spare ][ the rest ]
+//	                       `------------------ need -------------------'
+//	                       `----- reserve for urgent commits (revocations) -----'
 //
-// That is enough for an urgent commit, and for m more, any. The log that is being written has all of its space from the
-// beginning, and so has the file LAST: an urgent commit which fits into it is made on a disk that has no byte left.
+//	logs              the current log, with logSize bytes allocated at the beginning of the log, and
+//	                  each full log until the table of the log exists.
+//	                  logSize is m, because Badger checks for a full log only before a commit, plus
+//	                  one group (m/16) and 2 backend.MaxApplySize, because one request may be larger
+//	LAST              2 slotSize, allocated at Open
+//	tables            the sum of the *.sst files, plus m for each log begun since the last sum
+//	next tables       2 m: the table of the full log, and the table of the current log
+//	next log          logSize: the log after the current log
+//	all tables again  the size of tables: a compaction writes new copies of its input. A table whose
+//	                  first key and last key are far apart is merged with all tables of the next
+//	                  level between these keys
+//	spare             m, or 8 m on a file system that copies on write (see method spare)
+//	the rest          usual commits may use the rest
 //
-// It is the committer's, and looks at the disk before each commit, so that space which comes back is used. Between the
-// look and the write there is time, for a process that fills the disk at that moment, and to the last byte.
+// So a usual commit needs need + spare, and an urgent commit needs need. An urgent commit that fits
+// into the current log needs no free space at all, because the log and LAST have all of their space
+// from the beginning. If the log has no allocated space, such an urgent commit needs m.
 //
-// A quota may leave less than the disk has: one of a user, or of a btrfs qgroup, is not in what the disk says of itself.
-// So the space is also allocated, to a file without a name, and given back; that is a probe. There is one at Open and
-// Close, before the first commit to a log, and before a commit if probeEvery has passed. A process that uses up the quota
-// in between is as above. After a refusal there is a probe before each commit.
+// Other work needs: logs + m + logSize at Open, 2 m at Close, tables + m for a compaction, and
+// tables + 32 MiB for a recovery.
 //
-// A probe would take the space away from a table that is being written at that moment, and end the process. So there is
-// none while Badger writes tables; see idle. Until it has written them the last probe holds, but not into a third log:
-// what was found is enough for the tables and logs of two. Then the commit waits.
+// m is 8 MiB. m is 1 MiB on a disk below 512 MiB in total, or under a quota that leaves less than
+// 128 MiB, unless an existing log needs the larger memtable. In memory a memtable takes up to 1.3
+// m: Badger (db.go, arenaSize) adds 15 % of m for one transaction, and 15 % for the nodes of its
+// skip list.
 //
-// A file system that writes each block to a new place, as btrfs does, has no use for allocated space: there LAST and the
-// log have none, urgent commits need what Badger needs, and usual ones 8 m more. It also gives blocks back late: a probe
-// waits for that, and so does a compaction before its first table. Where blocks are given back while a full quota is
-// being written to, btrfs may refuse pages of a table though there is space, which ends the process and loses nothing.
+// The committer owns room, and checks the disk before each commit, so commits use space that comes
+// back. The check races with other processes: a process that takes the last byte between check and
+// write still ends this process.
 //
-// A compaction waits until it has its space; see compactions.awaitSpace. The space for it is not used by commits.
+// A quota may leave less space than the disk reports: the disk does not report the quota of a user
+// or of a btrfs qgroup. So a probe also allocates the space, to a file without a name, and gives
+// the space back. Probes run at Open, at Close, before the first commit to a log, and before a
+// commit if probeEvery has passed. A process that uses up the quota between two probes is the same
+// race. After a refusal a probe runs before each commit.
+//
+// A probe takes space away from a table that is being written at the same time, and would end the
+// process. So no probe runs while Badger writes tables; see idle. Until Badger has written the
+// tables, the last probe remains valid, but not into a third log: the last probe found enough space
+// for two logs and their tables. Then the commit waits.
+//
+// On a file system that writes each block to a new place, as btrfs does, allocated space is
+// useless. There LAST and the log have no allocated space, urgent commits need the full need, and
+// usual commits need 8 m more. Such a file system also gives blocks back late. A probe waits for
+// the blocks, and a compaction waits before its first table. If btrfs gives blocks back while a
+// process writes to a full quota, btrfs may refuse pages of a table although there is space. The
+// refusal ends the process and loses nothing.
+//
+// A compaction waits until there is space for the compaction; see compactions.awaitSpace. Commits
+// do not use the space for a compaction.
 type room struct {
-	dir      string
-	disk     func(dir string) (free, total int64, ok bool)
-	probe    func(dir string, size int64) error // ENOSPC or EDQUOT if a file in dir cannot have so many bytes
-	memtable int64                              // bytes
-	group    int                                // the most bytes in a group of requests; a single request may have more
+	dir  string
+	disk func(dir string) (free, total int64, ok bool)
+	// probe returns ENOSPC or EDQUOT if a file in dir cannot have size bytes.
+	probe    func(dir string, size int64) error
+	memtable int64 // bytes
+	group    int   // the most bytes in a group of requests; a single request may have more
 
-	log       int   // number of the log that is being written
-	used      int64 // at most so much of its memtable
+	log       int   // the number of the current log
+	used      int64 // an upper bound of the bytes in the memtable of the current log
 	reserved  bool  // LAST has all of its space
-	allocated bool  // and so has the log
+	allocated bool  // the current log has all of its space
 
-	probed time.Time // when all that may be needed could be allocated; zero: not since the log was begun
-	copies bool      // see copiesOnWrite
-	logs   int       // that were begun since the last probe
-	size   int64     // of the tables, when that was looked at
+	// probed is the time when a probe could allocate all space that may be needed. Zero: no probe
+	// could do so since the beginning of the log.
+	probed time.Time
+	copies bool  // see copiesOnWrite
+	logs   int   // the number of logs begun since the last probe
+	size   int64 // the size of the tables at the last check
 
-	allowed int64 // what the last probe found
-	refusal error // why it found no more
-	// idle calls probe while Badger writes no table, and begins none, or returns false; busy is why it will not for long.
+	allowed int64 // the space that the last probe found
+	refusal error // why the last probe found no more
+	// idle calls probe while Badger writes no table and begins no table. Otherwise idle returns
+	// false.
 	idle func(probe func()) bool
+	// busy returns why idle will return false for long, or nil.
 	busy func() error
 }
 
-// probeEvery is how long a probe that found enough space holds.
+// probeEvery is how long a probe that found enough space remains valid.
 const probeEvery = time.Second
 
 const (
-	// Every write takes this much more than its key and value, at least: in the file LAST, and of what Badger allows in
-	// one transaction.
+	// Every write takes at least perWrite bytes more than its key and value: in the file LAST, and
+	// in the size that Badger allows for one transaction.
 	perWrite = 64
 
 	usualMemtable = 8 << 20
 	smallMemtable = 1 << 20
-	smallDisk     = 512 << 20 // one with less has small memtables
-	smallQuota    = 128 << 20 // and so has a quota that leaves less
+	smallDisk     = 512 << 20 // a smaller disk has small memtables
+	smallQuota    = 128 << 20 // under a quota that leaves less, memtables are small too
 )
 
-// newRoom looks at the disk. The logs that there are may need memtables as large as they were written for: it is told what
-// the largest takes in memory.
+// newRoom checks the disk, and chooses the size of memtables if memtable is 0. An existing log may
+// need a memtable as large as the log was written for. So largestLog is the size that the largest
+// existing log takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
 	r := room{
 		dir: dir, disk: disk, probe: probe, memtable: memtable, copies: copiesOnWrite(dir), allowed: math.MaxInt64,
@@ -95,7 +131,7 @@ func newRoom(dir string, memtable int64, largestLog int64) room {
 	if r.memtable == 0 {
 		r.memtable = memtableFor(disk, probe, dir, largestLog)
 	}
-	// Badger takes 15 % of a memtable in one transaction.
+	// Badger accepts up to 15 % of a memtable in one transaction.
 	r.group = int(r.memtable / 16)
 	return r
 }
@@ -103,7 +139,8 @@ func newRoom(dir string, memtable int64, largestLog int64) room {
 func memtableFor(
 	disk func(string) (free, total int64, ok bool), probe func(string, int64) error, dir string, largestLog int64,
 ) int64 {
-	// A log has less than 1.2 times the size of the memtable that it was written for, and Badger makes room for 1.3 times.
+	// A log has less than 1.2 times the size m of the memtable that the log was written for. Badger
+	// allocates 1.3 m for a memtable.
 	if largestLog > smallMemtable*5/4 {
 		return usualMemtable
 	}
@@ -114,17 +151,20 @@ func memtableFor(
 	return usualMemtable
 }
 
-// logSize is how large a log can become: it is full when it has the size of a memtable, before a commit.
+// logSize is the largest size that a log can reach. Badger treats a log as full when the log has
+// the size of a memtable, and checks only before a commit.
 func (r *room) logSize() int64 { return r.memtable + int64(r.group) + 2*backend.MaxApplySize }
 
-// need is the space without which nothing may be written that Badger has to go on with.
+// need is the space that Badger may need for its work after a commit. Without this space, at most
+// an urgent commit that fits into the current log is allowed.
 func (r *room) need(tables int64) int64 {
 	return 2*r.memtable + r.logSize() + tables
 }
 
 func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%05d.mem", log)) }
 
-// opened finds the log that Badger writes, once it is open, and is told whether the file LAST has its space.
+// opened finds the current log. Call opened once Badger is open. reserved means that the file LAST
+// has all of its space.
 func (r *room) opened(reserved bool) error {
 	r.reserved = reserved
 	logs, err := filesOf(r.dir, ".mem")
@@ -141,6 +181,7 @@ func (r *room) opened(reserved bool) error {
 	return nil
 }
 
+// allocate gives the current log all of its space, if LAST has all of its space.
 func (r *room) allocate() {
 	r.allocated = false
 	r.probed = time.Time{}
@@ -155,7 +196,7 @@ func (r *room) allocate() {
 	_ = f.Close() // nothing was written
 }
 
-// committed takes note of a commit, for which Badger may have begun another log.
+// committed counts a commit. Badger may have begun another log for the commit.
 func (r *room) committed(writes []write) {
 	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
 		r.log++
@@ -166,8 +207,8 @@ func (r *room) committed(writes []write) {
 	r.use(writes)
 }
 
-// use adds a commit to what the log has. Each write is in the log, and in a node of a skip list; so is the end of the
-// transaction.
+// use adds the size of a commit to used. Each write is in the log, and in a node of a skip list.
+// The end of the transaction is in both too.
 func (r *room) use(writes []write) {
 	r.used += int64(perWrite + skl.MaxNodeSize)
 	for _, w := range writes {
@@ -175,15 +216,17 @@ func (r *room) use(writes []write) {
 	}
 }
 
-// spare is the space beyond need that usual commits leave to urgent ones.
+// spare is the space beyond need that usual commits leave to urgent commits.
 func (r *room) spare() int64 {
 	if r.copies {
-		return 8 * r.memtable // usual commits of two logs may come before the next probe, and each log also adds to need
+		// Usual commits of two logs may come before the next probe, and each log also adds to need.
+		return 8 * r.memtable
 	}
 	return r.memtable
 }
 
-// forCommit returns why there is no room for a usual commit, and for an urgent one.
+// forCommit returns why there is no space for a usual commit, and why there is no space for an
+// urgent commit. Nil means that there is space.
 func (r *room) forCommit() (usual, urgent error) {
 	free, _, ok := r.disk(r.dir)
 	if !ok {
@@ -194,7 +237,7 @@ func (r *room) forCommit() (usual, urgent error) {
 	if due {
 		r.size = r.tables()
 	}
-	need := r.need(r.size + int64(r.logs)*r.memtable) // each log has become a table since
+	need := r.need(r.size + int64(r.logs)*r.memtable) // each log has become a table
 	if due {
 		if err := r.look(need+spare, need, spare); err != nil {
 			return err, err
@@ -211,7 +254,7 @@ func (r *room) forCommit() (usual, urgent error) {
 		usual = why(need + spare)
 	}
 	switch {
-	case r.used < r.memtable && r.allocated: // it stays in this log
+	case r.used < r.memtable && r.allocated: // the commit stays in this log
 	case r.used < r.memtable && left >= spare && !r.copies:
 	case left < need:
 		urgent = why(need)
@@ -219,8 +262,9 @@ func (r *room) forCommit() (usual, urgent error) {
 	return usual, urgent
 }
 
-// look probes for the first of the sizes that can be allocated, if Badger writes no table now. It waits for that if the last
-// probe holds no longer. An error means that it would wait for long.
+// look probes for the first of the sizes that can be allocated. If Badger writes a table, look
+// skips the probe while the last probe is still valid, and otherwise waits for Badger. An error
+// means that look would wait for long.
 func (r *room) look(sizes ...int64) error {
 	const begin, most = time.Millisecond, 50 * time.Millisecond
 	for wait := begin; !r.idle(func() { r.allowed, r.refusal = r.most(sizes) }); wait = min(2*wait, most) {
@@ -239,8 +283,9 @@ func (r *room) look(sizes ...int64) error {
 	return nil
 }
 
-// most returns the first of the sizes that can be allocated, or 0, and why a larger one cannot. If the first one can, there
-// is no known limit.
+// most returns the first of the sizes that can be allocated, or 0 if no size can. refusal is why a
+// larger size cannot be allocated. If the first size can be allocated, there is no known limit, and
+// most returns math.MaxInt64.
 func (r *room) most(sizes []int64) (allowed int64, refusal error) {
 	for i, size := range sizes {
 		err := r.probe(r.dir, size)
@@ -266,11 +311,12 @@ func (r *room) lacks(size int64) error {
 	return nil
 }
 
-// toOpen returns why there is no room for what Badger does when it opens the directory, with so many bytes in logs.
+// toOpen returns why there is no space for the work of Badger at Open. logs is the number of bytes
+// in the logs.
 func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.logSize()) }
 
-// toCompact returns why there is no room for a compaction, and for a table that is flushed beside it. It does not probe: a
-// table may be being flushed.
+// toCompact returns why there is no space for a compaction, and for a table that is flushed at the
+// same time. toCompact does not probe, because Badger may be flushing a table.
 func (r *room) toCompact() error {
 	need := r.tables() + r.memtable
 	if r.copies {
@@ -282,10 +328,12 @@ func (r *room) toCompact() error {
 	return nil
 }
 
-// toSalvage returns why there is no room for a recovery, which is no larger than what there is.
+// toSalvage returns why there is no space for a recovery. A recovery is no larger than the existing
+// files.
 func (r *room) toSalvage() error { return r.lacks(r.tables() + 4*usualMemtable) }
 
-// toClose returns why there is no room for what Badger does when it is closed: it makes a table of its log.
+// toClose returns why there is no space for the work of Badger at Close. At Close Badger makes a
+// table of the current log.
 func (r *room) toClose() (err error) {
 	if r.used == 0 {
 		return nil
@@ -294,14 +342,15 @@ func (r *room) toClose() (err error) {
 	if free, _, ok := r.disk(r.dir); ok && free < need {
 		return full(r.dir, free, need)
 	}
-	r.idle(func() { err = r.lacks(need) }) // or the last probe holds
+	r.idle(func() { err = r.lacks(need) }) // if not idle, the last probe is still valid
 	return err
 }
 
+// tables returns the size of all tables in the directory.
 func (r *room) tables() (size int64) {
-	tables, _ := filesOf(r.dir, ".sst") // the disk has been looked at just now
+	tables, _ := filesOf(r.dir, ".sst") // the disk was checked just now
 	for _, path := range tables {
-		if info, err := os.Stat(path); err == nil { // it may just have been removed
+		if info, err := os.Stat(path); err == nil { // Badger may just have removed the table
 			size += info.Size()
 		}
 	}
@@ -317,8 +366,8 @@ func refused(dir string, need int64, err error) error {
 		backend.ErrFull, dir, need>>10, err)
 }
 
-// asFull makes an error that comes of a full disk, or of a quota, wrap backend.ErrFull. Badger keeps no more than the text
-// of such an error.
+// asFull makes an error of a full disk, or of a quota, wrap backend.ErrFull. Badger keeps only
+// the text of such an error, so asFull also searches the text.
 func asFull(err error) error {
 	if err == nil || errors.Is(err, backend.ErrFull) {
 		return err
@@ -331,7 +380,8 @@ func asFull(err error) error {
 	return err
 }
 
-// A fullError is an error that has a cause, whether it wraps the cause or has only its text.
+// A fullError is an error with a cause. The error may wrap the cause, or have only the text of the
+// cause.
 type fullError struct {
 	error
 	cause syscall.Errno

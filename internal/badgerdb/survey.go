@@ -19,27 +19,32 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A survey is what the files of a directory hold, found without changing any of them, before Badger opens them.
+// A survey describes the content of the files in a directory, before Badger opens the files. The
+// survey changes no file, except in tidy.
 //
-// Every commit has the next timestamp, so that what a store has without a gap can be told from the highest timestamp in
-// the tables, and the first and last one in each log: commits go to a log, in order, and from there to a table, and a log
-// is deleted when all of it is in a table that the manifest names.
+// Every commit has the next timestamp, so a gap in the timestamps means that commits are missing.
+// Commits go to a log, in order, and later from the log to a table. A log is deleted once a table
+// that the manifest names holds the whole log. So the highest timestamp in the tables, with the
+// first and last timestamp of each log, shows how far the store is without a gap.
+//
+// The type last has the decision table of reconcile.
 type survey struct {
 	dir    string
-	used   bool      // it has a manifest, tables, or logs
-	logs   []logFile // in their order
+	used   bool      // the directory has a manifest, tables, or logs
+	logs   []logFile // in the order of their numbers
 	named  []string  // the tables that the manifest names
 	strays []string  // the other tables
-	level0 int       // how many of the named are in Badger's level 0
+	level0 int       // the number of named tables in Badger's level 0
 	tables uint64    // the highest version in a table that the manifest names
-	head   head      // the newest one that there is
-	writes []write   // of its commit, if that is in a log
-	damage []error   // what is certain to be wrong
+	head   head      // the newest head
+	writes []write   // the writes of the commit of head, if the commit is in a log
+	damage []error   // the certain damage
 
 	foreign string // a table that another program with Badger has written
 }
 
-// surveyDir looks at all files. Its error is the operating system's.
+// surveyDir surveys the files of dir, and changes no file. The survey records the damage. The error
+// is an error of the operating system.
 func surveyDir(dir string) (*survey, error) {
 	s := &survey{dir: dir}
 	if err := s.readTables(); err != nil {
@@ -65,14 +70,14 @@ func surveyDir(dir string) (*survey, error) {
 		s.used = true
 		s.logs = append(s.logs, l)
 	}
-	// Badger's numbers have five digits, and more when those are used up.
+	// Badger's log numbers have five digits, or more once five digits are used up.
 	slices.SortFunc(s.logs, func(a, b logFile) int {
 		return cmp.Or(cmp.Compare(len(a.name), len(b.name)), strings.Compare(a.name, b.name))
 	})
 	return s, nil
 }
 
-// readTables reads the manifest, and checks the tables that it names.
+// readTables reads the manifest, and checks the tables that the manifest names.
 func (s *survey) readTables() error {
 	f, err := os.Open(filepath.Join(s.dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -131,7 +136,7 @@ func (s *survey) readTables() error {
 		if t.Level == 0 {
 			s.level0++
 		}
-		if t.Compression != options.None || t.KeyID != 0 { // a store does neither
+		if t.Compression != options.None || t.KeyID != 0 { // a store uses neither
 			s.foreign = table.IDToFilename(id)
 		}
 		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))
@@ -148,7 +153,8 @@ func (s *survey) readTables() error {
 	return errors.Join(failed, err)
 }
 
-// findHeads looks for a head in tables that nothing names, which says whose the tables are.
+// findHeads searches for a head in tables without a readable manifest. A head shows that the tables
+// belong to a store.
 func (s *survey) findHeads(tables []string) error {
 	for _, path := range tables {
 		err := withTable(path, func(t tableFile) error {
@@ -163,6 +169,8 @@ func (s *survey) findHeads(tables []string) error {
 	return nil
 }
 
+// found records a head if the head is newer than the head of the survey. At the same seq, a head
+// with writes replaces the head of the survey.
 func (s *survey) found(h head, writes []write) {
 	if h.seq > s.head.seq || h.seq == s.head.seq && writes != nil {
 		s.head, s.writes = h, writes
@@ -173,7 +181,8 @@ func (s *survey) damaged(name string, err error) {
 	s.damage = append(s.damage, fmt.Errorf("%s: %w", name, err))
 }
 
-// reach returns the number of the last commit up to which nothing is missing, and what is wrong with what follows.
+// reach returns the number of the last commit before the first gap. gap describes the gap, and is
+// nil if there is no gap.
 func (s *survey) reach() (seq uint64, gap error) {
 	seq = s.tables
 	for _, l := range s.logs {
@@ -191,8 +200,9 @@ func (s *survey) reach() (seq uint64, gap error) {
 	return seq, nil
 }
 
-// reconcile compares the directory with the last commits, which are given in their order, and returns which of them have
-// to be made again. The error wraps ErrCorrupt, and says what is wrong and where.
+// reconcile compares the directory with the last commits, and returns the commits that Open must
+// make again. slots has the older commit first. The error wraps ErrCorrupt, and says what is wrong
+// and where, unless a file could not be read.
 func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 	damage := s.damage
 	seq, gap := s.reach()
@@ -231,15 +241,18 @@ func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 	}
 }
 
-// forgotten returns an error if tables that the manifest does not name hold something, of the commits up to one, of which
-// no other file has this version or a later one.
+// forgotten returns an error if a table that the manifest does not name holds the newest version of
+// an entry, i.e. a failed compaction lost data. Only commits up to upTo count. A named table or a
+// log with the same version, or a later version, makes the version in the stray table superfluous.
 //
-// A process that ends in the middle of a compaction leaves such tables: new ones, whose old ones the manifest still names, or
-// old ones. They are superfluous, and Badger will delete them, unless the compaction went wrong; see compactions.
+// A process that ends in the middle of a compaction leaves stray tables. Either new tables are
+// stray, and the manifest still names the old tables, or the old tables are stray. The stray tables
+// are superfluous, and Badger will delete the stray tables, unless the compaction failed; see
+// compactions.
 func (s *survey) forgotten(upTo uint64) error {
 	newest := make(map[string]uint64)
 	for _, path := range s.strays {
-		// One that is damaged was not finished, or was being deleted.
+		// A damaged stray table was not finished, or was being deleted.
 		if err := eachVersion(path, func(key []byte, version uint64) {
 			if version <= upTo {
 				newest[string(key)] = max(newest[string(key)], version)
@@ -278,7 +291,8 @@ func (s *survey) forgotten(upTo uint64) error {
 		len(newest), badger.ManifestFilename, filepath.Base(s.strays[0])))
 }
 
-// eachVersion calls visit for each entry of a table's whole blocks.
+// eachVersion calls visit for each entry in the whole blocks of a table. If a block is damaged,
+// eachVersion continues with the next block, and returns the first damage at the end.
 func eachVersion(path string, visit func(key []byte, version uint64)) error {
 	return withTable(path, func(t tableFile) (err error) {
 		t.blocks(func(_ int, block []byte, damage error) {
@@ -291,7 +305,7 @@ func eachVersion(path string, visit func(key []byte, version uint64)) error {
 	})
 }
 
-// lost says which commits are lost, and how.
+// lost returns an error that says which commits are lost, and how.
 func (s *survey) lost(seq, newest uint64) error {
 	if len(s.logs) > 0 {
 		if l := s.logs[len(s.logs)-1]; l.torn {
@@ -307,11 +321,12 @@ func (s *survey) corrupt(damage ...error) error {
 		backend.ErrCorrupt, s.dir, errors.Join(damage...))
 }
 
-// tidy removes what Badger would read and does not need, so that it can do no harm there, and cuts off what follows the
-// last transaction of a log. It is called when it is certain that nothing is lost by that.
+// tidy removes the files that Badger would read and does not need, so that the files can do no
+// harm. tidy also cuts off the bytes after the last transaction of a log. Call tidy only once it is
+// certain that no data is lost by the removal.
 //
-// Values are small enough to stand in the log and the tables. Badger's value log, and its statistics, are empty; so is
-// its registry of encryption keys.
+// Values are small enough for the log and the tables. So Badger's value log and statistics are
+// empty, and the registry of encryption keys is empty too.
 func (s *survey) tidy() error {
 	var errs []error
 	paths, err := filesOf(s.dir, valueLogs)

@@ -15,24 +15,31 @@ import (
 	"github.com/dgraph-io/badger/v4/y"
 )
 
-// A table of Badger's, NNNNNN.sst, as badger v4 writes it without compression and encryption (table/builder.go there):
+// A tableFile is a table of Badger, NNNNNN.sst, as badger v4 writes tables without compression and
+// encryption (table/builder.go in Badger):
 //
-//	blocks    entries, offset of each entry uint32, number of entries uint32, checksum, length of the checksum uint32
-//	index     a flatbuffer: where the blocks are, and the highest version
+//	blocks    entries, offset of each entry uint32, number of entries uint32, checksum,
+//	          length of the checksum uint32
+//	index     a flatbuffer: the positions of the blocks, and the highest version
 //
-// Offsets and what is before a key are in the order of bytes of the machine, the rest is big-endian.
+// After the index come
 //
-//	length of the index uint32, checksum of the index, length of that checksum uint32
+//	length of the index uint32, checksum of the index, length of the checksum uint32
 //
-// Badger's own reader ends the process where the end of a table is damaged, and takes a block that is damaged for one that
-// has not what is looked for. So tables are checked here before Badger opens them, all of each.
+// Offsets, and the header before a key, are in the byte order of the machine. The other integers
+// are big-endian.
+//
+// Badger's reader ends the process if the end of a table is damaged. Badger's reader treats a
+// damaged block like a block without the key. So this package checks the whole of every table
+// before Badger opens the table.
 type tableFile struct {
 	data  []byte
 	index *fb.TableIndex
 }
 
-// withTable calls use with a table whose index is whole. The table is good until use returns. A *fs.PathError says that
-// the file could not be read, and any other error what is wrong with it.
+// withTable calls use with the table in a file, if the index of the table is whole. The table is
+// valid until use returns. A *fs.PathError means that the file could not be read. Any other error
+// means that the table is damaged, and describes the damage.
 func withTable(path string, use func(t tableFile) error) error {
 	data, unmap, err := mapFile(path)
 	if err != nil {
@@ -42,8 +49,9 @@ func withTable(path string, use func(t tableFile) error) error {
 	return readTable(path, data, use)
 }
 
-// readTable is withTable for what the file holds. An index with the right checksum may still be none, as where all is zero,
-// and a flatbuffer is read without care.
+// readTable is withTable for the content of a file. An index with the right checksum may still be
+// invalid, for example if all bytes are zero. The flatbuffer package reads without checks, so
+// readTable turns a panic into an error. A read fault of the disk becomes a *fs.PathError.
 func readTable(path string, data []byte, use func(t tableFile) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -79,7 +87,8 @@ func parseTable(data []byte) (t tableFile, err error) {
 	return t, nil
 }
 
-// blocks calls visit for each block: with its number, and its entries or what is wrong with it.
+// blocks calls visit for each block, with the number of the block and either the entries or the
+// damage.
 func (t tableFile) blocks(visit func(i int, block []byte, damage error)) {
 	var o fb.BlockOffset
 	for i := range t.index.OffsetsLength() {
@@ -101,13 +110,14 @@ func (t tableFile) blocks(visit func(i int, block []byte, damage error)) {
 	}
 }
 
-// check returns what is wrong with the table, the highest version in it, and the newest head, if it has one.
+// check checks every block, and returns the highest version in the table and the newest head.
+// Without a head in the table, newest is the zero head. err is the first damage.
 func (t tableFile) check() (version uint64, newest head, err error) {
 	var o fb.BlockOffset
 	t.blocks(func(i int, block []byte, damage error) {
 		if damage == nil && i+1 < t.index.OffsetsLength() && t.index.Offsets(&o, i+1) &&
 			string(y.ParseKey(o.KeyBytes())) < string(headKey) {
-			return // the heads are further behind
+			return // the heads are in later blocks
 		}
 		if damage == nil {
 			damage = entries(block, func(key []byte, _ uint64, value []byte) {
@@ -121,9 +131,12 @@ func (t tableFile) check() (version uint64, newest head, err error) {
 	return t.index.MaxVersion(), newest, err
 }
 
-// entries calls visit for each entry of a block that has passed its checksum. The slices are good until it returns.
+// entries calls visit for each entry of a block. The checksum of the block must be right. The
+// slices are valid until visit returns.
 func entries(block []byte, visit func(key []byte, version uint64, value []byte)) error {
-	const header = 4 // length of what the key shares with the first one, and of the rest, uint16 each
+	// The header has two uint16: the length of the prefix that the key shares with the first key of
+	// the block, and the length of the rest of the key.
+	const header = 4
 	offsets, ok := cutOffsets(block)
 	if !ok {
 		return fmt.Errorf("a block has no entries")
@@ -164,7 +177,8 @@ func entries(block []byte, visit func(key []byte, version uint64, value []byte))
 	return nil
 }
 
-// cutSized returns what stands before a length at the end of b, in that length.
+// cutSized reads a length n from the last 4 bytes of b, and returns the n bytes before the length.
+// ok is false if b is too short.
 func cutSized(b []byte) (sized []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, false
@@ -176,7 +190,8 @@ func cutSized(b []byte) (sized []byte, ok bool) {
 	return rest[len(rest)-int(n):], true
 }
 
-// cutChecksum takes a checksum from the end of b.
+// cutChecksum parses the checksum at the end of b, and returns the bytes before the checksum. ok is
+// false if there is no valid checksum.
 func cutChecksum(b []byte) (rest []byte, sum *pb.Checksum, ok bool) {
 	text, ok := cutSized(b)
 	if !ok {
@@ -187,12 +202,13 @@ func cutChecksum(b []byte) (rest []byte, sum *pb.Checksum, ok bool) {
 		return nil, nil, false
 	}
 	if sum.Algo != pb.Checksum_CRC32C && sum.Algo != pb.Checksum_XXHash64 {
-		return nil, nil, false // y.VerifyChecksum panics
+		return nil, nil, false // y.VerifyChecksum would panic
 	}
 	return b[:len(b)-4-len(text)], sum, true
 }
 
-// cutOffsets takes the offsets of the entries from the end of a block.
+// cutOffsets returns the offsets of the entries from the end of a block. ok is false if the number
+// of entries is 0, or does not fit into the block.
 func cutOffsets(b []byte) (offsets []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, false

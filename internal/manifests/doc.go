@@ -1,4 +1,4 @@
-// Package manifests tests the files of the guides against the types of Kubernetes and Envoy, and
-// runs what the files run. It is a module of its own, so that these types never reach a user's
-// module graph.
+// Package manifests tests the files of the guides against the types of Kubernetes and Envoy. The
+// tests also run the commands in the files. The package is a separate module, so that the types of
+// Kubernetes and Envoy never reach the module graph of a user.
 package manifests

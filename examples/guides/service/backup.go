@@ -31,9 +31,9 @@ func nightly(ctx context.Context, logger *slog.Logger, work func(context.Context
 	}
 }
 
-// backUp writes a backup of the store into dir. backUp tests the backup before the backup counts:
-// it restores the backup into a temporary store. Then backUp removes all backups except the latest
-// keep backups.
+// backUp writes a backup of the store into dir. Before the backup gets its final name, backUp tests
+// the backup: backUp restores the backup into a temporary store. Then backUp removes all
+// backups except the latest. keep is the number of backups that remain.
 func backUp(
 	ctx context.Context, logger *slog.Logger, store *keystore.Store, opts *keystore.Options, dir string, keep int,
 ) error {
@@ -41,7 +41,7 @@ func backUp(
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file.Name()) // does nothing once the file has its final name
+	defer os.Remove(file.Name()) // does nothing after the file has got its final name
 	defer file.Close()
 	if err := store.Backup(ctx, file); err != nil {
 		return err

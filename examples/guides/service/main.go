@@ -1,6 +1,6 @@
 // Service is the program that the guides deploy: a gRPC server whose methods need an API key. The
-// two methods are from grpc.testing.TestService: a unary call and a stream. Replace them by your
-// methods.
+// two methods are from grpc.testing.TestService: a unary call and a stream. Replace the two methods
+// with your methods.
 //
 //	go run ./examples/guides/service -keys /tmp/orders/keys -issue laptop     prints a key, and ends
 //	go run ./examples/guides/service -keys /tmp/orders/keys                   serves
@@ -103,7 +103,7 @@ func run(ctx context.Context, c config) error {
 	return serveCalls(ctx, c, logger, store, opts)
 }
 
-// serveCalls serves until ctx ends, and closes the store.
+// serveCalls serves calls until ctx ends, and then closes the store.
 func serveCalls(
 	ctx context.Context, c config, logger *slog.Logger, store *keystore.Store, opts *keystore.Options,
 ) error {
@@ -149,7 +149,7 @@ func serveCalls(
 	return <-stopped
 }
 
-// newServer returns the server for callers, and the health server for its health checks.
+// newServer returns the server for callers, and the health service that answers health checks.
 func newServer(
 	c config, logger *slog.Logger, store *keystore.Store,
 ) (*grpc.Server, *health.Server, error) {
@@ -192,7 +192,7 @@ func newServer(
 	return server, checks, auth.Check(server)
 }
 
-// A service is the place of your service.
+// A service is a placeholder for your service.
 type service struct {
 	testpb.UnimplementedTestServiceServer
 }

@@ -109,7 +109,7 @@ func TestAllowedNetworks(t *testing.T) {
 
 // A client may bind its end of a unix socket to a name that looks like an address. The name is not
 // taken for an address.
-func TestNamesOfUnixSocketsAreNoAddresses(t *testing.T) {
+func TestUnixSocketNamesAreNotAddresses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
 	auth := newAuth(t, store)
@@ -193,9 +193,9 @@ func TestErrorMapperOfALimitedStream(t *testing.T) {
 			_, token := issue(t, store, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.001, Burst: 2}})
 			var asked []error
 			auth := newAuth(t, v, interceptor.LimitMessages(),
-				interceptor.MapErrors(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
+				interceptor.MapErrors(func(_ context.Context, _ string, err error, byDefault *status.Status) *status.Status {
 					asked = append(asked, err)
-					return told
+					return byDefault
 				}))
 			over := make(chan struct{})
 			outer := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {

@@ -119,7 +119,7 @@ func TestTrustProxyRefuses(t *testing.T) {
 }
 
 // For every permitted rate of failures, the time to wait is positive.
-func TestFailuresWaitForAges(t *testing.T) {
+func TestFailuresAlwaysWaitPositiveTime(t *testing.T) {
 	for _, perSecond := range []float64{math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2} {
 		f := newFailures(rate.Limit(perSecond), 1)
 		addr := netip.MustParseAddr("192.0.2.1")

@@ -94,7 +94,7 @@ func TestCancelUnaryOfADeafHandler(t *testing.T) {
 }
 
 // By default, a unary call runs to completion.
-func TestUnaryCallsGoOnWithoutCancelUnary(t *testing.T) {
+func TestUnaryCallsCompleteWithoutCancelUnary(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	started, proceed := make(chan struct{}), make(chan struct{})
@@ -156,7 +156,7 @@ func TestChangesCancelUnary(t *testing.T) {
 
 // With CancelUnary, calls are accepted and refused as without CancelUnary: with a valid key, with a
 // missing scope, and in public and optional methods.
-func TestCancelUnaryAdmitsAndRefuses(t *testing.T) {
+func TestCancelUnaryAcceptsAndRefuses(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	svc := &service{empty: func(ctx context.Context) error {

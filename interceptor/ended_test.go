@@ -117,7 +117,7 @@ func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 
 // Headers and trailers that a handler sets before the end arrive with the status. An ErrorMapper
 // can still add a trailer.
-func TestTrailersBeforeTheCut(t *testing.T) {
+func TestTrailersBeforeTheEndArrive(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	opened := make(chan struct{}, 1)
@@ -138,11 +138,11 @@ func TestTrailersBeforeTheCut(t *testing.T) {
 		opened <- struct{}{}
 		return handlers["blocked in Recv"](s)
 	}}
-	mapper := func(ctx context.Context, _ string, _ error, told *status.Status) *status.Status {
+	mapper := func(ctx context.Context, _ string, _ error, byDefault *status.Status) *status.Status {
 		if err := grpc.SetTrailer(ctx, metadata.Pairs("mapper", "1")); err != nil {
 			return status.New(codes.Internal, err.Error())
 		}
-		return told
+		return byDefault
 	}
 	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
@@ -209,7 +209,7 @@ func TestAbandonedRecvMsg(t *testing.T) {
 
 // In the modes serveHTTP and foreign, the message of the handler equals the sent message, even if
 // the handler uses a message again.
-func TestMessagesReceivedApart(t *testing.T) {
+func TestReceivedMessagesEqualTheSent(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	sent := []*testpb.StreamingOutputCallRequest{
@@ -261,7 +261,7 @@ func (s counted) SendMsg(m any) error {
 }
 
 // After Revoke has returned, RecvMsg and SendMsg do not call the transport.
-func TestMessagesLookAtTheSessionFirst(t *testing.T) {
+func TestMessagesCheckTheSessionFirst(t *testing.T) {
 	for _, transport := range []string{"one that can end a stream", "one that cannot"} {
 		for name, use := range map[string]func(duplexStream) error{
 			"RecvMsg": func(s duplexStream) error { return s.RecvMsg(new(testpb.StreamingOutputCallRequest)) },
@@ -328,7 +328,7 @@ func (v bindVerifier) Bind(ctx context.Context, _ string) (*keystore.Session, er
 
 // The client gets the status of the end, not of the panic, even if the handler panics before the
 // watcher starts.
-func TestHandlerFasterThanTheWatch(t *testing.T) {
+func TestHandlerReturnsBeforeTheWatcherRuns(t *testing.T) {
 	revoked := error(keystore.ErrRevoked)
 	var bound *endable
 	v := bindVerifier{bind: func(ctx context.Context) (*keystore.Session, error) {
@@ -337,7 +337,7 @@ func TestHandlerFasterThanTheWatch(t *testing.T) {
 	}}
 	svc := &service{duplex: func(duplexStream) error {
 		bound.cause.Store(&revoked)
-		panic("after the cut")
+		panic("after the end")
 	}}
 	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 		defer func() {

@@ -69,7 +69,7 @@ func TestWatchHealthEndsWithItsContext(t *testing.T) {
 }
 
 // A probe on a socket gets NOT_SERVING after the store has stopped. The probe has no key.
-func TestProbesSeeThatTheStoreHasStopped(t *testing.T) {
+func TestHealthProbesReportAStoppedStore(t *testing.T) {
 	store, healthServer := &fallible{}, health.NewServer()
 	auth := newAuth(t, openStore(t), interceptor.Public("/grpc.health.v1.Health/*"))
 	server := grpc.NewServer(append(auth.ServerOptions(), grpc.WaitForHandlers(true))...)

@@ -83,7 +83,7 @@ func TestHostileHandler(t *testing.T) {
 
 // Handlers that run at the same time may do with the copies of one key what they like: no data
 // race.
-func TestCopiesOfOneKeyAreApart(t *testing.T) {
+func TestCopiesOfOneKeyShareNoMemory(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{
 		Scopes:          []string{"write", "read"},

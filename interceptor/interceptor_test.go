@@ -216,7 +216,7 @@ func TestCredentials(t *testing.T) {
 		{"of another store", []string{"authorization", "Bearer " + other}, codes.Unauthenticated, "API_KEY_INVALID"},
 		{"revoked", []string{"authorization", "Bearer " + revokedToken}, codes.Unauthenticated, "API_KEY_INVALID"},
 		{"one bit changed", []string{"authorization", "Bearer " + string(changed)}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"cut off", []string{"authorization", "Bearer " + token[:50]}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{"truncated", []string{"authorization", "Bearer " + token[:50]}, codes.Unauthenticated, "API_KEY_INVALID"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			admitted := 0
@@ -267,7 +267,7 @@ func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 
 // A mistake in the syntax of a credential has its own text, with the right header, and without the
 // credential.
-func TestSyntaxIsTold(t *testing.T) {
+func TestSyntaxMistakesHaveStatuses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	bearer, bare := newAuth(t, store), newAuth(t, store, interceptor.Header("x-api-key", ""), interceptor.Header("authorization", "Bearer"))
@@ -355,7 +355,7 @@ func TestCredentialIsStripped(t *testing.T) {
 	}}
 	for _, auth := range []*interceptor.Authenticator{
 		newAuth(t, store),
-		newAuth(t, store, interceptor.Public(emptyCall, duplex)), // not even where nobody needs it
+		newAuth(t, store, interceptor.Public(emptyCall, duplex)), // not even in methods that need no key
 	} {
 		conn := dial(t, serve(t, svc, auth.ServerOptions()...))
 		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1", "x-other", "2",
@@ -546,7 +546,7 @@ func (v verifier) Bind(context.Context, string) (*keystore.Session, error) {
 	return nil, v.err
 }
 
-func TestStoreTroubleIsNotTheCallersFault(t *testing.T) {
+func TestStoreFailureIsNotTheCallersFault(t *testing.T) {
 	for _, err := range []error{
 		keystore.ErrUnavailable, keystore.ErrClosed, keystore.ErrCorrupt, keystore.ErrNotFound, errors.New("anything"),
 		context.DeadlineExceeded, // the store's own, not the caller's
@@ -592,7 +592,7 @@ func TestCallersOwnDeadline(t *testing.T) {
 func TestErrorMapper(t *testing.T) {
 	store := openStore(t)
 	var heard []error
-	auth := newAuth(t, store, interceptor.MapErrors(func(_ context.Context, method string, err error, told *status.Status) *status.Status {
+	auth := newAuth(t, store, interceptor.MapErrors(func(_ context.Context, method string, err error, byDefault *status.Status) *status.Status {
 		require.Equal(t, emptyCall, method)
 		heard = append(heard, err)
 		switch {
@@ -626,13 +626,13 @@ func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{Scopes: []string{"stream"}})
 	var asked atomic.Int64
-	mapper := func(ctx context.Context, _ string, _ error, told *status.Status) *status.Status {
+	mapper := func(ctx context.Context, _ string, _ error, byDefault *status.Status) *status.Status {
 		asked.Add(1)
 		md, ok := metadata.FromIncomingContext(ctx)
 		if !ok || len(md.Get("authorization")) > 0 || strings.Contains(fmt.Sprint(ctx), token) {
 			t.Error("the credential is there, or the rest is not")
 		}
-		return told
+		return byDefault
 	}
 	opened := make(chan struct{})
 	svc := &service{duplex: func(s duplexStream) error {
@@ -643,8 +643,8 @@ func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 	for _, err := range both(withKey(t.Context(), token), dial(t, serve(t, svc, refuses.ServerOptions()...))) {
 		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 	}
-	cuts := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(duplex, "stream"))
-	stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, cuts.ServerOptions()...))).FullDuplexCall(withKey(t.Context(), token))
+	ending := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(duplex, "stream"))
+	stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, ending.ServerOptions()...))).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	<-opened
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -705,7 +705,7 @@ func throwawayCertificate(t testing.TB) (*tls.Config, *x509.CertPool) {
 
 // gRPC sends the credentials of the connection and those of the call. New users often make this
 // mistake.
-func TestDialAndCallCredentialsAreTwo(t *testing.T) {
+func TestDialAndCallCredentialsTogetherAreRefused(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	creds := keycreds.New(token, keycreds.AllowInsecure())

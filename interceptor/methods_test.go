@@ -130,7 +130,7 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 	}}
 	client := testpb.NewTestServiceClient(dial(t, serve(t, svc, newAuth(t, store, interceptor.Optional(duplex)).ServerOptions()...)))
 	streams := make(map[string]testpb.TestService_FullDuplexCallClient)
-	for name, ctx := range map[string]context.Context{"known": withKey(t.Context(), token), "nobody": t.Context()} {
+	for name, ctx := range map[string]context.Context{"key": withKey(t.Context(), token), "no key": t.Context()} {
 		stream, err := client.FullDuplexCall(ctx)
 		require.NoError(t, err)
 		_, err = stream.Header()
@@ -138,10 +138,10 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 		streams[name] = stream
 	}
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
-	_, err := streams["known"].Recv()
+	_, err := streams["key"].Recv()
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
-	require.NoError(t, streams["nobody"].Send(&testpb.StreamingOutputCallRequest{}))
-	_, err = streams["nobody"].Recv()
+	require.NoError(t, streams["no key"].Send(&testpb.StreamingOutputCallRequest{}))
+	_, err = streams["no key"].Recv()
 	require.NoError(t, err)
 }
 

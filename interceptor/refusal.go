@@ -104,7 +104,7 @@ func (a *Authenticator) report(
 // defaultStatus returns the status for a refused call, before an ErrorMapper changes it.
 func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.Status {
 	var scope *scopeError
-	var used *keystore.RateLimitError
+	var limited *keystore.RateLimitError
 	var throttled *throttledError
 	switch {
 	case errors.Is(err, errMissing):
@@ -125,8 +125,8 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 		return scope.status
 	case errors.Is(err, keystore.ErrDenied):
 		return invalidStatus
-	case errors.As(err, &used):
-		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit", used.RetryAfter)
+	case errors.As(err, &limited):
+		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit", limited.RetryAfter)
 	case errors.As(err, &throttled):
 		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials", throttled.retryAfter)
 	case errors.Is(err, keystore.ErrNarrowed):

@@ -104,7 +104,7 @@ func (n nothing) Bind(context.Context, string) (*keystore.Session, error) {
 	return n.session(), nil
 }
 
-func TestVerifierWithoutAnAnswer(t *testing.T) {
+func TestVerifierReturnsNothing(t *testing.T) {
 	for name, session := range map[string]func() *keystore.Session{
 		"nothing":          func() *keystore.Session { return nil },
 		"the zero Session": func() *keystore.Session { return new(keystore.Session) },
@@ -142,7 +142,7 @@ func TestVerifierWithoutAnAnswer(t *testing.T) {
 
 // If an ErrorMapper panics, callers get the default status, no goroutine or context remains, and
 // the log has the panic.
-func TestMapperThatPanics(t *testing.T) {
+func TestErrorMapperPanics(t *testing.T) {
 	store := openStore(t)
 	key, good := issue(t, store, keystore.Spec{})
 	book := logDefault(t)
@@ -185,7 +185,7 @@ type refusals struct {
 }
 
 func (r *refusals) option() interceptor.Option {
-	return interceptor.MapErrors(func(_ context.Context, _ string, err error, told *status.Status) *status.Status {
+	return interceptor.MapErrors(func(_ context.Context, _ string, err error, byDefault *status.Status) *status.Status {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		refusal := (*interceptor.Refusal)(nil)
@@ -193,7 +193,7 @@ func (r *refusals) option() interceptor.Option {
 			return status.New(codes.Internal, fmt.Sprintf("%T", err))
 		}
 		r.all = append(r.all, refusal)
-		return told
+		return byDefault
 	})
 }
 
@@ -255,14 +255,14 @@ func TestRefusalsAreExplained(t *testing.T) {
 	} {
 		for kind, do := range map[string]func(context.Context, *interceptor.Authenticator, string) error{"unary": direct, "stream": directStream} {
 			t.Run(c.reason+" "+kind, func(t *testing.T) {
-				var told refusals
+				var mapped refusals
 				book := new(logBook)
-				auth := newAuth(t, c.v, c.o, told.option(), interceptor.LogRefusals(book.logger()),
+				auth := newAuth(t, c.v, c.o, mapped.option(), interceptor.LogRefusals(book.logger()),
 					interceptor.TrustProxy("x-forwarded-for", networks("10.0.0.0/8")...))
 				ctx := incoming(t.Context(), "10.0.0.4:5555", append([]string{"x-forwarded-for", "203.0.113.9"}, c.md...)...)
 				require.Error(t, do(ctx, auth, "/p.S/M"))
 
-				got := told.last(t)
+				got := mapped.last(t)
 				require.Equal(t, c.reason, got.Reason)
 				require.Equal(t, c.key, got.KeyID)
 				require.Equal(t, "/p.S/M", got.Method)
@@ -288,21 +288,21 @@ func TestRefusalsAreExplained(t *testing.T) {
 		}
 	}
 	t.Run("throttled", func(t *testing.T) {
-		var told refusals
-		auth := newAuth(t, store, told.option(), interceptor.LimitFailures(0.001, 1))
+		var mapped refusals
+		auth := newAuth(t, store, mapped.option(), interceptor.LimitFailures(0.001, 1))
 		ctx := incoming(t.Context(), "203.0.113.9")
 		require.Error(t, direct(ctx, auth, emptyCall))
 		require.Error(t, direct(ctx, auth, emptyCall))
-		require.Equal(t, "throttled", told.last(t).Reason)
-		require.Empty(t, told.last(t).Proxy)
-		require.ErrorContains(t, told.last(t), ": the call came from 203.0.113.9")
+		require.Equal(t, "throttled", mapped.last(t).Reason)
+		require.Empty(t, mapped.last(t).Proxy)
+		require.ErrorContains(t, mapped.last(t), ": the call came from 203.0.113.9")
 	})
 	t.Run("wrong network", func(t *testing.T) {
-		var told refusals
-		auth := newAuth(t, store, told.option(), interceptor.TrustProxyTransport("x-forwarded-for", "bufconn"))
+		var mapped refusals
+		auth := newAuth(t, store, mapped.option(), interceptor.TrustProxyTransport("x-forwarded-for", "bufconn"))
 		require.Error(t, direct(incoming(t.Context(), "", bearer(elsewhereToken)...), auth, emptyCall))
-		require.EqualError(t, told.last(t), "API key denied: wrong network: the call came from an unknown address")
-		require.ErrorIs(t, told.last(t), keystore.ErrNetworkNotAllowed)
+		require.EqualError(t, mapped.last(t), "API key denied: wrong network: the call came from an unknown address")
+		require.ErrorIs(t, mapped.last(t), keystore.ErrNetworkNotAllowed)
 	})
 	t.Run("canceled", func(t *testing.T) {
 		book := new(logBook)
@@ -328,14 +328,14 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
-			var told refusals
+			var mapped refusals
 			book := new(logBook)
 			over := make(chan struct{}, 1)
 			outer := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 				defer func() { over <- struct{}{} }()
 				return next(srv, ss)
 			})
-			opts := newAuth(t, store, told.option(), interceptor.LogRefusals(book.logger()), interceptor.LimitMessages()).ServerOptions()
+			opts := newAuth(t, store, mapped.option(), interceptor.LogRefusals(book.logger()), interceptor.LimitMessages()).ServerOptions()
 			conn := connect(&service{duplex: echo}, append([]grpc.ServerOption{outer}, opts...)...)
 			for reason, end := range map[string]func(id string) error{
 				"revoked":  func(id string) error { return store.Revoke(t.Context(), id, "") },
@@ -365,7 +365,7 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 				require.Error(t, err)
 				<-over
 
-				got := told.last(t)
+				got := mapped.last(t)
 				require.Equal(t, reason, got.Reason)
 				require.Equal(t, key.ID, got.KeyID)
 				require.Equal(t, duplex, got.Method)
@@ -375,7 +375,7 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 					"method": duplex, "key": key.ID, "addr": "127.0.0.1"}, lines[len(lines)-1])
 			}
 			require.Len(t, book.lines(t), 4)
-			require.Len(t, told.all, 4)
+			require.Len(t, mapped.all, 4)
 		})
 	}
 }
@@ -444,7 +444,7 @@ func (f handlerFunc) WithGroup(string) slog.Handler                 { return f }
 
 // A logger that panics does not end the process or a call. A logger that blocks does not delay the
 // clients of streams that end.
-func TestLoggersThatFail(t *testing.T) {
+func TestLoggerPanics(t *testing.T) {
 	for name, handle := range map[string]func(release <-chan struct{}){
 		"panics": func(<-chan struct{}) { panic("in the logger") },
 		"blocks": func(release <-chan struct{}) { <-release },

@@ -61,7 +61,7 @@ func TestRulesFromRefusesScopesThatNoKeyCanHave(t *testing.T) {
 	require.ErrorContains(t, err, `RulesFrom: /linked.BadList/M: the scope "not good" holds the character`)
 }
 
-func TestRulesFromRefusesWhatIsPublicAndRequiresScopes(t *testing.T) {
+func TestRulesFromRefusesPublicMethodWithScopes(t *testing.T) {
 	public := extension(t, protoregistry.GlobalFiles, "torn_public", 50111, boolOption, false)
 	scope := extension(t, protoregistry.GlobalFiles, "torn_scope", 50112, stringOption, false)
 	link(t, "Torn", func(o *descriptorpb.MethodOptions) {

@@ -177,7 +177,7 @@ func (c *closer) Close() error {
 	return errors.New("closed")
 }
 
-func TestShutdownStopsWhatDoesNotEnd(t *testing.T) {
+func TestShutdownStopsHandlersThatIgnoreTheEnd(t *testing.T) {
 	for wait, after := range map[time.Duration]time.Duration{time.Minute: time.Minute, 0: 0, -time.Hour: 0} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &deaf{closer{begin: time.Now()}, make(chan struct{})}

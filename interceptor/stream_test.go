@@ -169,13 +169,13 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			key, token := issue(t, store, keystore.Spec{})
-			told, done := make(chan struct{}), make(chan struct{})
+			statusArrived, done := make(chan struct{}), make(chan struct{})
 			svc := &service{duplex: func(s duplexStream) error {
 				defer close(done)
 				if err := s.Send(payload(1)); err != nil {
 					return err
 				}
-				<-told
+				<-statusArrived
 				if err := s.Send(payload(1)); reasonOf(err) != "API_KEY_REVOKED" {
 					t.Errorf("Send: %v", err)
 				}
@@ -192,7 +192,7 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
 			_, err = stream.Recv()
 			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
-			close(told)
+			close(statusArrived)
 			<-done
 		})
 	}
@@ -312,7 +312,7 @@ func TestClosingTheStoreEndsStreams(t *testing.T) {
 
 // Without a revocation the interceptor changes nothing: messages, ends, errors and cancellations
 // are those of the handler.
-func TestStreamsThatAreNotCut(t *testing.T) {
+func TestStreamsWithoutRevocationAreUnchanged(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	cause := make(chan error, 1)
@@ -414,18 +414,18 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 }
 
 // An ErrorMapper that blocks for one stream delays no other stream.
-func TestRevokePassesAMapperThatBlocks(t *testing.T) {
+func TestRevokeDoesNotWaitForTheErrorMapper(t *testing.T) {
 	const streams = 20
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	var first atomic.Bool
 	blocked, release := make(chan struct{}), make(chan struct{})
-	mapper := func(_ context.Context, _ string, _ error, told *status.Status) *status.Status {
+	mapper := func(_ context.Context, _ string, _ error, byDefault *status.Status) *status.Status {
 		if first.CompareAndSwap(false, true) {
 			close(blocked)
 			<-release
 		}
-		return told
+		return byDefault
 	}
 	svc := &service{duplex: func(s duplexStream) error {
 		_ = s.SendHeader(nil)
@@ -454,7 +454,7 @@ func TestRevokePassesAMapperThatBlocks(t *testing.T) {
 
 // The ErrorMapper for an ended stream runs on a goroutine where no interceptor recovers panics. A
 // panic there does not end the process, and the stream ends nevertheless.
-func TestMapperThatPanicsAboutACut(t *testing.T) {
+func TestErrorMapperPanicsWhenAStreamEnds(t *testing.T) {
 	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
@@ -479,7 +479,7 @@ func TestMapperThatPanicsAboutACut(t *testing.T) {
 // A handler that waits for its context and then panics may be faster than the watcher. The
 // interceptor then waits for the watcher. The test derives many contexts, because their
 // cancellation delays the start of the watcher.
-func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
+func TestHandlerPanicsBeforeTheWatcherRuns(t *testing.T) {
 	store := openStore(t)
 	svc := &service{duplex: func(s duplexStream) error {
 		for range 1000 {
@@ -487,7 +487,7 @@ func TestPanicThatIsFasterThanTheWatch(t *testing.T) {
 		}
 		_ = s.SendHeader(nil)
 		<-s.Context().Done()
-		panic("after the cut")
+		panic("after the end")
 	}}
 	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 		defer func() {

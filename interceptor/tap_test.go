@@ -171,7 +171,7 @@ func flip(token string) string {
 }
 
 // For every credential, callers get the same status with and without the tap handle.
-func TestTapTellsTheSame(t *testing.T) {
+func TestTapGivesTheSameStatuses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	auth := newAuth(t, store, interceptor.Header("authorization", "Bearer"), interceptor.Header("x-api-key", ""))
@@ -230,13 +230,13 @@ func TestTapCountsFailures(t *testing.T) {
 	requireRefused(t, call(withKey(t.Context(), token), conn), codes.ResourceExhausted, "AUTH_THROTTLED")
 }
 
-func TestTapAsksTheMapper(t *testing.T) {
+func TestTapCallsTheErrorMapper(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	mapper := func(ctx context.Context, method string, err error, told *status.Status) *status.Status {
+	mapper := func(ctx context.Context, method string, err error, byDefault *status.Status) *status.Status {
 		if !errors.Is(err, keystore.ErrMalformed) || method != emptyCall ||
 			len(metadata.ValueFromIncomingContext(ctx, "authorization")) > 0 {
-			return told
+			return byDefault
 		}
 		return status.New(codes.NotFound, "mapped")
 	}
@@ -250,7 +250,7 @@ func TestTapAsksTheMapper(t *testing.T) {
 	require.NoError(t, call(withKey(t.Context(), token), conn), "the connection goes on")
 }
 
-func TestRevokeEndsStreamsBehindTap(t *testing.T) {
+func TestRevokeEndsStreamsWithTap(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	svc := &service{duplex: func(s duplexStream) error {
@@ -269,7 +269,7 @@ func TestRevokeEndsStreamsBehindTap(t *testing.T) {
 
 // Each refused call with a deadline costs memory until the deadline. Above a limit, Tap leaves
 // calls to the interceptors. No call is accepted.
-func TestTapBoundsWhatItHolds(t *testing.T) {
+func TestTapLimitsHeldTimers(t *testing.T) {
 	const most, more = 4096, 100
 	var reached atomic.Int64
 	count := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {

@@ -42,19 +42,19 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 	}
 	other, err := r.clients[0].FullDuplexCall(withKey(t.Context(), otherToken))
 	require.NoError(t, err)
-	goesOn := func() {
+	stillWorks := func() {
 		require.NoError(t, other.Send(&testpb.StreamingOutputCallRequest{}))
 		_, err := other.Recv()
 		require.NoError(t, err, "the stream of another key goes on")
 	}
-	goesOn()
+	stillWorks()
 
 	for _, kinds := range [][]string{
 		{"quiet"},
 		{"echo", "echo", "echo", "echo", "echo", "echo", "echo", "echo", "sends", "receives"},
 	} {
 		t.Run(strings.Join(slices.Compact(slices.Clone(kinds)), ", "), func(t *testing.T) {
-			var commits, revokes, told []time.Duration
+			var commits, revokes, known []time.Duration
 			for n := range *revocations {
 				key, token := issue(t, store, keystore.Spec{})
 				ends := r.open(t, token, kinds)
@@ -68,7 +68,7 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 						require.NoError(t, err)
 					}))
 				}
-				told = append(told, timed(func() {
+				known = append(known, timed(func() {
 					revokes = append(revokes, timed(func() { require.NoError(t, store.Revoke(t.Context(), key.ID, "")) }))
 					r.round.Load().revoked.Store(true)
 					close(r.round.Load().after)
@@ -79,11 +79,11 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 				r.handlers.Wait()
 				require.Zero(t, r.round.Load().late.Load(), "messages went through after Revoke had returned")
 				require.Equal(t, 1, store.Stats().Live)
-				goesOn()
+				stillWorks()
 			}
 			t.Logf("%d streams, %d revocations: p50 and p99 of Revoke %v and %v, of one durable commit beside them %v and %v, until the last client knew %v and %v",
 				*streamCount, *revocations, quantile(revokes, 50), quantile(revokes, 99), quantile(commits, 50), quantile(commits, 99),
-				quantile(told, 50), quantile(told, 99))
+				quantile(known, 50), quantile(known, 99))
 		})
 	}
 }

@@ -81,7 +81,7 @@ func TestFromFileReadsAChangedFile(t *testing.T) {
 
 // A file that is being written, or is missing for a moment, makes no call fail. A longer problem
 // does.
-func TestFromFileThatHoldsNoKey(t *testing.T) {
+func TestFromFileWithoutKey(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spoil func(t *testing.T, path string)
 		code  codes.Code
@@ -122,7 +122,7 @@ func TestFromFileThatHoldsNoKey(t *testing.T) {
 	}
 }
 
-func TestFromFileThatComesLater(t *testing.T) {
+func TestFromFileCreatedLater(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(dir, "api-key")

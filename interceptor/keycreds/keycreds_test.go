@@ -135,7 +135,7 @@ type emptyInfo struct {
 	credentials.CommonAuthInfo
 }
 
-func TestConnectionThatDoesNotSayIsRefused(t *testing.T) {
+func TestConnectionWithoutSecurityLevelIsRefused(t *testing.T) {
 	for name, info := range map[string]credentials.AuthInfo{"no level": noInfo{}, "an invalid level": emptyInfo{}, "nil": nil} {
 		t.Run(name, func(t *testing.T) {
 			s := servePlaintext(t)
@@ -411,7 +411,7 @@ func TestRedaction(t *testing.T) {
 }
 
 // A pitfall of gRPC: two keys in one call. Package interceptor refuses the call.
-func TestDialAndCallCredentialsAddUp(t *testing.T) {
+func TestDialAndCallCredentialsAreBothSent(t *testing.T) {
 	s := serveTLS(t)
 	dial, call := grpc.WithPerRPCCredentials(keycreds.New(testKey)), grpc.PerRPCCredentials(keycreds.New(testKey2))
 

@@ -82,7 +82,7 @@ func (s *service) FullDuplexCall(stream stream) (err error) {
 		}
 	}
 	_, err = stream.Recv()
-	if mode(ctx) == "panic after the cut" {
+	if mode(ctx) == "panic after the end" {
 		panic(err)
 	}
 	return err
@@ -106,7 +106,7 @@ func (l *log) String() string {
 	return l.text.String()
 }
 
-func TestTogether(t *testing.T) {
+func TestMiddlewareStack(t *testing.T) {
 	type parts struct {
 		auth *interceptor.Authenticator
 		log  *log
@@ -194,7 +194,7 @@ func TestTogether(t *testing.T) {
 				require.NoError(t, err)
 				_, err = s.Recv()
 				require.Equal(t, codes.Unknown, status.Code(err), "the code of the recovery interceptor")
-				modes = append(modes, "panic after the cut")
+				modes = append(modes, "panic after the end")
 			}
 			for _, mode := range modes {
 				id, key := issue()

@@ -53,7 +53,7 @@ func (limiter) Limit(context.Context) error { return nil }
 // Each test puts one interceptor of go-grpc-middleware before or after the Authenticator. The
 // outermost interceptor is recovery. The innermost interceptor checks the key in the context and
 // the credential in the metadata.
-func TestOneBesideTheAuthenticator(t *testing.T) {
+func TestEachMiddlewareInBothOrders(t *testing.T) {
 	logged, limit := new(log), limiter{}
 	var looked atomic.Int64
 	note := func(ctx context.Context) error { looked.Add(1); return look(ctx) }
@@ -158,7 +158,7 @@ func TestOneBesideTheAuthenticator(t *testing.T) {
 				require.Equal(t, codes.Internal, status.Code(drain("panic", key)))
 
 				ends := make(chan error, 3)
-				for _, mode := range []string{"recv", "send", "panic after the cut"} {
+				for _, mode := range []string{"recv", "send", "panic after the end"} {
 					s, err := client.FullDuplexCall(in(mode), key)
 					require.NoError(t, err)
 					_, err = s.Header()

@@ -22,9 +22,9 @@ import (
 
 var hogs = flag.Bool("hogs", false, "also fill disks while the store writes; needs root")
 
-func init() { roles["teller"] = teller }
+func init() { roles["responder"] = responder }
 
-// teller obeys orders. After the lines that report changes, teller answers each order with one
+// responder obeys orders. After the lines that report changes, responder answers each order with one
 // line:
 //
 //	                    answer ERROR   the result of Open
@@ -33,7 +33,7 @@ func init() { roles["teller"] = teller }
 //	ACTION ID REVISION  answer ERROR   revoke, disable and so on
 //	bind TOKEN          answer ERROR
 //	live                answer WHY     the cause of the end of the last bound context, or "on"
-func teller(dir string) error {
+func responder(dir string) error {
 	store, err := keystore.Open(dir, nil)
 	report("answer %s", describe(err))
 	if err != nil {
@@ -208,7 +208,7 @@ func fullDisk(t *testing.T, d *disk) {
 	dir := filepath.Join(d.point, "keys")
 	ballast, filler := filepath.Join(d.point, "ballast"), filepath.Join(d.point, "filler")
 	o := newOracle()
-	p := start(t, "teller", dir)
+	p := start(t, "responder", dir)
 	word, text := p.answer(t, o)
 	require.Equal(t, "ok", word, text)
 	occupy(t, ballast, int(d.mib)<<8)
@@ -266,7 +266,7 @@ func fullDisk(t *testing.T, d *disk) {
 	// The disk is full again when the process is killed and the next process starts.
 	fill(t, filler)
 	p.kill(t, o)
-	opened := start(t, "teller", dir)
+	opened := start(t, "responder", dir)
 	word, text = opened.answer(t, o)
 	t.Logf("Open of a full disk: %s %s", word, text)
 	require.NotEqual(t, "corrupt", word, "the disk is full, but no file is damaged: %s", text)
@@ -307,7 +307,7 @@ func TestFullDiskHog(t *testing.T) {
 func hog(t *testing.T, d *disk, step int) {
 	dir, filler := filepath.Join(d.point, "keys"), filepath.Join(d.point, "filler")
 	o := newOracle()
-	p := start(t, "teller", dir)
+	p := start(t, "responder", dir)
 	word, text := p.answer(t, o)
 	require.Equal(t, "ok", word, text)
 	f, err := os.Create(filler)

@@ -358,13 +358,13 @@ type wrong struct{ text string }
 func (w *wrong) Error() string { return w.text }
 
 // check compares the keys in the store with the oracle. check returns a *wrong if an answer of the
-// store contradicts the oracle, and otherwise the first error of the store. If settle is true and
+// store contradicts the oracle, and otherwise the first error of the store. If decide is true and
 // the store answers, the answer decides a change whose outcome was unknown.
 func (o *oracle) check(
-	ctx context.Context, store *keystore.Store, ids []string, settle bool,
+	ctx context.Context, store *keystore.Store, ids []string, decide bool,
 ) (trouble error) {
 	for _, id := range ids {
-		err := o.checkKey(ctx, store, id, settle)
+		err := o.checkKey(ctx, store, id, decide)
 		if w := new(wrong); errors.As(err, &w) {
 			return err
 		}
@@ -376,7 +376,7 @@ func (o *oracle) check(
 }
 
 func (o *oracle) checkKey(
-	ctx context.Context, store *keystore.Store, id string, settle bool,
+	ctx context.Context, store *keystore.Store, id string, decide bool,
 ) error {
 	k := o.Keys[id]
 	got, err := store.Get(ctx, id)
@@ -411,7 +411,7 @@ func (o *oracle) checkKey(
 			return err
 		}
 	}
-	if settle && k.Doubt != nil {
+	if decide && k.Doubt != nil {
 		k.Acked, k.Doubt, k.Old = is, nil, old
 	}
 	return nil

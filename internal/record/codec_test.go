@@ -29,7 +29,7 @@ func TestRoundTrip(t *testing.T) {
 	require.Equal(t, b, again, "a record has exactly one encoding")
 }
 
-func TestRefusesWhatCannotBeDecidedBy(t *testing.T) {
+func TestDecodeRefusesUnusableRecords(t *testing.T) {
 	for name, spoil := range map[string]func(*Record){
 		"no format":            func(r *Record) { r.Format = 0 },
 		"newer format":         func(r *Record) { r.Format = Format + 1 },
@@ -109,7 +109,7 @@ func FuzzDecode(f *testing.F) {
 
 // A program panics at start if two linked packages register a proto file with the same name. The
 // server of etcd registers a "record.proto".
-func TestDescriptorHasANameOfItsOwn(t *testing.T) {
+func TestDescriptorNameIsUnique(t *testing.T) {
 	require.Equal(t, "grpcapikey/record/v1/record.proto",
 		File_grpcapikey_record_v1_record_proto.Path())
 }

@@ -94,7 +94,7 @@ func TestNewFormatRefuses(t *testing.T) {
 }
 
 // NewFormat accepts the length that an error advises, and refuses a length of one less.
-func TestWhatIsAdvisedIsAccepted(t *testing.T) {
+func TestAdvisedLengthIsAccepted(t *testing.T) {
 	for n := minCharset; n <= len(allPrintable); n++ {
 		charset := allPrintable[:n]
 		for length := range MaxLength {
@@ -109,7 +109,7 @@ func TestWhatIsAdvisedIsAccepted(t *testing.T) {
 	}
 }
 
-func TestATokenInPlaceOfThePrefixIsNotEchoed(t *testing.T) {
+func TestErrorDoesNotQuoteATokenGivenAsPrefix(t *testing.T) {
 	_, text := format(t, "oil", 64, ASCII62).New()
 	_, err := NewFormat(text, 64, ASCII62)
 	require.Error(t, err)

@@ -63,7 +63,7 @@ func TestOneByteChanged(t *testing.T) {
 	}
 }
 
-func TestCutAndJoined(t *testing.T) {
+func TestTruncatedAndConcatenatedTokens(t *testing.T) {
 	for _, v := range vectors {
 		text := v.prefix + "_" + v.rest
 		for i := range text {

@@ -7,13 +7,13 @@ import "context"
 //
 // A Session is safe for concurrent use.
 type Session struct {
-	// bound is the only field, so that a Session inside a live takes little memory.
-	bound boundContext
+	// ctx is the only field, so that a Session inside a boundContext takes little memory.
+	ctx sessionContext
 }
 
-// A boundContext is the context of a Session. The methods of the Session call the methods of the
-// boundContext.
-type boundContext interface {
+// A sessionContext is the context of a Session: a boundContext, or a freeContext of NewSession. The
+// methods of the Session call the methods of the sessionContext.
+type sessionContext interface {
 	context.Context
 	key() *Key
 	allow() error
@@ -37,26 +37,26 @@ func NewSession(ctx context.Context, key *Key) *Session {
 
 // Key returns the key as it was when the session began.
 func (s *Session) Key() *Key {
-	if s.bound == nil {
+	if s.ctx == nil {
 		return nil // the zero Session
 	}
-	return s.bound.key()
+	return s.ctx.key()
 }
 
 // Context returns the context for the work of the session. The context is derived from the caller's
 // context, and ends with the session. The context then has the cause of the session, or the cause
 // of the caller's context if the caller's context has ended too.
 func (s *Session) Context() context.Context {
-	if s.bound == nil {
+	if s.ctx == nil {
 		return nil // the zero Session
 	}
-	return s.bound
+	return s.ctx
 }
 
 // Cause returns why the session has ended, or nil. For a session from Bind, Cause stays nil when
 // only the caller's context has ended. Cause is fast: the interceptors call it twice for each
 // message.
-func (s *Session) Cause() error { return s.bound.Cause() }
+func (s *Session) Cause() error { return s.ctx.Cause() }
 
 // OnEnd calls f when the session has ended. For a session from Bind, f is not called when Close or
 // the caller's context has ended the session. If the session has ended already, OnEnd calls f
@@ -67,16 +67,16 @@ func (s *Session) Cause() error { return s.bound.Cause() }
 //
 // The function stop reports whether stop has prevented the call of f. Once the session has ended,
 // stop returns false, even if f has not begun.
-func (s *Session) OnEnd(f func()) (stop func() bool) { return s.bound.OnEnd(f) }
+func (s *Session) OnEnd(f func()) (stop func() bool) { return s.ctx.OnEnd(f) }
 
 // Allow takes one use from the RateLimit of the session's key, as Key.Allow does.
-func (s *Session) Allow() error { return s.bound.allow() }
+func (s *Session) Allow() error { return s.ctx.allow() }
 
 // Close ends the session. The cause is context.Canceled, unless the session has ended before. The
 // store keeps the session in memory until Close is called. A second Close does nothing.
 func (s *Session) Close() {
-	if s.bound != nil {
-		s.bound.release()
+	if s.ctx != nil {
+		s.ctx.release()
 	}
 }
 

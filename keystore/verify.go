@@ -114,29 +114,29 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	if !ok {
 		return nil, s.refuse(text, s.malformed(ctx))
 	}
-	l := s.newLive(ctx, id)
-	e, rotation, err := s.admitBound(ctx, id, text, &l.Binding)
+	b := s.newBoundContext(ctx, id)
+	e, rotation, err := s.admitBound(ctx, id, text, &b.Binding)
 	if err != nil {
-		l.end(err)
+		b.cancelContext(err)
 		return nil, s.refuse(text, err)
 	}
-	l.admit(e, rotation)
+	b.markAdmitted(e, rotation)
 	// The context may have ended after admitBound. Bind returns the error of ctx and not the cause
 	// of ctx, because the cause may be a denial of another key.
-	err = l.Cause()
+	err = b.Cause()
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		l.release()
+		b.release()
 		return nil, s.refuse(text, err)
 	}
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
-		l.given()
+		b.announced()
 	}
-	l.session = Session{l}
-	return &l.session, nil
+	b.session = Session{b}
+	return &b.session, nil
 }
 
 // malformed returns the error for a text that is not a token. An error of the store or of ctx comes

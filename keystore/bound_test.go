@@ -15,82 +15,82 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-func boundLive(t *testing.T, parent context.Context) *live {
+func bindInRig(t *testing.T, parent context.Context) *boundContext {
 	r := newRig(t, fence.TwoPhase)
 	ctx, _, release, err := parts(r.store.Bind(parent, r.issued.Secret.Reveal()))
 	require.NoError(t, err)
 	t.Cleanup(release)
-	return ctx.(*live)
+	return ctx.(*boundContext)
 }
 
 // A context that nobody has asked for Done is only marked by stop. Whatever is looked at next shows that it has ended.
 func TestAMarkedContextHasEnded(t *testing.T) {
 	type key struct{}
-	for name, look := range map[string]func(t *testing.T, l *live){
-		"Err":  func(t *testing.T, l *live) { require.ErrorIs(t, l.Err(), context.Canceled) },
-		"Done": func(t *testing.T, l *live) { <-l.Done() },
-		"Cause": func(t *testing.T, l *live) {
-			require.ErrorIs(t, context.Cause(l), ErrRevoked)
+	for name, look := range map[string]func(t *testing.T, b *boundContext){
+		"Err":  func(t *testing.T, b *boundContext) { require.ErrorIs(t, b.Err(), context.Canceled) },
+		"Done": func(t *testing.T, b *boundContext) { <-b.Done() },
+		"Cause": func(t *testing.T, b *boundContext) {
+			require.ErrorIs(t, context.Cause(b), ErrRevoked)
 		},
-		"Err of a value's": func(t *testing.T, l *live) {
-			require.Error(t, context.WithValue(l, key{}, 1).Err())
+		"Err of a value's": func(t *testing.T, b *boundContext) {
+			require.Error(t, context.WithValue(b, key{}, 1).Err())
 		},
-		"Cause of a value's": func(t *testing.T, l *live) {
-			require.ErrorIs(t, context.Cause(context.WithValue(l, key{}, 1)), ErrRevoked)
+		"Cause of a value's": func(t *testing.T, b *boundContext) {
+			require.ErrorIs(t, context.Cause(context.WithValue(b, key{}, 1)), ErrRevoked)
 		},
-		"a derived context": func(t *testing.T, l *live) {
-			ctx, cancel := context.WithCancel(l)
+		"a derived context": func(t *testing.T, b *boundContext) {
+			ctx, cancel := context.WithCancel(b)
 			defer cancel()
 			require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
 		},
-		"follow": func(t *testing.T, l *live) { l.follow() },
+		"followUp": func(t *testing.T, b *boundContext) { b.followUp() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := boundLive(t, t.Context())
-			l.stop(ErrRevoked)
-			require.NoError(t, l.Context.Err(), "nobody has looked yet")
-			require.ErrorIs(t, l.Cause(), ErrRevoked)
-			look(t, l)
-			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
-			l.stop(ErrNarrowed)
-			require.ErrorIs(t, context.Cause(l), ErrRevoked, "the first cause stays")
-			require.ErrorIs(t, l.Cause(), ErrRevoked)
+			b := bindInRig(t, t.Context())
+			b.stop(ErrRevoked)
+			require.NoError(t, b.Context.Err(), "nobody has looked yet")
+			require.ErrorIs(t, b.Cause(), ErrRevoked)
+			look(t, b)
+			require.ErrorIs(t, context.Cause(b.Context), ErrRevoked)
+			b.stop(ErrNarrowed)
+			require.ErrorIs(t, context.Cause(b), ErrRevoked, "the first cause stays")
+			require.ErrorIs(t, b.Cause(), ErrRevoked)
 		})
 	}
 }
 
 // Whoever has asked for Done, or derived a context, is woken by stop itself.
 func TestWhoWaitsForAContextIsWoken(t *testing.T) {
-	for name, wait := range map[string]func(l *live) <-chan struct{}{
-		"Done": (*live).Done,
-		"Done of a derived context": func(l *live) <-chan struct{} {
-			ctx, cancel := context.WithCancel(l)
+	for name, wait := range map[string]func(b *boundContext) <-chan struct{}{
+		"Done": (*boundContext).Done,
+		"Done of a derived context": func(b *boundContext) <-chan struct{} {
+			ctx, cancel := context.WithCancel(b)
 			t.Cleanup(cancel)
 			return ctx.Done()
 		},
-		"AfterFunc": func(l *live) <-chan struct{} {
+		"AfterFunc": func(b *boundContext) <-chan struct{} {
 			called := make(chan struct{})
-			context.AfterFunc(l, func() { close(called) })
+			context.AfterFunc(b, func() { close(called) })
 			return called
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := boundLive(t, t.Context())
-			woken := wait(l)
-			l.stop(ErrRevoked)
+			b := bindInRig(t, t.Context())
+			woken := wait(b)
+			b.stop(ErrRevoked)
 			<-woken
-			require.ErrorIs(t, context.Cause(l.Context), ErrRevoked)
+			require.ErrorIs(t, context.Cause(b.Context), ErrRevoked)
 		})
 	}
 }
 
 // The two sides of the second invariant at once. One that misses the other waits for ever.
 func TestDoneAgainstStop(t *testing.T) {
-	l := boundLive(t, t.Context())
+	b := bindInRig(t, t.Context())
 	for range 10000 {
-		l := l.store.newLive(t.Context(), l.id)
-		go l.stop(ErrRevoked)
-		<-l.Done()
+		b := b.store.newBoundContext(t.Context(), b.id)
+		go b.stop(ErrRevoked)
+		<-b.Done()
 	}
 }
 
@@ -324,15 +324,15 @@ func TestChangesThatComeInTheWrongOrder(t *testing.T) {
 // A timer that has fired, and waits for the lock while the expiry is taken away, ends nothing.
 func TestATimerThatComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := boundLive(t, t.Context())
-		l.mu.Lock()
-		l.armLocked(time.Now().Add(time.Second))
+		b := bindInRig(t, t.Context())
+		b.mu.Lock()
+		b.armLocked(time.Now().Add(time.Second))
 		time.Sleep(time.Second)
-		l.armLocked(time.Time{})
-		l.mu.Unlock()
+		b.armLocked(time.Time{})
+		b.mu.Unlock()
 		synctest.Wait()
-		require.NoError(t, l.Err())
-		require.Nil(t, l.timer)
+		require.NoError(t, b.Err())
+		require.Nil(t, b.timer)
 	})
 }
 
@@ -347,16 +347,16 @@ func TestAnEndIsReportedOnce(t *testing.T) {
 		require.NoError(t, err)
 		ctx, _, _, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 		require.NoError(t, err)
-		l := ctx.(*live)
+		b := ctx.(*boundContext)
 		followed := 0
-		l.OnEnd(func() { followed++ })
+		b.OnEnd(func() { followed++ })
 		require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
 		synctest.Wait()
-		l.cut(ErrExpired) // as the timer does
+		b.cut(ErrExpired) // as the timer does
 		synctest.Wait()
 		require.EqualValues(t, 1, c.ended.Load())
 		require.Equal(t, 1, followed)
-		require.ErrorIs(t, l.Cause(), ErrRevoked)
+		require.ErrorIs(t, b.Cause(), ErrRevoked)
 	})
 }
 
@@ -396,13 +396,13 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	require.NoError(t, err)
 	ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 	require.NoError(t, err)
-	l := ctx.(*live)
+	b := ctx.(*boundContext)
 	release()
-	st, err := s.get(t.Context(), l.id)
+	st, err := s.get(t.Context(), b.id)
 	require.NoError(t, err)
 	st.revision++
-	require.False(t, l.changed(st.entry()))
-	require.Nil(t, l.timer)
+	require.False(t, b.changed(st.entry()))
+	require.Nil(t, b.timer)
 }
 
 // A context that the store has ended is not held by its timer or by its parent until the key expires, even if its owner
@@ -425,12 +425,12 @@ func TestAnEndedContextIsNotHeld(t *testing.T) {
 				parent := &watched{Context: t.Context()}
 				ctx, _, _, err := parts(s.Bind(parent, issued.Secret.Reveal()))
 				require.NoError(t, err)
-				l := ctx.(*live)
-				require.NotNil(t, l.timer)
+				b := ctx.(*boundContext)
+				require.NotNil(t, b.timer)
 				require.EqualValues(t, 1, parent.children.Load())
 				require.NoError(t, end(s, issued.Key.ID))
 				synctest.Wait()
-				require.Nil(t, l.timer)
+				require.Nil(t, b.timer)
 				require.Zero(t, parent.children.Load())
 			})
 		})
@@ -467,16 +467,16 @@ func TestTheClockOfTheDayIsSet(t *testing.T) {
 				ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 				require.NoError(t, err)
 				defer release()
-				l := ctx.(*live)
-				l.mu.Lock()
-				l.until = l.until.Add(-tt.set)
-				l.mu.Unlock()
+				b := ctx.(*boundContext)
+				b.mu.Lock()
+				b.until = b.until.Add(-tt.set)
+				b.mu.Unlock()
 				time.Sleep(tt.after - time.Nanosecond)
 				synctest.Wait()
-				require.NoError(t, l.Err())
+				require.NoError(t, b.Err())
 				time.Sleep(time.Nanosecond)
 				synctest.Wait()
-				require.ErrorIs(t, context.Cause(l), ErrExpired)
+				require.ErrorIs(t, context.Cause(b), ErrExpired)
 			})
 		})
 	}
@@ -512,45 +512,45 @@ func TestOnEnd(t *testing.T) {
 		var calls atomic.Int64
 		call := func() { calls.Add(1) }
 
-		l := boundLive(t, parent)
-		stop := l.OnEnd(call)
+		b := bindInRig(t, parent)
+		stop := b.OnEnd(call)
 		require.True(t, stop())
 		require.False(t, stop(), "it has been kept from it already")
-		l.cut(ErrRevoked)
+		b.cut(ErrRevoked)
 		synctest.Wait()
 		require.Zero(t, calls.Load())
-		require.False(t, l.OnEnd(call)(), "it had ended")
+		require.False(t, b.OnEnd(call)(), "it had ended")
 		synctest.Wait()
 		require.EqualValues(t, 1, calls.Load())
 
-		l = boundLive(t, parent)
-		stop, second := l.OnEnd(call), l.OnEnd(call)
-		l.stop(ErrRevoked)
+		b = bindInRig(t, parent)
+		stop, second := b.OnEnd(call), b.OnEnd(call)
+		b.stop(ErrRevoked)
 		require.False(t, stop(), "it has ended, and what follows is under way")
 		require.False(t, second())
-		l.cut(ErrRevoked)
+		b.cut(ErrRevoked)
 		synctest.Wait()
 		require.EqualValues(t, 3, calls.Load())
 
-		l = boundLive(t, parent)
-		stop = l.OnEnd(call)
+		b = bindInRig(t, parent)
+		stop = b.OnEnd(call)
 		cancel()
 		synctest.Wait()
-		require.Error(t, l.Err())
-		require.NoError(t, l.Cause())
+		require.Error(t, b.Err())
+		require.NoError(t, b.Cause())
 		require.True(t, stop(), "the end of its parent is not its own")
-		l.release()
+		b.release()
 		synctest.Wait()
 		require.EqualValues(t, 3, calls.Load())
 
-		l = boundLive(t, t.Context())
-		l.OnEnd(call)
-		l.release()
+		b = bindInRig(t, t.Context())
+		b.OnEnd(call)
+		b.release()
 		synctest.Wait()
 		require.EqualValues(t, 3, calls.Load(), "its owner has ended it")
 
 		release := make(chan struct{})
-		require.False(t, l.OnEnd(func() { <-release })(), "what blocks does not hold up who asks")
+		require.False(t, b.OnEnd(func() { <-release })(), "what blocks does not hold up who asks")
 		close(release)
 	})
 }

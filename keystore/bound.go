@@ -1,0 +1,300 @@
+package keystore
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+)
+
+// A boundContext is the context of a session from Bind. Bind registers the context with the fence
+// before Bind calls markAdmitted, so that the context misses no change. Until the context ends, the
+// fence notifies the context of each change of the key.
+//
+// The invariants:
+//
+//  1. An admitted context is notified of every change that is committed after the value that
+//     admitted the context. The context ends if a change does not admit the context. Two changes
+//     may notify the context in either order. A change that arrives late is judged too, because a
+//     key that was disabled and enabled again was disabled.
+//  2. A context has ended once cause is set. From then on, every caller finds Done closed and Err
+//     not nil. To cancel the embedded Context takes microseconds, too slow when a Revoke ends
+//     10,000 contexts, and only a caller of Done can be waiting. So stop cancels the Context only
+//     if a caller has called Done. Otherwise the next call of Done or Err cancels the Context, or
+//     followUp does. Done sets doneUsed before Done reads cause. stop sets cause before stop reads
+//     doneUsed. So at least one of Done and stop sees what the other has set.
+//  3. Once the store has ended the context, the function given to OnEnd is called, unless the owner
+//     releases the context first.
+type boundContext struct {
+	context.Context      // derived from the caller's context; callers use the methods of boundContext
+	fence.Binding[entry] // registered under id; its functions are methods of boundContext
+
+	store         *Store
+	id            token.ID
+	since         time.Time
+	cancelContext context.CancelCauseFunc // of Context
+	cause         atomic.Pointer[error]   // why the store or the owner ended the context; nil before
+	doneUsed      atomic.Bool             // a caller has called Done
+
+	session Session // the session that Bind returns; its field ctx is this boundContext
+
+	mu sync.Mutex // guards all below
+	// The end was reported to the observer, or must not be reported: the observer was not notified of
+	// a Bind, or the owner has released the context.
+	reported   bool
+	followedUp bool      // followUp has run
+	onEnd      func()    // followUp calls onEnd; nil: nothing to call
+	pending    []*entry  // the values that arrived before markAdmitted
+	admittedBy *entry    // the value that admitted the context; nil until markAdmitted
+	current    *entry    // the newest value that admits the context
+	rotation   uint32    // of the secret that opened the context
+	until      time.Time // when the timer ends the context
+	timer      *time.Timer
+}
+
+func (s *Store) newBoundContext(ctx context.Context, id token.ID) *boundContext {
+	b := &boundContext{store: s, id: id, since: time.Now()}
+	b.reported = true // until Bind calls announced
+	b.Context, b.cancelContext = context.WithCancelCause(ctx)
+	b.Binding = fence.Binding[entry]{Changed: b.changed, Cut: b.stop, AfterEnd: b.followUp}
+	if s.observer != nil {
+		b.Ended = b.report
+	}
+	return b
+}
+
+func (b *boundContext) Done() <-chan struct{} {
+	b.doneUsed.Store(true)
+	b.cancel()
+	return b.Context.Done()
+}
+
+func (b *boundContext) Err() error {
+	b.cancel()
+	return b.Context.Err()
+}
+
+// key and allow serve the Session. Bind returns the Session after markAdmitted, and admittedBy does
+// not change after markAdmitted.
+func (b *boundContext) key() *Key { return &b.admittedBy.key }
+
+func (b *boundContext) allow() error { return b.admittedBy.grants.allow() }
+
+// Cause implements Session.Cause. The end of the parent context does not count.
+func (b *boundContext) Cause() error {
+	if cause := b.cause.Load(); cause != nil {
+		return *cause
+	}
+	return nil
+}
+
+// cancel cancels the embedded Context if cause is set. stop may have skipped this step.
+func (b *boundContext) cancel() {
+	if cause := b.cause.Load(); cause != nil {
+		b.cancelContext(*cause)
+	}
+}
+
+// stop ends the context. A second call does nothing.
+func (b *boundContext) stop(cause error) {
+	if b.cause.CompareAndSwap(nil, &cause) {
+		b.noteUse()
+	}
+	if b.doneUsed.Load() {
+		b.cancel()
+	}
+}
+
+// noteUse notes the end of the context as a use of the key, if the key was admitted: until now, the
+// context itself was a use.
+func (b *boundContext) noteUse() {
+	b.mu.Lock()
+	e := b.admittedBy
+	b.mu.Unlock()
+	if e != nil && b.store.usage.due(e) {
+		b.store.usage.note(e.ID, &e.used)
+	}
+}
+
+// markAdmitted starts the context with the decision about the token: e is the value that admits,
+// and rotation is that of the secret. Then markAdmitted judges the values that arrived earlier.
+func (b *boundContext) markAdmitted(e *entry, rotation uint32) {
+	b.Admitted.Store(true)
+	b.mu.Lock()
+	b.admittedBy, b.current, b.rotation = e, e, rotation
+	b.armLocked(e.until(rotation))
+	var err error
+	for _, e := range b.pending {
+		if err = b.judgeLocked(e); err != nil {
+			break
+		}
+	}
+	b.pending = nil
+	b.mu.Unlock()
+	if err != nil {
+		b.cut(err)
+	}
+}
+
+// changed receives a new value of the key, and reports whether the value ended the context. Before
+// markAdmitted, changed keeps the value for markAdmitted.
+func (b *boundContext) changed(e *entry) bool {
+	b.mu.Lock()
+	if b.admittedBy == nil {
+		b.pending = append(b.pending, e)
+		b.mu.Unlock()
+		return false
+	}
+	err := b.judgeLocked(e)
+	b.mu.Unlock()
+	if err != nil {
+		b.stop(err)
+	}
+	return err != nil
+}
+
+// announced marks the context as known to the observer, so that the end of the context is reported.
+// If the context has already ended, announced reports the end immediately.
+func (b *boundContext) announced() {
+	b.mu.Lock()
+	b.reported = false
+	b.mu.Unlock()
+	if b.Cause() != nil {
+		b.report()
+	}
+}
+
+// judgeLocked returns why the value ends the context. judgeLocked returns nil if the value does not
+// end the context, or if the context has already ended.
+func (b *boundContext) judgeLocked(e *entry) error {
+	if b.Cause() != nil || e.revision <= b.admittedBy.revision {
+		return nil
+	}
+	late := e.revision <= b.current.revision
+	before := b.current
+	if late {
+		before = b.admittedBy
+	}
+	err := e.admits(b.rotation)
+	if err == nil && narrows(before, e) {
+		err = ErrNarrowed
+	}
+	if err == nil && !late {
+		b.current = e
+		b.armLocked(e.until(b.rotation))
+	}
+	return err
+}
+
+// armLocked sets the time at which the timer ends the context; zero is never.
+func (b *boundContext) armLocked(until time.Time) {
+	if b.timer != nil {
+		b.timer.Stop()
+		b.timer = nil
+	}
+	b.until = until
+	if until.IsZero() {
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(min(time.Until(until), clockCheck), func() {
+		b.mu.Lock()
+		armed := b.timer == timer
+		expired := armed && time.Until(b.until) <= 0
+		if armed && !expired {
+			b.armLocked(b.until)
+		}
+		b.mu.Unlock()
+		if expired {
+			b.cut(ErrExpired)
+		}
+	})
+	b.timer = timer
+}
+
+// clockCheck is the longest time that a timer runs. Keys expire by the time of day. Timers use a
+// clock that stops while the machine sleeps, and does not change when the time of day is set.
+const clockCheck = time.Minute
+
+// cut ends the context, and releases the binding: an ended context needs no more notifications. The
+// caller holds no lock.
+func (b *boundContext) cut(cause error) {
+	b.stop(cause)
+	b.store.fence.Release(b.id, &b.Binding)
+	b.report()
+	b.followUp()
+}
+
+// report notifies the observer of the end, once, and only if the store has ended the context.
+func (b *boundContext) report() {
+	b.mu.Lock()
+	again := b.reported
+	b.reported = true
+	b.mu.Unlock()
+	if !again && b.store.observer != nil {
+		b.store.observer.Ended(BindEnd{
+			KeyID: b.id.String(), Cause: b.Cause(), After: time.Since(b.since),
+		})
+	}
+}
+
+// followUp closes Done and calls the function given to OnEnd. No caller waits for the end of
+// followUp. After followUp, neither a timer nor the parent context refers to the context.
+func (b *boundContext) followUp() {
+	b.mu.Lock()
+	// The timer stays off: judgeLocked sees the cause.
+	b.armLocked(time.Time{})
+	f := b.onEnd
+	b.onEnd, b.followedUp = nil, true
+	b.mu.Unlock()
+	b.cancel()
+	if f != nil {
+		f()
+	}
+}
+
+// release ends the context for its owner.
+func (b *boundContext) release() {
+	b.mu.Lock()
+	b.reported, b.onEnd = true, nil
+	b.mu.Unlock()
+	b.cut(context.Canceled)
+}
+
+// endedByStore reports whether the store has ended the context, and not the owner or the parent.
+func (b *boundContext) endedByStore() bool {
+	cause := b.Cause()
+	return cause != nil && cause != context.Canceled
+}
+
+// OnEnd implements Session.OnEnd: f is called when the store has ended the context.
+func (b *boundContext) OnEnd(f func()) (stop func() bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.followedUp:
+		if b.endedByStore() {
+			go f()
+		}
+		return func() bool { return false }
+	case b.onEnd != nil: // the field has space for one function
+		return context.AfterFunc(b, func() {
+			if b.endedByStore() {
+				f()
+			}
+		})
+	}
+	b.onEnd = f
+	return func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.onEnd == nil || b.Cause() != nil {
+			return false
+		}
+		b.onEnd = nil
+		return true
+	}
+}

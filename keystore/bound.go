@@ -14,6 +14,36 @@ import (
 // before Bind calls markAdmitted, so that the context misses no change. Until the context ends, the
 // fence notifies the context of each change of the key.
 //
+// A context passes through four states, and skips admitted if it ends before Bind has decided:
+//
+//	state         in this state                          the step to the next state
+//	-----         -------------                          --------------------------
+//	binding       changed collects values in pending     markAdmitted, under mu
+//	   |
+//	   v
+//	admitted      changed judges each value, under mu;   stop, without a lock: the first call sets
+//	   |          the timer waits for the expiry         cause, and later calls change nothing
+//	   v
+//	ended         Done, Err and Cause show the end;      followUp, under mu
+//	   |          the fence releases the binding;
+//	   v          report notifies the observer
+//	followed up   Done is closed; onEnd was called;      -
+//	              no timer and no parent refers to
+//	              the context
+//
+// These functions call stop:
+//
+//	changed        the fence publishes a value that does not admit the context
+//	Cut            the fence ends all contexts of the key: the outcome of a write is unknown, or the
+//	               store closes
+//	markAdmitted   a value in pending does not admit the context
+//	the timer      the key, or the secret of the session, has expired
+//	release        the owner closes the session
+//
+// After changed and Cut, the fence releases the binding, calls report, and calls followUp in the
+// background. The other three use cut, which does the same without delay. The lock mu is not held
+// while stop, report or the function given to OnEnd runs: each may run code of the caller.
+//
 // The invariants:
 //
 //  1. An admitted context is notified of every change that is committed after the value that

@@ -240,23 +240,6 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	return fmt.Errorf("keystore: check: %w", errors.Join(damage...))
 }
 
-// checkStored parses an entry of any kind.
-func checkStored(e backend.Entry) (err error) {
-	switch e.Key[0] {
-	case keySpace:
-		_, err = parseStored(e)
-	case eventSpace:
-		_, err = parseEvent(e)
-	case usageSpace:
-		_, err = parseUsage(e)
-	case checkSpace:
-		_, err = parseCheck(e)
-	case usageStateKey[0]:
-		_, err = parseUsageState(e)
-	}
-	return err
-}
-
 // Stats describes a store at work.
 type Stats struct {
 	// Hits counts the look-ups of Verify and Bind that were answered from memory. Misses counts the

@@ -1,0 +1,75 @@
+package keystore
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A stored is a record with the backend's ID and revision of the record.
+type stored struct {
+	id       token.ID
+	record   *record.Record
+	revision uint64
+}
+
+// parseStored decodes the backend's entry of a key. If the record is damaged, parseStored returns
+// the error and a stored that has only the ID.
+func parseStored(e backend.Entry) (*stored, error) {
+	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
+		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
+	}
+	id := token.ID(e.Key[1:])
+	r, err := record.Decode(e.Value)
+	if err != nil {
+		return &stored{id: id}, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
+	}
+	return &stored{id: id, record: r, revision: e.Revision}, nil
+}
+
+// purged reports whether the key was purged, so that only the revision of the key remains.
+func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_PURGED }
+
+func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *record.Record {
+	r := &record.Record{
+		Format:       record.Format,
+		Status:       record.Status_STATUS_ACTIVE,
+		DigestScheme: d.Scheme,
+		Digest:       d.Sum,
+		Prefix:       prefix,
+		CreatedAt:    toNanos(now),
+	}
+	spec.writeTo(r)
+	return r
+}
+
+// These limits apply to a key that Restore takes from a backup. The limits leave space for every
+// later change of the key: a key that cannot be revoked must not get into a store. No store
+// writes a backup that is beyond the limits.
+const (
+	maxSavedRevision  = 1 << 62
+	maxSavedRotations = 1 << 31
+	// A record of maxRecordSize is smaller, even with a previous digest and two reasons.
+	maxSavedSize = 24 << 10
+)
+
+// parseSaved is parseStored for an entry of a backup. parseSaved refuses entries beyond the
+// limits.
+func parseSaved(e backend.Entry) (*stored, error) {
+	st, err := parseStored(e)
+	if err != nil {
+		return nil, err
+	}
+	r := st.record
+	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations ||
+		len(e.Value) > maxSavedSize ||
+		len(r.RevokeReason) > maxReason || len(r.DisableReason) > maxReason {
+		return nil, damaged(fmt.Sprintf(
+			"the revision, the number of rotations or a length of key %s is impossible", st.id))
+	}
+	return st, nil
+}

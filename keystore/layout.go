@@ -19,11 +19,22 @@ import (
 //	               or else 0
 //
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
-const keySpace = 'k'
+const (
+	checkSpace = 'h'
+	keySpace   = 'k'
+	usageSpace = 'u'
+)
+
+// usageStateKey is the storage key of the usageState.
+var usageStateKey = []byte{'w'}
+
+func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
 
 func storageKey(id token.ID) []byte {
 	return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...)
 }
+
+func usageKey(id token.ID) []byte { return append([]byte{usageSpace}, id[:]...) }
 
 func toNanos(t time.Time) int64 {
 	if t.IsZero() {

@@ -31,16 +31,11 @@ import (
 //
 // A check value does not admit a caller: the fixed text does not have the form of a token.
 
-// checkSpace is the key space of the check values; see keySpace.
-const checkSpace = 'h'
-
 // sampleText is the fixed text. sampleText does not have the form of a token.
 const sampleText = "grpc-api-key: a check of the pepper"
 
 // checkingPepper is the operation that errors name.
 const checkingPepper = "check the pepper"
-
-func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
 
 func parseCheck(e backend.Entry) (hashing.Digest, error) {
 	if len(e.Key) < 2 || e.Key[0] != checkSpace || len(e.Value) == 0 {

@@ -257,9 +257,6 @@ type usageState struct {
 	complete bool      // all uses from since on have been written, and no store is open
 }
 
-// usageStateKey is the storage key of the usageState; see keySpace.
-var usageStateKey = []byte{'w'}
-
 func (st usageState) encode() []byte {
 	value := binary.BigEndian.AppendUint64(nil, uint64(st.since.UnixNano()))
 	if st.complete {
@@ -370,8 +367,3 @@ func parseUsage(e backend.Entry) (minute int64, err error) {
 }
 
 const maxMinute = 1 << 40 // no clock shows this minute, and time.Unix can represent the minute
-
-// usageSpace is the key space of the minutes of last use; see keySpace.
-const usageSpace = 'u'
-
-func usageKey(id token.ID) []byte { return append([]byte{usageSpace}, id[:]...) }

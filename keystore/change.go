@@ -275,7 +275,7 @@ func refuseRevoked(doing, id string, r *record.Record) error {
 }
 
 // changeAttempts is how often a change starts again because another change of the same key was
-// committed first. In one process, the changeQueue keeps the number of attempts low. Writes of many
+// committed first. In one process, the changequeue.Queue keeps the number of attempts low. Writes of many
 // keys, and other processes, can still come first.
 const changeAttempts = 16
 
@@ -300,11 +300,11 @@ func (s *Store) change(
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	turn, err := s.queue.acquire(ctx, id, restricts(event))
+	turn, err := s.queue.Acquire(ctx, id, restricts(event))
 	if err != nil {
-		return nil, err
+		return nil, endOf(ctx)
 	}
-	defer turn.release()
+	defer turn.Release()
 	for range changeAttempts {
 		st, err := s.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
@@ -318,7 +318,7 @@ func (s *Store) change(
 			return nil, err
 		}
 		if !changed {
-			turn.release() // see commit
+			turn.Release() // see commit
 			// The writer of the present state may not have reached phase C yet. change must not return
 			// before the bindings are notified of the state, so change notifies the bindings too.
 			e := st.entry()
@@ -330,8 +330,8 @@ func (s *Store) change(
 		if err != nil {
 			return nil, err
 		}
-		if !turn.mustYield() {
-			err = s.commit(ctx, doubt, []*prepared{p}, turn.release)
+		if !turn.MustYield() {
+			err = s.commit(ctx, doubt, []*prepared{p}, turn.Release)
 			if err == nil {
 				return p.entry, nil
 			}
@@ -339,8 +339,8 @@ func (s *Store) change(
 				return nil, err
 			}
 		}
-		if err := turn.retry(ctx); err != nil {
-			return nil, err
+		if err := turn.Retry(ctx); err != nil {
+			return nil, endOf(ctx)
 		}
 	}
 	return nil, trouble("change", errors.New("others keep changing the key"))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
+	"github.com/grpc-api-key/grpc-api-key/internal/changequeue"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -40,7 +41,7 @@ type Store struct {
 	patient bool          // reads have no timeout, because a timeout would not help
 
 	journal journal
-	queue   changeQueue
+	queue   changequeue.Queue
 	limits  *limits
 	texts   texts
 	usage   usage

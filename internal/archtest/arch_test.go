@@ -32,6 +32,12 @@ func TestImports(t *testing.T) {
 		badger = "github.com/dgraph-io/"
 		grpc   = "google.golang.org/grpc"
 	)
+	// The packages that keystore uses.
+	below := []string{
+		"hashing", "keystore/backend",
+		"internal/badgerdb", "internal/changequeue", "internal/clientaddr", "internal/fence",
+		"internal/record", "internal/scope", "internal/token",
+	}
 	for _, tt := range []struct {
 		pkg    string
 		allows []string // of this module
@@ -41,9 +47,10 @@ func TestImports(t *testing.T) {
 		{"interceptor/keycreds", nil, []string{badger, "google.golang.org/protobuf/testing"}},
 		{"keystore/backend", nil, []string{badger, grpc}},
 		{"keystore/backend/backendtest", []string{"keystore/backend", "internal/memory"}, []string{badger, grpc}},
-		{"keystore", []string{"hashing", "keystore/backend", "internal/badgerdb", "internal/clientaddr", "internal/fence", "internal/record", "internal/scope", "internal/token"}, []string{grpc}},
-		{"keystore/keystoretest", []string{"keystore", "hashing", "internal/memory", "keystore/backend", "internal/badgerdb", "internal/clientaddr", "internal/fence", "internal/record", "internal/scope", "internal/token"}, []string{grpc, "github.com/stretchr/"}},
-		{"interceptor", []string{"keystore", "hashing", "keystore/backend", "internal/badgerdb", "internal/clientaddr", "internal/fence", "internal/record", "internal/scope", "internal/token"}, nil},
+		{"keystore", below, []string{grpc}},
+		{"keystore/keystoretest", append(below, "keystore", "internal/memory"), []string{grpc, "github.com/stretchr/"}},
+		{"interceptor", append(below, "keystore"), nil},
+		{"internal/changequeue", nil, []string{badger, grpc}},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},

@@ -1,13 +1,16 @@
-package keystore
+// Package changequeue prevents starvation: a change of a key that lost a race waits in line for its
+// key instead of retrying against newcomers.
+package changequeue
 
 import (
 	"context"
 	"sync"
-
-	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A changeQueue orders the changes of one key. Changes that restrict the key (Revoke, Disable and
+// An ID names a key.
+type ID = [16]byte
+
+// A Queue orders the changes of one key. Changes that restrict the key (Revoke, Disable and
 // RevokeAll) go before ordinary changes, and no change starves.
 //
 // A change makes its first attempt immediately. A change loses a race if another change of the key
@@ -22,8 +25,8 @@ import (
 // The invariants:
 //
 //  1. A restricting change waits for no ordinary change, and loses at most one race against
-//     ordinary changes. The reason: an ordinary change first reads the key, then calls mustYield,
-//     and then writes. So each ordinary write that may come after the call of acquire expects a
+//     ordinary changes. The reason: an ordinary change first reads the key, then calls MustYield,
+//     and then writes. So each ordinary write that may come after the call of Acquire expects a
 //     revision that the key had by the time of the call. At most one of these writes succeeds.
 //  2. The head of a line races only against four kinds of changes. The first kind are changes that
 //     began before the line existed: each can come before the head once, and joins the line after a
@@ -32,72 +35,72 @@ import (
 //
 // No change waits if no other change of the key is under way. No key delays the changes of another
 // key.
-type changeQueue struct {
-	mu   sync.Mutex // guards all fields below, and every keyQueue; not held while a change waits
-	keys map[token.ID]*keyQueue
+type Queue struct {
+	mu   sync.Mutex // guards all fields below, and every keyState; not held while a change waits
+	keys map[ID]*keyState
 }
 
-// A keyQueue exists while a line of its key has members, or a change that restricts the key is
+// A keyState exists while a line of its key has members, or a change that restricts the key is
 // under way.
-type keyQueue struct {
+type keyState struct {
 	restricting int           // changes under way that restrict the key
 	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits
-	lines       [2]line       // of ordinary changes, and of changes that restrict the key
+	waiters     [2]waiters    // of ordinary changes, and of changes that restrict the key
 }
 
-type line struct {
+type waiters struct {
 	// The channel has capacity for the head. The other members wait to send, and proceed in the order
 	// of arrival.
 	head chan struct{}
 	size int // the members of the line, including the head
 }
 
-// A turn is the place of a change among the changes of its key. The same goroutine calls acquire,
-// mustYield and retry. Another goroutine may call release.
-type turn struct {
-	queue     *changeQueue
-	id        token.ID
+// A Turn is the place of a change among the changes of its key. The same goroutine calls Acquire,
+// MustYield and Retry. Another goroutine may call Release.
+type Turn struct {
+	queue     *Queue
+	id        ID
 	restricts bool
 
 	inLine   bool // guarded by queue.mu: the change is the head of its line
 	released bool // guarded by queue.mu
 }
 
-// acquire returns a turn when the change may make its first attempt. The caller calls release when
+// Acquire returns a turn when the change may make its first attempt. The caller calls Release when
 // no attempt is left to make. An error is the error of the context.
-func (q *changeQueue) acquire(ctx context.Context, id token.ID, restricts bool) (*turn, error) {
-	t := &turn{queue: q, id: id, restricts: restricts}
+func (q *Queue) Acquire(ctx context.Context, id ID, restricts bool) (*Turn, error) {
+	t := &Turn{queue: q, id: id, restricts: restricts}
 	if restricts {
 		q.mu.Lock()
 		q.ofLocked(id).restricting++
 		q.mu.Unlock()
 	}
 	if err := t.wait(ctx, false); err != nil {
-		t.release()
+		t.Release()
 		return nil, err
 	}
 	return t, nil
 }
 
-// mustYield reports whether the change must call retry instead of committing its attempt.
-func (t *turn) mustYield() bool {
+// MustYield reports whether the change must call Retry instead of committing its attempt.
+func (t *Turn) MustYield() bool {
 	t.queue.mu.Lock()
 	defer t.queue.mu.Unlock()
 	k := t.queue.keys[t.id]
 	return !t.restricts && k != nil && k.restricting > 0
 }
 
-// retry waits until a change that lost a race, or had to yield, may make its next attempt.
-func (t *turn) retry(ctx context.Context) error { return t.wait(ctx, true) }
+// Retry waits until a change that lost a race, or had to yield, may make its next attempt.
+func (t *Turn) Retry(ctx context.Context) error { return t.wait(ctx, true) }
 
-func (t *turn) wait(ctx context.Context, lost bool) error {
+func (t *Turn) wait(ctx context.Context, lost bool) error {
 	q := t.queue
 	q.mu.Lock()
 	k := q.keys[t.id]
 	if k != nil && k.restricting > 0 && !t.restricts {
 		lost = true // wait in line, as after a lost race
 	}
-	if !t.inLine && (lost || k != nil && k.lineOf(t).size > 0) {
+	if !t.inLine && (lost || k != nil && k.waitersOf(t).size > 0) {
 		if err := t.joinLocked(ctx); err != nil {
 			q.mu.Unlock()
 			return err
@@ -115,7 +118,7 @@ func (t *turn) wait(ctx context.Context, lost bool) error {
 		select {
 		case <-unlocked:
 		case <-ctx.Done():
-			return endOf(ctx)
+			return ctx.Err()
 		}
 		q.mu.Lock()
 	}
@@ -125,30 +128,30 @@ func (t *turn) wait(ctx context.Context, lost bool) error {
 
 // joinLocked joins the line of the change, and returns when the change is the head. joinLocked
 // releases the lock while the change waits.
-func (t *turn) joinLocked(ctx context.Context) (err error) {
+func (t *Turn) joinLocked(ctx context.Context) (err error) {
 	q := t.queue
 	k := q.ofLocked(t.id)
-	l := k.lineOf(t)
-	if l.head == nil {
-		l.head = make(chan struct{}, 1)
+	w := k.waitersOf(t)
+	if w.head == nil {
+		w.head = make(chan struct{}, 1)
 	}
-	l.size++
+	w.size++
 	q.mu.Unlock()
 	select {
-	case l.head <- struct{}{}:
+	case w.head <- struct{}{}:
 	case <-ctx.Done():
-		err = endOf(ctx)
+		err = ctx.Err()
 	}
 	q.mu.Lock()
 	if t.inLine = err == nil; !t.inLine {
-		l.size--
+		w.size--
 		q.dropLocked(t.id, k)
 	}
 	return err
 }
 
-// release ends the turn. A second call does nothing.
-func (t *turn) release() {
+// Release ends the turn. A second call does nothing.
+func (t *Turn) Release() {
 	q := t.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -158,9 +161,9 @@ func (t *turn) release() {
 	}
 	t.released = true
 	if t.inLine {
-		l := k.lineOf(t)
-		<-l.head
-		l.size--
+		w := k.waitersOf(t)
+		<-w.head
+		w.size--
 	}
 	if t.restricts {
 		if k.restricting--; k.restricting == 0 && k.unlocked != nil {
@@ -171,27 +174,27 @@ func (t *turn) release() {
 	q.dropLocked(t.id, k)
 }
 
-func (q *changeQueue) ofLocked(id token.ID) *keyQueue {
+func (q *Queue) ofLocked(id ID) *keyState {
 	k := q.keys[id]
 	if k == nil {
-		k = new(keyQueue)
+		k = new(keyState)
 		if q.keys == nil {
-			q.keys = make(map[token.ID]*keyQueue)
+			q.keys = make(map[ID]*keyState)
 		}
 		q.keys[id] = k
 	}
 	return k
 }
 
-func (q *changeQueue) dropLocked(id token.ID, k *keyQueue) {
-	if k.restricting == 0 && k.lines[0].size == 0 && k.lines[1].size == 0 {
+func (q *Queue) dropLocked(id ID, k *keyState) {
+	if k.restricting == 0 && k.waiters[0].size == 0 && k.waiters[1].size == 0 {
 		delete(q.keys, id)
 	}
 }
 
-func (k *keyQueue) lineOf(t *turn) *line {
+func (k *keyState) waitersOf(t *Turn) *waiters {
 	if t.restricts {
-		return &k.lines[1]
+		return &k.waiters[1]
 	}
-	return &k.lines[0]
+	return &k.waiters[0]
 }

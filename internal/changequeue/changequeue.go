@@ -1,5 +1,20 @@
-// Package changequeue prevents starvation: a change of a key that lost a race waits in line for its
-// key instead of retrying against newcomers.
+// Package changequeue prevents starvation among the changes of one key. A change that lost a race
+// waits in line for its key instead of retrying against newcomers.
+//
+// The package is for a store that changes a key in three steps. The store reads the key, computes
+// the new state, and writes the new state if the key still has the revision that the store read:
+//
+//	turn, err := queue.Acquire(ctx, id, restricts)
+//	...
+//	defer turn.Release()
+//	for {
+//		read the key
+//		if !turn.MustYield() {
+//			write the key; return unless another change came first
+//		}
+//		err := turn.Retry(ctx)
+//		...
+//	}
 package changequeue
 
 import (
@@ -10,8 +25,8 @@ import (
 // An ID names a key.
 type ID = [16]byte
 
-// A Queue orders the changes of one key. Changes that restrict the key (Revoke, Disable and
-// RevokeAll) go before ordinary changes, and no change starves.
+// A Queue orders the changes of each key. Changes that restrict the key go before ordinary changes,
+// and no change starves. The zero Queue is ready for use. A Queue is safe for concurrent use.
 //
 // A change makes its first attempt immediately. A change loses a race if another change of the key
 // is committed between its read and its write. A change that lost a race joins the line for changes
@@ -32,9 +47,8 @@ type ID = [16]byte
 //     began before the line existed: each can come before the head once, and joins the line after a
 //     lost race. The others are restricting changes, writes of many keys, and changes by other
 //     processes. So in one process every change succeeds in the end, in the order of the line.
-//
-// No change waits if no other change of the key is under way. No key delays the changes of another
-// key.
+//  3. No change waits if no other change of the key is under way. No key delays the changes of
+//     another key. A key without a change under way takes no memory.
 type Queue struct {
 	mu   sync.Mutex // guards all fields below, and every keyState; not held while a change waits
 	keys map[ID]*keyState
@@ -43,16 +57,18 @@ type Queue struct {
 // A keyState exists while a line of its key has members, or a change that restricts the key is
 // under way.
 type keyState struct {
-	restricting int           // changes under way that restrict the key
-	unlocked    chan struct{} // closed when restricting drops to 0; nil while no change waits
-	waiters     [2]waiters    // of ordinary changes, and of changes that restrict the key
+	restricting int           // the restricting changes under way
+	unblocked   chan struct{} // closed when restricting drops to 0; nil while no change waits
+	ordinary    waiters
+	urgent      waiters // the restricting changes that lost a race
 }
 
+// The waiters are the members of a line: the head, and the changes that wait to become the head.
 type waiters struct {
-	// The channel has capacity for the head. The other members wait to send, and proceed in the order
-	// of arrival.
+	// The channel has capacity for the head. The other members wait to send, and proceed in the
+	// order of arrival.
 	head chan struct{}
-	size int // the members of the line, including the head
+	size int // the number of members, including the head
 }
 
 // A Turn is the place of a change among the changes of its key. The same goroutine calls Acquire,
@@ -62,20 +78,22 @@ type Turn struct {
 	id        ID
 	restricts bool
 
-	inLine   bool // guarded by queue.mu: the change is the head of its line
+	isHead   bool // guarded by queue.mu: the change is the head of its line
 	released bool // guarded by queue.mu
 }
 
-// Acquire returns a turn when the change may make its first attempt. The caller calls Release when
-// no attempt is left to make. An error is the error of the context.
+// Acquire returns a Turn when the change may make its first attempt. If ctx ends first, Acquire
+// returns the error of ctx. The caller calls Release when no attempt is left to make. A true
+// restricts marks a restricting change.
 func (q *Queue) Acquire(ctx context.Context, id ID, restricts bool) (*Turn, error) {
 	t := &Turn{queue: q, id: id, restricts: restricts}
+	q.mu.Lock()
 	if restricts {
-		q.mu.Lock()
-		q.ofLocked(id).restricting++
-		q.mu.Unlock()
+		q.stateLocked(id).restricting++
 	}
-	if err := t.wait(ctx, false); err != nil {
+	err := t.waitLocked(ctx, false)
+	q.mu.Unlock()
+	if err != nil {
 		t.Release()
 		return nil, err
 	}
@@ -86,68 +104,15 @@ func (q *Queue) Acquire(ctx context.Context, id ID, restricts bool) (*Turn, erro
 func (t *Turn) MustYield() bool {
 	t.queue.mu.Lock()
 	defer t.queue.mu.Unlock()
-	k := t.queue.keys[t.id]
-	return !t.restricts && k != nil && k.restricting > 0
+	return t.blockedLocked()
 }
 
-// Retry waits until a change that lost a race, or had to yield, may make its next attempt.
-func (t *Turn) Retry(ctx context.Context) error { return t.wait(ctx, true) }
-
-func (t *Turn) wait(ctx context.Context, lost bool) error {
-	q := t.queue
-	q.mu.Lock()
-	k := q.keys[t.id]
-	if k != nil && k.restricting > 0 && !t.restricts {
-		lost = true // wait in line, as after a lost race
-	}
-	if !t.inLine && (lost || k != nil && k.waitersOf(t).size > 0) {
-		if err := t.joinLocked(ctx); err != nil {
-			q.mu.Unlock()
-			return err
-		}
-	}
-	for !t.restricts {
-		if k = q.keys[t.id]; k == nil || k.restricting == 0 {
-			break
-		}
-		if k.unlocked == nil {
-			k.unlocked = make(chan struct{})
-		}
-		unlocked := k.unlocked
-		q.mu.Unlock()
-		select {
-		case <-unlocked:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		q.mu.Lock()
-	}
-	q.mu.Unlock()
-	return nil
-}
-
-// joinLocked joins the line of the change, and returns when the change is the head. joinLocked
-// releases the lock while the change waits.
-func (t *Turn) joinLocked(ctx context.Context) (err error) {
-	q := t.queue
-	k := q.ofLocked(t.id)
-	w := k.waitersOf(t)
-	if w.head == nil {
-		w.head = make(chan struct{}, 1)
-	}
-	w.size++
-	q.mu.Unlock()
-	select {
-	case w.head <- struct{}{}:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	q.mu.Lock()
-	if t.inLine = err == nil; !t.inLine {
-		w.size--
-		q.dropLocked(t.id, k)
-	}
-	return err
+// Retry waits until a change that lost a race, or had to yield, may make its next attempt. If ctx
+// ends first, Retry returns the error of ctx. The caller must then call Release.
+func (t *Turn) Retry(ctx context.Context) error {
+	t.queue.mu.Lock()
+	defer t.queue.mu.Unlock()
+	return t.waitLocked(ctx, true)
 }
 
 // Release ends the turn. A second call does nothing.
@@ -160,21 +125,91 @@ func (t *Turn) Release() {
 		return
 	}
 	t.released = true
-	if t.inLine {
+	if t.isHead {
 		w := k.waitersOf(t)
 		<-w.head
 		w.size--
 	}
 	if t.restricts {
-		if k.restricting--; k.restricting == 0 && k.unlocked != nil {
-			close(k.unlocked)
-			k.unlocked = nil
+		if k.restricting--; k.restricting == 0 && k.unblocked != nil {
+			close(k.unblocked)
+			k.unblocked = nil
 		}
 	}
 	q.dropLocked(t.id, k)
 }
 
-func (q *Queue) ofLocked(id ID) *keyState {
+// waitLocked returns when the change may make an attempt. lost means that the change has made an
+// attempt before. waitLocked releases the lock while the change waits.
+func (t *Turn) waitLocked(ctx context.Context, lost bool) error {
+	k := t.queue.keys[t.id]
+	mustJoin := lost || t.blockedLocked() || k != nil && k.waitersOf(t).size > 0
+	if mustJoin && !t.isHead {
+		if err := t.joinLocked(ctx); err != nil {
+			return err
+		}
+	}
+	for t.blockedLocked() {
+		if err := t.waitUnblockedLocked(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// blockedLocked reports whether a restricting change is under way that goes before this change.
+func (t *Turn) blockedLocked() bool {
+	k := t.queue.keys[t.id]
+	return !t.restricts && k != nil && k.restricting > 0
+}
+
+// joinLocked joins the line of the change, and returns when the change is the head. joinLocked
+// releases the lock while the change waits.
+func (t *Turn) joinLocked(ctx context.Context) error {
+	q := t.queue
+	k := q.stateLocked(t.id)
+	w := k.waitersOf(t)
+	if w.head == nil {
+		w.head = make(chan struct{}, 1)
+	}
+	w.size++
+	q.mu.Unlock()
+	var err error
+	select {
+	case w.head <- struct{}{}:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	q.mu.Lock()
+	if err != nil {
+		w.size--
+		q.dropLocked(t.id, k)
+		return err
+	}
+	t.isHead = true
+	return nil
+}
+
+// waitUnblockedLocked returns when the restricting changes that are under way have been released.
+// waitUnblockedLocked releases the lock while the change waits.
+func (t *Turn) waitUnblockedLocked(ctx context.Context) error {
+	k := t.queue.keys[t.id]
+	if k.unblocked == nil {
+		k.unblocked = make(chan struct{})
+	}
+	unblocked := k.unblocked
+	t.queue.mu.Unlock()
+	defer t.queue.mu.Lock()
+	select {
+	case <-unblocked:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// stateLocked returns the state of a key, and makes the state if there is none.
+func (q *Queue) stateLocked(id ID) *keyState {
 	k := q.keys[id]
 	if k == nil {
 		k = new(keyState)
@@ -186,15 +221,16 @@ func (q *Queue) ofLocked(id ID) *keyState {
 	return k
 }
 
+// dropLocked forgets the state of a key if no change needs the state.
 func (q *Queue) dropLocked(id ID, k *keyState) {
-	if k.restricting == 0 && k.waiters[0].size == 0 && k.waiters[1].size == 0 {
+	if k.restricting == 0 && k.ordinary.size == 0 && k.urgent.size == 0 {
 		delete(q.keys, id)
 	}
 }
 
 func (k *keyState) waitersOf(t *Turn) *waiters {
 	if t.restricts {
-		return &k.waiters[1]
+		return &k.urgent
 	}
-	return &k.waiters[0]
+	return &k.ordinary
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// An unlucky backend calls between after each read of the one whose context is marked, and before that one gets it.
+// An unlucky backend calls between after each read with a marked context, before the read returns.
 type unlucky struct {
 	backend.Backend
 	between func()
@@ -52,7 +52,7 @@ func TestAChangeIsNotOvertakenForEver(t *testing.T) {
 			go func() { done <- touch(t.Context(), s, issued.Key.ID) }()
 			updates = append(updates, func() error { return <-done })
 			synctest.Wait() // it has come first, or waits
-			require.NoError(t, touch(t.Context(), s, other.Key.ID), "other keys are changed as ever")
+			require.NoError(t, touch(t.Context(), s, other.Key.ID), "another key")
 		}
 		require.NoError(t, touch(context.WithValue(t.Context(), marked{}, true), s, issued.Key.ID))
 		require.Len(t, updates, 2)
@@ -66,8 +66,12 @@ func TestAChangeIsNotOvertakenForEver(t *testing.T) {
 
 // restrictions are the changes that go before ordinary changes.
 var restrictions = map[string]func(ctx context.Context, s *keystore.Store, id string) error{
-	"Revoke":  func(ctx context.Context, s *keystore.Store, id string) error { return s.Revoke(ctx, id, "") },
-	"Disable": func(ctx context.Context, s *keystore.Store, id string) error { return s.Disable(ctx, id, "") },
+	"Revoke": func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Revoke(ctx, id, "")
+	},
+	"Disable": func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Disable(ctx, id, "")
+	},
 	"RevokeAll": func(ctx context.Context, s *keystore.Store, id string) error {
 		_, err := s.RevokeAll(ctx, keystore.Query{Status: keystore.StatusActive}, "", nil)
 		return err
@@ -101,13 +105,15 @@ func TestARestrictionGoesBeforeHundredsOfUpdates(t *testing.T) {
 				for range 300 {
 					updates.Go(func() {
 						for ctx.Err() == nil {
-							if err := touch(ctx, s, issued.Key.ID); errors.Is(err, keystore.ErrKeyRevoked) {
+							err := touch(ctx, s, issued.Key.ID)
+							if errors.Is(err, keystore.ErrKeyRevoked) {
 								return
 							}
 						}
 					})
 				}
-				time.Sleep(commit + commit/2) // the line has formed, and its head has a commit under way
+				// The line has formed, and its head has a commit under way.
+				time.Sleep(commit + commit/2)
 				began := time.Now()
 				err = restrict(t.Context(), s, issued.Key.ID)
 				took := time.Since(began)
@@ -139,7 +145,8 @@ func TestARestrictionDoesNotWaitForAnUpdateThatBlocks(t *testing.T) {
 					_, _ = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error {
 						spec.Owner = "blocked"
 						if calls++; calls == 1 {
-							return touch(t.Context(), s, issued.Key.ID) // so that the Update loses, and joins the line
+							// So that the Update loses, and joins the line.
+							return touch(t.Context(), s, issued.Key.ID)
 						}
 						<-hold
 						return nil
@@ -216,7 +223,7 @@ func TestUpdatesThatBeganEarlierDoNotOvertakeARevocation(t *testing.T) {
 	})
 }
 
-// Whoever does not want to wait in line any longer leaves it, and those behind move up.
+// A change whose context ends leaves the line, and the changes after it move up.
 func TestALineMovesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &unlucky{Backend: backendtest.NewMemory()}
@@ -226,10 +233,7 @@ func TestALineMovesUp(t *testing.T) {
 		id := create(t, s, keystore.Spec{}).Key.ID
 		update := func(ctx context.Context) func() error {
 			done := make(chan error, 1)
-			go func() {
-				_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Name += "."; return nil })
-				done <- err
-			}()
+			go func() { done <- touch(ctx, s, id) }()
 			return func() error { return <-done }
 		}
 		reads, hold := 0, make(chan struct{})

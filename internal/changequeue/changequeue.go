@@ -83,8 +83,8 @@ type Turn struct {
 }
 
 // Acquire returns a Turn when the change may make its first attempt. If ctx ends first, Acquire
-// returns the error of ctx. The caller calls Release when no attempt is left to make. A true
-// restricts marks a restricting change.
+// returns the error of ctx. The caller calls Release when no attempt is left to make. The argument
+// restricts is true for a restricting change.
 func (q *Queue) Acquire(ctx context.Context, id ID, restricts bool) (*Turn, error) {
 	t := &Turn{queue: q, id: id, restricts: restricts}
 	q.mu.Lock()
@@ -208,7 +208,7 @@ func (t *Turn) waitUnblockedLocked(ctx context.Context) error {
 	}
 }
 
-// stateLocked returns the state of a key, and makes the state if there is none.
+// stateLocked returns the state of a key, and makes a state for a key without changes.
 func (q *Queue) stateLocked(id ID) *keyState {
 	k := q.keys[id]
 	if k == nil {

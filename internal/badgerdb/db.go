@@ -103,7 +103,10 @@ type DB struct {
 	commitFault func() error     // for tests; nil outside of tests
 }
 
-var _ backend.Backend = (*DB)(nil)
+var (
+	_ backend.Backend     = (*DB)(nil)
+	_ backend.DownScanner = (*DB)(nil)
+)
 
 // Close closes the store. The calls that wait for the committer fail with ErrClosed. The calls that
 // the committer has taken finish. Then Close closes Badger.
@@ -356,7 +359,14 @@ const (
 // Scan implements backend.Backend.
 func (db *DB) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
-		db.pages(ctx, db.durable.Load, from, to, yield)
+		db.pages(ctx, db.durable.Load, from, to, false, yield)
+	}
+}
+
+// ScanDown implements backend.DownScanner.
+func (db *DB) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		db.pages(ctx, db.durable.Load, from, to, true, yield)
 	}
 }
 
@@ -374,15 +384,18 @@ func (db *DB) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.E
 	return func(yield func(backend.Entry, error) bool) {
 		ts, unpin := db.pin()
 		defer unpin() // also if the loop body panics
-		db.pages(ctx, func() uint64 { return ts }, from, to, yield)
+		db.pages(ctx, func() uint64 { return ts }, from, to, false, yield)
 	}
 }
 
 // pages reads page by page, so that no lock is held and no transaction is open while the loop body
-// runs. pages checks ctx between pages.
-func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yield func(backend.Entry, error) bool) {
+// runs. pages checks ctx between pages. down means descending order.
+func (db *DB) pages(
+	ctx context.Context, at func() uint64, from, to []byte, down bool,
+	yield func(backend.Entry, error) bool,
+) {
 	for {
-		page, next, err := db.page(ctx, at, from, to)
+		page, next, err := db.page(ctx, at, from, to, down)
 		if err != nil {
 			yield(backend.Entry{}, err)
 			return
@@ -401,23 +414,40 @@ func (db *DB) pages(ctx context.Context, at func() uint64, from, to []byte, yiel
 		if next == nil {
 			return
 		}
-		from = next
+		if down {
+			to = next
+		} else {
+			from = next
+		}
 	}
 }
 
-// page returns the first entries with from <= key < to, and the key at which the next page begins.
-// next is nil if there is no next page.
-func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page []backend.Entry, next []byte, err error) {
+// page returns the first entries with from <= key < to, or the last of them in descending order if
+// down is true. The next page begins at the key next, or ends before next if down is true. next is
+// nil if there is no next page.
+func (db *DB) page(
+	ctx context.Context, at func() uint64, from, to []byte, down bool,
+) (page []backend.Entry, next []byte, err error) {
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.Prefix = []byte{keyPrefix}
+		o.Reverse = down
+		begin := storedKey(from)
+		if down && to != nil {
+			begin = storedKey(to)
+		} else if down {
+			begin = []byte{keyPrefix + 1} // after every stored key, and itself no key of Badger
+		}
 		it := txn.NewIterator(o)
 		defer it.Close()
 		seen, size := 0, 0
-		for it.Seek(storedKey(from)); it.Valid(); it.Next() {
+		for it.Seek(begin); it.Valid(); it.Next() {
 			key := it.Item().Key()[1:] // valid until Next
-			if to != nil && string(key) >= string(to) {
+			switch {
+			case down && string(key) < string(from), !down && to != nil && string(key) >= string(to):
 				return nil
+			case down && to != nil && string(key) >= string(to):
+				continue // Seek begins at the key to itself, if there is an entry
 			}
 			switch e, _, err := entry(it.Item()); {
 			case err == nil:
@@ -427,7 +457,10 @@ func (db *DB) page(ctx context.Context, at func() uint64, from, to []byte) (page
 				return err
 			}
 			if seen++; seen == pageEntries || size >= pageBytes {
-				next = append(slices.Clone(key), 0) // the least key after key
+				next = slices.Clone(key)
+				if !down {
+					next = append(next, 0) // the least key after key
+				}
 				return nil
 			}
 		}

@@ -159,6 +159,28 @@ func (m *memory) scan(
 	}
 }
 
+// ScanDown implements backend.DownScanner.
+func (m *memory) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		to := to // each loop over the result begins at the same end
+		for {
+			now, err := m.current(ctx)
+			if err != nil {
+				yield(backend.Entry{}, err)
+				return
+			}
+			t := now.last(to)
+			if t == nil || bytes.Compare(t.entry.Key, from) < 0 {
+				return
+			}
+			to = t.entry.Key
+			if !yield(clone(t.entry), nil) {
+				return
+			}
+		}
+	}
+}
+
 func (m *memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

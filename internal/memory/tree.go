@@ -39,6 +39,18 @@ func (t *tree) first(from []byte) (least *tree) {
 	return least
 }
 
+// last returns the node with the largest key that is before to, or nil. A nil to is after every key.
+func (t *tree) last(to []byte) (greatest *tree) {
+	for t != nil {
+		if to == nil || bytes.Compare(t.entry.Key, to) < 0 {
+			greatest, t = t, t.right
+		} else {
+			t = t.left
+		}
+	}
+	return greatest
+}
+
 // with returns a tree that also has the entry e. The entry replaces an entry with the same key.
 func (t *tree) with(e backend.Entry) *tree {
 	before, from := t.split(e.Key)

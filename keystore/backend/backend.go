@@ -132,6 +132,14 @@ type Backend interface {
 	Close() error
 }
 
+// A DownScanner is a Backend that can scan in descending order.
+type DownScanner interface {
+	// ScanDown is like Scan, but yields the entries of the range in descending order of the bytes of
+	// the key. The range is the same: from <= key < to. If from is nil, there is no lower end. If to is
+	// nil, there is no upper end.
+	ScanDown(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
+}
+
 // A Checker is a Backend that can check all of its data for damage.
 type Checker interface {
 	// Check reads all data, and returns ErrCorrupt if any part differs from what was written.

@@ -24,7 +24,8 @@ import (
 )
 
 // Run tests a backend against the contract of package backend. Run calls open for each subtest. The
-// function open must return an empty backend. The subtest closes the backend.
+// function open must return an empty backend. The subtest closes the backend. If the backend is a
+// backend.DownScanner, Run tests ScanDown too.
 func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
@@ -260,6 +261,83 @@ var (
 				}
 			}
 			require.ErrorIs(t, last, backend.ErrClosed)
+		}},
+		{"ScanDown yields a range in descending order", func(t require.TestingT, b backend.Backend) {
+			down, ok := b.(backend.DownScanner)
+			if !ok {
+				return
+			}
+			require.Empty(t, keysOf(t, down.ScanDown(ctx, nil, nil)))
+			keys := append(fill(t, b, 1000), "l", "\xff\xff") // more than one page of any backend
+			put(t, b, "j", "v", 0)
+			put(t, b, "l", "v", 0)
+			put(t, b, "\xff\xff", "v", 0)
+			slices.Reverse(keys)
+			require.Equal(t, append(slices.Clone(keys), "j"), keysOf(t, down.ScanDown(ctx, nil, nil)))
+			require.Equal(t, keys[2:], keysOf(t, down.ScanDown(ctx, []byte("k"), []byte("l"))))
+			require.Equal(t, keys, keysOf(t, down.ScanDown(ctx, []byte("k"), nil)))
+			require.Equal(t, append(slices.Clone(keys[990:]), "j"),
+				keysOf(t, down.ScanDown(ctx, nil, []byte(keys[989]))), "excludes to")
+			require.Equal(t, keys[10:20], keysOf(t, down.ScanDown(ctx, []byte(keys[19]), []byte(keys[9]))),
+				"includes from, excludes to")
+			require.Equal(t, keys[10:20], keysOf(t, down.ScanDown(ctx, []byte(keys[19]), []byte(keys[10]+"\x00"))),
+				"no entry has the key to")
+			require.Empty(t, keysOf(t, down.ScanDown(ctx, []byte("l"), []byte("k"))))
+			require.Empty(t, keysOf(t, down.ScanDown(ctx, nil, []byte("j"))))
+			require.Empty(t, keysOf(t, down.ScanDown(ctx, []byte("\xff\xff\x00"), nil)))
+			all := down.ScanDown(ctx, []byte("k"), []byte("l"))
+			require.Equal(t, keysOf(t, all), keysOf(t, all), "two loops over one result")
+			for part := range slices.Chunk(keys[7:997], backend.MaxChanges) {
+				var changes []backend.Change
+				for _, key := range part {
+					changes = append(changes, deletion(key, 1))
+				}
+				require.NoError(t, b.Apply(ctx, changes...))
+			}
+			rest := append(slices.Clone(keys[2:7]), keys[997:]...)
+			require.Equal(t, rest, keysOf(t, down.ScanDown(ctx, []byte("k"), []byte("l"))))
+			require.Empty(t, keysOf(t, down.ScanDown(ctx, []byte(keys[996]), []byte(keys[6]))))
+		}},
+		{"the body of a ScanDown may call every method", func(t require.TestingT, b backend.Backend) {
+			down, ok := b.(backend.DownScanner)
+			if !ok {
+				return
+			}
+			keys := fill(t, b, 600)
+			seen := 0
+			for e, err := range down.ScanDown(ctx, []byte("k"), nil) {
+				require.NoError(t, err)
+				seen++
+				require.Equal(t, backend.Entry{Key: []byte(keys[600-seen]), Value: []byte("v"), Revision: 1}, e)
+				requireEntry(t, b, string(e.Key), "v", 1)
+				put(t, b, string(e.Key), "w", 1)
+				e.Key[0], e.Value[0] = 'X', 'X' // the slices belong to the caller
+				requireEntry(t, b, keys[600-seen], "w", 2)
+				if seen == 300 {
+					break
+				}
+			}
+			require.Equal(t, 300, seen)
+			// Every other entry is changed or removed long before the scan comes to the entry.
+			last := keys[599]
+			for e, err := range down.ScanDown(ctx, nil, nil) {
+				require.NoError(t, err)
+				if string(e.Key) == last {
+					require.NoError(t, b.Apply(ctx, change(keys[0], "x", 1), deletion(keys[1], 1)))
+				}
+				require.NotEqual(t, keys[1], string(e.Key))
+				if string(e.Key) == keys[0] {
+					require.Equal(t, "x", string(e.Value), "as Get would read the entry")
+				}
+			}
+			var end error
+			for _, err := range down.ScanDown(ctx, nil, nil) {
+				require.NoError(t, end, "no step follows an error")
+				if end = err; err == nil {
+					require.NoError(t, b.Close())
+				}
+			}
+			require.ErrorIs(t, end, backend.ErrClosed)
 		}},
 		{"Snapshot shows one moment while its body writes", func(t require.TestingT, b backend.Backend) {
 			keys := fill(t, b, 1000)
@@ -638,6 +716,11 @@ func (m *model) compare(t require.TestingT, b backend.Backend) {
 		}
 		require.Equal(t, len(keys), n)
 	}
+	if down, ok := b.(backend.DownScanner); ok {
+		slices.Reverse(keys)
+		found := keysOf(t, down.ScanDown(ctx, nil, nil))
+		require.True(t, slices.Equal(keys, found), "ScanDown yields %v, and not %v", found, keys)
+	}
 }
 
 func change(key, value string, expect uint64) backend.Change {
@@ -703,5 +786,13 @@ func everyCall(ctx context.Context, b backend.Backend) []error {
 	for _, err := range b.Snapshot(ctx, nil, nil) {
 		snapshot = err
 	}
-	return []error{get, apply, scan, snapshot}
+	errs := []error{get, apply, scan, snapshot}
+	if down, ok := b.(backend.DownScanner); ok {
+		scanDown := errors.New("the scan yielded nothing")
+		for _, err := range down.ScanDown(ctx, nil, nil) {
+			scanDown = err
+		}
+		errs = append(errs, scanDown)
+	}
+	return errs
 }

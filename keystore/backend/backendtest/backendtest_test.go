@@ -43,6 +43,10 @@ func TestSuiteCatches(t *testing.T) {
 		"bad revisions pass":    func(b backend.Backend) backend.Backend { return &lenient{b} },
 		"Snapshot is a Scan":    func(b backend.Backend) backend.Backend { return &drifting{b} },
 		"Snapshot is too early": func(b backend.Backend) backend.Backend { return &hasty{b} },
+		"ScanDown ascends":      func(b backend.Backend) backend.Backend { return &ascending{b} },
+		"ScanDown includes to":  func(b backend.Backend) backend.Backend { return &lifted{b} },
+		"ScanDown is too early": func(b backend.Backend) backend.Backend { return &premature{b} },
+		"ScanDown loses a key":  func(b backend.Backend) backend.Backend { return &losing{b} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var caughtBy []string
@@ -278,6 +282,58 @@ func (b *hasty) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend
 	return func(yield func(backend.Entry, error) bool) {
 		for _, s := range steps {
 			if !yield(s.e, s.err) {
+				return
+			}
+		}
+	}
+}
+
+// ascending makes a Scan out of a ScanDown.
+type ascending struct{ backend.Backend }
+
+func (b *ascending) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return b.Scan(ctx, from, to)
+}
+
+// lifted yields the entry of the key to as well.
+type lifted struct{ backend.Backend }
+
+func (b *lifted) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	if to != nil {
+		to = append(slices.Clone(to), 0)
+	}
+	return b.Backend.(backend.DownScanner).ScanDown(ctx, from, to)
+}
+
+// premature reads everything before the first step of a ScanDown.
+type premature struct{ backend.Backend }
+
+func (b *premature) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		var entries []backend.Entry
+		for e, err := range b.Snapshot(ctx, from, to) {
+			if err != nil {
+				yield(e, err)
+				return
+			}
+			entries = append(entries, e)
+		}
+		for _, e := range slices.Backward(entries) {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// losing loses the last key of each page of a ScanDown.
+type losing struct{ backend.Backend }
+
+func (b *losing) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		n := 0
+		for e, err := range b.Backend.(backend.DownScanner).ScanDown(ctx, from, to) {
+			if n++; n%256 != 0 && !yield(e, err) {
 				return
 			}
 		}

@@ -281,6 +281,25 @@ func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) entries 
 	return g.guard("Backend.Snapshot", func() entries { return g.Backend.Snapshot(ctx, from, to) })
 }
 
+// A guardedDownScanner guards a backend that is a backend.DownScanner.
+type guardedDownScanner struct {
+	*guardedBackend
+	down backend.DownScanner // the same backend
+}
+
+func (g *guardedDownScanner) ScanDown(ctx context.Context, from, to []byte) entries {
+	return g.guard("Backend.ScanDown", func() entries { return g.down.ScanDown(ctx, from, to) })
+}
+
+// guardBackend guards a backend of the application. The result can scan down if the backend can.
+func guardBackend(b backend.Backend, p *panics) backend.Backend {
+	g := &guardedBackend{b, p}
+	if down, ok := b.(backend.DownScanner); ok {
+		return &guardedDownScanner{g, down}
+	}
+	return g
+}
+
 // guard guards an iterator of the backend, and lets a panic of the loop body pass.
 func (g *guardedBackend) guard(callback string, open func() entries) entries {
 	return func(yield func(backend.Entry, error) bool) {

@@ -284,6 +284,11 @@ func (b *panickyBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[ba
 	return b.list(b.Backend.Scan(ctx, from, to))
 }
 
+func (b *panickyBackend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	b.panicIn("ScanDown")
+	return b.list(b.Backend.(backend.DownScanner).ScanDown(ctx, from, to))
+}
+
 func (b *panickyBackend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	b.panicIn("Snapshot")
 	return b.list(b.Backend.Snapshot(ctx, from, to))

@@ -117,7 +117,7 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(&guardedBackend{b, s.panics}); err != nil {
+	if err := s.start(guardBackend(b, s.panics)); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -89,13 +89,14 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		}
 		return done, corrupt
 	}
-	_, over := s.journal.additions()
+	_, finished := s.sequencer.Adds()
 	failed, corrupt := s.revokeAll(ctx, q, reason, tell)
-	if begun, _ := s.journal.additions(); failed == nil && begun != over && (q.Limit <= 0 || done < q.Limit) {
+	started, _ := s.sequencer.Adds()
+	if failed == nil && started != finished && (q.Limit <= 0 || done < q.Limit) {
 		// A key that was added during the call may sort before keys that were already read,
 		// because the ID is created before the key is stored. The key is in storage after the
 		// pending changes have finished. A second read finds the key.
-		if _, failed = s.settled(ctx); failed == nil {
+		if _, failed = s.awaitChanges(ctx); failed == nil {
 			q.Limit = max(0, q.Limit-done)
 			failed, corrupt = s.revokeAll(ctx, q, reason, tell)
 		}

@@ -42,10 +42,10 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		return nil, err
 	}
 	// The stamp must begin before the ID is made: RevokeAll depends on this order.
-	stamp := s.journal.begin(true)
+	stamp := s.sequencer.Begin(true)
 	p, text, err := s.prepareNew(spec, now, actor)
 	if err != nil {
-		s.journal.end(&prepared{stamp: stamp})
+		s.sequencer.End(stamp)
 		return nil, err
 	}
 	p.place(stamp)
@@ -54,7 +54,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	// Create does not need the phases of the fence. No reader can have read or cached the ID before
 	// the ID existed, and the fence does not cache a miss.
 	err = s.apply(ctx, p.changes, func(err error) {
-		s.journal.end(p)
+		s.sequencer.End(p.stamp)
 		s.conclude(p, err)
 	})
 	if err != nil {
@@ -350,15 +350,17 @@ func (s *Store) change(
 // commit calls over once no attempt is left to make: after every outcome except a conflict.
 func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over func()) error {
 	var changes []backend.Change
+	var stamps []int64
 	for _, p := range all {
-		p.place(s.journal.begin(p.event.Action == record.Action_ACTION_RESTORE))
+		p.place(s.sequencer.Begin(p.event.Action == record.Action_ACTION_RESTORE))
+		stamps = append(stamps, p.stamp)
 		s.fence.Begin(p.entry.ID)
 		changes = append(changes, p.changes...)
 	}
 	return s.apply(ctx, changes, func(err error) {
 		// From here on, observers are notified, and an observer may call the store. So everything
 		// that the call of an observer could wait for ends first.
-		s.journal.end(all...)
+		s.sequencer.End(stamps...)
 		if over != nil && !errors.Is(err, backend.ErrConflict) {
 			over()
 		}
@@ -424,8 +426,8 @@ func (p *prepared) size() (n int) {
 	return n
 }
 
-// place gives the event its place in the order. The caller must call journal.end as soon as the
-// store knows whether the changes were made: readers of events wait for journal.end.
+// place gives the event its place in the order. The caller must call sequencer.End as soon as the
+// store knows whether the changes were made: readers of events wait for sequencer.End.
 func (p *prepared) place(stamp int64) {
 	p.stamp = stamp
 	p.changes[1].Key = eventKey(stamp)

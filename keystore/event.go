@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"math"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -120,7 +119,7 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 			return err
 		}
 	}
-	last, err := s.settled(ctx)
+	last, err := s.awaitChanges(ctx)
 	if err != nil {
 		return err
 	}
@@ -152,12 +151,12 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 	return nil
 }
 
-// settled waits for the changes that are under way, and returns the last stamp given before the
-// call.
-func (s *Store) settled(ctx context.Context) (int64, error) {
+// awaitChanges waits for the changes that are under way, and returns the last stamp given before
+// the call.
+func (s *Store) awaitChanges(ctx context.Context) (int64, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	last, err := s.journal.settled(ctx)
+	last, err := s.sequencer.Wait(ctx)
 	if err != nil {
 		return 0, endOf(ctx)
 	}
@@ -212,94 +211,10 @@ func publicEvent(key []byte, e *record.Event) Event {
 	}
 }
 
-// A journal gives each event its place in the order.
-//
-// The invariant: a stamp is greater than all earlier stamps, and stays open until the store knows
-// whether the event has been written. So once a stamp and all earlier stamps are closed, no event
-// with an earlier stamp will appear. A reader may use the stamp as a cursor.
-type journal struct {
-	mu    sync.Mutex
-	last  int64
-	open  map[int64]bool // the open stamps, and whether the change may add a key
-	moved chan struct{}  // closed when a stamp is closed; nil while no reader waits
-
-	// begun counts the changes that may add a key. over counts how many of these changes have closed
-	// their stamp.
-	begun, over uint64
-}
-
-// begin opens a stamp: the time, in nanoseconds since the Unix epoch, or a little later. adds means
-// that the change may add a key.
-func (j *journal) begin(adds bool) int64 {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.last = max(j.last+1, time.Now().UnixNano())
-	if j.open == nil {
-		j.open = make(map[int64]bool)
-	}
-	j.open[j.last] = adds
-	if adds {
-		j.begun++
-	}
-	return j.last
-}
-
-// end closes the stamps of changes whose outcome is known.
-func (j *journal) end(all ...*prepared) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, p := range all {
-		if j.open[p.stamp] {
-			j.over++
-		}
-		delete(j.open, p.stamp)
-	}
-	if j.moved != nil {
-		close(j.moved)
-		j.moved = nil
-	}
-}
-
-// additions returns how many changes that may add a key have begun, and how many of these changes
-// are over.
-func (j *journal) additions() (begun, over uint64) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.begun, j.over
-}
-
-// settled waits until every stamp given before the call is closed, and returns the last of these
-// stamps.
-func (j *journal) settled(ctx context.Context) (int64, error) {
-	j.mu.Lock()
-	last := j.last
-	for {
-		open := false
-		for stamp := range j.open {
-			open = open || stamp <= last
-		}
-		if !open {
-			j.mu.Unlock()
-			return last, nil
-		}
-		if j.moved == nil {
-			j.moved = make(chan struct{})
-		}
-		moved := j.moved
-		j.mu.Unlock()
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-		j.mu.Lock()
-	}
-}
-
-// resumeJournal makes the journal continue after the last written stamp, in case the clock has been
-// set back. If the clock is years behind, all events are ahead of the clock. So resumeJournal finds
+// resumeEvents makes the stamps continue after the last written stamp, in case the clock has been
+// set back. If the clock is years behind, all events are ahead of the clock. So resumeEvents finds
 // the last stamp by binary search, without reading all events.
-func (s *Store) resumeJournal() error {
+func (s *Store) resumeEvents() error {
 	// Every stamp is less than end.
 	last, end := time.Now().UnixNano(), int64(math.MaxInt64)
 	for from := last; ; from = last + (end-last)/2 {
@@ -313,7 +228,7 @@ func (s *Store) resumeJournal() error {
 			end = from
 		}
 		if end-last <= 1 {
-			s.journal.last = last
+			s.sequencer.Resume(last)
 			return nil
 		}
 	}

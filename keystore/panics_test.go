@@ -52,8 +52,8 @@ func (h *moodyHasher) Match(d hashing.Digest, token string) hashing.Result {
 	return h.Hasher.Match(d, token)
 }
 
-// A Hasher that fails refuses everybody as trouble of the store, and leaves nothing behind: no open
-// place in the journal, for which Events and RevokeAll would wait, and no binding.
+// A Hasher that fails refuses every caller with ErrUnavailable, and leaves nothing behind: no
+// pending stamp, for which Events and RevokeAll would wait, and no binding.
 func TestAFailingHasherIsUnavailable(t *testing.T) {
 	for name, mood := range map[string]func(*moodyHasher) *atomic.Bool{
 		"panics":   func(h *moodyHasher) *atomic.Bool { return &h.panics },

@@ -13,6 +13,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
 	"github.com/grpc-api-key/grpc-api-key/internal/changequeue"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/sequencer"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -40,11 +41,11 @@ type Store struct {
 	timeout time.Duration // of a mutation; 0 or less: none
 	patient bool          // reads have no timeout, because a timeout would not help
 
-	journal journal
-	queue   changequeue.Queue
-	limits  *limits
-	texts   texts
-	usage   usage
+	sequencer sequencer.Sequencer // of the events
+	queue     changequeue.Queue
+	limits    *limits
+	texts     texts
+	usage     usage
 
 	// The padding keeps refused apart from the fields that a cache hit reads. Otherwise a flood of
 	// refusals would take the cache lines of these fields away from every core.
@@ -129,7 +130,7 @@ func (s *Store) start(b backend.Backend) error {
 	if err := s.checkHasher(); err != nil {
 		return err
 	}
-	if err := s.resumeJournal(); err != nil {
+	if err := s.resumeEvents(); err != nil {
 		return err
 	}
 	s.resumeUsage()

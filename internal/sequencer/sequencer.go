@@ -1,0 +1,104 @@
+// Package sequencer gives each event of a store its place in the order of the events, so that a
+// reader can read the events once each and miss none.
+//
+// A writer calls Begin for the stamp of an event, writes the event, and calls End. A reader calls
+// Wait, and then reads the events up to the stamp that Wait returned.
+package sequencer
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A Sequencer gives out stamps. A stamp is a time in nanoseconds since the Unix epoch. The zero
+// Sequencer is ready for use. A Sequencer is safe for concurrent use.
+//
+// The invariant: a stamp is greater than all earlier stamps, and stays pending until the store
+// knows whether the event has been written. So once a stamp and all earlier stamps are no longer
+// pending, no event with an earlier stamp will appear. A reader may use the stamp as a cursor.
+type Sequencer struct {
+	mu      sync.Mutex
+	last    int64
+	pending map[int64]bool // the pending stamps, and whether the change may add a key
+	moved   chan struct{}  // closed when a stamp is no longer pending; nil while no reader waits
+
+	// addsStarted counts the changes that may add a key. addsFinished counts how many of these
+	// changes have ended.
+	addsStarted, addsFinished uint64
+}
+
+// Begin returns a new pending stamp: the time, or a little later. adds means that the change may
+// add a key.
+func (s *Sequencer) Begin(adds bool) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = max(s.last+1, time.Now().UnixNano())
+	if s.pending == nil {
+		s.pending = make(map[int64]bool)
+	}
+	s.pending[s.last] = adds
+	if adds {
+		s.addsStarted++
+	}
+	return s.last
+}
+
+// End ends the stamps of changes whose outcome is known.
+func (s *Sequencer) End(stamps ...int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, stamp := range stamps {
+		if s.pending[stamp] {
+			s.addsFinished++
+		}
+		delete(s.pending, stamp)
+	}
+	if s.moved != nil {
+		close(s.moved)
+		s.moved = nil
+	}
+}
+
+// Adds returns how many changes that may add a key have started, and how many of these changes have
+// finished.
+func (s *Sequencer) Adds() (started, finished uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addsStarted, s.addsFinished
+}
+
+// Wait waits until no stamp given before the call is pending, and returns the last of these stamps.
+// If ctx ends first, Wait returns the error of ctx.
+func (s *Sequencer) Wait(ctx context.Context) (int64, error) {
+	s.mu.Lock()
+	last := s.last
+	for {
+		waits := false
+		for stamp := range s.pending {
+			waits = waits || stamp <= last
+		}
+		if !waits {
+			s.mu.Unlock()
+			return last, nil
+		}
+		if s.moved == nil {
+			s.moved = make(chan struct{})
+		}
+		moved := s.moved
+		s.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		s.mu.Lock()
+	}
+}
+
+// Resume makes the Sequencer continue after a stamp. Call Resume before the first Begin.
+func (s *Sequencer) Resume(last int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = last
+}

@@ -211,29 +211,6 @@ func publicEvent(key []byte, e *record.Event) Event {
 	}
 }
 
-// resumeEvents makes the stamps continue after the last written stamp, in case the clock has been
-// set back. If the clock is years behind, all events are ahead of the clock. So resumeEvents finds
-// the last stamp by binary search, without reading all events.
-func (s *Store) resumeEvents() error {
-	// Every stamp is less than end.
-	last, end := time.Now().UnixNano(), int64(math.MaxInt64)
-	for from := last; ; from = last + (end-last)/2 {
-		stamp, err := s.firstStamp(from, end)
-		switch {
-		case err != nil:
-			return trouble("open", err)
-		case stamp >= 0:
-			last = stamp
-		default:
-			end = from
-		}
-		if end-last <= 1 {
-			s.sequencer.Resume(last)
-			return nil
-		}
-	}
-}
-
 // firstStamp returns the first stamp with from <= stamp < to, or -1 if no stamp is in this range.
 func (s *Store) firstStamp(from, to int64) (int64, error) {
 	ctx, cancel := s.limited(context.Background())

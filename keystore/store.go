@@ -130,8 +130,8 @@ func (s *Store) start(b backend.Backend) error {
 	if err := s.checkHasher(); err != nil {
 		return err
 	}
-	if err := s.resumeEvents(); err != nil {
-		return err
+	if err := s.sequencer.Resume(s.firstStamp); err != nil {
+		return trouble("open", err)
 	}
 	s.resumeUsage()
 	s.startBackground()

@@ -7,6 +7,7 @@ package sequencer
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 )
@@ -21,7 +22,7 @@ type Sequencer struct {
 	mu      sync.Mutex
 	last    int64
 	pending map[int64]bool // the pending stamps, and whether the change may add a key
-	moved   chan struct{}  // closed when a stamp is no longer pending; nil while no reader waits
+	moved   chan struct{}  // closed at the next End; nil while no reader waits
 
 	// addsStarted counts the changes that may add a key. addsFinished counts how many of these
 	// changes have ended.
@@ -72,33 +73,66 @@ func (s *Sequencer) Adds() (started, finished uint64) {
 // If ctx ends first, Wait returns the error of ctx.
 func (s *Sequencer) Wait(ctx context.Context) (int64, error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	last := s.last
-	for {
-		waits := false
-		for stamp := range s.pending {
-			waits = waits || stamp <= last
+	for s.pendingLocked(last) {
+		if err := s.waitMovedLocked(ctx); err != nil {
+			return 0, err
 		}
-		if !waits {
-			s.mu.Unlock()
-			return last, nil
+	}
+	return last, nil
+}
+
+// pendingLocked reports whether a stamp up to last is pending.
+func (s *Sequencer) pendingLocked(last int64) bool {
+	for stamp := range s.pending {
+		if stamp <= last {
+			return true
 		}
-		if s.moved == nil {
-			s.moved = make(chan struct{})
-		}
-		moved := s.moved
-		s.mu.Unlock()
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-		s.mu.Lock()
+	}
+	return false
+}
+
+// waitMovedLocked returns after the next End. waitMovedLocked releases the lock while the caller
+// waits.
+func (s *Sequencer) waitMovedLocked(ctx context.Context) error {
+	if s.moved == nil {
+		s.moved = make(chan struct{})
+	}
+	moved := s.moved
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	select {
+	case <-moved:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-// Resume makes the Sequencer continue after a stamp. Call Resume before the first Begin.
-func (s *Sequencer) Resume(last int64) {
+// Resume makes the Sequencer continue after the last stored stamp, in case the clock has been set
+// back. Call Resume before the first Begin. The function first returns the first stored stamp with
+// from <= stamp < to, or -1 if no stored stamp is in this range. Resume returns an error of first
+// unchanged.
+//
+// If the clock is years behind, all stamps are ahead of the clock. So Resume finds the last stamp by
+// binary search.
+func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
+	// The last stamp is last, or is between last and end.
+	last, end := time.Now().UnixNano(), int64(math.MaxInt64)
+	for from := last; end-last > 1; from = last + (end-last)/2 {
+		stamp, err := first(from, end)
+		switch {
+		case err != nil:
+			return err
+		case stamp >= 0:
+			last = stamp
+		default:
+			end = from
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = last
+	return nil
 }

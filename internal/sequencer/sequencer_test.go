@@ -1,0 +1,176 @@
+package sequencer
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The clock of a synctest bubble stands still unless a test sleeps.
+func TestStampsAscend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		first := s.Begin(false)
+		require.Equal(t, time.Now().UnixNano(), first)
+		require.Equal(t, first+1, s.Begin(true), "at the same time")
+		time.Sleep(time.Second)
+		require.Equal(t, time.Now().UnixNano(), s.Begin(false))
+	})
+}
+
+func TestAddsAreCounted(t *testing.T) {
+	var s Sequencer
+	adds := func() [2]uint64 {
+		started, finished := s.Adds()
+		return [2]uint64{started, finished}
+	}
+	a, other, b := s.Begin(true), s.Begin(false), s.Begin(true)
+	require.Equal(t, [2]uint64{2, 0}, adds())
+	s.End(a, other)
+	require.Equal(t, [2]uint64{2, 1}, adds())
+	s.End(a)
+	require.Equal(t, [2]uint64{2, 1}, adds(), "a second End of the same stamp does nothing")
+	s.End(b)
+	require.Equal(t, [2]uint64{2, 2}, adds())
+	require.Empty(t, s.pending)
+}
+
+// Wait waits for the stamps that were given before, and for no later stamp.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		last, err := s.Wait(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, last)
+
+		a, b := s.Begin(false), s.Begin(false)
+		waited := make(chan int64, 2)
+		for range cap(waited) {
+			go func() {
+				last, err := s.Wait(t.Context())
+				require.NoError(t, err)
+				waited <- last
+			}()
+		}
+		synctest.Wait()
+		later := s.Begin(false)
+		s.End(b)
+		synctest.Wait()
+		require.Empty(t, waited, "the first stamp is pending")
+		s.End(a)
+		synctest.Wait()
+		require.Equal(t, b, <-waited)
+		require.Equal(t, b, <-waited)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = s.Wait(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		s.End(later)
+		last, err = s.Wait(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, later, last)
+	})
+}
+
+// A reader with a cursor reads the events of many writers, while the writers write. The reader
+// finds each event once, and in order.
+func TestACursorMissesNoEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pause := func() { time.Sleep(time.Duration(rand.IntN(1000))) }
+		var s Sequencer
+		var mu sync.Mutex
+		var written []int64 // the events in storage
+		var writers sync.WaitGroup
+		for range 20 {
+			writers.Go(func() {
+				for range 50 {
+					stamp := s.Begin(false)
+					pause()
+					if rand.IntN(10) > 0 { // otherwise the write fails
+						mu.Lock()
+						written = append(written, stamp)
+						mu.Unlock()
+					}
+					pause()
+					s.End(stamp)
+				}
+			})
+		}
+		done := make(chan struct{})
+		go func() {
+			writers.Wait()
+			close(done)
+		}()
+		var read []int64
+		cursor := int64(0)
+		for ended := false; !ended; {
+			select {
+			case <-done:
+				ended = true // read once more
+			default:
+			}
+			last, err := s.Wait(t.Context())
+			require.NoError(t, err)
+			mu.Lock()
+			found := slices.Clone(written)
+			mu.Unlock()
+			slices.Sort(found)
+			for _, stamp := range found {
+				if stamp > cursor && stamp <= last {
+					read = append(read, stamp)
+				}
+			}
+			cursor = last
+			pause()
+		}
+		slices.Sort(written)
+		require.Equal(t, written, read)
+	})
+}
+
+func TestResumeContinuesAfterTheLastStamp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now().UnixNano()
+		const hour = int64(time.Hour)
+		for name, tt := range map[string]struct {
+			stored []int64 // ascending
+			next   int64
+		}{
+			"an empty store":           {nil, now + 1},
+			"stamps of the past":       {[]int64{1, now - hour}, now + 1},
+			"the present":              {[]int64{now}, now + 1},
+			"a clock a little behind":  {[]int64{1, now - 1, now + 1, now + 2}, now + 3},
+			"a clock far behind":       {[]int64{now + 1, now + hour, now + 1e6*hour}, now + 1e6*hour + 1},
+			"the largest stamp of all": {[]int64{now, math.MaxInt64 - 1}, math.MaxInt64},
+		} {
+			var s Sequencer
+			calls := 0
+			require.NoError(t, s.Resume(func(from, to int64) (int64, error) {
+				calls++
+				i, _ := slices.BinarySearch(tt.stored, from)
+				if i < len(tt.stored) && tt.stored[i] < to {
+					return tt.stored[i], nil
+				}
+				return -1, nil
+			}), name)
+			require.Equal(t, tt.next, s.Begin(false), name)
+			require.LessOrEqual(t, calls, 64, name)
+		}
+	})
+}
+
+func TestResumeReturnsTheErrorOfStorage(t *testing.T) {
+	var s Sequencer
+	broken := errors.New("disk on fire")
+	err := s.Resume(func(int64, int64) (int64, error) { return -1, broken })
+	require.Equal(t, broken, err)
+}

@@ -8,14 +8,62 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// startPostgreSQL starts a peer that looks every credential up in PostgreSQL. The peer has a new
-// PostgreSQL cluster on the loopback interface.
+// startPostgreSQL starts a peer that looks every credential up in PostgreSQL.
 func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
+	server, err := newPostgresServer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, server.stop()) }
+	pool, err := server.pool(ctx, 16)
+	if err != nil {
+		return fail(err)
+	}
+	stored, unknown := issue()
+	if err := fillPostgreSQL(ctx, pool, stored); err != nil {
+		pool.Close()
+		return fail(err)
+	}
+	p := guard(func(ctx context.Context, credential string) (*principal, error) {
+		digest := issued{credential: credential}.digest()
+		p := new(principal)
+		const query = "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL"
+		err := pool.QueryRow(ctx, query, digest[:]).Scan(&p.id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil, errRefused
+		}
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	})
+	p.How = "a pgx pool of 16 connections; each call runs one prepared SELECT by the SHA-256, " +
+		"the primary key; the server is on the loopback interface"
+	p.Close = func() error {
+		pool.Close()
+		return server.stop()
+	}
+	p.credentials(stored, unknown)
+	return p, nil
+}
+
+// A postgresServer is a new PostgreSQL cluster on the loopback interface.
+type postgresServer struct {
+	port int
+	data string // the directory of the cluster
+	stop func() error
+}
+
+// newPostgresServer starts a server. The options have the form of "-c name=value". Except for the
+// options, the settings are the defaults of PostgreSQL, so each commit is synced.
+func newPostgresServer(ctx context.Context, options ...string) (*postgresServer, error) {
 	bin, err := postgresBinaries()
 	if err != nil {
 		return nil, err
@@ -51,52 +99,37 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	options := fmt.Sprintf(
-		"-c listen_addresses=127.0.0.1 -c port=%d -c unix_socket_directories=''", port)
+	settings := strings.Join(append([]string{
+		"-c listen_addresses=127.0.0.1", fmt.Sprintf("-c port=%d", port),
+		"-c unix_socket_directories=''",
+	}, options...), " ")
 	log := filepath.Join(dir, "log")
-	err = run("pg_ctl", "-D", data, "-o", options, "-l", log, "-w", "-t", "120", "start")
+	err = run("pg_ctl", "-D", data, "-o", settings, "-l", log, "-w", "-t", "120", "start")
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	stop := func() error {
+	return &postgresServer{port, data, func() error {
 		cmd := exec.Command(filepath.Join(bin, "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
 		cmd.Dir = dir
 		as(cmd)
 		return errors.Join(cmd.Run(), os.RemoveAll(dir))
-	}
-	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, stop()) }
+	}}, nil
+}
 
-	pool, err := pgxpool.New(ctx,
-		fmt.Sprintf("postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=16", port))
+// pool returns a pool with the given maximum number of connections.
+func (s *postgresServer) pool(ctx context.Context, connections int) (*pgxpool.Pool, error) {
+	return pgxpool.New(ctx, fmt.Sprintf(
+		"postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=%d", s.port, connections))
+}
+
+// pid returns the ID of the process whose children serve the connections.
+func (s *postgresServer) pid() (int, error) {
+	text, err := os.ReadFile(filepath.Join(s.data, "postmaster.pid"))
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
-	stored, unknown := issue()
-	if err := fillPostgreSQL(ctx, pool, stored); err != nil {
-		pool.Close()
-		return fail(err)
-	}
-	p := guard(func(ctx context.Context, credential string) (*principal, error) {
-		digest := issued{credential: credential}.digest()
-		p := new(principal)
-		const query = "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL"
-		err := pool.QueryRow(ctx, query, digest[:]).Scan(&p.id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil, errRefused
-		}
-		if err != nil {
-			return nil, err
-		}
-		return p, nil
-	})
-	p.How = "a pgx pool of 16 connections; each call runs one prepared SELECT by the SHA-256, " +
-		"the primary key; the server is on the loopback interface"
-	p.Close = func() error {
-		pool.Close()
-		return stop()
-	}
-	p.credentials(stored, unknown)
-	return p, nil
+	first, _, _ := strings.Cut(string(text), "\n")
+	return strconv.Atoi(first)
 }
 
 func fillPostgreSQL(ctx context.Context, pool *pgxpool.Pool, stored []issued) error {

@@ -11,35 +11,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// startRedis starts a peer that looks every credential up in Redis. The peer has a new Redis server
-// on the loopback interface, so the result does not include the latency of a real network.
+// startRedis starts a peer that looks every credential up in Redis.
 func startRedis(ctx context.Context, dir string) (*Peer, error) {
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		return nil, fmt.Errorf("redis-server is %w: apt-get install redis-server", errMissing)
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
 	// The server persists nothing, because only reads are measured.
-	server := exec.Command(binary, "--bind", "127.0.0.1", "--port", fmt.Sprint(port), "--dir", dir,
-		"--save", "", "--appendonly", "no", "--daemonize", "no")
-	own(server)
-	if err := server.Start(); err != nil {
+	server, err := newRedisServer(ctx, dir, "--appendonly", "no")
+	if err != nil {
 		return nil, err
 	}
-	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port)})
-	stop := func() error {
-		err := errors.Join(client.Close(), server.Process.Kill())
-		_ = server.Wait() // returns an error, because the server was killed
-		return err
-	}
+	client := server.client(&redis.Options{})
+	stop := func() error { return errors.Join(client.Close(), server.stop()) }
 	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, stop()) }
-	if err := eventually(ctx, func() error { return client.Ping(ctx).Err() }); err != nil {
-		return fail(err)
-	}
-
 	stored, unknown := issue()
 	pipe := client.Pipeline()
 	for _, i := range stored {
@@ -63,6 +44,50 @@ func startRedis(ctx context.Context, dir string) (*Peer, error) {
 	p.Close = stop
 	p.credentials(stored, unknown)
 	return p, nil
+}
+
+// A redisServer is a new Redis server on the loopback interface, so the results do not include the
+// latency of a real network.
+type redisServer struct {
+	port int
+	pid  int
+	stop func() error
+}
+
+// newRedisServer starts a server that makes no snapshots.
+func newRedisServer(ctx context.Context, dir string, options ...string) (*redisServer, error) {
+	binary, err := exec.LookPath("redis-server")
+	if err != nil {
+		return nil, fmt.Errorf("redis-server is %w: apt-get install redis-server", errMissing)
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(binary, append([]string{
+		"--bind", "127.0.0.1", "--port", fmt.Sprint(port), "--dir", dir,
+		"--save", "", "--daemonize", "no",
+	}, options...)...)
+	own(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	s := &redisServer{port, cmd.Process.Pid, func() error {
+		err := cmd.Process.Kill()
+		_ = cmd.Wait() // returns an error, because the server was killed
+		return err
+	}}
+	client := s.client(&redis.Options{})
+	defer client.Close()
+	if err := eventually(ctx, func() error { return client.Ping(ctx).Err() }); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+func (s *redisServer) client(o *redis.Options) *redis.Client {
+	o.Addr = fmt.Sprintf("127.0.0.1:%d", s.port)
+	return redis.NewClient(o)
 }
 
 func redisKey(i issued) string {

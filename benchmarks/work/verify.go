@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/expirable"
+
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/chart"
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
@@ -18,16 +20,27 @@ import (
 // The verify workload measures the verification of a credential without gRPC, in one goroutine,
 // with a warm cache. There are two cases: one key again and again, and 65,536 random keys, for
 // which the caches of the processor miss. There are two references: the SHA-256 of the same token,
-// which every store of digests needs, and the verification in the interceptors of the peers.
+// which every store of digests needs, and the verification in the interceptors of the peers. For
+// random keys, the reference is the SHA-256 of the random token and one look-up of the digest in a
+// map; and the two peers that keep their credentials in memory verify the same random tokens.
 var verifyWork = Workload{
 	Name:  "verify",
 	Title: "Verification of one credential",
 	About: "One goroutine, without gRPC. `Verify` hits its cache, with one key again and again, " +
 		"or with 65,536 random keys. SHA-256 hashes the same token. Each peer verifies one " +
-		"credential again and again, as its interceptor does for each call.",
+		"credential again and again, as its interceptor does for each call. The peers in memory " +
+		"also verify 65,536 random credentials. The memory of a cached key is the growth of the " +
+		"heap, divided by the number of keys; each key has a name, an owner and two scopes.",
 	Goals: []Goal{
-		{ID: "hit", Work: "Verify hit / SHA-256 of the token", Bound: atMost(1.6, Times)},
+		{ID: "hit", Work: "Verify hit / SHA-256 of the token", Bound: atMost(1.4, Times)},
 		{ID: "hit-allocs", Work: "Verify hit: allocations", Bound: atMost(0, Count)},
+		{
+			ID: "hit-random",
+			Work: "Verify hit, 65,536 keys at random / (SHA-256 of the same tokens + one map " +
+				"look-up of each)",
+			Bound: atMost(1.3, Times),
+		},
+		{ID: "cached-key", Work: "memory of a cached key", Bound: atMost(450, PerKey)},
 		{ID: "jwt-hs256", Work: "JWT HS256 / Verify hit", Bound: atLeast(25, Times)},
 		{ID: "jwt-es256", Work: "JWT ES256 / Verify hit", Bound: atLeast(300, Times)},
 		{ID: "jwt-rs256", Work: "JWT RS256 / Verify hit", Bound: atLeast(150, Times)},
@@ -41,6 +54,11 @@ const (
 	caseSHA256 = "SHA-256 of the token"
 	caseHot    = "Verify, hit, one key"
 	caseRandom = "Verify, hit, 65,536 keys at random"
+
+	caseSHA256Random    = "SHA-256 of 65,536 tokens at random"
+	caseSHA256MapRandom = "SHA-256 and one map look-up, 65,536 tokens at random"
+	caseMapRandom       = peers.Map + ", 65,536 at random"
+	caseLRURandom       = "LRU with a TTL by SHA-256, 65,536 at random"
 )
 
 // hotKeys is the number of keys in the case of random keys.
@@ -50,6 +68,7 @@ const hotKeys = 1 << 16
 type hotStore struct {
 	*keystore.Store
 	tokens []string // in random order; the number of tokens is a power of two
+	heap   float64  // the growth of the heap for each key, when the cache was filled
 }
 
 // newHotStore returns a hotStore with the given number of keys. The cache has space for twice this
@@ -65,23 +84,24 @@ func newHotStore(ctx context.Context, e *Env, keys int) (*hotStore, error) {
 		return nil, err
 	}
 	tokens, err := peers.Create(ctx, store, keys, keys, e.progress("creating keys"))
-	if err == nil {
-		rand.Shuffle(len(tokens), func(i, j int) { tokens[i], tokens[j] = tokens[j], tokens[i] })
-		for range 2 { // the first pass fills the cache, and the second pass checks the cache
-			for _, t := range tokens {
-				if _, err = store.Verify(ctx, t); err != nil {
-					break
-				}
-			}
-		}
-	}
-	if err == nil && store.Stats().Misses != uint64(keys) {
-		err = errors.New("not every key is in the cache")
-	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &hotStore{store, tokens}, nil
+	hot := &hotStore{Store: store, tokens: tokens}
+	rand.Shuffle(len(tokens), func(i, j int) { tokens[i], tokens[j] = tokens[j], tokens[i] })
+	before := settledHeap()
+	for range 2 { // the first pass fills the cache, and the second pass checks the cache
+		for _, t := range tokens {
+			if _, err := store.Verify(ctx, t); err != nil {
+				return nil, errors.Join(err, store.Close())
+			}
+		}
+	}
+	hot.heap = (settledHeap() - before) / float64(keys)
+	if store.Stats().Misses != uint64(keys) {
+		return nil, errors.Join(errors.New("not every key is in the cache"), store.Close())
+	}
+	return hot, nil
 }
 
 // hotSize returns hotKeys, or fewer keys for a quick run. The result is a power of two, so that a
@@ -123,6 +143,7 @@ func verifyCases(ctx context.Context, hot *hotStore, checks []*peers.Peer) []mea
 			return nil
 		}},
 	}
+	cases = append(cases, randomCases(hot)...)
 	for _, p := range checks {
 		if p.Check == nil || p.Name == peers.APIKey { // the cases above measure APIKey
 			continue
@@ -137,6 +158,50 @@ func verifyCases(ctx context.Context, hot *hotStore, checks []*peers.Peer) []mea
 		}})
 	}
 	return cases
+}
+
+// randomCases returns the references for random keys: the peers that keep their credentials in
+// memory, and the least that a store of digests has to do.
+func randomCases(hot *hotStore) []measure.Case {
+	type principal struct{ name string }
+	mask := uint64(len(hot.tokens) - 1)
+	var (
+		plain   = make([][]byte, len(hot.tokens))
+		digests = make(map[[sha256.Size]byte]*principal)
+		texts   = make(map[string]*principal)
+		cache   = expirable.NewLRU[[sha256.Size]byte, *principal](len(hot.tokens), nil, time.Hour)
+	)
+	for i, t := range hot.tokens {
+		plain[i] = []byte(t)
+		digest, p := sha256.Sum256(plain[i]), &principal{t}
+		digests[digest], texts[t] = p, p
+		cache.Add(digest, p)
+	}
+	errLost := errors.New("a known credential is not found")
+	each := func(name string, find func(i uint64) bool) measure.Case {
+		random := rand.New(rand.NewPCG(3, 4))
+		return measure.Case{Name: name, Do: func(n int) error {
+			for range n {
+				if !find(random.Uint64() & mask) {
+					return errLost
+				}
+			}
+			return nil
+		}}
+	}
+	return []measure.Case{
+		each(caseSHA256Random, func(i uint64) bool {
+			return sha256.Sum256(plain[i]) != [sha256.Size]byte{}
+		}),
+		each(caseSHA256MapRandom, func(i uint64) bool {
+			return digests[sha256.Sum256(plain[i])] != nil
+		}),
+		each(caseMapRandom, func(i uint64) bool { return texts[hot.tokens[i]] != nil }),
+		each(caseLRURandom, func(i uint64) bool {
+			p, ok := cache.Get(sha256.Sum256(plain[i]))
+			return ok && p != nil
+		}),
+	}
 }
 
 func runVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
@@ -168,6 +233,8 @@ func runVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
 	o.judge(&verifyWork, "hit", measure.Ratios(s[caseHot], s[caseSHA256]))
 	allocated := testing.AllocsPerRun(10_000, func() { _, _ = hot.Verify(ctx, hot.tokens[0]) })
 	o.judge(&verifyWork, "hit-allocs", []float64{allocated})
+	o.judge(&verifyWork, "hit-random", measure.Ratios(s[caseRandom], s[caseSHA256MapRandom]))
+	o.judge(&verifyWork, "cached-key", []float64{hot.heap})
 	for id, peer := range map[string]string{
 		"jwt-hs256": peers.HS256, "jwt-es256": peers.ES256,
 		"jwt-rs256": peers.RS256, "jwt-eddsa": peers.EdDSA,

@@ -37,7 +37,7 @@ func (w *Workload) Place(id string) int {
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, streamWork,
-		floodWork, writesWork, revokeWork, sizesWork,
+		floodWork, writesWork, durableWork, revokeWork, sizesWork,
 	}
 }
 

@@ -94,6 +94,15 @@ func NewRig(s *Service, credentials []string, opts ...grpc.ServerOption) (*Rig, 
 	if err != nil {
 		return nil, err
 	}
+	return connect(addr, stop, credentials)
+}
+
+// Connect returns a rig whose server runs in another process.
+func Connect(addr string, credentials []string) (*Rig, error) {
+	return connect(addr, func() error { return nil }, credentials)
+}
+
+func connect(addr string, stop func() error, credentials []string) (*Rig, error) {
 	r := &Rig{stop: stop}
 	for _, c := range credentials {
 		conn, err := Dial(addr, c)

@@ -30,18 +30,21 @@ type opening struct {
 	Apparent                                float64 // bytes on disk
 }
 
-// childEnv is the environment variable that makes a process a child. The value is the directory of
-// the store.
-const childEnv = "GRPC_API_KEY_BENCHMARK_OPEN"
+// childEnv is the environment variable that makes a process a child. The value is the name of the
+// work of the child. dirEnv is the variable with the directory for the work.
+const (
+	childEnv = "GRPC_API_KEY_BENCHMARK_CHILD"
+	dirEnv   = "GRPC_API_KEY_BENCHMARK_DIR"
+)
 
 // MaybeChild must be the first call in every program that runs the workloads. In a child process,
 // MaybeChild does the work of the child and does not return.
 func MaybeChild() {
-	dir := os.Getenv(childEnv)
-	if dir == "" {
+	work := map[string]func(dir string) error{"open": open, "serve": serve}[os.Getenv(childEnv)]
+	if work == nil {
 		return
 	}
-	if err := child(dir); err != nil {
+	if err := work(os.Getenv(dirEnv)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -51,12 +54,10 @@ func MaybeChild() {
 // openInChild starts this program again as a child. The child opens the directory and verifies the
 // tokens.
 func openInChild(ctx context.Context, dir string, tokens []string) (*opening, error) {
-	self, err := os.Executable()
+	cmd, err := childCommand(ctx, "open", dir)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), childEnv+"="+dir)
 	cmd.Stdin = strings.NewReader(strings.Join(tokens, "\n"))
 	var out, failure bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &failure
@@ -67,7 +68,19 @@ func openInChild(ctx context.Context, dir string, tokens []string) (*opening, er
 	return o, json.Unmarshal(out.Bytes(), o)
 }
 
-func child(dir string) error {
+// childCommand returns the command that starts this program again, for the given work.
+func childCommand(ctx context.Context, work, dir string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Env = append(os.Environ(), childEnv+"="+work, dirEnv+"="+dir)
+	return cmd, nil
+}
+
+// open opens a store and reports the costs.
+func open(dir string) error {
 	var tokens []string
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		tokens = append(tokens, in.Text())

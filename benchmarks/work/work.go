@@ -36,7 +36,7 @@ func (w *Workload) Place(id string) int {
 // All returns the workloads, in the order of the report.
 func All() []Workload {
 	return []Workload{
-		verifyWork, parallelWork, readsWork, unaryWork, streamWork,
+		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
 		floodWork, writesWork, durableWork, revokeWork, sizesWork,
 	}
 }

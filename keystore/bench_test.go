@@ -299,6 +299,39 @@ func BenchmarkVerifyMalformed(b *testing.B) {
 	}
 }
 
+// The refusal of a wrong secret for a cached key, against the SHA-256 of the token, in turns: the
+// store hashes the token once. x-sha256 is the ratio of the medians.
+func BenchmarkVerifyWrongSecret(b *testing.B) {
+	s := open(b, nil)
+	text := create(b, s, keystore.Spec{}).Secret.Reveal()
+	_, err := s.Verify(b.Context(), text)
+	require.NoError(b, err)
+	format, err := token.NewFormat("oil", 64, keystore.ASCII62)
+	require.NoError(b, err)
+	id, ok := token.Parse(text)
+	require.True(b, ok)
+	wrong := format.Renew(id)
+	plain := []byte(wrong)
+	const batch = 2000
+	ctx := b.Context()
+	var refusals, hashes []time.Duration
+	b.ReportAllocs()
+	for b.Loop() {
+		begin := time.Now()
+		for range batch {
+			_, _ = s.Verify(ctx, wrong)
+		}
+		refusals = append(refusals, time.Since(begin))
+		begin = time.Now()
+		for range batch {
+			sha256.Sum256(plain)
+		}
+		hashes = append(hashes, time.Since(begin))
+	}
+	b.ReportMetric(float64(median(refusals).Nanoseconds())/batch, "ns/refusal")
+	b.ReportMetric(float64(median(refusals))/float64(median(hashes)), "x-sha256")
+}
+
 // Durable creates by one writer and by 64, in turns of a fixed time: x-one is how many times as many the 64 make.
 func BenchmarkCreate(b *testing.B) {
 	s := open(b, nil)

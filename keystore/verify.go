@@ -27,58 +27,33 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// admit returns the entry for a token, or the reason for a refusal. See fence.Fence for the steps.
+// admit returns the key for a token, or the reason for a refusal. For a key in the front of the
+// fence, admit takes no lock. admit leaves every other key to admitBound.
 func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
-	// A text that matches a digest is a token, and the store parses every other text before the
+	// A text that matches a digest is a token, and decide parses every other text before the
 	// refusal. So a hit needs only the ID. Locate reads the ID at its position in tokens of the
 	// store's own format.
-	var e *entry
 	if hi, lo, ok := s.format.Locate(text); ok {
-		e = s.fence.Hit(hi, lo)
-	}
-	var id token.ID
-	var ticket fence.Ticket
-	hit := e != nil
-	if !hit {
-		var ok bool
-		if id, ok = token.Parse(text); !ok {
-			return nil, ErrMalformed
-		}
-		e, ticket = s.fence.Get(id, nil)
-		hit = e != nil
-	}
-	if !hit || e.overwritten() {
-		if hit {
-			id = e.ID
-		}
-		var err error
-		if e, err = s.find(ctx, id, text); err != nil {
-			return nil, err
+		if e := s.fence.Hit(hi, lo); e != nil && !e.overwritten() {
+			result := s.hasher.Match(e.digest, text)
+			if e.plain && result == hashing.Match && !s.usage.due(e) {
+				return e, nil // by far the most frequent case: nothing to decide or to note
+			}
+			if _, err := s.decide(ctx, e, text, result); err != nil {
+				return nil, err
+			}
+			return e, s.use(e)
 		}
 	}
-	result := s.hasher.Match(e.digest, text)
-	plain := e.plain && result == hashing.Match
-	if !plain {
-		if _, err := s.decide(ctx, e, text, result); err != nil {
-			return nil, err
-		}
+	id, ok := token.Parse(text)
+	if !ok {
+		return nil, ErrMalformed
 	}
-	if !hit {
-		s.noteProof(e, result)
-		s.fence.Put(id, e, ticket, nil)
-	}
-	if !plain {
-		if err := e.grants.allow(); err != nil {
-			return nil, err
-		}
-	}
-	if s.usage.due(e) && !s.usage.note(e.ID, &e.used) {
-		return nil, ErrClosed
-	}
-	return e, nil
+	e, _, err := s.admitBound(ctx, id, text, nil)
+	return e, err
 }
 
 // refuse counts a refusal, notifies the observer, and returns err.
@@ -110,9 +85,12 @@ func (s *Store) refuse(text string, err error) error {
 // Bind returns the same errors as Verify, and ErrNarrowed if the key was narrowed while Bind ran.
 // With an error, the session is nil.
 func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
+	if err := s.ready(ctx); err != nil {
+		return nil, s.refuse(text, err)
+	}
 	id, ok := token.Parse(text)
 	if !ok {
-		return nil, s.refuse(text, s.malformed(ctx))
+		return nil, s.refuse(text, ErrMalformed)
 	}
 	b := s.newBoundContext(ctx, id)
 	e, rotation, err := s.admitBound(ctx, id, text, &b.Binding)
@@ -139,25 +117,23 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	return &b.session, nil
 }
 
-// malformed returns the error for a text that is not a token. An error of the store or of ctx comes
-// before ErrMalformed.
-func (s *Store) malformed(ctx context.Context) error {
-	if err := s.ready(ctx); err != nil {
-		return err
-	}
-	return ErrMalformed
-}
-
 // bindAttempts is how many attempts a Bind makes. An attempt fails if contexts of keys in the same
 // shard were ended while Bind read the store. A Bind that meets a revocation in each attempt is
 // refused.
 const bindAttempts = 8
 
-// admitBound decides as admit does, and registers b if the token is accepted. admitBound also
-// returns the rotation of the key's secret in the token.
-func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fence.Binding[entry]) (*entry, uint32, error) {
-	if err := s.ready(ctx); err != nil {
-		return nil, 0, err
+// admitBound returns the key for a token and the rotation of the secret in the token, or the reason
+// for a refusal. admitBound registers b for the key, unless b is nil or the token is refused. See
+// fence.Fence for the steps.
+func (s *Store) admitBound(
+	ctx context.Context, id token.ID, text string, b *fence.Binding[entry],
+) (_ *entry, _ uint32, err error) {
+	if b != nil {
+		defer func() {
+			if err != nil {
+				s.fence.Release(id, b) // does nothing if b is not registered
+			}
+		}()
 	}
 	for range bindAttempts {
 		e, ticket := s.fence.Get(id, b)
@@ -165,47 +141,46 @@ func (s *Store) admitBound(ctx context.Context, id token.ID, text string, b *fen
 		if !hit || e.overwritten() {
 			// After a hit, b is registered already. So b is notified of every change after this
 			// read.
-			var err error
 			if e, err = s.find(ctx, id, text); err != nil {
-				if hit {
-					s.fence.Release(id, b)
-				}
 				return nil, 0, err
 			}
 		}
 		result := s.hasher.Match(e.digest, text)
 		rotation, err := s.decide(ctx, e, text, result)
 		if err != nil {
-			if hit {
-				s.fence.Release(id, b)
-			}
 			return nil, 0, err
 		}
 		if !hit {
 			s.noteProof(e, result)
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
-			if err := e.grants.allow(); err != nil {
-				s.fence.Release(id, b)
-				return nil, 0, err
-			}
-			if s.usage.due(e) {
-				s.usage.note(e.ID, &e.used)
-			}
-			return e, rotation, nil
+			return e, rotation, s.use(e)
 		}
 		if err := s.serving(); err != nil {
 			return nil, 0, err
 		}
 	}
-	return nil, 0, trouble("bind", errors.New("keys are being changed too fast"))
+	return nil, 0, trouble("bind", errors.New("too many concurrent revocations, try again"))
+}
+
+// use takes one use of an admitted key from the key's RateLimit, and notes the use. use returns a
+// *RateLimitError if the limit is reached, and ErrClosed if the use is too late to be noted.
+func (s *Store) use(e *entry) error {
+	if err := e.grants.allow(); err != nil {
+		return err
+	}
+	if s.usage.due(e) && !s.usage.note(e.ID, &e.used) {
+		return ErrClosed
+	}
+	return nil
 }
 
 // decide returns the rotation of the entry's secret that the text holds, or the reason why the
 // secret does not admit the bearer now. The argument result says how the text matches the digest of
-// the present secret. The store decides on every use, cached or not. For a plain entry, a Match
-// alone is the answer.
-func (s *Store) decide(ctx context.Context, e *entry, text string, result hashing.Result) (rotation uint32, err error) {
+// the present secret. The store decides on every use, cached or not.
+func (s *Store) decide(
+	ctx context.Context, e *entry, text string, result hashing.Result,
+) (rotation uint32, err error) {
 	rotation, outdated, err := s.prove(e, text, result)
 	if err != nil {
 		return 0, err

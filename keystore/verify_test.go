@@ -108,6 +108,13 @@ func TestUnknownKeysCostADigest(t *testing.T) {
 		require.ErrorIs(t, use(t.Context(), s, unknown), ErrUnknown, name)
 		require.Equal(t, []hashing.Digest{s.decoy}, h.take(), name)
 	}
+	_, err = s.Verify(t.Context(), issued.Secret.Reveal())
+	require.NoError(t, err)
+	for name, use := range uses {
+		h.take()
+		require.ErrorIs(t, use(t.Context(), s, wrong), ErrUnknown, name)
+		require.Len(t, h.take(), 1, "%s of a cached key", name)
+	}
 }
 
 // A Bind that is refused leaves nothing behind: neither in the store's registry nor in its parent context.

@@ -128,6 +128,9 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) error {
 	if r == nil {
 		return invalid("the reader of the backup is nil")
 	}
+	if err := refuseCondition(ctx, "Restore"); err != nil {
+		return err
+	}
 	return s.restoreHolding(ctx, r, maxHeld)
 }
 

@@ -57,6 +57,9 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 	if _, err := actorOf(ctx); err != nil {
 		return 0, err
 	}
+	if err := refuseCondition(ctx, "RevokeAll"); err != nil {
+		return 0, err
+	}
 	if opts == nil {
 		opts = new(RevokeAllOptions)
 	}
@@ -203,6 +206,9 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {
 		return 0, invalid("the time before which keys must have died is zero or in the future: it has to be in the past")
+	}
+	if err := refuseCondition(ctx, "Purge"); err != nil {
+		return 0, err
 	}
 	dead := func(st *stored) bool {
 		k := &st.entry().key

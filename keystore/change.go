@@ -37,6 +37,9 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err := spec.checkTimes(now, s.maxLifetime); err != nil {
 		return nil, err
 	}
+	if err := refuseCondition(ctx, "Create"); err != nil {
+		return nil, err
+	}
 	actor, err := actorOf(ctx)
 	if err != nil {
 		return nil, err
@@ -89,8 +92,9 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 // Update, Rotate and Enable of the key waits.
 //
 // ErrNotFound means that there is no such key. ErrInvalid means that an argument cannot be used.
-// After these two errors, nothing was done. After any other error, the key may be revoked or not,
-// and the contexts of this process under the key are cancelled: call Revoke again.
+// ErrConflict means that the key does not have the revision of IfRevision. After these three
+// errors, nothing was done. After any other error, the key may be revoked or not, and the contexts
+// of this process under the key are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.stop(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
@@ -130,11 +134,14 @@ func (s *Store) stop(
 	if _, err := actorOf(ctx); err != nil {
 		return err
 	}
+	if _, err := conditionOf(ctx); err != nil {
+		return err
+	}
 	if err := s.serving(); errors.Is(err, ErrClosed) {
 		return err
 	}
 	_, err = s.change(ctx, parsed, &record.Event{Action: action, Reason: reason}, cause, edit)
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
 		s.fence.Cut(parsed, cause)
 	}
 	return err
@@ -171,7 +178,8 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 //
 // Update returns an error of change without wrapping. The text of an ErrInvalid names what is wrong
 // with the Spec that change made. ErrKeyRevoked means that the key is revoked. ErrNotFound means
-// that there is no such key. After each of these errors, nothing was done. After an ErrUnavailable
+// that there is no such key. ErrConflict means that the key does not have the revision of
+// IfRevision. After each of these errors, nothing was done. After an ErrUnavailable
 // because of contention, nothing was done either. After any other error, the change may have been
 // made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
@@ -220,7 +228,8 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 // older secret immediately. Key.PreviousUntil shows whether the key has a previous secret.
 //
 // Rotate returns ErrInvalid if the grace is negative or over ten years. Rotate returns
-// ErrKeyRevoked if the key is revoked, and ErrNotFound if there is no such key. After any other
+// ErrKeyRevoked if the key is revoked, ErrNotFound if there is no such key, and ErrConflict if the
+// key does not have the revision of IfRevision. After any other
 // error, the key may have been rotated to a secret that no caller has. To find out, call Get and
 // compare the Revision. Then rotate the key again, but consider the clients that still use the
 // first secret.
@@ -297,6 +306,10 @@ func (s *Store) change(
 	if err != nil {
 		return nil, err
 	}
+	condition, err := conditionOf(ctx)
+	if err != nil {
+		return nil, err
+	}
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -311,6 +324,9 @@ func (s *Store) change(
 			err = noKey(string(actions[event.Action]), id)
 		}
 		if err != nil {
+			return nil, err
+		}
+		if err := condition.check(string(actions[event.Action]), id, st.revision); err != nil {
 			return nil, err
 		}
 		changed, err := edit(st.record)

@@ -61,6 +61,9 @@ var (
 	// key is revoked. ErrKeyRevoked is about the key that the call names, and not about the caller,
 	// so ErrKeyRevoked does not wrap ErrDenied. Verify and Bind return ErrRevoked instead.
 	ErrKeyRevoked = errors.New("the API key is revoked and cannot be changed")
+	// ErrConflict means that the key does not have the revision that IfRevision requires. The call
+	// has done nothing. Get returns the key as the key is now.
+	ErrConflict = errors.New("the key has changed")
 	// ErrNotFound means that no key has the ID.
 	ErrNotFound = backend.ErrNotFound
 	// ErrCorrupt means that the stored data differs from the data that was written.

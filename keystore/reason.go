@@ -14,6 +14,7 @@ import (
 //	rate_limited            a *RateLimitError
 //	narrowed                ErrNarrowed
 //	key_revoked             ErrKeyRevoked
+//	conflict                ErrConflict
 //	not_found, invalid      ErrNotFound, ErrInvalid
 //	locked, corrupt         ErrLocked, ErrCorrupt
 //	closed, unavailable     ErrClosed, ErrUnavailable
@@ -49,6 +50,7 @@ var reasons = []struct {
 	{ErrNetworkNotAllowed, "network"},
 	{ErrNarrowed, "narrowed"},
 	{ErrKeyRevoked, "key_revoked"},
+	{ErrConflict, "conflict"},
 	{ErrNotFound, "not_found"},
 	{ErrInvalid, "invalid"},
 	{ErrLocked, "locked"},

@@ -17,8 +17,8 @@ import (
 // An Event is one change of a key. The store writes the event together with the change: neither can
 // exist without the other.
 type Event struct {
-	// At is when the change was made. No two events of a store have the same At. At ascends from each
-	// change of a key to the next, whatever the clock does. So At serves as a cursor.
+	// At is when the change was made. No two events of a store have the same At. At ascends from
+	// each change of a key to the next, whatever the clock does. So At serves as a cursor.
 	At time.Time
 	// KeyID is the ID of the key. Revision is the revision that the change gave the key.
 	KeyID    string
@@ -77,7 +77,8 @@ func actorOf(ctx context.Context) (string, error) {
 
 func checkReason(reason string) error {
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
-		return invalid("the reason has %d bytes: at most %d of UTF-8 text are allowed", len(reason), maxReason)
+		return invalid("the reason has %d bytes: at most %d of UTF-8 text are allowed",
+			len(reason), maxReason)
 	}
 	return nil
 }
@@ -191,7 +192,8 @@ func parseEvent(e backend.Entry) (*record.Event, error) {
 	}
 	event, err := record.DecodeEvent(e.Value)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the event of %s: %w", ErrCorrupt, fromNanos(stampOf(e.Key)), err)
+		at := fromNanos(stampOf(e.Key))
+		return nil, fmt.Errorf("%w: the event of %s: %w", ErrCorrupt, at, err)
 	}
 	return event, nil
 }

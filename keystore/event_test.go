@@ -47,7 +47,8 @@ func TestEveryChangeHasItsEvent(t *testing.T) {
 	other := create(t, s, keystore.Spec{}).Key.ID // by nobody
 	require.NoError(t, s.Revoke(keystore.WithActor(ctx, "bob"), id, "leaked"))
 	require.NoError(t, s.Revoke(ctx, id, "again"))
-	require.ErrorIs(t, s.Revoke(keystore.WithActor(ctx, strings.Repeat("x", 257)), other, ""), keystore.ErrInvalid)
+	tooLong := keystore.WithActor(ctx, strings.Repeat("x", 257))
+	require.ErrorIs(t, s.Revoke(tooLong, other, ""), keystore.ErrInvalid)
 	require.NoError(t, s.Close())
 
 	s, err = keystore.Open(dir, nil)
@@ -91,7 +92,11 @@ func TestEveryChangeHasItsEvent(t *testing.T) {
 func TestEventTimesBeyondAllStamps(t *testing.T) {
 	s := inMemory(t)
 	create(t, s, keystore.Spec{})
-	early := []time.Time{time.Unix(-1, 0), time.Time{}.Add(1), time.Date(-9999, 1, 1, 0, 0, 0, 0, time.UTC)}
+	early := []time.Time{
+		time.Unix(-1, 0),
+		time.Time{}.Add(1),
+		time.Date(-9999, 1, 1, 0, 0, 0, 0, time.UTC),
+	}
 	for _, at := range early {
 		require.Len(t, events(t, s, keystore.EventQuery{After: at}), 1, at)
 		require.Empty(t, events(t, s, keystore.EventQuery{Until: at}), at)
@@ -230,7 +235,8 @@ func TestFailedChangeHasNoEvent(t *testing.T) {
 
 func TestEventRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{EventRetention: 24 * time.Hour})
+		opts := &keystore.Options{EventRetention: 24 * time.Hour}
+		s, err := keystore.New(backendtest.NewMemory(), opts)
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		old := create(t, s, keystore.Spec{})

@@ -13,6 +13,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
 	"github.com/grpc-api-key/grpc-api-key/internal/changequeue"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/intern"
 	"github.com/grpc-api-key/grpc-api-key/internal/sequencer"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -44,7 +45,7 @@ type Store struct {
 	sequencer sequencer.Sequencer // of the events
 	queue     changequeue.Queue
 	limits    *limits
-	texts     texts
+	interner  intern.Interner // of the owners and scopes of cached keys
 	usage     usage
 
 	// The padding keeps refused apart from the fields that a cache hit reads. Otherwise a flood of

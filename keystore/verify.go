@@ -265,7 +265,8 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 		// All entries share one string, so the string is always in the processor's cache.
 		e.digest.Scheme = s.decoy.Scheme
 	}
-	s.texts.share(&e.key)
+	e.key.Owner = s.interner.Intern(e.key.Owner)
+	s.interner.InternAll(e.grants.scopes)
 	e.grants.limit = s.limits.of(id, &e.key)
 	return e, nil
 }

@@ -36,7 +36,7 @@ func TestImports(t *testing.T) {
 	below := []string{
 		"hashing", "keystore/backend",
 		"internal/badgerdb", "internal/changequeue", "internal/clientaddr", "internal/fence",
-		"internal/record", "internal/scope", "internal/sequencer", "internal/token",
+		"internal/intern", "internal/record", "internal/scope", "internal/sequencer", "internal/token",
 	}
 	for _, tt := range []struct {
 		pkg    string
@@ -52,6 +52,7 @@ func TestImports(t *testing.T) {
 			[]string{grpc, "github.com/stretchr/"}},
 		{"interceptor", append(below, "keystore"), nil},
 		{"internal/changequeue", nil, []string{badger, grpc}},
+		{"internal/intern", nil, []string{badger, grpc}},
 		{"internal/sequencer", nil, []string{badger, grpc}},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},

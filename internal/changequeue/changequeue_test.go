@@ -180,7 +180,7 @@ func TestAChangeLeavesItsLine(t *testing.T) {
 		head, revoke := acquire(t, &q, id, ordinary), acquire(t, &q, id, restricts)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		require.ErrorIs(t, head.Retry(ctx), context.DeadlineExceeded, "the restricting change blocks")
+		require.ErrorIs(t, head.Retry(ctx), context.DeadlineExceeded, "a change blocks")
 		head.Release()
 		revoke.Release()
 		require.Empty(t, q.keys)

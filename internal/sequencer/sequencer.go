@@ -115,8 +115,8 @@ func (s *Sequencer) waitMovedLocked(ctx context.Context) error {
 // from <= stamp < to, or -1 if no stored stamp is in this range. Resume returns an error of first
 // unchanged.
 //
-// If the clock is years behind, all stamps are ahead of the clock. So Resume finds the last stamp by
-// binary search.
+// If the clock is years behind, all stamps are ahead of the clock. So Resume finds the last stamp
+// by binary search.
 func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
 	// The last stamp is last, or is between last and end.
 	last, end := time.Now().UnixNano(), int64(math.MaxInt64)

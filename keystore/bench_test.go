@@ -3,6 +3,7 @@ package keystore_test
 import (
 	"cmp"
 	"crypto/sha256"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -120,6 +121,76 @@ func BenchmarkVerifyParallel(b *testing.B) {
 			b.ReportMetric(2*float64(median(hashes))/float64(median(hashesTwo)), "x-two-sha256")
 		})
 	}
+}
+
+// Hits among 65,536 keys at random, against the least that a server without a store would do: the
+// SHA-256 of the same tokens in the same order, and a look-up of each sum in a Go map. The two run
+// in turns: x-map is the ratio of the medians. B/key is the memory that the store keeps for each
+// cached key: what a collection frees when the store goes.
+func BenchmarkVerifyHitAtRandom(b *testing.B) {
+	const keys, batch = 1 << 16, 1 << 9
+	storage := backendtest.NewMemory()
+	s, err := keystore.New(storage, nil)
+	require.NoError(b, err)
+	ctx := b.Context()
+	texts, plain := make([]string, keys), make([][]byte, keys)
+	issued := make(map[[sha256.Size]byte]*keystore.Key, keys)
+	for i := range texts {
+		texts[i] = create(b, s, keystore.Spec{
+			Name:   fmt.Sprintf("web shop no. %d", i),
+			Owner:  fmt.Sprintf("team-%d", i%100),
+			Scopes: []string{"orders:read", "orders:write"},
+		}).Secret.Reveal()
+		plain[i] = []byte(texts[i])
+		key, err := s.Verify(ctx, texts[i])
+		require.NoError(b, err)
+		issued[sha256.Sum256(plain[i])] = key
+	}
+	before := s.Stats()
+	require.Equal(b, keys, before.Cached)
+
+	var drawn [batch]int32
+	var hits, maps, hashes []time.Duration
+	timed := func(f func(i int32)) time.Duration {
+		for i := range drawn { // before the clock starts
+			drawn[i] = rand.Int32N(keys)
+		}
+		begin := time.Now()
+		for _, i := range drawn {
+			f(i)
+		}
+		return time.Since(begin)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		hits = append(hits, timed(func(i int32) {
+			if _, err := s.Verify(ctx, texts[i]); err != nil {
+				b.Error(err)
+			}
+		}))
+		maps = append(maps, timed(func(i int32) {
+			if issued[sha256.Sum256(plain[i])] == nil {
+				b.Error("not in the map")
+			}
+		}))
+		hashes = append(hashes, timed(func(i int32) { sha256.Sum256(plain[i]) }))
+	}
+	require.Equal(b, before.Misses, s.Stats().Misses, "all are hits")
+	hit, reference := median(hits), median(maps)
+	b.ReportMetric(float64(hit.Nanoseconds())/batch, "ns/verify")
+	b.ReportMetric(float64(reference.Nanoseconds())/batch, "ns/map")
+	b.ReportMetric(float64(median(hashes).Nanoseconds())/batch, "ns/sha256")
+	b.ReportMetric(float64(hit)/float64(reference), "x-map")
+
+	issued = nil
+	require.NoError(b, s.Close()) // what was noted of uses goes to the storage
+	full := heap()
+	runtime.KeepAlive(s)
+	s = nil
+	b.ReportMetric(float64(full-heap())/keys, "B/key")
+	runtime.KeepAlive(storage)
+	runtime.KeepAlive(texts)
+	runtime.KeepAlive(plain)
 }
 
 // A hit with everything on that happens at a hit, against one with nothing on, round by round: x-plain is the ratio of the

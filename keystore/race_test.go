@@ -259,9 +259,9 @@ func TestForcedInterleavings(t *testing.T) {
 		{"look-aside", fence.LookAside, false},
 		{"bump before only", fence.BumpBefore, false},
 		{"bump after only", fence.BumpAfter, false},
-		{"front cleared after only", fence.FrontLate, false},
-		{"front never cleared", fence.FrontNever, false},
-		{"front filled with what may be old", fence.FrontCareless, false},
+		{"evicted after only", fence.EvictLate, false},
+		{"never evicted", fence.EvictNever, false},
+		{"installs what may be old", fence.Careless, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			caught := 0

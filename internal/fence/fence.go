@@ -27,12 +27,9 @@ package fence
 
 import (
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // An ID names a key. The fence expects the last eight bytes of IDs to be evenly distributed. In a
@@ -75,7 +72,7 @@ type ID = [16]byte
 // # Invariants
 //
 // Each invariant except 5 is maintained under the lock of the shard. Invariants 5 to 7 are on the
-// type front, which finds values without a lock.
+// type table, which finds values without a lock.
 //
 //  1. A cached value is the committed value. Put installs a value only if the generation has not
 //     moved since before the value was read from the store, and no writer is between Begin and End
@@ -109,13 +106,15 @@ type ID = [16]byte
 // at that moment. The next read installs these values.
 //
 // Eviction is CLOCK (second chance), because a true LRU would take the lock on every hit to move
-// the value to the young end. A front hit sets the value's touched bit instead. When a touched
-// value is the oldest, the eviction clears the bit and moves the value to the young end. Each time
-// the bit was set, the value gets one second chance.
+// the value to the young end. A hit sets the value's touched bit instead. The values of a shard are
+// in a ring, and the hand points to the oldest. If the oldest value is touched, the eviction clears
+// the bit and moves the hand past the value, which is then the youngest. So each time the bit was
+// set, the value gets one second chance. A new value takes the place of the evicted value, behind
+// the hand. A ring costs 8 bytes a value; a list and a map, as in an LRU, would cost 150.
 type Fence[V any] struct {
 	// No field is written after New; a test may call Break before the first use.
 	shards []shard[V]
-	front  front[V]
+	table  table[V]
 	size   int64
 	counts *counts
 	steps  Variant
@@ -125,13 +124,14 @@ type Fence[V any] struct {
 // fields of the Fence are only read.
 type counts struct {
 	hits   stripedCounter
-	cached atomic.Int64 // values in the LRUs of all shards
+	cached atomic.Int64 // values in the rings of all shards
 }
 
-// A Node is a part of each value. The front finds a value by the Node.
+// A Node is a part of each value. The fence finds a value by the Node. A value that was given to
+// Put belongs to the fence until the fence is gone: do not give the value to another fence.
 type Node struct {
-	ID      ID // whose value it is
-	touched atomic.Bool
+	ID  ID     // whose value it is
+	pos uint32 // the index of the value in the ring of the shard; guarded by the lock of the shard
 }
 
 type shard[V any] struct {
@@ -140,14 +140,15 @@ type shard[V any] struct {
 	gen           uint64 // how many phases A and C have passed
 	notifications uint64 // how many times bindings were notified
 
-	lru     *simplelru.LRU[ID, *V]          // nil: no cache
+	ring    []*V                            // the cached values of the shard, in no slot twice
+	hand    int                             // the index in ring of the oldest value
 	pending map[ID]int                      // how many writers are between Begin and End
 	bound   map[ID]map[*Binding[V]]struct{} // the registered bindings of each ID
 	closed  bool                            // no more bindings are registered
 
 	misses uint64
 
-	_ [64]byte // keeps two locks out of one cache line
+	_ [40]byte // keeps two locks out of one cache line
 }
 
 // A Binding is a set of callbacks that is bound to a key until the key no longer admits the owner
@@ -203,16 +204,12 @@ func New[V any](size int, node func(*V) *Node) *Fence[V] {
 		steps:  TwoPhase,
 	}
 	if size > 0 {
-		f.front = newFront(size, n, node)
+		f.table = newTable(size, n, node)
 	}
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.pending = make(map[ID]int)
 		s.bound = make(map[ID]map[*Binding[V]]struct{})
-		if size > 0 {
-			// NewLRU fails only for a size below 1. addLocked evicts, so the LRU itself need not.
-			s.lru, _ = simplelru.NewLRU[ID, *V](math.MaxInt, nil)
-		}
 	}
 	return f
 }
@@ -221,11 +218,11 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 	return &f.shards[lowBits(id)&uint64(len(f.shards)-1)]
 }
 
-// Hit returns the value of an ID if the front has the value, and takes no lock. The words hi and lo
+// Hit returns the value of an ID if the table has the value, and takes no lock. The words hi and lo
 // are the first and the last eight bytes of the ID, big-endian. A nil result decides nothing: the
 // caller then calls Get.
 func (f *Fence[V]) Hit(hi, lo uint64) *V {
-	v := f.front.get(hi, lo)
+	v := f.table.get(hi, lo)
 	if v != nil {
 		f.counts.hits.add()
 	}
@@ -235,17 +232,17 @@ func (f *Fence[V]) Hit(hi, lo uint64) *V {
 // Get returns the current value of id if the value is cached, and registers b with the value unless
 // b is nil. Otherwise Get returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
+	hi, lo := words(id)
 	if b == nil {
-		if v := f.Hit(words(id)); v != nil {
+		if v := f.Hit(hi, lo); v != nil {
 			return v, Ticket{}
 		}
 	}
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lru != nil && (b == nil || !s.closed) { // a pending ID is not cached: invariant 2
-		if v, ok := s.lru.Get(id); ok {
-			f.front.putLocked(id, v) // a Get without a binding has just missed the front
+	if b == nil || !s.closed { // a pending ID is not cached: invariant 2
+		if v := f.table.get(hi, lo); v != nil {
 			f.counts.hits.add()
 			s.bindLocked(id, b)
 			return v, Ticket{}
@@ -267,50 +264,69 @@ func (f *Fence[V]) Put(id ID, v *V, t Ticket, b *Binding[V]) bool {
 		return false
 	}
 	s.bindLocked(id, b)
-	if s.lru == nil {
-		return true
-	}
-	if s.gen == t.gen && s.pending[id] == 0 {
+	current := s.gen == t.gen && s.pending[id] == 0
+	if f.caches() && (current || f.steps&careless != 0) {
 		f.addLocked(s, id, v)
-		f.front.putLocked(id, v)
-	} else if f.steps&careless != 0 {
-		f.front.putLocked(id, v)
 	}
 	return true
 }
 
-// addLocked puts a value into the LRU. The capacity is counted for all shards together, because
-// some shards have more IDs than others by chance. The value to evict is taken from this shard.
+// caches reports whether the fence has a cache.
+func (f *Fence[V]) caches() bool { return f.size > 0 }
+
+// addLocked caches a value. The capacity is counted for all shards together, because some shards
+// have more IDs than others by chance. The value to evict is taken from this shard.
 func (f *Fence[V]) addLocked(s *shard[V], id ID, v *V) {
-	if !s.lru.Contains(id) && f.counts.cached.Add(1) > f.size {
-		f.evictLocked(s)
+	node := f.table.node(v)
+	if old := f.table.putLocked(id, v); old != nil {
+		node.pos = f.table.node(old).pos
+		s.ring[node.pos] = v
+		return
 	}
-	s.lru.Add(id, v)
+	if f.counts.cached.Add(1) > f.size && len(s.ring) > 0 {
+		node.pos = f.evictLocked(s)
+		s.ring[node.pos] = v
+		return
+	}
+	node.pos = uint32(len(s.ring))
+	s.ring = append(s.ring, v)
 }
 
-// evictLocked evicts the oldest value whose touched bit is not set. Each older value gets its
-// second chance. After maxSecondChances of them, evictLocked evicts the oldest value in any case.
-func (f *Fence[V]) evictLocked(s *shard[V]) {
+// evictLocked evicts the oldest value whose touched bit is not set, moves the hand past the value,
+// and returns the index of the free place in the ring. Each older value gets its second chance.
+// After maxSecondChances of them, evictLocked evicts the oldest value in any case. The ring is not
+// empty.
+func (f *Fence[V]) evictLocked(s *shard[V]) (pos uint32) {
 	for chances := maxSecondChances; ; chances-- {
-		id, v, ok := s.lru.GetOldest()
-		if !ok {
-			return
+		if s.hand >= len(s.ring) {
+			s.hand = 0
 		}
-		if chances == 0 || !f.front.node(v).touched.Swap(false) {
-			f.removeLocked(s, id)
-			f.front.clearLocked(id)
-			return
+		pos := s.hand
+		s.hand++
+		id := f.table.node(s.ring[pos]).ID
+		if !f.table.untouchLocked(id) || chances == 0 {
+			f.table.removeLocked(id)
+			f.counts.cached.Add(-1)
+			return uint32(pos)
 		}
-		s.lru.Get(id) // makes it the youngest
 	}
 }
 
 const maxSecondChances = 64
 
+// removeLocked removes the value of id from the cache. The last value of the ring takes the place
+// of the value, so the ring has no gaps. The age of that one value is then wrong.
 func (f *Fence[V]) removeLocked(s *shard[V], id ID) {
-	if s.lru.Remove(id) {
-		f.counts.cached.Add(-1)
+	v := f.table.removeLocked(id)
+	if v == nil {
+		return
 	}
+	pos, last := f.table.node(v).pos, len(s.ring)-1
+	s.ring[pos] = s.ring[last]
+	f.table.node(s.ring[pos]).pos = pos
+	s.ring[last] = nil
+	s.ring = s.ring[:last]
+	f.counts.cached.Add(-1)
 }
 
 func (s *shard[V]) bindLocked(id ID, b *Binding[V]) {
@@ -350,8 +366,7 @@ func (f *Fence[V]) Begin(id ID) {
 	s := f.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.invalidateLocked(s, id,
-		f.steps&evictBefore != 0, f.steps&clearBefore != 0, f.steps&bumpBefore != 0)
+	f.invalidateLocked(s, id, f.steps&evictBefore != 0, f.steps&bumpBefore != 0)
 	if f.steps&blockInstalls != 0 {
 		s.pending[id]++
 	}
@@ -363,8 +378,7 @@ func (f *Fence[V]) Begin(id ID) {
 func (f *Fence[V]) End(id ID, v *V) {
 	s := f.shard(id)
 	s.mu.Lock()
-	f.invalidateLocked(s, id,
-		f.steps&evictAfter != 0, f.steps&clearAfter != 0, f.steps&bumpAfter != 0)
+	f.invalidateLocked(s, id, f.steps&evictAfter != 0, f.steps&bumpAfter != 0)
 	if f.steps&blockInstalls != 0 {
 		if s.pending[id]--; s.pending[id] == 0 {
 			delete(s.pending, id)
@@ -393,7 +407,7 @@ func (f *Fence[V]) Notify(id ID, v *V) {
 func (f *Fence[V]) Cut(id ID, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
-	f.invalidateLocked(s, id, true, true, true)
+	f.invalidateLocked(s, id, true, true)
 	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
 	s.notify(id, bindings, func(b *Binding[V]) bool { b.Cut(cause); return true })
@@ -422,9 +436,7 @@ func (f *Fence[V]) Stats() Stats {
 		s.mu.Lock() // no deadlock: no other function holds two of these locks
 		defer s.mu.Unlock()
 		st.Misses += s.misses
-		if s.lru != nil {
-			st.Cached += s.lru.Len()
-		}
+		st.Cached += len(s.ring)
 		for _, set := range s.bound {
 			st.Bound += len(set)
 		}
@@ -464,18 +476,12 @@ func (s *shard[V]) isBoundLocked(id ID) bool {
 	return false
 }
 
-func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, clear, bump bool) {
+func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, bump bool) {
 	if bump {
 		s.gen++
 	}
-	if s.lru == nil {
-		return
-	}
-	if evict {
+	if evict && f.caches() {
 		f.removeLocked(s, id)
-	}
-	if clear {
-		f.front.clearLocked(id)
 	}
 }
 

@@ -7,28 +7,23 @@ package fence
 type Variant uint8
 
 const (
-	evictBefore   Variant = 1 << iota // phase A removes the cached value from the LRU
-	clearBefore                       // phase A removes the cached value from the front
+	evictBefore   Variant = 1 << iota // phase A removes the cached value
 	bumpBefore                        // phase A prevents installs of values read before phase A
 	blockInstalls                     // no installs between phases A and C
-	evictAfter                        // phase C removes the cached value from the LRU
-	clearAfter                        // phase C removes the cached value from the front
+	evictAfter                        // phase C removes the cached value
 	bumpAfter                         // phase C prevents installs of values read before phase C
-	careless                          // an error, not a step: Put always fills the front
+	careless                          // an error, not a step: Put always installs
 )
 
 const (
-	cacheBefore = evictBefore | clearBefore
-	cacheAfter  = evictAfter | clearAfter
+	TwoPhase   = evictBefore | bumpBefore | blockInstalls | evictAfter | bumpAfter
+	LookAside  = evictAfter               // the usual way
+	BumpBefore = evictBefore | bumpBefore // the generation moves before the commit only
+	BumpAfter  = evictAfter | bumpAfter   // the generation moves after the commit only
 
-	TwoPhase   = cacheBefore | bumpBefore | blockInstalls | cacheAfter | bumpAfter
-	LookAside  = cacheAfter               // the usual way
-	BumpBefore = cacheBefore | bumpBefore // the generation moves before the commit only
-	BumpAfter  = cacheAfter | bumpAfter   // the generation moves after the commit only
-
-	FrontLate     = TwoPhase &^ clearBefore               // the front is cleared after the commit only
-	FrontNever    = TwoPhase &^ clearBefore &^ clearAfter // the front is not cleared
-	FrontCareless = TwoPhase | careless                   // Put may fill the front with old values
+	EvictLate  = TwoPhase &^ evictBefore               // the value is removed after the commit only
+	EvictNever = TwoPhase &^ evictBefore &^ evictAfter // the value is not removed
+	Careless   = TwoPhase | careless                   // Put may install old values
 )
 
 // Break makes f use the steps of v. Break is for tests, before the first use of f.

@@ -47,6 +47,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -72,7 +73,7 @@ import (
 //     before the next commit begins.
 type DB struct {
 	dir     string
-	lock    *dirLock // of dir; nil after the directory was released
+	lock    *fsys.Lock // of dir; nil after the directory was released
 	badger  *badger.DB
 	last    *last
 	durable atomic.Uint64               // timestamp of the last commit that is on disk
@@ -145,7 +146,7 @@ func (db *DB) release() error {
 			return err
 		}
 	}
-	err = errors.Join(err, db.last.close(), db.lock.release())
+	err = errors.Join(err, db.last.close(), db.lock.Release())
 	db.lock = nil
 	return err
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -589,7 +590,7 @@ func TestLock(t *testing.T) {
 // program: it is replaced.
 func TestLockFileOfOthers(t *testing.T) {
 	dir := t.TempDir()
-	path, pid := filepath.Join(dir, lockName), fmt.Appendf(nil, "%d\n", os.Getpid())
+	path, pid := filepath.Join(dir, fsys.LockName), fmt.Appendf(nil, "%d\n", os.Getpid())
 	require.NoError(t, os.WriteFile(path, pid, 0o400))
 	db := open(t, dir)
 	_, err := Open(dir, Options{})
@@ -606,7 +607,7 @@ func TestLockFileOfOthers(t *testing.T) {
 		require.ErrorContains(t, err, "another process has")
 	}
 	require.NoError(t, db.Close())
-	require.NotContains(t, names(t, dir), lockName)
+	require.NotContains(t, names(t, dir), fsys.LockName)
 }
 
 // A Badger that cannot write cannot be closed. Close says so each time, and the directory stays

@@ -14,19 +14,20 @@ import (
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
 // enter takes the lock of a directory. If the directory is missing, enter makes the directory with
 // mode 0700; if mustExist is set, enter returns an error instead. enter changes nothing in an
 // existing directory.
-func enter(dir string, mustExist bool) (*dirLock, error) {
+func enter(dir string, mustExist bool) (*fsys.Lock, error) {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && mustExist:
 		return nil, noStore(dir, "there is no such directory")
 	case errors.Is(err, fs.ErrNotExist):
-		if err := makeAll(dir); err != nil {
+		if err := fsys.MakeAll(dir); err != nil {
 			return nil, fmt.Errorf("cannot make the directory: %w", err)
 		}
 	case err != nil:
@@ -34,8 +35,12 @@ func enter(dir string, mustExist bool) (*dirLock, error) {
 	case !info.IsDir():
 		return nil, fmt.Errorf("%s is a file: name a directory, which will be made if it does not exist", dir)
 	}
-	lock, err := lockDir(dir)
-	if errors.Is(err, backend.ErrLocked) {
+	lock, err := fsys.LockDir(dir)
+	if errors.Is(err, fsys.ErrNoLocks) {
+		return nil, errors.New("a store's directory cannot be locked on this system: " +
+			"use keystore.New with a backend of your own")
+	}
+	if errors.Is(err, fsys.ErrLocked) {
 		if c, err := listDir(dir); err == nil && !c.last && len(c.badger) > 0 {
 			return nil, notAStore(dir, c.badger[0], othersDatabase)
 		}
@@ -44,19 +49,16 @@ func enter(dir string, mustExist bool) (*dirLock, error) {
 	return lock, err
 }
 
-// makeAll makes a missing directory and its missing parents, like os.MkdirAll, and makes the new
-// directories durable.
-func makeAll(dir string) error {
-	parent := filepath.Dir(dir)
-	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
-		if err := makeAll(parent); err != nil {
-			return err
+// lockedError returns an error that names the process that has the directory open.
+func lockedError(dir string) error {
+	who := "another process"
+	if text, err := os.ReadFile(filepath.Join(dir, fsys.LockName)); err == nil {
+		if h, ok := fsys.ParseHolder(string(text)); ok {
+			who = h.String()
 		}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(parent)
+	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: "+
+		"stop that process, or manage the keys through it", backend.ErrLocked, who, dir)
 }
 
 // The kinds of files that Badger makes.
@@ -112,7 +114,7 @@ func listDir(dir string) (c contents, err error) {
 		name := f.Name()
 		const noFile = fs.ModeDir | fs.ModeNamedPipe | fs.ModeSocket | fs.ModeDevice
 		switch kind := badgerKind(name); {
-		case (kind != "" || name == lastName || name == lockName) && f.Type()&noFile != 0:
+		case (kind != "" || name == lastName || name == fsys.LockName) && f.Type()&noFile != 0:
 			c.foreign, c.inTheWay = name, name
 		case kind != "":
 			c.badger = append(c.badger, name)
@@ -124,9 +126,9 @@ func listDir(dir string) (c contents, err error) {
 		case name == lastName:
 			c.last = true
 		case name == "lost+found": // belongs to the root of a file system
-		case name == lockName: // left by an Open that ended early
+		case name == fsys.LockName: // left by an Open that ended early
 			if text, err := os.ReadFile(filepath.Join(dir, name)); err == nil && len(text) > 0 {
-				if _, ok := parseHolder(string(text)); !ok {
+				if _, ok := fsys.ParseHolder(string(text)); !ok {
 					c.foreign = name
 				}
 			}
@@ -207,20 +209,20 @@ func (db *DB) claim() error {
 			return chmodError(db.dir, info, err)
 		}
 	}
-	return db.lock.announce()
+	return db.lock.Announce()
 }
 
 // chmodError explains what to do about a directory that other users may enter, if this process
 // cannot change the mode.
 func chmodError(dir string, info fs.FileInfo, err error) error {
-	if isReadOnly(err) {
+	if fsys.IsReadOnly(err) {
 		return err
 	}
 	text := fmt.Sprintf("others than its owner may enter %s (mode %v), and this process cannot "+
 		"change that", dir, info.Mode())
 	c, listErr := listDir(dir)
 	switch holdsStore := c.last || len(c.badger) > 0; {
-	case listErr == nil && !holdsStore && mayMakeFiles(dir):
+	case listErr == nil && !holdsStore && fsys.MayMakeFiles(dir):
 		text += ": name a directory inside it, which will be made"
 	case holdsStore: // a directory inside would be a new store without keys
 		text = cmp.Or(whose(dir, dir), text)
@@ -241,7 +243,7 @@ func explain(dir string, err error) error {
 		path = e.Path
 	}
 	switch {
-	case isReadOnly(err):
+	case fsys.IsReadOnly(err):
 		return fmt.Errorf("%s is on a read-only file system, and a store has to write, also to be "+
 			"read: mount the file system for writing, or name a directory elsewhere: %w", dir, err)
 	case errors.Is(err, fs.ErrPermission):
@@ -263,7 +265,7 @@ func whose(dir, path string) string {
 	if err != nil {
 		return ""
 	}
-	uid, ok := owner(info)
+	uid, ok := fsys.Owner(info)
 	me := os.Geteuid()
 	if !ok || me < 0 {
 		return ""
@@ -309,15 +311,4 @@ func filesOf(dir, kind string) ([]string, error) {
 		}
 	}
 	return paths, err
-}
-
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" { // cannot sync a directory, and does not need to
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

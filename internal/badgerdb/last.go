@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
 // lastName is the name of the file LAST; see last.
@@ -172,21 +174,21 @@ func beginLast(dir string) (*last, slot, error) {
 	}
 	l := &last{f}
 	l.reserve()
-	if err := errors.Join(l.write(s), f.Sync(), syncDir(dir)); err != nil {
+	if err := errors.Join(l.write(s), f.Sync(), fsys.SyncDir(dir)); err != nil {
 		return nil, slot{}, errors.Join(err, l.close())
 	}
 	return l, s, nil
 }
 
 // reserve allocates the full space of the file. A copy of the file may lack space.
-func (l *last) reserve() bool { return allocate(l.file, 2*slotSize) }
+func (l *last) reserve() bool { return fsys.Allocate(l.file, 2*slotSize) }
 
 // write makes a commit durable in its slot.
 func (l *last) write(s slot) error {
 	if _, err := l.file.WriteAt(s.encode(), int64(s.seq%2)*slotSize); err != nil {
 		return err
 	}
-	return datasync(l.file)
+	return fsys.Datasync(l.file)
 }
 
 // A lastKind classifies a file LAST.

@@ -15,6 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -378,7 +379,7 @@ func (db *DB) options(opts Options) badger.Options {
 // newest commit to LAST if LAST lacks that commit.
 func (db *DB) settle(s *survey, slots, redo []slot) error {
 	// The directory entries of files that Badger has just made may not be durable yet.
-	if err := syncDir(db.dir); err != nil {
+	if err := fsys.SyncDir(db.dir); err != nil {
 		return err
 	}
 	if got := db.badger.MaxVersion(); got != s.head.seq {

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
 // stranger is a user that owns nothing.
@@ -113,7 +115,7 @@ func TestWhatRootLeavesBehind(t *testing.T) {
 	t.Run("LOCK, which is replaced", func(t *testing.T) {
 		dir := filepath.Join(reachable(t), "store")
 		made(t, dir, stranger)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, lockName), []byte("1\n"), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, fsys.LockName), []byte("1\n"), 0o600))
 		_, _, v := child{Dir: dir, UID: stranger}.run(t)
 		require.Empty(t, v.Text)
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -107,7 +108,7 @@ func newRecovery(dir string, crash func(string), file recoveryFile) (*recovery, 
 		return nil, err
 	}
 	r.step("made its directory")
-	if err := errors.Join(r.write(), syncDir(dir)); err != nil {
+	if err := errors.Join(r.write(), fsys.SyncDir(dir)); err != nil {
 		return nil, errors.Join(err, r.discard())
 	}
 	return r, nil
@@ -171,7 +172,7 @@ func (r *recovery) write() error {
 		return err
 	}
 	r.step("wrote " + recoveryName)
-	return syncDir(r.work)
+	return fsys.SyncDir(r.work)
 }
 
 func (r *recovery) step(name string) {
@@ -273,7 +274,7 @@ func (r *recovery) discard() error {
 			r.step("removed " + name)
 		}
 	}
-	if err := syncDir(r.work); err != nil {
+	if err := fsys.SyncDir(r.work); err != nil {
 		return err
 	}
 	for _, name := range []string{recoveryNewName, recoveryName} {
@@ -284,7 +285,7 @@ func (r *recovery) discard() error {
 	}
 	r.step("removed " + recoveryName)
 	_ = os.Remove(r.work) // fails, as intended, if the directory holds a foreign file
-	return syncDir(filepath.Dir(r.work))
+	return fsys.SyncDir(filepath.Dir(r.work))
 }
 
 // storeOf returns the identity of the store in a directory. The result is zeros if the identity is
@@ -378,7 +379,7 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 		}
 		r.Files = append(r.Files, recovered{name, sum})
 	}
-	return errors.Join(syncDir(r.work), r.write())
+	return errors.Join(fsys.SyncDir(r.work), r.write())
 }
 
 // sumFile returns the SHA-256 of a file. If isNew is set, sumFile also makes the file durable.
@@ -566,7 +567,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 	if err := os.Mkdir(r.away, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := syncDir(dir); err != nil {
+	if err := fsys.SyncDir(dir); err != nil {
 		return err
 	}
 	r.step("made the directory of the damaged files")
@@ -582,12 +583,12 @@ func (r *recovery) replace(dir string, claim func() error) error {
 		if isWaiting, isNew := waiting[name]; isNew && !isWaiting {
 			continue // the new file has moved to its place already
 		}
-		if err := moveFile(name, dir, r.away); err != nil {
+		if err := fsys.MoveFile(name, dir, r.away); err != nil {
 			return err
 		}
 		r.step("moved the damaged " + name)
 	}
-	if err := errors.Join(syncDir(r.away), syncDir(dir)); err != nil {
+	if err := errors.Join(fsys.SyncDir(r.away), fsys.SyncDir(dir)); err != nil {
 		return err
 	}
 	for _, f := range r.Files { // LAST is the final file in r.Files
@@ -595,25 +596,16 @@ func (r *recovery) replace(dir string, claim func() error) error {
 			continue
 		}
 		if f.Name == lastName {
-			if err := errors.Join(syncDir(dir), syncDir(r.work)); err != nil {
+			if err := errors.Join(fsys.SyncDir(dir), fsys.SyncDir(r.work)); err != nil {
 				return err
 			}
 		}
-		if err := moveFile(f.Name, r.work, dir); err != nil {
+		if err := fsys.MoveFile(f.Name, r.work, dir); err != nil {
 			return err
 		}
 		r.step("moved the new " + f.Name)
 	}
-	return errors.Join(syncDir(dir), syncDir(r.work))
-}
-
-// moveFile moves a file to another directory, and never overwrites another file.
-func moveFile(name, from, to string) error {
-	target := filepath.Join(to, name)
-	if _, err := os.Lstat(target); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is in the way: %w", target, fs.ErrExist)
-	}
-	return os.Rename(filepath.Join(from, name), target)
+	return errors.Join(fsys.SyncDir(dir), fsys.SyncDir(r.work))
 }
 
 // tell reports the recovery to Options.Recover. If Options.Recover is nil, the recovery loses

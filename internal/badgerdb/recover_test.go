@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -125,7 +126,7 @@ func TestForeignDirectoryIsUntouched(t *testing.T) {
 func TestStoreThatWasBeingMade(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"LOCK":               {"LOCK": "1\n"},
-		"LOCK of a store":    {"LOCK": string(thisProcess().encode())},
+		"LOCK of a store":    {"LOCK": string(fsys.ThisProcess().Encode())},
 		"empty LOCK":         {"LOCK": ""},
 		"empty LAST":         {"LAST": ""},
 		"LAST of zeros":      {"LAST": strings.Repeat("\x00", 84), "LOCK": "1\n"},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4/skl"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -92,7 +93,7 @@ type room struct {
 	// probed is the time when a probe could allocate all space that may be needed. Zero: no probe
 	// could do so since the beginning of the log.
 	probed time.Time
-	copies bool  // see copiesOnWrite
+	copies bool  // see fsys.CopiesOnWrite
 	logs   int   // the number of logs begun since the last probe
 	size   int64 // the size of the tables at the last check
 
@@ -124,12 +125,12 @@ const (
 // existing log takes in memory.
 func newRoom(dir string, memtable int64, largestLog int64) room {
 	r := room{
-		dir: dir, disk: disk, probe: probe, memtable: memtable, copies: copiesOnWrite(dir), allowed: math.MaxInt64,
+		dir: dir, disk: fsys.Disk, probe: fsys.Probe, memtable: memtable, copies: fsys.CopiesOnWrite(dir), allowed: math.MaxInt64,
 		idle: func(probe func()) bool { probe(); return true },
 		busy: func() error { return nil },
 	}
 	if r.memtable == 0 {
-		r.memtable = memtableFor(disk, probe, dir, largestLog)
+		r.memtable = memtableFor(fsys.Disk, fsys.Probe, dir, largestLog)
 	}
 	// Badger accepts up to 15 % of a memtable in one transaction.
 	r.group = int(r.memtable / 16)
@@ -192,7 +193,7 @@ func (r *room) allocate() {
 	if err != nil {
 		return
 	}
-	r.allocated = allocate(f, r.logSize())
+	r.allocated = fsys.Allocate(f, r.logSize())
 	_ = f.Close() // nothing was written
 }
 
@@ -320,7 +321,7 @@ func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.l
 func (r *room) toCompact() error {
 	need := r.tables() + r.memtable
 	if r.copies {
-		_ = syncFileSystem(r.dir) // gives back the blocks of tables that were removed
+		_ = fsys.SyncFileSystem(r.dir) // gives back the blocks of tables that were removed
 	}
 	if free, _, ok := r.disk(r.dir); ok && free < need {
 		return full(r.dir, free, need)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -246,7 +247,7 @@ func TestQuotaWithoutAReserve(t *testing.T) {
 		}
 		return nil
 	}
-	defer func() { db.room.probe = probe }()
+	defer func() { db.room.probe = fsys.Probe }()
 	urgent := change("k", "v", 0)
 	urgent.Restricts = true
 	require.NoError(t, db.Apply(t.Context(), urgent))
@@ -277,7 +278,7 @@ func TestAsFull(t *testing.T) {
 func TestFullDiskWithinAGroup(t *testing.T) {
 	db := open(t, t.TempDir())
 	db.room.disk = func(string) (int64, int64, bool) { return db.room.memtable, 1 << 30, true }
-	defer func() { db.room.disk = disk }()
+	defer func() { db.room.disk = fsys.Disk }()
 	usual := &request{changes: []backend.Change{change("a", "v", 0)}}
 	urgent := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
 	conflicting := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
@@ -353,7 +354,7 @@ func TestRoomAfterRedo(t *testing.T) {
 	}
 	require.ErrorIs(t, err, backend.ErrFull)
 	require.Equal(t, number, db.room.log, "Badger was never made to begin another log")
-	db.room.disk = disk
+	db.room.disk = fsys.Disk
 }
 
 // A log can be opened with the memtable that is chosen for it, be its entries large or small.

@@ -13,6 +13,8 @@ import (
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/y"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
 // A tableFile is a table of Badger, NNNNNN.sst, as badger v4 writes tables without compression and
@@ -41,7 +43,7 @@ type tableFile struct {
 // valid until use returns. A *fs.PathError means that the file could not be read. Any other error
 // means that the table is damaged, and describes the damage.
 func withTable(path string, use func(t tableFile) error) error {
-	data, unmap, err := mapFile(path)
+	data, unmap, err := fsys.MapFile(path)
 	if err != nil {
 		return err
 	}

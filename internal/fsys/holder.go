@@ -1,24 +1,21 @@
-package badgerdb
+package fsys
 
 import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// lockName is the file that names the process that has the directory open. The file is no lock,
+// LockName is the file that names the process that has the directory open. The file is no lock,
 // except on Windows. Badger also writes a file with this name, and the file holds a pid.
-const lockName = "LOCK"
+const LockName = "LOCK"
 
-// A holder describes a process in the file LOCK. Each line holds one item:
+// A Holder describes a process in the file LOCK. Each line holds one item:
 //
 //	pid
 //	host name           two containers on one volume may both have pid 1
@@ -26,30 +23,34 @@ const lockName = "LOCK"
 //	identity            random, in hexadecimal: different for each process on each host
 //
 // Another program with Badger writes only the first line.
-type holder struct {
+type Holder struct {
 	pid                   int
 	host, start, identity string
 }
 
-var thisProcess = sync.OnceValue(func() holder {
+var thisProcess = sync.OnceValue(func() Holder {
 	identity := make([]byte, 16)
 	_, _ = rand.Read(identity) // never fails
 	host, _ := os.Hostname()
 	start := time.Now().UTC().Format(time.RFC3339)
-	return holder{os.Getpid(), host, start, hex.EncodeToString(identity)}
+	return Holder{os.Getpid(), host, start, hex.EncodeToString(identity)}
 })
 
-func (h holder) encode() []byte {
+// ThisProcess describes this process.
+func ThisProcess() Holder { return thisProcess() }
+
+// Encode returns the text of the file LOCK.
+func (h Holder) Encode() []byte {
 	return fmt.Appendf(nil, "%d\n%s\n%s\n%s\n", h.pid, h.host, h.start, h.identity)
 }
 
-// parseHolder parses the text of the file LOCK. ok reports whether a store or another program with
+// ParseHolder parses the text of the file LOCK. ok reports whether a store or another program with
 // Badger wrote the text.
-func parseHolder(text string) (h holder, ok bool) {
+func ParseHolder(text string) (h Holder, ok bool) {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	pid, err := strconv.Atoi(lines[0])
 	if err != nil {
-		return holder{}, false
+		return Holder{}, false
 	}
 	h.pid = pid
 	if len(lines) == 4 {
@@ -58,8 +59,8 @@ func parseHolder(text string) (h holder, ok bool) {
 	return h, len(lines) == 1 || len(lines) == 4
 }
 
-func (h holder) String() string {
-	switch me := thisProcess(); {
+func (h Holder) String() string {
+	switch me := ThisProcess(); {
 	case h.identity == me.identity:
 		return fmt.Sprintf("this process (pid %d)", h.pid)
 	case h.identity != "":
@@ -68,16 +69,4 @@ func (h holder) String() string {
 	default:
 		return fmt.Sprintf("the process with pid %d, perhaps of another host or container,", h.pid)
 	}
-}
-
-// lockedError returns an error that names the process that has the directory open.
-func lockedError(dir string) error {
-	who := "another process"
-	if text, err := os.ReadFile(filepath.Join(dir, lockName)); err == nil {
-		if h, ok := parseHolder(string(text)); ok {
-			who = h.String()
-		}
-	}
-	return fmt.Errorf("%w: %s has %s open, and only one process at a time can: "+
-		"stop that process, or manage the keys through it", backend.ErrLocked, who, dir)
 }

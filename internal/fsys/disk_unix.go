@@ -1,6 +1,6 @@
 //go:build linux || darwin || freebsd
 
-package badgerdb
+package fsys
 
 import (
 	"math"
@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk returns how many bytes may still be written to the file system of dir, and the total size of
+// Disk returns how many bytes may still be written to the file system of dir, and the total size of
 // the file system. ok is false if the sizes are unknown.
-func disk(dir string) (free, total int64, ok bool) {
+func Disk(dir string) (free, total int64, ok bool) {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil {
 		return 0, 0, false
@@ -36,9 +36,9 @@ func inBytes(st unix.Statfs_t) (free, total int64, ok bool) {
 	return size(uint64(max(0, available))), size(st.Blocks), true
 }
 
-// mapFile returns the content of a file. data is valid until unmap is called. A disk error is a
+// MapFile returns the content of a file. data is valid until unmap is called. A disk error is a
 // fault when data is read.
-func mapFile(path string) (data []byte, unmap func(), err error) {
+func MapFile(path string) (data []byte, unmap func(), err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err

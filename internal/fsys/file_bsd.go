@@ -1,6 +1,6 @@
 //go:build darwin || freebsd
 
-package badgerdb
+package fsys
 
 import "golang.org/x/sys/unix"
 

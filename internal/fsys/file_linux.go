@@ -1,4 +1,4 @@
-package badgerdb
+package fsys
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// datasync makes the data written to f durable, but not the times of the file.
-func datasync(f *os.File) error {
+// Datasync makes the data written to f durable, but not the times of the file.
+func Datasync(f *os.File) error {
 	for {
 		if err := syscall.Fdatasync(int(f.Fd())); err != syscall.EINTR {
 			return os.NewSyscallError("fdatasync", err)
@@ -20,11 +20,11 @@ func datasync(f *os.File) error {
 
 const keepSize = 1 // FALLOC_FL_KEEP_SIZE
 
-// allocate gives f the first size bytes of space on the disk, whatever the length of f. So no write
+// Allocate gives f the first size bytes of space on the disk, whatever the length of f. So no write
 // within these bytes can find the disk full. False means that the file system cannot allocate
 // space, or has too little space.
-func allocate(f *os.File, size int64) bool {
-	return !copiesOnWrite(filepath.Dir(f.Name())) && fallocate(int(f.Fd()), size) == nil
+func Allocate(f *os.File, size int64) bool {
+	return !CopiesOnWrite(filepath.Dir(f.Name())) && fallocate(int(f.Fd()), size) == nil
 }
 
 func fallocate(fd int, size int64) error {
@@ -35,18 +35,18 @@ func fallocate(fd int, size int64) error {
 	}
 }
 
-// copiesOnWrite reports whether the file system of dir writes each block to a new place, even if
+// CopiesOnWrite reports whether the file system of dir writes each block to a new place, even if
 // the space is allocated.
-func copiesOnWrite(dir string) bool {
+func CopiesOnWrite(dir string) bool {
 	const bcachefs = 0xca451a4e
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && (uint32(st.Type) == unix.BTRFS_SUPER_MAGIC || uint32(st.Type) == bcachefs)
 }
 
-// probe returns ENOSPC or EDQUOT if a file in dir cannot get size bytes of space now. Nil means
-// that a file can get the space, or that the file system does not report a lack. On a tmpfs probe
+// Probe returns ENOSPC or EDQUOT if a file in dir cannot get size bytes of space now. Nil means
+// that a file can get the space, or that the file system does not report a lack. On a tmpfs Probe
 // tries nothing: the size of a tmpfs is its only limit, and allocated space is memory.
-func probe(dir string, size int64) error {
+func Probe(dir string, size int64) error {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) == nil && uint32(st.Type) == unix.TMPFS_MAGIC {
 		return nil
@@ -57,8 +57,8 @@ func probe(dir string, size int64) error {
 		_ = unix.Close(fd) // gives the space back
 		// A copy-on-write file system gives the space back only with a sync. Without the sync the
 		// space counts as used for a while, and other writers find no space.
-		if copiesOnWrite(dir) {
-			err = errors.Join(err, syncFileSystem(dir))
+		if CopiesOnWrite(dir) {
+			err = errors.Join(err, SyncFileSystem(dir))
 		}
 	}
 	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT} {
@@ -69,8 +69,8 @@ func probe(dir string, size int64) error {
 	return nil
 }
 
-// syncFileSystem makes written data durable, and gives back the blocks of removed files.
-func syncFileSystem(dir string) error {
+// SyncFileSystem makes written data durable, and gives back the blocks of removed files.
+func SyncFileSystem(dir string) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

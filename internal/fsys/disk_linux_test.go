@@ -1,4 +1,4 @@
-package badgerdb
+package fsys
 
 import (
 	"math"

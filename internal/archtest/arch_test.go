@@ -29,7 +29,7 @@ func deps(t *testing.T, pkg string) []string { return list(t, "-deps", module+pk
 
 // rooms are the packages that internal/badgerdb consists of. A package that may depend on
 // internal/badgerdb may depend on the rooms too.
-var rooms = []string{"internal/fsys"}
+var rooms = []string{"internal/fsys", "internal/badgerdb/layout"}
 
 func TestImports(t *testing.T) {
 	const (
@@ -60,6 +60,7 @@ func TestImports(t *testing.T) {
 		{"internal/sequencer", nil, []string{badger, grpc}},
 		{"internal/badgerdb", []string{"keystore/backend"}, []string{grpc}},
 		{"internal/fsys", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
+		{"internal/badgerdb/layout", []string{"keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},

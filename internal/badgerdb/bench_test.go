@@ -9,6 +9,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -77,7 +78,7 @@ func BenchmarkGet(b *testing.B) {
 				begin = time.Now()
 				for n := range batch {
 					txn := db.badger.NewTransactionAt(db.durable.Load(), false)
-					if item, err := txn.Get(append([]byte{keyPrefix}, keyOf(n)...)); err == nil {
+					if item, err := txn.Get(append([]byte{layout.KeyPrefix}, keyOf(n)...)); err == nil {
 						_, _ = item.ValueCopy(nil)
 					}
 					txn.Discard()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -35,7 +36,7 @@ func (db *DB) Check(ctx context.Context) error {
 
 	var damage []error
 	more := 0
-	found := head{}
+	found := layout.Summary{}
 	note := func(err error) {
 		if len(damage) == maxDamage {
 			more++
@@ -46,10 +47,10 @@ func (db *DB) Check(ctx context.Context) error {
 	if err := db.countPages(ctx, ts, &found, note); err != nil {
 		return err
 	}
-	var want head
+	var want layout.Summary
 	err = db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) (err error) {
 		if ts > 0 {
-			want, err = headAt(txn)
+			want, err = summaryAt(txn)
 		}
 		if err != nil {
 			note(err)
@@ -65,9 +66,9 @@ func (db *DB) Check(ctx context.Context) error {
 	if more > 0 {
 		damage = append(damage, fmt.Errorf("and %d more", more))
 	}
-	if found.entries != want.entries || found.sum != want.sum {
+	if found.Entries != want.Entries || found.Sum != want.Sum {
 		damage = append(damage, fmt.Errorf("%d entries with sum %016x were written, and %d with sum %016x are there",
-			want.entries, want.sum, found.entries, found.sum))
+			want.Entries, want.Sum, found.Entries, found.Sum))
 	}
 	if len(damage) == 0 {
 		return nil
@@ -77,8 +78,8 @@ func (db *DB) Check(ctx context.Context) error {
 
 // countPages adds the entries as of ts to h. countPages reads page by page, so that no lock is held
 // for long.
-func (db *DB) countPages(ctx context.Context, ts uint64, h *head, damaged func(error)) error {
-	from := []byte{keyPrefix}
+func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, damaged func(error)) error {
+	from := []byte{layout.KeyPrefix}
 	for from != nil {
 		err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) error {
 			from = countFrom(txn, from, 16*pageEntries, h, damaged)
@@ -93,9 +94,9 @@ func (db *DB) countPages(ctx context.Context, ts uint64, h *head, damaged func(e
 
 // countFrom reads up to limit entries, beginning at the key from, and adds the entries to h. next
 // is the key to continue with; nil means the end.
-func countFrom(txn *badger.Txn, from []byte, limit int, h *head, damaged func(error)) (next []byte) {
+func countFrom(txn *badger.Txn, from []byte, limit int, h *layout.Summary, damaged func(error)) (next []byte) {
 	o := badger.DefaultIteratorOptions
-	o.Prefix = []byte{keyPrefix}
+	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)
 	defer it.Close()
 	n := 0
@@ -109,8 +110,8 @@ func countFrom(txn *badger.Txn, from []byte, limit int, h *head, damaged func(er
 		case err != nil:
 			damaged(err)
 		default:
-			h.entries++
-			h.sum += sum
+			h.Entries++
+			h.Sum += sum
 		}
 	}
 	return nil

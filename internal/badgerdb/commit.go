@@ -9,6 +9,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -65,8 +66,8 @@ func (r *request) check() error {
 			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
 		case c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0):
 			return fmt.Errorf("badgerdb: the deletion of %x has a value or a revision, or expects no entry", c.Key)
-		case !c.Delete && revision(c) <= c.Expect: // Expect+1 may be 0
-			return fmt.Errorf("badgerdb: the revision of %x is to become %d: it must be greater than %d", c.Key, revision(c), c.Expect)
+		case !c.Delete && layout.Revision(c) <= c.Expect: // Expect+1 may be 0
+			return fmt.Errorf("badgerdb: the revision of %x is to become %d: it must be greater than %d", c.Key, layout.Revision(c), c.Expect)
 		}
 		if _, ok := seen[string(c.Key)]; ok {
 			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
@@ -80,14 +81,6 @@ func (r *request) check() error {
 	}
 	r.size = size + len(r.changes)*perWrite
 	return nil
-}
-
-// revision returns the revision that a write creates.
-func revision(c backend.Change) uint64 {
-	if c.Revision != 0 {
-		return c.Revision
-	}
-	return c.Expect + 1
 }
 
 // committer takes requests and commits the requests in groups. The requests that arrive while one
@@ -171,8 +164,8 @@ func (db *DB) commit(group []*request) error {
 	// The transaction reads its own writes.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
-	next := slot{head: db.head}
-	next.seq++
+	next := slot{Summary: db.summary}
+	next.Seq++
 	for _, r := range group {
 		if r.err = usual; r.urgent {
 			r.err = urgent
@@ -189,20 +182,20 @@ func (db *DB) commit(group []*request) error {
 			continue
 		}
 		for i, c := range r.changes {
-			value, sum := storedValue(c)
-			w := write{storedKey(c.Key), value}
-			if err := txn.SetEntry(badger.NewEntry(w.key, w.value)); err != nil {
+			value, sum := layout.StoredValue(c)
+			w := layout.Write{Key: layout.StoredKey(c.Key), Value: value}
+			if err := txn.SetEntry(badger.NewEntry(w.Key, w.Value)); err != nil {
 				// Changes within the limits cannot cause this error. Nothing of the group was
 				// committed.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
 			next.writes = append(next.writes, w)
-			next.sum += sum - olds[i]
+			next.Sum += sum - olds[i]
 			if c.Expect == 0 {
-				next.entries++
+				next.Entries++
 			}
 			if c.Delete {
-				next.entries--
+				next.Entries--
 			}
 		}
 	}
@@ -212,8 +205,8 @@ func (db *DB) commit(group []*request) error {
 	if len(next.writes) == 0 {
 		return nil
 	}
-	h := write{headKey, next.head.append(nil)}
-	if err := txn.SetEntry(badger.NewEntry(h.key, h.value)); err != nil {
+	h := layout.Write{Key: layout.SummaryKey, Value: next.Summary.Append(nil)}
+	if err := txn.SetEntry(badger.NewEntry(h.Key, h.Value)); err != nil {
 		return fmt.Errorf("badgerdb: write: %w", err)
 	}
 	next.writes = append(next.writes, h)
@@ -232,15 +225,15 @@ func (db *DB) commit(group []*request) error {
 func (db *DB) make(txn *badger.Txn, s slot) error {
 	kept := make(chan error, 1)
 	go func() { kept <- db.keep(s) }()
-	err := errors.Join(txn.CommitAt(s.seq, nil), <-kept)
+	err := errors.Join(txn.CommitAt(s.Seq, nil), <-kept)
 	if err == nil && db.commitFault != nil {
 		err = db.commitFault()
 	}
 	if err != nil {
 		return db.fail("commit", err)
 	}
-	db.head = s.head
-	db.durable.Store(s.seq)
+	db.summary = s.Summary
+	db.durable.Store(s.Seq)
 	return nil
 }
 

@@ -144,7 +144,7 @@ func TestCompactionWithoutATable(t *testing.T) {
 			crashed, torn := filepath.Join(t.TempDir(), "crashed"), filepath.Join(t.TempDir(), "torn")
 			copyDir(t, dir, crashed)
 			copyDir(t, dir, torn) // in the middle of a commit, before its copy was whole
-			last := int(db.head.seq%2) * slotSize
+			last := int(db.summary.Seq%2) * slotSize
 			edit(t, filepath.Join(torn, lastName), func(b []byte) []byte { b[last] ^= 1; return b })
 			require.NoError(t, db.Close())
 			for _, dir := range []string{crashed, torn, dir} {

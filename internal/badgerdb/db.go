@@ -32,8 +32,6 @@ package badgerdb
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -47,6 +45,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -82,9 +81,9 @@ type DB struct {
 
 	compactions *compactions // watches the compactions of badger
 
-	head     head     // after the last commit; owned by the committer
-	room     room     // owned by the committer
-	presence presence // of the files
+	summary  layout.Summary // after the last commit; owned by the committer
+	room     room           // owned by the committer
+	presence presence       // of the files
 
 	// queue leads to the committer. queue is unbuffered, so that a request is either taken or not.
 	queue   chan *request
@@ -209,66 +208,6 @@ func (db *DB) tellFailure(err error) {
 	}
 }
 
-// The layout of Badger's entries:
-//
-//	key    'e' key                       Badger reserves names in "!badger!" for itself
-//	value  revision[8] checksum[8] value, or nothing: the entry has been deleted
-//	key    headKey
-//	value  the head: see head.append
-//
-// The checksum is the beginning of the SHA-256 of the revision, the length of the key, the key, and
-// the value. So the checksum detects an entry that was damaged on the disk, or that is stored under
-// another key.
-const (
-	keyPrefix   = 'e'
-	entryHeader = 16
-)
-
-var headKey = []byte("h")
-
-func storedKey(key []byte) []byte {
-	return append(append(make([]byte, 0, 1+backend.MaxKeySize), keyPrefix), key...)
-}
-
-// storedValue returns the stored form of an entry's value, and the checksum of the entry. For a
-// deletion, storedValue returns nil and 0.
-func storedValue(c backend.Change) ([]byte, uint64) {
-	if c.Delete {
-		return nil, 0
-	}
-	sum := checksum(c.Key, revision(c), c.Value)
-	b := binary.BigEndian.AppendUint64(make([]byte, 0, entryHeader+len(c.Value)), revision(c))
-	return append(binary.BigEndian.AppendUint64(b, sum), c.Value...), sum
-}
-
-func checksum(key []byte, revision uint64, value []byte) uint64 {
-	var buf [512]byte // on the stack; large enough for most entries
-	b := binary.BigEndian.AppendUint64(buf[:0], revision)
-	b = append(binary.BigEndian.AppendUint16(b, uint16(len(key))), key...)
-	hash := sha256.Sum256(append(b, value...))
-	return binary.BigEndian.Uint64(hash[:])
-}
-
-var errDamaged = errors.New("it is not what was written")
-
-// parseEntry decodes an entry from Badger's key and value, and returns the checksum too. The entry
-// may keep key and value. ErrNotFound means that the entry is deleted.
-func parseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
-	key = key[1:]
-	if len(value) == 0 {
-		return backend.Entry{}, 0, backend.ErrNotFound
-	}
-	if len(value) < entryHeader {
-		return backend.Entry{}, 0, readError(key, errDamaged)
-	}
-	e = backend.Entry{Key: key, Value: value[entryHeader:], Revision: binary.BigEndian.Uint64(value)}
-	sum = binary.BigEndian.Uint64(value[8:])
-	if sum != checksum(e.Key, e.Revision, e.Value) {
-		return backend.Entry{}, 0, readError(key, errDamaged)
-	}
-	return e, sum, nil
-}
-
 // entry decodes a copy of an item.
 func entry(item *badger.Item) (backend.Entry, uint64, error) {
 	key := item.KeyCopy(nil)
@@ -276,11 +215,11 @@ func entry(item *badger.Item) (backend.Entry, uint64, error) {
 	if err != nil {
 		return backend.Entry{}, 0, readError(key[1:], err)
 	}
-	return parseEntry(key, value)
+	return layout.ParseEntry(key, value)
 }
 
 func readError(key []byte, err error) error {
-	if errors.Is(err, y.ErrChecksumMismatch) || errors.Is(err, errDamaged) {
+	if errors.Is(err, y.ErrChecksumMismatch) {
 		return fmt.Errorf("%w: entry %x: %w", backend.ErrCorrupt, key, err)
 	}
 	return fmt.Errorf("entry %x: %w", key, err)
@@ -288,7 +227,7 @@ func readError(key []byte, err error) error {
 
 // get returns the entry of key as txn sees the entry, and the checksum, or ErrNotFound.
 func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
-	item, err := txn.Get(storedKey(key))
+	item, err := txn.Get(layout.StoredKey(key))
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return backend.Entry{}, 0, backend.ErrNotFound
 	}
@@ -431,13 +370,13 @@ func (db *DB) page(
 ) (page []backend.Entry, next []byte, err error) {
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
-		o.Prefix = []byte{keyPrefix}
+		o.Prefix = []byte{layout.KeyPrefix}
 		o.Reverse = down
-		begin := storedKey(from)
+		begin := layout.StoredKey(from)
 		if down && to != nil {
-			begin = storedKey(to)
+			begin = layout.StoredKey(to)
 		} else if down {
-			begin = []byte{keyPrefix + 1} // after every stored key, and itself no key of Badger
+			begin = []byte{layout.KeyPrefix + 1} // after every stored key, and itself no key of Badger
 		}
 		it := txn.NewIterator(o)
 		defer it.Close()

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
@@ -157,7 +158,7 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 			}
 		}
 		require.NoError(t, db.badger.Flatten(1))
-		item, err := txn.Get(storedKey([]byte("k")))
+		item, err := txn.Get(layout.StoredKey([]byte("k")))
 		if err != nil {
 			return err
 		}
@@ -230,7 +231,7 @@ func versions(t *testing.T, db *DB) (n int) {
 	defer txn.Discard()
 	o := badger.DefaultIteratorOptions
 	o.AllVersions = true
-	o.Prefix = []byte{keyPrefix}
+	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)
 	defer it.Close()
 	for it.Rewind(); it.Valid(); it.Next() {
@@ -419,7 +420,7 @@ func TestDamagedEntry(t *testing.T) {
 	db := open(t, t.TempDir())
 	for ts := range uint64(7) {
 		txn := db.badger.NewTransactionAt(ts, true)
-		require.NoError(t, txn.Set(storedKey([]byte("k")), make([]byte, ts+1)))
+		require.NoError(t, txn.Set(layout.StoredKey([]byte("k")), make([]byte, ts+1)))
 		require.NoError(t, txn.CommitAt(ts+1, nil))
 		db.durable.Store(ts + 1)
 		_, err := db.Get(t.Context(), []byte("k"))

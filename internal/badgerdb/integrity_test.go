@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -349,12 +350,12 @@ func forge(t *testing.T, db *DB, key string, change func(value []byte)) {
 	t.Helper()
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
-	item, err := txn.Get(storedKey([]byte(key)))
+	item, err := txn.Get(layout.StoredKey([]byte(key)))
 	require.NoError(t, err)
 	value, err := item.ValueCopy(nil)
 	require.NoError(t, err)
 	change(value)
-	require.NoError(t, txn.SetEntry(badger.NewEntry(storedKey([]byte(key)), value)))
+	require.NoError(t, txn.SetEntry(badger.NewEntry(layout.StoredKey([]byte(key)), value)))
 	ts := db.durable.Load() + 1
 	require.NoError(t, txn.CommitAt(ts, nil))
 	db.durable.Store(ts)
@@ -378,7 +379,7 @@ func TestCheck(t *testing.T) {
 	cancel()
 	require.ErrorIs(t, db.Check(ended), context.Canceled)
 
-	db.head.sum++ // as if an entry had been lost
+	db.summary.Sum++ // as if an entry had been lost
 	require.NoError(t, db.Apply(ctx, change("k", "v", 0)))
 	err := db.Check(ctx)
 	require.ErrorIs(t, err, backend.ErrCorrupt)
@@ -436,7 +437,7 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 			require.NoError(t, err)
 			slots, _, err := l.slots()
 			require.NoError(t, err)
-			_, err = l.file.WriteAt(make([]byte, 100), int64(slots[1].seq%2)*slotSize)
+			_, err = l.file.WriteAt(make([]byte, 100), int64(slots[1].Seq%2)*slotSize)
 			require.NoError(t, err)
 			require.NoError(t, l.file.Close())
 		},
@@ -459,7 +460,10 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 }
 
 func FuzzSlot(f *testing.F) {
-	s := slot{head: head{seq: 7, entries: 3, sum: 9}, writes: []write{{[]byte("ek"), []byte("value")}, {headKey, nil}}}
+	s := slot{
+		Summary: layout.Summary{Seq: 7, Entries: 3, Sum: 9},
+		writes:  []layout.Write{{Key: []byte("ek"), Value: []byte("value")}, {Key: layout.SummaryKey}},
+	}
 	f.Add(s.encode())
 	f.Add([]byte(slotMagic))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -528,7 +532,7 @@ func FuzzFiles(f *testing.F) {
 	f.Add(table)
 	f.Add(make([]byte, 8)) // the checksum of an index without bytes is right
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := parseLog(bytes.NewReader(data), func(uint64, []write) error { return nil })
+		l, err := parseLog(bytes.NewReader(data), func(uint64, []layout.Write) error { return nil })
 		require.NoError(t, err)
 		require.LessOrEqual(t, l.end, int64(max(len(data), logHeaderSize)))
 		_ = readTable("fuzz", data, func(table tableFile) error {

@@ -6,12 +6,12 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
@@ -56,62 +56,26 @@ const (
 	slotSize = 704 << 10
 )
 
-// A head describes the store after a commit.
-type head struct {
-	store   [16]byte
-	seq     uint64
-	entries uint64
-	sum     uint64
-}
-
 // A slot is one of the two commits: the state of the store after the commit, and the writes of the
 // commit. The writes are left out if they were no longer known when the slot was written. A commit
 // without writes cannot be made again.
 type slot struct {
-	head
-	writes []write
-}
-
-// A write is an entry in the form that Badger gets.
-type write struct{ key, value []byte }
-
-func (h head) String() string {
-	return fmt.Sprintf("commit %d: %d entries, sum %016x", h.seq, h.entries, h.sum)
-}
-
-// append adds the head to b. Badger keeps the same bytes under headKey.
-func (h head) append(b []byte) []byte {
-	b = append(b, h.store[:]...)
-	b = binary.BigEndian.AppendUint64(b, h.seq)
-	b = binary.BigEndian.AppendUint64(b, h.entries)
-	return binary.BigEndian.AppendUint64(b, h.sum)
-}
-
-const headSize = 16 + 3*8
-
-func parseHead(b []byte) (h head, ok bool) {
-	if len(b) != headSize {
-		return head{}, false
-	}
-	copy(h.store[:], b)
-	h.seq = binary.BigEndian.Uint64(b[16:])
-	h.entries = binary.BigEndian.Uint64(b[24:])
-	h.sum = binary.BigEndian.Uint64(b[32:])
-	return h, true
+	layout.Summary
+	writes []layout.Write
 }
 
 func (s slot) encode() []byte {
 	length := 0
 	for _, w := range s.writes {
-		length += 6 + len(w.key) + len(w.value)
+		length += 6 + len(w.Key) + len(w.Value)
 	}
 	b := append(make([]byte, 0, slotHeader+length+sha256.Size), slotMagic...)
-	b = s.head.append(b)
+	b = s.Summary.Append(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(length))
 	for _, w := range s.writes {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(w.key)))
-		b = binary.BigEndian.AppendUint32(b, uint32(len(w.value)))
-		b = append(append(b, w.key...), w.value...)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Key)))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(w.Value)))
+		b = append(append(b, w.Key...), w.Value...)
 	}
 	hash := sha256.Sum256(b)
 	return append(b, hash[:]...)
@@ -127,7 +91,7 @@ func decodeSlot(b []byte) (slot, bool) {
 		return slot{}, false
 	}
 	var s slot
-	s.head, _ = parseHead(b[len(slotMagic) : slotHeader-4])
+	s.Summary, _ = layout.ParseSummary(b[len(slotMagic) : slotHeader-4])
 	for rest := b[slotHeader:end]; len(rest) > 0; {
 		if len(rest) < 6 {
 			return slot{}, false
@@ -136,7 +100,8 @@ func decodeSlot(b []byte) (slot, bool) {
 		if rest = rest[6:]; key+value > uint64(len(rest)) {
 			return slot{}, false
 		}
-		s.writes = append(s.writes, write{rest[:key:key], rest[key : key+value : key+value]})
+		w := layout.Write{Key: rest[:key:key], Value: rest[key : key+value : key+value]}
+		s.writes = append(s.writes, w)
 		rest = rest[key+value:]
 	}
 	return s, true
@@ -167,7 +132,7 @@ func (l *last) close() error {
 // beginLast creates the file of a new store, and returns commit 0.
 func beginLast(dir string) (*last, slot, error) {
 	var s slot
-	_, _ = rand.Read(s.store[:]) // Read never fails
+	_, _ = rand.Read(s.Store[:]) // Read never fails
 	f, err := os.OpenFile(filepath.Join(dir, lastName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, slot{}, err
@@ -185,7 +150,7 @@ func (l *last) reserve() bool { return fsys.Allocate(l.file, 2*slotSize) }
 
 // write makes a commit durable in its slot.
 func (l *last) write(s slot) error {
-	if _, err := l.file.WriteAt(s.encode(), int64(s.seq%2)*slotSize); err != nil {
+	if _, err := l.file.WriteAt(s.encode(), int64(s.Seq%2)*slotSize); err != nil {
 		return err
 	}
 	return fsys.Datasync(l.file)
@@ -215,15 +180,15 @@ func (l *last) slots() (slots []slot, kind lastKind, err error) {
 		case kind == lastBlank && !(i == 0 && isBlank(buf[:n])) && n > 0:
 			kind = lastUnknown
 		}
-		if s, ok := decodeSlot(buf[:n]); ok && s.seq%2 == uint64(i) {
+		if s, ok := decodeSlot(buf[:n]); ok && s.Seq%2 == uint64(i) {
 			for j := range s.writes { // copy out of buf
 				w := &s.writes[j]
-				w.key, w.value = append([]byte(nil), w.key...), append([]byte(nil), w.value...)
+				w.Key, w.Value = append([]byte(nil), w.Key...), append([]byte(nil), w.Value...)
 			}
 			slots = append(slots, s)
 		}
 	}
-	if len(slots) == 2 && slots[0].seq > slots[1].seq {
+	if len(slots) == 2 && slots[0].Seq > slots[1].Seq {
 		slots[0], slots[1] = slots[1], slots[0]
 	}
 	return slots, kind, nil
@@ -234,22 +199,22 @@ func isBlank(data []byte) bool {
 	return len(data) <= slotHeader+sha256.Size && len(bytes.Trim(data, "\x00")) == 0
 }
 
-// newestIn returns the head of the newest commit in the file LAST of a directory. newestIn returns
-// the zero head if LAST does not exist, or holds no whole commit.
-func newestIn(dir string) (head, error) {
+// newestIn returns the summary of the newest commit in the file LAST of a directory. newestIn returns
+// the zero summary if LAST does not exist, or holds no whole commit.
+func newestIn(dir string) (layout.Summary, error) {
 	f, err := os.Open(filepath.Join(dir, lastName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return head{}, nil
+		return layout.Summary{}, nil
 	}
 	if err != nil {
-		return head{}, err
+		return layout.Summary{}, err
 	}
 	defer f.Close()
 	slots, _, err := (&last{f}).slots()
 	if err != nil || len(slots) == 0 {
-		return head{}, err
+		return layout.Summary{}, err
 	}
-	return slots[len(slots)-1].head, nil
+	return slots[len(slots)-1].Summary, nil
 }
 
 var errNoSlots = errors.New(lastName + " holds no whole commit")

@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"github.com/dgraph-io/badger/v4/y"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 )
 
 // Badger's write-ahead log, NNNNN.mem, as badger v4 writes it (memtable.go and structs.go there):
@@ -56,7 +58,7 @@ type logFile struct {
 
 // readLog reads a log as Badger does, up to the first bytes that are not a whole transaction.
 // readLog calls visit with the version and the entries of each whole transaction. visit may be nil.
-func readLog(path string, visit func(version uint64, writes []write) error) (l logFile, err error) {
+func readLog(path string, visit func(version uint64, writes []layout.Write) error) (l logFile, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return logFile{}, err
@@ -65,7 +67,7 @@ func readLog(path string, visit func(version uint64, writes []write) error) (l l
 	return parseLog(f, visit)
 }
 
-func parseLog(file io.Reader, visit func(version uint64, writes []write) error) (l logFile, err error) {
+func parseLog(file io.Reader, visit func(version uint64, writes []layout.Write) error) (l logFile, err error) {
 	r := bufio.NewReaderSize(file, maxLogEntry)
 	l.end = logHeaderSize
 	header, err := r.Peek(logHeaderSize)
@@ -77,7 +79,7 @@ func parseLog(file io.Reader, visit func(version uint64, writes []write) error) 
 		return l, err
 	}
 	_, _ = r.Discard(logHeaderSize)
-	var writes []write
+	var writes []layout.Write
 	version, offset := uint64(0), l.end
 	for {
 		e, size, err := nextLogEntry(r)
@@ -97,7 +99,10 @@ func parseLog(file io.Reader, visit func(version uint64, writes []write) error) 
 				return l, nil
 			}
 			version = v
-			writes = append(writes, write{append([]byte(nil), y.ParseKey(e.key)...), append([]byte(nil), e.value...)})
+			writes = append(writes, layout.Write{
+				Key:   append([]byte(nil), y.ParseKey(e.key)...),
+				Value: append([]byte(nil), e.value...),
+			})
 		case e.meta&logFinTxn != 0:
 			if v, err := strconv.ParseUint(string(e.value), 10, 64); err != nil || v != version || version == 0 {
 				l.torn = true
@@ -110,7 +115,7 @@ func parseLog(file io.Reader, visit func(version uint64, writes []write) error) 
 			}
 			l.last, l.end = version, offset
 			for _, w := range writes {
-				l.memory += int64(perNode + len(w.key) + len(w.value))
+				l.memory += int64(perNode + len(w.Key) + len(w.Value))
 			}
 			if visit != nil {
 				if err := visit(version, writes); err != nil {

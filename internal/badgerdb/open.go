@@ -15,6 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -66,7 +67,7 @@ const level0Stall = 8
 //	a store              Open opens the store, and does not touch foreign files
 //	a damaged store      see Options.Recover
 //	anything else        Open refuses the directory, and does not touch it. Tables belong to another
-//	                     program if LAST is missing and the tables hold no head of a store
+//	                     program if LAST is missing and the tables hold no summary of a store
 //
 // Open sets the mode of the store's directory to 0700. The error wraps backend.ErrLocked if the
 // directory is open elsewhere. The error wraps backend.ErrCorrupt if the store is damaged, and the
@@ -182,7 +183,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, err
 	}
 	isNew := false
-	if kind != lastOurs && s.head.seq == 0 { // the directory holds no files of a store
+	if kind != lastOurs && s.head.Seq == 0 { // the directory holds no files of a store
 		switch {
 		case kind == lastUnknown:
 			return nil, notAStore(db.dir, lastName, othersFile)
@@ -243,7 +244,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err := db.claim(); err != nil {
 		return nil, err
 	}
-	if err := discardUnfinished(db.dir, c.recoveries, slots[0].store); err != nil {
+	if err := discardUnfinished(db.dir, c.recoveries, slots[0].Store); err != nil {
 		return nil, err
 	}
 	if err := s.tidy(); err != nil {
@@ -382,24 +383,24 @@ func (db *DB) settle(s *survey, slots, redo []slot) error {
 	if err := fsys.SyncDir(db.dir); err != nil {
 		return err
 	}
-	if got := db.badger.MaxVersion(); got != s.head.seq {
-		return s.corrupt(fmt.Errorf("badger opened it at commit %d, and not at %d", got, s.head.seq))
+	if got := db.badger.MaxVersion(); got != s.head.Seq {
+		return s.corrupt(fmt.Errorf("badger opened it at commit %d, and not at %d", got, s.head.Seq))
 	}
-	db.durable.Store(s.head.seq)
-	if db.head = s.head; s.head.seq == 0 {
-		db.head = head{store: slots[0].store}
+	db.durable.Store(s.head.Seq)
+	if db.summary = s.head; s.head.Seq == 0 {
+		db.summary = layout.Summary{Store: slots[0].Store}
 	}
 	for _, commit := range redo {
 		if err := db.redo(commit); err != nil {
 			return err
 		}
 	}
-	if slices.ContainsFunc(slots, func(s slot) bool { return s.seq == db.head.seq }) {
+	if slices.ContainsFunc(slots, func(s slot) bool { return s.Seq == db.summary.Seq }) {
 		return nil
 	}
 	// The copy of the newest commit in LAST was not finished. The next commit would overwrite the
 	// only slot that is whole. So the copy is written first.
-	return db.last.write(slot{head: db.head, writes: s.writes})
+	return db.last.write(slot{Summary: db.summary, writes: s.writes})
 }
 
 // redo repeats a commit that Badger has lost.
@@ -407,8 +408,8 @@ func (db *DB) redo(commit slot) error {
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
 	for _, w := range commit.writes {
-		if err := txn.SetEntry(badger.NewEntry(w.key, w.value)); err != nil {
-			return fmt.Errorf("badgerdb: make commit %d again: %w", commit.seq, err)
+		if err := txn.SetEntry(badger.NewEntry(w.Key, w.Value)); err != nil {
+			return fmt.Errorf("badgerdb: make commit %d again: %w", commit.Seq, err)
 		}
 	}
 	if err := db.make(txn, commit); err != nil {
@@ -418,19 +419,19 @@ func (db *DB) redo(commit slot) error {
 	return nil
 }
 
-// headAt returns the head of the commit at the read timestamp of txn.
-func headAt(txn *badger.Txn) (head, error) {
-	item, err := txn.Get(headKey)
+// summaryAt returns the summary of the commit at the read timestamp of txn.
+func summaryAt(txn *badger.Txn) (layout.Summary, error) {
+	item, err := txn.Get(layout.SummaryKey)
 	if err != nil {
-		return head{}, fmt.Errorf("the head: %w", err)
+		return layout.Summary{}, fmt.Errorf("the summary: %w", err)
 	}
 	value, err := item.ValueCopy(nil)
 	if err != nil {
-		return head{}, fmt.Errorf("the head: %w", err)
+		return layout.Summary{}, fmt.Errorf("the summary: %w", err)
 	}
-	h, ok := parseHead(value)
-	if !ok || h.seq != txn.ReadTs() {
-		return head{}, fmt.Errorf("the head is not that of commit %d", txn.ReadTs())
+	h, ok := layout.ParseSummary(value)
+	if !ok || h.Seq != txn.ReadTs() {
+		return layout.Summary{}, fmt.Errorf("the summary is not that of commit %d", txn.ReadTs())
 	}
 	return h, nil
 }

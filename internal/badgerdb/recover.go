@@ -21,6 +21,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -42,7 +43,7 @@ import (
 //  1. RECOVERY names the store, and no files: the recovery is being written. A later recovery
 //     removes an earlier recovery in this state.
 //  2. The new database is written and surveyed. RECOVERY names the new files with their checksums,
-//     and the head in LAST before and after the recovery. The store's files have not changed.
+//     and the summary in LAST before and after the recovery. The store's files have not changed.
 //  3. The directory damaged-<time> is made. From here on Open finishes the recovery. Open first
 //     compares every file with its checksum. The damaged files move to damaged-<time>. The store's
 //     owner may examine or remove the damaged files.
@@ -51,7 +52,7 @@ import (
 //  5. Options.Recover has returned. The files of recovering-<time> are removed by their names, and
 //     RECOVERY is removed at the end.
 //
-// Open trusts RECOVERY only if LAST has one of the two heads. Anything else with such a name does
+// Open trusts RECOVERY only if LAST has one of the two summaries. Anything else with such a name does
 // not belong to the store. The store does not read, move or remove foreign files.
 //
 // After a recovery Open starts again: open calls damaged, damaged calls salvage and replace, and
@@ -66,9 +67,9 @@ type recovery struct {
 
 // A recoveryFile is the content of RECOVERY, encoded as JSON after a magic and a SHA-256.
 type recoveryFile struct {
-	Store []byte // the store's identity, as in a head; zeros if the identity is unknown
-	Was   []byte // the newest head in LAST before the recovery; the zero head if LAST had no head
-	Must  []byte // the head in LAST after the recovery
+	Store []byte // the store's identity, as in a summary; zeros if the identity is unknown
+	Was   []byte // the newest summary in LAST before the recovery; the zero summary if LAST had no summary
+	Must  []byte // the summary in LAST after the recovery
 	Whole bool   // the recovery certainly loses nothing
 	Lost  string // text about the damage, and about the recovered data
 	Files []recovered
@@ -205,7 +206,7 @@ func (r *recovery) stage(dir string) (stage, error) {
 	if err != nil {
 		return 0, err
 	}
-	switch now := newest.append(nil); {
+	switch now := newest.Append(nil); {
 	case !away:
 		return unfinished, nil
 	case len(r.Files) == 0:
@@ -291,10 +292,10 @@ func (r *recovery) discard() error {
 // storeOf returns the identity of the store in a directory. The result is zeros if the identity is
 // unknown.
 func storeOf(s *survey, slots []slot) [16]byte {
-	if s.head.seq == 0 && len(slots) > 0 {
-		return slots[len(slots)-1].store
+	if s.head.Seq == 0 && len(slots) > 0 {
+		return slots[len(slots)-1].Store
 	}
-	return s.head.store
+	return s.head.Store
 }
 
 // salvage writes a recovery of the directory. salvage does not change the store's files; replace
@@ -315,11 +316,11 @@ func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*rec
 	if err := db.room.toSalvage(); err != nil {
 		return nil, err
 	}
-	var was head
+	var was layout.Summary
 	if len(slots) > 0 {
-		was = slots[len(slots)-1].head
+		was = slots[len(slots)-1].Summary
 	}
-	r, err := newRecovery(db.dir, opts.crash, recoveryFile{Store: store[:], Was: was.append(nil)})
+	r, err := newRecovery(db.dir, opts.crash, recoveryFile{Store: store[:], Was: was.Append(nil)})
 	if err != nil {
 		return nil, err
 	}
@@ -350,21 +351,21 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 	if err != nil {
 		return err
 	}
-	if err := errors.Join((&last{f}).write(slot{head: must}), f.Close()); err != nil {
+	if err := errors.Join((&last{f}).write(slot{Summary: must}), f.Close()); err != nil {
 		return err
 	}
 	survey, err := surveyDir(r.work)
 	if err != nil {
 		return err
 	}
-	if _, err := survey.reconcile([]slot{{head: must}}); err != nil {
+	if _, err := survey.reconcile([]slot{{Summary: must}}); err != nil {
 		return err
 	}
 	c, err := listDir(r.work)
 	if err != nil {
 		return err
 	}
-	r.Must, r.Whole, r.Lost = must.append(nil), whole, errors.Join(damage, left).Error()
+	r.Must, r.Whole, r.Lost = must.Append(nil), whole, errors.Join(damage, left).Error()
 	names := slices.DeleteFunc(c.badger, func(name string) bool {
 		kind := badgerKind(name)
 		return kind != tableFiles && kind != logFiles
@@ -407,33 +408,33 @@ func sumFile(path string, isNew bool) ([]byte, error) {
 var errForeign = errors.New("it is not the key store's: another program with Badger uses the " +
 	"same directory: give each a directory of its own")
 
-// collect fills the new database from the files in the directory from. collect returns the head of
+// collect fills the new database from the files in the directory from. collect returns the summary of
 // the new database. left reports how many of the expected entries were recovered, and any damage.
 // whole means that all entries were recovered and are unchanged.
-func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool, left, err error) {
-	_, _ = rand.Read(h.store[:])
+func (db *DB) collect(from string, s *survey, slots []slot) (h layout.Summary, whole bool, left, err error) {
+	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
 	defer batch.Cancel()
-	put := func(version uint64, w write) error {
-		if !isOurs(w.key) {
-			return fmt.Errorf("the entry %.32x: %w", w.key, errForeign)
+	put := func(version uint64, w layout.Write) error {
+		if !isOurs(w.Key) {
+			return fmt.Errorf("the entry %.32x: %w", w.Key, errForeign)
 		}
-		h.seq = max(h.seq, version)
-		if w.key[0] != keyPrefix || version == 0 {
-			return nil // skips the old heads: the new database has another head
+		h.Seq = max(h.Seq, version)
+		if w.Key[0] != layout.KeyPrefix || version == 0 {
+			return nil // skips the old summaries: the new database has another summary
 		}
-		value := w.value
-		if _, _, err := parseEntry(w.key, value); errors.Is(err, errDamaged) {
+		value := w.Value
+		if _, _, err := layout.ParseEntry(w.Key, value); errors.Is(err, layout.ErrDamaged) {
 			value = nil // drops the damaged entry; see recovery
 		}
-		return batch.SetEntryAt(badger.NewEntry(w.key, value), version)
+		return batch.SetEntryAt(badger.NewEntry(w.Key, value), version)
 	}
 	damaged, err := salvageTables(from, put)
 	if err != nil {
-		return head{}, false, nil, err
+		return layout.Summary{}, false, nil, err
 	}
 	for _, l := range s.logs {
-		_, err := readLog(filepath.Join(from, l.name), func(version uint64, writes []write) error {
+		_, err := readLog(filepath.Join(from, l.name), func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				if err := put(version, w); err != nil {
 					return err
@@ -442,50 +443,50 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 			return nil
 		})
 		if err != nil {
-			return head{}, false, nil, err
+			return layout.Summary{}, false, nil, err
 		}
 	}
 	for _, slot := range slots {
-		if s.head.seq > 0 && slot.store != s.head.store {
+		if s.head.Seq > 0 && slot.Store != s.head.Store {
 			continue // the slot belongs to another store
 		}
-		h.store = slot.store
+		h.Store = slot.Store
 		for _, w := range slot.writes {
-			if err := put(slot.seq, w); err != nil {
-				return head{}, false, nil, err
+			if err := put(slot.Seq, w); err != nil {
+				return layout.Summary{}, false, nil, err
 			}
 		}
-		h.seq = max(h.seq, slot.seq)
+		h.Seq = max(h.Seq, slot.Seq)
 	}
 	if err := batch.Flush(); err != nil {
-		return head{}, false, nil, err
+		return layout.Summary{}, false, nil, err
 	}
-	if h.seq == 0 {
-		_, _ = rand.Read(h.store[:]) // a new identity, so that the new LAST differs from the old LAST
+	if h.Seq == 0 {
+		_, _ = rand.Read(h.Store[:]) // a new identity, so that the new LAST differs from the old LAST
 		return h, false, errors.New("nothing is left: the store is empty"), nil
 	}
 	var bad error // damage that put has not found
-	if err := db.countPages(context.Background(), h.seq, &h, func(err error) { bad = err }); err != nil || bad != nil {
-		return head{}, false, nil, errors.Join(err, bad)
+	if err := db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err }); err != nil || bad != nil {
+		return layout.Summary{}, false, nil, errors.Join(err, bad)
 	}
-	h.seq++
-	txn := db.badger.NewTransactionAt(h.seq, true)
+	h.Seq++
+	txn := db.badger.NewTransactionAt(h.Seq, true)
 	defer txn.Discard()
-	if err := txn.SetEntry(badger.NewEntry(headKey, h.append(nil))); err != nil {
-		return head{}, false, nil, err
+	if err := txn.SetEntry(badger.NewEntry(layout.SummaryKey, h.Append(nil))); err != nil {
+		return layout.Summary{}, false, nil, err
 	}
-	if err := txn.CommitAt(h.seq, nil); err != nil {
-		return head{}, false, nil, err
+	if err := txn.CommitAt(h.Seq, nil); err != nil {
+		return layout.Summary{}, false, nil, err
 	}
-	report := fmt.Errorf("%d entries are left", h.entries)
+	report := fmt.Errorf("%d entries are left", h.Entries)
 	if len(slots) > 0 {
-		want := slots[len(slots)-1].head
-		if s.head.store == want.store && s.head.seq == want.seq+1 {
+		want := slots[len(slots)-1].Summary
+		if s.head.Store == want.Store && s.head.Seq == want.Seq+1 {
 			want = s.head // the copy of this commit in LAST was not finished
 		}
-		report = fmt.Errorf("%d of %d entries are left", h.entries, want.entries)
-		if whole = want.store == h.store && want.entries == h.entries && want.sum == h.sum; whole {
-			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.entries, want.seq)
+		report = fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
+		if whole = want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum; whole {
+			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.Entries, want.Seq)
 		}
 	}
 	return h, whole, errors.Join(append(damaged, report)...), nil
@@ -493,13 +494,13 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h head, whole bool,
 
 // isOurs reports whether a store, or Badger for a store, writes entries under key.
 func isOurs(key []byte) bool {
-	return len(key) > 0 && key[0] == keyPrefix || bytes.Equal(key, headKey) ||
+	return len(key) > 0 && key[0] == layout.KeyPrefix || bytes.Equal(key, layout.SummaryKey) ||
 		bytes.HasPrefix(key, []byte("!badger!"))
 }
 
 // salvageTables calls put for every entry of every undamaged block of every table in dir. damaged
 // lists the damage in the tables. If put fails, salvageTables returns the first error of put.
-func salvageTables(dir string, put func(version uint64, w write) error) (damaged []error, err error) {
+func salvageTables(dir string, put func(version uint64, w layout.Write) error) (damaged []error, err error) {
 	paths, err := filesOf(dir, ".sst")
 	if err != nil {
 		return nil, err
@@ -516,7 +517,8 @@ func salvageTables(dir string, put func(version uint64, w write) error) (damaged
 				if damage == nil {
 					damage = entries(block, func(key []byte, version uint64, value []byte) {
 						if failed == nil {
-							failed = put(version, write{y.Copy(key), y.Copy(value)})
+							w := layout.Write{Key: y.Copy(key), Value: y.Copy(value)}
+							failed = put(version, w)
 						}
 					})
 				}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4/skl"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -198,7 +199,7 @@ func (r *room) allocate() {
 }
 
 // committed counts a commit. Badger may have begun another log for the commit.
-func (r *room) committed(writes []write) {
+func (r *room) committed(writes []layout.Write) {
 	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
 		r.log++
 		r.used = 0
@@ -210,10 +211,10 @@ func (r *room) committed(writes []write) {
 
 // use adds the size of a commit to used. Each write is in the log, and in a node of a skip list.
 // The end of the transaction is in both too.
-func (r *room) use(writes []write) {
+func (r *room) use(writes []layout.Write) {
 	r.used += int64(perWrite + skl.MaxNodeSize)
 	for _, w := range writes {
-		r.used += int64(len(w.key) + len(w.value) + perWrite + skl.MaxNodeSize)
+		r.used += int64(len(w.Key) + len(w.Value) + perWrite + skl.MaxNodeSize)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -30,15 +31,15 @@ import (
 // The type last has the decision table of reconcile.
 type survey struct {
 	dir    string
-	used   bool      // the directory has a manifest, tables, or logs
-	logs   []logFile // in the order of their numbers
-	named  []string  // the tables that the manifest names
-	strays []string  // the other tables
-	level0 int       // the number of named tables in Badger's level 0
-	tables uint64    // the highest version in a table that the manifest names
-	head   head      // the newest head
-	writes []write   // the writes of the commit of head, if the commit is in a log
-	damage []error   // the certain damage
+	used   bool           // the directory has a manifest, tables, or logs
+	logs   []logFile      // in the order of their numbers
+	named  []string       // the tables that the manifest names
+	strays []string       // the other tables
+	level0 int            // the number of named tables in Badger's level 0
+	tables uint64         // the highest version in a table that the manifest names
+	head   layout.Summary // the newest summary
+	writes []layout.Write // the writes of the commit of summary, if the commit is in a log
+	damage []error        // the certain damage
 
 	foreign string // a table that another program with Badger has written
 }
@@ -55,9 +56,9 @@ func surveyDir(dir string) (*survey, error) {
 		return nil, err
 	}
 	for _, path := range paths {
-		l, err := readLog(path, func(_ uint64, writes []write) error {
+		l, err := readLog(path, func(_ uint64, writes []layout.Write) error {
 			for _, w := range writes {
-				if h, ok := parseHead(w.value); ok && string(w.key) == string(headKey) {
+				if h, ok := layout.ParseSummary(w.Value); ok && string(w.Key) == string(layout.SummaryKey) {
 					s.found(h, writes)
 				}
 			}
@@ -110,7 +111,7 @@ func (s *survey) readTables() error {
 			for id := range ids {
 				name := table.IDToFilename(id)
 				var version uint64
-				var newest head
+				var newest layout.Summary
 				err := withTable(filepath.Join(s.dir, name), func(t tableFile) (err error) {
 					version, newest, err = t.check()
 					return err
@@ -153,7 +154,7 @@ func (s *survey) readTables() error {
 	return errors.Join(failed, err)
 }
 
-// findHeads searches for a head in tables without a readable manifest. A head shows that the tables
+// findHeads searches for a summary in tables without a readable manifest. A summary shows that the tables
 // belong to a store.
 func (s *survey) findHeads(tables []string) error {
 	for _, path := range tables {
@@ -169,10 +170,10 @@ func (s *survey) findHeads(tables []string) error {
 	return nil
 }
 
-// found records a head if the head is newer than the head of the survey. At the same seq, a head
-// with writes replaces the head of the survey.
-func (s *survey) found(h head, writes []write) {
-	if h.seq > s.head.seq || h.seq == s.head.seq && writes != nil {
+// found records a summary if the summary is newer than the summary of the survey. At the same seq, a summary
+// with writes replaces the summary of the survey.
+func (s *survey) found(h layout.Summary, writes []layout.Write) {
+	if h.Seq > s.head.Seq || h.Seq == s.head.Seq && writes != nil {
 		s.head, s.writes = h, writes
 	}
 }
@@ -215,23 +216,23 @@ func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 	if len(slots) == 0 {
 		return nil, s.corrupt(errNoSlots)
 	}
-	if s.head.seq != seq {
-		return nil, s.corrupt(fmt.Errorf("the head of commit %d is missing, and that of commit %d is there", seq, s.head.seq))
+	if s.head.Seq != seq {
+		return nil, s.corrupt(fmt.Errorf("the summary of commit %d is missing, and that of commit %d is there", seq, s.head.Seq))
 	}
 	have := seq
 	for _, slot := range slots {
-		if seq > 0 && slot.store != s.head.store {
+		if seq > 0 && slot.Store != s.head.Store {
 			return nil, s.corrupt(fmt.Errorf("%s belongs to another store", lastName))
 		}
-		if seq > 0 && slot.seq == seq && slot.head != s.head {
-			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", lastName, slot.head, s.head))
+		if seq > 0 && slot.Seq == seq && slot.Summary != s.head {
+			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", lastName, slot.Summary, s.head))
 		}
-		if slot.seq == have+1 && len(slot.writes) > 0 {
+		if slot.Seq == have+1 && len(slot.writes) > 0 {
 			redo = append(redo, slot)
 			have++
 		}
 	}
-	switch newest := slots[len(slots)-1].seq; {
+	switch newest := slots[len(slots)-1].Seq; {
 	case have < newest:
 		return nil, s.corrupt(s.lost(seq, newest))
 	case seq > newest+1:
@@ -275,9 +276,9 @@ func (s *survey) forgotten(upTo uint64) error {
 		}
 	}
 	for _, l := range s.logs {
-		if _, err := readLog(filepath.Join(s.dir, l.name), func(version uint64, writes []write) error {
+		if _, err := readLog(filepath.Join(s.dir, l.name), func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
-				found(w.key, version)
+				found(w.Key, version)
 			}
 			return nil
 		}); err != nil {

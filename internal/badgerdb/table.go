@@ -14,6 +14,7 @@ import (
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
@@ -112,18 +113,18 @@ func (t tableFile) blocks(visit func(i int, block []byte, damage error)) {
 	}
 }
 
-// check checks every block, and returns the highest version in the table and the newest head.
-// Without a head in the table, newest is the zero head. err is the first damage.
-func (t tableFile) check() (version uint64, newest head, err error) {
+// check checks every block, and returns the highest version in the table and the newest summary.
+// Without a summary in the table, newest is the zero summary. err is the first damage.
+func (t tableFile) check() (version uint64, newest layout.Summary, err error) {
 	var o fb.BlockOffset
 	t.blocks(func(i int, block []byte, damage error) {
 		if damage == nil && i+1 < t.index.OffsetsLength() && t.index.Offsets(&o, i+1) &&
-			string(y.ParseKey(o.KeyBytes())) < string(headKey) {
-			return // the heads are in later blocks
+			string(y.ParseKey(o.KeyBytes())) < string(layout.SummaryKey) {
+			return // the summaries are in later blocks
 		}
 		if damage == nil {
 			damage = entries(block, func(key []byte, _ uint64, value []byte) {
-				if h, ok := parseHead(value); ok && string(key) == string(headKey) && h.seq > newest.seq {
+				if h, ok := layout.ParseSummary(value); ok && string(key) == string(layout.SummaryKey) && h.Seq > newest.Seq {
 					newest = h
 				}
 			})

@@ -29,7 +29,7 @@ func deps(t *testing.T, pkg string) []string { return list(t, "-deps", module+pk
 
 // rooms are the packages that internal/badgerdb consists of. A package that may depend on
 // internal/badgerdb may depend on the rooms too.
-var rooms = []string{"internal/fsys", "internal/badgerdb/layout"}
+var rooms = []string{"internal/fsys", "internal/badgerdb/layout", "internal/badgerdb/badgerfile"}
 
 func TestImports(t *testing.T) {
 	const (
@@ -61,6 +61,7 @@ func TestImports(t *testing.T) {
 		{"internal/badgerdb", []string{"keystore/backend"}, []string{grpc}},
 		{"internal/fsys", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
 		{"internal/badgerdb/layout", []string{"keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
+		{"internal/badgerdb/badgerfile", []string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"}, []string{grpc}},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},
@@ -119,7 +120,10 @@ func main() {
 	require.Equal(t, "GET /debug/vars\n", string(out))
 }
 
+// Two packages know Badger: internal/badgerdb, and badgerfile below internal/badgerdb.
 func TestOnlyBadgerdbImportsBadger(t *testing.T) {
-	importers := list(t, "-f", `{{range .Imports}}{{if eq . "github.com/dgraph-io/badger/v4"}}{{$.ImportPath}}{{end}}{{end}}`, module+"...")
-	require.Equal(t, []string{module + "internal/badgerdb"}, slices.Compact(importers))
+	importers := list(t, "-f", `{{range .Imports}}{{if ge (len .) 21}}{{if eq (slice . 0 21) `+
+		`"github.com/dgraph-io/"}}{{$.ImportPath}}{{"\n"}}{{end}}{{end}}{{end}}`, module+"...")
+	require.Equal(t, []string{module + "internal/badgerdb", module + "internal/badgerdb/badgerfile"},
+		slices.Compact(importers))
 }

@@ -1,7 +1,6 @@
 package badgerdb
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"sync"
@@ -9,8 +8,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/pb"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 )
 
 // A compactions watches every compaction of Badger, and stops the DB if a compaction lost a table.
@@ -195,7 +194,7 @@ func (c *compactions) whileIdle(f func()) bool {
 		return false
 	}
 	// Badger removes a log when the table of the log exists.
-	if logs, err := filesOf(c.db.dir, ".mem"); err == nil && len(logs) > 1 {
+	if logs, err := badgerfile.FilesOf(c.db.dir, badgerfile.LogFiles); err == nil && len(logs) > 1 {
 		return false
 	}
 	f()
@@ -309,25 +308,8 @@ func (now *compaction) committed(manifest string) bool {
 	if _, err := f.ReadAt(b, from); err != nil {
 		return true
 	}
-	for rest := b; len(rest) > 0; {
-		const header = 8 // length and checksum
-		if len(rest) < header {
-			return true
-		}
-		n := uint64(binary.BigEndian.Uint32(rest))
-		if rest = rest[header:]; n > uint64(len(rest)) {
-			return true
-		}
-		var set pb.ManifestChangeSet
-		if proto.Unmarshal(rest[:n], &set) != nil {
-			return true
-		}
-		for _, change := range set.Changes {
-			if change.Op == pb.ManifestChange_DELETE {
-				return true
-			}
-		}
-		rest = rest[n:]
+	if badgerfile.MayDelete(b) {
+		return true
 	}
 	now.without.Store(info.Size())
 	return false

@@ -252,7 +252,7 @@ func TestOpenAfterCrashes(t *testing.T) {
 		s, err := surveyDir(dir)
 		require.NoError(t, err)
 		for _, l := range s.logs {
-			require.Zero(t, l.last, "it is in a table")
+			require.Zero(t, l.Last, "it is in a table")
 		}
 		require.NoError(t, db.Apply(t.Context(), change(fmt.Sprint("k", n), "v", 0)))
 		dir = filepath.Join(top, fmt.Sprint(n+1))

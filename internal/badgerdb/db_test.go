@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -406,7 +407,7 @@ func TestUnreadableTable(t *testing.T) {
 	require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
 	require.NoError(t, db.Close())
 	db = open(t, dir)
-	tables, err := filesOf(dir, ".sst")
+	tables, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 	require.NoError(t, err)
 	require.Len(t, tables, 1, "one is not compacted, which would end the process")
 	require.NoError(t, os.Truncate(tables[0], 0))

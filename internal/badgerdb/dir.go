@@ -10,10 +10,10 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -61,41 +61,6 @@ func lockedError(dir string) error {
 		"stop that process, or manage the keys through it", backend.ErrLocked, who, dir)
 }
 
-// The kinds of files that Badger makes.
-const (
-	manifestFile = "MANIFEST"
-	tableFiles   = ".sst"
-	logFiles     = ".mem"
-	valueLogs    = ".vlog"
-	otherFiles   = "other" // encryption keys, statistics, and files of an interrupted rewrite
-)
-
-// badgerKind returns the kind of the Badger file with the given name. The result is "" if Badger
-// does not make files with this name: notes.mem is no log.
-func badgerKind(name string) string {
-	numbered := func(format string) bool {
-		var n uint64
-		_, err := fmt.Sscanf(name, format, &n)
-		return err == nil && fmt.Sprintf(format, n) == name
-	}
-	switch name {
-	case badger.ManifestFilename:
-		return manifestFile
-	case "KEYREGISTRY", "REWRITE-KEYREGISTRY", "MANIFEST-REWRITE", "DISCARD":
-		return otherFiles
-	}
-	if id, ok := table.ParseFileID(name); ok && table.IDToFilename(id) == name {
-		return tableFiles
-	}
-	switch {
-	case numbered("%05d.mem"):
-		return logFiles
-	case numbered("%06d.vlog"):
-		return valueLogs
-	}
-	return ""
-}
-
 // The contents of a directory are the names in the directory, grouped by the program that made the
 // files.
 type contents struct {
@@ -113,16 +78,16 @@ func listDir(dir string) (c contents, err error) {
 	for _, f := range files {
 		name := f.Name()
 		const noFile = fs.ModeDir | fs.ModeNamedPipe | fs.ModeSocket | fs.ModeDevice
-		switch kind := badgerKind(name); {
+		switch kind := badgerfile.Kind(name); {
 		case (kind != "" || name == lastName || name == fsys.LockName) && f.Type()&noFile != 0:
 			c.foreign, c.inTheWay = name, name
 		case kind != "":
 			c.badger = append(c.badger, name)
 			switch kind {
-			case manifestFile, tableFiles, logFiles:
+			case badgerfile.ManifestFile, badgerfile.TableFiles, badgerfile.LogFiles:
 				c.data = name
 			}
-			c.manifest = c.manifest || kind == manifestFile
+			c.manifest = c.manifest || kind == badgerfile.ManifestFile
 		case name == lastName:
 			c.last = true
 		case name == "lost+found": // belongs to the root of a file system
@@ -135,7 +100,7 @@ func listDir(dir string) (c contents, err error) {
 		default:
 			c.foreign = name
 			_, isTable := table.ParseFileID(name) // such as 7.sst
-			if isTable || strings.HasSuffix(name, logFiles) || strings.HasSuffix(name, valueLogs) {
+			if isTable || strings.HasSuffix(name, badgerfile.LogFiles) || strings.HasSuffix(name, badgerfile.ValueLogs) {
 				c.inTheWay = name
 			}
 			if isRecoveryName(name) {
@@ -299,16 +264,4 @@ func openError(dir string, err error) error {
 		return fmt.Errorf("%w: %s: restore it from a backup: %w", backend.ErrCorrupt, dir, err)
 	}
 	return fmt.Errorf("%s: %w", dir, err)
-}
-
-// filesOf returns the paths of Badger's files of one kind in dir, in the order of their names.
-func filesOf(dir, kind string) ([]string, error) {
-	files, err := os.ReadDir(dir)
-	var paths []string
-	for _, f := range files {
-		if badgerKind(f.Name()) == kind {
-			paths = append(paths, filepath.Join(dir, f.Name()))
-		}
-	}
-	return paths, err
 }

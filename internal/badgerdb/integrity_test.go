@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -140,9 +141,9 @@ func edit(t testing.TB, path string, change func([]byte) []byte) {
 // logEnd returns where the transactions of a log end.
 func logEnd(t testing.TB, path string) int64 {
 	t.Helper()
-	l, err := readLog(path, nil)
+	l, err := badgerfile.ReadLog(path, nil)
 	require.NoError(t, err)
-	return l.end
+	return l.End
 }
 
 func flip(at func(data []byte) int) func([]byte) []byte {
@@ -532,13 +533,13 @@ func FuzzFiles(f *testing.F) {
 	f.Add(table)
 	f.Add(make([]byte, 8)) // the checksum of an index without bytes is right
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := parseLog(bytes.NewReader(data), func(uint64, []layout.Write) error { return nil })
+		l, err := badgerfile.ParseLog(bytes.NewReader(data), func(uint64, []layout.Write) error { return nil })
 		require.NoError(t, err)
-		require.LessOrEqual(t, l.end, int64(max(len(data), logHeaderSize)))
-		_ = readTable("fuzz", data, func(table tableFile) error {
-			_, _, err := table.check()
+		require.LessOrEqual(t, l.End, int64(max(len(data), badgerfile.LogHeaderSize)))
+		_ = badgerfile.ReadTable("fuzz", data, func(table badgerfile.Table) error {
+			_, _, err := checkTable(table)
 			return err
 		})
-		_ = entries(data, func([]byte, uint64, []byte) {}) // as if its checksum were right
+		_ = badgerfile.Entries(data, func([]byte, uint64, []byte) {}) // as if its checksum were right
 	})
 }

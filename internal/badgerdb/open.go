@@ -15,6 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -205,8 +206,8 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	}
 	var inLogs, largest int64
 	for _, l := range s.logs {
-		inLogs += l.end
-		largest = max(largest, l.memory)
+		inLogs += l.End
+		largest = max(largest, l.Memory)
 	}
 	db.room = newRoom(db.dir, opts.memTableSize, largest)
 	if err := db.room.toOpen(inLogs); err != nil {
@@ -232,7 +233,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	case c.data != "" && !c.last && !isNew:
 		absent = missing(db.dir, c.data, lastName)
 	case c.data != "" && !c.manifest:
-		absent = missing(db.dir, c.data, badger.ManifestFilename)
+		absent = missing(db.dir, c.data, badgerfile.ManifestFile)
 	}
 	if absent != nil && opts.Recover == nil {
 		return nil, absent
@@ -279,10 +280,10 @@ func (db *DB) open(opts Options) (*recovery, error) {
 // may run before that. A log may have a table already, if an earlier process ended before Badger
 // removed the log. Badger then makes a second table that holds nothing newer than the first table.
 // A compaction would mistake the second table for a table that the compaction has made.
-func (db *DB) awaitTables(logs []logFile) error {
+func (db *DB) awaitTables(logs []badgerfile.Log) error {
 	for _, l := range logs {
-		for l.last > 0 { // tidy has removed the logs without a commit
-			if _, err := os.Stat(filepath.Join(db.dir, l.name)); errors.Is(err, fs.ErrNotExist) {
+		for l.Last > 0 { // tidy has removed the logs without a commit
+			if _, err := os.Stat(filepath.Join(db.dir, l.Name)); errors.Is(err, fs.ErrNotExist) {
 				break
 			}
 			if err := db.failed.Load(); err != nil {

@@ -10,8 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/table"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 )
 
 // A presence records which files the DB writes, and checks that the files are still in the
@@ -139,9 +138,9 @@ func (db *DB) tablesPresent() error {
 	return nil
 }
 
-func (db *DB) manifest() string { return filepath.Join(db.dir, badger.ManifestFilename) }
+func (db *DB) manifest() string { return filepath.Join(db.dir, badgerfile.ManifestFile) }
 
-func (db *DB) tablePath(id uint64) string { return filepath.Join(db.dir, table.IDToFilename(id)) }
+func (db *DB) tablePath(id uint64) string { return filepath.Join(db.dir, badgerfile.TableName(id)) }
 
 // gone returns the error for a file that cannot be found where it was created. err is the reason;
 // nil means that another file has the name.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -49,7 +50,7 @@ func TestFilesThatAreRemoved(t *testing.T) {
 		"a table":  {only("*.sst"), ".sst"},
 		"a copy replaces the log": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Mkdir(away, 0o700))
-			logs, err := filesOf(dir, ".mem")
+			logs, err := badgerfile.FilesOf(dir, badgerfile.LogFiles)
 			require.NoError(t, err)
 			content, err := os.ReadFile(logs[0])
 			require.NoError(t, err)
@@ -131,7 +132,7 @@ func TestTableThatIsRemovedWithinATimeGrain(t *testing.T) {
 	now := time.Now()
 	require.NoError(t, os.Chtimes(dir, now, now))
 	require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
-	tables, err := filesOf(dir, ".sst")
+	tables, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 	require.NoError(t, err)
 	away := filepath.Join(t.TempDir(), "away.sst")
 	content, err := os.ReadFile(tables[0])

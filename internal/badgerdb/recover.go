@@ -21,6 +21,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -145,7 +146,7 @@ func readRecovery(dir, name string) (*recovery, error) {
 		return nil, nil
 	}
 	for _, f := range r.Files {
-		if f.Name != lastName && badgerKind(f.Name) == "" {
+		if f.Name != lastName && badgerfile.Kind(f.Name) == "" {
 			return nil, nil
 		}
 	}
@@ -268,7 +269,7 @@ func (r *recovery) discard() error {
 		return err
 	}
 	for _, f := range files {
-		if name := f.Name(); name == lastName || badgerKind(name) != "" {
+		if name := f.Name(); name == lastName || badgerfile.Kind(name) != "" {
 			if err := os.Remove(filepath.Join(r.work, name)); err != nil {
 				return err
 			}
@@ -367,11 +368,11 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 	}
 	r.Must, r.Whole, r.Lost = must.Append(nil), whole, errors.Join(damage, left).Error()
 	names := slices.DeleteFunc(c.badger, func(name string) bool {
-		kind := badgerKind(name)
-		return kind != tableFiles && kind != logFiles
+		kind := badgerfile.Kind(name)
+		return kind != badgerfile.TableFiles && kind != badgerfile.LogFiles
 	})
 	if c.manifest {
-		names = append(names, badger.ManifestFilename)
+		names = append(names, badgerfile.ManifestFile)
 	}
 	for _, name := range append(names, lastName) {
 		sum, err := sumFile(filepath.Join(r.work, name), true)
@@ -434,7 +435,7 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h layout.Summary, w
 		return layout.Summary{}, false, nil, err
 	}
 	for _, l := range s.logs {
-		_, err := readLog(filepath.Join(from, l.name), func(version uint64, writes []layout.Write) error {
+		_, err := badgerfile.ReadLog(filepath.Join(from, l.Name), func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				if err := put(version, w); err != nil {
 					return err
@@ -501,7 +502,7 @@ func isOurs(key []byte) bool {
 // salvageTables calls put for every entry of every undamaged block of every table in dir. damaged
 // lists the damage in the tables. If put fails, salvageTables returns the first error of put.
 func salvageTables(dir string, put func(version uint64, w layout.Write) error) (damaged []error, err error) {
-	paths, err := filesOf(dir, ".sst")
+	paths, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -512,10 +513,10 @@ func salvageTables(dir string, put func(version uint64, w layout.Write) error) (
 				damaged = append(damaged, fmt.Errorf("%s: %w", filepath.Base(path), damage))
 			}
 		}
-		note(withTable(path, func(t tableFile) error {
-			t.blocks(func(_ int, block []byte, damage error) {
+		note(badgerfile.WithTable(path, func(t badgerfile.Table) error {
+			t.Blocks(func(_ int, block []byte, damage error) {
 				if damage == nil {
-					damage = entries(block, func(key []byte, version uint64, value []byte) {
+					damage = badgerfile.Entries(block, func(key []byte, version uint64, value []byte) {
 						if failed == nil {
 							w := layout.Write{Key: y.Copy(key), Value: y.Copy(value)}
 							failed = put(version, w)

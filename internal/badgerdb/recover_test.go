@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -400,7 +401,7 @@ func TestInterruptedRecoveryIsVerified(t *testing.T) {
 			require.NoError(t, os.Remove(filepath.Join(dir, work, "MANIFEST")))
 		},
 		"a file that has moved is damaged": func(t *testing.T, dir string) {
-			tables, err := filesOf(dir, tableFiles)
+			tables, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 			require.NoError(t, err)
 			edit(t, tables[0], flip(func(b []byte) int { return len(b) / 2 }))
 		},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4/skl"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -169,7 +170,7 @@ func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%
 // has all of its space.
 func (r *room) opened(reserved bool) error {
 	r.reserved = reserved
-	logs, err := filesOf(r.dir, ".mem")
+	logs, err := badgerfile.FilesOf(r.dir, badgerfile.LogFiles)
 	if err != nil {
 		return err
 	}
@@ -350,7 +351,7 @@ func (r *room) toClose() (err error) {
 
 // tables returns the size of all tables in the directory.
 func (r *room) tables() (size int64) {
-	tables, _ := filesOf(r.dir, ".sst") // the disk was checked just now
+	tables, _ := badgerfile.FilesOf(r.dir, badgerfile.TableFiles) // the disk was checked just now
 	for _, path := range tables {
 		if info, err := os.Stat(path); err == nil { // Badger may just have removed the table
 			size += info.Size()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -126,7 +127,10 @@ func TestQuota(t *testing.T) {
 		require.NoError(t, put(false))
 	}
 	require.Equal(t, 1, probes, "a probe holds")
-	require.Eventually(t, func() bool { logs, err := filesOf(dir, ".mem"); return err == nil && len(logs) == 1 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		logs, err := badgerfile.FilesOf(dir, badgerfile.LogFiles)
+		return err == nil && len(logs) == 1
+	}, time.Minute, time.Millisecond)
 	require.NoError(t, put(false))
 	require.Equal(t, 2, probes, "but not into the next log")
 
@@ -375,11 +379,11 @@ func TestSmallMemtables(t *testing.T) {
 			s, err := surveyDir(crash)
 			require.NoError(t, err)
 			require.Len(t, s.logs, 1)
-			chosen = memtableFor(small, unlimited, crash, s.logs[0].memory)
-			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.logs[0].memory))
-			require.Equal(t, chosen, memtableFor(large, quota, crash, s.logs[0].memory))
-			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.logs[0].memory))
-			if s.logs[0].memory > smallMemtable {
+			chosen = memtableFor(small, unlimited, crash, s.logs[0].Memory)
+			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.logs[0].Memory))
+			require.Equal(t, chosen, memtableFor(large, quota, crash, s.logs[0].Memory))
+			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.logs[0].Memory))
+			if s.logs[0].Memory > smallMemtable {
 				db, err := Open(crash, Options{memTableSize: chosen}) // or Badger ends the process
 				require.NoError(t, err, name)
 				require.NoError(t, db.Close())

@@ -12,10 +12,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
-	"github.com/dgraph-io/badger/v4/table"
-
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -31,15 +28,15 @@ import (
 // The type last has the decision table of reconcile.
 type survey struct {
 	dir    string
-	used   bool           // the directory has a manifest, tables, or logs
-	logs   []logFile      // in the order of their numbers
-	named  []string       // the tables that the manifest names
-	strays []string       // the other tables
-	level0 int            // the number of named tables in Badger's level 0
-	tables uint64         // the highest version in a table that the manifest names
-	head   layout.Summary // the newest summary
-	writes []layout.Write // the writes of the commit of summary, if the commit is in a log
-	damage []error        // the certain damage
+	used   bool             // the directory has a manifest, tables, or logs
+	logs   []badgerfile.Log // in the order of their numbers
+	named  []string         // the tables that the manifest names
+	strays []string         // the other tables
+	level0 int              // the number of named tables in Badger's level 0
+	tables uint64           // the highest version in a table that the manifest names
+	head   layout.Summary   // the newest summary
+	writes []layout.Write   // the writes of the commit of summary, if the commit is in a log
+	damage []error          // the certain damage
 
 	foreign string // a table that another program with Badger has written
 }
@@ -51,12 +48,12 @@ func surveyDir(dir string) (*survey, error) {
 	if err := s.readTables(); err != nil {
 		return nil, err
 	}
-	paths, err := filesOf(dir, logFiles)
+	paths, err := badgerfile.FilesOf(dir, badgerfile.LogFiles)
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range paths {
-		l, err := readLog(path, func(_ uint64, writes []layout.Write) error {
+		l, err := badgerfile.ReadLog(path, func(_ uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				if h, ok := layout.ParseSummary(w.Value); ok && string(w.Key) == string(layout.SummaryKey) {
 					s.found(h, writes)
@@ -67,25 +64,25 @@ func surveyDir(dir string) (*survey, error) {
 		if err != nil {
 			return nil, err
 		}
-		l.name = filepath.Base(path)
+		l.Name = filepath.Base(path)
 		s.used = true
 		s.logs = append(s.logs, l)
 	}
 	// Badger's log numbers have five digits, or more once five digits are used up.
-	slices.SortFunc(s.logs, func(a, b logFile) int {
-		return cmp.Or(cmp.Compare(len(a.name), len(b.name)), strings.Compare(a.name, b.name))
+	slices.SortFunc(s.logs, func(a, b badgerfile.Log) int {
+		return cmp.Or(cmp.Compare(len(a.Name), len(b.Name)), strings.Compare(a.Name, b.Name))
 	})
 	return s, nil
 }
 
 // readTables reads the manifest, and checks the tables that the manifest names.
 func (s *survey) readTables() error {
-	f, err := os.Open(filepath.Join(s.dir, badger.ManifestFilename))
+	f, err := os.Open(filepath.Join(s.dir, badgerfile.ManifestFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		tables, err := filesOf(s.dir, tableFiles)
+		tables, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
 		if len(tables) > 0 {
 			s.used = true
-			s.damaged(badger.ManifestFilename, errors.New("it is missing"))
+			s.damaged(badgerfile.ManifestFile, errors.New("it is missing"))
 		}
 		return errors.Join(err, s.findHeads(tables))
 	}
@@ -94,26 +91,25 @@ func (s *survey) readTables() error {
 	}
 	defer f.Close()
 	s.used = true
-	manifest, _, err := badger.ReplayManifestFile(f, 0, badger.Options{})
+	manifest, err := badgerfile.ReadManifest(f)
 	if err != nil {
-		s.damaged(badger.ManifestFilename, err)
-		tables, err := filesOf(s.dir, tableFiles)
+		s.damaged(badgerfile.ManifestFile, err)
+		tables, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
 		return errors.Join(err, s.findHeads(tables))
 	}
 	var (
 		mu     sync.Mutex // guards s, and failed
 		failed error
 		wg     sync.WaitGroup
-		ids    = make(chan uint64)
+		names  = make(chan string)
 	)
-	for range min(runtime.GOMAXPROCS(0), 8, len(manifest.Tables)) {
+	for range min(runtime.GOMAXPROCS(0), 8, len(manifest)) {
 		wg.Go(func() {
-			for id := range ids {
-				name := table.IDToFilename(id)
+			for name := range names {
 				var version uint64
 				var newest layout.Summary
-				err := withTable(filepath.Join(s.dir, name), func(t tableFile) (err error) {
-					version, newest, err = t.check()
+				err := badgerfile.WithTable(filepath.Join(s.dir, name), func(t badgerfile.Table) (err error) {
+					version, newest, err = checkTable(t)
 					return err
 				})
 				mu.Lock()
@@ -133,19 +129,19 @@ func (s *survey) readTables() error {
 			}
 		})
 	}
-	for id, t := range manifest.Tables {
+	for _, t := range manifest {
 		if t.Level == 0 {
 			s.level0++
 		}
-		if t.Compression != options.None || t.KeyID != 0 { // a store uses neither
-			s.foreign = table.IDToFilename(id)
+		if !t.Plain { // a store neither compresses nor encrypts
+			s.foreign = t.Name
 		}
-		s.named = append(s.named, filepath.Join(s.dir, table.IDToFilename(id)))
-		ids <- id
+		s.named = append(s.named, filepath.Join(s.dir, t.Name))
+		names <- t.Name
 	}
-	close(ids)
+	close(names)
 	wg.Wait()
-	paths, err := filesOf(s.dir, tableFiles)
+	paths, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
 	for _, path := range paths {
 		if !slices.Contains(s.named, path) {
 			s.strays = append(s.strays, path)
@@ -158,8 +154,8 @@ func (s *survey) readTables() error {
 // belong to a store.
 func (s *survey) findHeads(tables []string) error {
 	for _, path := range tables {
-		err := withTable(path, func(t tableFile) error {
-			_, newest, err := t.check()
+		err := badgerfile.WithTable(path, func(t badgerfile.Table) error {
+			_, newest, err := checkTable(t)
 			s.found(newest, nil)
 			return err
 		})
@@ -188,15 +184,15 @@ func (s *survey) reach() (seq uint64, gap error) {
 	seq = s.tables
 	for _, l := range s.logs {
 		switch {
-		case l.last == 0:
+		case l.Last == 0:
 			continue
-		case l.first > seq+1:
+		case l.First > seq+1:
 			return seq, fmt.Errorf("commits %d to %d are in no table and no log: a file is missing, or %s is an old one",
-				seq+1, l.first-1, badger.ManifestFilename)
-		case l.gap != 0:
-			return max(seq, l.gap-1), fmt.Errorf("%s: commit %d is missing from its middle", l.name, l.gap)
+				seq+1, l.First-1, badgerfile.ManifestFile)
+		case l.Gap != 0:
+			return max(seq, l.Gap-1), fmt.Errorf("%s: commit %d is missing from its middle", l.Name, l.Gap)
 		}
-		seq = max(seq, l.last)
+		seq = max(seq, l.Last)
 	}
 	return seq, nil
 }
@@ -254,7 +250,7 @@ func (s *survey) forgotten(upTo uint64) error {
 	newest := make(map[string]uint64)
 	for _, path := range s.strays {
 		// A damaged stray table was not finished, or was being deleted.
-		if err := eachVersion(path, func(key []byte, version uint64) {
+		if err := badgerfile.EachVersion(path, func(key []byte, version uint64) {
 			if version <= upTo {
 				newest[string(key)] = max(newest[string(key)], version)
 			}
@@ -271,12 +267,12 @@ func (s *survey) forgotten(upTo uint64) error {
 		if len(newest) == 0 {
 			return nil
 		}
-		if err := eachVersion(path, found); err != nil {
+		if err := badgerfile.EachVersion(path, found); err != nil {
 			return err
 		}
 	}
 	for _, l := range s.logs {
-		if _, err := readLog(filepath.Join(s.dir, l.name), func(version uint64, writes []layout.Write) error {
+		if _, err := badgerfile.ReadLog(filepath.Join(s.dir, l.Name), func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				found(w.Key, version)
 			}
@@ -289,32 +285,18 @@ func (s *survey) forgotten(upTo uint64) error {
 		return nil
 	}
 	return s.corrupt(fmt.Errorf("%d entries are only in tables that %s does not name, such as %s: a compaction failed",
-		len(newest), badger.ManifestFilename, filepath.Base(s.strays[0])))
-}
-
-// eachVersion calls visit for each entry in the whole blocks of a table. If a block is damaged,
-// eachVersion continues with the next block, and returns the first damage at the end.
-func eachVersion(path string, visit func(key []byte, version uint64)) error {
-	return withTable(path, func(t tableFile) (err error) {
-		t.blocks(func(_ int, block []byte, damage error) {
-			if damage == nil {
-				damage = entries(block, func(key []byte, version uint64, _ []byte) { visit(key, version) })
-			}
-			err = cmp.Or(err, damage)
-		})
-		return err
-	})
+		len(newest), badgerfile.ManifestFile, filepath.Base(s.strays[0])))
 }
 
 // lost returns an error that says which commits are lost, and how.
 func (s *survey) lost(seq, newest uint64) error {
 	if len(s.logs) > 0 {
-		if l := s.logs[len(s.logs)-1]; l.torn {
-			return fmt.Errorf("%s is damaged at byte %d: commits %d to %d are lost", l.name, l.end, seq+1, newest)
+		if l := s.logs[len(s.logs)-1]; l.Torn {
+			return fmt.Errorf("%s is damaged at byte %d: commits %d to %d are lost", l.Name, l.End, seq+1, newest)
 		}
 	}
 	return fmt.Errorf("commits %d to %d are lost: a log or a table is missing or was cut off, or %s is an old one",
-		seq+1, newest, badger.ManifestFilename)
+		seq+1, newest, badgerfile.ManifestFile)
 }
 
 func (s *survey) corrupt(damage ...error) error {
@@ -330,7 +312,7 @@ func (s *survey) corrupt(damage ...error) error {
 // empty, and the registry of encryption keys is empty too.
 func (s *survey) tidy() error {
 	var errs []error
-	paths, err := filesOf(s.dir, valueLogs)
+	paths, err := badgerfile.FilesOf(s.dir, badgerfile.ValueLogs)
 	errs = append(errs, err)
 	for _, path := range append(paths, filepath.Join(s.dir, "DISCARD"), filepath.Join(s.dir, "KEYREGISTRY")) {
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
@@ -338,13 +320,32 @@ func (s *survey) tidy() error {
 		}
 	}
 	for _, l := range s.logs {
-		path := filepath.Join(s.dir, l.name)
+		path := filepath.Join(s.dir, l.Name)
 		switch {
-		case l.last == 0:
+		case l.Last == 0:
 			errs = append(errs, os.Remove(path))
-		case l.torn:
-			errs = append(errs, os.Truncate(path, l.end))
+		case l.Torn:
+			errs = append(errs, os.Truncate(path, l.End))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkTable checks every block, and returns the highest version in the table and the newest summary.
+// Without a summary in the table, newest is the zero summary. err is the first damage.
+func checkTable(t badgerfile.Table) (version uint64, newest layout.Summary, err error) {
+	t.Blocks(func(i int, block []byte, damage error) {
+		if damage == nil {
+			if key, ok := t.FirstKey(i + 1); ok && string(key) < string(layout.SummaryKey) {
+				return // the summaries are in later blocks
+			}
+			damage = badgerfile.Entries(block, func(key []byte, _ uint64, value []byte) {
+				if h, ok := layout.ParseSummary(value); ok && string(key) == string(layout.SummaryKey) && h.Seq > newest.Seq {
+					newest = h
+				}
+			})
+		}
+		err = cmp.Or(err, damage)
+	})
+	return t.MaxVersion(), newest, err
 }

@@ -1,4 +1,4 @@
-package badgerdb
+package badgerfile
 
 import (
 	"cmp"
@@ -14,11 +14,10 @@ import (
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/y"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
-// A tableFile is a table of Badger, NNNNNN.sst, as badger v4 writes tables without compression and
+// A Table is a table of Badger, NNNNNN.sst, as badger v4 writes tables without compression and
 // encryption (table/builder.go in Badger):
 //
 //	blocks    entries, offset of each entry uint32, number of entries uint32, checksum,
@@ -33,29 +32,29 @@ import (
 // are big-endian.
 //
 // Badger's reader ends the process if the end of a table is damaged. Badger's reader treats a
-// damaged block like a block without the key. So this package checks the whole of every table
-// before Badger opens the table.
-type tableFile struct {
+// damaged block like a block without the key. So a store checks the whole of every table before
+// Badger opens the table.
+type Table struct {
 	data  []byte
 	index *fb.TableIndex
 }
 
-// withTable calls use with the table in a file, if the index of the table is whole. The table is
+// WithTable calls use with the table in a file, if the index of the table is whole. The table is
 // valid until use returns. A *fs.PathError means that the file could not be read. Any other error
 // means that the table is damaged, and describes the damage.
-func withTable(path string, use func(t tableFile) error) error {
+func WithTable(path string, use func(t Table) error) error {
 	data, unmap, err := fsys.MapFile(path)
 	if err != nil {
 		return err
 	}
 	defer unmap()
-	return readTable(path, data, use)
+	return ReadTable(path, data, use)
 }
 
-// readTable is withTable for the content of a file. An index with the right checksum may still be
+// ReadTable is WithTable for the content of a file. An index with the right checksum may still be
 // invalid, for example if all bytes are zero. The flatbuffer package reads without checks, so
-// readTable turns a panic into an error. A read fault of the disk becomes a *fs.PathError.
-func readTable(path string, data []byte, use func(t tableFile) error) (err error) {
+// ReadTable turns a panic into an error. A read fault of the disk becomes a *fs.PathError.
+func ReadTable(path string, data []byte, use func(t Table) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		switch recover().(type) {
@@ -73,7 +72,7 @@ func readTable(path string, data []byte, use func(t tableFile) error) (err error
 	return use(t)
 }
 
-func parseTable(data []byte) (t tableFile, err error) {
+func parseTable(data []byte) (t Table, err error) {
 	t.data = data
 	rest, sum, ok := cutChecksum(t.data)
 	if !ok {
@@ -90,9 +89,9 @@ func parseTable(data []byte) (t tableFile, err error) {
 	return t, nil
 }
 
-// blocks calls visit for each block, with the number of the block and either the entries or the
+// Blocks calls visit for each block, with the number of the block and either the entries or the
 // damage.
-func (t tableFile) blocks(visit func(i int, block []byte, damage error)) {
+func (t Table) Blocks(visit func(i int, block []byte, damage error)) {
 	var o fb.BlockOffset
 	for i := range t.index.OffsetsLength() {
 		if !t.index.Offsets(&o, i) {
@@ -113,30 +112,35 @@ func (t tableFile) blocks(visit func(i int, block []byte, damage error)) {
 	}
 }
 
-// check checks every block, and returns the highest version in the table and the newest summary.
-// Without a summary in the table, newest is the zero summary. err is the first damage.
-func (t tableFile) check() (version uint64, newest layout.Summary, err error) {
-	var o fb.BlockOffset
-	t.blocks(func(i int, block []byte, damage error) {
-		if damage == nil && i+1 < t.index.OffsetsLength() && t.index.Offsets(&o, i+1) &&
-			string(y.ParseKey(o.KeyBytes())) < string(layout.SummaryKey) {
-			return // the summaries are in later blocks
-		}
-		if damage == nil {
-			damage = entries(block, func(key []byte, _ uint64, value []byte) {
-				if h, ok := layout.ParseSummary(value); ok && string(key) == string(layout.SummaryKey) && h.Seq > newest.Seq {
-					newest = h
-				}
-			})
-		}
-		err = cmp.Or(err, damage)
+// EachVersion calls visit for each entry in the whole blocks of a table. If a block is damaged,
+// EachVersion continues with the next block, and returns the first damage at the end.
+func EachVersion(path string, visit func(key []byte, version uint64)) error {
+	return WithTable(path, func(t Table) (err error) {
+		t.Blocks(func(_ int, block []byte, damage error) {
+			if damage == nil {
+				damage = Entries(block, func(key []byte, version uint64, _ []byte) { visit(key, version) })
+			}
+			err = cmp.Or(err, damage)
+		})
+		return err
 	})
-	return t.index.MaxVersion(), newest, err
 }
 
-// entries calls visit for each entry of a block. The checksum of the block must be right. The
+// FirstKey returns the first key of a block. ok is false if there is no such block.
+func (t Table) FirstKey(block int) (key []byte, ok bool) {
+	var o fb.BlockOffset
+	if block >= t.index.OffsetsLength() || !t.index.Offsets(&o, block) {
+		return nil, false
+	}
+	return y.ParseKey(o.KeyBytes()), true
+}
+
+// MaxVersion returns the highest version in the table, as the index says.
+func (t Table) MaxVersion() uint64 { return t.index.MaxVersion() }
+
+// Entries calls visit for each entry of a block. The checksum of the block must be right. The
 // slices are valid until visit returns.
-func entries(block []byte, visit func(key []byte, version uint64, value []byte)) error {
+func Entries(block []byte, visit func(key []byte, version uint64, value []byte)) error {
 	// The header has two uint16: the length of the prefix that the key shares with the first key of
 	// the block, and the length of the rest of the key.
 	const header = 4

@@ -1,4 +1,4 @@
-package badgerdb
+package badgerfile
 
 import (
 	"bufio"
@@ -24,7 +24,7 @@ import (
 // entry is the version of the transaction in decimal. The file is allocated beforehand: zeroes
 // follow the last entry.
 const (
-	logHeaderSize = 20
+	LogHeaderSize = 20 // the length of the header
 	logTxn        = 1 << 6
 	logFinTxn     = 1 << 7
 
@@ -46,48 +46,53 @@ type logEntry struct {
 	key, value []byte // the key with its version
 }
 
-// A logFile describes the content of a log.
-type logFile struct {
-	name        string
-	first, last uint64 // the versions of the first and last transaction; 0: no transaction
-	end         int64  // the offset after the last transaction
-	memory      int64  // about the number of bytes that the entries take in a memtable
-	gap         uint64 // the first version that is missing in the middle; 0: no version is missing
-	torn        bool   // bytes that are no transaction follow the last transaction
+// A Log describes the content of a log.
+type Log struct {
+	Name        string
+	First, Last uint64 // the versions of the first and last transaction; 0: no transaction
+	End         int64  // the offset after the last transaction
+	Memory      int64  // about the number of bytes that the entries take in a memtable
+	Gap         uint64 // the first version that is missing in the middle; 0: no version is missing
+	Torn        bool   // bytes that are no transaction follow the last transaction
 }
 
-// readLog reads a log as Badger does, up to the first bytes that are not a whole transaction.
-// readLog calls visit with the version and the entries of each whole transaction. visit may be nil.
-func readLog(path string, visit func(version uint64, writes []layout.Write) error) (l logFile, err error) {
+// ReadLog reads a log as Badger does, up to the first bytes that are not a whole transaction.
+// ReadLog calls visit with the version and the entries of each whole transaction. visit may be nil.
+func ReadLog(
+	path string, visit func(version uint64, writes []layout.Write) error,
+) (l Log, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return logFile{}, err
+		return Log{}, err
 	}
 	defer f.Close()
-	return parseLog(f, visit)
+	return ParseLog(f, visit)
 }
 
-func parseLog(file io.Reader, visit func(version uint64, writes []layout.Write) error) (l logFile, err error) {
+// ParseLog is ReadLog for the content of a file.
+func ParseLog(
+	file io.Reader, visit func(version uint64, writes []layout.Write) error,
+) (l Log, err error) {
 	r := bufio.NewReaderSize(file, maxLogEntry)
-	l.end = logHeaderSize
-	header, err := r.Peek(logHeaderSize)
+	l.End = LogHeaderSize
+	header, err := r.Peek(LogHeaderSize)
 	if err != nil || binary.BigEndian.Uint64(header) != 0 {
-		l.torn = len(header) > 0
+		l.Torn = len(header) > 0
 		if err == io.EOF {
 			err = nil
 		}
 		return l, err
 	}
-	_, _ = r.Discard(logHeaderSize)
+	_, _ = r.Discard(LogHeaderSize)
 	var writes []layout.Write
-	version, offset := uint64(0), l.end
+	version, offset := uint64(0), l.End
 	for {
 		e, size, err := nextLogEntry(r)
 		if err != nil {
 			return l, err
 		}
 		if size == 0 {
-			l.torn = version != 0 || e.meta != 0
+			l.Torn = version != 0 || e.meta != 0
 			return l, nil
 		}
 		offset += size
@@ -95,7 +100,7 @@ func parseLog(file io.Reader, visit func(version uint64, writes []layout.Write) 
 		case e.meta&logTxn != 0:
 			v := y.ParseTs(e.key)
 			if version != 0 && v != version {
-				l.torn = true
+				l.Torn = true
 				return l, nil
 			}
 			version = v
@@ -104,18 +109,19 @@ func parseLog(file io.Reader, visit func(version uint64, writes []layout.Write) 
 				Value: append([]byte(nil), e.value...),
 			})
 		case e.meta&logFinTxn != 0:
-			if v, err := strconv.ParseUint(string(e.value), 10, 64); err != nil || v != version || version == 0 {
-				l.torn = true
+			v, err := strconv.ParseUint(string(e.value), 10, 64)
+			if err != nil || v != version || version == 0 {
+				l.Torn = true
 				return l, nil
 			}
-			if l.first == 0 {
-				l.first = version
-			} else if version != l.last+1 && l.gap == 0 {
-				l.gap = l.last + 1
+			if l.First == 0 {
+				l.First = version
+			} else if version != l.Last+1 && l.Gap == 0 {
+				l.Gap = l.Last + 1
 			}
-			l.last, l.end = version, offset
+			l.Last, l.End = version, offset
 			for _, w := range writes {
-				l.memory += int64(perNode + len(w.Key) + len(w.Value))
+				l.Memory += int64(perNode + len(w.Key) + len(w.Value))
 			}
 			if visit != nil {
 				if err := visit(version, writes); err != nil {
@@ -124,7 +130,7 @@ func parseLog(file io.Reader, visit func(version uint64, writes []layout.Write) 
 			}
 			writes, version = nil, 0
 		default: // the store writes only in transactions
-			l.torn = true
+			l.Torn = true
 			return l, nil
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -19,7 +20,7 @@ func BenchmarkCommit(b *testing.B) {
 	for _, changes := range []int{1, 64} {
 		b.Run(fmt.Sprint(changes), func(b *testing.B) {
 			db, unkept, bare := open(b, b.TempDir()), open(b, b.TempDir()), openBare(b)
-			unkept.keep = func(slot) error { return nil }
+			unkept.writeCommitFile = func(commitfile.Record) error { return nil }
 			value := make([]byte, 200)
 			var with, without, badgers []time.Duration
 			apply := func(db *DB, all []backend.Change) time.Duration {

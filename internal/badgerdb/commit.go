@@ -9,6 +9,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -164,7 +165,7 @@ func (db *DB) commit(group []*request) error {
 	// The transaction reads its own writes.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
-	next := slot{Summary: db.summary}
+	next := commitfile.Record{Summary: db.summary}
 	next.Seq++
 	for _, r := range group {
 		if r.err = usual; r.urgent {
@@ -189,7 +190,7 @@ func (db *DB) commit(group []*request) error {
 				// committed.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
-			next.writes = append(next.writes, w)
+			next.Writes = append(next.Writes, w)
 			next.Sum += sum - olds[i]
 			if c.Expect == 0 {
 				next.Entries++
@@ -202,29 +203,29 @@ func (db *DB) commit(group []*request) error {
 	if err := db.compactions.vouch(); err != nil {
 		return err // the reads in expected may be wrong
 	}
-	if len(next.writes) == 0 {
+	if len(next.Writes) == 0 {
 		return nil
 	}
 	h := layout.Write{Key: layout.SummaryKey, Value: next.Summary.Append(nil)}
 	if err := txn.SetEntry(badger.NewEntry(h.Key, h.Value)); err != nil {
 		return fmt.Errorf("badgerdb: write: %w", err)
 	}
-	next.writes = append(next.writes, h)
-	if err := db.make(txn, next); err != nil {
+	next.Writes = append(next.Writes, h)
+	if err := db.writeCommit(txn, next); err != nil {
 		return err
 	}
-	db.room.committed(next.writes)
+	db.room.committed(next.Writes)
 	if err := db.present(); err != nil {
 		return db.fail("commit", err)
 	}
 	return nil
 }
 
-// make commits the transaction to Badger, and the slot to last, at the same time. The transaction
-// holds the writes of the slot.
-func (db *DB) make(txn *badger.Txn, s slot) error {
+// writeCommit commits the transaction to Badger, and the record to LAST, at the same time. The
+// transaction holds the writes of the record.
+func (db *DB) writeCommit(txn *badger.Txn, s commitfile.Record) error {
 	kept := make(chan error, 1)
-	go func() { kept <- db.keep(s) }()
+	go func() { kept <- db.writeCommitFile(s) }()
 	err := errors.Join(txn.CommitAt(s.Seq, nil), <-kept)
 	if err == nil && db.commitFault != nil {
 		err = db.commitFault()

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -144,8 +145,8 @@ func TestCompactionWithoutATable(t *testing.T) {
 			crashed, torn := filepath.Join(t.TempDir(), "crashed"), filepath.Join(t.TempDir(), "torn")
 			copyDir(t, dir, crashed)
 			copyDir(t, dir, torn) // in the middle of a commit, before its copy was whole
-			last := int(db.summary.Seq%2) * slotSize
-			edit(t, filepath.Join(torn, lastName), func(b []byte) []byte { b[last] ^= 1; return b })
+			last := int(db.summary.Seq%2) * commitfile.SlotSize
+			edit(t, filepath.Join(torn, commitfile.Name), func(b []byte) []byte { b[last] ^= 1; return b })
 			require.NoError(t, db.Close())
 			for _, dir := range []string{crashed, torn, dir} {
 				db := open(t, dir)

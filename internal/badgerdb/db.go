@@ -14,7 +14,7 @@
 //     the value log.
 //   - Each commit is stored a second time, in the file LAST, and the directory is surveyed before
 //     Badger opens the directory. Badger silently drops acknowledged writes if a bit of Badger's
-//     log has flipped or a file is missing: see last.
+//     log has flipped or a file is missing: see commitfile.File.
 //   - Each entry has a checksum, and Badger verifies no checksum when Badger reads. Badger treats a
 //     damaged block as a block without the key. Then Badger finds an older version in another
 //     table.
@@ -45,6 +45,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/y"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -67,17 +68,17 @@ import (
 //  4. After a failed commit, the DB serves nothing any more. The same applies after any other
 //     failed write of Badger. The writes of a failed commit may be on disk or not. Linux does not
 //     report a failed writeback twice, so that no later sync can be trusted.
-//  5. A commit is acknowledged when the commit is durable both in Badger and in last, and when the
-//     files of the commit are found in the directory afterwards; see presence. last has the commit
+//  5. A commit is acknowledged when the commit is durable both in Badger and in LAST, and when the
+//     files of the commit are found in the directory afterwards; see presence. LAST has the commit
 //     before the next commit begins.
 type DB struct {
-	dir     string
-	lock    *fsys.Lock // of dir; nil after the directory was released
-	badger  *badger.DB
-	last    *last
-	durable atomic.Uint64               // timestamp of the last commit that is on disk
-	failed  atomic.Pointer[error]       // set once; see invariant 4
-	tell    atomic.Pointer[func(error)] // Options.Failed; nil until Open is done
+	dir        string
+	lock       *fsys.Lock // of dir; nil after the directory was released
+	badger     *badger.DB
+	commitFile *commitfile.File
+	durable    atomic.Uint64               // timestamp of the last commit that is on disk
+	failed     atomic.Pointer[error]       // set once; see invariant 4
+	tell       atomic.Pointer[func(error)] // Options.Failed; nil until Open is done
 
 	compactions *compactions // watches the compactions of badger
 
@@ -99,8 +100,9 @@ type DB struct {
 	badgerDone <-chan error // receives when Badger is closed; nil while no call closes Badger
 	salvaged   bool         // Open has recovered the directory
 
-	keep        func(slot) error // writes a commit to last; a benchmark skips the write
-	commitFault func() error     // for tests; nil outside of tests
+	// writeCommitFile writes a commit to LAST. A benchmark skips the write.
+	writeCommitFile func(commitfile.Record) error
+	commitFault     func() error // for tests; nil outside of tests
 }
 
 var (
@@ -145,7 +147,7 @@ func (db *DB) release() error {
 			return err
 		}
 	}
-	err = errors.Join(err, db.last.close(), db.lock.Release())
+	err = errors.Join(err, db.commitFile.Close(), db.lock.Release())
 	db.lock = nil
 	return err
 }

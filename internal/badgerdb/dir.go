@@ -14,6 +14,7 @@ import (
 	"github.com/dgraph-io/badger/v4/y"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -41,7 +42,7 @@ func enter(dir string, mustExist bool) (*fsys.Lock, error) {
 			"use keystore.New with a backend of your own")
 	}
 	if errors.Is(err, fsys.ErrLocked) {
-		if c, err := listDir(dir); err == nil && !c.last && len(c.badger) > 0 {
+		if c, err := listDir(dir); err == nil && !c.commitFile && len(c.badger) > 0 {
 			return nil, notAStore(dir, c.badger[0], othersDatabase)
 		}
 		return nil, lockedError(dir)
@@ -64,7 +65,7 @@ func lockedError(dir string) error {
 // The contents of a directory are the names in the directory, grouped by the program that made the
 // files.
 type contents struct {
-	last       bool     // LAST exists
+	commitFile bool     // LAST exists
 	badger     []string // files with names that Badger makes
 	data       string   // the name of a manifest, a table or a log; empty without such a file
 	manifest   bool     // the manifest exists
@@ -79,7 +80,7 @@ func listDir(dir string) (c contents, err error) {
 		name := f.Name()
 		const noFile = fs.ModeDir | fs.ModeNamedPipe | fs.ModeSocket | fs.ModeDevice
 		switch kind := badgerfile.Kind(name); {
-		case (kind != "" || name == lastName || name == fsys.LockName) && f.Type()&noFile != 0:
+		case (kind != "" || name == commitfile.Name || name == fsys.LockName) && f.Type()&noFile != 0:
 			c.foreign, c.inTheWay = name, name
 		case kind != "":
 			c.badger = append(c.badger, name)
@@ -88,8 +89,8 @@ func listDir(dir string) (c contents, err error) {
 				c.data = name
 			}
 			c.manifest = c.manifest || kind == badgerfile.ManifestFile
-		case name == lastName:
-			c.last = true
+		case name == commitfile.Name:
+			c.commitFile = true
 		case name == "lost+found": // belongs to the root of a file system
 		case name == fsys.LockName: // left by an Open that ended early
 			if text, err := os.ReadFile(filepath.Join(dir, name)); err == nil && len(text) > 0 {
@@ -116,8 +117,8 @@ func listDir(dir string) (c contents, err error) {
 // file.
 func (c contents) mayWrite(dir string) error {
 	names := c.badger
-	if c.last {
-		names = append([]string{lastName}, names...)
+	if c.commitFile {
+		names = append([]string{commitfile.Name}, names...)
 	}
 	for _, name := range names {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
@@ -186,7 +187,7 @@ func chmodError(dir string, info fs.FileInfo, err error) error {
 	text := fmt.Sprintf("others than its owner may enter %s (mode %v), and this process cannot "+
 		"change that", dir, info.Mode())
 	c, listErr := listDir(dir)
-	switch holdsStore := c.last || len(c.badger) > 0; {
+	switch holdsStore := c.commitFile || len(c.badger) > 0; {
 	case listErr == nil && !holdsStore && fsys.MayMakeFiles(dir):
 		text += ": name a directory inside it, which will be made"
 	case holdsStore: // a directory inside would be a new store without keys
@@ -237,7 +238,7 @@ func whose(dir, path string) string {
 	}
 	text := fmt.Sprintf("%s (mode %v) belongs to %s, and this process runs as %s",
 		path, info.Mode(), userName(uid), userName(me))
-	_, err = os.Lstat(filepath.Join(dir, lastName))
+	_, err = os.Lstat(filepath.Join(dir, commitfile.Name))
 	switch inside := path == dir || strings.HasPrefix(path, dir+string(filepath.Separator)); {
 	case uid == me:
 		return text + ": its mode, an attribute or a security module denies the access"

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -228,7 +229,7 @@ var damages = []struct {
 		edit(t, f.file(t, "LAST"), flip(func([]byte) int { return 30 }))
 	}, "", 0},
 	{"the other slot of LAST", func(t *testing.T, f fixture) {
-		edit(t, f.file(t, "LAST"), flip(func([]byte) int { return slotSize + 30 }))
+		edit(t, f.file(t, "LAST"), flip(func([]byte) int { return commitfile.SlotSize + 30 }))
 	}, "", 0},
 	{"all of LAST", func(t *testing.T, f fixture) {
 		edit(t, f.file(t, "LAST"), func(b []byte) []byte { clear(b); return b })
@@ -434,13 +435,16 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 			require.NoError(t, os.Truncate(filepath.Join(dir, filepath.Base(log)), logEnd(t, log)-3))
 		},
 		"in LAST": func(dir string) {
-			l, err := openLast(dir)
+			l, err := commitfile.Open(dir)
 			require.NoError(t, err)
-			slots, _, err := l.slots()
+			records, _, err := l.Records()
 			require.NoError(t, err)
-			_, err = l.file.WriteAt(make([]byte, 100), int64(slots[1].Seq%2)*slotSize)
-			require.NoError(t, err)
-			require.NoError(t, l.file.Close())
+			require.NoError(t, l.Close())
+			at := int(records[1].Seq%2) * commitfile.SlotSize
+			edit(t, filepath.Join(dir, commitfile.Name), func(b []byte) []byte {
+				clear(b[at : at+100])
+				return b
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -460,20 +464,6 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 	}
 }
 
-func FuzzSlot(f *testing.F) {
-	s := slot{
-		Summary: layout.Summary{Seq: 7, Entries: 3, Sum: 9},
-		writes:  []layout.Write{{Key: []byte("ek"), Value: []byte("value")}, {Key: layout.SummaryKey}},
-	}
-	f.Add(s.encode())
-	f.Add([]byte(slotMagic))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if s, ok := decodeSlot(data); ok {
-			require.Equal(t, data[:len(s.encode())], s.encode())
-		}
-	})
-}
-
 // A commit whose copy in LAST was not finished is there, is read by everybody, and so must not be lost in silence later.
 func TestCommitWithoutItsCopy(t *testing.T) {
 	dir := t.TempDir()
@@ -482,7 +472,7 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 	require.NoError(t, db.Apply(t.Context(), change("k", "active", 0)))
 	require.NoError(t, db.Close())
 	db = open(t, dir)
-	db.keep = func(slot) error { return nil } // the process will have ended before
+	db.writeCommitFile = func(commitfile.Record) error { return nil } // the process will have ended before
 	require.NoError(t, db.Apply(t.Context(), change("k", "revoked", 1)))
 	for _, flushed := range []bool{false, true} { // where the next Open finds it: in the log, or in a table
 		f := fixture{filepath.Join(t.TempDir(), "crash"), map[string]string{"k": "revoked"}}

@@ -16,6 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -145,7 +146,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !c.last && len(c.badger) == 0 && len(c.recoveries) == 0 && c.foreign != "" {
+	if !c.commitFile && len(c.badger) == 0 && len(c.recoveries) == 0 && c.foreign != "" {
 		return nil, notAStore(db.dir, c.foreign, othersFile)
 	}
 	if err := c.mayWrite(db.dir); err != nil {
@@ -169,13 +170,13 @@ func (db *DB) open(opts Options) (*recovery, error) {
 			return nil, err
 		}
 	}
-	var slots []slot
-	kind := lastBlank
-	if c.last {
-		if db.last, err = openLast(db.dir); err != nil {
+	var records []commitfile.Record
+	kind := commitfile.Blank
+	if c.commitFile {
+		if db.commitFile, err = commitfile.Open(db.dir); err != nil {
 			return nil, err
 		}
-		if slots, kind, err = db.last.slots(); err != nil {
+		if records, kind, err = db.commitFile.Records(); err != nil {
 			return nil, err
 		}
 	}
@@ -184,10 +185,10 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, err
 	}
 	isNew := false
-	if kind != lastOurs && s.head.Seq == 0 { // the directory holds no files of a store
+	if kind != commitfile.Ours && s.head.Seq == 0 { // the directory holds no files of a store
 		switch {
-		case kind == lastUnknown:
-			return nil, notAStore(db.dir, lastName, othersFile)
+		case kind == commitfile.Unknown:
+			return nil, notAStore(db.dir, commitfile.Name, othersFile)
 		case len(c.badger) > 0:
 			return nil, notAStore(db.dir, c.badger[0], othersDatabase)
 		case c.foreign != "":
@@ -217,35 +218,35 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		if err := db.claim(); err != nil {
 			return nil, err
 		}
-		err := db.last.close() // closes a blank LAST, if there is one
+		err := db.commitFile.Close() // closes a blank LAST, if there is one
 		if err != nil {
 			return nil, err
 		}
-		var first slot
-		if db.last, first, err = beginLast(db.dir); err != nil {
+		var first commitfile.Record
+		if db.commitFile, first, err = commitfile.Create(db.dir); err != nil {
 			return nil, err
 		}
-		slots = append(slots, first)
+		records = append(records, first)
 		opts.Logger.Info("made a new API key store", "dir", db.dir)
 	}
 	absent := error(nil)
 	switch {
-	case c.data != "" && !c.last && !isNew:
-		absent = missing(db.dir, c.data, lastName)
+	case c.data != "" && !c.commitFile && !isNew:
+		absent = missing(db.dir, c.data, commitfile.Name)
 	case c.data != "" && !c.manifest:
 		absent = missing(db.dir, c.data, badgerfile.ManifestFile)
 	}
 	if absent != nil && opts.Recover == nil {
 		return nil, absent
 	}
-	redo, err := s.reconcile(slots)
+	redo, err := s.reconcile(records)
 	if err = cmp.Or(absent, err); err != nil {
-		return db.damaged(s, slots, r, opts, err)
+		return db.damaged(s, records, r, opts, err)
 	}
 	if err := db.claim(); err != nil {
 		return nil, err
 	}
-	if err := discardUnfinished(db.dir, c.recoveries, slots[0].Store); err != nil {
+	if err := discardUnfinished(db.dir, c.recoveries, records[0].Store); err != nil {
 		return nil, err
 	}
 	if err := s.tidy(); err != nil {
@@ -265,15 +266,15 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	db.compactions.room = db.room
 	db.room.idle, db.room.busy = db.compactions.whileIdle, db.compactions.blocked
 	close(db.compactions.ready)
-	db.keep = db.last.write
-	if err := db.settle(s, slots, redo); err != nil {
+	db.writeCommitFile = db.commitFile.Write
+	if err := db.settle(s, records, redo); err != nil {
 		if closeErr := db.closeBadger(); closeErr != nil {
 			return nil, errors.Join(err, closeErr)
 		}
 		db.badger = nil
-		return db.damaged(s, slots, r, opts, err)
+		return db.damaged(s, records, r, opts, err)
 	}
-	return r, db.room.opened(db.last.reserve())
+	return r, db.room.opened(db.commitFile.Preallocate())
 }
 
 // awaitTables waits until Badger has turned the logs in the directory into tables. No compaction
@@ -306,7 +307,7 @@ func (db *DB) awaitTables(logs []badgerfile.Log) error {
 // the sum of their checksums. Both figures prove that all entries are there and unchanged.
 //
 // If an earlier recovery is not reported yet, the new recovery reports the losses of both.
-func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, damage error) (
+func (db *DB) damaged(s *survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
 	*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
 		return nil, damage
@@ -319,7 +320,7 @@ func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, 
 	if earlier != nil {
 		damage = errors.Join(&plainError{earlier.Lost, backend.ErrCorrupt}, damage)
 	}
-	r, err := db.salvage(s, slots, opts, damage)
+	r, err := db.salvage(s, records, opts, damage)
 	switch {
 	case err == nil && !r.Whole && opts.Recover == nil:
 		return nil, errors.Join(damage, r.discard())
@@ -330,8 +331,8 @@ func (db *DB) damaged(s *survey, slots []slot, earlier *recovery, opts Options, 
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot be recovered: %w", db.dir, err)
 	}
-	err = db.last.close()
-	db.last = nil
+	err = db.commitFile.Close()
+	db.commitFile = nil
 	if err := errors.Join(err, r.replace(db.dir, db.claim)); err != nil {
 		return nil, err
 	}
@@ -379,7 +380,7 @@ func (db *DB) options(opts Options) badger.Options {
 
 // settle makes Badger and LAST agree: settle repeats the commits that Badger lacks, and writes the
 // newest commit to LAST if LAST lacks that commit.
-func (db *DB) settle(s *survey, slots, redo []slot) error {
+func (db *DB) settle(s *survey, records, redo []commitfile.Record) error {
 	// The directory entries of files that Badger has just made may not be durable yet.
 	if err := fsys.SyncDir(db.dir); err != nil {
 		return err
@@ -389,34 +390,34 @@ func (db *DB) settle(s *survey, slots, redo []slot) error {
 	}
 	db.durable.Store(s.head.Seq)
 	if db.summary = s.head; s.head.Seq == 0 {
-		db.summary = layout.Summary{Store: slots[0].Store}
+		db.summary = layout.Summary{Store: records[0].Store}
 	}
 	for _, commit := range redo {
 		if err := db.redo(commit); err != nil {
 			return err
 		}
 	}
-	if slices.ContainsFunc(slots, func(s slot) bool { return s.Seq == db.summary.Seq }) {
+	if slices.ContainsFunc(records, func(s commitfile.Record) bool { return s.Seq == db.summary.Seq }) {
 		return nil
 	}
 	// The copy of the newest commit in LAST was not finished. The next commit would overwrite the
 	// only slot that is whole. So the copy is written first.
-	return db.last.write(slot{Summary: db.summary, writes: s.writes})
+	return db.commitFile.Write(commitfile.Record{Summary: db.summary, Writes: s.writes})
 }
 
 // redo repeats a commit that Badger has lost.
-func (db *DB) redo(commit slot) error {
+func (db *DB) redo(commit commitfile.Record) error {
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
-	for _, w := range commit.writes {
+	for _, w := range commit.Writes {
 		if err := txn.SetEntry(badger.NewEntry(w.Key, w.Value)); err != nil {
 			return fmt.Errorf("badgerdb: make commit %d again: %w", commit.Seq, err)
 		}
 	}
-	if err := db.make(txn, commit); err != nil {
+	if err := db.writeCommit(txn, commit); err != nil {
 		return err
 	}
-	db.room.use(commit.writes)
+	db.room.use(commit.Writes)
 	return nil
 }
 

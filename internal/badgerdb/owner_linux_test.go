@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 )
 
@@ -122,7 +123,7 @@ func TestWhatRootLeavesBehind(t *testing.T) {
 	t.Run("a mode", func(t *testing.T) {
 		dir := filepath.Join(reachable(t), "store")
 		made(t, dir, stranger)
-		require.NoError(t, os.Chmod(filepath.Join(dir, lastName), 0o400))
+		require.NoError(t, os.Chmod(filepath.Join(dir, commitfile.Name), 0o400))
 		_, _, v := child{Dir: dir, UID: stranger}.run(t)
 		require.True(t, v.Denied)
 		require.Contains(t, v.Text, "its mode")

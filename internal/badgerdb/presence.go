@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 )
 
 // A presence records which files the DB writes, and checks that the files are still in the
@@ -26,7 +27,7 @@ import (
 //	                 time has changed, and once more later, because two changes may have the same
 //	                 time
 type presence struct {
-	last atomic.Pointer[os.FileInfo] // identifies the open file LAST
+	commitFile atomic.Pointer[os.FileInfo] // identifies the open file LAST
 	// log is the log that is being written. log is owned by the committer, and read by Check.
 	log atomic.Pointer[logIdentity]
 
@@ -49,7 +50,7 @@ const timeGrain = 2 * time.Second
 // committer calls present.
 func (db *DB) present() error {
 	p := &db.presence
-	if err := db.lastPresent(); err != nil {
+	if err := db.commitFilePresent(); err != nil {
 		return err
 	}
 	path := db.room.path(db.room.log)
@@ -77,7 +78,7 @@ func (db *DB) present() error {
 // allPresent is present for the other goroutines. The caller holds use, so that Badger is not being
 // closed.
 func (db *DB) allPresent() error {
-	if err := db.lastPresent(); err != nil {
+	if err := db.commitFilePresent(); err != nil {
 		return err
 	}
 	if log := db.presence.log.Load(); log != nil {
@@ -92,20 +93,20 @@ func (db *DB) allPresent() error {
 	return db.tablesPresent()
 }
 
-func (db *DB) lastPresent() error {
-	path := filepath.Join(db.dir, lastName)
+func (db *DB) commitFilePresent() error {
+	path := filepath.Join(db.dir, commitfile.Name)
 	named, err := os.Stat(path)
 	if err != nil {
 		return gone(path, err)
 	}
-	open := db.presence.last.Load()
+	open := db.presence.commitFile.Load()
 	if open == nil {
-		info, err := db.last.file.Stat()
+		info, err := db.commitFile.Stat()
 		if err != nil {
 			return err
 		}
 		open = &info
-		db.presence.last.Store(open)
+		db.presence.commitFile.Store(open)
 	}
 	if !os.SameFile(named, *open) {
 		return gone(path, nil)

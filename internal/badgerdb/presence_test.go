@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -31,23 +32,23 @@ func TestFilesThatAreRemoved(t *testing.T) {
 	}{
 		"the directory is renamed": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Rename(dir, away))
-		}, lastName},
+		}, commitfile.Name},
 		"a copy replaces the directory": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Rename(dir, away))
 			copyDir(t, away, dir)
-		}, lastName},
+		}, commitfile.Name},
 		"an empty directory replaces the directory": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Rename(dir, away))
 			require.NoError(t, os.Mkdir(dir, 0o700))
-		}, lastName},
+		}, commitfile.Name},
 		"a file replaces the directory": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Rename(dir, away))
 			require.NoError(t, os.WriteFile(dir, nil, 0o600))
-		}, lastName},
-		lastName:   {only(lastName), lastName},
-		"a log":    {only("*.mem"), ".mem"},
-		"MANIFEST": {only("MANIFEST"), "MANIFEST"},
-		"a table":  {only("*.sst"), ".sst"},
+		}, commitfile.Name},
+		commitfile.Name: {only(commitfile.Name), commitfile.Name},
+		"a log":         {only("*.mem"), ".mem"},
+		"MANIFEST":      {only("MANIFEST"), "MANIFEST"},
+		"a table":       {only("*.sst"), ".sst"},
 		"a copy replaces the log": {func(t *testing.T, dir, away string) {
 			require.NoError(t, os.Mkdir(away, 0o700))
 			logs, err := badgerfile.FilesOf(dir, badgerfile.LogFiles)
@@ -86,7 +87,7 @@ func TestFilesThatAreRemoved(t *testing.T) {
 				require.ErrorIs(t, db.Apply(t.Context(), change("k", "newer", 2)), backend.ErrFailed)
 
 				// What was moved away is put back.
-				if c.missing == lastName && name != lastName {
+				if c.missing == commitfile.Name && name != commitfile.Name {
 					require.NoError(t, os.RemoveAll(dir))
 					require.NoError(t, os.Rename(away, dir))
 				} else {

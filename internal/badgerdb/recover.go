@@ -22,6 +22,7 @@ import (
 	"github.com/dgraph-io/badger/v4/y"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -146,7 +147,7 @@ func readRecovery(dir, name string) (*recovery, error) {
 		return nil, nil
 	}
 	for _, f := range r.Files {
-		if f.Name != lastName && badgerfile.Kind(f.Name) == "" {
+		if f.Name != commitfile.Name && badgerfile.Kind(f.Name) == "" {
 			return nil, nil
 		}
 	}
@@ -200,10 +201,10 @@ func (r *recovery) stage(dir string) (stage, error) {
 		return 0, err
 	}
 	in := dir
-	if _, err := os.Lstat(filepath.Join(dir, lastName)); away && errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(dir, commitfile.Name)); away && errors.Is(err, fs.ErrNotExist) {
 		in = r.away // LAST may have moved to r.away already
 	}
-	newest, err := newestIn(in)
+	newest, err := commitfile.Newest(in)
 	if err != nil {
 		return 0, err
 	}
@@ -269,7 +270,7 @@ func (r *recovery) discard() error {
 		return err
 	}
 	for _, f := range files {
-		if name := f.Name(); name == lastName || badgerfile.Kind(name) != "" {
+		if name := f.Name(); name == commitfile.Name || badgerfile.Kind(name) != "" {
 			if err := os.Remove(filepath.Join(r.work, name)); err != nil {
 				return err
 			}
@@ -292,21 +293,21 @@ func (r *recovery) discard() error {
 
 // storeOf returns the identity of the store in a directory. The result is zeros if the identity is
 // unknown.
-func storeOf(s *survey, slots []slot) [16]byte {
-	if s.head.Seq == 0 && len(slots) > 0 {
-		return slots[len(slots)-1].Store
+func storeOf(s *survey, records []commitfile.Record) [16]byte {
+	if s.head.Seq == 0 && len(records) > 0 {
+		return records[len(records)-1].Store
 	}
 	return s.head.Store
 }
 
 // salvage writes a recovery of the directory. salvage does not change the store's files; replace
 // does.
-func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*recovery, error) {
+func (db *DB) salvage(s *survey, records []commitfile.Record, opts Options, damage error) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
 		return nil, err
 	}
-	store := storeOf(s, slots)
+	store := storeOf(s, records)
 	// Without Options.Recover, Open may refuse the directory, and must then leave the directory as
 	// before.
 	if opts.Recover != nil {
@@ -318,21 +319,21 @@ func (db *DB) salvage(s *survey, slots []slot, opts Options, damage error) (*rec
 		return nil, err
 	}
 	var was layout.Summary
-	if len(slots) > 0 {
-		was = slots[len(slots)-1].Summary
+	if len(records) > 0 {
+		was = records[len(records)-1].Summary
 	}
 	r, err := newRecovery(db.dir, opts.crash, recoveryFile{Store: store[:], Was: was.Append(nil)})
 	if err != nil {
 		return nil, err
 	}
-	if err := r.fill(db.dir, s, slots, opts, damage); err != nil {
+	if err := r.fill(db.dir, s, records, opts, damage); err != nil {
 		return nil, errors.Join(err, r.discard())
 	}
 	return r, nil
 }
 
 // fill makes the new database, and describes the new database in RECOVERY.
-func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, damage error) error {
+func (r *recovery) fill(from string, s *survey, records []commitfile.Record, opts Options, damage error) error {
 	to := &DB{dir: r.work, room: newRoom(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
 	// The new database has no compactors. compactions can check a compaction only if Badger flushes
@@ -343,23 +344,19 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 		return err
 	}
 	to.badger = made
-	must, whole, left, err := to.collect(from, s, slots)
+	must, whole, left, err := to.collect(from, s, records)
 	if err = errors.Join(err, to.closeBadger()); err != nil {
 		return err
 	}
 	r.step("filled the database")
-	f, err := os.OpenFile(filepath.Join(r.work, lastName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join((&last{f}).write(slot{Summary: must}), f.Close()); err != nil {
+	if err := commitfile.CreateWith(r.work, commitfile.Record{Summary: must}); err != nil {
 		return err
 	}
 	survey, err := surveyDir(r.work)
 	if err != nil {
 		return err
 	}
-	if _, err := survey.reconcile([]slot{{Summary: must}}); err != nil {
+	if _, err := survey.reconcile([]commitfile.Record{{Summary: must}}); err != nil {
 		return err
 	}
 	c, err := listDir(r.work)
@@ -374,7 +371,7 @@ func (r *recovery) fill(from string, s *survey, slots []slot, opts Options, dama
 	if c.manifest {
 		names = append(names, badgerfile.ManifestFile)
 	}
-	for _, name := range append(names, lastName) {
+	for _, name := range append(names, commitfile.Name) {
 		sum, err := sumFile(filepath.Join(r.work, name), true)
 		if err != nil {
 			return err
@@ -412,7 +409,7 @@ var errForeign = errors.New("it is not the key store's: another program with Bad
 // collect fills the new database from the files in the directory from. collect returns the summary of
 // the new database. left reports how many of the expected entries were recovered, and any damage.
 // whole means that all entries were recovered and are unchanged.
-func (db *DB) collect(from string, s *survey, slots []slot) (h layout.Summary, whole bool, left, err error) {
+func (db *DB) collect(from string, s *survey, records []commitfile.Record) (h layout.Summary, whole bool, left, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
 	defer batch.Cancel()
@@ -447,17 +444,17 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h layout.Summary, w
 			return layout.Summary{}, false, nil, err
 		}
 	}
-	for _, slot := range slots {
-		if s.head.Seq > 0 && slot.Store != s.head.Store {
-			continue // the slot belongs to another store
+	for _, record := range records {
+		if s.head.Seq > 0 && record.Store != s.head.Store {
+			continue // the record belongs to another store
 		}
-		h.Store = slot.Store
-		for _, w := range slot.writes {
-			if err := put(slot.Seq, w); err != nil {
+		h.Store = record.Store
+		for _, w := range record.Writes {
+			if err := put(record.Seq, w); err != nil {
 				return layout.Summary{}, false, nil, err
 			}
 		}
-		h.Seq = max(h.Seq, slot.Seq)
+		h.Seq = max(h.Seq, record.Seq)
 	}
 	if err := batch.Flush(); err != nil {
 		return layout.Summary{}, false, nil, err
@@ -480,8 +477,8 @@ func (db *DB) collect(from string, s *survey, slots []slot) (h layout.Summary, w
 		return layout.Summary{}, false, nil, err
 	}
 	report := fmt.Errorf("%d entries are left", h.Entries)
-	if len(slots) > 0 {
-		want := slots[len(slots)-1].Summary
+	if len(records) > 0 {
+		want := records[len(records)-1].Summary
 		if s.head.Store == want.Store && s.head.Seq == want.Seq+1 {
 			want = s.head // the copy of this commit in LAST was not finished
 		}
@@ -579,8 +576,8 @@ func (r *recovery) replace(dir string, claim func() error) error {
 		return err
 	}
 	names := c.badger
-	if c.last {
-		names = append(names, lastName)
+	if c.commitFile {
+		names = append(names, commitfile.Name)
 	}
 	for _, name := range names {
 		if isWaiting, isNew := waiting[name]; isNew && !isWaiting {
@@ -598,7 +595,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 		if !waiting[f.Name] {
 			continue
 		}
-		if f.Name == lastName {
+		if f.Name == commitfile.Name {
 			if err := errors.Join(fsys.SyncDir(dir), fsys.SyncDir(r.work)); err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -91,7 +92,7 @@ func TestForeignDirectoryIsUntouched(t *testing.T) {
 		"a file LAST":                {"LAST": "will and testament"},
 		"a short file LAST":          {"LAST": "0"},
 		"an empty file LAST, more":   {"LAST": "", "thesis.tex": "t"},
-		"a long file LAST of zeros":  {"LAST": strings.Repeat("\x00", slotSize)},
+		"a long file LAST of zeros":  {"LAST": strings.Repeat("\x00", commitfile.SlotSize)},
 		"a directory LAST":           {"LAST/": ""},
 		"a file LOCK":                {"LOCK": "the door"},
 		"a directory LOCK":           {"LOCK/": ""},
@@ -151,7 +152,7 @@ func TestStoreThatWasBeingMade(t *testing.T) {
 // store.
 func TestDamagedLastAlone(t *testing.T) {
 	dir := t.TempDir()
-	put(t, dir, map[string]string{lastName: slotMagic + strings.Repeat("x", 2000)})
+	put(t, dir, map[string]string{commitfile.Name: commitfile.Magic + strings.Repeat("x", 2000)})
 	before := tree(t, dir)
 	_, err := Open(dir, Options{})
 	require.ErrorIs(t, err, backend.ErrCorrupt)
@@ -237,10 +238,10 @@ func TestOlderFilesBesideAFolder(t *testing.T) {
 	for _, name := range []string{"", "moving", "recovered", "recovering", work, away} {
 		mixed := filepath.Join(t.TempDir(), "mixed")
 		copyDir(t, older, mixed)
-		require.NoError(t, os.Remove(filepath.Join(mixed, lastName)))
-		last, err := os.ReadFile(filepath.Join(dir, lastName))
+		require.NoError(t, os.Remove(filepath.Join(mixed, commitfile.Name)))
+		last, err := os.ReadFile(filepath.Join(dir, commitfile.Name))
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(mixed, lastName), last, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(mixed, commitfile.Name), last, 0o600))
 		require.NoError(t, os.MkdirAll(filepath.Join(mixed, name), 0o700))
 		before := tree(t, mixed)
 		db, err := Open(mixed, Options{})
@@ -320,7 +321,7 @@ func TestRecoveryIsKilledAtEachStep(t *testing.T) {
 				for _, name := range names(t, dir) {
 					if strings.HasPrefix(name, damagedTo) {
 						away++
-						require.FileExists(t, filepath.Join(dir, name, lastName))
+						require.FileExists(t, filepath.Join(dir, name, commitfile.Name))
 					}
 					if strings.HasPrefix(name, recoveringTo) {
 						require.Empty(t, names(t, filepath.Join(dir, name)), "%s, %s", killed, again)
@@ -409,12 +410,12 @@ func TestInterruptedRecoveryIsVerified(t *testing.T) {
 			edit(t, filepath.Join(dir, work, recoveryName), flip(lastByte))
 		},
 		"LAST is another store's": func(t *testing.T, dir string) {
-			last, err := os.ReadFile(filepath.Join(other.dir, lastName))
+			last, err := os.ReadFile(filepath.Join(other.dir, commitfile.Name))
 			require.NoError(t, err)
-			require.NoError(t, os.WriteFile(filepath.Join(dir, lastName), last, 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, commitfile.Name), last, 0o600))
 		},
 		"LAST is gone": func(t *testing.T, dir string) {
-			require.NoError(t, os.Remove(filepath.Join(dir, away, lastName)))
+			require.NoError(t, os.Remove(filepath.Join(dir, away, commitfile.Name)))
 		},
 		"it is in another directory": func(t *testing.T, dir string) {
 			require.NoError(t, os.Rename(filepath.Join(dir, away), filepath.Join(dir, "elsewhere")))

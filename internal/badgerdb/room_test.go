@@ -297,7 +297,7 @@ func TestFullDiskWithinAGroup(t *testing.T) {
 func TestWhatPoisons(t *testing.T) {
 	for name, harm := range map[string]func(db *DB){
 		"LAST cannot be written": func(db *DB) {
-			require.NoError(t, db.last.file.Close())
+			require.NoError(t, db.commitFile.Close())
 		},
 		"Badger cannot write a table": func(db *DB) {
 			logger{to: quiet, db: db}.Errorf("error flushing memtable to disk: %v, retrying", errors.New("input/output error"))

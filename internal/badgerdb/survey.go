@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -25,7 +26,7 @@ import (
 // that the manifest names holds the whole log. So the highest timestamp in the tables, with the
 // first and last timestamp of each log, shows how far the store is without a gap.
 //
-// The type last has the decision table of reconcile.
+// The type commitfile.File has the decision table of reconcile.
 type survey struct {
 	dir    string
 	used   bool             // the directory has a manifest, tables, or logs
@@ -198,9 +199,9 @@ func (s *survey) reach() (seq uint64, gap error) {
 }
 
 // reconcile compares the directory with the last commits, and returns the commits that Open must
-// make again. slots has the older commit first. The error wraps ErrCorrupt, and says what is wrong
+// make again. records has the older commit first. The error wraps ErrCorrupt, and says what is wrong
 // and where, unless a file could not be read.
-func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
+func (s *survey) reconcile(records []commitfile.Record) (redo []commitfile.Record, err error) {
 	damage := s.damage
 	seq, gap := s.reach()
 	if gap != nil {
@@ -209,30 +210,30 @@ func (s *survey) reconcile(slots []slot) (redo []slot, err error) {
 	if len(damage) > 0 {
 		return nil, s.corrupt(damage...)
 	}
-	if len(slots) == 0 {
-		return nil, s.corrupt(errNoSlots)
+	if len(records) == 0 {
+		return nil, s.corrupt(commitfile.ErrNoRecord)
 	}
 	if s.head.Seq != seq {
 		return nil, s.corrupt(fmt.Errorf("the summary of commit %d is missing, and that of commit %d is there", seq, s.head.Seq))
 	}
 	have := seq
-	for _, slot := range slots {
-		if seq > 0 && slot.Store != s.head.Store {
-			return nil, s.corrupt(fmt.Errorf("%s belongs to another store", lastName))
+	for _, record := range records {
+		if seq > 0 && record.Store != s.head.Store {
+			return nil, s.corrupt(fmt.Errorf("%s belongs to another store", commitfile.Name))
 		}
-		if seq > 0 && slot.Seq == seq && slot.Summary != s.head {
-			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", lastName, slot.Summary, s.head))
+		if seq > 0 && record.Seq == seq && record.Summary != s.head {
+			return nil, s.corrupt(fmt.Errorf("%s has another history: %v there, and %v in the tables", commitfile.Name, record.Summary, s.head))
 		}
-		if slot.Seq == have+1 && len(slot.writes) > 0 {
-			redo = append(redo, slot)
+		if record.Seq == have+1 && len(record.Writes) > 0 {
+			redo = append(redo, record)
 			have++
 		}
 	}
-	switch newest := slots[len(slots)-1].Seq; {
+	switch newest := records[len(records)-1].Seq; {
 	case have < newest:
 		return nil, s.corrupt(s.lost(seq, newest))
 	case seq > newest+1:
-		return nil, s.corrupt(fmt.Errorf("%s: its last commit is %d, and there are %d: it is an old one, or damaged", lastName, newest, seq))
+		return nil, s.corrupt(fmt.Errorf("%s: its last commit is %d, and there are %d: it is an old one, or damaged", commitfile.Name, newest, seq))
 	default:
 		return redo, s.forgotten(newest)
 	}

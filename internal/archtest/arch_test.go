@@ -30,7 +30,7 @@ func deps(t *testing.T, pkg string) []string { return list(t, "-deps", module+pk
 // rooms are the packages that internal/badgerdb consists of. A package that may depend on
 // internal/badgerdb may depend on the rooms too.
 var rooms = []string{"internal/fsys", "internal/badgerdb/layout", "internal/badgerdb/badgerfile",
-	"internal/badgerdb/commitfile"}
+	"internal/badgerdb/commitfile", "internal/badgerdb/survey"}
 
 func TestImports(t *testing.T) {
 	const (
@@ -64,6 +64,7 @@ func TestImports(t *testing.T) {
 		{"internal/badgerdb/layout", []string{"keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
 		{"internal/badgerdb/badgerfile", []string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"}, []string{grpc}},
 		{"internal/badgerdb/commitfile", []string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
+		{"internal/badgerdb/survey", []string{"internal/fsys", "internal/badgerdb/layout", "internal/badgerdb/badgerfile", "internal/badgerdb/commitfile", "keystore/backend"}, []string{grpc}},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},

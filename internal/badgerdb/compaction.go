@@ -71,7 +71,7 @@ import (
 //  2. No table is deleted before the compaction that replaced the table was found whole, because a
 //     hold has a reference to each table. After a compaction that was not whole, no table is
 //     deleted any more, and the DB serves nothing. The next Open finds the entries that the
-//     manifest has lost, and restores order (survey.forgotten).
+//     manifest has lost, and restores order (checkOrphans of package survey).
 //     A compaction waits before its first table until there is space for all of its tables.
 //  3. A read is not answered while the read may have seen the tables of a compaction that was not
 //     found whole yet.

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -183,11 +184,11 @@ func TestCompactionsAreWatched(t *testing.T) {
 		revision++
 	}
 	require.NoError(t, db.Close())
-	s, err := surveyDir(dir)
+	s, err := survey.Read(dir)
 	require.NoError(t, err)
-	require.NotEmpty(t, s.named)
-	require.Empty(t, s.strays)
-	require.Empty(t, s.logs)
+	require.NotEmpty(t, s.Named)
+	require.Empty(t, s.Strays)
+	require.Empty(t, s.Logs)
 }
 
 // What all this is for. When this test fails, because Badger has mended it, compactions need not be watched any more.
@@ -250,9 +251,9 @@ func TestOpenAfterCrashes(t *testing.T) {
 	for n := range 2 * level0Stall {
 		db, err := Open(dir, Options{})
 		require.NoError(t, err)
-		s, err := surveyDir(dir)
+		s, err := survey.Read(dir)
 		require.NoError(t, err)
-		for _, l := range s.logs {
+		for _, l := range s.Logs {
 			require.Zero(t, l.Last, "it is in a table")
 		}
 		require.NoError(t, db.Apply(t.Context(), change(fmt.Sprint("k", n), "v", 0)))

@@ -19,6 +19,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -478,11 +479,11 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 		f := fixture{filepath.Join(t.TempDir(), "crash"), map[string]string{"k": "revoked"}}
 		copyDir(t, dir, f.dir)
 		if flushed {
-			s, err := surveyDir(f.dir)
+			s, err := survey.Read(f.dir)
 			require.NoError(t, err)
 			bare := &DB{dir: f.dir, room: newRoom(f.dir, 0, 0)}
 			bare.compactions = newCompactions(bare)
-			require.NoError(t, s.tidy())
+			require.NoError(t, s.Clean())
 			bare.badger, err = badger.OpenManaged(bare.options(Options{Logger: quiet}))
 			require.NoError(t, err)
 			require.NoError(t, bare.badger.Close())
@@ -492,9 +493,9 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 		require.Equal(t, f.entries, read(t, db))
 		require.NoError(t, db.Close())
 		edit(t, filepath.Join(f.dir, "MANIFEST"), func(b []byte) []byte { return b[:len(b)-2] })
-		s, err := surveyDir(f.dir)
+		s, err := survey.Read(f.dir)
 		require.NoError(t, err)
-		for _, path := range s.strays {
+		for _, path := range s.Strays {
 			require.NoError(t, os.Remove(path))
 		}
 		db, err = Open(f.dir, Options{})
@@ -506,30 +507,4 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 		require.Equal(t, f.entries, read(t, db), "it is made again")
 		require.NoError(t, db.Close())
 	}
-}
-
-// Whatever a log or a table holds, looking at it ends, without a panic.
-func FuzzFiles(f *testing.F) {
-	dir := f.TempDir()
-	db := open(f, dir)
-	require.NoError(f, db.Apply(f.Context(), change("a", "1", 0), change("b", "2", 0)))
-	require.NoError(f, db.Apply(f.Context(), change("a", "3", 1)))
-	log, err := os.ReadFile(fixture{dir: dir}.file(f, "*.mem"))
-	require.NoError(f, err)
-	f.Add(bytes.TrimRight(log, "\x00"))
-	require.NoError(f, db.Close())
-	table, err := os.ReadFile(fixture{dir: dir}.file(f, "*.sst"))
-	require.NoError(f, err)
-	f.Add(table)
-	f.Add(make([]byte, 8)) // the checksum of an index without bytes is right
-	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := badgerfile.ParseLog(bytes.NewReader(data), func(uint64, []layout.Write) error { return nil })
-		require.NoError(t, err)
-		require.LessOrEqual(t, l.End, int64(max(len(data), badgerfile.LogHeaderSize)))
-		_ = badgerfile.ReadTable("fuzz", data, func(table badgerfile.Table) error {
-			_, _, err := checkTable(table)
-			return err
-		})
-		_ = badgerfile.Entries(data, func([]byte, uint64, []byte) {}) // as if its checksum were right
-	})
 }

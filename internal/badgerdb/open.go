@@ -18,6 +18,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -180,12 +181,12 @@ func (db *DB) open(opts Options) (*recovery, error) {
 			return nil, err
 		}
 	}
-	s, err := surveyDir(db.dir)
+	s, err := survey.Read(db.dir)
 	if err != nil {
 		return nil, err
 	}
 	isNew := false
-	if kind != commitfile.Ours && s.head.Seq == 0 { // the directory holds no files of a store
+	if kind != commitfile.Ours && s.Summary.Seq == 0 { // the directory holds no files of a store
 		switch {
 		case kind == commitfile.Unknown:
 			return nil, notAStore(db.dir, commitfile.Name, othersFile)
@@ -198,15 +199,15 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		}
 		isNew = true
 	}
-	if s.foreign != "" {
-		return nil, fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.foreign, errForeign)
+	if s.Foreign != "" {
+		return nil, fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.Foreign, errForeign)
 	}
 	if c.inTheWay != "" {
 		return nil, fmt.Errorf("%s holds %s, which Badger would take for a file of its own: "+
 			"move that file elsewhere", db.dir, c.inTheWay)
 	}
 	var inLogs, largest int64
-	for _, l := range s.logs {
+	for _, l := range s.Logs {
 		inLogs += l.End
 		largest = max(largest, l.Memory)
 	}
@@ -239,7 +240,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if absent != nil && opts.Recover == nil {
 		return nil, absent
 	}
-	redo, err := s.reconcile(records)
+	redo, err := s.Reconcile(records)
 	if err = cmp.Or(absent, err); err != nil {
 		return db.damaged(s, records, r, opts, err)
 	}
@@ -249,18 +250,18 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err := discardUnfinished(db.dir, c.recoveries, records[0].Store); err != nil {
 		return nil, err
 	}
-	if err := s.tidy(); err != nil {
+	if err := s.Clean(); err != nil {
 		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
 	}
 	db.compactions = newCompactions(db)
 	// No compaction runs while Badger opens. Badger would wait for a compaction if level 0 had the
 	// maximum number of tables. So the maximum is raised by the tables and logs in the directory.
-	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.level0 + len(s.logs))
+	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.Level0 + len(s.Logs))
 	if db.badger, err = badger.OpenManaged(options); err != nil {
 		db.badger = nil
 		return nil, openError(db.dir, err)
 	}
-	if err := db.awaitTables(s.logs); err != nil {
+	if err := db.awaitTables(s.Logs); err != nil {
 		return nil, err
 	}
 	db.compactions.room = db.room
@@ -283,7 +284,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 // A compaction would mistake the second table for a table that the compaction has made.
 func (db *DB) awaitTables(logs []badgerfile.Log) error {
 	for _, l := range logs {
-		for l.Last > 0 { // tidy has removed the logs without a commit
+		for l.Last > 0 { // Clean has removed the logs without a commit
 			if _, err := os.Stat(filepath.Join(db.dir, l.Name)); errors.Is(err, fs.ErrNotExist) {
 				break
 			}
@@ -307,7 +308,7 @@ func (db *DB) awaitTables(logs []badgerfile.Log) error {
 // the sum of their checksums. Both figures prove that all entries are there and unchanged.
 //
 // If an earlier recovery is not reported yet, the new recovery reports the losses of both.
-func (db *DB) damaged(s *survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
+func (db *DB) damaged(s *survey.Survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
 	*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
 		return nil, damage
@@ -380,16 +381,16 @@ func (db *DB) options(opts Options) badger.Options {
 
 // settle makes Badger and LAST agree: settle repeats the commits that Badger lacks, and writes the
 // newest commit to LAST if LAST lacks that commit.
-func (db *DB) settle(s *survey, records, redo []commitfile.Record) error {
+func (db *DB) settle(s *survey.Survey, records, redo []commitfile.Record) error {
 	// The directory entries of files that Badger has just made may not be durable yet.
 	if err := fsys.SyncDir(db.dir); err != nil {
 		return err
 	}
-	if got := db.badger.MaxVersion(); got != s.head.Seq {
-		return s.corrupt(fmt.Errorf("badger opened it at commit %d, and not at %d", got, s.head.Seq))
+	if got := db.badger.MaxVersion(); got != s.Summary.Seq {
+		return s.CorruptError(fmt.Errorf("badger opened it at commit %d, and not at %d", got, s.Summary.Seq))
 	}
-	db.durable.Store(s.head.Seq)
-	if db.summary = s.head; s.head.Seq == 0 {
+	db.durable.Store(s.Summary.Seq)
+	if db.summary = s.Summary; s.Summary.Seq == 0 {
 		db.summary = layout.Summary{Store: records[0].Store}
 	}
 	for _, commit := range redo {
@@ -402,7 +403,7 @@ func (db *DB) settle(s *survey, records, redo []commitfile.Record) error {
 	}
 	// The copy of the newest commit in LAST was not finished. The next commit would overwrite the
 	// only slot that is whole. So the copy is written first.
-	return db.commitFile.Write(commitfile.Record{Summary: db.summary, Writes: s.writes})
+	return db.commitFile.Write(commitfile.Record{Summary: db.summary, Writes: s.Writes})
 }
 
 // redo repeats a commit that Badger has lost.

@@ -24,6 +24,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -293,16 +294,16 @@ func (r *recovery) discard() error {
 
 // storeOf returns the identity of the store in a directory. The result is zeros if the identity is
 // unknown.
-func storeOf(s *survey, records []commitfile.Record) [16]byte {
-	if s.head.Seq == 0 && len(records) > 0 {
+func storeOf(s *survey.Survey, records []commitfile.Record) [16]byte {
+	if s.Summary.Seq == 0 && len(records) > 0 {
 		return records[len(records)-1].Store
 	}
-	return s.head.Store
+	return s.Summary.Store
 }
 
 // salvage writes a recovery of the directory. salvage does not change the store's files; replace
 // does.
-func (db *DB) salvage(s *survey, records []commitfile.Record, opts Options, damage error) (*recovery, error) {
+func (db *DB) salvage(s *survey.Survey, records []commitfile.Record, opts Options, damage error) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
 		return nil, err
@@ -333,7 +334,7 @@ func (db *DB) salvage(s *survey, records []commitfile.Record, opts Options, dama
 }
 
 // fill makes the new database, and describes the new database in RECOVERY.
-func (r *recovery) fill(from string, s *survey, records []commitfile.Record, opts Options, damage error) error {
+func (r *recovery) fill(from string, s *survey.Survey, records []commitfile.Record, opts Options, damage error) error {
 	to := &DB{dir: r.work, room: newRoom(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
 	// The new database has no compactors. compactions can check a compaction only if Badger flushes
@@ -352,11 +353,11 @@ func (r *recovery) fill(from string, s *survey, records []commitfile.Record, opt
 	if err := commitfile.CreateWith(r.work, commitfile.Record{Summary: must}); err != nil {
 		return err
 	}
-	survey, err := surveyDir(r.work)
+	recoveredFiles, err := survey.Read(r.work)
 	if err != nil {
 		return err
 	}
-	if _, err := survey.reconcile([]commitfile.Record{{Summary: must}}); err != nil {
+	if _, err := recoveredFiles.Reconcile([]commitfile.Record{{Summary: must}}); err != nil {
 		return err
 	}
 	c, err := listDir(r.work)
@@ -409,7 +410,7 @@ var errForeign = errors.New("it is not the key store's: another program with Bad
 // collect fills the new database from the files in the directory from. collect returns the summary of
 // the new database. left reports how many of the expected entries were recovered, and any damage.
 // whole means that all entries were recovered and are unchanged.
-func (db *DB) collect(from string, s *survey, records []commitfile.Record) (h layout.Summary, whole bool, left, err error) {
+func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record) (h layout.Summary, whole bool, left, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
 	defer batch.Cancel()
@@ -431,7 +432,7 @@ func (db *DB) collect(from string, s *survey, records []commitfile.Record) (h la
 	if err != nil {
 		return layout.Summary{}, false, nil, err
 	}
-	for _, l := range s.logs {
+	for _, l := range s.Logs {
 		_, err := badgerfile.ReadLog(filepath.Join(from, l.Name), func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				if err := put(version, w); err != nil {
@@ -445,7 +446,7 @@ func (db *DB) collect(from string, s *survey, records []commitfile.Record) (h la
 		}
 	}
 	for _, record := range records {
-		if s.head.Seq > 0 && record.Store != s.head.Store {
+		if s.Summary.Seq > 0 && record.Store != s.Summary.Store {
 			continue // the record belongs to another store
 		}
 		h.Store = record.Store
@@ -479,8 +480,8 @@ func (db *DB) collect(from string, s *survey, records []commitfile.Record) (h la
 	report := fmt.Errorf("%d entries are left", h.Entries)
 	if len(records) > 0 {
 		want := records[len(records)-1].Summary
-		if s.head.Store == want.Store && s.head.Seq == want.Seq+1 {
-			want = s.head // the copy of this commit in LAST was not finished
+		if s.Summary.Store == want.Store && s.Summary.Seq == want.Seq+1 {
+			want = s.Summary // the copy of this commit in LAST was not finished
 		}
 		report = fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
 		if whole = want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum; whole {

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
+	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -376,14 +377,14 @@ func TestSmallMemtables(t *testing.T) {
 		for n := 0; chosen == smallMemtable; n++ {
 			crash := filepath.Join(t.TempDir(), "crash")
 			copyDir(t, dir, crash)
-			s, err := surveyDir(crash)
+			s, err := survey.Read(crash)
 			require.NoError(t, err)
-			require.Len(t, s.logs, 1)
-			chosen = memtableFor(small, unlimited, crash, s.logs[0].Memory)
-			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.logs[0].Memory))
-			require.Equal(t, chosen, memtableFor(large, quota, crash, s.logs[0].Memory))
-			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.logs[0].Memory))
-			if s.logs[0].Memory > smallMemtable {
+			require.Len(t, s.Logs, 1)
+			chosen = memtableFor(small, unlimited, crash, s.Logs[0].Memory)
+			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.Logs[0].Memory))
+			require.Equal(t, chosen, memtableFor(large, quota, crash, s.Logs[0].Memory))
+			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.Logs[0].Memory))
+			if s.Logs[0].Memory > smallMemtable {
 				db, err := Open(crash, Options{memTableSize: chosen}) // or Badger ends the process
 				require.NoError(t, err, name)
 				require.NoError(t, db.Close())

@@ -1,0 +1,4 @@
+package survey
+
+// CheckTable is checkTable for tests.
+var CheckTable = checkTable

@@ -52,7 +52,8 @@ func ExampleHasher() {
 
 	one, two := h.Digest("the token"), h.Digest("the token")
 	fmt.Println(one.Scheme, bytes.Equal(one.Sum, two.Sum))
-	fmt.Println(h.Match(one, "the token") == hashing.Match, h.Match(two, "the token") == hashing.Match)
+	fmt.Println(h.Match(one, "the token") == hashing.Match,
+		h.Match(two, "the token") == hashing.Match)
 	fmt.Println(h.Match(one, "another") == hashing.Mismatch)
 	fmt.Println(h.Match(hashing.SHA256().Digest("the token"), "the token") == hashing.MatchOutdated)
 	// Output:

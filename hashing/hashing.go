@@ -151,8 +151,8 @@ func equal(a, b []byte) bool {
 // HMACSHA256 returns an error if the id or the pepper breaks these rules.
 func HMACSHA256(id string, pepper []byte) (Hasher, error) {
 	if id == "" || len(id) > 64 || strings.Trim(id, idChars) != "" {
-		return nil, errors.New("hashing: the id of a pepper must consist of 1 to 64 ASCII letters, " +
-			"digits, '.', '_' and '-', such as the year")
+		return nil, errors.New("hashing: the id of a pepper must consist of " +
+			"1 to 64 ASCII letters, digits, '.', '_' and '-', such as the year")
 	}
 	if len(pepper) < 16 {
 		return nil, fmt.Errorf("hashing: the pepper has %d bytes and needs at least 16: "+
@@ -264,8 +264,9 @@ func membersOf(h Hasher) []member {
 func (k *keyring) add(m member) error {
 	for _, other := range k.members {
 		if other.digest.Scheme == m.digest.Scheme && other.hasher.Match(m.digest, sample) != Match {
-			return fmt.Errorf("hashing: two hashers of the keyring have the scheme %q but different "+
-				"peppers: give each pepper its own id, such as the year", m.digest.Scheme)
+			return fmt.Errorf("hashing: two hashers of the keyring have the scheme %q "+
+				"but different peppers: give each pepper its own id, such as the year",
+				m.digest.Scheme)
 		}
 	}
 	k.members = append(k.members, m)

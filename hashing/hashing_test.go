@@ -38,9 +38,12 @@ func TestSHA256Vectors(t *testing.T) {
 	for message, sum := range map[string]string{
 		"":    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
 		"abc": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-		"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq": "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
-		strings.Repeat("a", 128):                                   "6836cf13bac400e9105071cd6af47084dfacad4e5e302c94bfed24e013afb73e",
-		strings.Repeat("a", 1_000_000):                             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
+		"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq": "" +
+			"248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
+		strings.Repeat("a", 128): "" +
+			"6836cf13bac400e9105071cd6af47084dfacad4e5e302c94bfed24e013afb73e",
+		strings.Repeat("a", 1_000_000): "" +
+			"cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
 	} {
 		d := hashing.SHA256().Digest(message)
 		require.Equal(t, "sha256", d.Scheme)
@@ -60,12 +63,28 @@ func TestHMACSHA256Vectors(t *testing.T) {
 		key       []byte
 		data, sum string
 	}{
-		{bytes.Repeat([]byte{0x0b}, 20), "Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"},
-		{bytes.Repeat([]byte{0xaa}, 20), strings.Repeat("\xdd", 50), "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"},
-		{counting, strings.Repeat("\xcd", 50), "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"},
-		{bytes.Repeat([]byte{0xaa}, 131), "Test Using Larger Than Block-Size Key - Hash Key First", "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"},
-		{bytes.Repeat([]byte{0xaa}, 131), "This is a test using a larger than block-size key and a larger than block-size data. " +
-			"The key needs to be hashed before being used by the HMAC algorithm.", "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2"},
+		{
+			bytes.Repeat([]byte{0x0b}, 20), "Hi There",
+			"b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
+		},
+		{
+			bytes.Repeat([]byte{0xaa}, 20), strings.Repeat("\xdd", 50),
+			"773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe",
+		},
+		{
+			counting, strings.Repeat("\xcd", 50),
+			"82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b",
+		},
+		{
+			bytes.Repeat([]byte{0xaa}, 131),
+			"Test Using Larger Than Block-Size Key - Hash Key First",
+			"60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
+		},
+		{bytes.Repeat([]byte{0xaa}, 131),
+			"This is a test using a larger than block-size key " +
+				"and a larger than block-size data. " +
+				"The key needs to be hashed before being used by the HMAC algorithm.",
+			"9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2"},
 	} {
 		h := peppered(t, "rfc4231", v.key)
 		for range 2 { // first with a new state, then with a used state
@@ -105,14 +124,16 @@ func TestMatch(t *testing.T) {
 			for _, damaged := range [][]byte{
 				nil, {}, d.Sum[:31], append(bytes.Clone(d.Sum), 0), make([]byte, 32),
 			} {
-				require.Equal(t, hashing.Mismatch, h.Match(hashing.Digest{Scheme: scheme, Sum: damaged}, token))
+				require.Equal(t, hashing.Mismatch,
+					h.Match(hashing.Digest{Scheme: scheme, Sum: damaged}, token))
 			}
 			for i := range d.Sum {
 				d.Sum[i] ^= 1
 				require.Equal(t, hashing.Mismatch, h.Match(d, token))
 				d.Sum[i] ^= 1
 			}
-			require.Equal(t, hashing.Match, h.Match(d, token), "digests are not shared between calls")
+			require.Equal(t, hashing.Match, h.Match(d, token),
+				"digests are not shared between calls")
 			require.Equal(t, hashing.Mismatch, h.Match(hashing.Digest{}, ""))
 		})
 	}
@@ -174,7 +195,8 @@ func TestKeyring(t *testing.T) {
 	require.Equal(t, hashing.MatchOutdated, around.Match(current.Digest(token), token))
 
 	same := keyring(t, current, old, peppered(t, "2", make([]byte, 32)))
-	require.Equal(t, hashing.Match, same.Match(current.Digest(token), token), "the same pepper twice")
+	require.Equal(t, hashing.Match, same.Match(current.Digest(token), token),
+		"the same pepper twice")
 
 	earlier := []hashing.Hasher{old}
 	ring = keyring(t, current, earlier...)
@@ -242,7 +264,9 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	}
 	var out strings.Builder
 	for _, v := range values {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%p"} {
+		for _, verb := range []string{
+			"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T", "%p",
+		} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 		text, err := json.Marshal(v)

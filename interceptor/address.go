@@ -34,7 +34,9 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 	return Option{func(c *config) error {
 		switch {
 		case len(c.proxies.networks) > 0:
-			return errors.New("TrustProxy is given twice: name all proxies in one TrustProxy option")
+			return errors.New(
+				"TrustProxy is given twice: name all proxies in one TrustProxy option",
+			)
 		case len(proxies) == 0:
 			return errors.New("TrustProxy: no proxies: name the networks of the proxies")
 		}
@@ -48,7 +50,8 @@ func TrustProxy(header string, proxies ...netip.Prefix) Option {
 					p, p.Masked(), p.Addr(), p.Addr().BitLen())
 			case p.Bits() == 0:
 				return fmt.Errorf("TrustProxy: %v contains every caller, "+
-					"so every caller could claim every address: name the networks of the proxies", p)
+					"so every caller could claim every address: name the networks of the proxies",
+					p)
 			}
 		}
 		c.proxies.networks = slices.Clone(proxies)
@@ -80,7 +83,8 @@ func TrustProxyTransport(header string, networks ...string) Option {
 			case n == "" || strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-_+.") != "":
 				return fmt.Errorf("TrustProxyTransport: %q is not the name of a transport, "+
 					"such as unix or bufconn", n)
-			case strings.HasPrefix(n, "tcp"), strings.HasPrefix(n, "udp"), strings.HasPrefix(n, "ip"):
+			case strings.HasPrefix(n, "tcp"), strings.HasPrefix(n, "udp"),
+				strings.HasPrefix(n, "ip"):
 				return fmt.Errorf("TrustProxyTransport: callers over %s have addresses: "+
 					"name the proxies with TrustProxy", n)
 			}
@@ -178,8 +182,8 @@ func peerAddr(p *peer.Peer) netip.Addr {
 	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
 		return normalizeAddr(tcp.AddrPort().Addr())
 	}
-	// Under ServeHTTP, the address is the RemoteAddr of the request. Middleware may have removed the
-	// port.
+	// Under ServeHTTP, the address is the RemoteAddr of the request. Middleware may have removed
+	// the port.
 	return parseAddr(p.Addr.String())
 }
 

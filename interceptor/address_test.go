@@ -17,7 +17,9 @@ import (
 
 func proxied(t testing.TB) *config {
 	c := new(config)
-	require.NoError(t, TrustProxy("X-Forwarded-For", netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")).apply(c))
+	require.NoError(t,
+		TrustProxy("X-Forwarded-For", netip.MustParsePrefix("10.0.0.0/8"),
+			netip.MustParsePrefix("fd00::/8")).apply(c))
 	return c
 }
 
@@ -32,7 +34,8 @@ func TestForwarded(t *testing.T) {
 		{[]string{""}, ""},
 		{[]string{"192.0.2.1"}, "192.0.2.1"},
 		{[]string{"192.0.2.1:443"}, "192.0.2.1"},
-		{[]string{"203.0.113.9, 192.0.2.1"}, "192.0.2.1"},              // the caller sent the first address
+		// the caller sent the first address
+		{[]string{"203.0.113.9, 192.0.2.1"}, "192.0.2.1"},
 		{[]string{"203.0.113.9", "192.0.2.1 , 10.1.1.1"}, "192.0.2.1"}, // in two lines
 		{[]string{"192.0.2.1", "10.1.1.1", "fd00::1,10.2.2.2"}, "192.0.2.1"},
 		{[]string{"10.1.1.1,10.2.2.2"}, "10.1.1.1"}, // the proxy itself is the caller
@@ -110,7 +113,8 @@ func TestTrustProxyRefuses(t *testing.T) {
 	}
 	require.Error(t, TrustProxy("x-forwarded-for", network).apply(proxied(t)), "twice")
 	require.ErrorContains(t, TrustProxy("Forwarded", network).apply(new(config)), "RFC 7239")
-	require.ErrorContains(t, TrustProxyTransport("x-real-ip", "unix").apply(proxied(t)), "all proxies must set the same")
+	require.ErrorContains(t, TrustProxyTransport("x-real-ip", "unix").apply(proxied(t)),
+		"all proxies must set the same")
 	both := proxied(t)
 	require.NoError(t, TrustProxyTransport("X-Forwarded-For", "unix", "bufconn").apply(both))
 	require.ErrorContains(t, TrustProxyTransport("X-Forwarded-For", "unix").apply(both), "twice")
@@ -120,7 +124,9 @@ func TestTrustProxyRefuses(t *testing.T) {
 
 // For every permitted rate of failures, the time to wait is positive.
 func TestFailuresAlwaysWaitPositiveTime(t *testing.T) {
-	for _, perSecond := range []float64{math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2} {
+	for _, perSecond := range []float64{
+		math.SmallestNonzeroFloat64, 1e-300, 1e-10, 1e-9, 0.5, math.MaxFloat64 / 2,
+	} {
 		f := newFailures(rate.Limit(perSecond), 1)
 		addr := netip.MustParseAddr("192.0.2.1")
 		f.add(addr)
@@ -172,7 +178,11 @@ func TestAddressOfAPeer(t *testing.T) {
 		} else {
 			require.Equal(t, c.want, got.String(), "%v", c.remote)
 		}
-		require.False(t, peerAddr(&peer.Peer{Addr: c.remote, LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(), "on a unix socket")
+		require.False(t,
+			peerAddr(
+				&peer.Peer{Addr: c.remote,
+					LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(),
+			"on a unix socket")
 	}
 }
 

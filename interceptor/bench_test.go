@@ -19,7 +19,8 @@ func TestUnaryAllocations(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	unary := newAuth(t, store).Unary()
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token, "user-agent", "test"))
+	ctx := metadata.NewIncomingContext(t.Context(),
+		metadata.Pairs("authorization", "Bearer "+token, "user-agent", "test"))
 	info := &grpc.UnaryServerInfo{FullMethod: emptyCall}
 	handler := func(context.Context, any) (any, error) { return nil, nil }
 	var err error
@@ -33,7 +34,9 @@ func TestUnaryAllocations(t *testing.T) {
 func BenchmarkUnary(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
-	for name, opts := range map[string][]grpc.ServerOption{"with": newAuth(b, store).ServerOptions(), "without": nil} {
+	for name, opts := range map[string][]grpc.ServerOption{
+		"with": newAuth(b, store).ServerOptions(), "without": nil,
+	} {
 		b.Run(name, func(b *testing.B) {
 			client := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, opts...)))
 			ctx := withKey(b.Context(), token)
@@ -52,7 +55,9 @@ func BenchmarkUnary(b *testing.B) {
 func BenchmarkUnaryTurns(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
-	with := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, newAuth(b, store).ServerOptions()...)))
+	with := testpb.NewTestServiceClient(
+		dial(b, serve(b, &service{}, newAuth(b, store).ServerOptions()...)),
+	)
 	without := testpb.NewTestServiceClient(dial(b, serve(b, &service{})))
 	ctx := withKey(b.Context(), token)
 	round := func(client testpb.TestServiceClient) time.Duration {
@@ -96,9 +101,12 @@ func BenchmarkStreamMessage(b *testing.B) {
 	for _, bm := range []struct {
 		name string
 		opts []grpc.ServerOption
-	}{{"none", nil}, {"ended from outside", auth}, {"goroutine a call", append([]grpc.ServerOption{hidden()}, auth...)}} {
+	}{{"none", nil}, {"ended from outside", auth},
+		{"goroutine a call", append([]grpc.ServerOption{hidden()}, auth...)}} {
 		b.Run(bm.name, func(b *testing.B) {
-			stream, err := testpb.NewTestServiceClient(dial(b, serve(b, echo, bm.opts...))).FullDuplexCall(withKey(b.Context(), token))
+			stream, err := testpb.NewTestServiceClient(
+				dial(b, serve(b, echo, bm.opts...)),
+			).FullDuplexCall(withKey(b.Context(), token))
 			require.NoError(b, err)
 			request := &testpb.StreamingOutputCallRequest{}
 			b.ReportAllocs()
@@ -127,7 +135,9 @@ func BenchmarkTimeToClose(b *testing.B) {
 				_, err := s.Recv()
 				return err
 			}}
-			client := testpb.NewTestServiceClient(dial(b, serve(b, svc, append(bm.opts, newAuth(b, store).ServerOptions()...)...)))
+			client := testpb.NewTestServiceClient(
+				dial(b, serve(b, svc, append(bm.opts, newAuth(b, store).ServerOptions()...)...)),
+			)
 			var returned, known time.Duration
 			for b.Loop() {
 				key, token := issue(b, store, keystore.Spec{})

@@ -19,13 +19,23 @@ import (
 )
 
 // transports are the ways to connect a client to a server.
-var transports = map[string]func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
-	"grpc-go's transport": func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+var transports = map[string]func(
+	t testing.TB, svc *service, opts ...grpc.ServerOption,
+) *grpc.ClientConn{
+	"grpc-go's transport": func(
+		t testing.TB, svc *service, opts ...grpc.ServerOption,
+	) *grpc.ClientConn {
 		return dial(t, serve(t, svc, opts...))
 	},
-	"a transport that cannot end a stream": func(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
-		hide := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			plain := struct{ grpc.ServerTransportStream }{grpc.ServerTransportStreamFromContext(ctx)}
+	"a transport that cannot end a stream": func(
+		t testing.TB, svc *service, opts ...grpc.ServerOption,
+	) *grpc.ClientConn {
+		hide := grpc.ChainUnaryInterceptor(func(
+			ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+		) (any, error) {
+			plain := struct{ grpc.ServerTransportStream }{
+				grpc.ServerTransportStreamFromContext(ctx),
+			}
 			return next(grpc.NewContextWithServerTransportStream(ctx, plain), req)
 		})
 		return dial(t, serve(t, svc, append([]grpc.ServerOption{hide}, opts...)...))
@@ -58,7 +68,9 @@ func TestCancelUnary(t *testing.T) {
 			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
 			require.ErrorIs(t, <-cause, keystore.ErrRevoked)
 			requireRefused(t, <-ended, codes.Unauthenticated, "API_KEY_REVOKED")
-			require.Eventually(t, func() bool { return store.Stats().Live == 0 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return store.Stats().Live == 0
+			}, time.Minute, time.Millisecond)
 		})
 	}
 }
@@ -70,7 +82,8 @@ func TestCancelUnaryOfADeafHandler(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			key, token := issue(t, store, keystore.Spec{})
-			started, proceed, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			started, proceed, returned := make(chan struct{}), make(chan struct{}),
+				make(chan struct{})
 			svc := &service{empty: func(ctx context.Context) error {
 				defer close(returned)
 				close(started)
@@ -103,7 +116,8 @@ func TestUnaryCallsCompleteWithoutCancelUnary(t *testing.T) {
 		<-proceed
 		return ctx.Err()
 	}}
-	ended := callInBackground(withKey(t.Context(), token), dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...)))
+	ended := callInBackground(withKey(t.Context(), token),
+		dial(t, serve(t, svc, newAuth(t, store).ServerOptions()...)))
 	<-started
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
 	close(proceed)
@@ -129,7 +143,10 @@ func TestChangesCancelUnary(t *testing.T) {
 			return err
 		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
 		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
+				spec.Scopes = nil
+				return nil
+			})
 			return err
 		}, codes.Unavailable, "API_KEY_CHANGED"},
 		"Close": {func(_ context.Context, s *keystore.Store, _ string) error {
@@ -145,8 +162,10 @@ func TestChangesCancelUnary(t *testing.T) {
 				<-ctx.Done()
 				return nil
 			}}
-			auth := newAuth(t, store, interceptor.CancelUnary(), interceptor.Require(emptyCall, "a"))
-			ended := callInBackground(withKey(t.Context(), token), dial(t, serve(t, svc, auth.ServerOptions()...)))
+			auth := newAuth(t, store, interceptor.CancelUnary(),
+				interceptor.Require(emptyCall, "a"))
+			ended := callInBackground(withKey(t.Context(), token),
+				dial(t, serve(t, svc, auth.ServerOptions()...)))
 			<-started
 			require.NoError(t, tt.change(t.Context(), store, key.ID))
 			requireRefused(t, <-ended, tt.code, tt.reason)
@@ -170,16 +189,22 @@ func TestCancelUnaryAcceptsAndRefuses(t *testing.T) {
 		return nil
 	}}
 	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...))
-	require.NoError(t, call(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1"), conn))
+	require.NoError(t,
+		call(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1"), conn))
 	requireRefused(t, call(t.Context(), conn), codes.Unauthenticated, "CREDENTIALS_MISSING")
-	requireRefused(t, call(withKey(t.Context(), token+"x"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+	requireRefused(t, call(withKey(t.Context(), token+"x"), conn), codes.Unauthenticated,
+		"API_KEY_INVALID")
 
 	scoped := newAuth(t, store, interceptor.CancelUnary(), interceptor.Require(emptyCall, "a"))
-	requireRefused(t, call(withKey(t.Context(), token), dial(t, serve(t, svc, scoped.ServerOptions()...))),
+	requireRefused(t,
+		call(withKey(t.Context(), token), dial(t, serve(t, svc, scoped.ServerOptions()...))),
 		codes.PermissionDenied, "INSUFFICIENT_SCOPE")
-	for _, o := range []interceptor.Option{interceptor.Public(emptyCall), interceptor.Optional(emptyCall)} {
+	for _, o := range []interceptor.Option{
+		interceptor.Public(emptyCall), interceptor.Optional(emptyCall),
+	} {
 		auth := newAuth(t, store, interceptor.CancelUnary(), o)
-		require.NoError(t, call(t.Context(), dial(t, serve(t, &service{}, auth.ServerOptions()...))))
+		require.NoError(t,
+			call(t.Context(), dial(t, serve(t, &service{}, auth.ServerOptions()...))))
 	}
 	require.Zero(t, store.Stats().Live)
 }
@@ -214,7 +239,9 @@ func TestRevokeRacesTheReplies(t *testing.T) {
 		returned.Add(calls)
 		var ends [calls]<-chan error
 		for i := range calls {
-			ends[i] = callInBackground(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "call", strconv.Itoa(i)), conn)
+			ends[i] = callInBackground(
+				metadata.AppendToOutgoingContext(withKey(t.Context(), token), "call",
+					strconv.Itoa(i)), conn)
 		}
 		started.Wait()
 		go func() { close(proceed) }()
@@ -231,7 +258,9 @@ func TestRevokeRacesTheReplies(t *testing.T) {
 			requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
 		}
 		returned.Wait()
-		require.Eventually(t, func() bool { return store.Stats().Live == 0 }, time.Minute, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return store.Stats().Live == 0
+		}, time.Minute, time.Millisecond)
 	}
 	t.Logf("%d replies, %d refusals", replies, refusals)
 }
@@ -242,7 +271,9 @@ func TestCancelUnaryPanics(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
 	recovered := make(chan any, 2)
-	recovery := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	recovery := grpc.ChainUnaryInterceptor(func(
+		ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+	) (_ any, err error) {
 		defer func() { recovered <- recover() }()
 		return next(ctx, req)
 	})
@@ -253,7 +284,10 @@ func TestCancelUnaryPanics(t *testing.T) {
 		<-wait
 		panic("in the handler")
 	}}
-	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...)...))
+	conn := dial(t,
+		serve(t, svc,
+			append([]grpc.ServerOption{recovery},
+				newAuth(t, store, interceptor.CancelUnary()).ServerOptions()...)...))
 	_ = call(withKey(t.Context(), token), conn)
 	require.Equal(t, "in the handler", <-recovered)
 	<-started

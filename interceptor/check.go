@@ -81,8 +81,9 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 	return errors.Join(
 		listError(unknown, "rules for methods that the server does not have: %s: "+
 			"correct the names, or call Check after all services are registered"),
-		listError(ruleless, "RequireRules refuses every call of these methods, which have no rule: %s: "+
-			"give each method a rule, such as Public, Require or AnyKey"),
+		listError(ruleless,
+			"RequireRules refuses every call of these methods, which have no rule: %s: "+
+				"give each method a rule, such as Public, Require or AnyKey"),
 		listError(openUnary, "the interceptor of Unary is not in use, "+
 			"so these methods need no key: %s: give the ServerOptions to grpc.NewServer"),
 		listError(openStreams, "the interceptor of Stream is not in use, "+

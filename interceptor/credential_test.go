@@ -61,7 +61,8 @@ func FuzzCredential(f *testing.F) {
 		require.Empty(t, seen.Get("x-api-key"))
 		require.Empty(t, seen.Get("grpcgateway-authorization"))
 		for name := range md {
-			if bare := strings.TrimPrefix(name, "grpcgateway-"); bare != "authorization" && bare != "x-api-key" {
+			if bare := strings.TrimPrefix(name, "grpcgateway-"); bare != "authorization" &&
+				bare != "x-api-key" {
 				require.Equal(t, md[name], seen[name])
 			}
 		}

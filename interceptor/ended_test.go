@@ -20,7 +20,9 @@ import (
 
 // below puts a stream of the test between the Authenticator and the transport.
 func below(wrap func(grpc.ServerStream) grpc.ServerStream) grpc.ServerOption {
-	return grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) error {
 		return next(srv, wrap(ss))
 	})
 }
@@ -70,11 +72,14 @@ func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 			return ofContext(context.WithValue(s.Context(), tag{}, 1))
 		},
 	} {
-		for _, transport := range []string{"grpc-go's", "one that cannot end a stream", "an HTTP server's"} {
+		for _, transport := range []string{
+			"grpc-go's", "one that cannot end a stream", "an HTTP server's",
+		} {
 			t.Run(name+" on "+transport, func(t *testing.T) {
 				store := openStore(t)
 				key, token := issue(t, store, keystore.Spec{})
-				revoked, opened, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+				revoked, opened, returned := make(chan struct{}), make(chan struct{}),
+					make(chan struct{})
 				errs := make(chan error, 3)
 				svc := &service{duplex: func(s duplexStream) error {
 					defer close(returned)
@@ -90,13 +95,17 @@ func TestRevokeStopsHeadersAndTrailers(t *testing.T) {
 				var conn *grpc.ClientConn
 				switch transport {
 				case "grpc-go's":
-					conn = dial(t, serve(t, svc, append([]grpc.ServerOption{holding(returned)}, opts...)...))
+					conn = dial(t,
+						serve(t, svc, append([]grpc.ServerOption{holding(returned)}, opts...)...))
 				case "an HTTP server's":
-					conn = dialHTTP(t, svc, append([]grpc.ServerOption{holding(returned)}, opts...)...)
+					conn = dialHTTP(t, svc,
+						append([]grpc.ServerOption{holding(returned)}, opts...)...)
 				default:
 					conn = dial(t, serve(t, svc, append([]grpc.ServerOption{hidden()}, opts...)...))
 				}
-				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+					withKey(t.Context(), token),
+				)
 				require.NoError(t, err)
 				<-opened
 				require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -124,7 +133,8 @@ func TestTrailersBeforeTheEndArrive(t *testing.T) {
 	svc := &service{duplex: func(s duplexStream) error {
 		defer close(opened)
 		s.SetTrailer(metadata.Pairs("early", "1"))
-		_, err := grpc.ClientSupportedCompressors(s.Context()) // takes nothing but the transport's own stream
+		// takes nothing but the transport's own stream
+		_, err := grpc.ClientSupportedCompressors(s.Context())
 		for _, err := range []error{
 			err,
 			grpc.SetTrailer(s.Context(), metadata.Pairs("early", "2")),
@@ -138,13 +148,16 @@ func TestTrailersBeforeTheEndArrive(t *testing.T) {
 		opened <- struct{}{}
 		return handlers["blocked in Recv"](s)
 	}}
-	mapper := func(ctx context.Context, _ string, _ error, byDefault *status.Status) *status.Status {
+	mapper := func(
+		ctx context.Context, _ string, _ error, byDefault *status.Status,
+	) *status.Status {
 		if err := grpc.SetTrailer(ctx, metadata.Pairs("mapper", "1")); err != nil {
 			return status.New(codes.Internal, err.Error())
 		}
 		return byDefault
 	}
-	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
+	conn := dial(t,
+		serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	<-opened
@@ -174,11 +187,15 @@ func (s *lateStream) RecvMsg(m any) error {
 
 // An abandoned RecvMsg does not write to the message of the handler.
 func TestAbandonedRecvMsg(t *testing.T) {
-	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
-		"a transport that cannot end a stream": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+	for name, connect := range map[string]connector{
+		"a transport that cannot end a stream": func(
+			svc *service, opts ...grpc.ServerOption,
+		) *grpc.ClientConn {
 			return dial(t, serve(t, svc, append([]grpc.ServerOption{hidden()}, opts...)...))
 		},
-		"an HTTP server": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dialHTTP(t, svc, opts...) },
+		"an HTTP server": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+			return dialHTTP(t, svc, opts...)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
@@ -194,9 +211,14 @@ func TestAbandonedRecvMsg(t *testing.T) {
 				got <- m
 				return err
 			}}
-			late := below(func(ss grpc.ServerStream) grpc.ServerStream { return &lateStream{ss, gate, done} })
-			conn := connect(svc, append([]grpc.ServerOption{late}, newAuth(t, store).ServerOptions()...)...)
-			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			late := below(func(ss grpc.ServerStream) grpc.ServerStream {
+				return &lateStream{ss, gate, done}
+			})
+			conn := connect(svc,
+				append([]grpc.ServerOption{late}, newAuth(t, store).ServerOptions()...)...)
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+				withKey(t.Context(), token),
+			)
 			require.NoError(t, err)
 			<-opened
 			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -214,8 +236,9 @@ func TestReceivedMessagesEqualTheSent(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{})
 	sent := []*testpb.StreamingOutputCallRequest{
 		{
-			ResponseParameters: []*testpb.ResponseParameters{{Size: 1, Compressed: &testpb.BoolValue{Value: true}}, {Size: 2}},
-			Payload:            &testpb.Payload{Body: []byte("body")},
+			ResponseParameters: []*testpb.ResponseParameters{
+				{Size: 1, Compressed: &testpb.BoolValue{Value: true}}, {Size: 2}},
+			Payload: &testpb.Payload{Body: []byte("body")},
 		},
 		{ResponseStatus: &testpb.EchoStatus{Code: 3, Message: "m"}},
 		{},
@@ -231,7 +254,9 @@ func TestReceivedMessagesEqualTheSent(t *testing.T) {
 			got <- proto.CloneOf(m)
 		}
 	}}
-	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{hidden()}, newAuth(t, store).ServerOptions()...)...))
+	conn := dial(t,
+		serve(t, svc,
+			append([]grpc.ServerOption{hidden()}, newAuth(t, store).ServerOptions()...)...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	for _, m := range sent {
@@ -264,14 +289,17 @@ func (s counted) SendMsg(m any) error {
 func TestMessagesCheckTheSessionFirst(t *testing.T) {
 	for _, transport := range []string{"one that can end a stream", "one that cannot"} {
 		for name, use := range map[string]func(duplexStream) error{
-			"RecvMsg": func(s duplexStream) error { return s.RecvMsg(new(testpb.StreamingOutputCallRequest)) },
+			"RecvMsg": func(s duplexStream) error {
+				return s.RecvMsg(new(testpb.StreamingOutputCallRequest))
+			},
 			"SendMsg": func(s duplexStream) error { return s.SendMsg(payload(1)) },
 		} {
 			t.Run(name+" on "+transport, func(t *testing.T) {
 				store := openStore(t)
 				key, token := issue(t, store, keystore.Spec{})
 				var calls atomic.Int64
-				revoked, opened, returned := make(chan struct{}), make(chan struct{}), make(chan struct{})
+				revoked, opened, returned := make(chan struct{}), make(chan struct{}),
+					make(chan struct{})
 				errs := make(chan error, 1)
 				svc := &service{duplex: func(s duplexStream) error {
 					defer close(returned)
@@ -280,14 +308,20 @@ func TestMessagesCheckTheSessionFirst(t *testing.T) {
 					errs <- use(s)
 					return nil
 				}}
-				opts := []grpc.ServerOption{below(func(ss grpc.ServerStream) grpc.ServerStream { return counted{ss, &calls} })}
+				opts := []grpc.ServerOption{
+					below(func(ss grpc.ServerStream) grpc.ServerStream {
+						return counted{ss, &calls}
+					})}
 				if transport == "one that cannot" {
 					opts = append(opts, hidden())
 				} else {
 					opts = append(opts, holding(returned))
 				}
-				conn := dial(t, serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...))
-				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				conn := dial(t,
+					serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...))
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+					withKey(t.Context(), token),
+				)
 				require.NoError(t, err)
 				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
 				<-opened
@@ -339,14 +373,17 @@ func TestHandlerReturnsBeforeTheWatcherRuns(t *testing.T) {
 		bound.cause.Store(&revoked)
 		panic("after the end")
 	}}
-	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	recovery := grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) (err error) {
 		defer func() {
 			_ = recover()
 			err = status.Error(codes.Internal, "panic")
 		}()
 		return next(srv, ss)
 	})
-	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, v).ServerOptions()...)...))
+	conn := dial(t,
+		serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, v).ServerOptions()...)...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), "k"))
 	require.NoError(t, err)
 	_, err = stream.Recv()

@@ -27,14 +27,16 @@ func (a *admin) revokeKey(ctx context.Context, id *wrapperspb.StringValue) (*emp
 	if !ok {
 		return nil, status.Error(codes.Internal, "this method must not be public")
 	}
-	err := a.store.Revoke(keystore.WithActor(ctx, by.ID), id.GetValue(), "by an administrator") // for the audit trail
+	// for the audit trail
+	err := a.store.Revoke(keystore.WithActor(ctx, by.ID), id.GetValue(), "by an administrator")
 	switch {
 	case err == nil:
 		return &emptypb.Empty{}, nil
 	case errors.Is(err, keystore.ErrNotFound):
 		return nil, status.Error(codes.NotFound, "there is no such key")
 	case errors.Is(err, keystore.ErrInvalid):
-		return nil, status.Error(codes.InvalidArgument, err.Error()) // it says which argument, and holds no key
+		// it says which argument, and holds no key
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	default:
 		return nil, status.Error(codes.Unavailable, "the key may be revoked or not: try again")
 	}
@@ -53,7 +55,8 @@ func Example_admin() {
 		log.Fatal(err)
 	}
 	defer store.Close()
-	auth, err := interceptor.New(store, interceptor.Require("/acme.keys.v1.Admin/RevokeKey", "keys:admin"))
+	auth, err := interceptor.New(store,
+		interceptor.Require("/acme.keys.v1.Admin/RevokeKey", "keys:admin"))
 	if err != nil {
 		log.Fatal(err)
 	}

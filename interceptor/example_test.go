@@ -126,7 +126,8 @@ func Example() {
 
 	ctx := context.Background()
 	call := func(opts ...grpc.CallOption) {
-		conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient(lis.Addr().String(),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -136,7 +137,9 @@ func Example() {
 	}
 	send := func(issued *keystore.Issued) grpc.CallOption {
 		// AllowInsecure is needed because this server has no TLS.
-		return grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
+		return grpc.PerRPCCredentials(
+			keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()),
+		)
 	}
 
 	call()

@@ -47,13 +47,15 @@ func TestWatchHealth(t *testing.T) {
 		go func() { ended <- interceptor.WatchHealth(t.Context(), server, store, "orders") }()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Equal(t, []string{"SERVING", "SERVING", "SERVING"}, []string{check(""), check("orders"), check("other")})
+		require.Equal(t, []string{"SERVING", "SERVING", "SERVING"},
+			[]string{check(""), check("orders"), check("other")})
 		require.EqualValues(t, 61, store.asked.Load(), "once a second")
 
 		stopped := errors.New("the disk is gone")
 		store.err.Store(&stopped)
 		require.ErrorIs(t, <-ended, stopped)
-		require.Equal(t, []string{"NOT_SERVING", "NOT_SERVING", "SERVING"}, []string{check(""), check("orders"), check("other")})
+		require.Equal(t, []string{"NOT_SERVING", "NOT_SERVING", "SERVING"},
+			[]string{check(""), check("orders"), check("other")})
 	})
 }
 
@@ -86,7 +88,8 @@ func TestHealthProbesReportAStoppedStore(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	probe, err := healthpb.NewHealthClient(dial(t, lis.Addr().String())).Watch(ctx, &healthpb.HealthCheckRequest{})
+	probe, err := healthpb.NewHealthClient(dial(t, lis.Addr().String())).Watch(ctx,
+		&healthpb.HealthCheckRequest{})
 	require.NoError(t, err)
 	update, err := probe.Recv()
 	require.NoError(t, err)

@@ -27,16 +27,22 @@ func TestHostileHandler(t *testing.T) {
 	every := keystore.Spec{Scopes: []string{"*"}}
 	later := time.Now().Add(time.Hour)
 	attacks := map[string]func(*keystore.Key){
-		"scopes in place":    func(k *keystore.Key) { k.Scopes()[0] = "admin" },
-		"scopes filtered":    func(k *keystore.Key) { _ = append(k.Scopes()[:0], "*", "*") },
-		"scopes sorted":      func(k *keystore.Key) { slices.Sort(k.Scopes()) },
-		"metadata":           func(k *keystore.Key) { k.Metadata()["team"] = "root" },
-		"networks":           func(k *keystore.Key) { k.AllowedNetworks()[0] = netip.Prefix{} },
-		"revoked":            func(k *keystore.Key) { k.RevokedAt, k.DisabledAt = later, later },
-		"expired":            func(k *keystore.Key) { k.ExpiresAt, k.PreviousUntil = time.Now(), later },
-		"not yet":            func(k *keystore.Key) { k.NotBefore = later },
-		"rate limit":         func(k *keystore.Key) { k.RateLimit.PerSecond, k.RateLimit.Burst = 1, 1 },
-		"identity":           func(k *keystore.Key) { k.ID, k.Owner, k.Revision = admin.ID, "root", 9 },
+		"scopes in place": func(k *keystore.Key) { k.Scopes()[0] = "admin" },
+		"scopes filtered": func(k *keystore.Key) { _ = append(k.Scopes()[:0], "*", "*") },
+		"scopes sorted":   func(k *keystore.Key) { slices.Sort(k.Scopes()) },
+		"metadata":        func(k *keystore.Key) { k.Metadata()["team"] = "root" },
+		"networks":        func(k *keystore.Key) { k.AllowedNetworks()[0] = netip.Prefix{} },
+		"revoked":         func(k *keystore.Key) { k.RevokedAt, k.DisabledAt = later, later },
+		"expired": func(k *keystore.Key) {
+			k.ExpiresAt, k.PreviousUntil = time.Now(), later
+		},
+		"not yet": func(k *keystore.Key) { k.NotBefore = later },
+		"rate limit": func(k *keystore.Key) {
+			k.RateLimit.PerSecond, k.RateLimit.Burst = 1, 1
+		},
+		"identity": func(k *keystore.Key) {
+			k.ID, k.Owner, k.Revision = admin.ID, "root", 9
+		},
 		"the admin's key":    func(k *keystore.Key) { *k = *admin },
 		"no key":             func(k *keystore.Key) { *k = keystore.Key{} },
 		"a key of its own":   func(k *keystore.Key) { *k = *keystore.NewKey(every) },

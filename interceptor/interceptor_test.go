@@ -43,8 +43,8 @@ const (
 	duplex    = "/grpc.testing.TestService/FullDuplexCall"
 )
 
-// openStore returns a store in a directory of its own. On a 32-bit system, where no directory can be opened, the store is in
-// memory.
+// openStore returns a store in a directory of its own. On a 32-bit system, where no directory can
+// be opened, the store is in memory.
 func openStore(t testing.TB) *keystore.Store {
 	t.Helper()
 	s, err := keystore.Open(t.TempDir(), nil)
@@ -71,7 +71,7 @@ func issue(t testing.TB, s *keystore.Store, spec keystore.Spec) (*keystore.Key, 
 type service struct {
 	testpb.UnimplementedTestServiceServer
 	empty  func(ctx context.Context) error
-	duplex func(s grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error
+	duplex func(s testpb.TestService_FullDuplexCallServer) error
 }
 
 func (s *service) EmptyCall(ctx context.Context, _ *testpb.Empty) (*testpb.Empty, error) {
@@ -83,7 +83,7 @@ func (s *service) EmptyCall(ctx context.Context, _ *testpb.Empty) (*testpb.Empty
 	return &testpb.Empty{}, nil
 }
 
-func (s *service) FullDuplexCall(stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+func (s *service) FullDuplexCall(stream testpb.TestService_FullDuplexCallServer) error {
 	return s.duplex(stream)
 }
 
@@ -119,7 +119,9 @@ func dial(t testing.TB, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
 	return conn
 }
 
-func newAuth(t testing.TB, v interceptor.Verifier, opts ...interceptor.Option) *interceptor.Authenticator {
+func newAuth(
+	t testing.TB, v interceptor.Verifier, opts ...interceptor.Option,
+) *interceptor.Authenticator {
 	t.Helper()
 	a, err := interceptor.New(v, opts...)
 	require.NoError(t, err)
@@ -134,7 +136,10 @@ func withKey(ctx context.Context, token string) context.Context {
 // direct makes a unary call without a server. The incoming metadata are in ctx, and the handler
 // does nothing.
 func direct(ctx context.Context, a *interceptor.Authenticator, method string) error {
-	_, err := a.Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { return nil, nil })
+	_, err := a.Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method},
+		func(context.Context, any) (any, error) {
+			return nil, nil
+		})
 	return err
 }
 
@@ -168,7 +173,7 @@ func both(ctx context.Context, conn *grpc.ClientConn) map[string]error {
 	return map[string]error{"unary": unary, "stream": err}
 }
 
-func end(grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+func end(testpb.TestService_FullDuplexCallServer) error {
 	return nil
 }
 
@@ -198,25 +203,84 @@ func TestCredentials(t *testing.T) {
 		{"more spaces", []string{"authorization", "Bearer   " + token + " "}, codes.OK, ""},
 		{"empty", []string{"authorization", ""}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
 		{"blank", []string{"authorization", "   "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"only the scheme", []string{"authorization", "Bearer"}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"the scheme and a space", []string{"authorization", "Bearer "}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"no scheme", []string{"authorization", token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_MISSING"},
-		{"another scheme", []string{"authorization", "Basic " + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_INVALID"},
-		{"a longer scheme", []string{"authorization", "Bearers " + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_INVALID"},
-		{"the scheme run into the key", []string{"authorization", "Bearer" + token}, codes.Unauthenticated, "CREDENTIALS_SCHEME_MISSING"},
-		{"twice the scheme", []string{"authorization", "Bearer Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"doubled", []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
-		{"a second one that is empty", []string{"authorization", "Bearer " + token, "authorization", ""}, codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
-		{"two in one", []string{"authorization", "Bearer " + token + ", Bearer " + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"two in one, bare", []string{"authorization", "Bearer " + token + "," + token}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"over-long", []string{"authorization", "Bearer " + token + strings.Repeat("x", 512)}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"very long", []string{"authorization", "Bearer " + strings.Repeat("x", 100<<10)}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"another header", []string{"x-api-key", token}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"a binary header", []string{"authorization-bin", "Bearer " + token}, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		{"of another store", []string{"authorization", "Bearer " + other}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"revoked", []string{"authorization", "Bearer " + revokedToken}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"one bit changed", []string{"authorization", "Bearer " + string(changed)}, codes.Unauthenticated, "API_KEY_INVALID"},
-		{"truncated", []string{"authorization", "Bearer " + token[:50]}, codes.Unauthenticated, "API_KEY_INVALID"},
+		{
+			"only the scheme", []string{"authorization", "Bearer"}, codes.Unauthenticated,
+			"CREDENTIALS_MISSING",
+		},
+		{
+			"the scheme and a space", []string{"authorization", "Bearer "}, codes.Unauthenticated,
+			"CREDENTIALS_MISSING",
+		},
+		{
+			"no scheme", []string{"authorization", token}, codes.Unauthenticated,
+			"CREDENTIALS_SCHEME_MISSING",
+		},
+		{
+			"another scheme", []string{"authorization", "Basic " + token}, codes.Unauthenticated,
+			"CREDENTIALS_SCHEME_INVALID",
+		},
+		{
+			"a longer scheme", []string{"authorization", "Bearers " + token}, codes.Unauthenticated,
+			"CREDENTIALS_SCHEME_INVALID",
+		},
+		{
+			"the scheme run into the key", []string{"authorization", "Bearer" + token},
+			codes.Unauthenticated, "CREDENTIALS_SCHEME_MISSING",
+		},
+		{
+			"twice the scheme", []string{"authorization", "Bearer Bearer " + token},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"doubled",
+			[]string{"authorization", "Bearer " + token, "authorization", "Bearer " + token},
+			codes.Unauthenticated, "CREDENTIALS_SEVERAL",
+		},
+		{
+			"a second one that is empty",
+			[]string{"authorization", "Bearer " + token, "authorization", ""},
+			codes.Unauthenticated, "CREDENTIALS_SEVERAL",
+		},
+		{
+			"two in one", []string{"authorization", "Bearer " + token + ", Bearer " + token},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"two in one, bare", []string{"authorization", "Bearer " + token + "," + token},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"over-long", []string{"authorization", "Bearer " + token + strings.Repeat("x", 512)},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"very long", []string{"authorization", "Bearer " + strings.Repeat("x", 100<<10)},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"another header", []string{"x-api-key", token}, codes.Unauthenticated,
+			"CREDENTIALS_MISSING",
+		},
+		{
+			"a binary header", []string{"authorization-bin", "Bearer " + token},
+			codes.Unauthenticated, "CREDENTIALS_MISSING",
+		},
+		{
+			"of another store", []string{"authorization", "Bearer " + other}, codes.Unauthenticated,
+			"API_KEY_INVALID",
+		},
+		{
+			"revoked", []string{"authorization", "Bearer " + revokedToken}, codes.Unauthenticated,
+			"API_KEY_INVALID",
+		},
+		{
+			"one bit changed", []string{"authorization", "Bearer " + string(changed)},
+			codes.Unauthenticated, "API_KEY_INVALID",
+		},
+		{
+			"truncated", []string{"authorization", "Bearer " + token[:50]}, codes.Unauthenticated,
+			"API_KEY_INVALID",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			admitted := 0
@@ -231,10 +295,12 @@ func TestCredentials(t *testing.T) {
 			for kind, err := range both(ctx, conn) {
 				requireRefused(t, err, tt.code, tt.reason)
 				if tt.reason == "API_KEY_INVALID" {
-					require.Equal(t, "invalid API key", status.Convert(err).Message(), "one text for all: %s", kind)
+					require.Equal(t, "invalid API key", status.Convert(err).Message(),
+						"one text for all: %s", kind)
 				}
 				if err != nil {
-					require.False(t, strings.Contains(err.Error(), token[40:60]), "the credential is in the error")
+					require.False(t, strings.Contains(err.Error(), token[40:60]),
+						"the credential is in the error")
 				}
 			}
 			require.Equal(t, tt.code == codes.OK, admitted == 1)
@@ -257,10 +323,11 @@ func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 		"Bearer\t" + token:       "CREDENTIALS_SCHEME_INVALID",
 	} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", value))
-		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(context.Context, any) (any, error) {
-			require.Fail(t, "let in")
-			return nil, nil
-		})
+		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall},
+			func(context.Context, any) (any, error) {
+				require.Fail(t, "let in")
+				return nil, nil
+			})
 		requireRefused(t, err, codes.Unauthenticated, reason)
 	}
 }
@@ -270,26 +337,38 @@ func TestCredentialsThatGRPCWouldNotSend(t *testing.T) {
 func TestSyntaxMistakesHaveStatuses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	bearer, bare := newAuth(t, store), newAuth(t, store, interceptor.Header("x-api-key", ""), interceptor.Header("authorization", "Bearer"))
+	bearer, bare := newAuth(t, store),
+		newAuth(t, store, interceptor.Header("x-api-key", ""),
+			interceptor.Header("authorization", "Bearer"))
 	for _, c := range []struct {
 		auth         *interceptor.Authenticator
 		md           []string
 		reason, text string
 	}{
-		{bearer, nil, "CREDENTIALS_MISSING", "the call has no API key: send it as metadata, authorization: Bearer <key>"},
+		{
+			bearer, nil, "CREDENTIALS_MISSING",
+			"the call has no API key: send it as metadata, authorization: Bearer <key>",
+		},
 		{bearer, []string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING",
-			"the API key has no scheme before it: send it as metadata, authorization: Bearer <key>"},
+			"the API key has no scheme before it: " +
+				"send it as metadata, authorization: Bearer <key>"},
 		{bearer, []string{"authorization", "Token " + token}, "CREDENTIALS_SCHEME_INVALID",
-			"the API key has a scheme that this server does not accept: send it as metadata, authorization: Bearer <key>"},
+			"the API key has a scheme that this server does not accept: send it as metadata, " +
+				"authorization: Bearer <key>"},
 		{bare, []string{"x-api-key", "Bearer " + token}, "CREDENTIALS_SCHEME_INVALID",
-			"the API key has a scheme that this server does not accept: send it as metadata, x-api-key: <key>"},
-		{bare, []string{"x-api-key", token, "authorization", "Bearer " + token}, "CREDENTIALS_SEVERAL",
-			"the call carries several credentials: send one (gRPC sends the credentials of a call in addition to those of the connection)"},
+			"the API key has a scheme that this server does not accept: send it as metadata, " +
+				"x-api-key: <key>"},
+		{bare, []string{"x-api-key", token, "authorization", "Bearer " + token},
+			"CREDENTIALS_SEVERAL",
+			"the call carries several credentials: send one (gRPC sends the credentials of a " +
+				"call in addition to those of the connection)"},
 	} {
-		err := direct(metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.md...)), c.auth, emptyCall)
+		err := direct(metadata.NewIncomingContext(t.Context(), metadata.Pairs(c.md...)), c.auth,
+			emptyCall)
 		requireRefused(t, err, codes.Unauthenticated, c.reason)
 		require.Equal(t, c.text, status.Convert(err).Message())
-		require.False(t, strings.Contains(fmt.Sprint(status.Convert(err).Details()), token[10:]), "the credential is in the details")
+		require.False(t, strings.Contains(fmt.Sprint(status.Convert(err).Details()), token[10:]),
+			"the credential is in the details")
 	}
 }
 
@@ -298,22 +377,27 @@ func TestHeaders(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{})
 	svc := &service{duplex: end}
 	addr := serve(t, svc, newAuth(t, store,
-		interceptor.Header("X-API-Key", ""), interceptor.Header("authorization", "Bearer"), interceptor.Header("authorization", "ApiKey"),
+		interceptor.Header("X-API-Key", ""), interceptor.Header("authorization", "Bearer"),
+		interceptor.Header("authorization", "ApiKey"),
 	).ServerOptions()...)
 	conn := dial(t, addr)
 	for name, tt := range map[string]struct {
 		md     []string
 		reason string
 	}{
-		"bare":                   {[]string{"x-api-key", token}, ""},
-		"bearer":                 {[]string{"authorization", "Bearer " + token}, ""},
-		"another scheme":         {[]string{"authorization", "apikey " + token}, ""},
-		"a scheme in the bare":   {[]string{"x-api-key", "Bearer " + token}, "CREDENTIALS_SCHEME_INVALID"},
-		"none in the other":      {[]string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING"},
-		"one in each":            {[]string{"authorization", "Bearer " + token, "x-api-key", token}, "CREDENTIALS_SEVERAL"},
-		"a good and a bad one":   {[]string{"authorization", "Basic eDp5", "x-api-key", token}, "CREDENTIALS_SEVERAL"},
-		"a good and a blank one": {[]string{"authorization", " ", "x-api-key", token}, "CREDENTIALS_SEVERAL"},
-		"none":                   {nil, "CREDENTIALS_MISSING"},
+		"bare":           {[]string{"x-api-key", token}, ""},
+		"bearer":         {[]string{"authorization", "Bearer " + token}, ""},
+		"another scheme": {[]string{"authorization", "apikey " + token}, ""},
+		"a scheme in the bare": {[]string{"x-api-key", "Bearer " + token},
+			"CREDENTIALS_SCHEME_INVALID"},
+		"none in the other": {[]string{"authorization", token}, "CREDENTIALS_SCHEME_MISSING"},
+		"one in each": {[]string{"authorization", "Bearer " + token, "x-api-key", token},
+			"CREDENTIALS_SEVERAL"},
+		"a good and a bad one": {[]string{"authorization", "Basic eDp5", "x-api-key", token},
+			"CREDENTIALS_SEVERAL"},
+		"a good and a blank one": {[]string{"authorization", " ", "x-api-key", token},
+			"CREDENTIALS_SEVERAL"},
+		"none": {nil, "CREDENTIALS_MISSING"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			svc.empty = func(ctx context.Context) error {
@@ -322,7 +406,9 @@ func TestHeaders(t *testing.T) {
 				require.Empty(t, md.Get("authorization"))
 				return nil
 			}
-			for _, err := range both(metadata.AppendToOutgoingContext(t.Context(), tt.md...), conn) {
+			for _, err := range both(
+				metadata.AppendToOutgoingContext(t.Context(), tt.md...), conn,
+			) {
 				require.Equal(t, tt.reason, reasonOf(err), "%v", err)
 			}
 		})
@@ -343,22 +429,27 @@ func TestCredentialIsStripped(t *testing.T) {
 		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
 		derived, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		for _, text := range []string{fmt.Sprint(ctx), fmt.Sprintf("%+v", ctx), fmt.Sprintf("%#v", ctx), fmt.Sprint(derived), fmt.Sprintf("%v", md)} {
+		for _, text := range []string{
+			fmt.Sprint(ctx), fmt.Sprintf("%+v", ctx), fmt.Sprintf("%#v", ctx), fmt.Sprint(derived),
+			fmt.Sprintf("%v", md),
+		} {
 			require.False(t, strings.Contains(text, token), "the credential can be printed")
 		}
 		md.Set("x-other", "changed") // the handler's own copy
 		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "x-other"))
 		return nil
 	}
-	svc := &service{empty: look, duplex: func(s grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	svc := &service{empty: look, duplex: func(s testpb.TestService_FullDuplexCallServer) error {
 		return look(s.Context())
 	}}
 	for _, auth := range []*interceptor.Authenticator{
 		newAuth(t, store),
-		newAuth(t, store, interceptor.Public(emptyCall, duplex)), // not even in methods that need no key
+		// not even in methods that need no key
+		newAuth(t, store, interceptor.Public(emptyCall, duplex)),
 	} {
 		conn := dial(t, serve(t, svc, auth.ServerOptions()...))
-		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1", "x-other", "2",
+		ctx := metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-other", "1",
+			"x-other", "2",
 			"grpcgateway-authorization", "Bearer "+token, "grpcgateway-accept", "b")
 		for kind, err := range both(ctx, conn) {
 			require.NoError(t, err, kind)
@@ -371,13 +462,15 @@ func TestCredentialIsStrippedInAnyCase(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.MD{
-		"Authorization": {"Bearer " + token}, "Grpcgateway-Authorization": {"Bearer " + token}, "Other": {"1"},
+		"Authorization": {"Bearer " + token}, "Grpcgateway-Authorization": {"Bearer " + token},
+		"Other": {"1"},
 	})
-	_, err := newAuth(t, store).Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(ctx context.Context, _ any) (any, error) {
-		md, _ := metadata.FromIncomingContext(ctx)
-		require.Equal(t, metadata.MD{"other": {"1"}}, md)
-		return nil, nil
-	})
+	_, err := newAuth(t, store).Unary()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall},
+		func(ctx context.Context, _ any) (any, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			require.Equal(t, metadata.MD{"other": {"1"}}, md)
+			return nil, nil
+		})
 	require.NoError(t, err)
 }
 
@@ -386,7 +479,8 @@ func TestPublicRequireAndCheck(t *testing.T) {
 	_, plain := issue(t, store, keystore.Spec{})
 	_, reader := issue(t, store, keystore.Spec{Scopes: []string{"read", "x"}})
 	_, writer := issue(t, store, keystore.Spec{Scopes: []string{"read", "write"}})
-	auth := newAuth(t, store, interceptor.Public("/grpc.health.v1.Health/*"), interceptor.Require(emptyCall, "read", "write"))
+	auth := newAuth(t, store, interceptor.Public("/grpc.health.v1.Health/*"),
+		interceptor.Require(emptyCall, "read", "write"))
 	svc := &service{duplex: end, empty: func(context.Context) error { return nil }}
 	addr := serve(t, svc, auth.ServerOptions()...)
 	conn := dial(t, addr)
@@ -394,7 +488,8 @@ func TestPublicRequireAndCheck(t *testing.T) {
 
 	_, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 	require.NoError(t, err, "public, without a key")
-	_, err = healthpb.NewHealthClient(conn).Check(withKey(t.Context(), "nonsense"), &healthpb.HealthCheckRequest{})
+	_, err = healthpb.NewHealthClient(conn).Check(withKey(t.Context(), "nonsense"),
+		&healthpb.HealthCheckRequest{})
 	require.NoError(t, err, "public, with a bad key")
 
 	_, err = client.EmptyCall(withKey(t.Context(), writer), &testpb.Empty{})
@@ -403,7 +498,8 @@ func TestPublicRequireAndCheck(t *testing.T) {
 		_, err = client.EmptyCall(withKey(t.Context(), token), &testpb.Empty{})
 		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 	}
-	require.Equal(t, "read write", status.Convert(err).Details()[0].(*errdetails.ErrorInfo).Metadata["scopes"])
+	require.Equal(t, "read write",
+		status.Convert(err).Details()[0].(*errdetails.ErrorInfo).Metadata["scopes"])
 	_, err = client.EmptyCall(withKey(t.Context(), plain+"x"), &testpb.Empty{})
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
 	stream, err := client.FullDuplexCall(withKey(t.Context(), plain))
@@ -424,7 +520,9 @@ func TestPublicRequireAndCheck(t *testing.T) {
 func TestRequireOnStream(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	conn := dial(t, serve(t, &service{duplex: end}, newAuth(t, store, interceptor.Require(duplex, "admin")).ServerOptions()...))
+	conn := dial(t,
+		serve(t, &service{duplex: end},
+			newAuth(t, store, interceptor.Require(duplex, "admin")).ServerOptions()...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	_, err = stream.Recv()
@@ -439,11 +537,15 @@ func TestUnknownMethodsNeedAKey(t *testing.T) {
 	auth := newAuth(t, store, interceptor.Public("/grpc.health.v1.Health/*"))
 	unknown := grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { return nil })
 	conn := dial(t, serve(t, &service{}, append(auth.ServerOptions(), unknown)...))
-	for _, method := range []string{"/no.Service/Method", "/grpc.health.v1.health/Check", "/grpc.health.v1.Health/Check/", "/grpc.health.v1.Health//Check", "//grpc.health.v1.Health/Check"} {
+	for _, method := range []string{
+		"/no.Service/Method", "/grpc.health.v1.health/Check", "/grpc.health.v1.Health/Check/",
+		"/grpc.health.v1.Health//Check", "//grpc.health.v1.Health/Check",
+	} {
 		err := conn.Invoke(t.Context(), method, &testpb.Empty{}, &testpb.Empty{})
 		requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
 	}
-	stream, err := conn.NewStream(withKey(t.Context(), token), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no.Service/Method")
+	stream, err := conn.NewStream(withKey(t.Context(), token),
+		&grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no.Service/Method")
 	require.NoError(t, err)
 	require.Equal(t, "EOF", stream.RecvMsg(&testpb.Empty{}).Error())
 }
@@ -454,7 +556,8 @@ func TestRulesOfAServiceUnderAnotherName(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	const call, public = "/v2.TestService/EmptyCall", "/v2.TestService/UnaryCall"
-	auth := newAuth(t, store, interceptor.Require(call, "admin"), interceptor.Public(public, emptyCall))
+	auth := newAuth(t, store, interceptor.Require(call, "admin"),
+		interceptor.Public(public, emptyCall))
 	desc := testpb.TestService_ServiceDesc
 	desc.ServiceName = "v2.TestService"
 	server := grpc.NewServer(auth.ServerOptions()...)
@@ -479,21 +582,24 @@ func TestRulesOfAServiceUnderAnotherName(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	store := openStore(t)
 	for name, opts := range map[string][]interceptor.Option{
-		"an empty header":           {interceptor.Header("", "Bearer")},
-		"a binary header":           {interceptor.Header("x-key-bin", "")},
-		"gRPC's own header":         {interceptor.Header("grpc-timeout", "")},
-		"HTTP's own header":         {interceptor.Header("Content-Type", "")},
-		"a pseudo header":           {interceptor.Header(":path", "")},
-		"a header with a space":     {interceptor.Header("x key", "")},
-		"a scheme with a space":     {interceptor.Header("authorization", "Bea rer")},
-		"a header twice":            {interceptor.Header("authorization", "Bearer"), interceptor.Header("Authorization", "bearer")},
-		"a method without a slash":  {interceptor.Public("grpc.health.v1.Health/Check")},
-		"a method with one slash":   {interceptor.Public("/Check")},
-		"a method with three":       {interceptor.Public("/a/b/c")},
-		"a star for everything":     {interceptor.Public("/*")},
-		"an empty method":           {interceptor.Public("")},
-		"public and required":       {interceptor.Public(emptyCall), interceptor.Require(emptyCall, "a")},
-		"required twice":            {interceptor.Require(emptyCall, "a"), interceptor.Require(emptyCall, "b")},
+		"an empty header":       {interceptor.Header("", "Bearer")},
+		"a binary header":       {interceptor.Header("x-key-bin", "")},
+		"gRPC's own header":     {interceptor.Header("grpc-timeout", "")},
+		"HTTP's own header":     {interceptor.Header("Content-Type", "")},
+		"a pseudo header":       {interceptor.Header(":path", "")},
+		"a header with a space": {interceptor.Header("x key", "")},
+		"a scheme with a space": {interceptor.Header("authorization", "Bea rer")},
+		"a header twice": {interceptor.Header("authorization", "Bearer"),
+			interceptor.Header("Authorization", "bearer")},
+		"a method without a slash": {interceptor.Public("grpc.health.v1.Health/Check")},
+		"a method with one slash":  {interceptor.Public("/Check")},
+		"a method with three":      {interceptor.Public("/a/b/c")},
+		"a star for everything":    {interceptor.Public("/*")},
+		"an empty method":          {interceptor.Public("")},
+		"public and required": {interceptor.Public(emptyCall),
+			interceptor.Require(emptyCall, "a")},
+		"required twice": {interceptor.Require(emptyCall, "a"),
+			interceptor.Require(emptyCall, "b")},
 		"required without a scope":  {interceptor.Require(emptyCall)},
 		"required, an empty scope":  {interceptor.Require(emptyCall, "")},
 		"required, a whole service": {interceptor.Require("/a.B/*", "a")},
@@ -511,11 +617,14 @@ func TestNewRefuses(t *testing.T) {
 			require.ErrorContains(t, err, "interceptor: ")
 		})
 	}
-	for _, v := range []interceptor.Verifier{nil, (*keystore.Store)(nil), verifierMap(nil), verifierFunc(nil)} {
+	for _, v := range []interceptor.Verifier{
+		nil, (*keystore.Store)(nil), verifierMap(nil), verifierFunc(nil),
+	} {
 		_, err := interceptor.New(v)
 		require.ErrorContains(t, err, "the verifier is nil", "%T", v)
 	}
-	_, err := interceptor.New(store, interceptor.Option{}, interceptor.Require(emptyCall, "orders:*", "*", strings.Repeat("a", 128)))
+	_, err := interceptor.New(store, interceptor.Option{},
+		interceptor.Require(emptyCall, "orders:*", "*", strings.Repeat("a", 128)))
 	require.NoError(t, err)
 }
 
@@ -548,10 +657,14 @@ func (v verifier) Bind(context.Context, string) (*keystore.Session, error) {
 
 func TestStoreFailureIsNotTheCallersFault(t *testing.T) {
 	for _, err := range []error{
-		keystore.ErrUnavailable, keystore.ErrClosed, keystore.ErrCorrupt, keystore.ErrNotFound, errors.New("anything"),
+		keystore.ErrUnavailable, keystore.ErrClosed, keystore.ErrCorrupt, keystore.ErrNotFound,
+		errors.New("anything"),
 		context.DeadlineExceeded, // the store's own, not the caller's
 	} {
-		conn := dial(t, serve(t, &service{duplex: end}, newAuth(t, verifier{fmt.Errorf("disk on fire at /var/lib: %w", err)}).ServerOptions()...))
+		conn := dial(t,
+			serve(t, &service{duplex: end},
+				newAuth(t,
+					verifier{fmt.Errorf("disk on fire at /var/lib: %w", err)}).ServerOptions()...))
 		for _, got := range both(withKey(t.Context(), "k"), conn) {
 			requireRefused(t, got, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
 			require.NotContains(t, got.Error(), "disk", "what went wrong is not for callers")
@@ -576,7 +689,8 @@ func (slow) Verify(ctx context.Context, _ string) (*keystore.Key, error) {
 
 func TestCallersOwnDeadline(t *testing.T) {
 	unary := newAuth(t, slow{}).Unary()
-	incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer k"))
+	incoming := metadata.NewIncomingContext(t.Context(),
+		metadata.Pairs("authorization", "Bearer k"))
 	call := func(ctx context.Context) error {
 		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, nil)
 		return err
@@ -592,30 +706,35 @@ func TestCallersOwnDeadline(t *testing.T) {
 func TestErrorMapper(t *testing.T) {
 	store := openStore(t)
 	var heard []error
-	auth := newAuth(t, store, interceptor.MapErrors(func(_ context.Context, method string, err error, byDefault *status.Status) *status.Status {
-		require.Equal(t, emptyCall, method)
-		heard = append(heard, err)
-		switch {
-		case errors.Is(err, keystore.ErrMalformed):
-			return status.New(codes.PermissionDenied, "mapped")
-		case errors.Is(err, keystore.ErrDenied):
-			return status.New(codes.OK, "come in")
-		default:
-			return nil
-		}
-	}))
+	auth := newAuth(t, store,
+		interceptor.MapErrors(func(
+			_ context.Context, method string, err error, byDefault *status.Status,
+		) *status.Status {
+			require.Equal(t, emptyCall, method)
+			heard = append(heard, err)
+			switch {
+			case errors.Is(err, keystore.ErrMalformed):
+				return status.New(codes.PermissionDenied, "mapped")
+			case errors.Is(err, keystore.ErrDenied):
+				return status.New(codes.OK, "come in")
+			default:
+				return nil
+			}
+		}))
 	unary := auth.Unary()
 	call := func(credential ...string) error {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(credential...))
-		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall}, func(context.Context, any) (any, error) {
-			require.Fail(t, "let in")
-			return nil, nil
-		})
+		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: emptyCall},
+			func(context.Context, any) (any, error) {
+				require.Fail(t, "let in")
+				return nil, nil
+			})
 		return err
 	}
 	_, unknown := issue(t, openStore(t), keystore.Spec{})
 	require.Equal(t, "mapped", status.Convert(call("authorization", "Bearer nonsense")).Message())
-	requireRefused(t, call("authorization", "Bearer "+unknown), codes.Unauthenticated, "API_KEY_INVALID")
+	requireRefused(t, call("authorization", "Bearer "+unknown), codes.Unauthenticated,
+		"API_KEY_INVALID")
 	requireRefused(t, call(), codes.Unauthenticated, "CREDENTIALS_MISSING")
 	require.Len(t, heard, 3)
 	require.ErrorIs(t, heard[1], keystore.ErrUnknown)
@@ -626,7 +745,9 @@ func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{Scopes: []string{"stream"}})
 	var asked atomic.Int64
-	mapper := func(ctx context.Context, _ string, _ error, byDefault *status.Status) *status.Status {
+	mapper := func(
+		ctx context.Context, _ string, _ error, byDefault *status.Status,
+	) *status.Status {
 		asked.Add(1)
 		md, ok := metadata.FromIncomingContext(ctx)
 		if !ok || len(md.Get("authorization")) > 0 || strings.Contains(fmt.Sprint(ctx), token) {
@@ -639,12 +760,18 @@ func TestErrorMapperDoesNotSeeTheCredential(t *testing.T) {
 		close(opened)
 		return handlers["blocked in Recv"](s)
 	}}
-	refuses := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a"))
-	for _, err := range both(withKey(t.Context(), token), dial(t, serve(t, svc, refuses.ServerOptions()...))) {
+	refuses := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(emptyCall, "a"),
+		interceptor.Require(duplex, "a"))
+	for _, err := range both(
+		withKey(t.Context(), token), dial(t, serve(t, svc, refuses.ServerOptions()...)),
+	) {
 		requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 	}
-	ending := newAuth(t, store, interceptor.MapErrors(mapper), interceptor.Require(duplex, "stream"))
-	stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, ending.ServerOptions()...))).FullDuplexCall(withKey(t.Context(), token))
+	ending := newAuth(t, store, interceptor.MapErrors(mapper),
+		interceptor.Require(duplex, "stream"))
+	stream, err := testpb.NewTestServiceClient(
+		dial(t, serve(t, svc, ending.ServerOptions()...)),
+	).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	<-opened
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -661,7 +788,8 @@ func TestRequireTLS(t *testing.T) {
 	serverTLS, clientTLS := credentials.NewTLS(cert), credentials.NewClientTLSFromCert(pool, "")
 
 	t.Run("plaintext", func(t *testing.T) {
-		conn := dial(t, serve(t, &service{duplex: end}, opts...), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		conn := dial(t, serve(t, &service{duplex: end}, opts...),
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithPerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure())))
 		for _, err := range both(t.Context(), conn) {
 			requireRefused(t, err, codes.Unauthenticated, "INSECURE_TRANSPORT")
@@ -669,7 +797,8 @@ func TestRequireTLS(t *testing.T) {
 	})
 	t.Run("TLS", func(t *testing.T) {
 		conn := dial(t, serve(t, &service{duplex: end}, append(opts, grpc.Creds(serverTLS))...),
-			grpc.WithTransportCredentials(clientTLS), grpc.WithPerRPCCredentials(keycreds.New(token)))
+			grpc.WithTransportCredentials(clientTLS),
+			grpc.WithPerRPCCredentials(keycreds.New(token)))
 		for _, err := range both(t.Context(), conn) {
 			require.NoError(t, err)
 		}
@@ -679,14 +808,17 @@ func TestRequireTLS(t *testing.T) {
 		lis, err := net.Listen("unix", path)
 		require.NoError(t, err)
 		serveOn(t, lis, &service{duplex: end}, append(opts, grpc.Creds(local.NewCredentials()))...)
-		conn := dial(t, "unix:"+path, grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithPerRPCCredentials(keycreds.New(token)))
+		conn := dial(t, "unix:"+path, grpc.WithTransportCredentials(local.NewCredentials()),
+			grpc.WithPerRPCCredentials(keycreds.New(token)))
 		for _, err := range both(t.Context(), conn) {
 			require.NoError(t, err)
 		}
 	})
 	t.Run("loopback with local credentials", func(t *testing.T) {
-		conn := dial(t, serve(t, &service{duplex: end}, append(opts, grpc.Creds(local.NewCredentials()))...),
-			grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithPerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure())))
+		conn := dial(t,
+			serve(t, &service{duplex: end}, append(opts, grpc.Creds(local.NewCredentials()))...),
+			grpc.WithTransportCredentials(local.NewCredentials()),
+			grpc.WithPerRPCCredentials(keycreds.New(token, keycreds.AllowInsecure())))
 		for _, err := range both(t.Context(), conn) {
 			requireRefused(t, err, codes.Unauthenticated, "INSECURE_TRANSPORT")
 		}

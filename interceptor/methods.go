@@ -76,7 +76,8 @@ func (a *Authenticator) needsNoKey(ctx context.Context, r rule) bool {
 // splitMethod splits "/pkg.Service/Method" into the service "/pkg.Service" and the method "Method".
 func splitMethod(fullMethod string) (service, method string, ok bool) {
 	i := strings.LastIndexByte(fullMethod, '/')
-	if i < 2 || fullMethod[0] != '/' || i == len(fullMethod)-1 || strings.Count(fullMethod, "/") != 2 {
+	if i < 2 || fullMethod[0] != '/' || i == len(fullMethod)-1 ||
+		strings.Count(fullMethod, "/") != 2 {
 		return "", "", false
 	}
 	return fullMethod[:i], fullMethod[i+1:], true

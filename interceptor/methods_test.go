@@ -33,7 +33,8 @@ func tapped(auth *interceptor.Authenticator) map[string][]grpc.ServerOption {
 func TestRequireRules(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{Scopes: []string{"a"}})
-	auth := newAuth(t, store, interceptor.RequireRules(), interceptor.AnyKey(emptyCall), interceptor.Require(duplex, "a"))
+	auth := newAuth(t, store, interceptor.RequireRules(), interceptor.AnyKey(emptyCall),
+		interceptor.Require(duplex, "a"))
 	for name, opts := range tapped(auth) {
 		t.Run(name, func(t *testing.T) {
 			conn := dial(t, serve(t, &service{duplex: end}, opts...))
@@ -44,7 +45,8 @@ func TestRequireRules(t *testing.T) {
 				requireRefused(t, err, codes.Unauthenticated, "CREDENTIALS_MISSING")
 			}
 			for _, ctx := range []context.Context{withKey(t.Context(), token), t.Context()} {
-				err := conn.Invoke(ctx, unaryCall, &testpb.SimpleRequest{}, &testpb.SimpleResponse{})
+				err := conn.Invoke(ctx, unaryCall, &testpb.SimpleRequest{},
+					&testpb.SimpleResponse{})
 				requireRefused(t, err, codes.PermissionDenied, "METHOD_HAS_NO_RULE")
 				stream, err := testpb.NewTestServiceClient(conn).HalfDuplexCall(ctx)
 				require.NoError(t, err)
@@ -59,7 +61,8 @@ func TestRequireRules(t *testing.T) {
 func TestRequireRulesTakesTheRuleOfAService(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	auth := newAuth(t, store, interceptor.RequireRules(), interceptor.AnyKey("/grpc.testing.TestService/*"),
+	auth := newAuth(t, store, interceptor.RequireRules(),
+		interceptor.AnyKey("/grpc.testing.TestService/*"),
 		interceptor.Public("/grpc.health.v1.Health/*"))
 	conn := dial(t, serve(t, &service{duplex: end}, auth.ServerOptions()...))
 	for _, err := range both(withKey(t.Context(), token), conn) {
@@ -86,10 +89,22 @@ func TestOptional(t *testing.T) {
 			{"no credential", nil, false, ""},
 			{"a good key", []string{"authorization", "Bearer " + token}, true, ""},
 			{"a good key in another header", []string{"x-api-key", token}, true, ""},
-			{"a revoked key", []string{"authorization", "Bearer " + revokedToken}, false, "API_KEY_INVALID"},
-			{"a malformed key", []string{"authorization", "Bearer nonsense"}, false, "API_KEY_INVALID"},
-			{"another scheme", []string{"authorization", "Basic " + token}, false, "CREDENTIALS_SCHEME_INVALID"},
-			{"two keys", []string{"authorization", "Bearer " + token, "x-api-key", token}, false, "CREDENTIALS_SEVERAL"},
+			{
+				"a revoked key", []string{"authorization", "Bearer " + revokedToken}, false,
+				"API_KEY_INVALID",
+			},
+			{
+				"a malformed key", []string{"authorization", "Bearer nonsense"}, false,
+				"API_KEY_INVALID",
+			},
+			{
+				"another scheme", []string{"authorization", "Basic " + token}, false,
+				"CREDENTIALS_SCHEME_INVALID",
+			},
+			{
+				"two keys", []string{"authorization", "Bearer " + token, "x-api-key", token}, false,
+				"CREDENTIALS_SEVERAL",
+			},
 			{"an empty header", []string{"authorization", ""}, false, "CREDENTIALS_MISSING"},
 			{"a scheme alone", []string{"authorization", "Bearer"}, false, "CREDENTIALS_MISSING"},
 		} {
@@ -106,9 +121,13 @@ func TestOptional(t *testing.T) {
 					}
 					return nil
 				}
-				svc := &service{empty: look, duplex: func(s duplexStream) error { return look(s.Context()) }}
+				svc := &service{empty: look, duplex: func(s duplexStream) error {
+					return look(s.Context())
+				}}
 				conn := dial(t, serve(t, svc, opts...))
-				for kind, err := range both(metadata.AppendToOutgoingContext(t.Context(), tt.md...), conn) {
+				for kind, err := range both(
+					metadata.AppendToOutgoingContext(t.Context(), tt.md...), conn,
+				) {
 					if tt.reason == "" {
 						require.NoError(t, err, kind)
 					} else {
@@ -128,9 +147,13 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 		_ = s.SendHeader(nil)
 		return echo(s)
 	}}
-	client := testpb.NewTestServiceClient(dial(t, serve(t, svc, newAuth(t, store, interceptor.Optional(duplex)).ServerOptions()...)))
+	client := testpb.NewTestServiceClient(
+		dial(t, serve(t, svc, newAuth(t, store, interceptor.Optional(duplex)).ServerOptions()...)),
+	)
 	streams := make(map[string]testpb.TestService_FullDuplexCallClient)
-	for name, ctx := range map[string]context.Context{"key": withKey(t.Context(), token), "no key": t.Context()} {
+	for name, ctx := range map[string]context.Context{
+		"key": withKey(t.Context(), token), "no key": t.Context(),
+	} {
 		stream, err := client.FullDuplexCall(ctx)
 		require.NoError(t, err)
 		_, err = stream.Header()
@@ -149,7 +172,8 @@ func TestRevokeEndsTheStreamOfAnOptionalMethod(t *testing.T) {
 // on the way could remove a credential unnoticed.
 func TestOptionalWithRequireTLS(t *testing.T) {
 	store := openStore(t)
-	opts := newAuth(t, store, interceptor.Optional(emptyCall, duplex), interceptor.RequireTLS()).ServerOptions()
+	opts := newAuth(t, store, interceptor.Optional(emptyCall, duplex),
+		interceptor.RequireTLS()).ServerOptions()
 	for _, err := range both(t.Context(), dial(t, serve(t, &service{duplex: end}, opts...))) {
 		requireRefused(t, err, codes.Unauthenticated, "INSECURE_TRANSPORT")
 	}
@@ -176,8 +200,11 @@ func TestTwoAuthenticators(t *testing.T) {
 	require.Zero(t, store.Stats().Live)
 
 	other := newAuth(t, store, interceptor.Header("x-api-key", ""))
-	conn = dial(t, serve(t, &service{duplex: end}, append(auth.ServerOptions(), other.ServerOptions()...)...))
-	for _, err := range both(metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-api-key", token), conn) {
+	conn = dial(t,
+		serve(t, &service{duplex: end}, append(auth.ServerOptions(), other.ServerOptions()...)...))
+	for _, err := range both(
+		metadata.AppendToOutgoingContext(withKey(t.Context(), token), "x-api-key", token), conn,
+	) {
 		require.NoError(t, err, "two Authenticators with a header each are two keys")
 	}
 }
@@ -193,14 +220,20 @@ func TestCheck(t *testing.T) {
 	openToAll := interceptor.Public("/grpc.health.v1.Health/*")
 
 	t.Run("methods without a rule", func(t *testing.T) {
-		auth := newAuth(t, store, interceptor.RequireRules(), openToAll, interceptor.AnyKey(emptyCall),
+		auth := newAuth(t, store, interceptor.RequireRules(), openToAll,
+			interceptor.AnyKey(emptyCall),
 			interceptor.Optional(halfDuplex), interceptor.Require(duplex, "a"))
 		err := auth.Check(server(auth.ServerOptions()...))
-		require.EqualError(t, err, "interceptor: RequireRules refuses every call of these methods, which have no rule: "+
-			"/grpc.testing.TestService/CacheableUnaryCall, /grpc.testing.TestService/StreamingInputCall, "+
-			"/grpc.testing.TestService/StreamingOutputCall, /grpc.testing.TestService/UnaryCall, "+
-			"/grpc.testing.TestService/UnimplementedCall: give each method a rule, such as Public, Require or AnyKey")
-		auth = newAuth(t, store, interceptor.RequireRules(), openToAll, interceptor.AnyKey("/grpc.testing.TestService/*"))
+		require.EqualError(t, err,
+			"interceptor: RequireRules refuses every call of these methods, which have no rule: "+
+				"/grpc.testing.TestService/CacheableUnaryCall, "+
+				"/grpc.testing.TestService/StreamingInputCall, "+
+				"/grpc.testing.TestService/StreamingOutputCall, "+
+				"/grpc.testing.TestService/UnaryCall, "+
+				"/grpc.testing.TestService/UnimplementedCall: give each method a rule, such as "+
+				"Public, Require or AnyKey")
+		auth = newAuth(t, store, interceptor.RequireRules(), openToAll,
+			interceptor.AnyKey("/grpc.testing.TestService/*"))
 		require.NoError(t, auth.Check(server(auth.ServerOptions()...)))
 	})
 	t.Run("only unary calls guarded", func(t *testing.T) {
@@ -227,25 +260,34 @@ func TestCheck(t *testing.T) {
 	t.Run("only unary calls guarded, and there are no others", func(t *testing.T) {
 		auth := newAuth(t, store)
 		s := grpc.NewServer(grpc.UnaryInterceptor(auth.Unary()))
-		s.RegisterService(&grpc.ServiceDesc{ServiceName: "a.B", Methods: []grpc.MethodDesc{{MethodName: "C"}}}, nil)
+		s.RegisterService(
+			&grpc.ServiceDesc{ServiceName: "a.B", Methods: []grpc.MethodDesc{{MethodName: "C"}}},
+			nil)
 		require.NoError(t, auth.Check(s))
 	})
 	t.Run("a proxy", func(t *testing.T) {
-		auth := newAuth(t, store, openToAll, interceptor.Require("/far.Away/Get", "a"), interceptor.AnyKey("/far.Off/*"))
-		proxy := server(append(auth.ServerOptions(), grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { return nil }))...)
+		auth := newAuth(t, store, openToAll, interceptor.Require("/far.Away/Get", "a"),
+			interceptor.AnyKey("/far.Off/*"))
+		proxy := server(
+			append(auth.ServerOptions(),
+				grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error { return nil }))...)
 		require.ErrorContains(t, auth.Check(proxy), "/far.Away/Get, /far.Off/*")
 		require.ErrorContains(t, auth.Check(proxy, "/far.Away/*"), "/far.Off/*")
 		require.NotContains(t, auth.Check(proxy, "/far.Away/*").Error(), "/far.Away")
 		require.NoError(t, auth.Check(proxy, "/far.Away/*", "/far.Off/*"))
 		require.NoError(t, auth.Check(proxy, "/far.Away/Get", "/far.Off/Get"))
-		require.ErrorContains(t, auth.Check(proxy, "/far.Away/Put", "/far.Off/Get"), "/far.Away/Get", "a method that is not passed on")
+		require.ErrorContains(t, auth.Check(proxy, "/far.Away/Put", "/far.Off/Get"),
+			"/far.Away/Get", "a method that is not passed on")
 		require.ErrorContains(t, auth.Check(proxy, "far.Away"), "neither a full method name")
 
-		strict := newAuth(t, store, interceptor.RequireRules(), openToAll, interceptor.AnyKey("/grpc.testing.TestService/*"))
+		strict := newAuth(t, store, interceptor.RequireRules(), openToAll,
+			interceptor.AnyKey("/grpc.testing.TestService/*"))
 		proxy = server(strict.ServerOptions()...)
 		require.ErrorContains(t, strict.Check(proxy, "/far.Away/Get"), "/far.Away/Get")
 		unary := newAuth(t, store, openToAll)
-		require.ErrorContains(t, unary.Check(grpc.NewServer(grpc.UnaryInterceptor(unary.Unary())), "/far.Away/*"), "/far.Away/*",
+		require.ErrorContains(t,
+			unary.Check(grpc.NewServer(grpc.UnaryInterceptor(unary.Unary())), "/far.Away/*"),
+			"/far.Away/*",
 			"what is passed on is a stream to gRPC")
 	})
 }

@@ -38,7 +38,8 @@ func Header(name, scheme string) Option {
 			*headers = append(*headers, header{name: lower})
 		}
 		h := &(*headers)[i]
-		if slices.ContainsFunc(h.schemes, func(s string) bool { return strings.EqualFold(s, scheme) }) {
+		isScheme := func(s string) bool { return strings.EqualFold(s, scheme) }
+		if slices.ContainsFunc(h.schemes, isScheme) {
 			return fmt.Errorf("Header %q with the scheme %q is given twice", name, scheme)
 		}
 		h.schemes = append(h.schemes, scheme)
@@ -106,7 +107,8 @@ func requireScopes(option, fullMethod string, scopes []string, anyOf bool) Optio
 			}
 		}
 		if strings.HasSuffix(fullMethod, "/*") {
-			return fmt.Errorf("%s %q: name one method: only Public, Optional and AnyKey accept a service",
+			return fmt.Errorf(
+				"%s %q: name one method: only Public, Optional and AnyKey accept a service",
 				option, fullMethod)
 		}
 		r := rule{scopes: slices.Clone(scopes), anyOf: anyOf}

@@ -21,7 +21,8 @@ import (
 
 // serveHTTPOn runs a server behind an http.Server without TLS until the end of the test.
 // Middleware, if not nil, stands before the server.
-func serveHTTPOn(t testing.TB, lis net.Listener, middleware func(http.Handler) http.Handler, svc *service,
+func serveHTTPOn(t testing.TB, lis net.Listener, middleware func(http.Handler) http.Handler,
+	svc *service,
 	opts ...grpc.ServerOption) string {
 	t.Helper()
 	server := grpc.NewServer(append(opts, grpc.WaitForHandlers(true))...)
@@ -80,8 +81,12 @@ func TestAddressesUnderServeHTTP(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conn := dial(t, serveHTTPOn(t, listenTCP(t), tt.middleware, svc, opts...))
-			for token, admitted := range map[string]bool{local: tt.local, remote: tt.remote, remote6: tt.remote6} {
-				for _, err := range []error{call(withKey(ctx, token), conn), exchange(withKey(ctx, token), conn, 1)} {
+			for token, admitted := range map[string]bool{
+				local: tt.local, remote: tt.remote, remote6: tt.remote6,
+			} {
+				for _, err := range []error{
+					call(withKey(ctx, token), conn), exchange(withKey(ctx, token), conn, 1),
+				} {
 					if admitted {
 						require.NoError(t, err)
 					} else {
@@ -111,12 +116,15 @@ func TestLimitFailuresOfUnusualAddresses(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			conn := dial(t, serve(newAuth(t, store, interceptor.LimitFailures(0.001, 2)).ServerOptions()...))
+			conn := dial(t,
+				serve(newAuth(t, store, interceptor.LimitFailures(0.001, 2)).ServerOptions()...))
 			for range 2 {
-				requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+				requireRefused(t, call(withKey(t.Context(), "nonsense"), conn),
+					codes.Unauthenticated, "API_KEY_INVALID")
 			}
 			for _, token := range []string{"nonsense", good} {
-				requireRefused(t, call(withKey(t.Context(), token), conn), codes.ResourceExhausted, "AUTH_THROTTLED")
+				requireRefused(t, call(withKey(t.Context(), token), conn), codes.ResourceExhausted,
+					"AUTH_THROTTLED")
 			}
 		})
 	}
@@ -136,8 +144,11 @@ func TestTrustProxyTransport(t *testing.T) {
 		return lis
 	}
 	over := func(lis *bufconn.Listener) *grpc.ClientConn {
-		return dial(t, "passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+		return dial(t, "passthrough:///bufconn",
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				return lis.DialContext(ctx)
+			}))
 	}
 	svc := &service{duplex: echo}
 	for name, tt := range map[string]struct {
@@ -164,25 +175,32 @@ func TestTrustProxyTransport(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			trusted := tt.connect(newAuth(t, store,
 				interceptor.TrustProxyTransport("X-Forwarded-For", tt.transport),
-				interceptor.TrustProxy("x-forwarded-for", networks("10.0.0.0/8")...)).ServerOptions()...)
-			require.NoError(t, call(from("x-forwarded-for", "203.0.113.9, 192.0.2.1, 10.1.1.1"), trusted))
+				interceptor.TrustProxy("x-forwarded-for",
+					networks("10.0.0.0/8")...)).ServerOptions()...)
+			require.NoError(t,
+				call(from("x-forwarded-for", "203.0.113.9, 192.0.2.1, 10.1.1.1"), trusted))
 			require.NoError(t, exchange(from("x-forwarded-for", "192.0.2.1"), trusted, 1))
 			for _, ctx := range []context.Context{
-				withKey(t.Context(), token), from("x-forwarded-for", "192.0.2.1, 203.0.113.9"), from("x-real-ip", "192.0.2.1"),
+				withKey(t.Context(), token), from("x-forwarded-for", "192.0.2.1, 203.0.113.9"),
+				from("x-real-ip", "192.0.2.1"),
 			} {
 				requireRefused(t, call(ctx, trusted), codes.Unauthenticated, "API_KEY_INVALID")
 			}
 			for _, o := range []interceptor.Option{
-				interceptor.TrustProxyTransport("x-forwarded-for", "vsock"), interceptor.TrustProxy("x-forwarded-for", networks("127.0.0.0/8")...), {},
+				interceptor.TrustProxyTransport("x-forwarded-for", "vsock"),
+				interceptor.TrustProxy("x-forwarded-for", networks("127.0.0.0/8")...), {},
 			} {
 				other := tt.connect(newAuth(t, store, o).ServerOptions()...)
-				requireRefused(t, call(from("x-forwarded-for", "192.0.2.1"), other), codes.Unauthenticated, "API_KEY_INVALID")
+				requireRefused(t, call(from("x-forwarded-for", "192.0.2.1"), other),
+					codes.Unauthenticated, "API_KEY_INVALID")
 			}
 		})
 	}
 	t.Run("a caller with an address is no such proxy", func(t *testing.T) {
-		auth := newAuth(t, store, interceptor.TrustProxyTransport("x-forwarded-for", "unix", "bufconn"))
+		auth := newAuth(t, store,
+			interceptor.TrustProxyTransport("x-forwarded-for", "unix", "bufconn"))
 		conn := dial(t, serve(t, svc, auth.ServerOptions()...))
-		requireRefused(t, call(from("x-forwarded-for", "192.0.2.1"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+		requireRefused(t, call(from("x-forwarded-for", "192.0.2.1"), conn), codes.Unauthenticated,
+			"API_KEY_INVALID")
 	})
 }

@@ -126,9 +126,11 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 	case errors.Is(err, keystore.ErrDenied):
 		return invalidStatus
 	case errors.As(err, &limited):
-		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit", limited.RetryAfter)
+		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit",
+			limited.RetryAfter)
 	case errors.As(err, &throttled):
-		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials", throttled.retryAfter)
+		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials",
+			throttled.retryAfter)
 	case errors.Is(err, keystore.ErrNarrowed):
 		return changedStatus
 	case ctx.Err() != nil:

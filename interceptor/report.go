@@ -25,8 +25,8 @@ import (
 // meant for logs and for operators of the server. Do not show the text to callers. A Refusal never
 // contains the credential.
 type Refusal struct {
-	// Reason is one word of a fixed set, and so may be the label of a metric. The words are those of
-	// keystore.Reason and
+	// Reason is one word of a fixed set, and so may be the label of a metric. The words are those
+	// of keystore.Reason and
 	//
 	//	missing, scheme, several    no credential, a missing or wrong scheme, several credentials
 	//	insecure                    plaintext, and RequireTLS is set
@@ -173,7 +173,9 @@ func (a *Authenticator) mapStatus(
 func LogRefusals(logger *slog.Logger) Option {
 	return Option{func(c *config) error {
 		if logger == nil {
-			return errors.New("LogRefusals: the logger is nil: give a logger, such as slog.Default()")
+			return errors.New(
+				"LogRefusals: the logger is nil: give a logger, such as slog.Default()",
+			)
 		}
 		c.logger = logger
 		return nil

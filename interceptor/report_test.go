@@ -78,7 +78,8 @@ func (a addr) String() string { return string(a) }
 
 // incoming returns the context of a call from an address, as gRPC gives it to a handler.
 func incoming(ctx context.Context, from string, md ...string) context.Context {
-	return peer.NewContext(metadata.NewIncomingContext(ctx, metadata.Pairs(md...)), &peer.Peer{Addr: addr(from)})
+	return peer.NewContext(metadata.NewIncomingContext(ctx, metadata.Pairs(md...)),
+		&peer.Peer{Addr: addr(from)})
 }
 
 // A serverStream is a stream without a transport.
@@ -91,7 +92,10 @@ func (s serverStream) Context() context.Context { return s.ctx }
 
 // directStream opens a stream without a server. The handler does nothing.
 func directStream(ctx context.Context, a *interceptor.Authenticator, method string) error {
-	return a.Stream()(nil, serverStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error { return nil })
+	return a.Stream()(nil, serverStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: method},
+		func(any, grpc.ServerStream) error {
+			return nil
+		})
 }
 
 // A nothing is a faulty Verifier: its error is nil, and at least one other result is nil too.
@@ -115,7 +119,9 @@ func TestVerifierReturnsNothing(t *testing.T) {
 		},
 	} {
 		v := nothing{session: session}
-		for _, opts := range [][]interceptor.Option{nil, {interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a")}} {
+		for _, opts := range [][]interceptor.Option{
+			nil, {interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a")},
+		} {
 			t.Run(name, func(t *testing.T) {
 				book := logDefault(t)
 				auth := newAuth(t, v, opts...)
@@ -146,7 +152,9 @@ func TestErrorMapperPanics(t *testing.T) {
 	store := openStore(t)
 	key, good := issue(t, store, keystore.Spec{})
 	book := logDefault(t)
-	mapper := interceptor.MapErrors(func(context.Context, string, error, *status.Status) *status.Status {
+	mapper := interceptor.MapErrors(func(
+		context.Context, string, error, *status.Status,
+	) *status.Status {
 		panic(errors.New("in the mapper\nof the test"))
 	})
 	svc := &service{duplex: echo}
@@ -154,16 +162,22 @@ func TestErrorMapperPanics(t *testing.T) {
 	for _, err := range both(withKey(t.Context(), "nonsense"), conn) {
 		requireRefused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
 	}
-	scoped := dial(t, serve(t, svc, newAuth(t, store, mapper, interceptor.Require(emptyCall, "a"), interceptor.Require(duplex, "a")).ServerOptions()...))
+	scoped := dial(t,
+		serve(t, svc,
+			newAuth(t, store, mapper, interceptor.Require(emptyCall, "a"),
+				interceptor.Require(duplex, "a")).ServerOptions()...))
 	for range 10 {
 		for _, err := range both(withKey(t.Context(), good), scoped) {
 			requireRefused(t, err, codes.PermissionDenied, "INSUFFICIENT_SCOPE")
 		}
 	}
 	require.Zero(t, store.Stats().Live)
-	_, limited := issue(t, store, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.001, Burst: 1}})
-	counted := dial(t, serve(t, svc, newAuth(t, store, mapper, interceptor.LimitMessages()).ServerOptions()...))
-	requireRefused(t, exchange(withKey(t.Context(), limited), counted, 1), codes.ResourceExhausted, "RATE_LIMIT_EXCEEDED")
+	_, limited := issue(t, store,
+		keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.001, Burst: 1}})
+	counted := dial(t,
+		serve(t, svc, newAuth(t, store, mapper, interceptor.LimitMessages()).ServerOptions()...))
+	requireRefused(t, exchange(withKey(t.Context(), limited), counted, 1), codes.ResourceExhausted,
+		"RATE_LIMIT_EXCEEDED")
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), good))
 	require.NoError(t, err)
 	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
@@ -185,7 +199,9 @@ type refusals struct {
 }
 
 func (r *refusals) option() interceptor.Option {
-	return interceptor.MapErrors(func(_ context.Context, _ string, err error, byDefault *status.Status) *status.Status {
+	return interceptor.MapErrors(func(
+		_ context.Context, _ string, err error, byDefault *status.Status,
+	) *status.Status {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		refusal := (*interceptor.Refusal)(nil)
@@ -220,7 +236,8 @@ func TestRefusalsAreExplained(t *testing.T) {
 	require.NoError(t, store.Disable(t.Context(), disabled, ""))
 	early, earlyToken := make(keystore.Spec{NotBefore: time.Now().Add(time.Hour)})
 	elsewhere, elsewhereToken := make(keystore.Spec{AllowedNetworks: networks("192.0.2.0/24")})
-	limited, limitedToken := make(keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-9, Burst: 1}})
+	limited, limitedToken := make(
+		keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-9, Burst: 1}})
 	_, err := store.Verify(t.Context(), limitedToken)
 	require.NoError(t, err)
 	_, foreignToken := issue(t, openStore(t), keystore.Spec{})
@@ -237,8 +254,14 @@ func TestRefusalsAreExplained(t *testing.T) {
 	}{
 		{"missing", "", nil, "WARN", store, interceptor.Option{}},
 		{"scheme", "", []string{"authorization", goodToken}, "WARN", store, interceptor.Option{}},
-		{"scheme", "", []string{"authorization", "Basic " + goodToken}, "WARN", store, interceptor.Option{}},
-		{"several", "", append(bearer(goodToken), bearer(goodToken)...), "WARN", store, interceptor.Option{}},
+		{
+			"scheme", "", []string{"authorization", "Basic " + goodToken}, "WARN", store,
+			interceptor.Option{},
+		},
+		{
+			"several", "", append(bearer(goodToken), bearer(goodToken)...), "WARN", store,
+			interceptor.Option{},
+		},
 		{"insecure", "", bearer(goodToken), "WARN", store, interceptor.RequireTLS()},
 		{"malformed", "", bearer(goodToken + "x"), "WARN", store, interceptor.Option{}},
 		{"unknown", "", bearer(foreignToken), "WARN", store, interceptor.Option{}},
@@ -250,16 +273,25 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{"scope", good, bearer(goodToken), "WARN", store, interceptor.Require("/p.S/M", "a")},
 		{"no_rule", "", bearer(goodToken), "WARN", store, interceptor.RequireRules()},
 		{"closed", "", bearer(goodToken), "ERROR", closed, interceptor.Option{}},
-		{"unavailable", "", bearer(goodToken), "ERROR", verifier{fmt.Errorf("disk: %w", keystore.ErrUnavailable)}, interceptor.Option{}},
-		{"other", "", bearer(goodToken), "ERROR", verifier{errors.New("disk: surprise")}, interceptor.Option{}},
+		{
+			"unavailable", "", bearer(goodToken), "ERROR",
+			verifier{fmt.Errorf("disk: %w", keystore.ErrUnavailable)}, interceptor.Option{},
+		},
+		{
+			"other", "", bearer(goodToken), "ERROR", verifier{errors.New("disk: surprise")},
+			interceptor.Option{},
+		},
 	} {
-		for kind, do := range map[string]func(context.Context, *interceptor.Authenticator, string) error{"unary": direct, "stream": directStream} {
+		type caller = func(context.Context, *interceptor.Authenticator, string) error
+		for kind, do := range map[string]caller{"unary": direct, "stream": directStream} {
 			t.Run(c.reason+" "+kind, func(t *testing.T) {
 				var mapped refusals
 				book := new(logBook)
-				auth := newAuth(t, c.v, c.o, mapped.option(), interceptor.LogRefusals(book.logger()),
+				auth := newAuth(t, c.v, c.o, mapped.option(),
+					interceptor.LogRefusals(book.logger()),
 					interceptor.TrustProxy("x-forwarded-for", networks("10.0.0.0/8")...))
-				ctx := incoming(t.Context(), "10.0.0.4:5555", append([]string{"x-forwarded-for", "203.0.113.9"}, c.md...)...)
+				ctx := incoming(t.Context(), "10.0.0.4:5555",
+					append([]string{"x-forwarded-for", "203.0.113.9"}, c.md...)...)
 				require.Error(t, do(ctx, auth, "/p.S/M"))
 
 				got := mapped.last(t)
@@ -268,9 +300,11 @@ func TestRefusalsAreExplained(t *testing.T) {
 				require.Equal(t, "/p.S/M", got.Method)
 				require.Equal(t, "203.0.113.9", got.Addr.String())
 				require.Equal(t, "10.0.0.4", got.Proxy)
-				require.ErrorContains(t, got, ": the call came from 203.0.113.9 through proxy 10.0.0.4")
+				require.ErrorContains(t, got,
+					": the call came from 203.0.113.9 through proxy 10.0.0.4")
 
-				want := map[string]any{"level": c.level, "msg": "gRPC call refused", "reason": c.reason, "method": "/p.S/M",
+				want := map[string]any{"level": c.level, "msg": "gRPC call refused",
+					"reason": c.reason, "method": "/p.S/M",
 					"addr": "203.0.113.9", "proxy": "10.0.0.4"}
 				if c.key != "" {
 					want["key"] = c.key
@@ -279,10 +313,16 @@ func TestRefusalsAreExplained(t *testing.T) {
 					want["error"] = errors.Unwrap(got).Error()
 				}
 				require.Equal(t, []map[string]any{want}, book.lines(t))
-				for _, token := range []string{goodToken, revokedToken, foreignToken, limitedToken, elsewhereToken, earlyToken, disabledToken} {
+				for _, token := range []string{
+					goodToken, revokedToken, foreignToken, limitedToken, elsewhereToken, earlyToken,
+					disabledToken,
+				} {
 					secret := token[35:]
-					require.False(t, strings.Contains(book.String(), secret), "the credential is in the log")
-					require.False(t, strings.Contains(fmt.Sprintf("%v %+v %#v", got, got, got), secret), "the credential is in the error")
+					require.False(t, strings.Contains(book.String(), secret),
+						"the credential is in the log")
+					require.False(t,
+						strings.Contains(fmt.Sprintf("%v %+v %#v", got, got, got), secret),
+						"the credential is in the error")
 				}
 			})
 		}
@@ -299,9 +339,12 @@ func TestRefusalsAreExplained(t *testing.T) {
 	})
 	t.Run("wrong network", func(t *testing.T) {
 		var mapped refusals
-		auth := newAuth(t, store, mapped.option(), interceptor.TrustProxyTransport("x-forwarded-for", "bufconn"))
-		require.Error(t, direct(incoming(t.Context(), "", bearer(elsewhereToken)...), auth, emptyCall))
-		require.EqualError(t, mapped.last(t), "API key denied: wrong network: the call came from an unknown address")
+		auth := newAuth(t, store, mapped.option(),
+			interceptor.TrustProxyTransport("x-forwarded-for", "bufconn"))
+		require.Error(t,
+			direct(incoming(t.Context(), "", bearer(elsewhereToken)...), auth, emptyCall))
+		require.EqualError(t, mapped.last(t),
+			"API key denied: wrong network: the call came from an unknown address")
 		require.ErrorIs(t, mapped.last(t), keystore.ErrNetworkNotAllowed)
 	})
 	t.Run("canceled", func(t *testing.T) {
@@ -310,8 +353,10 @@ func TestRefusalsAreExplained(t *testing.T) {
 		ctx, cancel := context.WithCancel(incoming(t.Context(), "203.0.113.9:1", bearer("k")...))
 		cancel()
 		require.Error(t, direct(ctx, auth, emptyCall))
-		require.Equal(t, []map[string]any{{"level": "INFO", "msg": "gRPC call refused", "reason": "canceled", "method": emptyCall,
-			"addr": "203.0.113.9"}}, book.lines(t))
+		require.Equal(t,
+			[]map[string]any{{"level": "INFO", "msg": "gRPC call refused", "reason": "canceled",
+				"method": emptyCall,
+				"addr":   "203.0.113.9"}}, book.lines(t))
 	})
 	_, err = interceptor.New(store, interceptor.LogRefusals(nil))
 	require.ErrorContains(t, err, "the logger is nil")
@@ -319,29 +364,41 @@ func TestRefusalsAreExplained(t *testing.T) {
 
 // A stream that ends with its key is logged once, with the key, on each transport.
 func TestEndsOfStreamsAreExplained(t *testing.T) {
-	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
-		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dial(t, serve(t, svc, opts...)) },
-		"a transport that cannot end a stream": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+	for name, connect := range map[string]connector{
+		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+			return dial(t, serve(t, svc, opts...))
+		},
+		"a transport that cannot end a stream": func(
+			svc *service, opts ...grpc.ServerOption,
+		) *grpc.ClientConn {
 			return dial(t, serve(t, svc, append([]grpc.ServerOption{hidden()}, opts...)...))
 		},
-		"an HTTP server": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dialHTTP(t, svc, opts...) },
+		"an HTTP server": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+			return dialHTTP(t, svc, opts...)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			var mapped refusals
 			book := new(logBook)
 			over := make(chan struct{}, 1)
-			outer := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			outer := grpc.ChainStreamInterceptor(func(
+				srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+			) error {
 				defer func() { over <- struct{}{} }()
 				return next(srv, ss)
 			})
-			opts := newAuth(t, store, mapped.option(), interceptor.LogRefusals(book.logger()), interceptor.LimitMessages()).ServerOptions()
+			opts := newAuth(t, store, mapped.option(), interceptor.LogRefusals(book.logger()),
+				interceptor.LimitMessages()).ServerOptions()
 			conn := connect(&service{duplex: echo}, append([]grpc.ServerOption{outer}, opts...)...)
 			for reason, end := range map[string]func(id string) error{
 				"revoked":  func(id string) error { return store.Revoke(t.Context(), id, "") },
 				"disabled": func(id string) error { return store.Disable(t.Context(), id, "") },
 				"narrowed": func(id string) error {
-					_, err := store.Update(t.Context(), id, func(s *keystore.Spec) error { s.Scopes = nil; return nil })
+					_, err := store.Update(t.Context(), id, func(s *keystore.Spec) error {
+						s.Scopes = nil
+						return nil
+					})
 					return err
 				},
 				"rate_limited": nil,
@@ -351,7 +408,9 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 					spec.RateLimit = keystore.RateLimit{PerSecond: 1e-9, Burst: 2}
 				}
 				key, token := issue(t, store, spec)
-				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+					withKey(t.Context(), token),
+				)
 				require.NoError(t, err)
 				require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{}))
 				_, err = stream.Recv()
@@ -371,8 +430,10 @@ func TestEndsOfStreamsAreExplained(t *testing.T) {
 				require.Equal(t, duplex, got.Method)
 				require.Equal(t, "127.0.0.1", got.Addr.String())
 				lines := book.lines(t)
-				require.Equal(t, map[string]any{"level": "WARN", "msg": "gRPC call ended with its API key", "reason": reason,
-					"method": duplex, "key": key.ID, "addr": "127.0.0.1"}, lines[len(lines)-1])
+				require.Equal(t,
+					map[string]any{"level": "WARN", "msg": "gRPC call ended with its API key",
+						"reason": reason,
+						"method": duplex, "key": key.ID, "addr": "127.0.0.1"}, lines[len(lines)-1])
 			}
 			require.Len(t, book.lines(t), 4)
 			require.Len(t, mapped.all, 4)
@@ -388,8 +449,11 @@ func TestLogIsSampled(t *testing.T) {
 		unknown := newAuth(t, verifier{keystore.ErrUnknown}, interceptor.LogRefusals(book.logger()))
 		flood := func(n int) {
 			for i := range n {
-				require.Error(t, direct(incoming(t.Context(), fmt.Sprintf("192.0.2.%d", i%256), "authorization", "Bearer k"), unknown,
-					fmt.Sprintf("/p.S/M%d", i)))
+				require.Error(t,
+					direct(
+						incoming(t.Context(), fmt.Sprintf("192.0.2.%d", i%256), "authorization",
+							"Bearer k"), unknown,
+						fmt.Sprintf("/p.S/M%d", i)))
 			}
 		}
 		flood(1000)
@@ -422,8 +486,11 @@ func TestLogOfAHostileMethod(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			book := new(logBook)
-			auth := newAuth(t, verifier{keystore.ErrUnknown}, interceptor.LogRefusals(slog.New(handler(book))))
-			require.Error(t, direct(incoming(t.Context(), "192.0.2.1", "authorization", "Bearer k"), auth, method))
+			auth := newAuth(t, verifier{keystore.ErrUnknown},
+				interceptor.LogRefusals(slog.New(handler(book))))
+			require.Error(t,
+				direct(incoming(t.Context(), "192.0.2.1", "authorization", "Bearer k"), auth,
+					method))
 			require.Less(t, len(book.String()), 1000)
 			require.Equal(t, 1, strings.Count(book.String(), "\n"), "%q", book.String())
 			for _, raw := range []string{"\x1b", "\u202e", "\u0085", "\xff"} {
@@ -466,13 +533,18 @@ func TestLoggerPanics(t *testing.T) {
 				return err
 			}}
 			over := make(chan struct{})
-			outer := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			outer := grpc.ChainStreamInterceptor(func(
+				srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+			) error {
 				defer close(over)
 				return next(srv, ss)
 			})
-			opts := append([]grpc.ServerOption{outer}, newAuth(t, store, interceptor.LogRefusals(logger)).ServerOptions()...)
+			opts := append([]grpc.ServerOption{outer},
+				newAuth(t, store, interceptor.LogRefusals(logger)).ServerOptions()...)
 			conn := dial(t, serve(t, svc, opts...))
-			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+				withKey(t.Context(), token),
+			)
 			require.NoError(t, err)
 			_, err = stream.Header()
 			require.NoError(t, err)
@@ -483,7 +555,8 @@ func TestLoggerPanics(t *testing.T) {
 			close(release)
 			<-over
 			if name == "panics" {
-				requireRefused(t, call(withKey(t.Context(), token), conn), codes.Unauthenticated, "API_KEY_INVALID")
+				requireRefused(t, call(withKey(t.Context(), token), conn), codes.Unauthenticated,
+					"API_KEY_INVALID")
 				require.EqualValues(t, 2, logged.Load())
 			}
 		})

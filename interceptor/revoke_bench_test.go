@@ -86,7 +86,8 @@ func BenchmarkRevokeUnderStreams(b *testing.B) {
 		for i, kind := range kinds {
 			key, token := issue(b, store, keystore.Spec{Name: kind.name})
 			over := kind.open(token)
-			took[i] = append(took[i], timed(func() { require.NoError(b, store.Revoke(b.Context(), key.ID, "")) }))
+			took[i] = append(took[i],
+				timed(func() { require.NoError(b, store.Revoke(b.Context(), key.ID, "")) }))
 			require.Zero(b, store.Stats().Live)
 			over()
 		}
@@ -97,7 +98,8 @@ func BenchmarkRevokeUnderStreams(b *testing.B) {
 		b.ReportMetric(float64(median)/1e6, kind.name+"-ms")
 		b.ReportMetric(float64(median)/float64(none), kind.name+"-ratio")
 		slices.Sort(took[i])
-		b.Logf("%s: %v to %v, median %v, %s times none, %v more", kind.name, took[i][0], took[i][len(took[i])-1], median,
+		b.Logf("%s: %v to %v, median %v, %s times none, %v more", kind.name, took[i][0],
+			took[i][len(took[i])-1], median,
 			strconv.FormatFloat(float64(median)/float64(none), 'f', 2, 64), median-none)
 	}
 }

@@ -34,7 +34,8 @@ func RulesFrom(ext protoreflect.ExtensionType) Option {
 		}
 		d := ext.TypeDescriptor()
 		if d.ContainingMessage().FullName() != "google.protobuf.MethodOptions" {
-			return fmt.Errorf("RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions",
+			return fmt.Errorf(
+				"RulesFrom: %s extends %s: it must extend google.protobuf.MethodOptions",
 				d.FullName(), d.ContainingMessage().FullName())
 		}
 		if d.ContainingMessage() != new(descriptorpb.MethodOptions).ProtoReflect().Descriptor() {

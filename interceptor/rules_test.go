@@ -34,11 +34,14 @@ func link(t *testing.T, name string, set func(*descriptorpb.MethodOptions)) {
 	options = new(descriptorpb.MethodOptions)
 	require.NoError(t, proto.Unmarshal(wire, options))
 	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: &path, Package: proto.String("linked"), Dependency: []string{"grpc/testing/empty.proto"},
-		Service: []*descriptorpb.ServiceDescriptorProto{{Name: &name, Method: []*descriptorpb.MethodDescriptorProto{{
-			Name: proto.String("M"), InputType: proto.String(".grpc.testing.Empty"), OutputType: proto.String(".grpc.testing.Empty"),
-			Options: options,
-		}}}},
+		Name: &path, Package: proto.String("linked"),
+		Dependency: []string{"grpc/testing/empty.proto"},
+		Service: []*descriptorpb.ServiceDescriptorProto{{Name: &name,
+			Method: []*descriptorpb.MethodDescriptorProto{{
+				Name: proto.String("M"), InputType: proto.String(".grpc.testing.Empty"),
+				OutputType: proto.String(".grpc.testing.Empty"),
+				Options:    options,
+			}}}},
 	}, protoregistry.GlobalFiles)
 	require.NoError(t, err)
 	require.NoError(t, protoregistry.GlobalFiles.RegisterFile(file))
@@ -48,7 +51,9 @@ func TestRulesFromRefusesScopesThatNoKeyCanHave(t *testing.T) {
 	store := openStore(t)
 	one := extension(t, protoregistry.GlobalFiles, "bad_one", 50101, stringOption, false)
 	list := extension(t, protoregistry.GlobalFiles, "bad_list", 50102, stringOption, true)
-	link(t, "BadOne", func(o *descriptorpb.MethodOptions) { proto.SetExtension(o, one, "orders:read\n") })
+	link(t, "BadOne", func(o *descriptorpb.MethodOptions) {
+		proto.SetExtension(o, one, "orders:read\n")
+	})
 	link(t, "BadList", func(o *descriptorpb.MethodOptions) {
 		scopes := list.New().List()
 		scopes.Append(protoreflect.ValueOfString("good"))
@@ -56,9 +61,11 @@ func TestRulesFromRefusesScopesThatNoKeyCanHave(t *testing.T) {
 		o.ProtoReflect().Set(list.TypeDescriptor(), protoreflect.ValueOfList(scopes))
 	})
 	_, err := interceptor.New(store, interceptor.RulesFrom(one))
-	require.ErrorContains(t, err, `RulesFrom: /linked.BadOne/M: the scope "orders:read\n" holds the character`)
+	require.ErrorContains(t, err,
+		`RulesFrom: /linked.BadOne/M: the scope "orders:read\n" holds the character`)
 	_, err = interceptor.New(store, interceptor.RulesFrom(list))
-	require.ErrorContains(t, err, `RulesFrom: /linked.BadList/M: the scope "not good" holds the character`)
+	require.ErrorContains(t, err,
+		`RulesFrom: /linked.BadList/M: the scope "not good" holds the character`)
 }
 
 func TestRulesFromRefusesPublicMethodWithScopes(t *testing.T) {
@@ -68,7 +75,8 @@ func TestRulesFromRefusesPublicMethodWithScopes(t *testing.T) {
 		proto.SetExtension(o, public, true)
 		proto.SetExtension(o, scope, "a")
 	})
-	_, err := interceptor.New(openStore(t), interceptor.RulesFrom(public), interceptor.RulesFrom(scope))
+	_, err := interceptor.New(openStore(t), interceptor.RulesFrom(public),
+		interceptor.RulesFrom(scope))
 	require.ErrorContains(t, err, "/linked.Torn/M: the method is public and requires scopes")
 }
 
@@ -93,14 +101,18 @@ func TestRulesFromTwoBools(t *testing.T) {
 
 func TestRulesFromRefusesAnExtensionOfAnotherMessage(t *testing.T) {
 	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String("elsewhere.proto"), Package: proto.String("ruled"), Dependency: []string{"google/protobuf/descriptor.proto"},
+		Name: proto.String("elsewhere.proto"), Package: proto.String("ruled"),
+		Dependency: []string{"google/protobuf/descriptor.proto"},
 		Extension: []*descriptorpb.FieldDescriptorProto{{
 			Name: proto.String("elsewhere"), Number: proto.Int32(50131), Type: stringOption.Enum(),
-			Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum(), Extendee: proto.String(".google.protobuf.ServiceOptions"),
+			Label:    descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum(),
+			Extendee: proto.String(".google.protobuf.ServiceOptions"),
 		}},
 	}, protoregistry.GlobalFiles)
 	require.NoError(t, err)
-	_, err = interceptor.New(openStore(t), interceptor.RulesFrom(dynamicpb.NewExtensionType(fd.Extensions().Get(0))))
-	require.EqualError(t, err, "interceptor: RulesFrom: ruled.elsewhere extends google.protobuf.ServiceOptions: "+
-		"it must extend google.protobuf.MethodOptions")
+	_, err = interceptor.New(openStore(t),
+		interceptor.RulesFrom(dynamicpb.NewExtensionType(fd.Extensions().Get(0))))
+	require.EqualError(t, err,
+		"interceptor: RulesFrom: ruled.elsewhere extends google.protobuf.ServiceOptions: "+
+			"it must extend google.protobuf.MethodOptions")
 }

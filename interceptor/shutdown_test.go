@@ -40,14 +40,18 @@ func newReplica(t *testing.T, backup []byte, svc *service) *replica {
 		require.NoError(t, store.Restore(t.Context(), bytes.NewReader(backup)))
 	}
 	r.store = store
-	count := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	count := grpc.ChainUnaryInterceptor(func(
+		ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+	) (any, error) {
 		reply, err := next(ctx, req)
 		if err != nil {
 			r.once.Do(func() { close(r.refused) })
 		}
 		return reply, err
 	})
-	r.server = grpc.NewServer(append([]grpc.ServerOption{count}, newAuth(t, store).ServerOptions()...)...)
+	r.server = grpc.NewServer(
+		append([]grpc.ServerOption{count}, newAuth(t, store).ServerOptions()...)...,
+	)
 	testpb.RegisterTestServiceServer(r.server, svc)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -86,9 +90,13 @@ func TestShutdownFailsNoGoodCall(t *testing.T) {
 			require.NoError(t, first.store.Backup(t.Context(), &backup))
 			second := newReplica(t, backup.Bytes(), svc)
 
-			endless, err := testpb.NewTestServiceClient(dial(t, first.addr)).FullDuplexCall(withKey(t.Context(), token))
+			endless, err := testpb.NewTestServiceClient(dial(t, first.addr)).FullDuplexCall(
+				withKey(t.Context(), token),
+			)
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return first.store.Stats().Live == 1 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return first.store.Stats().Live == 1
+			}, time.Minute, time.Millisecond)
 
 			load := startLoad(t, token, first.addr, second.addr)
 			tt.stop(t, first)
@@ -96,7 +104,8 @@ func TestShutdownFailsNoGoodCall(t *testing.T) {
 			requireRefused(t, err, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE")
 			calls, failed := load.stop()
 			t.Logf("%d of %d calls with a good key failed", failed, calls)
-			require.Equal(t, tt.fails, failed > 0, "%d of %d calls failed; the last: %v", failed, calls, load.last.Load())
+			require.Equal(t, tt.fails, failed > 0, "%d of %d calls failed; the last: %v", failed,
+				calls, load.last.Load())
 			_, err = first.store.Verify(t.Context(), token)
 			require.ErrorIs(t, err, keystore.ErrClosed)
 		})
@@ -178,11 +187,14 @@ func (c *closer) Close() error {
 }
 
 func TestShutdownStopsHandlersThatIgnoreTheEnd(t *testing.T) {
-	for wait, after := range map[time.Duration]time.Duration{time.Minute: time.Minute, 0: 0, -time.Hour: 0} {
+	for wait, after := range map[time.Duration]time.Duration{
+		time.Minute: time.Minute, 0: 0, -time.Hour: 0,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &deaf{closer{begin: time.Now()}, make(chan struct{})}
 			require.EqualError(t, interceptor.Shutdown(d, &d.closer, wait), "closed")
-			require.Equal(t, []time.Duration{after}, d.closed, "the store is closed after wait, once")
+			require.Equal(t, []time.Duration{after}, d.closed,
+				"the store is closed after wait, once")
 			require.Equal(t, after+5*time.Second, time.Since(d.begin))
 		})
 	}

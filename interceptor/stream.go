@@ -52,12 +52,12 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 // The mode of a stream depends on the transport:
 //
 //	mode           RecvMsg                  SendMsg, SendHeader      when the handler returns
-//	interruptible  on the goroutine of the  on the goroutine of the  finish waits for the watcher, or
-//	               handler; WriteStatus     handler; WriteStatus     writes the status if the watcher
-//	               unblocks the call        unblocks the call        has not started
-//	serveHTTP      in a new goroutine into  in a new goroutine       finish stops the watcher without
-//	               a new message; the       that the handler can     waiting; gRPC writes the status
-//	               handler can abandon it   abandon
+//	interruptible  on the goroutine of the  on the goroutine of the  finish waits for the watcher,
+//	               handler; WriteStatus     handler; WriteStatus     or writes the status if the
+//	               unblocks the call        unblocks the call        watcher has not started
+//	serveHTTP      in a new goroutine into  in a new goroutine       finish stops the watcher,
+//	               a new message; the       that the handler can     without waiting; gRPC writes
+//	               handler can abandon it   abandon                  the status
 //	foreign        as in serveHTTP          as in serveHTTP          gRPC writes the status
 //
 // In the modes interruptible and serveHTTP, a watcher writes the status when the key ends. In the
@@ -65,12 +65,13 @@ func (s *publicStream) Context() context.Context { return s.ctx }
 //
 // The invariants:
 //
-//  1. The session has ended before Revoke returns. RecvMsg, SendMsg and SendHeader check the session
-//     at their start and again before they return. So a call that begins after Revoke has returned
-//     transfers no message, and a call that was blocked during Revoke does not report success.
-//     SetHeader and SetTrailer check the session at their start. So do grpc.SetHeader, grpc.SendHeader
-//     and grpc.SetTrailer with the context of the handler. A grpc.ServerTransportStream that the
-//     handler took from its context earlier does not check the session.
+//  1. The session has ended before Revoke returns. RecvMsg, SendMsg and SendHeader check the
+//     session at their start and again before they return. So a call that begins after Revoke has
+//     returned transfers no message, and a call that was blocked during Revoke does not report
+//     success. SetHeader and SetTrailer check the session at their start. So do grpc.SetHeader,
+//     grpc.SendHeader and grpc.SetTrailer with the context of the handler. A
+//     grpc.ServerTransportStream that the handler took from its context earlier does not check the
+//     session.
 //  2. The client gets one status, made from the cause of the end. Every goroutine that asks for the
 //     status gets this status. A SendMsg that checked the session before the end may still send its
 //     message before the status. After the status, the transport accepts no message.
@@ -119,8 +120,8 @@ func modeOf(ctx context.Context) (mode, statusWriter) {
 	}
 }
 
-// newStream returns the stream for the handler, in place of ss. The context of the session ends with
-// the key. The context call does not, and goes to the ErrorMapper and the logger.
+// newStream returns the stream for the handler, in place of ss. The context of the session ends
+// with the key. The context call does not, and goes to the ErrorMapper and the logger.
 func (a *Authenticator) newStream(
 	ss grpc.ServerStream, session *keystore.Session, call *callContext, fullMethod string,
 ) *stream {
@@ -186,8 +187,7 @@ func (s *stream) logIfEnded() {
 }
 
 // ended returns the status for the client if the key has ended the stream, and nil otherwise. If
-// the context of the caller has ended, ended returns nil, and gRPC ends the
-// stream.
+// the context of the caller has ended, ended returns nil, and gRPC ends the stream.
 func (s *stream) ended() error {
 	if st := s.limitStatus.Load(); st != nil {
 		return st.Err()

@@ -22,7 +22,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-type duplexStream = grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]
+type duplexStream = testpb.TestService_FullDuplexCallServer
 
 // handlers are the handlers that a revocation must end. They report the end by returning.
 var handlers = map[string]func(s duplexStream) error{
@@ -30,7 +30,8 @@ var handlers = map[string]func(s duplexStream) error{
 		_, err := s.Recv()
 		return err
 	},
-	"blocked in Send": func(s duplexStream) error { // blocked by flow control: the client does not read
+	// blocked by flow control: the client does not read
+	"blocked in Send": func(s duplexStream) error {
 		for {
 			if err := s.Send(payload(4 << 10)); err != nil {
 				return err
@@ -55,9 +56,14 @@ func payload(size int) *testpb.StreamingOutputCallResponse {
 
 // hidden simulates a transport whose streams have no method WriteStatus.
 func hidden() grpc.ServerOption {
-	return grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		plain := struct{ grpc.ServerTransportStream }{grpc.ServerTransportStreamFromContext(ss.Context())}
-		return next(srv, &withContext{ss, grpc.NewContextWithServerTransportStream(ss.Context(), plain)})
+	return grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) error {
+		plain := struct{ grpc.ServerTransportStream }{
+			grpc.ServerTransportStreamFromContext(ss.Context()),
+		}
+		return next(srv,
+			&withContext{ss, grpc.NewContextWithServerTransportStream(ss.Context(), plain)})
 	})
 }
 
@@ -120,7 +126,9 @@ func TestRevokeEndsStreams(t *testing.T) {
 				} else {
 					conn = dialHTTP(t, svc, opts...)
 				}
-				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+				stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+					withKey(t.Context(), token),
+				)
 				require.NoError(t, err)
 				<-started
 				require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -156,15 +164,23 @@ func dialHTTP(t testing.TB, svc *service, opts ...grpc.ServerOption) *grpc.Clien
 		require.ErrorIs(t, <-done, http.ErrServerClosed)
 		server.Stop()
 	})
-	return dial(t, lis.Addr().String(), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
+	return dial(t, lis.Addr().String(),
+		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
 }
+
+// A connector starts a server for svc and returns a connection to the server.
+type connector func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn
 
 // A handler that ignores the end continues, but its client gets the status immediately, and the
 // handler can neither send nor receive.
 func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
-	for name, connect := range map[string]func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn{
-		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dial(t, serve(t, svc, opts...)) },
-		"an HTTP server":      func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn { return dialHTTP(t, svc, opts...) },
+	for name, connect := range map[string]connector{
+		"grpc-go's transport": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+			return dial(t, serve(t, svc, opts...))
+		},
+		"an HTTP server": func(svc *service, opts ...grpc.ServerOption) *grpc.ClientConn {
+			return dialHTTP(t, svc, opts...)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
@@ -185,7 +201,9 @@ func TestRevokeReachesTheClientOfADeafHandler(t *testing.T) {
 				return nil
 			}}
 			conn := connect(svc, newAuth(t, store).ServerOptions()...)
-			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+				withKey(t.Context(), token),
+			)
 			require.NoError(t, err)
 			_, err = stream.Recv()
 			require.NoError(t, err)
@@ -257,7 +275,10 @@ func TestChangesEndStreams(t *testing.T) {
 			return err
 		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
 		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
+				spec.Scopes = nil
+				return nil
+			})
 			return err
 		}, codes.Unavailable, "API_KEY_CHANGED"},
 	} {
@@ -268,8 +289,12 @@ func TestChangesEndStreams(t *testing.T) {
 				_ = s.SendHeader(nil)
 				return handlers["blocked in Recv"](s)
 			}}
-			conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.Require(duplex, "a")).ServerOptions()...))
-			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
+			conn := dial(t,
+				serve(t, svc,
+					newAuth(t, store, interceptor.Require(duplex, "a")).ServerOptions()...))
+			stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(
+				withKey(t.Context(), token),
+			)
 			require.NoError(t, err)
 			_, err = stream.Header()
 			require.NoError(t, err)
@@ -282,7 +307,9 @@ func TestChangesEndStreams(t *testing.T) {
 
 func TestExpiryEndsStreams(t *testing.T) {
 	store := openStore(t)
-	conn := dial(t, serve(t, &service{duplex: handlers["blocked in Recv"]}, newAuth(t, store).ServerOptions()...))
+	conn := dial(t,
+		serve(t, &service{duplex: handlers["blocked in Recv"]},
+			newAuth(t, store).ServerOptions()...))
 	_, token := issue(t, store, keystore.Spec{ExpiresAt: time.Now().Add(300 * time.Millisecond)})
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
@@ -331,9 +358,13 @@ func TestStreamsWithoutRevocationAreUnchanged(t *testing.T) {
 			}
 		}
 	}}
-	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
+	for name, opts := range map[string][]grpc.ServerOption{
+		"grpc-go's transport": nil, "another": {hidden()},
+	} {
 		t.Run(name, func(t *testing.T) {
-			client := testpb.NewTestServiceClient(dial(t, serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...)))
+			client := testpb.NewTestServiceClient(
+				dial(t, serve(t, svc, append(opts, newAuth(t, store).ServerOptions()...)...)),
+			)
 			stream, err := client.FullDuplexCall(withKey(t.Context(), token))
 			require.NoError(t, err)
 			for range 100 {
@@ -352,7 +383,8 @@ func TestStreamsWithoutRevocationAreUnchanged(t *testing.T) {
 			_, err = stream.Recv()
 			require.NoError(t, err)
 			cancel()
-			require.Equal(t, codes.Canceled, status.Code(<-cause), "what the handler sees of a client that went away")
+			require.Equal(t, codes.Canceled, status.Code(<-cause),
+				"what the handler sees of a client that went away")
 		})
 	}
 }
@@ -364,7 +396,9 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{})
 	recovered := make(chan any, 4)
 	recovery := []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+		grpc.ChainUnaryInterceptor(func(
+			ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+		) (_ any, err error) {
 			defer func() {
 				if p := recover(); p != nil {
 					recovered <- p
@@ -373,7 +407,9 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 			}()
 			return next(ctx, req)
 		}),
-		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+		grpc.ChainStreamInterceptor(func(
+			srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+		) (err error) {
 			defer func() {
 				if p := recover(); p != nil {
 					recovered <- p
@@ -388,7 +424,9 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 		duplex: func(duplexStream) error { panic("in a stream handler") },
 	}
 	for _, opts := range [][]grpc.ServerOption{nil, {hidden()}} {
-		conn := dial(t, serve(t, svc, append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
+		conn := dial(t,
+			serve(t, svc,
+				append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
 		for kind, err := range both(withKey(t.Context(), token), conn) {
 			require.Equal(t, codes.Internal, status.Code(err), kind)
 			require.Contains(t, fmt.Sprint(<-recovered), "handler")
@@ -400,7 +438,9 @@ func TestPanicsReachAnOuterInterceptor(t *testing.T) {
 			_, err := s.Recv()
 			panic(err)
 		}}
-		conn = dial(t, serve(t, after, append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
+		conn = dial(t,
+			serve(t, after,
+				append(append(recovery, opts...), newAuth(t, store).ServerOptions()...)...))
 		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 		require.NoError(t, err)
 		_, err = stream.Header()
@@ -431,7 +471,8 @@ func TestRevokeDoesNotWaitForTheErrorMapper(t *testing.T) {
 		_ = s.SendHeader(nil)
 		return handlers["blocked in Recv"](s)
 	}}
-	conn := dial(t, serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
+	conn := dial(t,
+		serve(t, svc, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...))
 	ends := make(chan error, streams)
 	for range streams {
 		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
@@ -455,18 +496,24 @@ func TestRevokeDoesNotWaitForTheErrorMapper(t *testing.T) {
 // The ErrorMapper for an ended stream runs on a goroutine where no interceptor recovers panics. A
 // panic there does not end the process, and the stream ends nevertheless.
 func TestErrorMapperPanicsWhenAStreamEnds(t *testing.T) {
-	for name, opts := range map[string][]grpc.ServerOption{"grpc-go's transport": nil, "another": {hidden()}} {
+	for name, opts := range map[string][]grpc.ServerOption{
+		"grpc-go's transport": nil, "another": {hidden()},
+	} {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			key, token := issue(t, store, keystore.Spec{})
-			mapper := func(context.Context, string, error, *status.Status) *status.Status { panic("in the mapper") }
+			mapper := func(context.Context, string, error, *status.Status) *status.Status {
+				panic("in the mapper")
+			}
 			opened := make(chan struct{})
 			svc := &service{duplex: func(s duplexStream) error {
 				close(opened)
 				return handlers["blocked in Recv"](s)
 			}}
 			opts = append(opts, newAuth(t, store, interceptor.MapErrors(mapper)).ServerOptions()...)
-			stream, err := testpb.NewTestServiceClient(dial(t, serve(t, svc, opts...))).FullDuplexCall(withKey(t.Context(), token))
+			stream, err := testpb.NewTestServiceClient(
+				dial(t, serve(t, svc, opts...)),
+			).FullDuplexCall(withKey(t.Context(), token))
 			require.NoError(t, err)
 			<-opened
 			require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
@@ -489,14 +536,18 @@ func TestHandlerPanicsBeforeTheWatcherRuns(t *testing.T) {
 		<-s.Context().Done()
 		panic("after the end")
 	}}
-	recovery := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	recovery := grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) (err error) {
 		defer func() {
 			_ = recover()
 			err = status.Error(codes.Internal, "panic")
 		}()
 		return next(srv, ss)
 	})
-	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, store).ServerOptions()...)...))
+	conn := dial(t,
+		serve(t, svc,
+			append([]grpc.ServerOption{recovery}, newAuth(t, store).ServerOptions()...)...))
 	for range 50 {
 		key, token := issue(t, store, keystore.Spec{})
 		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
@@ -524,10 +575,14 @@ func TestPanicBelowTheInterceptor(t *testing.T) {
 		defer func() { got <- recover() }()
 		return s.SendMsg(&panicking{})
 	}}
-	below := grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	below := grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) error {
 		return next(srv, &panickingStream{ss})
 	})
-	conn := dial(t, serve(t, svc, append([]grpc.ServerOption{hidden(), below}, newAuth(t, store).ServerOptions()...)...))
+	conn := dial(t,
+		serve(t, svc,
+			append([]grpc.ServerOption{hidden(), below}, newAuth(t, store).ServerOptions()...)...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
 	require.NoError(t, err)
 	_, _ = stream.Recv()

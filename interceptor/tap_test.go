@@ -102,14 +102,18 @@ func TestTapRefusesBeforeTheBodyIsInflated(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{})
 	_, unknown := issue(t, openStore(t), keystore.Spec{})
 	public := interceptor.Public(unaryCall)
-	send := func(t *testing.T, conn *grpc.ClientConn, message []byte, md ...string) (bytes int64, err error) {
+	send := func(
+		t *testing.T, conn *grpc.ClientConn, message []byte, md ...string,
+	) (bytes int64, err error) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		inflated.Store(0)
-		err = conn.Invoke(metadata.AppendToOutgoingContext(t.Context(), md...), unaryCall, message, nil,
+		err = conn.Invoke(metadata.AppendToOutgoingContext(t.Context(), md...), unaryCall, message,
+			nil,
 			grpc.UseCompressor("counted"), grpc.ForceCodecV2(ready{}))
 		runtime.ReadMemStats(&after)
-		t.Logf("%d bytes were sent, %d inflated, and %d KiB allocated", len(message), inflated.Load(),
+		t.Logf("%d bytes were sent, %d inflated, and %d KiB allocated", len(message),
+			inflated.Load(),
 			(after.TotalAlloc-before.TotalAlloc)>>10)
 		return inflated.Load(), err
 	}
@@ -121,26 +125,46 @@ func TestTapRefusesBeforeTheBodyIsInflated(t *testing.T) {
 		code     codes.Code
 		reason   string
 	}{
-		"no credential, without Tap": {false, nil, nil, true, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		"a bad key, without Tap":     {false, nil, []string{"authorization", "Bearer nonsense"}, true, codes.Unauthenticated, "API_KEY_INVALID"},
-		"no credential":              {true, nil, nil, false, codes.Unauthenticated, "CREDENTIALS_MISSING"},
-		"a bad key":                  {true, nil, []string{"authorization", "Bearer nonsense"}, false, codes.Unauthenticated, "API_KEY_INVALID"},
-		"a bad checksum":             {true, nil, []string{"authorization", "Bearer " + flip(token)}, false, codes.Unauthenticated, "API_KEY_INVALID"},
-		"two keys": {true, nil, []string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, false,
+		"no credential, without Tap": {false, nil, nil, true, codes.Unauthenticated,
+			"CREDENTIALS_MISSING"},
+		"a bad key, without Tap": {false, nil, []string{"authorization", "Bearer nonsense"}, true,
+			codes.Unauthenticated, "API_KEY_INVALID"},
+		"no credential": {true, nil, nil, false, codes.Unauthenticated, "CREDENTIALS_MISSING"},
+		"a bad key": {true, nil, []string{"authorization", "Bearer nonsense"}, false,
+			codes.Unauthenticated, "API_KEY_INVALID"},
+		"a bad checksum": {true, nil, []string{"authorization", "Bearer " + flip(token)}, false,
+			codes.Unauthenticated, "API_KEY_INVALID"},
+		"two keys": {true, nil,
+			[]string{"authorization", "Bearer " + token, "authorization", "Bearer " + token}, false,
 			codes.Unauthenticated, "CREDENTIALS_SEVERAL"},
-		"plaintext": {true, []interceptor.Option{interceptor.RequireTLS()}, []string{"authorization", "Bearer " + token}, false,
+		"plaintext": {true, []interceptor.Option{interceptor.RequireTLS()},
+			[]string{"authorization", "Bearer " + token}, false,
 			codes.Unauthenticated, "INSECURE_TRANSPORT"},
-		"no rule": {true, []interceptor.Option{interceptor.RequireRules()}, []string{"authorization", "Bearer " + token}, false,
+		"no rule": {true, []interceptor.Option{interceptor.RequireRules()},
+			[]string{"authorization", "Bearer " + token}, false,
 			codes.PermissionDenied, "METHOD_HAS_NO_RULE"},
-		"a bad key for an optional method": {true, []interceptor.Option{interceptor.Optional(unaryCall)},
-			[]string{"authorization", "Bearer nonsense"}, false, codes.Unauthenticated, "API_KEY_INVALID"},
+		"a bad key for an optional method": {true,
+			[]interceptor.Option{interceptor.Optional(unaryCall)},
+			[]string{"authorization", "Bearer nonsense"}, false, codes.Unauthenticated,
+			"API_KEY_INVALID"},
 
-		"a good key":                            {true, nil, []string{"authorization", "Bearer " + token}, true, codes.Unimplemented, ""},
-		"a public method":                       {true, []interceptor.Option{public}, nil, true, codes.Unimplemented, ""},
-		"an optional method":                    {true, []interceptor.Option{interceptor.Optional(unaryCall)}, nil, true, codes.Unimplemented, ""},
-		"a good key in the form, and made up":   {true, nil, []string{"authorization", "Bearer " + unknown}, true, codes.Unauthenticated, "API_KEY_INVALID"},
-		"a good key that lacks a scope":         {true, []interceptor.Option{interceptor.Require(unaryCall, "a")}, []string{"authorization", "Bearer " + token}, true, codes.PermissionDenied, "INSUFFICIENT_SCOPE"},
-		"a good key for a public method, twice": {true, []interceptor.Option{public}, []string{"authorization", "Bearer " + token, "authorization", "x"}, true, codes.Unimplemented, ""},
+		"a good key": {true, nil,
+			[]string{"authorization", "Bearer " + token}, true, codes.Unimplemented, ""},
+		"a public method": {true, []interceptor.Option{public}, nil, true,
+			codes.Unimplemented, ""},
+		"an optional method": {true,
+			[]interceptor.Option{interceptor.Optional(unaryCall)}, nil, true, codes.Unimplemented,
+			""},
+		"a good key in the form, and made up": {true, nil,
+			[]string{"authorization", "Bearer " + unknown}, true, codes.Unauthenticated,
+			"API_KEY_INVALID"},
+		"a good key that lacks a scope": {true,
+			[]interceptor.Option{interceptor.Require(unaryCall, "a")},
+			[]string{"authorization", "Bearer " + token}, true, codes.PermissionDenied,
+			"INSUFFICIENT_SCOPE"},
+		"a good key for a public method, twice": {true, []interceptor.Option{public},
+			[]string{"authorization", "Bearer " + token, "authorization", "x"}, true,
+			codes.Unimplemented, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			auth := newAuth(t, store, tt.opts...)
@@ -174,9 +198,11 @@ func flip(token string) string {
 func TestTapGivesTheSameStatuses(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	auth := newAuth(t, store, interceptor.Header("authorization", "Bearer"), interceptor.Header("x-api-key", ""))
+	auth := newAuth(t, store, interceptor.Header("authorization", "Bearer"),
+		interceptor.Header("x-api-key", ""))
 	svc := &service{duplex: end}
-	plain, tap := dial(t, serve(t, svc, auth.ServerOptions()...)), dial(t, serve(t, svc, withTap(auth)...))
+	plain, tap := dial(t, serve(t, svc, auth.ServerOptions()...)),
+		dial(t, serve(t, svc, withTap(auth)...))
 	for _, md := range [][]string{
 		nil,
 		{"authorization", "Bearer " + token},
@@ -195,12 +221,16 @@ func TestTapGivesTheSameStatuses(t *testing.T) {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), md...)
 		want := both(ctx, plain)
 		for kind, got := range both(ctx, tap) {
-			require.True(t, proto.Equal(status.Convert(want[kind]).Proto(), status.Convert(got).Proto()), "%v, and with Tap %v", want[kind], got)
+			require.True(t,
+				proto.Equal(status.Convert(want[kind]).Proto(), status.Convert(got).Proto()),
+				"%v, and with Tap %v", want[kind], got)
 		}
 	}
 	for _, err := range []error{
-		plain.Invoke(withKey(t.Context(), token), "/no.Service/Method", &testpb.Empty{}, &testpb.Empty{}),
-		tap.Invoke(withKey(t.Context(), token), "/no.Service/Method", &testpb.Empty{}, &testpb.Empty{}),
+		plain.Invoke(withKey(t.Context(), token), "/no.Service/Method", &testpb.Empty{},
+			&testpb.Empty{}),
+		tap.Invoke(withKey(t.Context(), token), "/no.Service/Method", &testpb.Empty{},
+			&testpb.Empty{}),
 	} {
 		require.Equal(t, codes.Unimplemented, status.Code(err))
 	}
@@ -212,8 +242,10 @@ func TestTapOverTLS(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
 	cert, pool := throwawayCertificate(t)
-	opts := append(withTap(newAuth(t, store, interceptor.RequireTLS())), grpc.Creds(credentials.NewTLS(cert)))
-	conn := dial(t, serve(t, &service{duplex: end}, opts...), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
+	opts := append(withTap(newAuth(t, store, interceptor.RequireTLS())),
+		grpc.Creds(credentials.NewTLS(cert)))
+	conn := dial(t, serve(t, &service{duplex: end}, opts...),
+		grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(pool, "")))
 	for _, err := range both(withKey(t.Context(), token), conn) {
 		require.NoError(t, err)
 	}
@@ -223,30 +255,40 @@ func TestTapOverTLS(t *testing.T) {
 func TestTapCountsFailures(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	conn := dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.LimitFailures(1e-9, 3)))...))
+	conn := dial(t,
+		serve(t, &service{}, withTap(newAuth(t, store, interceptor.LimitFailures(1e-9, 3)))...))
 	for range 3 {
-		requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+		requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated,
+			"API_KEY_INVALID")
 	}
-	requireRefused(t, call(withKey(t.Context(), token), conn), codes.ResourceExhausted, "AUTH_THROTTLED")
+	requireRefused(t, call(withKey(t.Context(), token), conn), codes.ResourceExhausted,
+		"AUTH_THROTTLED")
 }
 
 func TestTapCallsTheErrorMapper(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
-	mapper := func(ctx context.Context, method string, err error, byDefault *status.Status) *status.Status {
+	mapper := func(
+		ctx context.Context, method string, err error, byDefault *status.Status,
+	) *status.Status {
 		if !errors.Is(err, keystore.ErrMalformed) || method != emptyCall ||
 			len(metadata.ValueFromIncomingContext(ctx, "authorization")) > 0 {
 			return byDefault
 		}
 		return status.New(codes.NotFound, "mapped")
 	}
-	conn := dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(mapper)))...))
+	conn := dial(t,
+		serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(mapper)))...))
 	require.Equal(t, codes.NotFound, status.Code(call(withKey(t.Context(), "nonsense"), conn)))
 	require.NoError(t, call(withKey(t.Context(), token), conn))
 
-	panics := func(context.Context, string, error, *status.Status) *status.Status { panic("in the mapper") }
-	conn = dial(t, serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(panics)))...))
-	requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated, "API_KEY_INVALID")
+	panics := func(context.Context, string, error, *status.Status) *status.Status {
+		panic("in the mapper")
+	}
+	conn = dial(t,
+		serve(t, &service{}, withTap(newAuth(t, store, interceptor.MapErrors(panics)))...))
+	requireRefused(t, call(withKey(t.Context(), "nonsense"), conn), codes.Unauthenticated,
+		"API_KEY_INVALID")
 	require.NoError(t, call(withKey(t.Context(), token), conn), "the connection goes on")
 }
 
@@ -272,12 +314,15 @@ func TestRevokeEndsStreamsWithTap(t *testing.T) {
 func TestTapLimitsHeldTimers(t *testing.T) {
 	const most, more = 4096, 100
 	var reached atomic.Int64
-	count := grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	count := grpc.ChainUnaryInterceptor(func(
+		ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+	) (any, error) {
 		reached.Add(1)
 		return next(ctx, req)
 	})
 	opts := append([]grpc.ServerOption{count}, withTap(newAuth(t, openStore(t)))...)
-	conn := dial(t, serve(t, &service{}, opts...), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn := dial(t, serve(t, &service{}, opts...),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	for range most {
@@ -289,5 +334,6 @@ func TestTapLimitsHeldTimers(t *testing.T) {
 	}
 	require.EqualValues(t, more, reached.Load())
 	requireRefused(t, call(t.Context(), conn), codes.Unauthenticated, "CREDENTIALS_MISSING")
-	require.EqualValues(t, more, reached.Load(), "a call without a deadline holds nothing, and Tap refuses it")
+	require.EqualValues(t, more, reached.Load(),
+		"a call without a deadline holds nothing, and Tap refuses it")
 }

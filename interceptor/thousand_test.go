@@ -61,15 +61,19 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 				require.Equal(t, *streamCount+1, store.Stats().Live)
 				for range 3 {
 					commits = append(commits, timed(func() {
-						_, err := store.Update(t.Context(), idle.ID, func(spec *keystore.Spec) error {
-							spec.Metadata = map[string]string{"round": string(rune('a' + (n+len(commits))%26))}
-							return nil
-						})
+						_, err := store.Update(t.Context(), idle.ID,
+							func(spec *keystore.Spec) error {
+								spec.Metadata = map[string]string{
+									"round": string(rune('a' + (n+len(commits))%26)),
+								}
+								return nil
+							})
 						require.NoError(t, err)
 					}))
 				}
 				known = append(known, timed(func() {
-					revokes = append(revokes, timed(func() { require.NoError(t, store.Revoke(t.Context(), key.ID, "")) }))
+					revokes = append(revokes,
+						timed(func() { require.NoError(t, store.Revoke(t.Context(), key.ID, "")) }))
 					r.round.Load().revoked.Store(true)
 					close(r.round.Load().after)
 					for range *streamCount {
@@ -77,12 +81,16 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 					}
 				}))
 				r.handlers.Wait()
-				require.Zero(t, r.round.Load().late.Load(), "messages went through after Revoke had returned")
+				require.Zero(t, r.round.Load().late.Load(),
+					"messages went through after Revoke had returned")
 				require.Equal(t, 1, store.Stats().Live)
 				stillWorks()
 			}
-			t.Logf("%d streams, %d revocations: p50 and p99 of Revoke %v and %v, of one durable commit beside them %v and %v, until the last client knew %v and %v",
-				*streamCount, *revocations, quantile(revokes, 50), quantile(revokes, 99), quantile(commits, 50), quantile(commits, 99),
+			t.Logf(
+				"%d streams, %d revocations: p50 and p99 of Revoke %v and %v, of one durable "+
+					"commit beside them %v and %v, until the last client knew %v and %v",
+				*streamCount, *revocations, quantile(revokes, 50), quantile(revokes, 99),
+				quantile(commits, 50), quantile(commits, 99),
 				quantile(known, 50), quantile(known, 99))
 		})
 	}
@@ -119,7 +127,9 @@ func (r *crowd) open(t *testing.T, token string, kinds []string) (ends <-chan er
 		require.NoError(t, err)
 		// The message contains whether it was sent after Revoke had returned.
 		send := func() error {
-			return stream.Send(&testpb.StreamingOutputCallRequest{Payload: &testpb.Payload{Body: mark(now.revoked.Load())}})
+			return stream.Send(
+				&testpb.StreamingOutputCallRequest{
+					Payload: &testpb.Payload{Body: mark(now.revoked.Load())}})
 		}
 		recv := func() error {
 			m, err := stream.Recv()
@@ -193,7 +203,8 @@ func (r *crowd) handle(s duplexStream) error {
 			before = now.revoked.Load()
 		}
 		if kind == "echo" || kind == "sends" {
-			err := s.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: mark(before)}})
+			err := s.Send(
+				&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: mark(before)}})
 			if err != nil {
 				return err
 			}

@@ -27,7 +27,8 @@ const day = 24 * time.Hour
 func TestTrialEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := keystoretest.New(t, nil)
-		trial := keystoretest.MustCreate(t, store, keystore.Spec{ExpiresAt: time.Now().Add(30 * day)})
+		trial := keystoretest.MustCreate(t, store,
+			keystore.Spec{ExpiresAt: time.Now().Add(30 * day)})
 
 		time.Sleep(30*day - time.Second)
 		_, err := store.Verify(t.Context(), trial.Secret.Reveal())
@@ -58,7 +59,9 @@ func TestStreamEndsWithItsKey(t *testing.T) {
 		store := keystoretest.New(t, nil)
 		client := serve(t, store)
 		issued := keystoretest.MustCreate(t, store, keystore.Spec{ExpiresAt: time.Now().Add(day)})
-		key := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()))
+		key := grpc.PerRPCCredentials(
+			keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure()),
+		)
 
 		stream, err := client.Watch(t.Context(), &healthpb.HealthCheckRequest{}, key)
 		require.NoError(t, err)
@@ -79,8 +82,11 @@ func serve(t *testing.T, store *keystore.Store) healthpb.HealthClient {
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	lis := bufconn.Listen(1 << 20)
 	go server.Serve(lis)
-	conn, err := grpc.NewClient("passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:bufconn",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return lis.DialContext(ctx)
+		}))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		conn.Close()

@@ -41,9 +41,10 @@ var sources = map[string][]string{
 func TestPagesShowWhatIsTested(t *testing.T) {
 	pages, err := filepath.Glob("*.md")
 	require.NoError(t, err)
+	fenced := regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 	shown := 0
 	for _, page := range pages {
-		for _, block := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(read(t, page), -1) {
+		for _, block := range fenced.FindAllStringSubmatch(read(t, page), -1) {
 			patterns, ok := sources[block[1]]
 			require.True(t, ok, "%s has a block of %s, which no test runs", page, block[1])
 			found := false
@@ -64,13 +65,14 @@ func TestPagesShowWhatIsTested(t *testing.T) {
 
 // The index must list every page, and the targets of all links in the pages must exist.
 func TestLinks(t *testing.T) {
+	links := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
 	pages, err := filepath.Glob("*.md")
 	require.NoError(t, err)
 	for _, page := range pages {
 		if page != "README.md" {
 			require.Contains(t, read(t, "README.md"), "("+page+")", "the index names every page")
 		}
-		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, page), -1) {
+		for _, link := range links.FindAllStringSubmatch(read(t, page), -1) {
 			_, err := os.Stat(link[1])
 			require.NoError(t, err, "%s points to %s", page, link[1])
 		}
@@ -84,14 +86,17 @@ func TestAlerts(t *testing.T) {
 	if err != nil {
 		t.Skip("NOT RUN: promtool is not installed. Install Debian's package prometheus.")
 	}
-	for _, args := range [][]string{{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {
+	for _, args := range [][]string{
+		{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"},
+	} {
 		cmd := exec.Command(promtool, args...)
 		cmd.Dir = "prometheus"
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 	tests := read(t, "prometheus/alerts_test.yml")
-	for _, alert := range regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(read(t, "prometheus/alerts.yml"), -1) {
+	rules, names := read(t, "prometheus/alerts.yml"), regexp.MustCompile(`alert: (\w+)`)
+	for _, alert := range names.FindAllStringSubmatch(rules, -1) {
 		require.Contains(t, tests, "alertname: "+alert[1], "each alert has a test")
 	}
 }

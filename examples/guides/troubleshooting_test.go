@@ -101,7 +101,8 @@ var provocations = map[string]func(t *testing.T) error{
 	"comma":             func(t *testing.T) error { return sent(t, "key,") },
 	"scheme":            func(t *testing.T) error { return sent(t, "Bearer key") },
 	"hint": func(t *testing.T) error {
-		return sent(t, keystoretest.MustCreate(t, keystoretest.New(t, nil), keystore.Spec{}).Key.Hint)
+		return sent(t,
+			keystoretest.MustCreate(t, keystoretest.New(t, nil), keystore.Spec{}).Key.Hint)
 	},
 	"missing file": func(t *testing.T) error {
 		file := filepath.Join(t.TempDir(), "key")
@@ -184,7 +185,9 @@ var provocations = map[string]func(t *testing.T) error{
 	"misspelt rule": func(t *testing.T) error {
 		return check(t, true, interceptor.Public("/grpc.health.v1.Healht/*"))
 	},
-	"no rule":         func(t *testing.T) error { return check(t, true, interceptor.RequireRules()) },
+	"no rule": func(t *testing.T) error {
+		return check(t, true, interceptor.RequireRules())
+	},
 	"one interceptor": func(t *testing.T) error { return check(t, false) },
 	"no verifier": func(t *testing.T) error {
 		_, err := interceptor.New((*keystore.Store)(nil))
@@ -385,7 +388,8 @@ func TestTroubleshootingNamesEachReason(t *testing.T) {
 	require.Equal(t, want, reasons(page, "(?m)^\\| `([A-Z_]+)` \\| ([A-Za-z]+) \\|", 2, 1))
 
 	for _, err := range []error{keystore.ErrMalformed, keystore.ErrUnknown, keystore.ErrRevoked,
-		keystore.ErrExpired, keystore.ErrDisabled, keystore.ErrNotYetValid, keystore.ErrNetworkNotAllowed} {
+		keystore.ErrExpired, keystore.ErrDisabled, keystore.ErrNotYetValid,
+		keystore.ErrNetworkNotAllowed} {
 		require.Contains(t, page, "\n| `"+keystore.Reason(err)+"` | ")
 	}
 }

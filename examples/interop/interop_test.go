@@ -256,7 +256,8 @@ func (p *process) wait(t *testing.T) int {
 	if p.key != "" {
 		// Use require.False here and below, because a failed require.NotContains would print the
 		// key.
-		require.False(t, strings.Contains(p.stderr.String(), p.key), "standard error contains the key")
+		require.False(t, strings.Contains(p.stderr.String(), p.key),
+			"standard error contains the key")
 	}
 	return p.ProcessState.ExitCode()
 }

@@ -79,7 +79,8 @@ func run() error {
 	}
 	say("id      %s", issued.Key.ID)
 	say("secret  %v", issued.Secret)
-	say("(a Secret always prints like this; Reveal returns the text, which the store does not keep)")
+	say("(a Secret always prints like this; Reveal returns the text, " +
+		"which the store does not keep)")
 
 	step("Call with the key")
 	conn, err := dial(addr, roots, grpc.WithPerRPCCredentials(keycreds.New(issued.Secret.Reveal())))
@@ -140,7 +141,8 @@ func run() error {
 	defer reopened.Close()
 	_, err = reopened.Verify(ctx, issued.Secret.Reveal())
 	if !errors.Is(err, keystore.ErrRevoked) {
-		return fmt.Errorf("a revoked key must be refused after a restart, but Verify returned: %v", err)
+		return fmt.Errorf("a revoked key must be refused after a restart, but Verify returned: %v",
+			err)
 	}
 	say("refused: %v", err)
 

@@ -45,13 +45,15 @@ func main() {
 	dir := flag.String("dir", "keys", "directory of the key store; it must contain no other files")
 	issue := flag.String("issue", "", "create a key with this name and print the key once")
 	certFile := flag.String("cert", "",
-		"PEM file with the TLS certificate; if empty, make a throw-away certificate and write it to -ca")
+		"PEM file with the TLS certificate; if empty, make a throw-away certificate and write it "+
+			"to -ca")
 	keyFile := flag.String("key", "", "PEM file with the private key of -cert")
 	caFile := flag.String("ca", "server.pem",
 		"file for the throw-away certificate, for clients to trust")
 	flag.Parse()
 	if flag.NArg() > 0 {
-		log.Fatalf("server: unexpected argument %q: flags begin with a hyphen; see -help", flag.Arg(0))
+		log.Fatalf("server: unexpected argument %q: flags begin with a hyphen; see -help",
+			flag.Arg(0))
 	}
 	if err := run(*addr, *dir, *issue, *certFile, *keyFile, *caFile); err != nil {
 		log.Fatal("server: ", err)
@@ -181,7 +183,9 @@ func (c console) do(command string, args []string) error {
 		c.quit()
 		return nil
 	default:
-		return errors.New("unknown command: use create NAME [OWNER], list, revoke ID [REASON] or quit")
+		return errors.New(
+			"unknown command: use create NAME [OWNER], list, revoke ID [REASON] or quit",
+		)
 	}
 }
 

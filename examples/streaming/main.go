@@ -81,9 +81,10 @@ func run() error {
 			})
 			return err
 		}, codes.Unavailable, true},
-		{"The key is disabled: the client waits until an administrator enables the key", func() error {
-			return store.Disable(ctx, id, "used at an unusual time")
-		}, codes.Unauthenticated, false},
+		{"The key is disabled: the client waits until an administrator enables the key",
+			func() error {
+				return store.Disable(ctx, id, "used at an unusual time")
+			}, codes.Unauthenticated, false},
 		{"The key is enabled and used again, then revoked: the client gives up", func() error {
 			return store.Revoke(ctx, id, "leaked")
 		}, codes.Unauthenticated, false},

@@ -98,7 +98,8 @@ func ExampleAllowInsecure() {
 	}
 	defer conn.Close()
 
-	reply, err := healthpb.NewHealthClient(conn).Check(context.Background(), &healthpb.HealthCheckRequest{})
+	reply, err := healthpb.NewHealthClient(conn).Check(context.Background(),
+		&healthpb.HealthCheckRequest{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -53,9 +53,11 @@ func sent(t *testing.T, creds credentials.PerRPCCredentials) string {
 
 func TestFromFileReadsAChangedFile(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, dir, path string){
-		"a rename":         func(t *testing.T, _, path string) { replace(t, path, testKey2+"\n") },
-		"a swap of a link": func(t *testing.T, dir, _ string) { mount(t, dir, "..2", testKey2+"\n") },
-		"a write":          func(t *testing.T, _, path string) { write(t, path, testKey2+"\n") },
+		"a rename": func(t *testing.T, _, path string) { replace(t, path, testKey2+"\n") },
+		"a swap of a link": func(t *testing.T, dir, _ string) {
+			mount(t, dir, "..2", testKey2+"\n")
+		},
+		"a write": func(t *testing.T, _, path string) { write(t, path, testKey2+"\n") },
 		"a write with old times": func(t *testing.T, _, path string) {
 			before, err := os.Stat(path)
 			require.NoError(t, err)
@@ -71,7 +73,8 @@ func TestFromFileReadsAChangedFile(t *testing.T) {
 				require.Equal(t, "Bearer "+testKey, sent(t, creds))
 				change(t, dir, path)
 				time.Sleep(time.Second - time.Nanosecond)
-				require.Equal(t, "Bearer "+testKey, sent(t, creds), "the file is read once a second")
+				require.Equal(t, "Bearer "+testKey, sent(t, creds),
+					"the file is read once a second")
 				time.Sleep(time.Nanosecond)
 				require.Equal(t, "Bearer "+testKey2, sent(t, creds))
 			})
@@ -87,10 +90,18 @@ func TestFromFileWithoutKey(t *testing.T) {
 		code  codes.Code
 		text  string
 	}{
-		"empty":     {func(t *testing.T, path string) { write(t, path, "") }, codes.Unauthenticated, "the API key is empty"},
-		"quoted":    {func(t *testing.T, path string) { write(t, path, `"`+testKey2+`"`) }, codes.Unauthenticated, "quotation marks"},
-		"too large": {func(t *testing.T, path string) { write(t, path, string(make([]byte, 1<<20))) }, codes.Unauthenticated, "longer than"},
-		"missing":   {func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) }, codes.Unavailable, "no such file"},
+		"empty": {func(t *testing.T, path string) {
+			write(t, path, "")
+		}, codes.Unauthenticated, "the API key is empty"},
+		"quoted": {func(t *testing.T, path string) {
+			write(t, path, `"`+testKey2+`"`)
+		}, codes.Unauthenticated, "quotation marks"},
+		"too large": {func(t *testing.T, path string) {
+			write(t, path, string(make([]byte, 1<<20)))
+		}, codes.Unauthenticated, "longer than"},
+		"missing": {func(t *testing.T, path string) {
+			require.NoError(t, os.Remove(path))
+		}, codes.Unavailable, "no such file"},
 		"a directory": {func(t *testing.T, path string) {
 			require.NoError(t, os.Remove(path))
 			require.NoError(t, os.Mkdir(path, 0o700))

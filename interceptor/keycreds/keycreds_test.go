@@ -73,17 +73,21 @@ func TestPlaintextIsRefused(t *testing.T) {
 
 	t.Run("by the dial", func(t *testing.T) {
 		s := servePlaintext(t)
-		_, err := grpc.NewClient(s.target, append(s.dialOptions, grpc.WithPerRPCCredentials(creds))...)
+		_, err := grpc.NewClient(s.target,
+			append(s.dialOptions, grpc.WithPerRPCCredentials(creds))...)
 		require.Error(t, err)
 		require.Zero(t, s.connections())
 	})
 	t.Run("by the handshake", func(t *testing.T) {
-		s := serveTCP(t, insecure.NewCredentials(), local.NewCredentials()) // passes the dial, but does not vouch for TCP
+		// passes the dial, but does not vouch for TCP
+		s := serveTCP(t, insecure.NewCredentials(), local.NewCredentials())
 		err := check(t, s.dial(t, grpc.WithPerRPCCredentials(creds)))
 		require.Equal(t, codes.Unavailable, status.Code(err), err)
 		require.False(t, s.sentHeaders(t))
 	})
-	for name, creds := range map[string]credentials.PerRPCCredentials{"gRPC": creds, "keycreds": overridden{creds}} {
+	for name, creds := range map[string]credentials.PerRPCCredentials{
+		"gRPC": creds, "keycreds": overridden{creds},
+	} {
 		t.Run("by the call, in "+name, func(t *testing.T) {
 			s := servePlaintext(t)
 			err := check(t, s.dial(t), grpc.PerRPCCredentials(creds))
@@ -103,7 +107,8 @@ func TestPlaintextIsRefused(t *testing.T) {
 	t.Run("before the source is asked", func(t *testing.T) {
 		s := servePlaintext(t)
 		creds := keycreds.FromSource(func(context.Context) (string, error) { panic("asked") })
-		require.Equal(t, codes.Unauthenticated, status.Code(check(t, s.dial(t), grpc.PerRPCCredentials(creds))))
+		require.Equal(t, codes.Unauthenticated,
+			status.Code(check(t, s.dial(t), grpc.PerRPCCredentials(creds))))
 	})
 	t.Run("of an unknown connection", func(t *testing.T) {
 		_, err := creds.GetRequestMetadata(t.Context())
@@ -117,7 +122,9 @@ type silent struct {
 	credentials.AuthInfo
 }
 
-func (s silent) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (s silent) ClientHandshake(
+	_ context.Context, _ string, conn net.Conn,
+) (net.Conn, credentials.AuthInfo, error) {
 	return conn, s.AuthInfo, nil
 }
 
@@ -136,13 +143,18 @@ type emptyInfo struct {
 }
 
 func TestConnectionWithoutSecurityLevelIsRefused(t *testing.T) {
-	for name, info := range map[string]credentials.AuthInfo{"no level": noInfo{}, "an invalid level": emptyInfo{}, "nil": nil} {
+	for name, info := range map[string]credentials.AuthInfo{
+		"no level": noInfo{}, "an invalid level": emptyInfo{}, "nil": nil,
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := servePlaintext(t)
-			s.dialOptions = append(s.dialOptions, grpc.WithTransportCredentials(silent{insecure.NewCredentials(), info}))
+			s.dialOptions = append(s.dialOptions,
+				grpc.WithTransportCredentials(silent{insecure.NewCredentials(), info}))
 			err := check(t, s.dial(t, grpc.WithPerRPCCredentials(keycreds.New(testKey))))
 			require.Equal(t, codes.Unauthenticated, status.Code(err), err)
-			require.ErrorContains(t, err, "insecure connection: use TLS (the transport credentials do not report the security level)")
+			require.ErrorContains(t, err,
+				"insecure connection: use TLS (the transport credentials do not report the "+
+					"security level)")
 			require.NotContains(t, err.Error(), testKey)
 			require.False(t, s.sentHeaders(t))
 		})
@@ -177,7 +189,9 @@ func TestUnixSocket(t *testing.T) {
 func TestFromSourceRotatesOnOneConnection(t *testing.T) {
 	s := serveTLS(t)
 	var key atomic.Value
-	creds := keycreds.FromSource(func(context.Context) (string, error) { return key.Load().(string), nil })
+	creds := keycreds.FromSource(func(context.Context) (string, error) {
+		return key.Load().(string), nil
+	})
 	client := s.dial(t, grpc.WithPerRPCCredentials(creds))
 	for _, k := range []string{testKey, testKey2} {
 		key.Store(k + "\n")
@@ -248,8 +262,9 @@ func TestSourceErrorIsRetried(t *testing.T) {
 		}
 		return testKey, nil
 	})
-	policy := grpc.WithDefaultServiceConfig(`{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 2,
-		"initialBackoff": "0.001s", "maxBackoff": "0.001s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]}`)
+	policy := grpc.WithDefaultServiceConfig(`{"methodConfig": [{"name": [{}],
+		"retryPolicy": {"maxAttempts": 2, "initialBackoff": "0.001s", "maxBackoff": "0.001s",
+			"backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]}`)
 	require.NoError(t, check(t, s.dial(t, grpc.WithPerRPCCredentials(creds), policy)))
 	require.Equal(t, 2, asked)
 }
@@ -291,13 +306,15 @@ func TestBadKeys(t *testing.T) {
 		})
 	}
 	for name, c := range map[string]struct{ token, sent string }{
-		"a line break after":  {testKey + "\r\n", testKey},
-		"white space around":  {"\u00a0\t " + testKey + " \n\n", testKey},
-		"the longest":         {" " + long + " ", long},
-		"every visible ASCII": {"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"},
+		"a line break after": {testKey + "\r\n", testKey},
+		"white space around": {"\u00a0\t " + testKey + " \n\n", testKey},
+		"the longest":        {" " + long + " ", long},
+		"every visible ASCII": {"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~",
+			"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.NoError(t, check(t, s.dial(t, grpc.WithPerRPCCredentials(keycreds.New(c.token)))))
+			require.NoError(t,
+				check(t, s.dial(t, grpc.WithPerRPCCredentials(keycreds.New(c.token)))))
 			require.Equal(t, []string{"Bearer " + c.sent}, s.last(t).Get("authorization"))
 		})
 	}
@@ -337,21 +354,25 @@ func TestBadOptions(t *testing.T) {
 		creds credentials.PerRPCCredentials
 		text  string
 	}{
-		"empty name":       {withHeader("", "Bearer"), "name is empty"},
-		"binary":           {withHeader("key-Bin", ""), "-bin"},
-		"gRPC's own":       {withHeader("GRPC-key", ""), "grpc-"},
-		"pseudo header":    {withHeader(":authority", ""), "other than letters"},
-		"space in name":    {withHeader("api key", ""), "other than letters"},
-		"value in name":    {withHeader("authorization: Bearer "+testKey, ""), "other than letters"},
-		"not ASCII name":   {withHeader("clé", ""), "other than letters"},
-		"user-agent":       {withHeader("User-Agent", ""), "choose another"},
-		"host":             {withHeader("host", ""), "choose another"},
-		"space in scheme":  {withHeader("authorization", "Bearer "), "not an RFC 9110 token"},
-		"key in scheme":    {withHeader("authorization", "Bearer "+testKey), "not an RFC 9110 token"},
+		"empty name":    {withHeader("", "Bearer"), "name is empty"},
+		"binary":        {withHeader("key-Bin", ""), "-bin"},
+		"gRPC's own":    {withHeader("GRPC-key", ""), "grpc-"},
+		"pseudo header": {withHeader(":authority", ""), "other than letters"},
+		"space in name": {withHeader("api key", ""), "other than letters"},
+		"value in name": {withHeader("authorization: Bearer "+testKey, ""),
+			"other than letters"},
+		"not ASCII name":  {withHeader("clé", ""), "other than letters"},
+		"user-agent":      {withHeader("User-Agent", ""), "choose another"},
+		"host":            {withHeader("host", ""), "choose another"},
+		"space in scheme": {withHeader("authorization", "Bearer "), "not an RFC 9110 token"},
+		"key in scheme": {withHeader("authorization", "Bearer "+testKey),
+			"not an RFC 9110 token"},
 		"line in scheme":   {withHeader("authorization", "Bea\nrer"), "not an RFC 9110 token"},
 		"not ASCII scheme": {withHeader("authorization", "Béarer"), "not an RFC 9110 token"},
-		"the last is bad":  {keycreds.New(testKey, keycreds.WithHeader("a", ""), keycreds.WithHeader("", "")), "name is empty"},
-		"nil source":       {keycreds.FromSource(nil), "source is nil"},
+		"the last is bad": {
+			keycreds.New(testKey, keycreds.WithHeader("a", ""), keycreds.WithHeader("", "")),
+			"name is empty"},
+		"nil source": {keycreds.FromSource(nil), "source is nil"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, err := range []error{
@@ -380,9 +401,11 @@ func TestRedaction(t *testing.T) {
 	fromFile := keycreds.FromFile(path, keycreds.AllowInsecure())
 	require.Equal(t, "Bearer "+testKey, sent(t, fromFile), "it holds the key now")
 	for name, creds := range map[string]credentials.PerRPCCredentials{
-		"New":        keycreds.New(testKey),
-		"FromSource": keycreds.FromSource(func(context.Context) (string, error) { return testKey, nil }),
-		"FromFile":   fromFile,
+		"New": keycreds.New(testKey),
+		"FromSource": keycreds.FromSource(func(context.Context) (string, error) {
+			return testKey, nil
+		}),
+		"FromFile": fromFile,
 	} {
 		t.Run(name, func(t *testing.T) {
 			redacted := func(how, printed string) {
@@ -392,8 +415,13 @@ func TestRedaction(t *testing.T) {
 					require.False(t, strings.Contains(printed, key), "%s prints the key", how)
 				}
 			}
-			for _, v := range []any{creds, nested{creds}, &nested{creds}, []any{nested{creds}}, map[string]nested{"": {creds}}} {
-				for _, verb := range strings.Fields("%v %+v %#v %s %+s %q %x %X %d %b %o %c %U %t %e %p %T") {
+			for _, v := range []any{
+				creds, nested{creds}, &nested{creds}, []any{nested{creds}},
+				map[string]nested{"": {creds}},
+			} {
+				for _, verb := range strings.Fields(
+					"%v %+v %#v %s %+s %q %x %X %d %b %o %c %U %t %e %p %T",
+				) {
 					redacted(verb, fmt.Sprintf(verb, v))
 				}
 				encoded, err := json.Marshal(v)
@@ -413,13 +441,16 @@ func TestRedaction(t *testing.T) {
 // A pitfall of gRPC: two keys in one call. Package interceptor refuses the call.
 func TestDialAndCallCredentialsAreBothSent(t *testing.T) {
 	s := serveTLS(t)
-	dial, call := grpc.WithPerRPCCredentials(keycreds.New(testKey)), grpc.PerRPCCredentials(keycreds.New(testKey2))
+	dial, call := grpc.WithPerRPCCredentials(keycreds.New(testKey)),
+		grpc.PerRPCCredentials(keycreds.New(testKey2))
 
 	require.NoError(t, check(t, s.dial(t, dial), call))
-	require.Equal(t, []string{"Bearer " + testKey, "Bearer " + testKey2}, s.last(t).Get("authorization"))
+	require.Equal(t, []string{"Bearer " + testKey, "Bearer " + testKey2},
+		s.last(t).Get("authorization"))
 
 	// Two credentials of the same kind do not add up.
-	require.NoError(t, check(t, s.dial(t, dial, grpc.WithPerRPCCredentials(keycreds.New(testKey2)))))
+	require.NoError(t,
+		check(t, s.dial(t, dial, grpc.WithPerRPCCredentials(keycreds.New(testKey2)))))
 	require.Equal(t, []string{"Bearer " + testKey2}, s.last(t).Get("authorization"))
 }
 
@@ -436,10 +467,11 @@ func TestEachCallGetsItsOwnMap(t *testing.T) {
 func TestConcurrentUse(t *testing.T) {
 	s := serveTLS(t)
 	var asked atomic.Int64
-	client := s.dial(t, grpc.WithPerRPCCredentials(keycreds.FromSource(func(context.Context) (string, error) {
-		asked.Add(1)
-		return testKey, nil
-	})))
+	client := s.dial(t,
+		grpc.WithPerRPCCredentials(keycreds.FromSource(func(context.Context) (string, error) {
+			asked.Add(1)
+			return testKey, nil
+		})))
 	var wg sync.WaitGroup
 	errs := make([]error, 16)
 	for i := range errs {
@@ -483,7 +515,8 @@ type server struct {
 
 func serveTLS(t *testing.T) *server {
 	cert, roots := throwAwayCertificate(t)
-	return serveTCP(t, credentials.NewServerTLSFromCert(&cert), credentials.NewClientTLSFromCert(roots, ""))
+	return serveTCP(t, credentials.NewServerTLSFromCert(&cert),
+		credentials.NewClientTLSFromCert(roots, ""))
 }
 
 func servePlaintext(t *testing.T) *server {
@@ -495,7 +528,8 @@ func serveTCP(t *testing.T, ofServer, ofClient credentials.TransportCredentials)
 	require.NoError(t, err)
 	s := serve(t, lis, ofServer)
 	s.target = lis.Addr().String()
-	s.dialOptions = []grpc.DialOption{grpc.WithTransportCredentials(ofClient), grpc.WithContextDialer(s.connect)}
+	s.dialOptions = []grpc.DialOption{grpc.WithTransportCredentials(ofClient),
+		grpc.WithContextDialer(s.connect)}
 	return s
 }
 
@@ -508,17 +542,22 @@ func serve(t *testing.T, lis net.Listener, transport credentials.TransportCreden
 		s.received = append(s.received, md)
 	}
 	s.Server = grpc.NewServer(grpc.Creds(transport),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		grpc.UnaryInterceptor(func(
+			ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+		) (any, error) {
 			record(ctx)
 			return next(ctx, req)
 		}),
-		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		grpc.StreamInterceptor(func(
+			srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+		) error {
 			record(ss.Context())
 			return next(srv, ss)
 		}))
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = s.Serve(lis) }) // which fails if the test has stopped the server before that
+	// which fails if the test has stopped the server before that
+	serving.Go(func() { _ = s.Serve(lis) })
 	t.Cleanup(func() {
 		s.Stop()
 		serving.Wait()

@@ -69,7 +69,8 @@ func TestKeysAreNotMistakes(t *testing.T) {
 			all.WriteByte(c)
 		}
 	}
-	keys := []string{"a=b", "c2VjcmV0a2V5cw==", "JBSWY3DPEB3W64TMMQ======", "{abc}", "$1", "$a-b", "100%", "a,b;c", "x<y>z", "='=x"}
+	keys := []string{"a=b", "c2VjcmV0a2V5cw==", "JBSWY3DPEB3W64TMMQ======", "{abc}", "$1", "$a-b",
+		"100%", "a,b;c", "x<y>z", "='=x"}
 	for _, prefix := range []string{"oil", "OIL", "OIL_LIVE", "a1"} {
 		for charset, n := range map[string]int{all.String(): 3000, "=A'\"`$,;<>{}%": 300} {
 			format, err := token.NewFormat(prefix, 64, charset)
@@ -101,14 +102,20 @@ func TestSourceThatPanics(t *testing.T) {
 		text   string
 		is     error
 	}{
-		"with the key":              {func() error { panic("no use for " + testKey) }, "panic with a value of type string", nil},
-		"with an error":             {func() error { panic(cause) }, "panic with a value of type *errors.errorString", cause},
+		"with the key": {func() error {
+			panic("no use for " + testKey)
+		}, "panic with a value of type string", nil},
+		"with an error": {func() error {
+			panic(cause)
+		}, "panic with a value of type *errors.errorString", cause},
 		"with a runtime error":      {func() error { return none[0] }, "index out of range", nil},
 		"with nil":                  {func() error { panic(nil) }, "panic called with nil", nil},
 		"when its error is printed": {func() error { return (*nilError)(nil) }, "nil pointer", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			creds := keycreds.FromSource(func(context.Context) (string, error) { return testKey, tt.source() })
+			creds := keycreds.FromSource(func(context.Context) (string, error) {
+				return testKey, tt.source()
+			})
 			for _, err := range []error{
 				check(t, s.dial(t, grpc.WithPerRPCCredentials(creds))),
 				check(t, s.dial(t), grpc.PerRPCCredentials(creds)),
@@ -139,8 +146,10 @@ func TestSourceThatPanicsOnAGoroutineOfGRPC(t *testing.T) {
 		}
 		panic("in the source")
 	})
-	conn, err := grpc.NewClient(s.target, append(s.dialOptions, grpc.WithPerRPCCredentials(creds), grpc.WithDefaultServiceConfig(
-		`{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}`))...)
+	const config = `{"loadBalancingConfig": [{"round_robin": {}}],
+		"healthCheckConfig": {"serviceName": ""}}`
+	conn, err := grpc.NewClient(s.target, append(s.dialOptions,
+		grpc.WithPerRPCCredentials(creds), grpc.WithDefaultServiceConfig(config))...)
 	require.NoError(t, err)
 	defer conn.Close()
 	conn.Connect()

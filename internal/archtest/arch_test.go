@@ -1,5 +1,4 @@
-// Package archtest holds the import graph to what the design says, so that `ls` shows how the packages depend on each
-// other.
+// Package archtest checks that the import graph is the one that the design describes.
 package archtest
 
 import (
@@ -51,7 +50,10 @@ func TestImports(t *testing.T) {
 		{"hashing", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
 		{"interceptor/keycreds", nil, []string{badger, "google.golang.org/protobuf/testing"}},
 		{"keystore/backend", nil, []string{badger, grpc}},
-		{"keystore/backend/backendtest", []string{"keystore/backend", "internal/memory"}, []string{badger, grpc}},
+		{
+			"keystore/backend/backendtest", []string{"keystore/backend", "internal/memory"},
+			[]string{badger, grpc},
+		},
 		{"keystore", below, []string{grpc}},
 		{"keystore/keystoretest", append(below, "keystore", "internal/memory"),
 			[]string{grpc, "github.com/stretchr/"}},
@@ -68,7 +70,10 @@ func TestImports(t *testing.T) {
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},
-		{"internal/memory", []string{"keystore/backend"}, []string{badger, grpc, "github.com/stretchr/", "testing"}},
+		{
+			"internal/memory", []string{"keystore/backend"},
+			[]string{badger, grpc, "github.com/stretchr/", "testing"},
+		},
 	} {
 		if tt.pkg == "internal/badgerdb" || slices.Contains(tt.allows, "internal/badgerdb") {
 			tt.allows = append(tt.allows, rooms...)
@@ -89,7 +94,9 @@ func TestImports(t *testing.T) {
 // Package expvar registers a handler on http.DefaultServeMux. Badger imports the package; that of
 // this module must not.
 func TestNobodyImportsExpvar(t *testing.T) {
-	importers := list(t, "-f", `{{range .Imports}}{{if eq . "expvar" "net/http/pprof" "golang.org/x/net/trace"}}{{$.ImportPath}}{{end}}{{end}}`, module+"...")
+	importers := list(t, "-f", `{{range .Imports}}`+
+		`{{if eq . "expvar" "net/http/pprof" "golang.org/x/net/trace"}}{{$.ImportPath}}{{end}}`+
+		`{{end}}`, module+"...")
 	require.Empty(t, importers)
 }
 
@@ -107,7 +114,9 @@ import (
 )
 
 func main() {
-	for _, path := range []string{"/", "/debug/vars", "/debug/pprof/", "/debug/requests", "/debug/events", "/metrics"} {
+	for _, path := range []string{
+		"/", "/debug/vars", "/debug/pprof/", "/debug/requests", "/debug/events", "/metrics",
+	} {
 		r, err := http.NewRequest("GET", "http://localhost"+path, nil)
 		if err != nil {
 			panic(err)

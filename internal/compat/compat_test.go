@@ -124,11 +124,12 @@ func TestMiddlewareStack(t *testing.T) {
 				grpc.StreamInterceptor(p.auth.Stream()),
 			}
 		}},
-		{"after grpc.UnaryInterceptor and StreamInterceptor", true, func(p parts) []grpc.ServerOption {
-			return append(p.auth.ServerOptions(),
-				grpc.UnaryInterceptor(recovery.UnaryServerInterceptor()),
-				grpc.StreamInterceptor(recovery.StreamServerInterceptor()))
-		}},
+		{"after grpc.UnaryInterceptor and StreamInterceptor", true,
+			func(p parts) []grpc.ServerOption {
+				return append(p.auth.ServerOptions(),
+					grpc.UnaryInterceptor(recovery.UnaryServerInterceptor()),
+					grpc.StreamInterceptor(recovery.StreamServerInterceptor()))
+			}},
 		{"recovery, auth, logging", true, func(p parts) []grpc.ServerOption {
 			return []grpc.ServerOption{
 				unaries(recovery.UnaryServerInterceptor(), p.auth.Unary(),
@@ -189,11 +190,13 @@ func TestMiddlewareStack(t *testing.T) {
 			modes := []string{"recv", "send"}
 			if tt.recovers {
 				_, err = client.EmptyCall(in("panic"), &testpb.Empty{}, key)
-				require.Equal(t, codes.Unknown, status.Code(err), "the code of the recovery interceptor")
+				require.Equal(t, codes.Unknown, status.Code(err),
+					"the code of the recovery interceptor")
 				s, err = client.FullDuplexCall(in("panic"), key)
 				require.NoError(t, err)
 				_, err = s.Recv()
-				require.Equal(t, codes.Unknown, status.Code(err), "the code of the recovery interceptor")
+				require.Equal(t, codes.Unknown, status.Code(err),
+					"the code of the recovery interceptor")
 				modes = append(modes, "panic after the end")
 			}
 			for _, mode := range modes {
@@ -225,8 +228,10 @@ func TestMiddlewareStack(t *testing.T) {
 				"two calls without a key, and two streams that the server ended")
 			for _, token := range tokens {
 				secret := token[strings.LastIndexByte(token, '_')+1:]
-				require.False(t, strings.Contains(p.log.String(), secret), "the credential was logged")
-				require.False(t, strings.Contains(traced.String(), secret), "the credential was traced")
+				require.False(t, strings.Contains(p.log.String(), secret),
+					"the credential was logged")
+				require.False(t, strings.Contains(traced.String(), secret),
+					"the credential was traced")
 			}
 		})
 	}

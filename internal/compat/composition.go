@@ -20,14 +20,18 @@ import (
 
 // serverOptions is the composition of the guides: tracing, metrics, recovery, authentication and
 // logging, in this order.
-func serverOptions(auth *interceptor.Authenticator, logger *slog.Logger, registry *prometheus.Registry) []grpc.ServerOption {
+func serverOptions(
+	auth *interceptor.Authenticator, logger *slog.Logger, registry *prometheus.Registry,
+) []grpc.ServerOption {
 	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram())
 	registry.MustRegister(metrics)
 	panics := recovery.WithRecoveryHandler(func(p any) error {
 		logger.Error("a handler panicked", "panic", p, "stack", string(debug.Stack()))
 		return status.Error(codes.Internal, "internal error")
 	})
-	calls := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
+	calls := logging.LoggerFunc(func(
+		ctx context.Context, level logging.Level, msg string, fields ...any,
+	) {
 		logger.Log(ctx, slog.Level(level), msg, fields...)
 	})
 	key := logging.WithFieldsFromContext(func(ctx context.Context) logging.Fields {
@@ -60,7 +64,8 @@ type observer struct {
 
 func newObserver(registry *prometheus.Registry) observer {
 	counter := func(name, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help},
+			[]string{label})
 		registry.MustRegister(c)
 		return c
 	}
@@ -71,7 +76,8 @@ func newObserver(registry *prometheus.Registry) observer {
 	}
 }
 
-func (o observer) Verified(keystore.Verification) {} // on the path of every call: Stats counts these
+// Verified does nothing, because it is on the path of every call. Stats counts these calls.
+func (o observer) Verified(keystore.Verification) {}
 func (o observer) Refused(r keystore.Refusal) {
 	o.refused.WithLabelValues(keystore.Reason(r.Err)).Inc()
 }
@@ -83,8 +89,9 @@ func (o observer) Changed(e keystore.Event) { o.changed.WithLabelValues(string(e
 // registerStats makes metrics of Store.Stats.
 func registerStats(registry *prometheus.Registry, store *keystore.Store) {
 	counter := func(name, help string, value func(keystore.Stats) uint64) {
-		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
-			func() float64 { return float64(value(store.Stats())) }))
+		registry.MustRegister(
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+				func() float64 { return float64(value(store.Stats())) }))
 	}
 	gauge := func(name, help string, value func(keystore.Stats) int) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},

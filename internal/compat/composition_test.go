@@ -95,14 +95,20 @@ func TestComposition(t *testing.T) {
 	require.Error(t, <-svc.returned)
 	stop()
 
-	const unary = `grpc_method="EmptyCall",grpc_service="grpc.testing.TestService",grpc_type="unary"`
+	const (
+		service = `grpc_service="grpc.testing.TestService"`
+		unary   = `grpc_method="EmptyCall",` + service + `,grpc_type="unary"`
+		duplex  = `grpc_method="FullDuplexCall",` + service + `,grpc_type="bidi_stream"`
+		handled = "Total number of RPCs completed on the server, " +
+			"regardless of success or failure."
+	)
 	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP grpc_server_handled_total Total number of RPCs completed on the server, regardless of success or failure.
+# HELP grpc_server_handled_total `+handled+`
 # TYPE grpc_server_handled_total counter
 grpc_server_handled_total{grpc_code="Internal",`+unary+`} 1
 grpc_server_handled_total{grpc_code="OK",`+unary+`} 1
 grpc_server_handled_total{grpc_code="Unauthenticated",`+unary+`} 2
-grpc_server_handled_total{grpc_code="Unauthenticated",grpc_method="FullDuplexCall",grpc_service="grpc.testing.TestService",grpc_type="bidi_stream"} 1
+grpc_server_handled_total{grpc_code="Unauthenticated",`+duplex+`} 1
 # HELP apikey_refused_total Calls that the store refused.
 # TYPE apikey_refused_total counter
 apikey_refused_total{reason="malformed"} 1

@@ -65,7 +65,8 @@ func TestGateway(t *testing.T) {
 	issued, err := store.Create(t.Context(), keystore.Spec{Name: "test"})
 	require.NoError(t, err)
 	token := issued.Secret.Reveal()
-	auth, err := interceptor.New(store, interceptor.TrustProxy("x-forwarded-for", netip.MustParsePrefix("127.0.0.1/32")))
+	auth, err := interceptor.New(store,
+		interceptor.TrustProxy("x-forwarded-for", netip.MustParsePrefix("127.0.0.1/32")))
 	require.NoError(t, err)
 	server := grpc.NewServer(auth.ServerOptions()...)
 	checks := watched{health.NewServer(), make(chan metadata.MD, 16)}
@@ -103,7 +104,8 @@ func TestGateway(t *testing.T) {
 	require.Equal(t, []string{"127.0.0.2, 127.0.0.2"}, md.Get("x-forwarded-for"))
 	for name, values := range md {
 		for _, value := range values {
-			require.False(t, strings.Contains(value, token), "the metadata %s contains the key", name)
+			require.False(t, strings.Contains(value, token), "the metadata %s contains the key",
+				name)
 		}
 	}
 	code, body = get(gatewayURL+"/v1/health", "")

@@ -58,13 +58,16 @@ func TestEachMiddlewareInBothOrders(t *testing.T) {
 	var looked atomic.Int64
 	note := func(ctx context.Context) error { looked.Add(1); return look(ctx) }
 	inner := pair{
-		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (
+			any, error,
+		) {
 			if err := note(ctx); err != nil {
 				return nil, err
 			}
 			return next(ctx, req)
 		},
-		func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo,
+			next grpc.StreamHandler) error {
 			if err := note(ss.Context()); err != nil {
 				return err
 			}
@@ -98,7 +101,8 @@ func TestEachMiddlewareInBothOrders(t *testing.T) {
 		"recovery": recovers,
 	} {
 		for _, before := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, before the Authenticator: %t", name, before), func(t *testing.T) {
+			title := fmt.Sprintf("%s, before the Authenticator: %t", name, before)
+			t.Run(title, func(t *testing.T) {
 				looked.Store(0)
 				logged.text.Reset()
 				store, err := keystore.Open(t.TempDir(), nil)
@@ -146,7 +150,8 @@ func TestEachMiddlewareInBothOrders(t *testing.T) {
 				require.Zero(t, looked.Load(), "the inner interceptors see no call without a key")
 				_, err = client.EmptyCall(ctx, &testpb.Empty{}, key)
 				require.NoError(t, err)
-				out, err := client.StreamingOutputCall(ctx, &testpb.StreamingOutputCallRequest{}, key)
+				out, err := client.StreamingOutputCall(ctx, &testpb.StreamingOutputCallRequest{},
+					key)
 				require.NoError(t, err)
 				_, err = out.Recv()
 				require.NoError(t, err)
@@ -179,11 +184,13 @@ func TestEachMiddlewareInBothOrders(t *testing.T) {
 				stop()
 
 				// A refused call, or a stream that ends with its key, is not an error of the
-				// server. A panic after the end of the stream is an error here if recovery is the
-				// outer interceptor, although the caller received Unauthenticated.
-				want := map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 4, "INTERNAL Error": 3}
+				// server. A panic after the end of the stream is an error here if recovery is
+				// the outer interceptor, although the caller received Unauthenticated.
+				want := map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 4,
+					"INTERNAL Error": 3}
 				if name == "recovery" && !before {
-					want = map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 5, "INTERNAL Error": 2}
+					want = map[string]int{"OK Unset": 2, "UNAUTHENTICATED Unset": 5,
+						"INTERNAL Error": 2}
 				}
 				got := map[string]int{}
 				for _, span := range spans.GetSpans() {
@@ -200,7 +207,8 @@ func TestEachMiddlewareInBothOrders(t *testing.T) {
 					strings.Contains(logged.String(), "finished call"))
 				secret := token[strings.LastIndexByte(token, '_')+1:]
 				require.False(t, strings.Contains(traced, secret), "the credential was traced")
-				require.False(t, strings.Contains(logged.String(), secret), "the credential was logged")
+				require.False(t, strings.Contains(logged.String(), secret),
+					"the credential was logged")
 			})
 		}
 	}

@@ -34,10 +34,13 @@ func TestNoSecretInDumpsAndDiffs(t *testing.T) {
 	}
 	everything := cmp.Exporter(func(reflect.Type) bool { return true })
 	for _, diff := range []func() string{
-		func() string { return cmp.Diff(one.Secret, two.Secret) }, // panics because of unexported fields
+		// panics because of unexported fields
+		func() string { return cmp.Diff(one.Secret, two.Secret) },
 		func() string { return cmp.Diff(one, two) },
 		func() string { return cmp.Diff(one, two, everything) },
-		func() string { return cmp.Diff(holder{one, one.Secret}, holder{two, two.Secret}, everything) },
+		func() string {
+			return cmp.Diff(holder{one, one.Secret}, holder{two, two.Secret}, everything)
+		},
 	} {
 		func() {
 			defer func() { fmt.Fprint(&out, recover()) }()

@@ -528,7 +528,8 @@ func TestCorruption(t *testing.T) {
 	slices.SortFunc(cells, func(a, b cell) int {
 		return strings.Compare(a.file+"\x00"+a.damage, b.file+"\x00"+b.damage)
 	})
-	fmt.Fprintf(&text, "%-16s %-9s %8s %8s %8s %8s\n", "file", "damage", refused, intact, silent, died)
+	fmt.Fprintf(&text, "%-16s %-9s %8s %8s %8s %8s\n", "file", "damage", refused, intact, silent,
+		died)
 	for _, c := range cells {
 		r := table[c]
 		fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n",
@@ -536,8 +537,9 @@ func TestCorruption(t *testing.T) {
 	}
 	fmt.Fprintf(&text, "%-16s %-9s %8d %8d %8d %8d\n",
 		"all", "", totals[refused], totals[intact], totals[silent], totals[died])
-	t.Logf("%d cases, %.0f ms for each case; %d refused directories that the original file does not "+
-		"repair; recovered: %v\n%s",
+	t.Logf(
+		"%d cases, %.0f ms for each case; %d refused directories that the original file does not "+
+			"repair; recovered: %v\n%s",
 		done, float64(time.Since(began).Milliseconds())/float64(done), spoiled, recoveries, &text)
 	require.Positive(t, totals[refused], "the store has detected no damage")
 	require.Zero(t, spoiled)

@@ -22,8 +22,8 @@ type disk struct {
 	mib   int64
 }
 
-// quota is the kind of file system that has more free space than a quota allows to use: a btrfs with
-// a qgroup.
+// quota is the kind of file system that has more free space than a quota allows to use: a btrfs
+// with a qgroup.
 const quota = "quota"
 
 // mount makes a file system of so many MiB, or with a quota of so many, and mounts it. Without the
@@ -37,7 +37,8 @@ func mount(t *testing.T, kind string, size int64) *disk {
 	d := &disk{kind: kind, root: root, point: root, mib: size}
 	t.Cleanup(d.unmount)
 	if kind == "tmpfs" {
-		run(t, "mount", "-t", "tmpfs", "-o", "size="+strconv.FormatInt(size, 10)+"m", "crashtest", d.point)
+		run(t, "mount", "-t", "tmpfs", "-o", "size="+strconv.FormatInt(size, 10)+"m", "crashtest",
+			d.point)
 		return d
 	}
 	tools := []string{"mkfs.ext4", "losetup"}
@@ -57,7 +58,8 @@ func mount(t *testing.T, kind string, size int64) *disk {
 	if kind == quota {
 		require.NoError(t, os.Truncate(d.image, 1500<<20))
 		run(t, "mkfs.btrfs", "-q", d.image)
-		if out, err := exec.Command("mount", "-o", "loop", d.image, d.root).CombinedOutput(); err != nil {
+		out, err := exec.Command("mount", "-o", "loop", d.image, d.root).CombinedOutput()
+		if err != nil {
 			t.Skipf("NOT RUN: no btrfs can be mounted: %v: %s", err, out)
 		}
 		d.point = filepath.Join(d.root, "limited")
@@ -80,8 +82,8 @@ func (d *disk) mount(t *testing.T) {
 
 func (d *disk) unmount() { _ = exec.Command("umount", d.root).Run() }
 
-// losePower drops everything that is not on the disk yet: the page cache and the journal of the file system, as a power
-// cut does.
+// losePower drops everything that is not on the disk yet: the page cache and the journal of the
+// file system, as a power cut does.
 func (d *disk) losePower() error {
 	const (
 		shutdown   = 0x8004587d // FS_IOC_SHUTDOWN

@@ -24,8 +24,8 @@ var hogs = flag.Bool("hogs", false, "also fill disks while the store writes; nee
 
 func init() { roles["responder"] = responder }
 
-// responder obeys orders. After the lines that report changes, responder answers each order with one
-// line:
+// responder obeys orders. After the lines that report changes, responder answers each order with
+// one line:
 //
 //	                    answer ERROR   the result of Open
 //	create N PADDING    answer ERROR   creates N keys, from several goroutines, until one is refused
@@ -251,8 +251,9 @@ func fullDisk(t *testing.T, d *disk) {
 			inReserve++
 		}
 	}
-	t.Logf("%d keys until Create was refused, then %d revocations; with 0 bytes free %d more of %d; "+
-		"%d of %d verifications unavailable",
+	t.Logf(
+		"%d keys until Create was refused, then %d revocations; with 0 bytes free %d more of %d; "+
+			"%d of %d verifications unavailable",
 		created, len(revoked), inReserve, len(early[151:]), unavailable, len(o.Keys))
 
 	// The disk gets free space again.

@@ -144,7 +144,8 @@ func TestInjectedErrors(t *testing.T) {
 		places := make(map[int]bool)
 		// Stop if no error was injected for each kind of error, because there are no more such
 		// calls. Also stop after two victims that hang.
-		for n, missed := 1, 0; n <= *injections && missed < len(kinds) && outcomes["hung"] < 2; n++ {
+		for n, missed := 1, 0; n <= *injections && missed < len(kinds) &&
+			outcomes["hung"] < 2; n++ {
 			for k, kind := range kinds {
 				if !*exhaustive && k != n%len(kinds) {
 					continue
@@ -338,7 +339,8 @@ var fileNames = sync.OnceValue(func() (names []string) {
 	look := func() {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			if !slices.Contains(names, e.Name()) && !strings.ContainsAny(e.Name()[:1], "0123456789") {
+			if !slices.Contains(names, e.Name()) &&
+				!strings.ContainsAny(e.Name()[:1], "0123456789") {
 				names = append(names, e.Name())
 			}
 		}

@@ -156,8 +156,9 @@ type shard[V any] struct {
 // several calls may run at the same time.
 type Binding[V any] struct {
 	// Changed receives each new value, after the value was committed, and reports whether the value
-	// ends the binding. Two values may arrive in either order: see invariant 4 of Fence. Changed must
-	// not block or call the fence, because one change may have thousands of bindings to notify.
+	// ends the binding. Two values may arrive in either order: see invariant 4 of Fence. Changed
+	// must not block or call the fence, because one change may have thousands of bindings to
+	// notify.
 	Changed func(v *V) (ended bool)
 	// Cut ends the binding, whatever the value. Otherwise Cut is like Changed.
 	Cut func(cause error)

@@ -683,7 +683,8 @@ func TestConcurrent(t *testing.T) {
 					leave()
 				}
 				if v.n < max(floor, least) {
-					t.Errorf("bound with %d after %d was announced and %d was read", v.n, floor, least)
+					t.Errorf("bound with %d after %d was announced and %d was read", v.n, floor,
+						least)
 					return
 				}
 			}

@@ -30,7 +30,8 @@ func TestHeaderBombs(t *testing.T) {
 				var fields []hpack.HeaderField
 				for i := range 5000 {
 					name := "x-" + strconv.Itoa(i)
-					fields = append(fields, hpack.HeaderField{Name: name, Value: "y", Sensitive: true})
+					fields = append(fields,
+						hpack.HeaderField{Name: name, Value: "y", Sensitive: true})
 				}
 				_, err := r.open(r.block(token, fields...))
 				return err
@@ -47,7 +48,8 @@ func TestHeaderBombs(t *testing.T) {
 			},
 			"CONTINUATION without end": func(r *raw, token string) error {
 				id := r.id()
-				err := r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(token)})
+				err := r.WriteHeaders(
+					http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(token)})
 				for err == nil {
 					r.buf.Reset()
 					more := hpack.HeaderField{Name: "x-more", Value: "y", Sensitive: true}
@@ -60,7 +62,8 @@ func TestHeaderBombs(t *testing.T) {
 			},
 			"empty CONTINUATION without end": func(r *raw, token string) error {
 				id := r.id()
-				err := r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(token)})
+				err := r.WriteHeaders(
+					http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(token)})
 				for err == nil {
 					err = r.WriteContinuation(id, false, nil)
 				}

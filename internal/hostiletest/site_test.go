@@ -43,10 +43,12 @@ const bystanders = 20
 // recommended returns the recommended options of a server that is reachable for strangers.
 func recommended() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.MaxConcurrentStreams(1000),          // for each connection; there is no limit by default
-		grpc.MaxHeaderListSize(16 << 10),         // 16 MiB by default
-		grpc.MaxRecvMsgSize(1 << 20),             // 4 MiB by default
-		grpc.ConnectionTimeout(10 * time.Second), // 2 minutes by default, for TLS and the HTTP/2 preface
+		// for each connection; there is no limit by default
+		grpc.MaxConcurrentStreams(1000),
+		grpc.MaxHeaderListSize(16 << 10), // 16 MiB by default
+		grpc.MaxRecvMsgSize(1 << 20),     // 4 MiB by default
+		// 2 minutes by default, for TLS and the HTTP/2 preface
+		grpc.ConnectionTimeout(10 * time.Second),
 		// Close the connection of a peer that has disappeared, or has stopped in the middle of a
 		// frame.
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -293,7 +295,9 @@ func (s *site) startGood() *good {
 				case <-g.done:
 					g.note(stream.CloseSend())
 					if _, err := stream.Recv(); err != io.EOF {
-						g.note(fmt.Errorf("a good stream must end with io.EOF, but ended with: %w", err))
+						g.note(
+							fmt.Errorf("a good stream must end with io.EOF, but ended with: %w",
+								err))
 					}
 					return
 				case <-tick.C:

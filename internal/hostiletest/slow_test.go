@@ -66,7 +66,8 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 		},
 		func(ctx context.Context, _ net.Conn, r *raw) error { return dribble(ctx, r, headers(r)) },
 		func(_ context.Context, _ net.Conn, r *raw) error {
-			return r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(s.token)})
+			return r.WriteHeaders(
+				http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(s.token)})
 		},
 		func(_ context.Context, _ net.Conn, r *raw) error { // a call with half of a message
 			if _, err := r.open(r.block(s.token)); err != nil {

@@ -34,7 +34,8 @@ func TestClientsThatNeverRead(t *testing.T) {
 						if err != nil {
 							continue
 						}
-						if len(settings) > 0 && settings[0].Val > 0 { // the window of the connection
+						// the window of the connection
+						if len(settings) > 0 && settings[0].Val > 0 {
 							err = r.WriteWindowUpdate(0, 1<<31-1-65535)
 						}
 						for range perConn {

@@ -101,7 +101,8 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 						for _, stream := range shapes(m) {
 							ctx := metadata.AppendToOutgoingContext(t.Context(), with.md...)
 							err := call(ctx, conn, method, stream)
-							require.Equal(t, codes.Unauthenticated.String(), status.Code(err).String(),
+							require.Equal(t, codes.Unauthenticated.String(),
+								status.Code(err).String(),
 								"%s with %s: %v", method, what, err)
 							require.Equal(t, with.reason, reasonOf(err), "%s with %s", method, what)
 						}
@@ -109,7 +110,8 @@ func TestEveryMethodNeedsAKey(t *testing.T) {
 					// With a valid key, the method itself answers. So the refusals above are due to
 					// the key.
 					err := call(withKey(t.Context(), good), conn, method, shapes(m)[0])
-					require.NotEqual(t, codes.Unauthenticated.String(), status.Code(err).String(), method)
+					require.NotEqual(t, codes.Unauthenticated.String(), status.Code(err).String(),
+						method)
 				}
 				for what, with := range bad {
 					ctx := metadata.AppendToOutgoingContext(t.Context(), with.md...)

@@ -38,9 +38,11 @@ func TestEnvoy(t *testing.T) {
 	require.NoError(t, manager.HttpFilters[0].GetTypedConfig().UnmarshalTo(&router))
 	cluster := bootstrap.StaticResources.Clusters[0]
 	var upstream upstreampb.HttpProtocolOptions
-	require.NoError(t, cluster.TypedExtensionProtocolOptions["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].UnmarshalTo(&upstream))
+	const protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	require.NoError(t, cluster.TypedExtensionProtocolOptions[protocol].UnmarshalTo(&upstream))
 	require.NoError(t, upstream.ValidateAll())
-	require.NotNil(t, upstream.GetExplicitHttpConfig().GetHttp2ProtocolOptions(), "gRPC needs HTTP/2")
+	require.NotNil(t, upstream.GetExplicitHttpConfig().GetHttp2ProtocolOptions(),
+		"gRPC needs HTTP/2")
 
 	// What the page says.
 	require.True(t, manager.UseRemoteAddress.Value)

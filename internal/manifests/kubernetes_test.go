@@ -70,7 +70,8 @@ func TestKubernetes(t *testing.T) {
 	require.Len(t, docs, 4)
 	deployment := decode[appsv1.Deployment](t, docs[0])
 	claims := []corev1.PersistentVolumeClaim{
-		decode[corev1.PersistentVolumeClaim](t, docs[1]), decode[corev1.PersistentVolumeClaim](t, docs[2])}
+		decode[corev1.PersistentVolumeClaim](t, docs[1]),
+		decode[corev1.PersistentVolumeClaim](t, docs[2])}
 	service := decode[corev1.Service](t, docs[3])
 	job := decode[batchv1.Job](t, documents(t, "kubernetes/orders-issue.yaml")[0])
 
@@ -84,9 +85,10 @@ func TestKubernetes(t *testing.T) {
 		for _, v := range spec.Volumes {
 			volumes[v.Name] = v
 			if v.PersistentVolumeClaim != nil {
-				require.True(t, slices.ContainsFunc(claims, func(c corev1.PersistentVolumeClaim) bool {
-					return c.Name == v.PersistentVolumeClaim.ClaimName
-				}))
+				require.True(t,
+					slices.ContainsFunc(claims, func(c corev1.PersistentVolumeClaim) bool {
+						return c.Name == v.PersistentVolumeClaim.ClaimName
+					}))
 			}
 		}
 		for _, mount := range spec.Containers[0].VolumeMounts {
@@ -95,13 +97,17 @@ func TestKubernetes(t *testing.T) {
 	}
 	container := pod.Spec.Containers[0]
 	arg := flags(t, container.Args)
-	require.Equal(t, container.VolumeMounts[0].MountPath, filepath.Dir(arg["-keys"]), "a directory inside the volume")
-	for _, probe := range []*corev1.Probe{container.StartupProbe, container.ReadinessProbe, container.LivenessProbe} {
+	require.Equal(t, container.VolumeMounts[0].MountPath, filepath.Dir(arg["-keys"]),
+		"a directory inside the volume")
+	for _, probe := range []*corev1.Probe{
+		container.StartupProbe, container.ReadinessProbe, container.LivenessProbe,
+	} {
 		require.Equal(t, arg["-health"], fmt.Sprintf(":%d", probe.GRPC.Port))
 	}
 	drain, err := time.ParseDuration(arg["-drain"])
 	require.NoError(t, err)
-	require.Greater(t, float64(*pod.Spec.TerminationGracePeriodSeconds), drain.Seconds()+5, "the drain, and the last streams")
+	require.Greater(t, float64(*pod.Spec.TerminationGracePeriodSeconds), drain.Seconds()+5,
+		"the drain, and the last streams")
 	require.Equal(t, flags(t, job.Spec.Template.Spec.Containers[0].Args)["-keys"], arg["-keys"])
 
 	// The containers run with their arguments, as the user and in directories such as the kubelet
@@ -115,20 +121,23 @@ func TestKubernetes(t *testing.T) {
 		if keys == "/var/lib/orders" {
 			require.Error(t, err)
 			require.Contains(t, fmt.Sprint(issue.Stderr), "others than its owner may enter")
-			require.Contains(t, fmt.Sprint(issue.Stderr), "name a directory inside it, which will be made")
+			require.Contains(t, fmt.Sprint(issue.Stderr),
+				"name a directory inside it, which will be made")
 			continue
 		}
 		require.NoError(t, err, "%s", issue.Stderr)
 		n.key = string(out)
 	}
 	// With another fsGroup, the kubelet gives everything in the volume to the group.
-	require.NoError(t, filepath.WalkDir(n.path("/var/lib/orders/keys"), func(path string, d os.DirEntry, err error) error {
-		require.NoError(t, err)
-		if d.IsDir() {
-			return os.Chmod(path, 0o770|os.ModeSetgid)
-		}
-		return os.Chmod(path, 0o660)
-	}))
+	require.NoError(t,
+		filepath.WalkDir(n.path("/var/lib/orders/keys"),
+			func(path string, d os.DirEntry, err error) error {
+				require.NoError(t, err)
+				if d.IsDir() {
+					return os.Chmod(path, 0o770|os.ModeSetgid)
+				}
+				return os.Chmod(path, 0o660)
+			}))
 
 	// A restore writes to the volumes alone.
 	restored := n.container(t, []string{"-keys=/var/lib/orders/restored",
@@ -140,17 +149,20 @@ func TestKubernetes(t *testing.T) {
 	require.NoError(t, serve.Start())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	probed, err := grpc.NewClient(n.health, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	probed, err := grpc.NewClient(n.health,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer probed.Close()
-	status, err := healthpb.NewHealthClient(probed).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	status, err := healthpb.NewHealthClient(probed).Check(ctx, &healthpb.HealthCheckRequest{},
+		grpc.WaitForReady(true))
 	require.NoError(t, err)
 	require.Equal(t, healthpb.HealthCheckResponse_SERVING, status.Status)
 	conn, err := grpc.NewClient(n.listen, grpc.WithTransportCredentials(n.roots),
 		grpc.WithPerRPCCredentials(keycreds.New(n.key)))
 	require.NoError(t, err)
 	defer conn.Close()
-	reply, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{}, grpc.WaitForReady(true))
+	reply, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{},
+		grpc.WaitForReady(true))
 	require.NoError(t, err)
 	require.Equal(t, "admin", reply.Username)
 
@@ -176,7 +188,8 @@ func newNode(t *testing.T) *node {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root)) })
 	require.NoError(t, os.Chmod(root, 0o755))
-	n := &node{root: root, program: filepath.Join(root, "orders"), listen: freePort(t), health: freePort(t)}
+	n := &node{root: root, program: filepath.Join(root, "orders"), listen: freePort(t),
+		health: freePort(t)}
 	build := exec.Command("go", "build", "-o", n.program, "./examples/guides/service")
 	build.Dir = "../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
@@ -184,7 +197,9 @@ func newNode(t *testing.T) *node {
 	require.NoError(t, err, "%s", out)
 
 	const group = 65532
-	for _, volume := range []string{"/var/lib/orders", "/var/lib/orders-backups", "/etc/orders/pepper", "/etc/orders/tls"} {
+	for _, volume := range []string{
+		"/var/lib/orders", "/var/lib/orders-backups", "/etc/orders/pepper", "/etc/orders/tls",
+	} {
 		require.NoError(t, os.MkdirAll(n.path(volume), 0o755))
 		require.NoError(t, os.Chown(n.path(volume), 0, group))
 		require.NoError(t, os.Chmod(n.path(volume), 0o775|os.ModeSetgid))
@@ -200,7 +215,8 @@ func newNode(t *testing.T) *node {
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	require.NoError(t, err)
 	secret("/etc/orders/tls/tls.crt", certPEM)
-	secret("/etc/orders/tls/tls.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
+	secret("/etc/orders/tls/tls.key",
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(certPEM))
 	n.roots = credentials.NewTLS(&tls.Config{RootCAs: roots})
@@ -246,7 +262,8 @@ func (n *node) container(t *testing.T, args []string) *exec.Cmd {
 	t.Helper()
 	args = slices.Clone(args)
 	for i := range args {
-		args[i] = strings.NewReplacer("=/", "="+n.root+"/", "=:50051", "="+n.listen, "=:8086", "="+n.health).Replace(args[i])
+		args[i] = strings.NewReplacer("=/", "="+n.root+"/", "=:50051", "="+n.listen, "=:8086",
+			"="+n.health).Replace(args[i])
 	}
 	cmd := exec.CommandContext(t.Context(), "unshare",
 		append([]string{"--mount", "sh", "-c", readOnly, n.root, n.program}, args...)...)

@@ -74,7 +74,9 @@ func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 		if c.Delete {
 			m.all = m.all.without(c.Key)
 		} else {
-			m.all = m.all.with(clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: revision(c)}))
+			m.all = m.all.with(
+				clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: revision(c)}),
+			)
 		}
 	}
 	return nil

@@ -46,7 +46,8 @@ func TestTreeIsShallow(t *testing.T) {
 func TestWriteReplacesNode(t *testing.T) {
 	m := New().(*memory)
 	for n := range uint64(100) {
-		require.NoError(t, m.Apply(context.Background(), backend.Change{Key: []byte("k"), Expect: n}))
+		require.NoError(t,
+			m.Apply(context.Background(), backend.Change{Key: []byte("k"), Expect: n}))
 	}
 	require.Equal(t, 1, m.all.depth())
 	deletion := backend.Change{Key: []byte("k"), Expect: 100, Delete: true}
@@ -59,14 +60,16 @@ func BenchmarkScan(b *testing.B) {
 		b.Run(fmt.Sprint(entries), func(b *testing.B) {
 			m := New()
 			for i := range entries {
-				require.NoError(b, m.Apply(b.Context(), backend.Change{Key: fmt.Appendf(nil, "%09d", i)}))
+				require.NoError(b,
+					m.Apply(b.Context(), backend.Change{Key: fmt.Appendf(nil, "%09d", i)}))
 			}
 			for b.Loop() {
 				for _, err := range m.Scan(b.Context(), nil, nil) {
 					require.NoError(b, err)
 				}
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(entries), "ns/entry")
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(entries),
+				"ns/entry")
 		})
 	}
 }

@@ -71,11 +71,14 @@ func check(r *Record) error {
 	case r.Format == 0:
 		return fmt.Errorf("%w: the format is missing", ErrInvalid)
 	case r.Format > Format:
-		return fmt.Errorf("%w: format %d is newer than format %d of this program: upgrade the program",
+		return fmt.Errorf(
+			"%w: format %d is newer than format %d of this program: upgrade the program",
 			ErrNewer, r.Format, Format)
 	case r.Status == Status_STATUS_PURGED:
-		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil || len(r.AllowedNetworks) != 0 {
-			return fmt.Errorf("%w: a purged key must have a purge time and no other data", ErrInvalid)
+		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil ||
+			len(r.AllowedNetworks) != 0 {
+			return fmt.Errorf("%w: a purged key must have a purge time and no other data",
+				ErrInvalid)
 		}
 		return nil
 	case r.DigestScheme == "" || len(r.Digest) == 0:

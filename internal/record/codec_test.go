@@ -10,7 +10,8 @@ import (
 
 func valid() *Record {
 	return &Record{
-		Format: Format, Status: Status_STATUS_ACTIVE, DigestScheme: "sha256", Digest: make([]byte, 32),
+		Format: Format, Status: Status_STATUS_ACTIVE, DigestScheme: "sha256",
+		Digest: make([]byte, 32),
 		Prefix: "oil", Name: "ci", Owner: "team", Scopes: []string{"a", "b"},
 		Metadata:  map[string]string{"k": "v", "a": "b"},
 		CreatedAt: 1, ExpiresAt: 2,

@@ -204,7 +204,8 @@ func TestLocate(t *testing.T) {
 		}
 		hi, lo, ok := f.Locate(text)
 		require.True(t, ok)
-		require.Equal(t, id[:], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, hi), lo))
+		require.Equal(t, id[:],
+			binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, hi), lo))
 		_, _, ok = f.Locate(text + "x")
 		require.False(t, ok)
 

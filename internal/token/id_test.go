@@ -73,7 +73,8 @@ func TestIDsSortByCreation(t *testing.T) {
 		texts = append(texts, id.String())
 	}
 	require.True(t, slices.IsSorted(texts))
-	require.True(t, slices.IsSortedFunc(ids, func(a, b ID) int { return bytes.Compare(a[:], b[:]) }))
+	require.True(t,
+		slices.IsSortedFunc(ids, func(a, b ID) int { return bytes.Compare(a[:], b[:]) }))
 	require.Len(t, slices.Compact(texts), len(ids), "all IDs are different")
 
 	first := uuid.UUID(ids[0])

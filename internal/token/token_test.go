@@ -22,11 +22,26 @@ func hasShape(s string) bool { return len(s) <= MaxLength && shape.MatchString(s
 // vectors were computed without this package: the checksums with zlib.crc32 of Python, and the
 // texts of the IDs with shifts of integers in Python. The fourth ID is the UUIDv7 of RFC 9562, A.6.
 var vectors = []struct{ id, prefix, rest string }{
-	{"0198b1d3f8e27a4c9d0e1f2a3b4c5d6e", "oil_01k2rx7y72f969t3gz58xmrqbe", "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ010xsMAL"},
-	{"00000000000000000000000000000001", "my_api_00000000000000000000000001", "zzzzzzzzzzzzzzzzzzzzzz3c4iSH"},
-	{"ffffffffffffffffffffffffffffffff", "a__9_7zzzzzzzzzzzzzzzzzzzzzzzzz", "0123456789abcdef0123456789ab0DWHYc"},
-	{"017f22e279b07cc398c4dc0c0c07398f", "X_01fwhe4ydgfk1shh6w1g60eecf", "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~1yugn0"},
-	{"0198b1d3f8e27a4c9d0e1f2a3b4c5d6e", "oil_01k2rx7y72f969t3gz58xmrqbe", "00000000000000000000910000Zn"},
+	{
+		"0198b1d3f8e27a4c9d0e1f2a3b4c5d6e", "oil_01k2rx7y72f969t3gz58xmrqbe",
+		"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ010xsMAL",
+	},
+	{
+		"00000000000000000000000000000001", "my_api_00000000000000000000000001",
+		"zzzzzzzzzzzzzzzzzzzzzz3c4iSH",
+	},
+	{
+		"ffffffffffffffffffffffffffffffff", "a__9_7zzzzzzzzzzzzzzzzzzzzzzzzz",
+		"0123456789abcdef0123456789ab0DWHYc",
+	},
+	{
+		"017f22e279b07cc398c4dc0c0c07398f", "X_01fwhe4ydgfk1shh6w1g60eecf",
+		"!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~1yugn0",
+	},
+	{
+		"0198b1d3f8e27a4c9d0e1f2a3b4c5d6e", "oil_01k2rx7y72f969t3gz58xmrqbe",
+		"00000000000000000000910000Zn",
+	},
 }
 
 func TestVectors(t *testing.T) {
@@ -122,7 +137,8 @@ func TestParseRefuses(t *testing.T) {
 		"a secret with a DEL":         "oil_" + id + "_" + rest + "\x7f",
 		"a secret beyond ASCII":       "oil_" + id + "_é" + rest,
 		"a secret with an underscore": "oil_" + id + "_s_" + rest,
-		"too long":                    "oil_" + id + "_" + fits + strings.Repeat("s", checksumLen+1),
+		"too long": "oil_" + id + "_" + fits +
+			strings.Repeat("s", checksumLen+1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, s := range []string{s, withSum(s)} { // a correct checksum must not help

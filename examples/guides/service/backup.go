@@ -35,7 +35,8 @@ func nightly(ctx context.Context, logger *slog.Logger, work func(context.Context
 // the backup: backUp restores the backup into a temporary store. Then backUp removes all
 // backups except the latest. keep is the number of backups that remain.
 func backUp(
-	ctx context.Context, logger *slog.Logger, store *keystore.Store, opts *keystore.Options, dir string, keep int,
+	ctx context.Context, logger *slog.Logger, store *keystore.Store, opts *keystore.Options,
+	dir string, keep int,
 ) error {
 	file, err := os.CreateTemp(dir, "unfinished-*")
 	if err != nil {
@@ -84,7 +85,9 @@ func restore(ctx context.Context, store *keystore.Store, file string) error {
 
 // testRestore restores a backup into a temporary store, and returns the number of keys in the
 // store.
-func testRestore(ctx context.Context, opts *keystore.Options, backup *os.File) (keys int, err error) {
+func testRestore(
+	ctx context.Context, opts *keystore.Options, backup *os.File,
+) (keys int, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(backup.Name()), "restored-*")
 	if err != nil {
 		return 0, err

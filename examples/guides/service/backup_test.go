@@ -34,7 +34,8 @@ func TestBackUp(t *testing.T) {
 	require.NoError(t, store.Revoke(t.Context(), issued.Key.ID, ""))
 	require.NoError(t, store.Close())
 	require.NoError(t, os.Rename(keys, keys+".lost"))
-	require.NoError(t, run(t.Context(), config{keys: keys, restore: filepath.Join(dir, left[1].Name())}))
+	require.NoError(t,
+		run(t.Context(), config{keys: keys, restore: filepath.Join(dir, left[1].Name())}))
 	store, err = keystore.Open(keys, nil)
 	require.NoError(t, err)
 	defer store.Close()
@@ -48,7 +49,8 @@ func TestBackUpFails(t *testing.T) {
 	store, err := keystore.Open(filepath.Join(t.TempDir(), "keys"), nil)
 	require.NoError(t, err)
 	require.NoError(t, store.Close())
-	require.ErrorIs(t, backUp(t.Context(), logger, store, &keystore.Options{}, dir, 2), keystore.ErrClosed)
+	require.ErrorIs(t, backUp(t.Context(), logger, store, &keystore.Options{}, dir, 2),
+		keystore.ErrClosed)
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left, "no file that is half a backup")

@@ -52,14 +52,16 @@ func main() {
 	log.SetFlags(0)
 	var c config
 	flag.StringVar(&c.listen, "listen", "127.0.0.1:50051", "address for callers, or unix:PATH")
-	flag.StringVar(&c.health, "health", "", "address for health checks without TLS and without a key; empty: none")
+	flag.StringVar(&c.health, "health", "",
+		"address for health checks without TLS and without a key; empty: none")
 	flag.StringVar(&c.keys, "keys", "", "directory of the key store; nothing else may be in it")
 	flag.StringVar(&c.backups, "backups", "", "directory for nightly backups; empty: none")
 	flag.StringVar(&c.restore, "restore", "", "restore this backup, and end")
 	flag.StringVar(&c.issue, "issue", "", "create a key with this name, print it, and end")
 	flag.StringVar(&c.cert, "cert", "", "TLS certificate in PEM; empty: no TLS")
 	flag.StringVar(&c.certKey, "cert-key", "", "private key of -cert")
-	flag.Var(&c.peppers, "pepper", "ID=FILE, or sha256; repeat it for earlier ones, the current one first")
+	flag.Var(&c.peppers, "pepper",
+		"ID=FILE, or sha256; repeat it for earlier ones, the current one first")
 	flag.Var(&c.proxies, "proxy",
 		"network of a proxy whose x-forwarded-for is believed, or unix; may be repeated")
 	flag.DurationVar(&c.drain, "drain", 20*time.Second, "how long calls may go on after SIGTERM")
@@ -105,7 +107,8 @@ func run(ctx context.Context, c config) error {
 
 // serveCalls serves calls until ctx ends, and then closes the store.
 func serveCalls(
-	ctx context.Context, c config, logger *slog.Logger, store *keystore.Store, opts *keystore.Options,
+	ctx context.Context, c config, logger *slog.Logger, store *keystore.Store,
+	opts *keystore.Options,
 ) error {
 	server, checks, err := newServer(c, logger, store)
 	if err != nil {
@@ -198,7 +201,9 @@ type service struct {
 }
 
 // UnaryCall returns the name of the key of the caller.
-func (service) UnaryCall(ctx context.Context, _ *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+func (service) UnaryCall(
+	ctx context.Context, _ *testpb.SimpleRequest,
+) (*testpb.SimpleResponse, error) {
 	key, ok := interceptor.FromContext(ctx)
 	if !ok {
 		return nil, status.Error(codes.Internal, "no key in the context")
@@ -208,7 +213,7 @@ func (service) UnaryCall(ctx context.Context, _ *testpb.SimpleRequest) (*testpb.
 
 // FullDuplexCall answers each message with the payload of the message.
 func (service) FullDuplexCall(
-	stream grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse],
+	stream testpb.TestService_FullDuplexCallServer,
 ) error {
 	for {
 		in, err := stream.Recv()
@@ -218,7 +223,8 @@ func (service) FullDuplexCall(
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(&testpb.StreamingOutputCallResponse{Payload: in.Payload}); err != nil {
+		out := &testpb.StreamingOutputCallResponse{Payload: in.Payload}
+		if err := stream.Send(out); err != nil {
 			return err
 		}
 	}

@@ -183,7 +183,8 @@ func TestNginx(t *testing.T) {
 	require.Equal(t, "CREDENTIALS_MISSING", reason(err))
 
 	// The address of the caller counts, and not the address in a header from the caller.
-	_, bound := issue(keystore.Spec{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
+	_, bound := issue(
+		keystore.Spec{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
 	_, err = client.UnaryCall(ctx, &testpb.SimpleRequest{}, bound)
 	require.NoError(t, err)
 	liar := metadata.AppendToOutgoingContext(ctx, "x-forwarded-for", "127.0.0.2")
@@ -222,7 +223,8 @@ func TestNginxOnUnixSocket(t *testing.T) {
 	})
 	issued := keystoretest.MustCreate(t, store, keystore.Spec{Name: "customer",
 		AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
-	key, ready := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())), grpc.WaitForReady(true)
+	key, ready := grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())),
+		grpc.WaitForReady(true)
 
 	owned := startNginx(t, socket, "worker_processes auto;", "worker_processes auto; user root;")
 	call := func(ctx context.Context, through proxy, from string) (*testpb.SimpleResponse, error) {
@@ -252,7 +254,8 @@ func TestNginxLines(t *testing.T) {
 	}{
 		{"X-Forwarded-For", "grpc_set_header X-Forwarded-For $remote_addr;", "",
 			func(t *testing.T, client testpb.TestServiceClient, key grpc.CallOption) {
-				_, err := client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, key, grpc.WaitForReady(true))
+				_, err := client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, key,
+					grpc.WaitForReady(true))
 				require.Equal(t, "API_KEY_INVALID", reason(err), "%v", err)
 			}},
 		{"client_max_body_size", "client_max_body_size 0;", "",
@@ -279,7 +282,8 @@ func TestNginxLines(t *testing.T) {
 			nginx := startNginx(t, backend, tt.old, tt.new)
 			issued := keystoretest.MustCreate(t, store, keystore.Spec{
 				AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}})
-			tt.check(t, nginx.client(t, "127.0.0.2"), grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())))
+			tt.check(t, nginx.client(t, "127.0.0.2"),
+				grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal())))
 		})
 	}
 }
@@ -311,6 +315,7 @@ func TestNginxTraps(t *testing.T) {
 	client = startNginx(t, serve(t, server)).client(t, "127.0.0.2")
 	key := keycreds.New(keystoretest.MustCreate(t, store, keystore.Spec{}).Secret.Reveal(),
 		keycreds.WithHeader("api_key", ""))
-	_, err = client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.PerRPCCredentials(key), grpc.WaitForReady(true))
+	_, err = client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.PerRPCCredentials(key),
+		grpc.WaitForReady(true))
 	require.Equal(t, "CREDENTIALS_MISSING", reason(err), "%v", err)
 }

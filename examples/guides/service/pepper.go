@@ -44,7 +44,8 @@ func fromFile(id, file string) (hashing.Hasher, error) {
 	}
 	pepper, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(text)))
 	if err != nil {
-		return nil, fmt.Errorf("%s does not hold base64", file) // the error of base64 would show a part of the pepper
+		// The error of base64 would show a part of the pepper.
+		return nil, fmt.Errorf("%s does not hold base64", file)
 	}
 	return hashing.HMACSHA256(id, pepper)
 }

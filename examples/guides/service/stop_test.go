@@ -26,7 +26,8 @@ import (
 // After the drain time, the program must end, even if a stream with a key or a public stream is
 // still open.
 func TestStop(t *testing.T) {
-	c := config{listen: freePort(t), health: freePort(t), keys: filepath.Join(t.TempDir(), "keys"), drain: time.Millisecond}
+	c := config{listen: freePort(t), health: freePort(t), keys: filepath.Join(t.TempDir(), "keys"),
+		drain: time.Millisecond}
 	store, err := keystore.Open(c.keys, nil)
 	require.NoError(t, err)
 	issued, err := store.Create(t.Context(), keystore.Spec{Name: "test"})
@@ -39,13 +40,15 @@ func TestStop(t *testing.T) {
 	conn, err := grpc.NewClient(c.listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer conn.Close()
-	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(callContext(t), grpc.WaitForReady(true),
+	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(callContext(t),
+		grpc.WaitForReady(true),
 		grpc.PerRPCCredentials(keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure())))
 	require.NoError(t, err)
 	require.NoError(t, stream.Send(message(1)))
 	_, err = stream.Recv()
 	require.NoError(t, err)
-	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t), &healthpb.HealthCheckRequest{})
+	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t),
+		&healthpb.HealthCheckRequest{})
 	require.NoError(t, err)
 	serving, err := watch.Recv()
 	require.NoError(t, err)
@@ -88,7 +91,9 @@ func TestServiceReports(t *testing.T) {
 	ctx, terminate := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	var log bytes.Buffer
-	go func() { ended <- serveCalls(ctx, c, slog.New(slog.NewTextHandler(&log, nil)), store, nil) }()
+	go func() {
+		ended <- serveCalls(ctx, c, slog.New(slog.NewTextHandler(&log, nil)), store, nil)
+	}()
 	conn, err := grpc.NewClient(c.listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer conn.Close()
@@ -96,7 +101,8 @@ func TestServiceReports(t *testing.T) {
 		grpc.WaitForReady(true))
 	require.Equal(t, "CREDENTIALS_MISSING", reason(err), "%v", err)
 
-	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t), &healthpb.HealthCheckRequest{})
+	watch, err := healthpb.NewHealthClient(conn).Watch(callContext(t),
+		&healthpb.HealthCheckRequest{})
 	require.NoError(t, err)
 	for _, want := range []healthpb.HealthCheckResponse_ServingStatus{
 		healthpb.HealthCheckResponse_SERVING, healthpb.HealthCheckResponse_NOT_SERVING} {

@@ -73,7 +73,8 @@ func TestSystemd(t *testing.T) {
 	m := newMachine(t)
 	trace := filepath.Join(t.TempDir(), "trace")
 	traced := func(unit string) *exec.Cmd {
-		return exec.Command(strace, append([]string{"-f", "-qq", "-A", "-o", trace}, m.command(t, unit)...)...)
+		return exec.Command(strace,
+			append([]string{"-f", "-qq", "-A", "-o", trace}, m.command(t, unit)...)...)
 	}
 
 	issue := traced("../systemd/orders-issue.service")
@@ -86,8 +87,10 @@ func TestSystemd(t *testing.T) {
 	conn, err := grpc.NewClient(m.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer conn.Close()
-	reply, err := testpb.NewTestServiceClient(conn).UnaryCall(callContext(t), &testpb.SimpleRequest{},
-		grpc.WaitForReady(true), grpc.PerRPCCredentials(keycreds.New(string(key), keycreds.AllowInsecure())))
+	reply, err := testpb.NewTestServiceClient(conn).UnaryCall(callContext(t),
+		&testpb.SimpleRequest{},
+		grpc.WaitForReady(true),
+		grpc.PerRPCCredentials(keycreds.New(string(key), keycreds.AllowInsecure())))
 	require.NoError(t, err)
 	require.Equal(t, "admin", reply.Username)
 	// strace does not pass SIGTERM on to the traced program.
@@ -101,7 +104,8 @@ func TestSystemd(t *testing.T) {
 	unit, err := os.ReadFile("../systemd/orders.service")
 	require.NoError(t, err)
 	allowed := map[string]bool{}
-	for _, filter := range regexp.MustCompile(`(?m)^SystemCallFilter=(~?)(.*)$`).FindAllStringSubmatch(string(unit), -1) {
+	filters := regexp.MustCompile(`(?m)^SystemCallFilter=(~?)(.*)$`)
+	for _, filter := range filters.FindAllStringSubmatch(string(unit), -1) {
 		for _, set := range strings.Fields(filter[2]) {
 			for call := range systemCalls(t, analyze, set) {
 				allowed[call] = filter[1] == ""

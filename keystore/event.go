@@ -87,6 +87,11 @@ func checkReason(reason string) error {
 type EventQuery struct {
 	// KeyID selects the events of one key. An empty KeyID selects the events of all keys.
 	KeyID string
+	// Actor selects the events of changes that this actor made, see WithActor. An empty Actor selects
+	// the events of all actors, and of changes without an actor.
+	Actor string
+	// Action selects the events of one Action. An empty Action selects the events of all actions.
+	Action Action
 	// After is a cursor: the At of the last event that the caller has seen. The list begins after
 	// this event. If After is zero, the list begins at the first event.
 	After time.Time
@@ -94,6 +99,12 @@ type EventQuery struct {
 	Until time.Time
 	// Limit is the most events to yield. 0 or less means no limit.
 	Limit int
+}
+
+// selects reports whether the query selects an event with this actor and this action.
+func (q *EventQuery) selects(e *record.Event) bool {
+	return (q.Actor == "" || e.Actor == escaped(q.Actor, maxText)) &&
+		(q.Action == "" || actionOf(e) == q.Action)
 }
 
 // Events yields the events of changes in the order of At. The list contains every change that had
@@ -139,7 +150,7 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 			}
 			continue
 		}
-		if q.KeyID != "" && token.ID(event.KeyId) != only {
+		if q.KeyID != "" && token.ID(event.KeyId) != only || !q.selects(event) {
 			continue
 		}
 		if !yield(publicEvent(e.Key, event), nil) {
@@ -198,16 +209,20 @@ func parseEvent(e backend.Entry) (*record.Event, error) {
 	return event, nil
 }
 
-func publicEvent(key []byte, e *record.Event) Event {
-	action, ok := actions[e.Action]
-	if !ok {
-		action = Action(fmt.Sprintf("action %d", e.Action)) // written by a later version
+// actionOf returns the action of an event that this version or a later version has written.
+func actionOf(e *record.Event) Action {
+	if action, ok := actions[e.Action]; ok {
+		return action
 	}
+	return Action(fmt.Sprintf("action %d", e.Action))
+}
+
+func publicEvent(key []byte, e *record.Event) Event {
 	return Event{
 		At:       fromNanos(stampOf(key)),
 		KeyID:    token.ID(e.KeyId).String(),
 		Revision: e.Revision,
-		Action:   action,
+		Action:   actionOf(e),
 		Actor:    e.Actor,
 		Reason:   e.Reason,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"time"
 )
 
@@ -47,9 +48,17 @@ type Query struct {
 	// Scope selects the keys that have the scope: exactly, or covered by a '*'. An empty Scope
 	// selects the keys of every scope.
 	Scope string
-	// CreatedBefore selects the keys that were created before this time. Zero selects keys of
-	// every age.
-	CreatedBefore time.Time
+	// CreatedBefore selects the keys that were created before this time, and CreatedAfter the keys
+	// that were created after this time. Zero selects keys of every age.
+	CreatedBefore, CreatedAfter time.Time
+	// ExpiresBefore selects the keys whose ExpiresAt is before this time, in the past or in the
+	// future. A key that never expires is not selected. Zero selects all keys.
+	ExpiresBefore time.Time
+	// Text selects the keys with this text in the name, the owner or the ID. Upper and lower case
+	// are the same. A text of fewer than 6 bytes is not looked for in the IDs, because many IDs
+	// contain a short text by chance. An empty Text selects all keys. The store reads every key
+	// that the other fields select.
+	Text string
 	// UnusedSince selects the keys that were created before this time and were not used since.
 	// Zero selects all keys. A key with a live context from Bind, such as an open stream, is in
 	// use now. The store records uses to the minute. So a key that was last used in the minute of
@@ -82,12 +91,27 @@ func (q *Query) selects(k *Key) bool {
 		(q.Status == 0 || k.Status() == q.Status) &&
 		(q.Scope == "" || k.HasScope(q.Scope)) &&
 		(q.CreatedBefore.IsZero() || k.CreatedAt.Before(q.CreatedBefore)) &&
-		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince))
+		(q.CreatedAfter.IsZero() || k.CreatedAt.After(q.CreatedAfter)) &&
+		(q.ExpiresBefore.IsZero() || !k.ExpiresAt.IsZero() && k.ExpiresAt.Before(q.ExpiresBefore)) &&
+		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince)) &&
+		(q.Text == "" || k.hasText(q.Text))
 }
 
-// selectsAll reports whether the query selects every key, apart from Cursor and Limit.
+// hasText reports whether the name, the owner or the ID of the key contains a text: see Query.Text.
+func (k *Key) hasText(text string) bool {
+	const leastOfID = 6
+	text = strings.ToLower(text)
+	return strings.Contains(strings.ToLower(k.Name), text) ||
+		strings.Contains(strings.ToLower(k.Owner), text) ||
+		len(text) >= leastOfID && strings.Contains(k.ID, text)
+}
+
+// selectsAll reports whether the query selects every key, apart from Cursor and Limit. A time that
+// IsZero may differ from the zero Time, so selectsAll compares field by field.
 func (q *Query) selectsAll() bool {
-	return q.Owner == "" && q.Status == 0 && q.Scope == "" && q.CreatedBefore.IsZero() && q.UnusedSince.IsZero()
+	return q.Owner == "" && q.Status == 0 && q.Scope == "" && q.Text == "" &&
+		q.CreatedBefore.IsZero() && q.CreatedAfter.IsZero() && q.ExpiresBefore.IsZero() &&
+		q.UnusedSince.IsZero()
 }
 
 // List yields keys in the order of creation. List reads during the iteration, and holds no lock
@@ -106,6 +130,28 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 			yield(nil, err)
 		}
 	}
+}
+
+// Count returns how many keys List would yield, and takes less memory. Count honours every field of
+// the query: with a Cursor, only the keys after the cursor count, and a Limit is the highest count.
+// Count reads the keys, so Count takes as long as List.
+//
+// ErrCorrupt means that a key could not be read. Count has counted the other keys, unless the text of
+// the error says that keys were not read. After any other error, the number is meaningless.
+func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
+	var corrupt error
+	err = s.list(ctx, q, false, func(_ *stored, _ *Key, err error) bool {
+		if err != nil {
+			corrupt = err
+		} else {
+			n++
+		}
+		return true
+	})
+	if err == nil {
+		err = corrupt
+	}
+	return n, err
 }
 
 // list returns the error that ends the list. If the consumer ended the list, list returns nil.

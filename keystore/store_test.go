@@ -566,6 +566,7 @@ func everyCall(ctx context.Context, s *keystore.Store, issued *keystore.Issued) 
 	for _, err := range s.List(ctx, keystore.Query{}) {
 		errs["List"] = errors.Join(errs["List"], err)
 	}
+	_, errs["Count"] = s.Count(ctx, keystore.Query{})
 	for _, err := range s.Events(ctx, keystore.EventQuery{}) {
 		errs["Events"] = errors.Join(errs["Events"], err)
 	}

@@ -1,11 +1,19 @@
-// Package chart draws charts of horizontal bars as SVG. The charts are readable in light and dark
-// mode.
+// Package chart draws charts of horizontal bars and charts of lines as SVG. The charts are readable
+// in light and dark mode.
 package chart
 
 import (
 	"cmp"
 	"slices"
 )
+
+// A Chart is a chart of any kind.
+type Chart interface {
+	// Head returns the name of the file, without .svg, and the title.
+	Head() (name, title string)
+	// SVG draws the chart.
+	SVG() string
+}
 
 // Bars is a chart of horizontal bars.
 type Bars struct {
@@ -37,3 +45,6 @@ func (b *Bars) Sort(longestFirst bool) {
 		return cmp.Compare(x.value, y.value)
 	})
 }
+
+// Head returns the name of the file and the title.
+func (b *Bars) Head() (name, title string) { return b.Name, b.Title }

@@ -38,6 +38,11 @@ const style = `
   .note { fill: #59636e; }
   .ours { fill: #0969da; }
   .other { fill: #afb8c1; }
+  .line.line { fill: none; stroke-width: 2; }
+  .ours.line, .ours.lead { stroke: #0969da; }
+  .other.line, .other.lead { stroke: #afb8c1; }
+  .lead { stroke-width: 1; stroke-dasharray: 2 2; }
+  .grid { stroke: #d0d7de; stroke-width: 0.5; }
   .bold { font-weight: 600; }
   @media (prefers-color-scheme: dark) {
     .back { fill: #0d1117; stroke: #3d444d; }
@@ -45,6 +50,9 @@ const style = `
     .note { fill: #9198a1; }
     .ours { fill: #4493f8; }
     .other { fill: #656c76; }
+    .ours.line, .ours.lead { stroke: #4493f8; }
+    .other.line, .other.lead { stroke: #656c76; }
+    .grid { stroke: #3d444d; }
   }
 `
 
@@ -60,16 +68,7 @@ func (b *Bars) SVG() string {
 	height := head + float64(len(b.bars))*rowHeight + margin - 10
 
 	var s strings.Builder
-	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" `+
-		`viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`+"\n",
-		width, height, width, height, html.EscapeString(b.Title))
-	fmt.Fprintf(&s, "<style>%s</style>\n", style)
-	fmt.Fprintf(&s, `<rect class="back" x="0.5" y="0.5" width="%.0f" height="%.0f" rx="6"/>`+"\n",
-		width-1, height-1)
-	fmt.Fprintf(&s, `<text class="title" x="%.0f" y="34">%s</text>`+"\n",
-		margin, html.EscapeString(b.Title))
-	fmt.Fprintf(&s, `<text class="note" x="%.0f" y="55">%s</text>`+"\n",
-		margin, html.EscapeString(b.Note))
+	begin(&s, b.Title, b.Note, height)
 	share := b.scale()
 	for i, bar := range b.bars {
 		y := head + float64(i)*rowHeight
@@ -88,6 +87,20 @@ func (b *Bars) SVG() string {
 	}
 	s.WriteString("</svg>\n")
 	return s.String()
+}
+
+// begin writes what all charts begin with: the background, the title and the note.
+func begin(s *strings.Builder, title, note string, height float64) {
+	fmt.Fprintf(s, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" `+
+		`viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">`+"\n",
+		width, height, width, height, html.EscapeString(title))
+	fmt.Fprintf(s, "<style>%s</style>\n", style)
+	fmt.Fprintf(s, `<rect class="back" x="0.5" y="0.5" width="%.0f" height="%.0f" rx="6"/>`+"\n",
+		width-1, height-1)
+	fmt.Fprintf(s, `<text class="title" x="%.0f" y="34">%s</text>`+"\n",
+		margin, html.EscapeString(title))
+	fmt.Fprintf(s, `<text class="note" x="%.0f" y="55">%s</text>`+"\n",
+		margin, html.EscapeString(note))
 }
 
 // scale returns a function that maps a value to the length of its bar, as a share of the longest

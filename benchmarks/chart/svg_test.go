@@ -3,6 +3,7 @@ package chart_test
 import (
 	"encoding/xml"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -94,4 +95,54 @@ func TestSort(t *testing.T) {
 	require.Equal(t, "123", order())
 	b.Sort(true)
 	require.Equal(t, "321", order())
+}
+
+// The lines have logarithmic axes, the labels of lines with equal values do not overlap, and nothing
+// extends beyond the drawing.
+func TestLines(t *testing.T) {
+	text := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
+	l := chart.Lines{Name: "it", Title: "A < B", X: text, Y: text}
+	for _, label := range []string{"a long label of a line", "b", "c"} {
+		l.Add(label, label == "b", chart.Point{X: 1000, Y: 20}, chart.Point{X: 100_000, Y: 2000})
+	}
+	l.Add("no points", false)
+	var d struct {
+		Width, Height float64 `xml:",attr"`
+		Texts         []struct {
+			X     float64 `xml:"x,attr"`
+			Y     float64 `xml:"y,attr"`
+			Class string  `xml:"class,attr"`
+			Text  string  `xml:",chardata"`
+		} `xml:"text"`
+		Circles []struct {
+			X float64 `xml:"cx,attr"`
+			Y float64 `xml:"cy,attr"`
+		} `xml:"circle"`
+		Lines []struct {
+			Class  string `xml:"class,attr"`
+			Points string `xml:"points,attr"`
+		} `xml:"polyline"`
+	}
+	require.NoError(t, xml.Unmarshal([]byte(l.SVG()), &d))
+	require.Len(t, d.Lines, 3)
+	require.Equal(t, "ours line", d.Lines[1].Class)
+	require.Len(t, d.Circles, 6)
+	var heights []float64
+	for _, text := range d.Texts {
+		if strings.Contains(text.Text, "label") || len(text.Text) == 1 && text.Text > "9" {
+			heights = append(heights, text.Y)
+			require.Greater(t, text.X, d.Circles[1].X)
+		}
+	}
+	require.Len(t, heights, 3)
+	require.GreaterOrEqual(t, heights[1]-heights[0], 13.0)
+	require.GreaterOrEqual(t, heights[2]-heights[1], 13.0)
+	for _, want := range []string{"1000", "10000", "100000", "10", "100"} {
+		require.Contains(t, l.SVG(), ">"+want+"</text>")
+	}
+	name, title := l.Head()
+	require.Equal(t, "it", name)
+	require.Equal(t, "A < B", title)
+	empty := chart.Lines{X: text, Y: text}
+	require.Contains(t, empty.SVG(), "<svg")
 }

@@ -138,7 +138,8 @@ func (r *report) write(dir string) error {
 	}
 	for _, p := range r.Parts {
 		for _, c := range p.outcome.Charts {
-			path := filepath.Join(charts, c.Name+".svg")
+			name, _ := c.Head()
+			path := filepath.Join(charts, name+".svg")
 			if err := os.WriteFile(path, []byte(c.SVG()), 0o644); err != nil {
 				return err
 			}

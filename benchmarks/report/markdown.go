@@ -115,7 +115,8 @@ func (p *part) section(line writer) {
 	line("## %s\n", p.workload.Title)
 	line("%s\n", p.workload.About)
 	for _, c := range p.outcome.Charts {
-		line("![%s](charts/%s.svg)\n", c.Title, c.Name)
+		name, title := c.Head()
+		line("![%s](charts/%s.svg)\n", title, name)
 	}
 	if len(p.outcome.Figures) > 0 {
 		line("| | median | middle half | rounds |\n|---|--:|---|--:|")

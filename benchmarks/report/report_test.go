@@ -40,7 +40,7 @@ func sample() *report {
 			Figures: []work.Figure{{Name: "a thing", Unit: work.Nanos, Samples: []float64{100, 200, 1500}}},
 			Notes:   []string{"A note."},
 			Skipped: []peers.Skipped{{Name: "Peer", Why: "not installed"}},
-			Charts:  []chart.Bars{bars},
+			Charts:  []chart.Chart{&bars},
 		}, time.Minute}},
 	}
 }

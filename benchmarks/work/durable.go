@@ -236,7 +236,7 @@ func runDurable(ctx context.Context, e *Env) (o *Outcome, err error) {
 				measure.Ratios(s[what+", "+peers.APIKey], s[what+", "+d.name]))
 		}
 		bars.Sort(true)
-		o.Charts = append(o.Charts, bars)
+		o.Charts = append(o.Charts, &bars)
 	}
 	if runtime.GOOS != "linux" {
 		o.note("Only Linux reports the processor time of the servers.")

@@ -111,7 +111,7 @@ func runRevoke(ctx context.Context, e *Env) (o *Outcome, err error) {
 		Times, measure.Ratios(most, none))
 	o.figure(fmt.Sprintf("return of Revoke, %d live streams - none", counts[2]),
 		MoreThan, measure.Differences(most, none))
-	o.Charts = append(o.Charts, bars)
+	o.Charts = append(o.Charts, &bars)
 	return o, nil
 }
 

@@ -98,6 +98,6 @@ func runUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 		bars.Add(p.Name, median, Rate.Format(median), p.Name == peers.APIKey)
 	}
 	bars.Sort(true)
-	o.Charts = append(o.Charts, bars)
+	o.Charts = append(o.Charts, &bars)
 	return o, nil
 }

@@ -260,6 +260,6 @@ func runVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
 		bars.Add(label, median, Nanos.Format(median), ours)
 	}
 	bars.Sort(false)
-	o.Charts = append(o.Charts, bars)
+	o.Charts = append(o.Charts, &bars)
 	return o, nil
 }

@@ -105,7 +105,7 @@ type Outcome struct {
 	Figures  []Figure
 	Notes    []string // remarks about this run, for the reader of the report
 	Skipped  []peers.Skipped
-	Charts   []chart.Bars
+	Charts   []chart.Chart
 }
 
 // judge adds a verdict about a goal of the workload, by the median of the samples.

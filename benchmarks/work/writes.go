@@ -105,6 +105,6 @@ func runWrites(ctx context.Context, e *Env) (o *Outcome, err error) {
 		o.figure(what+", 64 writers / 1 writer", Times,
 			measure.Ratios(s[name(what, 64)], s[name(what, 1)]))
 	}
-	o.Charts = append(o.Charts, bars)
+	o.Charts = append(o.Charts, &bars)
 	return o, nil
 }

@@ -49,15 +49,30 @@ const creators = 1024
 // keys so far, from one goroutine at a time.
 func Create(
 	ctx context.Context, store *keystore.Store, n, keep int, progress func(done, of int),
-) ([]string, error) {
+) (kept []string, err error) {
+	every := max(1, n/max(keep, 1))
+	err = CreateEach(ctx, store, n, func(int) keystore.Spec { return Spec() },
+		func(number int, made *keystore.Issued) {
+			if number%every == 0 && len(kept) < keep {
+				kept = append(kept, made.Secret.Reveal())
+			}
+		}, progress)
+	return kept, err
+}
+
+// CreateEach creates n keys. spec returns the spec of the key with a number from 0 to n-1, and may
+// be called by several goroutines at the same time. CreateEach calls created for each key, from one
+// goroutine at a time.
+func CreateEach(
+	ctx context.Context, store *keystore.Store, n int, spec func(number int) keystore.Spec,
+	created func(number int, made *keystore.Issued), progress func(done, of int),
+) error {
 	var (
 		mu    sync.Mutex
 		next  int
-		kept  []string
 		first error
 		wg    sync.WaitGroup
 	)
-	every := max(1, n/max(keep, 1))
 	take := func() (number int, ok bool) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -77,20 +92,20 @@ func Create(
 				if !ok {
 					return
 				}
-				made, err := store.Create(ctx, Spec())
+				made, err := store.Create(ctx, spec(number))
 				mu.Lock()
 				if err != nil && first == nil {
 					first = err
 				}
-				if err == nil && number%every == 0 && len(kept) < keep {
-					kept = append(kept, made.Secret.Reveal())
+				if err == nil {
+					created(number, made)
 				}
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
-	return kept, first
+	return first
 }
 
 // Options returns the default options with the given size of the cache, where 0 is the default

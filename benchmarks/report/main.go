@@ -81,8 +81,9 @@ func run(ctx context.Context) (err error) {
 	}
 	var failed error
 	line := newProgress(os.Stderr)
+	stores := work.NewStores(dir)
 	for i, w := range selected {
-		e := &work.Env{Quick: *quick, Keys: *keys}
+		e := &work.Env{Quick: *quick, Keys: *keys, Stores: stores}
 		if e.Dir, err = os.MkdirTemp(dir, w.Name); err != nil {
 			return err
 		}

@@ -200,6 +200,17 @@ func bareOptions(dir string) badger.Options {
 		WithLogger(nil)
 }
 
+// bareGet reads an entry of internal/badgerdb with Badger itself, and copies the value.
+func bareGet(db *badger.DB, at uint64, key []byte) error {
+	txn := db.NewTransactionAt(at, false)
+	defer txn.Discard()
+	item, err := txn.Get(bareKey(key))
+	if err == nil {
+		_, err = item.ValueCopy(nil)
+	}
+	return err
+}
+
 func readCases(ctx context.Context, r *readStores) []measure.Case {
 	// Each case has its own random source with the same seed, so that all cases use the same
 	// sequence.
@@ -226,15 +237,7 @@ func readCases(ctx context.Context, r *readStores) []measure.Case {
 		return refused(err, want)
 	}
 	at := r.bare.MaxVersion() // only once, because MaxVersion asks every table
-	bare := func(key []byte, want error) error {
-		txn := r.bare.NewTransactionAt(at, false)
-		defer txn.Discard()
-		item, err := txn.Get(bareKey(key))
-		if err == nil {
-			_, err = item.ValueCopy(nil)
-		}
-		return refused(err, want)
-	}
+	bare := func(key []byte, want error) error { return refused(bareGet(r.bare, at, key), want) }
 	return []measure.Case{
 		each(caseMiss, func(i int) error { return verify(r.uncached, r.tokens[i], nil) }),
 		each(caseLayerRead, func(i int) error {

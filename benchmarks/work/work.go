@@ -37,7 +37,7 @@ func (w *Workload) Place(id string) int {
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
-		floodWork, writesWork, durableWork, revokeWork, sizesWork,
+		floodWork, writesWork, durableWork, revokeWork, sizesWork, ownersWork,
 	}
 }
 
@@ -157,6 +157,7 @@ type Env struct {
 	Dir      string // the directory for stores; the creator of Dir removes it
 	Quick    bool   // whether the run only checks that everything works
 	Keys     int    // the largest number of keys in a store
+	Stores   *Stores
 	Progress func(doing string, done, of int)
 }
 

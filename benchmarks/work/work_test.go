@@ -95,10 +95,15 @@ func TestFormat(t *testing.T) {
 // A child opens the store that this process has created, and reports the costs.
 func TestOpenInChild(t *testing.T) {
 	e := &Env{Dir: t.TempDir(), Quick: true, Keys: million}
-	s, err := newSized(t.Context(), e, 500)
+	s, err := e.sized(t.Context(), 500)
 	require.NoError(t, err)
 	require.Len(t, s.tokens, 500)
 	require.Positive(t, s.disk)
+	require.Len(t, s.owned, 50)
+	require.Len(t, s.owned[49], keysOfOwner)
+	again, err := e.sized(t.Context(), 500)
+	require.NoError(t, err)
+	require.Same(t, s, again)
 	o, err := openInChild(t.Context(), s.dir, s.tokens)
 	require.NoError(t, err)
 	require.Positive(t, o.Open)

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -445,11 +447,12 @@ func ownersCharts(o *Outcome, sizes []int, s measure.Samples) {
 					points = append(points, chart.Point{X: float64(keys), Y: measure.Median(samples)})
 				}
 			}
-			ours := true
-			for _, other := range append([]string{ownerBare}, peerWork...) {
-				ours = ours && w != other
+			label, ours := w, w != ownerBare
+			if slices.Contains(peerWork, w) {
+				_, label, _ = strings.Cut(w, ", ")
+				ours = false
 			}
-			lines.Add(w, ours, points...)
+			lines.Add(label, ours, points...)
 		}
 		o.Charts = append(o.Charts, &lines)
 	}

@@ -37,7 +37,7 @@ func (w *Workload) Place(id string) int {
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
-		floodWork, writesWork, durableWork, revokeWork, sizesWork, ownersWork,
+		floodWork, writesWork, durableWork, revokeWork, sizesWork, ownersWork, maintenanceWork,
 	}
 }
 

@@ -42,6 +42,8 @@ func run(ctx context.Context) (err error) {
 			"(default: the current directory, or none with -quick or -only)")
 	keys := flag.Int("keys", 1_000_000,
 		"the largest number of keys in a store; 10000000 needs 3 GB of disk and 15 more minutes")
+	before := flag.String("before", work.BeforeIndexes,
+		"the `commit` whose creates the workload before compares with the present creates")
 	list := flag.Bool("list", false, "print the workloads and their goals, and do nothing else")
 	flag.Parse()
 
@@ -83,7 +85,7 @@ func run(ctx context.Context) (err error) {
 	line := newProgress(os.Stderr)
 	stores := work.NewStores(dir)
 	for i, w := range selected {
-		e := &work.Env{Quick: *quick, Keys: *keys, Stores: stores}
+		e := &work.Env{Quick: *quick, Keys: *keys, Before: *before, Stores: stores}
 		if e.Dir, err = os.MkdirTemp(dir, w.Name); err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ func (w *Workload) Place(id string) int {
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
-		floodWork, writesWork, durableWork, revokeWork, sizesWork, ownersWork, maintenanceWork,
+		floodWork, writesWork, durableWork, beforeWork, revokeWork, sizesWork, ownersWork, maintenanceWork,
 	}
 }
 
@@ -157,6 +157,7 @@ type Env struct {
 	Dir      string // the directory for stores; the creator of Dir removes it
 	Quick    bool   // whether the run only checks that everything works
 	Keys     int    // the largest number of keys in a store
+	Before   string // the commit for the before workload; empty means BeforeIndexes
 	Stores   *Stores
 	Progress func(doing string, done, of int)
 }

@@ -2,7 +2,6 @@ package keystore
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"iter"
 	"math"
@@ -175,13 +174,6 @@ func (s *Store) awaitChanges(ctx context.Context) (int64, error) {
 	return last, nil
 }
 
-// eventSpace is the first byte of the storage keys of events; see keySpace.
-const eventSpace = 'e'
-
-func eventKey(stamp int64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
-}
-
 // stampAt returns the stamp of a moment. For a moment before 1970, the stamp is 0. For a moment
 // after 2261, the stamp is the second largest possible stamp.
 func stampAt(t time.Time) int64 {
@@ -194,8 +186,6 @@ func stampAt(t time.Time) int64 {
 		return max(0, t.UnixNano())
 	}
 }
-
-func stampOf(key []byte) int64 { return int64(binary.BigEndian.Uint64(key[1:])) }
 
 func parseEvent(e backend.Entry) (*record.Event, error) {
 	if len(e.Key) != 1+8 || e.Key[0] != eventSpace {

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"encoding/binary"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -20,6 +21,7 @@ import (
 //
 // All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
 const (
+	eventSpace = 'e'
 	checkSpace = 'h'
 	keySpace   = 'k'
 	usageSpace = 'u'
@@ -27,6 +29,12 @@ const (
 
 // usageStateKey is the storage key of the usageState.
 var usageStateKey = []byte{'w'}
+
+func eventKey(stamp int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
+}
+
+func stampOf(key []byte) int64 { return int64(binary.BigEndian.Uint64(key[1:])) }
 
 func checkKey(scheme string) []byte { return append([]byte{checkSpace}, scheme...) }
 

@@ -361,45 +361,10 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 
 var errNoKey = trouble("read", ErrNotFound)
 
-// apply passes one change to the backend, and returns when the change is durable or ctx is done,
-// whichever is first. A change cannot be withdrawn, so the write runs in its own goroutine and
-// finishes even if ctx ends. The goroutine calls settle with the outcome, exactly once, before
-// apply returns the outcome.
-//
-// If ctx ends before the backend has answered, apply returns an error, and the change may still
-// happen. Once the backend has answered, the outcome is known, and apply waits for settle, however
-// long settle takes. If the store is closing, apply calls settle with ErrClosed and writes nothing.
-func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error)) error {
-	s.mu.Lock()
-	if s.closing {
-		s.mu.Unlock()
-		settle(ErrClosed)
-		return ErrClosed
-	}
-	var known atomic.Bool
-	done := make(chan error, 1)
-	s.changes.Go(func() {
-		var err error
-		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
-		defer func() { done <- err }()
-		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
-		known.Store(true)
-		settle(err)
-	})
-	s.mu.Unlock()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		if !known.Load() {
-			return fmt.Errorf("keystore: write: the outcome is not known: %w", endOf(ctx))
-		}
-		err = <-done
-	}
-	if err == nil || errors.Is(err, backend.ErrConflict) {
+// ready returns nil if a change can start. Otherwise ready returns the reason.
+func (s *Store) ready(ctx context.Context) error {
+	if err := s.serving(); err != nil {
 		return err
 	}
-	s.noteFailure(err)
-	s.log.Error("API key store could not write", "error", err)
-	return trouble("write", err)
+	return ctx.Err()
 }

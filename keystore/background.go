@@ -38,7 +38,7 @@ const maxRehashes = 256
 type rehash struct {
 	id       token.ID
 	old, new hashing.Digest
-	entry    *entry
+	key      *cachedKey
 }
 
 func (s *Store) startBackground() {
@@ -125,7 +125,7 @@ func (s *Store) stopBackground() {
 // rehashLater schedules the replacement of a digest that an earlier hasher has made. The token
 // itself is not kept after the call. A new digest is made only if the queue has space. Each key has
 // at most one replacement at a time.
-func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
+func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
 	if !e.rehashing.CompareAndSwap(false, true) {
 		return
 	}
@@ -139,7 +139,7 @@ func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 	}
 	b.rehashing[e.ID] = struct{}{}
 	b.mu.Unlock()
-	r := rehash{id: e.ID, old: old, entry: e}
+	r := rehash{id: e.ID, old: old, key: e}
 	var err error
 	if r.new, err = s.digest(text); err != nil {
 		s.rehashed(r, false)
@@ -152,7 +152,7 @@ func (s *Store) rehashLater(e *entry, old hashing.Digest, text string) {
 // use of the key tries again.
 func (s *Store) rehashed(r rehash, ok bool) {
 	if !ok {
-		r.entry.rehashing.Store(false)
+		r.key.rehashing.Store(false)
 	}
 	b := &s.background
 	b.mu.Lock()
@@ -234,14 +234,14 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 		if err != nil {
 			return 0, err
 		}
-		st, err := parseStored(e)
-		if err != nil || st.record.RevokedAt != 0 || st.purged() {
+		kr, err := parseKeyRecord(e)
+		if err != nil || kr.record.RevokedAt != 0 || kr.purged() {
 			continue // no token will be matched with a digest of this key
 		}
-		if st.record.DigestScheme != s.decoy.Scheme {
+		if kr.record.DigestScheme != s.dummyDigest.Scheme {
 			n++
 		}
-		if p := st.record.Previous; p != nil && p.DigestScheme != s.decoy.Scheme && now.UnixNano() < p.Until {
+		if p := kr.record.Previous; p != nil && p.DigestScheme != s.dummyDigest.Scheme && now.UnixNano() < p.Until {
 			n++
 		}
 	}
@@ -279,7 +279,7 @@ func (s *Store) remove(ctx context.Context, from, to []byte, wanted func(backend
 		defer cancel()
 		if err := s.backend.Apply(ctx, batch...); err != nil {
 			s.noteFailure(err)
-			return trouble("remove", err)
+			return wrapErr("remove", err)
 		}
 		last = batch[len(batch)-1].Key
 		batch = nil

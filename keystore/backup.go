@@ -72,7 +72,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		case checkSpace:
 			_, err = parseCheck(e)
 		case keySpace:
-			_, err = parseStored(e)
+			_, err = parseKeyRecord(e)
 		case usageSpace:
 		default:
 			continue
@@ -87,7 +87,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		}
 		frame, err := proto.Marshal(&record.Saved{Key: e.Key, Value: e.Value, Revision: e.Revision})
 		if err != nil {
-			return trouble("backup", err)
+			return wrapErr("backup", err)
 		}
 		out.Write(binary.AppendUvarint(nil, uint64(len(frame))))
 		if _, err := out.Write(frame); err != nil {
@@ -190,7 +190,7 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 
 // errOtherBackup is the error of Restore if the second reading of the reader returns other data
 // than the first reading.
-var errOtherBackup = &plainError{
+var errOtherBackup = &messageError{
 	"keystore: restore: the reader gave another backup when it was read again; " +
 		"a part of the keys may have been restored",
 	ErrCorrupt,
@@ -230,10 +230,10 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 				}
 			}
 		case keySpace:
-			var st *stored
-			if st, err = parseSaved(e); err == nil {
+			var kr *keyRecord
+			if kr, err = parseSavedRecord(e); err == nil {
 				for _, scheme := range others {
-					if st.needs(scheme) {
+					if kr.needs(scheme) {
 						return 0, nil, anotherPepper("the backup", scheme)
 					}
 				}
@@ -246,7 +246,7 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 		if errors.Is(err, record.ErrNewer) {
 			return 0, nil, invalid("the backup has a key that a later version has written: upgrade the program")
 		}
-		if plain := (*plainError)(nil); errors.As(err, &plain) {
+		if plain := (*messageError)(nil); errors.As(err, &plain) {
 			return 0, nil, err
 		}
 		if err != nil {
@@ -358,7 +358,7 @@ func (b *backupReader) take(n int) ([]byte, error) {
 }
 
 func damaged(what string) error {
-	return &plainError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
+	return &messageError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
 }
 
 // restore writes the entries of a checked backup to the store. frames and sum are the results of
@@ -424,7 +424,7 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 			return changed, err
 		}
 	}
-	return changed, trouble("restore", errors.New("others keep changing the keys"))
+	return changed, wrapErr("restore", errors.New("others keep changing the keys"))
 }
 
 func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed int, err error) {
@@ -467,14 +467,14 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 
 // restoreKey prepares the change of one key. The result is nil if the key does not change.
 func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (*prepared, error) {
-	saved, err := parseSaved(e)
+	saved, err := parseSavedRecord(e)
 	if err != nil {
 		return nil, errOtherBackup
 	}
-	have := &stored{} // revision 0 if the store does not have the key
+	have := &keyRecord{} // revision 0 if the store does not have the key
 	local, err := s.backend.Get(ctx, e.Key)
 	if err == nil {
-		have, err = parseStored(local)
+		have, err = parseKeyRecord(local)
 		if err != nil {
 			return nil, err
 		}
@@ -492,14 +492,14 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 // store, with revision 0 if the store does not have the key. saved is the version of the backup.
 // The result is nil if the key of the store does not change. Purged wins over revoked, and revoked
 // wins over any other state. Otherwise the higher revision wins.
-func merge(have, saved *stored) *stored {
-	rank := func(st *stored) int {
+func merge(have, saved *keyRecord) *keyRecord {
+	rank := func(kr *keyRecord) int {
 		switch {
-		case st.record == nil:
+		case kr.record == nil:
 			return -1
-		case st.purged():
+		case kr.purged():
 			return 2
-		case st.record.RevokedAt != 0:
+		case kr.record.RevokedAt != 0:
 			return 1
 		default:
 			return 0
@@ -514,12 +514,12 @@ func merge(have, saved *stored) *stored {
 		r := proto.CloneOf(have.record)
 		r.Status = record.Status_STATUS_REVOKED
 		r.RevokedAt, r.RevokeReason = saved.record.RevokedAt, saved.record.RevokeReason
-		return &stored{id: have.id, record: r, revision: have.revision + 1}
+		return &keyRecord{id: have.id, record: r, revision: have.revision + 1}
 	default:
 		if hold == 0 && take == 0 {
 			saved.record.Rotations = renumber(have.record, saved.record)
 		}
-		return &stored{id: saved.id, record: saved.record, revision: max(saved.revision, have.revision+1)}
+		return &keyRecord{id: saved.id, record: saved.record, revision: max(saved.revision, have.revision+1)}
 	}
 }
 

@@ -59,8 +59,8 @@ import (
 //  3. Once the store has ended the context, the function given to OnEnd is called, unless the owner
 //     releases the context first.
 type boundContext struct {
-	context.Context      // derived from the caller's context; callers use the methods of boundContext
-	fence.Binding[entry] // registered under id; its functions are methods of boundContext
+	context.Context          // derived from the caller's context; callers use the methods of boundContext
+	fence.Binding[cachedKey] // registered under id; its functions are methods of boundContext
 
 	store         *Store
 	id            token.ID
@@ -75,13 +75,13 @@ type boundContext struct {
 	// The end was reported to the observer, or must not be reported: the observer was not notified of
 	// a Bind, or the owner has released the context.
 	reported   bool
-	followedUp bool      // followUp has run
-	onEnd      func()    // followUp calls onEnd; nil: nothing to call
-	pending    []*entry  // the values that arrived before markAdmitted
-	admittedBy *entry    // the value that admitted the context; nil until markAdmitted
-	current    *entry    // the newest value that admits the context
-	rotation   uint32    // of the secret that opened the context
-	until      time.Time // when the timer ends the context
+	followedUp bool         // followUp has run
+	onEnd      func()       // followUp calls onEnd; nil: nothing to call
+	pending    []*cachedKey // the values that arrived before markAdmitted
+	admittedBy *cachedKey   // the value that admitted the context; nil until markAdmitted
+	current    *cachedKey   // the newest value that admits the context
+	rotation   uint32       // of the secret that opened the context
+	until      time.Time    // when the timer ends the context
 	timer      *time.Timer
 }
 
@@ -89,7 +89,7 @@ func (s *Store) newBoundContext(ctx context.Context, id token.ID) *boundContext 
 	b := &boundContext{store: s, id: id, since: time.Now()}
 	b.reported = true // until Bind calls announced
 	b.Context, b.cancelContext = context.WithCancelCause(ctx)
-	b.Binding = fence.Binding[entry]{Changed: b.changed, Cut: b.stop, AfterEnd: b.followUp}
+	b.Binding = fence.Binding[cachedKey]{Changed: b.changed, Cut: b.stop, AfterEnd: b.followUp}
 	if s.observer != nil {
 		b.Ended = b.report
 	}
@@ -151,7 +151,7 @@ func (b *boundContext) noteUse() {
 
 // markAdmitted starts the context with the decision about the token: e is the value that admits,
 // and rotation is that of the secret. Then markAdmitted judges the values that arrived earlier.
-func (b *boundContext) markAdmitted(e *entry, rotation uint32) {
+func (b *boundContext) markAdmitted(e *cachedKey, rotation uint32) {
 	b.Admitted.Store(true)
 	b.mu.Lock()
 	b.admittedBy, b.current, b.rotation = e, e, rotation
@@ -171,7 +171,7 @@ func (b *boundContext) markAdmitted(e *entry, rotation uint32) {
 
 // changed receives a new value of the key, and reports whether the value ended the context. Before
 // markAdmitted, changed keeps the value for markAdmitted.
-func (b *boundContext) changed(e *entry) bool {
+func (b *boundContext) changed(e *cachedKey) bool {
 	b.mu.Lock()
 	if b.admittedBy == nil {
 		b.pending = append(b.pending, e)
@@ -199,7 +199,7 @@ func (b *boundContext) announced() {
 
 // judgeLocked returns why the value ends the context. judgeLocked returns nil if the value does not
 // end the context, or if the context has already ended.
-func (b *boundContext) judgeLocked(e *entry) error {
+func (b *boundContext) judgeLocked(e *cachedKey) error {
 	if b.Cause() != nil || e.revision <= b.admittedBy.revision {
 		return nil
 	}

@@ -398,10 +398,10 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	require.NoError(t, err)
 	b := ctx.(*boundContext)
 	release()
-	st, err := s.get(t.Context(), b.id)
+	kr, err := s.get(t.Context(), b.id)
 	require.NoError(t, err)
-	st.revision++
-	require.False(t, b.changed(st.entry()))
+	kr.revision++
+	require.False(t, b.changed(kr.cached()))
 	require.Nil(t, b.timer)
 }
 

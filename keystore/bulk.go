@@ -70,7 +70,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: set one of them")
 	}
 	done := 0
-	tell := func(k *Key) {
+	report := func(k *Key) {
 		done++
 		if opts.Progress != nil {
 			opts.Progress(k, done)
@@ -86,14 +86,14 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 			if err != nil {
 				return done, err
 			}
-			for _, st := range batch {
-				tell(&st.entry().key)
+			for _, kr := range batch {
+				report(&kr.cached().key)
 			}
 		}
 		return done, corrupt
 	}
 	_, finished := s.sequencer.Adds()
-	failed, corrupt := s.revokeAll(ctx, q, reason, tell)
+	failed, corrupt := s.revokeAll(ctx, q, reason, report)
 	started, _ := s.sequencer.Adds()
 	if failed == nil && started != finished && (q.Limit <= 0 || done < q.Limit) {
 		// A key that was added during the call may sort before keys that were already read,
@@ -101,24 +101,24 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		// pending changes have finished. A second read finds the key.
 		if _, failed = s.awaitChanges(ctx); failed == nil {
 			q.Limit = max(0, q.Limit-done)
-			failed, corrupt = s.revokeAll(ctx, q, reason, tell)
+			failed, corrupt = s.revokeAll(ctx, q, reason, report)
 		}
 	}
 	return done, errors.Join(failed, corrupt)
 }
 
 // wantsRevoked reports whether RevokeAll has to revoke a key.
-func (q *Query) wantsRevoked(st *stored) bool {
-	return st.record.RevokedAt == 0 && q.selects(&st.entry().key)
+func (q *Query) wantsRevoked(kr *keyRecord) bool {
+	return kr.record.RevokedAt == 0 && q.selects(&kr.cached().key)
 }
 
 // stillWanted is wantsRevoked for a key that was selected some time ago, and may have been used
 // since.
-func (s *Store) stillWanted(ctx context.Context, q *Query, st *stored) (bool, error) {
-	if !q.wantsRevoked(st) || q.UnusedSince.IsZero() {
-		return q.wantsRevoked(st), nil
+func (s *Store) stillWanted(ctx context.Context, q *Query, kr *keyRecord) (bool, error) {
+	if !q.wantsRevoked(kr) || q.UnusedSince.IsZero() {
+		return q.wantsRevoked(kr), nil
 	}
-	last, err := s.lastUsed(ctx, st.id)
+	last, err := s.lastUsed(ctx, kr.id)
 	if err != nil {
 		return false, err
 	}
@@ -127,14 +127,14 @@ func (s *Store) stillWanted(ctx context.Context, q *Query, st *stored) (bool, er
 
 // revokeAll reads the selection once, and revokes the selected keys. failed is the error that
 // ended the run. corrupt is the error for damaged data.
-func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func(*Key)) (failed, corrupt error) {
-	cut := func(batch []*stored) {
-		for _, st := range batch {
-			s.fence.Cut(st.id, ErrRevoked)
+func (s *Store) revokeAll(ctx context.Context, q Query, reason string, report func(*Key)) (failed, corrupt error) {
+	cut := func(batch []*keyRecord) {
+		for _, kr := range batch {
+			s.fence.Cut(kr.id, ErrRevoked)
 		}
 	}
 	type write struct {
-		revoked []*entry
+		revoked []*cachedKey
 		err     error
 	}
 	var writes []chan write // the running writes, in the order of creation
@@ -142,7 +142,7 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func
 		w := <-writes[0]
 		writes = writes[1:]
 		for _, e := range w.revoked {
-			tell(&e.key)
+			report(&e.key)
 		}
 		return w.err
 	}
@@ -166,11 +166,11 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, tell func
 		writes = append(writes, result)
 		go func() {
 			event := &record.Event{Action: record.Action_ACTION_REVOKE, Reason: reason}
-			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked, func(st *stored) (bool, error) {
-				if wanted, err := s.stillWanted(ctx, &q, st); err != nil || !wanted {
+			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked, func(kr *keyRecord) (bool, error) {
+				if wanted, err := s.stillWanted(ctx, &q, kr); err != nil || !wanted {
 					return false, err
 				}
-				revoke(st.record, reason)
+				revoke(kr.record, reason)
 				return true, nil
 			})
 			if err != nil && !errors.Is(err, ErrInvalid) {
@@ -210,8 +210,8 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	if err := refuseCondition(ctx, "Purge"); err != nil {
 		return 0, err
 	}
-	dead := func(st *stored) bool {
-		k := &st.entry().key
+	dead := func(kr *keyRecord) bool {
+		k := &kr.cached().key
 		return !k.RevokedAt.IsZero() && k.RevokedAt.Before(before) || !k.ExpiresAt.IsZero() && k.ExpiresAt.Before(before)
 	}
 	done := 0
@@ -225,13 +225,13 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			return done, err
 		}
 		event := &record.Event{Action: record.Action_ACTION_PURGE}
-		purged, err := s.changeAll(ctx, batch, event, ErrRevoked, func(st *stored) (bool, error) {
-			if !dead(st) {
+		purged, err := s.changeAll(ctx, batch, event, ErrRevoked, func(kr *keyRecord) (bool, error) {
+			if !dead(kr) {
 				return false, nil
 			}
-			st.record.Reset()
-			st.record.Status = record.Status_STATUS_PURGED
-			st.record.PurgedAt = toNanos(now)
+			kr.record.Reset()
+			kr.record.Status = record.Status_STATUS_PURGED
+			kr.record.PurgedAt = toNanos(now)
 			return true, nil
 		})
 		done += len(purged)
@@ -249,32 +249,32 @@ const maxBatch = backend.MaxChanges / 2
 
 // sizeOf returns an upper bound of the space that the change of a key takes in a write: a record
 // and an event, with a text of so many bytes in each.
-func sizeOf(st *stored, text int) int { return proto.Size(st.record) + 2*text + maxText + 256 }
+func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text + maxText + 256 }
 
 // batches yields the wanted keys of a selection in batches, in the order of creation. A batch has
 // as many keys as one write can change, with a reason of so many bytes. An error comes without
 // keys and ends the iteration. ErrCorrupt is the exception: after ErrCorrupt the iteration may
 // continue, and ErrCorrupt comes with the damaged key, if the key is known.
-func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*stored) bool) iter.Seq2[[]*stored, error] {
-	return func(yield func([]*stored, error) bool) {
+func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*keyRecord) bool) iter.Seq2[[]*keyRecord, error] {
+	return func(yield func([]*keyRecord, error) bool) {
 		limit := q.Limit
 		q.Limit = 0 // keys that are not wanted do not count
-		var batch []*stored
+		var batch []*keyRecord
 		size, on := 0, true
-		err := s.list(ctx, q, false, func(st *stored, _ *Key, err error) bool {
+		err := s.list(ctx, q, false, func(kr *keyRecord, _ *Key, err error) bool {
 			switch {
-			case err != nil && st == nil:
+			case err != nil && kr == nil:
 				on = yield(nil, err)
 			case err != nil:
-				on = yield([]*stored{st}, err)
-			case wanted(st):
-				if size += sizeOf(st, reason); size > backend.MaxApplySize {
+				on = yield([]*keyRecord{kr}, err)
+			case wanted(kr):
+				if size += sizeOf(kr, reason); size > backend.MaxApplySize {
 					if on = yield(batch, nil); !on {
 						return false
 					}
-					batch, size = nil, sizeOf(st, reason)
+					batch, size = nil, sizeOf(kr, reason)
 				}
-				batch = append(batch, st)
+				batch = append(batch, kr)
 				limit--
 				if limit == 0 || len(batch) == maxBatch {
 					on = yield(batch, nil) && limit != 0

@@ -10,26 +10,26 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// An entry is the value that the fence caches: a key as callers see the key, and the fields by
-// which the store decides. An entry is immutable, except for the atomic fields, and for key.
+// A cachedKey is the value that the fence caches: a key as callers see the key, and the fields by
+// which the store decides. A cachedKey is immutable, except for the atomic fields, and for key.
 // Callers must not write to key, but nothing prevents a write.
 //
 // If many keys are used at random, a hit spends most of its time waiting for the memory of the
-// entry. So the fields that a hit reads come first, in two cache lines. A hit reads both lines
+// cachedKey. So the fields that a hit reads come first, in two cache lines. A hit reads both lines
 // before hashing the token. The first line also holds the sum, and the memory is fetched during
 // the hashing.
-type entry struct {
+type cachedKey struct {
 	fence.Node // the ID
 
 	rotations uint32       // the number of earlier secrets
 	used      atomic.Int64 // the minute of the last use that usage has recorded
 	sum       [32]byte     // the memory of digest.Sum, if the sum fits
 
-	digest    hashing.Digest // of the secret
-	plain     bool           // the current secret is admitted always, from everywhere, at any rate
-	rehashing atomic.Bool    // a new digest is queued or being written
+	digest       hashing.Digest // of the secret
+	unrestricted bool           // the current secret is admitted always, from everywhere, at any rate
+	rehashing    atomic.Bool    // a new digest is queued or being written
 
-	// The store decides by the fields below, by plain and by the digests: see policy.go. Callers
+	// The store decides by the fields below, by unrestricted and by the digests: see policy.go. Callers
 	// get key, and can write to key. Callers cannot reach the fields below, so the store decides
 	// by these fields and not by key.
 	revoked, disabled bool
@@ -44,14 +44,14 @@ type entry struct {
 	revision             uint64
 }
 
-func (e *entry) node() *fence.Node { return &e.Node }
+func (e *cachedKey) node() *fence.Node { return &e.Node }
 
-func (s *stored) entry() *entry {
-	r := s.record
-	hint := token.HintOf(r.Prefix, s.id)
+func (kr *keyRecord) cached() *cachedKey {
+	r := kr.record
+	hint := token.HintOf(r.Prefix, kr.id)
 	g := &grants{scopes: slices.Clip(r.Scopes), metadata: r.Metadata}
-	e := &entry{
-		Node:   fence.Node{ID: s.id},
+	e := &cachedKey{
+		Node:   fence.Node{ID: kr.id},
 		grants: g,
 		key: Key{
 			grants:        g,
@@ -63,18 +63,18 @@ func (s *stored) entry() *entry {
 			ExpiresAt:     fromNanos(r.ExpiresAt),
 			RevokedAt:     fromNanos(r.RevokedAt),
 			RevokeReason:  r.RevokeReason,
-			Revision:      s.revision,
+			Revision:      kr.revision,
 			DisabledAt:    fromNanos(r.DisabledAt),
 			DisableReason: r.DisableReason,
 			NotBefore:     fromNanos(r.NotBefore),
 		},
 		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
 		rotations: r.Rotations,
-		revoked:   r.RevokedAt != 0 || s.purged(),
+		revoked:   r.RevokedAt != 0 || kr.purged(),
 		disabled:  r.DisabledAt != 0,
 		notBefore: r.NotBefore,
 		expiresAt: r.ExpiresAt,
-		revision:  s.revision,
+		revision:  kr.revision,
 	}
 	if len(r.Digest) == len(e.sum) {
 		e.digest.Sum = append(e.sum[:0], r.Digest...)
@@ -88,7 +88,7 @@ func (s *stored) entry() *entry {
 		e.rateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
 		e.key.RateLimit = e.rateLimit
 	}
-	if s.purged() {
+	if kr.purged() {
 		e.key.RevokedAt = fromNanos(r.PurgedAt) // in case a caller asks
 	}
 	if p := r.Previous; p != nil {
@@ -96,6 +96,6 @@ func (s *stored) entry() *entry {
 		e.previousUntil = p.Until
 		e.key.PreviousUntil = fromNanos(p.Until)
 	}
-	e.plain = e.admits(e.rotations) == nil && e.unrestricted()
+	e.unrestricted = e.admits(e.rotations) == nil && e.unlimited()
 	return e
 }

@@ -49,19 +49,19 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		s.sequencer.End(stamp)
 		return nil, err
 	}
-	p.place(stamp)
+	p.assignStamp(stamp)
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	// Create does not need the phases of the fence. No reader can have read or cached the ID before
 	// the ID existed, and the fence does not cache a miss.
 	err = s.apply(ctx, p.changes, func(err error) {
 		s.sequencer.End(p.stamp)
-		s.conclude(p, err)
+		s.announce(p, err)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Issued{Key: &p.entry.key, Secret: newSecret(text)}, nil
+	return &Issued{Key: &p.key.key, Secret: newSecret(text)}, nil
 }
 
 // prepareNew makes a key, and returns the text of the key too.
@@ -69,13 +69,13 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 	id, text := s.format.New()
 	digest, err := s.digest(text)
 	if err != nil {
-		return nil, "", trouble("create", err)
+		return nil, "", wrapErr("create", err)
 	}
-	st := &stored{id: id, record: newRecord(spec, s.format.Prefix(), digest, now), revision: 1}
-	if err := checkSize(st.record, 0); err != nil {
+	kr := &keyRecord{id: id, record: newRecord(spec, s.format.Prefix(), digest, now), revision: 1}
+	if err := checkSize(kr.record, 0); err != nil {
 		return nil, "", err
 	}
-	p, err = s.prepare(st, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	p, err = s.prepare(kr, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
 	return p, text, err
 }
 
@@ -95,7 +95,7 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 // of this process under the key are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
-	return s.stop(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
+	return s.deactivate(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_REVOKED {
 			return false, nil
 		}
@@ -108,7 +108,7 @@ func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 // is revoked, Disable returns ErrKeyRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
-	return s.stop(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
+	return s.deactivate(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
 		if r.Status == record.Status_STATUS_DISABLED {
 			return false, nil
 		}
@@ -118,8 +118,8 @@ func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	})
 }
 
-// stop does the work of Revoke and of Disable. If the change fails, stop fails closed.
-func (s *Store) stop(
+// deactivate does the work of Revoke and of Disable. If the change fails, deactivate fails closed.
+func (s *Store) deactivate(
 	ctx context.Context, id, reason string, action record.Action, cause error, edit func(*record.Record) (bool, error),
 ) error {
 	parsed, err := parseID("", id)
@@ -194,7 +194,7 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 			return false, err
 		}
 		before := proto.Clone(r)
-		key := &(&stored{record: r}).entry().key
+		key := &(&keyRecord{record: r}).cached().key
 		spec, had := key.spec(), key.spec()
 		if err := change(&spec); err != nil {
 			return false, err
@@ -259,7 +259,7 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 		text = s.format.Renew(parsed)
 		digest, err := s.digest(text)
 		if err != nil {
-			return false, trouble("rotate", err)
+			return false, wrapErr("rotate", err)
 		}
 		r.DigestScheme, r.Digest, r.Prefix = digest.Scheme, digest.Sum, s.format.Prefix()
 		r.Rotations++
@@ -276,7 +276,7 @@ const maxGrace = 10 * 365 * 24 * time.Hour
 // refuseRevoked returns ErrKeyRevoked if the key is revoked: nothing can change a revoked key.
 func refuseRevoked(doing, id string, r *record.Record) error {
 	if r.RevokedAt != 0 {
-		return &plainError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrKeyRevoked}
+		return &messageError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrKeyRevoked}
 	}
 	return nil
 }

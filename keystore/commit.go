@@ -19,16 +19,16 @@ import (
 const changeAttempts = 16
 
 // change reads a record, applies edit, and commits the result with the audit event, through the
-// phases of the fence. change returns the new entry once the change is in force. The caller sets
+// phases of the fence. change returns the new cachedKey once the change is in force. The caller sets
 // the action and the reason of the event.
 //
 // edit may run several times, each time on a fresh record, and reports whether the record changed.
 // If edit returns an error, change returns the error, and nothing is done. If the outcome of the
-// write is unknown, the live contexts of the key end with doubt.
+// write is unknown, the live contexts of the key end with unknownCause.
 func (s *Store) change(
-	ctx context.Context, id token.ID, event *record.Event, doubt error,
+	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
 	edit func(*record.Record) (changed bool, err error),
-) (*entry, error) {
+) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
@@ -49,17 +49,17 @@ func (s *Store) change(
 	}
 	defer turn.Release()
 	for range changeAttempts {
-		st, err := s.get(ctx, id)
+		kr, err := s.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			err = noKey(string(actions[event.Action]), id)
 		}
 		if err != nil {
 			return nil, err
 		}
-		if err := condition.check(string(actions[event.Action]), id, st.revision); err != nil {
+		if err := condition.check(string(actions[event.Action]), id, kr.revision); err != nil {
 			return nil, err
 		}
-		changed, err := edit(st.record)
+		changed, err := edit(kr.record)
 		if err != nil {
 			return nil, err
 		}
@@ -67,19 +67,19 @@ func (s *Store) change(
 			turn.Release() // see commit
 			// The writer of the present state may not have reached phase C yet. change must not return
 			// before the bindings are notified of the state, so change notifies the bindings too.
-			e := st.entry()
+			e := kr.cached()
 			s.fence.Notify(id, e)
 			return e, nil
 		}
-		st.revision++
-		p, err := s.prepare(st, st.revision-1, event)
+		kr.revision++
+		p, err := s.prepare(kr, kr.revision-1, event)
 		if err != nil {
 			return nil, err
 		}
 		if !turn.MustYield() {
-			err = s.commit(ctx, doubt, []*prepared{p}, turn.Release)
+			err = s.commit(ctx, unknownCause, []*prepared{p}, turn.Release)
 			if err == nil {
-				return p.entry, nil
+				return p.key, nil
 			}
 			if !errors.Is(err, backend.ErrConflict) {
 				return nil, err
@@ -89,26 +89,26 @@ func (s *Store) change(
 			return nil, endOf(ctx)
 		}
 	}
-	return nil, trouble("change", errors.New("others keep changing the key"))
+	return nil, wrapErr("change", errors.New("others keep changing the key"))
 }
 
-// changeAll makes the same change to several keys in one write, and returns the new entries of
+// changeAll makes the same change to several keys in one write, and returns the new values of
 // the keys for which edit reported a change. See change for the rest. If another writer has
 // changed one of the keys since the key was read, changeAll reads and changes the keys again, one
 // by one.
 func (s *Store) changeAll(
-	ctx context.Context, batch []*stored, event *record.Event, doubt error, edit func(*stored) (bool, error),
-) ([]*entry, error) {
-	changed, err := s.changeTogether(ctx, batch, event, doubt, edit)
+	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error, edit func(*keyRecord) (bool, error),
+) ([]*cachedKey, error) {
+	changed, err := s.changeTogether(ctx, batch, event, unknownCause, edit)
 	if !errors.Is(err, backend.ErrConflict) {
 		return changed, err
 	}
 	changed = nil
-	for _, st := range batch {
+	for _, kr := range batch {
 		was := false
-		e, err := s.change(ctx, st.id, proto.CloneOf(event), doubt, func(r *record.Record) (bool, error) {
+		e, err := s.change(ctx, kr.id, proto.CloneOf(event), unknownCause, func(r *record.Record) (bool, error) {
 			var err error
-			was, err = edit(&stored{id: st.id, record: r})
+			was, err = edit(&keyRecord{id: kr.id, record: r})
 			return was, err
 		})
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -122,8 +122,8 @@ func (s *Store) changeAll(
 }
 
 func (s *Store) changeTogether(
-	ctx context.Context, batch []*stored, event *record.Event, doubt error, edit func(*stored) (bool, error),
-) ([]*entry, error) {
+	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error, edit func(*keyRecord) (bool, error),
+) ([]*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
@@ -134,17 +134,17 @@ func (s *Store) changeTogether(
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	var all []*prepared
-	var entries []*entry
-	for _, st := range batch {
-		st := &stored{id: st.id, record: proto.CloneOf(st.record), revision: st.revision + 1}
-		changed, err := edit(st)
+	var entries []*cachedKey
+	for _, kr := range batch {
+		kr := &keyRecord{id: kr.id, record: proto.CloneOf(kr.record), revision: kr.revision + 1}
+		changed, err := edit(kr)
 		if err == nil && changed {
-			said := proto.CloneOf(event)
-			said.Actor = actor
+			own := proto.CloneOf(event)
+			own.Actor = actor
 			var p *prepared
-			if p, err = s.prepare(st, st.revision-1, said); err == nil {
+			if p, err = s.prepare(kr, kr.revision-1, own); err == nil {
 				all = append(all, p)
-				entries = append(entries, p.entry)
+				entries = append(entries, p.key)
 			}
 		}
 		if err != nil {
@@ -154,7 +154,7 @@ func (s *Store) changeTogether(
 	if len(all) == 0 {
 		return nil, nil
 	}
-	if err := s.commit(ctx, doubt, all, nil); err != nil {
+	if err := s.commit(ctx, unknownCause, all, nil); err != nil {
 		return nil, err
 	}
 	return entries, nil
@@ -162,30 +162,30 @@ func (s *Store) changeTogether(
 
 // A prepared is a new state of a key and the event of the change, both not yet written.
 type prepared struct {
-	entry   *entry // what the key becomes
-	stamp   int64  // of the event; zero until place
+	key     *cachedKey // what the key becomes
+	stamp   int64      // of the event; zero until assignStamp
 	event   *record.Event
 	changes []backend.Change // of the record, of the event, and others of the same write
 }
 
 // prepare encodes a record at its new revision, and the event of the change. expect is the revision
 // of the key before the change.
-func (s *Store) prepare(st *stored, expect uint64, event *record.Event) (*prepared, error) {
-	value, err := record.Encode(st.record)
+func (s *Store) prepare(kr *keyRecord, expect uint64, event *record.Event) (*prepared, error) {
+	value, err := record.Encode(kr.record)
 	if err != nil {
-		return nil, trouble("encode", err)
+		return nil, wrapErr("encode", err)
 	}
-	event.KeyId, event.Revision = st.id[:], st.revision
-	said, err := record.EncodeEvent(event)
+	event.KeyId, event.Revision = kr.id[:], kr.revision
+	encodedEvent, err := record.EncodeEvent(event)
 	if err != nil {
-		return nil, trouble("encode", err)
+		return nil, wrapErr("encode", err)
 	}
 	return &prepared{
-		entry: st.entry(),
+		key:   kr.cached(),
 		event: event,
 		changes: []backend.Change{
-			{Key: storageKey(st.id), Value: value, Expect: expect, Revision: st.revision, Restricts: restricts(event)},
-			{Key: eventKey(0), Value: said}, // place replaces the Key
+			{Key: storageKey(kr.id), Value: value, Expect: expect, Revision: kr.revision, Restricts: restricts(event)},
+			{Key: eventKey(0), Value: encodedEvent}, // assignStamp replaces the Key
 		},
 	}, nil
 }
@@ -204,22 +204,22 @@ func (p *prepared) size() (n int) {
 	return n
 }
 
-// place gives the event its place in the order. The caller must call sequencer.End as soon as the
+// assignStamp gives the event its place in the order. The caller must call sequencer.End as soon as the
 // store knows whether the changes were made: readers of events wait for sequencer.End.
-func (p *prepared) place(stamp int64) {
+func (p *prepared) assignStamp(stamp int64) {
 	p.stamp = stamp
 	p.changes[1].Key = eventKey(stamp)
 }
 
 // commit makes all of the changes or none, through the phases of the fence. If over is not nil,
 // commit calls over once no attempt is left to make: after every outcome except a conflict.
-func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over func()) error {
+func (s *Store) commit(ctx context.Context, unknownCause error, all []*prepared, over func()) error {
 	var changes []backend.Change
 	var stamps []int64
 	for _, p := range all {
-		p.place(s.sequencer.Begin(p.event.Action == record.Action_ACTION_RESTORE))
+		p.assignStamp(s.sequencer.Begin(p.event.Action == record.Action_ACTION_RESTORE))
 		stamps = append(stamps, p.stamp)
-		s.fence.Begin(p.entry.ID)
+		s.fence.Begin(p.key.ID)
 		changes = append(changes, p.changes...)
 	}
 	return s.apply(ctx, changes, func(err error) {
@@ -232,34 +232,34 @@ func (s *Store) commit(ctx context.Context, doubt error, all []*prepared, over f
 		for _, p := range all {
 			switch {
 			case err == nil:
-				s.fence.End(p.entry.ID, p.entry)
+				s.fence.End(p.key.ID, p.key)
 			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrTooLarge):
-				s.fence.End(p.entry.ID, nil) // nothing was changed
+				s.fence.End(p.key.ID, nil) // nothing was changed
 			default:
 				// Without an End, the key stays out of the cache, and every use of the key reads the
 				// store. The store does not know what the live contexts of the key still permit.
-				s.fence.Cut(p.entry.ID, doubt)
+				s.fence.Cut(p.key.ID, unknownCause)
 			}
 		}
 		for _, p := range all {
-			s.conclude(p, err)
+			s.announce(p, err)
 		}
 	})
 }
 
 // apply passes one change to the backend, and returns when the change is durable or ctx is done,
 // whichever is first. A change cannot be withdrawn, so the write runs in its own goroutine and
-// finishes even if ctx ends. The goroutine calls settle with the outcome, exactly once, before
+// finishes even if ctx ends. The goroutine calls onDone with the outcome, exactly once, before
 // apply returns the outcome.
 //
 // If ctx ends before the backend has answered, apply returns an error, and the change may still
-// happen. Once the backend has answered, the outcome is known, and apply waits for settle, however
-// long settle takes. If the store is closing, apply calls settle with ErrClosed and writes nothing.
-func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error)) error {
+// happen. Once the backend has answered, the outcome is known, and apply waits for onDone, however
+// long onDone takes. If the store is closing, apply calls onDone with ErrClosed and writes nothing.
+func (s *Store) apply(ctx context.Context, c []backend.Change, onDone func(error)) error {
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
-		settle(ErrClosed)
+		onDone(ErrClosed)
 		return ErrClosed
 	}
 	var known atomic.Bool
@@ -270,7 +270,7 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 		defer func() { done <- err }()
 		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
 		known.Store(true)
-		settle(err)
+		onDone(err)
 	})
 	s.mu.Unlock()
 	var err error
@@ -287,18 +287,18 @@ func (s *Store) apply(ctx context.Context, c []backend.Change, settle func(error
 	}
 	s.noteFailure(err)
 	s.log.Error("API key store could not write", "error", err)
-	return trouble("write", err)
+	return wrapErr("write", err)
 }
 
-// conclude logs a change, and reports the change to the observer, if the change was made. The
-// caller calls conclude after the phases of the fence, so that the observer finds the change in
+// announce logs a change, and reports the change to the observer, if the change was made. The
+// caller calls announce after the phases of the fence, so that the observer finds the change in
 // force.
-func (s *Store) conclude(p *prepared, err error) {
+func (s *Store) announce(p *prepared, err error) {
 	if err != nil || s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
 	e := publicEvent(eventKey(p.stamp), p.event)
-	k := &p.entry.key
+	k := &p.key.key
 	attrs := []any{
 		"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", k.Status().String(),
 		"actor", e.Actor, "name", escaped(k.Name, maxRecordSize), "owner", escaped(k.Owner, maxRecordSize),

@@ -75,28 +75,28 @@ var (
 	ErrClosed = backend.ErrClosed
 )
 
-// A plainError wraps an error, but its text does not contain the text of the wrapped error.
-type plainError struct {
+// A messageError wraps an error, but its text does not contain the text of the wrapped error.
+type messageError struct {
 	text string
 	err  error
 }
 
-func (e *plainError) Error() string { return e.text }
-func (e *plainError) Unwrap() error { return e.err }
+func (e *messageError) Error() string { return e.text }
+func (e *messageError) Unwrap() error { return e.err }
 
 // noKey returns the ErrNotFound of a call that named a key.
 func noKey(doing string, id token.ID) error {
-	return &plainError{fmt.Sprintf("keystore: %s: there is no key %s", doing, id), ErrNotFound}
+	return &messageError{fmt.Sprintf("keystore: %s: there is no key %s", doing, id), ErrNotFound}
 }
 
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("keystore: %w: %s", ErrInvalid, fmt.Sprintf(format, args...))
 }
 
-// trouble converts an error of a backend into an error of this package. An unknown error becomes
+// wrapErr converts an error of a backend into an error of this package. An unknown error becomes
 // ErrUnavailable, so that a caller never takes the error of a backend for a denial. A function that
-// returns the error of a caller's context checks the context before the call of trouble.
-func trouble(doing string, err error) error {
+// returns the error of a caller's context checks the context before the call of wrapErr.
+func wrapErr(doing string, err error) error {
 	if errors.Is(err, ErrDenied) {
 		err = errors.New(err.Error()) // another store's answer to the backend
 	}

@@ -66,9 +66,9 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	st, err := s.get(ctx, id)
+	kr, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		if s.hasher.Match(s.decoy, text) == failedMatch { // see find
+		if s.hasher.Match(s.dummyDigest, text) == failedMatch { // see find
 			return nil, errHasher
 		}
 		i.Refusal = ErrUnknown
@@ -77,7 +77,7 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := st.entry()
+	e := kr.cached()
 	rotation, _, err := s.prove(e, text, s.hasher.Match(e.digest, text))
 	if errors.Is(err, errHasher) {
 		return nil, err

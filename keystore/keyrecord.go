@@ -10,29 +10,29 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A stored is a record with the backend's ID and revision of the record.
-type stored struct {
+// A keyRecord is a record with the backend's ID and revision of the record.
+type keyRecord struct {
 	id       token.ID
 	record   *record.Record
 	revision uint64
 }
 
-// parseStored decodes the backend's entry of a key. If the record is damaged, parseStored returns
-// the error and a stored that has only the ID.
-func parseStored(e backend.Entry) (*stored, error) {
+// parseKeyRecord decodes the backend's entry of a key. If the record is damaged, parseKeyRecord returns
+// the error and a keyRecord that has only the ID.
+func parseKeyRecord(e backend.Entry) (*keyRecord, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
 		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
 	}
 	id := token.ID(e.Key[1:])
 	r, err := record.Decode(e.Value)
 	if err != nil {
-		return &stored{id: id}, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
+		return &keyRecord{id: id}, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
 	}
-	return &stored{id: id, record: r, revision: e.Revision}, nil
+	return &keyRecord{id: id, record: r, revision: e.Revision}, nil
 }
 
 // purged reports whether the key was purged, so that only the revision of the key remains.
-func (s *stored) purged() bool { return s.record.Status == record.Status_STATUS_PURGED }
+func (kr *keyRecord) purged() bool { return kr.record.Status == record.Status_STATUS_PURGED }
 
 func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *record.Record {
 	r := &record.Record{
@@ -57,19 +57,19 @@ const (
 	maxSavedSize = 24 << 10
 )
 
-// parseSaved is parseStored for an entry of a backup. parseSaved refuses entries beyond the
+// parseSavedRecord is parseKeyRecord for an entry of a backup. parseSavedRecord refuses entries beyond the
 // limits.
-func parseSaved(e backend.Entry) (*stored, error) {
-	st, err := parseStored(e)
+func parseSavedRecord(e backend.Entry) (*keyRecord, error) {
+	kr, err := parseKeyRecord(e)
 	if err != nil {
 		return nil, err
 	}
-	r := st.record
+	r := kr.record
 	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations ||
 		len(e.Value) > maxSavedSize ||
 		len(r.RevokeReason) > maxReason || len(r.DisableReason) > maxReason {
 		return nil, damaged(fmt.Sprintf(
-			"the revision, the number of rotations or a length of key %s is impossible", st.id))
+			"the revision, the number of rotations or a length of key %s is impossible", kr.id))
 	}
-	return st, nil
+	return kr, nil
 }

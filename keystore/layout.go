@@ -58,11 +58,11 @@ func fromNanos(n int64) time.Time {
 	return time.Unix(0, n).UTC()
 }
 
-// checkStored parses an entry of any kind.
-func checkStored(e backend.Entry) (err error) {
+// checkEntry parses an entry of any kind.
+func checkEntry(e backend.Entry) (err error) {
 	switch e.Key[0] {
 	case keySpace:
-		_, err = parseStored(e)
+		_, err = parseKeyRecord(e)
 	case eventSpace:
 		_, err = parseEvent(e)
 	case usageSpace:

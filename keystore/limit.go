@@ -12,7 +12,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A limiter is the token bucket of one key. A limiter outlives the entries that point to the
+// A limiter is the token bucket of one key. A limiter outlives the cached keys that point to the
 // limiter.
 type limiter struct {
 	*rate.Limiter

@@ -54,7 +54,7 @@ func openWrapped(dir string, cacheSize int, v fence.Variant, wrap wrapping) (*St
 	if err != nil {
 		return nil, err
 	}
-	s.patient = true
+	s.readsUninterruptible = true
 	s.fence.Break(v)
 	if err := s.start(wrap(db)); err != nil {
 		return nil, errors.Join(err, db.Close())

@@ -21,14 +21,14 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	st, err := s.get(ctx, parsed)
+	kr, err := s.get(ctx, parsed)
 	if errors.Is(err, ErrNotFound) {
 		err = noKey("get", parsed)
 	}
 	if err != nil {
 		return nil, err
 	}
-	key := &st.entry().key
+	key := &kr.cached().key
 	if key.LastUsedAt, err = s.lastUsed(ctx, parsed); err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (q *Query) selectsAll() bool {
 // too, and the text of the error says that keys were not read.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		err := s.list(ctx, q, true, func(_ *stored, k *Key, err error) bool { return yield(k, err) })
+		err := s.list(ctx, q, true, func(_ *keyRecord, k *Key, err error) bool { return yield(k, err) })
 		if err != nil {
 			yield(nil, err)
 		}
@@ -155,9 +155,9 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 }
 
 // list returns the error that ends the list. If the consumer ended the list, list returns nil.
-// With ErrCorrupt, yield gets a nil stored, or a stored that may have only the ID. list fills in
+// With ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
 // LastUsedAt if used is true, or if the query has UnusedSince.
-func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored, *Key, error) bool) error {
+func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
@@ -179,22 +179,22 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 			}
 			return err
 		}
-		st, err := parseStored(e)
+		kr, err := parseKeyRecord(e)
 		if err != nil {
-			if !yield(st, nil, err) {
+			if !yield(kr, nil, err) {
 				return nil
 			}
 			continue
 		}
-		key := &st.entry().key
-		if st.purged() || !q.selects(key) {
+		key := &kr.cached().key
+		if kr.purged() || !q.selects(key) {
 			continue
 		}
 		if used {
-			key.LastUsedAt, err = s.lastUsed(ctx, st.id)
+			key.LastUsedAt, err = s.lastUsed(ctx, kr.id)
 		}
 		if errors.Is(err, ErrCorrupt) {
-			if !yield(st, nil, fmt.Errorf("key %s: %w", key.ID, err)) {
+			if !yield(kr, nil, fmt.Errorf("key %s: %w", key.ID, err)) {
 				return nil
 			}
 			continue
@@ -209,7 +209,7 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*stored
 				continue
 			}
 		}
-		if !yield(st, key, nil) {
+		if !yield(kr, key, nil) {
 			return nil
 		}
 		if left--; left == 0 {

@@ -86,8 +86,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// settled returns the options with every default filled in.
-func (o *Options) settled() Options {
+// withDefaults returns the options with every default filled in.
+func (o *Options) withDefaults() Options {
 	var s Options
 	if o != nil {
 		s = *o

@@ -59,10 +59,10 @@ const (
 
 // noteProof checks whether the use of key e proves the Hasher, and records the proof. result is the
 // match of a token with the current digest of e. e was read from the store.
-func (s *Store) noteProof(e *entry, result hashing.Result) {
+func (s *Store) noteProof(e *cachedKey, result hashing.Result) {
 	p := &s.proof
 	if p.state.Load() == proofWanted && result == hashing.Match &&
-		e.digest.Scheme == s.decoy.Scheme && e.key.CreatedAt.Before(p.since) {
+		e.digest.Scheme == s.dummyDigest.Scheme && e.key.CreatedAt.Before(p.since) {
 		p.state.Store(proofFound)
 	}
 }
@@ -74,7 +74,7 @@ const plainScheme = "sha256"
 // Hasher without a method Schemes lists no earlier schemes.
 func (s *Store) knows(scheme string) bool {
 	return scheme != plainScheme && len(scheme) <= maxScheme &&
-		(scheme == s.decoy.Scheme || slices.Contains(s.earlierSchemes(), scheme))
+		(scheme == s.dummyDigest.Scheme || slices.Contains(s.earlierSchemes(), scheme))
 }
 
 func (s *Store) earlierSchemes() []string {
@@ -99,7 +99,7 @@ func (s *Store) matchesCheck(d hashing.Digest) (bool, error) {
 // checkHasher compares the Hasher with the check values, and writes the check value of the current
 // scheme.
 func (s *Store) checkHasher() error {
-	schemes := append(s.earlierSchemes(), s.decoy.Scheme)
+	schemes := append(s.earlierSchemes(), s.dummyDigest.Scheme)
 	slices.Sort(schemes)
 	for _, scheme := range slices.Compact(schemes) {
 		if s.knows(scheme) {
@@ -112,7 +112,7 @@ func (s *Store) checkHasher() error {
 }
 
 func (s *Store) checkScheme(scheme string) error {
-	current := scheme == s.decoy.Scheme
+	current := scheme == s.dummyDigest.Scheme
 	for range changeAttempts {
 		e, err := s.readCheck(scheme)
 		if err != nil {
@@ -122,7 +122,7 @@ func (s *Store) checkScheme(scheme string) error {
 		if found {
 			d, err := parseCheck(e)
 			if err != nil {
-				return trouble(checkingPepper, err)
+				return wrapErr(checkingPepper, err)
 			}
 			if ok, err := s.matchesCheck(d); ok || err != nil {
 				return err
@@ -150,7 +150,7 @@ func (s *Store) checkScheme(scheme string) error {
 			return err
 		}
 	}
-	return trouble(checkingPepper, errors.New("others keep changing the check value of the Hasher"))
+	return wrapErr(checkingPepper, errors.New("others keep changing the check value of the Hasher"))
 }
 
 func anotherPepper(where, scheme string) error {
@@ -181,7 +181,7 @@ func (s *Store) needs(ctx context.Context, scheme string) (bool, error) {
 		if err != nil {
 			return false, s.scanError(ctx, checkingPepper, err)
 		}
-		if st, err := parseStored(e); err == nil && st.needs(scheme) {
+		if kr, err := parseKeyRecord(e); err == nil && kr.needs(scheme) {
 			return true, nil
 		}
 	}
@@ -189,9 +189,9 @@ func (s *Store) needs(ctx context.Context, scheme string) (bool, error) {
 }
 
 // needs reports whether a token of the key may be matched with a digest of the scheme.
-func (s *stored) needs(scheme string) bool {
-	r := s.record
-	return r.RevokedAt == 0 && !s.purged() &&
+func (kr *keyRecord) needs(scheme string) bool {
+	r := kr.record
+	return r.RevokedAt == 0 && !kr.purged() &&
 		(r.DigestScheme == scheme || r.Previous != nil && r.Previous.DigestScheme == scheme)
 }
 

@@ -10,23 +10,23 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
 )
 
-// The functions of this file decide who is admitted. They read an entry's own fields and its
-// grants, and never entry.key: callers have a pointer to the Key, and can write to it.
+// The functions of this file decide who is admitted. They read a cachedKey's own fields and its
+// grants, and never cachedKey.key: callers have a pointer to the Key, and can write to it.
 
-// overwritten reports whether a caller has assigned another Key to the entry's key, with *k = ...
+// overwritten reports whether a caller has assigned another Key to the cachedKey's key, with *k = ...
 // or by decoding JSON into the key. HasScope would then answer with the scopes of the other Key. So
 // Verify and Bind must not return the key again.
-func (e *entry) overwritten() bool { return e.key.grants != e.grants }
+func (e *cachedKey) overwritten() bool { return e.key.grants != e.grants }
 
-// unrestricted reports whether no time, network or rate limit restricts the key.
-func (e *entry) unrestricted() bool {
+// unlimited reports whether no time, network or rate limit restricts the key.
+func (e *cachedKey) unlimited() bool {
 	return e.notBefore == 0 && e.expiresAt == 0 && len(e.grants.networks) == 0 &&
 		e.rateLimit == (RateLimit{})
 }
 
 // permits returns nil if the key now admits the bearer of the secret with this rotation number,
 // from the client address of ctx. Otherwise permits returns the reason.
-func (e *entry) permits(ctx context.Context, rotation uint32) error {
+func (e *cachedKey) permits(ctx context.Context, rotation uint32) error {
 	if err := e.admits(rotation); err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (g *grants) allowsFrom(addr netip.Addr) bool {
 // admits returns nil if the key now admits the bearer of the secret with this rotation number.
 // Otherwise admits returns the reason. admits reads the clock only if the key has a beginning, or
 // the secret has an end.
-func (e *entry) admits(rotation uint32) error {
+func (e *cachedKey) admits(rotation uint32) error {
 	switch {
 	case e.revoked:
 		return ErrRevoked
@@ -63,9 +63,9 @@ func (e *entry) admits(rotation uint32) error {
 }
 
 // until returns the first moment at which the secret no longer admits its bearer; zero is never.
-func (e *entry) until(rotation uint32) time.Time { return fromNanos(e.untilNanos(rotation)) }
+func (e *cachedKey) until(rotation uint32) time.Time { return fromNanos(e.untilNanos(rotation)) }
 
-func (e *entry) untilNanos(rotation uint32) int64 {
+func (e *cachedKey) untilNanos(rotation uint32) int64 {
 	if rotation != e.rotations && (e.expiresAt == 0 || e.previousUntil < e.expiresAt) {
 		return e.previousUntil
 	}
@@ -73,7 +73,7 @@ func (e *entry) untilNanos(rotation uint32) int64 {
 }
 
 // narrows reports whether a change of a key takes something from its bearer.
-func narrows(before, after *entry) bool {
+func narrows(before, after *cachedKey) bool {
 	for _, scope := range before.grants.scopes {
 		if !after.grants.hasScope(scope) {
 			return true

@@ -228,13 +228,13 @@ var scenarios = []scenario{
 func (r *rig) enableWithoutWaiting() {
 	id, err := parseID("", r.issued.Key.ID)
 	require.NoError(r, err)
-	st, err := r.store.get(context.Background(), id)
+	kr, err := r.store.get(context.Background(), id)
 	require.NoError(r, err)
 	event := &record.Event{Action: record.Action_ACTION_ENABLE}
-	batch := []*stored{st}
-	enable := func(st *stored) (bool, error) {
-		st.record.Status = record.Status_STATUS_ACTIVE
-		st.record.DisabledAt, st.record.DisableReason = 0, ""
+	batch := []*keyRecord{kr}
+	enable := func(kr *keyRecord) (bool, error) {
+		kr.record.Status = record.Status_STATUS_ACTIVE
+		kr.record.DisabledAt, kr.record.DisableReason = 0, ""
 		return true, nil
 	}
 	_, err = r.store.changeTogether(context.Background(), batch, event, ErrNarrowed, enable)

@@ -21,5 +21,5 @@ func TestReason(t *testing.T) {
 	require.Equal(t, "other", Reason(ErrDenied), "nothing returns the bare ErrDenied")
 	require.Equal(t, "unavailable", Reason(fmt.Errorf("%w: %w", ErrUnavailable, context.DeadlineExceeded)),
 		"storage that did not answer is trouble of the store's, not the caller's deadline")
-	require.Equal(t, "unavailable", Reason(trouble("get", errors.New("disk"))))
+	require.Equal(t, "unavailable", Reason(wrapErr("get", errors.New("disk"))))
 }

@@ -47,7 +47,7 @@ func (c condition) check(doing string, id token.ID, revision uint64) error {
 	if !c.set || c.revision == revision {
 		return nil
 	}
-	return &plainError{
+	return &messageError{
 		fmt.Sprintf("keystore: %s: key %s has changed: its revision is %d, and not %d",
 			doing, id, revision, c.revision),
 		ErrConflict,

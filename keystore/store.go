@@ -22,15 +22,15 @@ import (
 // A Store holds API keys. Open or New makes a Store, and Close ends the Store. A Store is safe for
 // concurrent use.
 type Store struct {
-	format  *token.Format
-	hasher  hashing.Hasher
-	decoy   hashing.Digest // compared with the token of an unknown key
-	foreign sync.Once      // for the warning about digests that the hasher does not make
-	proof   proof          // for the check value of the hasher
-	backend backend.Backend
-	fence   *fence.Fence[entry]
-	log     *slog.Logger
-	panics  *panics
+	format      *token.Format
+	hasher      hashing.Hasher
+	dummyDigest hashing.Digest // compared with the token of an unknown key
+	warnScheme  sync.Once      // for the warning about digests that the hasher does not make
+	proof       proof          // for the check value of the hasher
+	backend     backend.Backend
+	fence       *fence.Fence[cachedKey]
+	log         *slog.Logger
+	panics      *panics
 	// down is why the store refuses all calls: ErrClosed or ErrUnavailable. Nil while the store
 	// serves.
 	down atomic.Pointer[error]
@@ -39,8 +39,8 @@ type Store struct {
 	maxLifetime time.Duration
 	retention   time.Duration // of events; 0 or less: forever
 
-	timeout time.Duration // of a mutation; 0 or less: none
-	patient bool          // reads have no timeout, because a timeout would not help
+	timeout              time.Duration // of a mutation; 0 or less: none
+	readsUninterruptible bool          // reads have no timeout, because a timeout would not help
 
 	sequencer sequencer.Sequencer // of the events
 	queue     changequeue.Queue
@@ -101,7 +101,7 @@ func Open(dir string, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}
-	s.patient = true
+	s.readsUninterruptible = true
 	if err := s.start(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -132,7 +132,7 @@ func (s *Store) start(b backend.Backend) error {
 		return err
 	}
 	if err := s.sequencer.Resume(s.firstStamp); err != nil {
-		return trouble("open", err)
+		return wrapErr("open", err)
 	}
 	s.resumeUsage()
 	s.startBackground()
@@ -140,7 +140,7 @@ func (s *Store) start(b backend.Backend) error {
 }
 
 func newStore(opts *Options) (*Store, error) {
-	o := opts.settled()
+	o := opts.withDefaults()
 	format, err := token.NewFormat(o.Prefix, o.SecretLength, o.SecretCharset)
 	if err != nil {
 		return nil, invalid("%v", err)
@@ -150,7 +150,7 @@ func newStore(opts *Options) (*Store, error) {
 	s := &Store{
 		format:  format,
 		hasher:  guardHasher(o.Hasher, panics),
-		fence:   fence.New(o.CacheSize, (*entry).node),
+		fence:   fence.New(o.CacheSize, (*cachedKey).node),
 		log:     log,
 		panics:  panics,
 		closed:  make(chan struct{}),
@@ -163,7 +163,7 @@ func newStore(opts *Options) (*Store, error) {
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
 	s.limits = newLimits(&s.usage)
 	_, unused := format.New()
-	if s.decoy, err = s.digest(unused); err != nil {
+	if s.dummyDigest, err = s.digest(unused); err != nil {
 		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, "+
 			"or one of more than %d bytes", maxSum)
 	}
@@ -198,7 +198,7 @@ func (s *Store) Close() error {
 	err := s.backend.Close() // does nothing if the backend is closed already
 	s.changes.Wait()
 	if err != nil {
-		return trouble("close", err)
+		return wrapErr("close", err)
 	}
 	return nil
 }
@@ -225,7 +225,7 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	const enough = 16
 	for e, err := range s.backend.Scan(ctx, nil, nil) {
 		if err == nil {
-			err = checkStored(e)
+			err = checkEntry(e)
 		} else if !errors.Is(err, backend.ErrCorrupt) {
 			return s.scanError(ctx, "check", err)
 		}
@@ -301,7 +301,7 @@ func (s *Store) noteFailure(err error) {
 	if !errors.Is(err, backend.ErrFailed) {
 		return
 	}
-	down := trouble("serve", err)
+	down := wrapErr("serve", err)
 	if s.down.CompareAndSwap(nil, &down) {
 		s.log.Error("API key store failed; reopen it", "error", err)
 	}
@@ -333,12 +333,12 @@ func (s *Store) scanError(ctx context.Context, doing string, err error) error {
 		return ended
 	}
 	s.noteFailure(err)
-	return trouble(doing, err)
+	return wrapErr(doing, err)
 }
 
 // get reads and decodes one record. The context may have the timeout of limited. The errors are
 // errors of this package, or the error of the context if the caller has ended the context.
-func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
+func (s *Store) get(ctx context.Context, id token.ID) (*keyRecord, error) {
 	e, err := s.backend.Get(ctx, storageKey(id))
 	// Most backends return ErrNotFound itself. The comparison without errors.Is keeps a flood of
 	// unknown keys cheap.
@@ -350,16 +350,16 @@ func (s *Store) get(ctx context.Context, id token.ID) (*stored, error) {
 			return nil, ended
 		}
 		s.noteFailure(err)
-		return nil, trouble("read", err)
+		return nil, wrapErr("read", err)
 	}
-	st, err := parseStored(e)
-	if err == nil && st.purged() {
+	kr, err := parseKeyRecord(e)
+	if err == nil && kr.purged() {
 		return nil, errNoKey
 	}
-	return st, err
+	return kr, err
 }
 
-var errNoKey = trouble("read", ErrNotFound)
+var errNoKey = wrapErr("read", ErrNotFound)
 
 // ready returns nil if a change can start. Otherwise ready returns the reason.
 func (s *Store) ready(ctx context.Context) error {

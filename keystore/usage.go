@@ -56,7 +56,7 @@ const maxUsed = 1 << 20
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 
 // due reports whether this use of a key has to be noted. The compiler inlines due.
-func (u *usage) due(e *entry) bool { return e.used.Load() != u.minute.Load() }
+func (u *usage) due(e *cachedKey) bool { return e.used.Load() != u.minute.Load() }
 
 // note records the use of a key. The result is false if the store is closed and the use is too late
 // to be recorded.
@@ -114,7 +114,7 @@ func (u *usage) lose() {
 }
 
 // forget drops the unwritten uses of keys that are gone.
-func (u *usage) forget(gone []*entry) {
+func (u *usage) forget(gone []*cachedKey) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, e := range gone {
@@ -218,7 +218,7 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 		e, err := s.backend.Get(ctx, usageStateKey)
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
 			s.noteFailure(err)
-			return trouble("read usage", err)
+			return wrapErr("read usage", err)
 		}
 		u.revision = e.Revision
 	}
@@ -230,7 +230,7 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	err := s.backend.Apply(ctx, backend.Change{Key: usageStateKey, Value: value, Expect: u.revision, Restricts: true})
 	if err != nil {
 		s.noteFailure(err)
-		return trouble("write usage", err)
+		return wrapErr("write usage", err)
 	}
 	u.marked = true
 	u.revision++
@@ -299,7 +299,7 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 	// A purge causes ErrConflict. The next flush writes the minutes again.
 	if err != nil && !errors.Is(err, backend.ErrConflict) {
 		s.noteFailure(err)
-		return nil, trouble("write usage", err)
+		return nil, wrapErr("write usage", err)
 	}
 	return minutes, err
 }
@@ -352,7 +352,7 @@ func (s *Store) readUsage(ctx context.Context, id token.ID) (minute int64, revis
 			return 0, 0, ended
 		}
 		s.noteFailure(err)
-		return 0, 0, trouble("read usage", err)
+		return 0, 0, wrapErr("read usage", err)
 	}
 	minute, err = parseUsage(e)
 	return minute, e.Revision, err

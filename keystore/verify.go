@@ -29,7 +29,7 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 
 // admit returns the key for a token, or the reason for a refusal. For a key in the front of the
 // fence, admit takes no lock. admit leaves every other key to admitBound.
-func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
+func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (s *Store) admit(ctx context.Context, text string) (*entry, error) {
 	if hi, lo, ok := s.format.Locate(text); ok {
 		if e := s.fence.Hit(hi, lo); e != nil && !e.overwritten() {
 			result := s.hasher.Match(e.digest, text)
-			if e.plain && result == hashing.Match && !s.usage.due(e) {
+			if e.unrestricted && result == hashing.Match && !s.usage.due(e) {
 				return e, nil // by far the most frequent case: nothing to decide or to note
 			}
 			if _, err := s.decide(ctx, e, text, result); err != nil {
@@ -126,8 +126,8 @@ const bindAttempts = 8
 // for a refusal. admitBound registers b for the key, unless b is nil or the token is refused. See
 // fence.Fence for the steps.
 func (s *Store) admitBound(
-	ctx context.Context, id token.ID, text string, b *fence.Binding[entry],
-) (_ *entry, _ uint32, err error) {
+	ctx context.Context, id token.ID, text string, b *fence.Binding[cachedKey],
+) (_ *cachedKey, _ uint32, err error) {
 	if b != nil {
 		defer func() {
 			if err != nil {
@@ -160,12 +160,12 @@ func (s *Store) admitBound(
 			return nil, 0, err
 		}
 	}
-	return nil, 0, trouble("bind", errors.New("too many concurrent revocations, try again"))
+	return nil, 0, wrapErr("bind", errors.New("too many concurrent revocations, try again"))
 }
 
 // use takes one use of an admitted key from the key's RateLimit, and notes the use. use returns a
 // *RateLimitError if the limit is reached, and ErrClosed if the use is too late to be noted.
-func (s *Store) use(e *entry) error {
+func (s *Store) use(e *cachedKey) error {
 	if err := e.grants.allow(); err != nil {
 		return err
 	}
@@ -175,11 +175,11 @@ func (s *Store) use(e *entry) error {
 	return nil
 }
 
-// decide returns the rotation of the entry's secret that the text holds, or the reason why the
+// decide returns the rotation of the key's secret that the text holds, or the reason why the
 // secret does not admit the bearer now. The argument result says how the text matches the digest of
 // the present secret. The store decides on every use, cached or not.
 func (s *Store) decide(
-	ctx context.Context, e *entry, text string, result hashing.Result,
+	ctx context.Context, e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, err error) {
 	rotation, outdated, err := s.prove(e, text, result)
 	if err != nil {
@@ -198,11 +198,11 @@ func (s *Store) decide(
 	return rotation, nil
 }
 
-// prove returns the rotation of the entry's secret that the text holds, and whether an earlier
+// prove returns the rotation of the key's secret that the text holds, and whether an earlier
 // hasher has made the digest of the secret. The argument result says how the text matches the
-// digest of the present secret. If the text holds no secret of the entry, prove returns
+// digest of the present secret. If the text holds no secret of the key, prove returns
 // ErrMalformed or ErrUnknown.
-func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation uint32, outdated bool, err error) {
+func (s *Store) prove(e *cachedKey, text string, result hashing.Result) (rotation uint32, outdated bool, err error) {
 	rotation = e.rotations
 	digest := &e.digest
 	if result == hashing.Mismatch && e.previous.Sum != nil {
@@ -217,11 +217,11 @@ func (s *Store) prove(e *entry, text string, result hashing.Result) (rotation ui
 		if _, ok := token.Parse(text); !ok {
 			return 0, false, ErrMalformed
 		}
-		if digest.Scheme != s.decoy.Scheme && !s.hasEarlierHasher() {
-			s.foreign.Do(func() {
+		if digest.Scheme != s.dummyDigest.Scheme && !s.hasEarlierHasher() {
+			s.warnScheme.Do(func() {
 				s.log.Warn("API key refused whose digest the Hasher does not make; if the Hasher was changed, all earlier keys are: "+
 					"use a hashing.Keyring that holds the earlier one",
-					"id", token.ID(e.ID).String(), "scheme", digest.Scheme, "hasher", s.decoy.Scheme)
+					"id", token.ID(e.ID).String(), "scheme", digest.Scheme, "hasher", s.dummyDigest.Scheme)
 			})
 		}
 		return 0, false, ErrUnknown
@@ -236,22 +236,22 @@ func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
 }
 
 // find reads the key of an uncached token from the store.
-func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, error) {
+func (s *Store) find(ctx context.Context, id token.ID, text string) (*cachedKey, error) {
 	// The checksum saves a read of the store for a mistyped token. A hit needs no checksum, because
 	// the digest covers the whole text.
 	if !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
-	if !s.patient {
+	if !s.readsUninterruptible {
 		limited, cancel := s.limited(ctx)
 		defer cancel()
 		ctx = limited
 	}
-	st, err := s.get(ctx, id)
+	kr, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
 		// Match does as much work as for an existing key. Otherwise the time of a slow hasher would
 		// reveal which IDs exist.
-		if s.hasher.Match(s.decoy, text) == failedMatch {
+		if s.hasher.Match(s.dummyDigest, text) == failedMatch {
 			return nil, errHasher
 		}
 		return nil, ErrUnknown
@@ -260,10 +260,10 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*entry, err
 		s.log.Error("API key could not be read", "id", id.String(), "error", err)
 		return nil, err
 	}
-	e := st.entry()
-	if e.digest.Scheme == s.decoy.Scheme {
-		// All entries share one string, so the string is always in the processor's cache.
-		e.digest.Scheme = s.decoy.Scheme
+	e := kr.cached()
+	if e.digest.Scheme == s.dummyDigest.Scheme {
+		// All cached keys share one string, so the string is always in the processor's cache.
+		e.digest.Scheme = s.dummyDigest.Scheme
 	}
 	e.key.Owner = s.interner.Intern(e.key.Owner)
 	s.interner.InternAll(e.grants.scopes)

@@ -104,9 +104,9 @@ func TestUnknownKeysCostADigest(t *testing.T) {
 		require.ErrorIs(t, use(t.Context(), s, wrong), ErrUnknown, name)
 		known := h.take()
 		require.Len(t, known, 1, name)
-		require.NotEqual(t, s.decoy, known[0], name)
+		require.NotEqual(t, s.dummyDigest, known[0], name)
 		require.ErrorIs(t, use(t.Context(), s, unknown), ErrUnknown, name)
-		require.Equal(t, []hashing.Digest{s.decoy}, h.take(), name)
+		require.Equal(t, []hashing.Digest{s.dummyDigest}, h.take(), name)
 	}
 	_, err = s.Verify(t.Context(), issued.Secret.Reveal())
 	require.NoError(t, err)

@@ -438,7 +438,7 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 		if len(all) == 0 {
 			return nil
 		}
-		err := s.commit(ctx, ErrNarrowed, all, nil)
+		err := s.commit(ctx, ErrNarrowed, all...)
 		if err == nil {
 			changed += len(all)
 		}

@@ -49,15 +49,10 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		s.sequencer.End(stamp)
 		return nil, err
 	}
-	p.assignStamp(stamp)
+	p.stamp = stamp
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	// Create does not need the phases of the fence. No reader can have read or cached the ID before
-	// the ID existed, and the fence does not cache a miss.
-	err = s.apply(ctx, p.changes, func(err error) {
-		s.sequencer.End(p.stamp)
-		s.announce(p, err)
-	})
+	err = s.commit(ctx, nil, p) // no context is bound to a new key
 	if err != nil {
 		return nil, err
 	}

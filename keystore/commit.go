@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/sequencer"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
-	"google.golang.org/protobuf/proto"
 )
 
 // changeAttempts is how often a change starts again because another change of the same key was
@@ -36,16 +37,38 @@ func (s *Store) change(
 	if err != nil {
 		return nil, err
 	}
-	condition, err := conditionOf(ctx)
-	if err != nil {
-		return nil, err
-	}
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
+	e, w, err := s.changeInTurn(ctx, id, event, unknownCause, edit)
+	switch {
+	case w != nil:
+		w.waitPublished()
+	case err == nil:
+		// The writer of the present state may not have reached phase C yet. change must not return
+		// before the bindings are notified of the state, so change notifies the bindings too.
+		s.fence.Notify(id, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// changeInTurn does the part of change that other changes of the key wait for, up to the answer of
+// the backend. The part after changeInTurn notifies observers. An observer may change the same key,
+// so the turn has ended by then. Without a write, the key already is as edit wants it.
+func (s *Store) changeInTurn(
+	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
+	edit func(*record.Record) (changed bool, err error),
+) (*cachedKey, *write, error) {
+	condition, err := conditionOf(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	turn, err := s.queue.Acquire(ctx, id, restricts(event))
 	if err != nil {
-		return nil, endOf(ctx)
+		return nil, nil, endOf(ctx)
 	}
 	defer turn.Release()
 	for range changeAttempts {
@@ -54,42 +77,38 @@ func (s *Store) change(
 			err = noKey(string(actions[event.Action]), id)
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := condition.check(string(actions[event.Action]), id, kr.revision); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		changed, err := edit(kr.record)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !changed {
-			turn.Release() // see commit
-			// The writer of the present state may not have reached phase C yet. change must not return
-			// before the bindings are notified of the state, so change notifies the bindings too.
-			e := kr.cached()
-			s.fence.Notify(id, e)
-			return e, nil
+			return kr.cached(), nil, nil
 		}
 		kr.revision++
 		p, err := s.prepare(kr, kr.revision-1, event)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !turn.MustYield() {
-			err = s.commit(ctx, unknownCause, []*prepared{p}, turn.Release)
+			w, err := s.begin(ctx, unknownCause, p)
 			if err == nil {
-				return p.key, nil
+				err = w.answer(ctx)
 			}
 			if !errors.Is(err, backend.ErrConflict) {
-				return nil, err
+				return p.key, w, err
 			}
+			w.waitPublished() // after a conflict, no observer is notified
 		}
 		if err := turn.Retry(ctx); err != nil {
-			return nil, endOf(ctx)
+			return nil, nil, endOf(ctx)
 		}
 	}
-	return nil, wrapErr("change", errors.New("others keep changing the key"))
+	return nil, nil, wrapErr("change", errors.New("too much contention on this key"))
 }
 
 // changeAll makes the same change to several keys in one write, and returns the new values of
@@ -154,7 +173,7 @@ func (s *Store) changeTogether(
 	if len(all) == 0 {
 		return nil, nil
 	}
-	if err := s.commit(ctx, unknownCause, all, nil); err != nil {
+	if err := s.commit(ctx, unknownCause, all...); err != nil {
 		return nil, err
 	}
 	return entries, nil
@@ -162,10 +181,11 @@ func (s *Store) changeTogether(
 
 // A prepared is a new state of a key and the event of the change, both not yet written.
 type prepared struct {
-	key     *cachedKey // what the key becomes
-	stamp   int64      // of the event; zero until assignStamp
-	event   *record.Event
-	changes []backend.Change // of the record, of the event, and others of the same write
+	key          *cachedKey // what the key becomes
+	event        *record.Event
+	stamp        int64          // of the event; zero until assignStamp
+	record       backend.Change // the change of the key's record
+	encodedEvent []byte
 }
 
 // prepare encodes a record at its new revision, and the event of the change. expect is the revision
@@ -183,10 +203,11 @@ func (s *Store) prepare(kr *keyRecord, expect uint64, event *record.Event) (*pre
 	return &prepared{
 		key:   kr.cached(),
 		event: event,
-		changes: []backend.Change{
-			{Key: storageKey(kr.id), Value: value, Expect: expect, Revision: kr.revision, Restricts: restricts(event)},
-			{Key: eventKey(0), Value: encodedEvent}, // assignStamp replaces the Key
+		record: backend.Change{
+			Key: storageKey(kr.id), Value: value, Expect: expect, Revision: kr.revision,
+			Restricts: restricts(event),
 		},
+		encodedEvent: encodedEvent,
 	}, nil
 }
 
@@ -196,105 +217,158 @@ func restricts(event *record.Event) bool {
 	return event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
 }
 
-// size returns how many bytes of an Apply the changes take.
+// creates reports whether the key is new. No reader can have read or cached the ID of a new key, and
+// the fence does not cache a miss. So a new key does not need the phases of the fence.
+func (p *prepared) creates() bool { return p.event.Action == record.Action_ACTION_CREATE }
+
+// assignStamp gives the event its place in the order of events. From then on, readers of events wait
+// for the change, until sequencer.End. A second call does nothing.
+func (p *prepared) assignStamp(s *sequencer.Sequencer) {
+	if p.stamp == 0 {
+		p.stamp = s.Begin(p.creates() || p.event.Action == record.Action_ACTION_RESTORE)
+	}
+}
+
+// changes returns the changes of one write: of the record, and of the event.
+func (p *prepared) changes() []backend.Change {
+	return []backend.Change{p.record, {Key: eventKey(p.stamp), Value: p.encodedEvent}}
+}
+
+// size returns how many bytes of a write the changes take.
 func (p *prepared) size() (n int) {
-	for _, c := range p.changes {
+	for _, c := range p.changes() {
 		n += len(c.Key) + len(c.Value)
 	}
 	return n
 }
 
-// assignStamp gives the event its place in the order. The caller must call sequencer.End as soon as the
-// store knows whether the changes were made: readers of events wait for sequencer.End.
-func (p *prepared) assignStamp(stamp int64) {
-	p.stamp = stamp
-	p.changes[1].Key = eventKey(stamp)
+// commit makes all of the changes or none, through the phases of the fence. commit returns when the
+// changes are in force, or with an error. If the outcome is unknown, the live contexts of the keys
+// end with unknownCause.
+func (s *Store) commit(ctx context.Context, unknownCause error, all ...*prepared) error {
+	w, err := s.begin(ctx, unknownCause, all...)
+	if err != nil {
+		return err
+	}
+	err = w.answer(ctx)
+	w.waitPublished()
+	return err
 }
 
-// commit makes all of the changes or none, through the phases of the fence. If over is not nil,
-// commit calls over once no attempt is left to make: after every outcome except a conflict.
-func (s *Store) commit(ctx context.Context, unknownCause error, all []*prepared, over func()) error {
-	var changes []backend.Change
+// A write is a group of changes on the way to the backend. A write cannot be withdrawn: it runs in a
+// goroutine, and finishes even if the caller has left.
+type write struct {
+	store     *Store
+	answers   chan error    // the answer of the backend
+	answered  bool          // answer has received the answer
+	published chan struct{} // closed when fence, logger and observer know of the outcome
+}
+
+// begin starts to write the changes, all or none. If the store is closing, begin returns ErrClosed
+// and writes nothing.
+func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared) (*write, error) {
 	var stamps []int64
 	for _, p := range all {
-		p.assignStamp(s.sequencer.Begin(p.event.Action == record.Action_ACTION_RESTORE))
+		p.assignStamp(&s.sequencer)
 		stamps = append(stamps, p.stamp)
-		s.fence.Begin(p.key.ID)
-		changes = append(changes, p.changes...)
 	}
-	return s.apply(ctx, changes, func(err error) {
-		// From here on, observers are notified, and an observer may call the store. So everything
-		// that the call of an observer could wait for ends first.
+	if !s.enter() {
 		s.sequencer.End(stamps...)
-		if over != nil && !errors.Is(err, backend.ErrConflict) {
-			over()
+		return nil, ErrClosed
+	}
+	var changes []backend.Change
+	for _, p := range all {
+		if !p.creates() {
+			s.fence.Begin(p.key.ID)
 		}
-		for _, p := range all {
-			switch {
-			case err == nil:
-				s.fence.End(p.key.ID, p.key)
-			case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrTooLarge):
-				s.fence.End(p.key.ID, nil) // nothing was changed
-			default:
-				// Without an End, the key stays out of the cache, and every use of the key reads the
-				// store. The store does not know what the live contexts of the key still permit.
-				s.fence.Cut(p.key.ID, unknownCause)
-			}
-		}
-		for _, p := range all {
-			s.announce(p, err)
-		}
-	})
+		changes = append(changes, p.changes()...)
+	}
+	w := &write{store: s, answers: make(chan error, 1), published: make(chan struct{})}
+	go func() {
+		defer s.writes.Done()
+		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
+		defer close(w.published)
+		err := s.backend.Apply(context.WithoutCancel(ctx), changes...)
+		// From publish on, observers are notified, and an observer may call the store. So everything
+		// that the call of an observer could wait for ends first: the stamps here, and the turn of
+		// the key when the answer arrives.
+		s.sequencer.End(stamps...)
+		w.answers <- err
+		s.publish(err, unknownCause, all)
+	}()
+	return w, nil
 }
 
-// apply passes one change to the backend, and returns when the change is durable or ctx is done,
-// whichever is first. A change cannot be withdrawn, so the write runs in its own goroutine and
-// finishes even if ctx ends. The goroutine calls onDone with the outcome, exactly once, before
-// apply returns the outcome.
-//
-// If ctx ends before the backend has answered, apply returns an error, and the change may still
-// happen. Once the backend has answered, the outcome is known, and apply waits for onDone, however
-// long onDone takes. If the store is closing, apply calls onDone with ErrClosed and writes nothing.
-func (s *Store) apply(ctx context.Context, c []backend.Change, onDone func(error)) error {
+// enter reports whether a write may start. No write starts once the store is closing. After true,
+// the caller calls s.writes.Done at the end of the write.
+func (s *Store) enter() bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.closing {
-		s.mu.Unlock()
-		onDone(ErrClosed)
-		return ErrClosed
+		return false
 	}
-	var known atomic.Bool
-	done := make(chan error, 1)
-	s.changes.Go(func() {
-		var err error
-		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
-		defer func() { done <- err }()
-		err = s.backend.Apply(context.WithoutCancel(ctx), c...)
-		known.Store(true)
-		onDone(err)
-	})
-	s.mu.Unlock()
-	var err error
+	s.writes.Add(1)
+	return true
+}
+
+// answer waits for the answer of the backend, and returns the error of the write. If ctx ends first,
+// answer returns an error, and the changes may still be made.
+func (w *write) answer(ctx context.Context) (err error) {
 	select {
-	case err = <-done:
+	case err = <-w.answers:
 	case <-ctx.Done():
-		if !known.Load() {
+		select {
+		case err = <-w.answers:
+		default:
 			return fmt.Errorf("keystore: write: the outcome is not known: %w", endOf(ctx))
 		}
-		err = <-done
 	}
+	w.answered = true
 	if err == nil || errors.Is(err, backend.ErrConflict) {
 		return err
 	}
-	s.noteFailure(err)
-	s.log.Error("API key store could not write", "error", err)
+	w.store.noteFailure(err)
+	w.store.log.Error("API key store could not write", "error", err)
 	return wrapErr("write", err)
 }
 
-// announce logs a change, and reports the change to the observer, if the change was made. The
-// caller calls announce after the phases of the fence, so that the observer finds the change in
-// force.
-func (s *Store) announce(p *prepared, err error) {
-	if err != nil || s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
+// waitPublished returns when the changes are in force and the observer was notified, however long
+// the observer takes. If answer has not received the answer, waitPublished does not wait. The caller
+// holds no turn, because the observer may change the same keys.
+func (w *write) waitPublished() {
+	if w.answered {
+		<-w.published
+	}
+}
+
+// publish ends the changes in the fence, and then announces the changes. err is the answer of the
+// backend.
+func (s *Store) publish(err, unknownCause error, all []*prepared) {
+	for _, p := range all {
+		switch {
+		case p.creates():
+		case err == nil:
+			s.fence.End(p.key.ID, p.key)
+		case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull),
+			errors.Is(err, backend.ErrTooLarge):
+			s.fence.End(p.key.ID, nil) // nothing was changed
+		default:
+			// Without an End, the key stays out of the cache, and every use of the key reads the
+			// store. The store does not know what the live contexts of the key still permit.
+			s.fence.Cut(p.key.ID, unknownCause)
+		}
+	}
+	if err == nil {
+		for _, p := range all {
+			s.announce(p)
+		}
+	}
+}
+
+// announce logs a change that was made, and reports the change to the observer. The caller calls
+// announce after the phases of the fence, so that the observer finds the change in force.
+func (s *Store) announce(p *prepared) {
+	if s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
 	e := publicEvent(eventKey(p.stamp), p.event)

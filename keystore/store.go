@@ -60,8 +60,8 @@ type Store struct {
 	closing bool       // no further change starts
 	// closed is closed after the first Close has ended the contexts and the background work. Other
 	// calls of Close wait for closed.
-	closed  chan struct{}
-	changes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
+	closed chan struct{}
+	writes sync.WaitGroup // goroutines that wait for the backend; grows under mu only
 }
 
 // Open opens the store in a directory. The directory must belong to the store alone. If the
@@ -196,7 +196,7 @@ func (s *Store) Close() error {
 	}
 	<-s.closed
 	err := s.backend.Close() // does nothing if the backend is closed already
-	s.changes.Wait()
+	s.writes.Wait()
 	if err != nil {
 		return wrapErr("close", err)
 	}

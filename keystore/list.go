@@ -140,7 +140,7 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 // the error says that keys were not read. After any other error, the number is meaningless.
 func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 	var corrupt error
-	err = s.list(ctx, q, false, func(_ *stored, _ *Key, err error) bool {
+	err = s.list(ctx, q, false, func(_ *keyRecord, _ *Key, err error) bool {
 		if err != nil {
 			corrupt = err
 		} else {

@@ -22,6 +22,5 @@ var Reasons = map[string]string{
 		"store cancels the contexts afterwards, or immediately if a caller waits for the context.",
 	"open-1m": "the store computes the checksums of the tables in the mapped files, and mapping " +
 		"the pages costs as much again. To copy the pages cost more, and so did mapping all " +
-		"pages at the same time. Compared to 2 × (an empty store + checksumming), the result is " +
-		"0.65 ×.",
+		"pages at the same time.",
 }

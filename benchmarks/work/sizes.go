@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/chart"
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
@@ -60,7 +61,7 @@ const (
 )
 
 func runSizes(ctx context.Context, e *Env) (o *Outcome, err error) {
-	counts := []int{0, 10_000, million, tenMillion}
+	counts := []int{0, 10_000, 100_000, million, tenMillion}
 	if e.Quick {
 		counts = []int{0, 2000, 20_000}
 	}
@@ -128,7 +129,35 @@ func runSizes(ctx context.Context, e *Env) (o *Outcome, err error) {
 			o.figure(s.name()+": Verify, miss, at random", Nanos, misses[s.name()])
 		}
 	}
+	o.Charts = append(o.Charts, sizesChart(stores, misses))
 	return o, nil
+}
+
+// sizesChart draws the durations by the size of the store.
+func sizesChart(stores []*sized, misses measure.Samples) chart.Chart {
+	lines := &chart.Lines{
+		Name: "sizes", Title: "Opening and reading stores of several sizes",
+		Note: "time by the number of keys in the store; less is better", X: digits, Y: duration,
+	}
+	draw := func(label string, ours bool, samples func(*sized) []float64) {
+		var points []chart.Point
+		for _, s := range stores {
+			if s.keys > 0 { // a logarithmic axis has no zero
+				points = append(points, chart.Point{
+					X: float64(s.keys), Y: measure.Median(samples(s)),
+				})
+			}
+		}
+		lines.Add(label, ours, points...)
+	}
+	draw("Open", true, func(s *sized) []float64 {
+		return s.of(func(p *opening) float64 { return p.Open })
+	})
+	draw("CRC-32C of the tables", false, func(s *sized) []float64 {
+		return s.of(func(p *opening) float64 { return p.Checksum })
+	})
+	draw("Verify, miss", true, func(s *sized) []float64 { return misses[s.name()] })
+	return lines
 }
 
 func judgeSizes(o *Outcome, by map[int]*sized, misses measure.Samples) {

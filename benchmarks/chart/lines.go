@@ -26,8 +26,8 @@ type line struct {
 	points []Point
 }
 
-// Add adds a line. The label is to the right of the last point. If ours is true, the line has another
-// colour. A line without points is left out.
+// Add adds a line. The label is to the right of the last point. If ours is true, the line has
+// another colour. A line without points is left out.
 func (l *Lines) Add(label string, ours bool, points ...Point) {
 	if len(points) > 0 {
 		l.lines = append(l.lines, line{label, ours, points})
@@ -134,8 +134,8 @@ func (l *Lines) SVG() string {
 	return s.String()
 }
 
-// spreadOut moves heights apart, so that labels at these heights do not overlap. spreadOut keeps the
-// order of the heights, and prefers heights between top and bottom.
+// spreadOut moves heights apart, so that labels at these heights do not overlap. spreadOut keeps
+// the order of the heights, and prefers heights between top and bottom.
 func spreadOut(heights []float64, top, bottom float64) []float64 {
 	order := make([]int, len(heights))
 	for i := range order {

@@ -97,8 +97,7 @@ func TestSort(t *testing.T) {
 	require.Equal(t, "321", order())
 }
 
-// The lines have logarithmic axes, the labels of lines with equal values do not overlap, and nothing
-// extends beyond the drawing.
+// The lines have logarithmic axes, and the labels of lines with equal values do not overlap.
 func TestLines(t *testing.T) {
 	text := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 	l := chart.Lines{Name: "it", Title: "A < B", X: text, Y: text}

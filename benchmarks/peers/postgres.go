@@ -81,7 +81,8 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 	as, err := unprivileged(dir)
 	if err != nil {
 		_ = os.Remove(dir)
-		return nil, fmt.Errorf("PostgreSQL does not run as root, and no other user is available: %w: %w",
+		return nil, fmt.Errorf(
+			"PostgreSQL does not run as root, and no other user is available: %w: %w",
 			errMissing, err)
 	}
 	run := func(program string, args ...string) error {
@@ -109,7 +110,8 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return &postgresServer{port, data, func() error {
-		cmd := exec.Command(filepath.Join(bin, "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+		cmd := exec.Command(
+			filepath.Join(bin, "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
 		cmd.Dir = dir
 		as(cmd)
 		return errors.Join(cmd.Run(), os.RemoveAll(dir))
@@ -118,8 +120,8 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 
 // pool returns a pool with the given maximum number of connections.
 func (s *postgresServer) pool(ctx context.Context, connections int) (*pgxpool.Pool, error) {
-	return pgxpool.New(ctx, fmt.Sprintf(
-		"postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=%d", s.port, connections))
+	const address = "postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=%d"
+	return pgxpool.New(ctx, fmt.Sprintf(address, s.port, connections))
 }
 
 // pid returns the ID of the process whose children serve the connections.

@@ -45,11 +45,13 @@ func startPostgresTable(
 		return []any{r.id, r.digest[:], r.name, r.owner, r.scopes, r.created}
 	}
 	t := &Table{
-		How: fmt.Sprintf("a pgx pool of %d connections over loopback; one prepared INSERT or UPDATE "+
-			"for each change; the defaults of PostgreSQL, with shared_buffers=512MB", connections),
+		How: fmt.Sprintf("a pgx pool of %d connections over loopback; one prepared INSERT or "+
+			"UPDATE for each change; the defaults of PostgreSQL, with shared_buffers=512MB",
+			connections),
 		Create: func(ctx context.Context, owner string) (string, error) {
 			r := newRow(owner)
-			_, err := pool.Exec(ctx, `INSERT INTO api_keys (id, digest, name, owner, scopes, created_at)
+			_, err := pool.Exec(ctx, `INSERT INTO api_keys
+				(id, digest, name, owner, scopes, created_at)
 				VALUES ($1, $2, $3, $4, $5, $6)`, values(r)...)
 			return r.id, err
 		},

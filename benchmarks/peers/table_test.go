@@ -45,7 +45,8 @@ func TestTables(t *testing.T) {
 				if !indexed {
 					return
 				}
-				filled, err := table.Fill(ctx, 100, func(i int) string { return fmt.Sprint(i % 10) })
+				owner := func(i int) string { return fmt.Sprint(i % 10) }
+				filled, err := table.Fill(ctx, 100, owner)
 				require.NoError(t, err)
 				require.Len(t, filled, 100)
 				require.NoError(t, table.Get(ctx, filled[50]))

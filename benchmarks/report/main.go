@@ -2,7 +2,7 @@
 //
 //	cd benchmarks && go run ./report
 //
-// A full run takes about 15 minutes. With -quick or -only, Report prints the results, and writes
+// A full run takes about 20 minutes. With -quick or -only, Report prints the results, and writes
 // files only if -out names a directory.
 package main
 
@@ -34,14 +34,14 @@ func main() {
 
 func run(ctx context.Context) (err error) {
 	quick := flag.Bool("quick", false,
-		"only check that everything works, in 1 or 2 minutes; the figures are not reliable")
+		"only check that everything works, in 2 minutes; the figures are not reliable")
 	only := flag.String("only", "",
 		"run only workloads with a name or a goal that matches the `expression`")
 	out := flag.String("out", "",
 		"the `directory` for RESULTS.md and charts/ "+
 			"(default: the current directory, or none with -quick or -only)")
 	keys := flag.Int("keys", 1_000_000,
-		"the largest number of keys in a store; 10000000 needs 3 GB of disk and 15 more minutes")
+		"the largest number of keys in a store; 10000000 needs 15 GB of disk and 40 more minutes")
 	before := flag.String("before", work.BeforeIndexes,
 		"the `commit` whose creates the workload before compares with the present creates")
 	list := flag.Bool("list", false, "print the workloads and their goals, and do nothing else")
@@ -104,6 +104,9 @@ func run(ctx context.Context) (err error) {
 			err = fmt.Errorf("%s: %w", w.Name, err)
 			failed = errors.Join(failed, err)
 			o = work.Failed(w)
+		}
+		for _, s := range o.Skipped {
+			fmt.Fprintf(os.Stderr, "report: %s: SKIPPED: %s: %s\n", w.Name, s.Name, s.Why)
 		}
 		// Sort the verdicts into the order of the goals.
 		slices.SortStableFunc(o.Verdicts, func(a, b work.Verdict) int {

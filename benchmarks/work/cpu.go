@@ -23,8 +23,8 @@ import (
 // that the server does: gRPC, the system calls, the garbage collection.
 //
 // One child process runs the servers of all peers that work without another process. The callers
-// are in this process. So all servers have the same heap, and the garbage collection costs all peers
-// the same. Only one server at a time gets calls.
+// are in this process. So all servers have the same heap, and the garbage collection costs all
+// peers the same. Only one server at a time gets calls.
 var cpuWork = Workload{
 	Name:  "cpu",
 	Title: "Processor time of unary calls",
@@ -146,8 +146,9 @@ func (s *server) spent() (used spent, err error) {
 // Close ends the child process.
 func (s *server) Close() error { return errors.Join(s.in.Close(), s.cmd.Wait()) }
 
-// allocations returns the allocations of the server process for each of n calls, one call at a time.
-// The result is a whole number, because the rare allocations of the background are no part of a call.
+// allocations returns the allocations of the server process for each of n calls, one call at a
+// time. The result is a whole number, because the rare allocations of the background are no part of
+// a call.
 func (s *server) allocations(n int, call func() error) (float64, error) {
 	before, err := s.spent()
 	for i := 0; i < n && err == nil; i++ {

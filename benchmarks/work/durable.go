@@ -83,7 +83,8 @@ func (d *durable) run(turn time.Duration, what string, op func() error) (float64
 	took := time.Since(begin)
 	after, cpuErr := spent()
 	if cpuErr == nil {
-		d.cpu[what] = append(d.cpu[what], float64((after-before).Nanoseconds())/(rate*took.Seconds()))
+		used := float64((after - before).Nanoseconds())
+		d.cpu[what] = append(d.cpu[what], used/(rate*took.Seconds()))
 	}
 	return rate, nil
 }
@@ -182,7 +183,9 @@ func runDurable(ctx context.Context, e *Env) (o *Outcome, err error) {
 			}
 			return issued.Key.ID, nil
 		},
-		revoke: func(ctx context.Context, id string) error { return store.Revoke(ctx, id, "measured") },
+		revoke: func(ctx context.Context, id string) error {
+			return store.Revoke(ctx, id, "measured")
+		},
 	}}
 	o = &Outcome{Skipped: skipped}
 	for _, t := range tables {

@@ -15,19 +15,19 @@ import (
 )
 
 // The maintenance workload measures what reads or changes the whole store. The references for
-// Backup and CheckIntegrity are bare scans of the same entries in a copy of the same directory, with
-// the layer of the store over Badger. A Backup reads the keys and the uses, but no events and no
-// indexes; CheckIntegrity reads everything. The reference for a Restore into an empty store is to
-// create as many keys, from 1,024 goroutines. Purge removes these created keys, after RevokeAll has
-// revoked all of the keys.
+// Backup and CheckIntegrity are bare scans of the same entries in a copy of the same directory,
+// with the layer of the store over Badger. A Backup reads the keys and the uses, but no events and
+// no indexes; CheckIntegrity reads everything. The reference for a Restore into an empty store is
+// to create as many keys, from 1,024 goroutines. Purge removes these created keys, after RevokeAll
+// has revoked all of the keys.
 var maintenanceWork = Workload{
 	Name:  "maintenance",
 	Title: "Work on the whole store",
 	About: "All figures are for each million keys. A scan reads the entries with " +
-		"`internal/badgerdb`, the layer of the store over Badger, from a copy of the same directory. " +
-		"Backup writes to nowhere, and Restore reads from a file. 1,024 goroutines create keys. " +
-		"Backup, CheckIntegrity and the scans use a store of 1 M keys; the rest uses stores of " +
-		"200,000 keys.",
+		"`internal/badgerdb`, the layer of the store over Badger, from a copy of the same " +
+		"directory. Backup writes to nowhere, and Restore reads from a file. 1,024 goroutines " +
+		"create keys. Backup, CheckIntegrity and the scans use a store of 1 M keys; the rest uses " +
+		"stores of 200,000 keys.",
 	Goals: []Goal{
 		{ID: "backup", Work: "Backup / a bare Scan of the same entries", Bound: atMost(1.5, Times)},
 		{ID: "check", Work: "CheckIntegrity / a bare Scan of all entries", Bound: atMost(2, Times)},

@@ -21,19 +21,19 @@ import (
 )
 
 // The owners workload measures what an operator does with one customer: list the keys of the owner,
-// read the events of a key, revoke all keys of the owner. The cost should follow the result, and not
-// the size of the store. So the workload measures stores of several sizes, in turns. Each owner has
-// 10 keys, which are spread over the whole store. The reference is a bare read of one record with
-// Badger, from a copy of the same directory.
+// read the events of a key, revoke all keys of the owner. The cost should follow the result, and
+// not the size of the store. So the workload measures stores of several sizes, in turns. Each
+// owner has 10 keys, which are spread over the whole store. The reference is a bare read of one
+// record with Badger, from a copy of the same directory.
 //
 // PostgreSQL and Redis, with an index by owner, do the same work afterwards. Each is one database
 // that grows from size to size.
 var ownersWork = Workload{
 	Name:  "owners",
 	Title: "The keys of one owner, in stores of several sizes",
-	About: "One goroutine. Each owner has 10 keys, spread over the whole store, and each call is for " +
-		"a random owner or key. A bare read reads one record with Badger itself, from a copy of the " +
-		"same directory. Ten Revokes revoke the 10 keys of an owner one after the other. " +
+	About: "One goroutine. Each owner has 10 keys, spread over the whole store, and each call is " +
+		"for a random owner or key. A bare read reads one record with Badger itself, from a copy " +
+		"of the same directory. Ten Revokes revoke the 10 keys of an owner one after the other. " +
 		"PostgreSQL and Redis have an index by owner, sync each change to the disk, and keep no " +
 		"events.",
 	Goals: []Goal{
@@ -42,7 +42,8 @@ var ownersWork = Workload{
 			Bound: atMost(1.5, Times),
 		},
 		{
-			ID: "list-bare", Work: "1 M keys: List of the 10 keys of an owner / one bare Badger read",
+			ID:    "list-bare",
+			Work:  "1 M keys: List of the 10 keys of an owner / one bare Badger read",
 			Bound: atMost(20, Times),
 		},
 		{
@@ -236,8 +237,8 @@ func once(name string, f func(context.Context) error) measure.Contestant {
 	}}
 }
 
-// affordable returns the number of rounds that take about a minute, at least 5 and at most the given
-// number. affordable measures one round.
+// affordable returns the number of rounds that take about a minute, at least 5 and at most the
+// given number. affordable measures one round.
 func (e *Env) affordable(
 	ctx context.Context, most int, contestants []measure.Contestant,
 ) (int, error) {
@@ -437,14 +438,15 @@ func ownersOfTable(
 func ownersCharts(o *Outcome, sizes []int, s measure.Samples) {
 	draw := func(name, title string, what ...string) {
 		lines := chart.Lines{
-			Name: name, Title: title, Note: "time by the number of keys in the store; less is better",
-			X: digits, Y: duration,
+			Name: name, Title: title, X: digits, Y: duration,
+			Note: "time by the number of keys in the store; less is better",
 		}
 		for _, w := range what {
 			var points []chart.Point
 			for _, keys := range sizes {
 				if samples := s[ofSize(w, keys)]; samples != nil {
-					points = append(points, chart.Point{X: float64(keys), Y: measure.Median(samples)})
+					median := measure.Median(samples)
+					points = append(points, chart.Point{X: float64(keys), Y: median})
 				}
 			}
 			label, ours := w, w != ownerBare

@@ -40,7 +40,10 @@ var sizesWork = Workload{
 			ID: "memory-1m", Work: "1 M keys: anonymous memory of the store, default cache full",
 			Bound: atMost(64<<20, Bytes),
 		},
-		{ID: "disk-1m", Work: "1 M keys: disk, with events and indexes", Bound: atMost(330, PerKey)},
+		{
+			ID: "disk-1m", Work: "1 M keys: disk, with events and indexes",
+			Bound: atMost(330, PerKey),
+		},
 		{ID: "disk-10m", Work: "disk, 10 M keys / 1 M", Bound: atMost(10, Times)},
 		{ID: "memory-10m", Work: "anonymous memory, 10 M keys / 1 M", Bound: atMost(2, Times)},
 		{ID: "miss-10m", Work: "Verify miss, 10 M keys / 1 M", Bound: atMost(2, Times)},

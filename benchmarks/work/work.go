@@ -37,7 +37,8 @@ func (w *Workload) Place(id string) int {
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
-		floodWork, writesWork, durableWork, beforeWork, revokeWork, sizesWork, ownersWork, maintenanceWork,
+		floodWork, writesWork, durableWork, beforeWork, revokeWork, sizesWork, ownersWork,
+		maintenanceWork,
 	}
 }
 

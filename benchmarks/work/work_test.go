@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
 func TestMain(m *testing.M) {
@@ -111,4 +113,27 @@ func TestOpenInChild(t *testing.T) {
 	require.Positive(t, o.Apparent)
 	_, err = openInChild(t.Context(), s.dir, []string{"no token"})
 	require.ErrorContains(t, err, "malformed")
+}
+
+// The server process serves all its peers, and reports what it has used.
+func TestServerProcess(t *testing.T) {
+	if _, err := processCPU(); err != nil {
+		t.Skip("SKIPPED: ", err)
+	}
+	s, err := startServer(t.Context(), t.TempDir())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Close()) }()
+	require.Len(t, s.servers, len(cpuPeers))
+	for _, peer := range s.servers {
+		rig, err := peers.Connect(peer.Addr, peer.Good)
+		require.NoError(t, err)
+		before, err := s.spent()
+		require.NoError(t, err)
+		require.NoError(t, rig.Call(t.Context(), 0)())
+		after, err := s.spent()
+		require.NoError(t, err)
+		require.Greater(t, after.CPU, before.CPU)
+		require.Greater(t, after.Allocations, before.Allocations)
+		require.NoError(t, rig.Close())
+	}
 }

@@ -1,39 +1,19 @@
 package keystore
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/backupfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
-)
-
-// The form of a backup, which is a stream:
-//
-//	magic     "grpc-api-key backup\n", and the number of the form: 1, or 2 if there are check values
-//	frame...  a length as a varint, and that number of bytes: a record.Saved
-//	end       a length of 0
-//	trailer   the number of frames, 8 bytes, big-endian; SHA-256 of everything before the sum
-//
-// The frames contain the check values of the Hasher, then the entries of the key space, and then
-// the entries of the usage space, in the order of the storage keys.
-const (
-	backupMagic      = "grpc-api-key backup\n"
-	backupForm       = 1
-	backupFormChecks = 2
-
-	maxFrame = backend.MaxKeySize + backend.MaxValueSize + 64
 )
 
 // Backup writes a backup of all keys to w. The backup contains the digests of the secrets, the
@@ -52,18 +32,14 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	if err := s.flushUsage(ctx); errors.Is(err, backend.ErrFull) || errors.Is(err, backend.ErrConflict) {
-		s.log.Warn("API key store could not write when keys were last used, and backs up what it has", "error", err)
+	err := s.flushUsage(ctx)
+	if errors.Is(err, backend.ErrFull) || errors.Is(err, backend.ErrConflict) {
+		s.log.Warn("API key store could not write when keys were last used, "+
+			"and backs up what it has", "error", err)
 	} else if err != nil {
 		return err
 	}
-	sum := sha256.New()
-	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
-	frames := uint64(0)
-	begin := func(form byte) {
-		out.WriteString(backupMagic) // a bufio.Writer keeps its first error for Flush
-		out.WriteByte(form)
-	}
+	var out *backupfile.Writer
 	for e, err := range s.backend.Snapshot(ctx, []byte{checkSpace}, []byte{usageSpace + 1}) {
 		if err != nil {
 			return s.scanError(ctx, "backup", err)
@@ -80,31 +56,21 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("keystore: backup: %w", err)
 		}
-		if frames == 0 && e.Key[0] == checkSpace {
-			begin(backupFormChecks)
-		} else if frames == 0 {
-			begin(backupForm)
+		if out == nil {
+			form := backupfile.FormKeys
+			if e.Key[0] == checkSpace { // the check values are the first entries
+				form = backupfile.FormChecks
+			}
+			out = backupfile.NewWriter(w, form)
 		}
-		frame, err := proto.Marshal(&record.Saved{Key: e.Key, Value: e.Value, Revision: e.Revision})
-		if err != nil {
-			return wrapErr("backup", err)
-		}
-		out.Write(binary.AppendUvarint(nil, uint64(len(frame))))
-		if _, err := out.Write(frame); err != nil {
+		if err := out.Write(e); err != nil {
 			return err
 		}
-		frames++
 	}
-	if frames == 0 {
-		begin(backupForm)
+	if out == nil {
+		out = backupfile.NewWriter(w, backupfile.FormKeys)
 	}
-	out.WriteByte(0)
-	out.Write(binary.BigEndian.AppendUint64(nil, frames))
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	_, err := w.Write(sum.Sum(nil))
-	return err
+	return out.Close()
 }
 
 // Restore adds the keys of a backup to the keys of the store. If both have a key, the higher
@@ -196,30 +162,36 @@ var errOtherBackup = &messageError{
 	ErrCorrupt,
 }
 
+// secondReadError converts an error of package backupfile into the error of Restore after the
+// whole backup was read and checked once. Any other error stays unchanged.
+func secondReadError(err error) error {
+	switch err.(type) {
+	case backupfile.FormError, backupfile.DamagedError:
+		return errOtherBackup
+	default:
+		return err
+	}
+}
+
 // checkBackup reads and checks a whole backup. If the backup is valid, checkBackup returns the
 // number of frames and the checksum.
 func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum []byte, err error) {
-	b, err := newBackupReader(r)
+	b, err := backupfile.NewReader(r)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, backupError(err)
 	}
-	var last []byte
 	var others []string // schemes with a check value that the Hasher does not match
 	for {
-		if frames%1024 == 0 && ctx.Err() != nil {
+		if b.Frames()%1024 == 0 && ctx.Err() != nil {
 			return 0, nil, ctx.Err()
 		}
-		e, err := b.next()
-		if errors.Is(err, io.EOF) {
-			return frames, b.sum.Sum(nil), nil
+		e, err := b.Next()
+		if err == io.EOF {
+			return b.Frames(), b.Sum(), nil
 		}
 		if err != nil {
-			return 0, nil, err
+			return 0, nil, backupError(err)
 		}
-		if bytes.Compare(last, e.Key) >= 0 {
-			return 0, nil, damaged("its entries are not in order")
-		}
-		last = e.Key
 		switch e.Key[0] {
 		case checkSpace:
 			var d hashing.Digest
@@ -241,10 +213,11 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 		case usageSpace:
 			_, err = parseUsage(e)
 		default:
-			err = damaged("it has an entry of an unknown kind")
+			err = damagedBackup("it has an entry of an unknown kind")
 		}
 		if errors.Is(err, record.ErrNewer) {
-			return 0, nil, invalid("the backup has a key that a later version has written: upgrade the program")
+			return 0, nil, invalid("the backup has a key that a later version has written: " +
+				"upgrade the program")
 		}
 		if plain := (*messageError)(nil); errors.As(err, &plain) {
 			return 0, nil, err
@@ -252,139 +225,49 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 		if err != nil {
 			return 0, nil, fmt.Errorf("keystore: restore: %w", err)
 		}
-		if e.Revision == 0 {
-			return 0, nil, damaged("it has an entry without a revision")
-		}
-		frames++
 	}
 }
 
-// A backupReader reads the frames and the trailer of a backup.
-type backupReader struct {
-	in     *bufio.Reader // the whole stream, including the checksum in the trailer
-	sum    hash.Hash     // the checksum of the bytes that were read from in
-	frames uint64
-}
-
-func newBackupReader(r io.Reader) (*backupReader, error) {
-	b := &backupReader{in: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
-	head, err := b.take(len(backupMagic) + 1)
-	if err != nil && !errors.Is(err, ErrCorrupt) {
-		return nil, err
-	}
-	if err != nil || string(head[:len(backupMagic)]) != backupMagic {
-		return nil, invalid("the stream is not a backup, or it is damaged at its very beginning")
-	}
-	if form := head[len(backupMagic)]; form != backupForm && form != backupFormChecks {
-		return nil, invalid("the backup has form %d, and this program knows %d and %d: "+
-			"upgrade the program", form, backupForm, backupFormChecks)
-	}
-	return b, nil
-}
-
-// next returns the next entry. After the last entry, next checks the trailer, and returns io.EOF if
-// the trailer matches the frames.
-func (b *backupReader) next() (backend.Entry, error) {
-	size, err := b.size()
-	if err != nil {
-		return backend.Entry{}, err
-	}
-	if size == 0 {
-		return backend.Entry{}, b.end()
-	}
-	frame, err := b.take(size)
-	if err != nil {
-		return backend.Entry{}, err
-	}
-	var saved record.Saved
-	if err := proto.Unmarshal(frame, &saved); err != nil || len(saved.Key) == 0 {
-		return backend.Entry{}, damaged("an entry cannot be read")
-	}
-	b.frames++
-	return backend.Entry{Key: saved.Key, Value: saved.Value, Revision: saved.Revision}, nil
-}
-
-func (b *backupReader) size() (int, error) {
-	size := 0
-	for shift := 0; shift <= 14; shift += 7 {
-		one, err := b.take(1)
-		if err != nil {
-			return 0, err
-		}
-		size |= int(one[0]&0x7f) << shift
-		if one[0] < 0x80 {
-			if size > maxFrame {
-				break
-			}
-			return size, nil
-		}
-	}
-	return 0, damaged("an entry is too large")
-}
-
-// end checks the trailer. If the trailer matches the frames and ends the stream, end returns
-// io.EOF.
-func (b *backupReader) end() error {
-	count, err := b.take(8)
-	if err != nil {
+// backupError converts an error of package backupfile into the error of Restore before the first
+// change. Any other error is an error of the caller's reader, and stays unchanged.
+func backupError(err error) error {
+	switch err := err.(type) {
+	case backupfile.FormError:
+		return invalid("%v", err)
+	case backupfile.DamagedError:
+		return damagedBackup(string(err))
+	default:
 		return err
 	}
-	want := b.sum.Sum(nil)
-	got, err := b.take(len(want))
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got, want) || binary.BigEndian.Uint64(count) != b.frames {
-		return damaged("its checksum is wrong")
-	}
-	if _, err := b.in.ReadByte(); err == nil {
-		return damaged("something follows its end")
-	} else if !errors.Is(err, io.EOF) {
-		return err
-	}
-	return io.EOF
 }
 
-func (b *backupReader) take(n int) ([]byte, error) {
-	p := make([]byte, n)
-	if _, err := io.ReadFull(b.in, p); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, damaged("it is cut off")
-		}
-		return nil, err
-	}
-	b.sum.Write(p)
-	return p, nil
-}
-
-func damaged(what string) error {
-	return &messageError{"keystore: restore: the backup is damaged: " + what + "; nothing was changed", ErrCorrupt}
+func damagedBackup(what string) error {
+	text := "keystore: restore: " + backupfile.DamagedError(what).Error() + "; nothing was changed"
+	return &messageError{text, ErrCorrupt}
 }
 
 // restore writes the entries of a checked backup to the store. frames and sum are the results of
 // the check: the number of frames and the checksum.
 func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte) error {
-	b, err := newBackupReader(r)
-	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrInvalid) {
-		return errOtherBackup
-	}
+	b, err := backupfile.NewReader(r)
 	if err != nil {
-		return err
+		return secondReadError(err)
 	}
 	var batch []backend.Entry // all entries belong to one key space
 	read, changed, size := 0, 0, 0
 	for {
-		e, err := b.next()
-		end := errors.Is(err, io.EOF)
-		if errors.Is(err, ErrCorrupt) || end && !bytes.Equal(b.sum.Sum(nil), sum) {
+		e, err := b.Next()
+		end := err == io.EOF
+		if end && !bytes.Equal(b.Sum(), sum) {
 			return errOtherBackup
 		}
 		if err != nil && !end {
-			return err
+			return secondReadError(err)
 		}
 		// The size includes the event. The record of the store may also gain a revocation reason.
 		size += len(e.Value) + maxText + maxReason + 256
-		if len(batch) > 0 && (end || len(batch) == maxBatch || size > backend.MaxApplySize || batch[0].Key[0] != e.Key[0]) {
+		full := end || len(batch) == maxBatch || size > backend.MaxApplySize
+		if len(batch) > 0 && (full || batch[0].Key[0] != e.Key[0]) {
 			n, err := s.restoreBatch(ctx, batch)
 			changed += n
 			if err != nil {
@@ -393,7 +276,8 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte
 			batch, size = nil, len(e.Value)+maxText+maxReason+256
 		}
 		if end || read%10_000 == 0 {
-			s.log.Info("API key store restores a backup", "read", read, "of", frames, "keys changed", changed)
+			s.log.Info("API key store restores a backup",
+				"read", read, "of", frames, "keys changed", changed)
 		}
 		if end {
 			return nil
@@ -485,7 +369,8 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	if merged == nil {
 		return nil, nil
 	}
-	return s.prepare(merged, have.revision, &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor})
+	event := &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor}
+	return s.prepare(merged, have.revision, event)
 }
 
 // merge returns the new version of a key when a backup is restored. have is the version of the
@@ -519,7 +404,8 @@ func merge(have, saved *keyRecord) *keyRecord {
 		if hold == 0 && take == 0 {
 			saved.record.Rotations = renumber(have.record, saved.record)
 		}
-		return &keyRecord{id: saved.id, record: saved.record, revision: max(saved.revision, have.revision+1)}
+		revision := max(saved.revision, have.revision+1)
+		return &keyRecord{id: saved.id, record: saved.record, revision: revision}
 	}
 }
 
@@ -534,7 +420,8 @@ func renumber(have, saved *record.Record) uint32 {
 		GetDigest() []byte
 	}
 	same := func(a, b secret) bool {
-		return a.GetDigestScheme() == b.GetDigestScheme() && bytes.Equal(a.GetDigest(), b.GetDigest())
+		return a.GetDigestScheme() == b.GetDigestScheme() &&
+			bytes.Equal(a.GetDigest(), b.GetDigest())
 	}
 	switch {
 	case same(have, saved) && (saved.Previous == nil || same(have.Previous, saved.Previous)):

@@ -3,7 +3,6 @@ package keystore
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"io"
 	"log/slog"
 	"math"
@@ -17,46 +16,50 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/backupfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
 // backupOf returns a backup that is whole, by its checksum.
-func backupOf(t *testing.T, form byte, frames ...*record.Saved) []byte {
-	b := append([]byte(backupMagic), form)
-	for _, saved := range frames {
-		frame, err := proto.Marshal(saved)
-		require.NoError(t, err)
-		b = binary.AppendUvarint(b, uint64(len(frame)))
-		b = append(b, frame...)
+func backupOf(t *testing.T, form backupfile.Form, entries ...backend.Entry) []byte {
+	var b bytes.Buffer
+	w := backupfile.NewWriter(&b, form)
+	for _, e := range entries {
+		require.NoError(t, w.Write(e))
 	}
-	b = append(b, 0)
-	b = binary.BigEndian.AppendUint64(b, uint64(len(frames)))
-	sum := sha256.Sum256(b)
-	return append(b, sum[:]...)
+	require.NoError(t, w.Close())
+	return b.Bytes()
 }
 
-func frameOf(t *testing.T, r *record.Record, revision uint64) *record.Saved {
+func savedKey(t *testing.T, r *record.Record, revision uint64) backend.Entry {
 	value, err := proto.Marshal(r)
 	require.NoError(t, err)
-	return &record.Saved{Key: storageKey(token.ID{1}), Value: value, Revision: revision}
+	return backend.Entry{Key: storageKey(token.ID{1}), Value: value, Revision: revision}
 }
 
-// Backups that are whole, by their checksum, with one record that this version would not have written.
+// Backups that are whole, by their checksum, with one record that this version would not have
+// written.
 func TestBackupsThatNobodyWrote(t *testing.T) {
 	for name, tt := range map[string]struct {
 		record *record.Record
 		want   error
 	}{
-		"of a later version":     {&record.Record{Format: record.Format + 1, Status: record.Status_STATUS_ACTIVE}, ErrInvalid},
-		"purged, with a network": {&record.Record{Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1, AllowedNetworks: []string{"x"}}, ErrCorrupt},
+		"of a later version": {&record.Record{
+			Format: record.Format + 1, Status: record.Status_STATUS_ACTIVE,
+		}, ErrInvalid},
+		"purged, with a network": {&record.Record{
+			Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1,
+			AllowedNetworks: []string{"x"},
+		}, ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := New(backendtest.NewMemory(), nil)
 			require.NoError(t, err)
 			defer s.Close()
-			b := backupOf(t, 1, frameOf(t, tt.record, 2))
+			b := backupOf(t, 1, savedKey(t, tt.record, 2))
 			require.ErrorIs(t, s.Restore(t.Context(), bytes.NewReader(b)), tt.want)
 		})
 	}
@@ -69,13 +72,15 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 	plain := func() *record.Record {
 		digest := sha256.Sum256([]byte("token"))
 		return &record.Record{
-			Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, Name: "n", DigestScheme: "sha256", Digest: digest[:],
+			Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, Name: "n",
+			DigestScheme: "sha256", Digest: digest[:],
 		}
 	}
 	filled := func(size int) *record.Record {
 		r := plain()
 		for proto.Size(r) < size {
-			r.Metadata = map[string]string{"m": r.Metadata["m"] + strings.Repeat("x", min(100, size-proto.Size(r)))}
+			more := strings.Repeat("x", min(100, size-proto.Size(r)))
+			r.Metadata = map[string]string{"m": r.Metadata["m"] + more}
 		}
 		for proto.Size(r) > size { // the length of a length has grown
 			r.Metadata["m"] = r.Metadata["m"][1:]
@@ -87,6 +92,9 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 		r := plain()
 		edit(r)
 		return r
+	}
+	rotated := func(n uint32) *record.Record {
+		return with(func(r *record.Record) { r.Rotations = n })
 	}
 	for name, tt := range map[string]struct {
 		record   *record.Record
@@ -100,17 +108,19 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 		"the largest value":          {filled(32 << 10), 1, false},
 		"a value that is too large":  {filled(maxSavedSize + 1), 1, false},
 		"the largest record":         {filled(maxSavedSize), 1, true},
-		"the last rotation":          {with(func(r *record.Record) { r.Rotations = math.MaxUint32 }), 1, false},
-		"too many rotations":         {with(func(r *record.Record) { r.Rotations = maxSavedRotations + 1 }), 1, false},
-		"the most rotations":         {with(func(r *record.Record) { r.Rotations = maxSavedRotations }), 1, true},
+		"the last rotation":          {rotated(math.MaxUint32), 1, false},
+		"too many rotations":         {rotated(maxSavedRotations + 1), 1, false},
+		"the most rotations":         {rotated(maxSavedRotations), 1, true},
 		"a long reason": {with(func(r *record.Record) {
 			r.DisableReason = strings.Repeat("x", maxReason+1)
 		}), 1, false},
 		"a long reason of a revocation": {with(func(r *record.Record) {
-			r.Status, r.RevokedAt, r.RevokeReason = record.Status_STATUS_REVOKED, 1, strings.Repeat("x", 20<<10)
+			r.Status, r.RevokedAt = record.Status_STATUS_REVOKED, 1
+			r.RevokeReason = strings.Repeat("x", 20<<10)
 		}), 1, false},
 		"the last revision of a key that is gone": {
-			&record.Record{Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1}, math.MaxUint64, false,
+			&record.Record{Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1},
+			math.MaxUint64, false,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +128,8 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 			require.NoError(t, err)
 			defer s.Close()
 			ctx := t.Context()
-			err = s.Restore(ctx, bytes.NewReader(backupOf(t, 1, frameOf(t, tt.record, tt.revision))))
+			saved := backupOf(t, 1, savedKey(t, tt.record, tt.revision))
+			err = s.Restore(ctx, bytes.NewReader(saved))
 			if !tt.ok {
 				require.ErrorIs(t, err, ErrCorrupt)
 				_, err = s.Get(ctx, id.String())
@@ -134,13 +145,14 @@ func TestRestoredKeysCanBeRevoked(t *testing.T) {
 				require.NoError(t, err)
 				_, err = s.Update(ctx, id.String(), func(spec *Spec) error {
 					if m := spec.Metadata["m"]; m != "" {
-						spec.Metadata["m"] = m[1:] // the record does not grow: it may be as large as a record gets
+						// The record does not grow. The record may have the largest size.
+						spec.Metadata["m"] = m[1:]
 					}
 					return nil
 				})
 				require.NoError(t, err)
 			}
-			require.NoError(t, s.Restore(ctx, bytes.NewReader(backupOf(t, 1, frameOf(t, tt.record, tt.revision)))))
+			require.NoError(t, s.Restore(ctx, bytes.NewReader(saved)))
 			require.NoError(t, s.Disable(ctx, id.String(), reason))
 			require.NoError(t, s.Revoke(ctx, id.String(), reason))
 			key, err := s.Get(ctx, id.String())
@@ -208,11 +220,12 @@ func TestRestoreNeedsNoTemporaryFolder(t *testing.T) {
 		s, err := New(backendtest.NewMemory(), nil)
 		require.NoError(t, err)
 		defer s.Close()
-		err = s.restoreHolding(t.Context(), iotest.HalfReader(bytes.NewReader(saved.Bytes())), saved.Len()-1)
+		stream := func() io.Reader { return iotest.HalfReader(bytes.NewReader(saved.Bytes())) }
+		err = s.restoreHolding(t.Context(), stream(), saved.Len()-1)
 		require.ErrorIs(t, err, ErrInvalid)
 		require.ErrorContains(t, err, "in a file")
 		require.NoError(t, s.restoreHolding(t.Context(), bytes.NewReader(saved.Bytes()), 0))
-		require.NoError(t, s.restoreHolding(t.Context(), iotest.HalfReader(bytes.NewReader(saved.Bytes())), saved.Len()))
+		require.NoError(t, s.restoreHolding(t.Context(), stream(), saved.Len()))
 	})
 }
 
@@ -221,11 +234,14 @@ func TestRestoreFromAReaderThatChanges(t *testing.T) {
 	s, err := New(backendtest.NewMemory(), nil)
 	require.NoError(t, err)
 	defer s.Close()
-	record := &record.Record{Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, DigestScheme: "sha256", Digest: []byte{1}}
-	first := backupOf(t, 1, frameOf(t, record, 1))
+	record := &record.Record{
+		Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1,
+		DigestScheme: "sha256", Digest: []byte{1},
+	}
+	first := backupOf(t, 1, savedKey(t, record, 1))
 	for name, second := range map[string][]byte{
-		"another backup":                     backupOf(t, 1, frameOf(t, record, 2)),
-		"a key that could not be revoked":    backupOf(t, 1, frameOf(t, record, math.MaxUint64)),
+		"another backup":                     backupOf(t, 1, savedKey(t, record, 2)),
+		"a key that could not be revoked":    backupOf(t, 1, savedKey(t, record, math.MaxUint64)),
 		"no backup":                          []byte("hello"),
 		"half a backup":                      first[:len(first)-40],
 		"a backup of a form that is unknown": backupOf(t, 9),
@@ -259,20 +275,26 @@ func (c *changing) Seek(offset int64, whence int) (int64, error) {
 // revoked; what is logged of the key is escaped.
 func TestStoredHiddenCharactersHinderNothing(t *testing.T) {
 	var out bytes.Buffer
-	s, err := New(backendtest.NewMemory(), &Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})
+	opts := &Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))}
+	s, err := New(backendtest.NewMemory(), opts)
 	require.NoError(t, err)
 	defer s.Close()
 	const text = "a\u202eb\u0085c"
-	require.NoError(t, s.Restore(t.Context(), bytes.NewReader(backupOf(t, 1, frameOf(t, &record.Record{
-		Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1, DigestScheme: "sha256", Digest: []byte{1},
+	saved := backupOf(t, 1, savedKey(t, &record.Record{
+		Format: 1, Status: record.Status_STATUS_ACTIVE, CreatedAt: 1,
+		DigestScheme: "sha256", Digest: []byte{1},
 		Name: text, Owner: text, Metadata: map[string]string{text: text},
-	}, 1)))))
+	}, 1))
+	require.NoError(t, s.Restore(t.Context(), bytes.NewReader(saved)))
 	id := token.ID{1}.String()
 	for key, err := range s.List(t.Context(), Query{Owner: text}) {
 		require.NoError(t, err)
 		require.Equal(t, id, key.ID)
 	}
-	key, err := s.Update(t.Context(), id, func(spec *Spec) error { spec.Scopes = []string{"a"}; return nil })
+	key, err := s.Update(t.Context(), id, func(spec *Spec) error {
+		spec.Scopes = []string{"a"}
+		return nil
+	})
 	require.NoError(t, err)
 	require.Equal(t, text, key.Name)
 	for _, change := range []func(*Spec){

@@ -68,7 +68,7 @@ func parseSavedRecord(e backend.Entry) (*keyRecord, error) {
 	if e.Revision > maxSavedRevision || r.Rotations > maxSavedRotations ||
 		len(e.Value) > maxSavedSize ||
 		len(r.RevokeReason) > maxReason || len(r.DisableReason) > maxReason {
-		return nil, damaged(fmt.Sprintf(
+		return nil, damagedBackup(fmt.Sprintf(
 			"the revision, the number of rotations or a length of key %s is impossible", kr.id))
 	}
 	return kr, nil

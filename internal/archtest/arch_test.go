@@ -39,8 +39,9 @@ func TestImports(t *testing.T) {
 	// The packages that keystore uses.
 	below := []string{
 		"hashing", "keystore/backend",
-		"internal/badgerdb", "internal/changequeue", "internal/clientaddr", "internal/fence",
-		"internal/intern", "internal/record", "internal/scope", "internal/sequencer", "internal/token",
+		"internal/backupfile", "internal/badgerdb", "internal/changequeue", "internal/clientaddr",
+		"internal/fence", "internal/intern", "internal/record", "internal/scope",
+		"internal/sequencer", "internal/token",
 	}
 	for _, tt := range []struct {
 		pkg    string
@@ -58,6 +59,8 @@ func TestImports(t *testing.T) {
 		{"keystore/keystoretest", append(below, "keystore", "internal/memory"),
 			[]string{grpc, "github.com/stretchr/"}},
 		{"interceptor", append(below, "keystore"), nil},
+		{"internal/backupfile", []string{"internal/record", "keystore/backend"},
+			[]string{badger, grpc}},
 		{"internal/changequeue", nil, []string{badger, grpc}},
 		{"internal/intern", nil, []string{badger, grpc}},
 		{"internal/sequencer", nil, []string{badger, grpc}},

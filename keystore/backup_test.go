@@ -101,8 +101,8 @@ func TestBackupIsRestoredElsewhere(t *testing.T) {
 	require.Equal(t, len(keys), events)
 }
 
-// Eight writers count, each along a chain of keys, one after the other. At every moment, a key of a chain has the count
-// of the one before it, or one less: so have the keys of a backup, if it is of one moment.
+// Eight writers count, each along a chain of keys. At every moment, a key of a chain has the count
+// of the key before, or one less. The same holds for the keys of a backup that is of one moment.
 func TestBackupIsOfOneMoment(t *testing.T) {
 	needsDirectory(t)
 	const writers, chain = 8, 8
@@ -186,7 +186,9 @@ func (s *slow) Write(p []byte) (int, error) {
 
 func TestDamagedBackupChangesNothing(t *testing.T) {
 	s := open(t, nil)
-	keys := fill(t, s, 100, func(i int) keystore.Spec { return keystore.Spec{Owner: fmt.Sprint(i)} })
+	keys := fill(t, s, 100, func(i int) keystore.Spec {
+		return keystore.Spec{Owner: fmt.Sprint(i)}
+	})
 	_, err := s.Verify(t.Context(), keys[0].Secret.Reveal())
 	require.NoError(t, err)
 	require.NoError(t, s.Revoke(t.Context(), keys[1].Key.ID, ""))
@@ -220,7 +222,8 @@ func TestDamagedBackupChangesNothing(t *testing.T) {
 	refused(append(bytes.Clone(saved), saved...), "another backup", len(saved))
 	refused([]byte("hello"), "no backup", 0)
 	boom := errors.New("boom")
-	require.ErrorIs(t, other.Restore(t.Context(), iotest.TimeoutReader(iotest.OneByteReader(bytes.NewReader(saved)))), iotest.ErrTimeout)
+	slow := iotest.TimeoutReader(iotest.OneByteReader(bytes.NewReader(saved)))
+	require.ErrorIs(t, other.Restore(t.Context(), slow), iotest.ErrTimeout)
 	require.ErrorIs(t, other.Restore(t.Context(), iotest.ErrReader(boom)), boom)
 	require.Equal(t, before, all(t, other))
 	for e, err := range other.Events(t.Context(), keystore.EventQuery{}) {
@@ -230,41 +233,54 @@ func TestDamagedBackupChangesNothing(t *testing.T) {
 	restore(t, other, saved)
 }
 
+// A change is what a test does to a key.
+type change = func(t *testing.T, s *keystore.Store, id string)
+
 func TestRestoreMerges(t *testing.T) {
 	touch := func(t *testing.T, s *keystore.Store, id, text string) {
 		t.Helper()
-		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Owner = text; return nil })
+		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error {
+			spec.Owner = text
+			return nil
+		})
 		require.NoError(t, err)
 	}
+	owners := func(texts ...string) change {
+		return func(t *testing.T, s *keystore.Store, id string) {
+			for _, text := range texts {
+				touch(t, s, id, text)
+			}
+		}
+	}
+	revoke := func(t *testing.T, s *keystore.Store, id string) {
+		require.NoError(t, s.Revoke(t.Context(), id, ""))
+	}
 	for name, tt := range map[string]struct {
-		then func(t *testing.T, s *keystore.Store, id string) // between the first backup and the second
-		now  func(t *testing.T, s *keystore.Store, id string) // in the other store, which began with the first
+		then change // between the first backup and the second
+		now  change // in the other store, which began with the first backup
 
 		owner    string
 		revision uint64
 		denied   error
 	}{
 		"the backup is newer": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a"); touch(t, s, id, "b") },
-			now:   func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "x") },
+			then:  owners("a", "b"),
+			now:   owners("x"),
 			owner: "b", revision: 3,
 		},
 		"the store is newer": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a") },
-			now:   func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "x"); touch(t, s, id, "y") },
+			then:  owners("a"),
+			now:   owners("x", "y"),
 			owner: "y", revision: 3,
 		},
 		"as new": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a") },
-			now:   func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "x") },
+			then:  owners("a"),
+			now:   owners("x"),
 			owner: "x", revision: 2,
 		},
 		"revoked in the backup, newer in the store": {
-			then: func(t *testing.T, s *keystore.Store, id string) { require.NoError(t, s.Revoke(t.Context(), id, "")) },
-			now: func(t *testing.T, s *keystore.Store, id string) {
-				touch(t, s, id, "x")
-				touch(t, s, id, "y")
-			},
+			then:  revoke,
+			now:   owners("x", "y"),
 			owner: "y", revision: 4, denied: keystore.ErrRevoked,
 		},
 		"revoked in the backup, and newer": {
@@ -272,21 +288,23 @@ func TestRestoreMerges(t *testing.T) {
 				touch(t, s, id, "a")
 				require.NoError(t, s.Revoke(t.Context(), id, ""))
 			},
-			now:   func(t *testing.T, s *keystore.Store, id string) {},
+			now:   owners(),
 			owner: "a", revision: 3, denied: keystore.ErrRevoked,
 		},
 		"revoked in the store, newer in the backup": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a"); touch(t, s, id, "b") },
-			now:   func(t *testing.T, s *keystore.Store, id string) { require.NoError(t, s.Revoke(t.Context(), id, "")) },
+			then:  owners("a", "b"),
+			now:   revoke,
 			owner: "", revision: 2, denied: keystore.ErrRevoked,
 		},
 		"disabled in the backup": {
-			then:  func(t *testing.T, s *keystore.Store, id string) { require.NoError(t, s.Disable(t.Context(), id, "")) },
-			now:   func(t *testing.T, s *keystore.Store, id string) {},
+			then: func(t *testing.T, s *keystore.Store, id string) {
+				require.NoError(t, s.Disable(t.Context(), id, ""))
+			},
+			now:   owners(),
 			owner: "", revision: 2, denied: keystore.ErrDisabled,
 		},
 		"purged in the store": {
-			then: func(t *testing.T, s *keystore.Store, id string) { touch(t, s, id, "a"); touch(t, s, id, "b") },
+			then: owners("a", "b"),
 			now: func(t *testing.T, s *keystore.Store, id string) {
 				require.NoError(t, s.Revoke(t.Context(), id, ""))
 				_, err := s.Purge(t.Context(), time.Now())
@@ -300,11 +318,7 @@ func TestRestoreMerges(t *testing.T) {
 				_, err := s.Purge(t.Context(), time.Now())
 				require.NoError(t, err)
 			},
-			now: func(t *testing.T, s *keystore.Store, id string) {
-				touch(t, s, id, "x")
-				touch(t, s, id, "y")
-				touch(t, s, id, "z")
-			},
+			now:    owners("x", "y", "z"),
 			denied: keystore.ErrUnknown,
 		},
 	} {
@@ -387,11 +401,14 @@ func TestRestoreRevokesKeysThatHaveGrown(t *testing.T) {
 	require.Equal(t, 2*n, restored)
 }
 
-// Two stores part and rotate the key, each by itself. What the other store's secret takes the place of ends, although it
-// has the same number; and what it does not goes on.
+// Two stores diverge, and each rotates the key. Live contexts of a secret that the other store's
+// secret replaces end, although both secrets have the same number. Other live contexts continue.
 func TestRestoreOfAnotherSecretEndsLiveContexts(t *testing.T) {
 	update := func(t *testing.T, s *keystore.Store, id string) {
-		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Owner += "x"; return nil })
+		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error {
+			spec.Owner += "x"
+			return nil
+		})
 		require.NoError(t, err)
 	}
 	rotate := func(t *testing.T, s *keystore.Store, id string, grace time.Duration) string {

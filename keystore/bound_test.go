@@ -24,7 +24,7 @@ func bindInRig(t *testing.T, parent context.Context) *boundContext {
 }
 
 // A context that nobody has asked for Done is only marked by stop. Whatever is looked at next shows that it has ended.
-func TestAMarkedContextHasEnded(t *testing.T) {
+func TestEveryMethodShowsTheEndOfAContext(t *testing.T) {
 	type key struct{}
 	for name, look := range map[string]func(t *testing.T, b *boundContext){
 		"Err":  func(t *testing.T, b *boundContext) { require.ErrorIs(t, b.Err(), context.Canceled) },
@@ -60,7 +60,7 @@ func TestAMarkedContextHasEnded(t *testing.T) {
 }
 
 // Whoever has asked for Done, or derived a context, is woken by stop itself.
-func TestWhoWaitsForAContextIsWoken(t *testing.T) {
+func TestStopClosesDoneForItsWaiters(t *testing.T) {
 	for name, wait := range map[string]func(b *boundContext) <-chan struct{}{
 		"Done": (*boundContext).Done,
 		"Done of a derived context": func(b *boundContext) <-chan struct{} {
@@ -85,7 +85,7 @@ func TestWhoWaitsForAContextIsWoken(t *testing.T) {
 }
 
 // The two sides of the second invariant at once. One that misses the other waits for ever.
-func TestDoneAgainstStop(t *testing.T) {
+func TestDoneRacesStop(t *testing.T) {
 	b := bindInRig(t, t.Context())
 	for range 10000 {
 		b := b.store.newBoundContext(t.Context(), b.id)
@@ -110,7 +110,7 @@ func (h *hooked) Match(d hashing.Digest, token string) hashing.Result {
 }
 
 // A Bind under a context of Bind's, which ends meanwhile: that is no answer about the key that is bound.
-func TestTheEndOfAParentIsNoDenial(t *testing.T) {
+func TestAnEndedParentIsNotADenial(t *testing.T) {
 	h := &hooked{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
 	require.NoError(t, err)
@@ -151,7 +151,7 @@ func (c *counts) Verified(v Verification) {
 }
 
 // The observer hears of the end of what it was told of, after that, and of no other.
-func TestEndingsHaveTheirBinds(t *testing.T) {
+func TestEachReportedEndFollowsItsBind(t *testing.T) {
 	c, h := new(counts), &hooked{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h, Observer: c})
 	require.NoError(t, err)
@@ -183,7 +183,7 @@ func TestEndingsHaveTheirBinds(t *testing.T) {
 }
 
 // The observer hears of what the store ends, once, and not of what its owner or its parent ends.
-func TestWhatTheOwnerEndsIsNotReported(t *testing.T) {
+func TestOnlyEndsByTheStoreAreReported(t *testing.T) {
 	for name, tt := range map[string]struct {
 		end    func(s *Store, id string, cancelParent, release context.CancelFunc)
 		report bool
@@ -237,7 +237,7 @@ func TestWhatTheOwnerEndsIsNotReported(t *testing.T) {
 }
 
 // What a context is told before it is admitted counts, in the order in which it comes, and does not end what comes later.
-func TestWhatComesBeforeTheAdmission(t *testing.T) {
+func TestChangesBeforeTheAdmissionCount(t *testing.T) {
 	h := &hooked{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
 	require.NoError(t, err)
@@ -272,7 +272,7 @@ func TestWhatComesBeforeTheAdmission(t *testing.T) {
 }
 
 // A change that was committed before a context was bound is no change to it, however late it is told.
-func TestAnEarlierChangeComesLate(t *testing.T) {
+func TestALateNotificationOfAnEarlierChangeEndsNothing(t *testing.T) {
 	r := newRig(t, fence.TwoPhase)
 	id := r.issued.Key.ID
 	after := r.backend.set(&r.backend.afterApply)
@@ -293,7 +293,7 @@ func TestAnEarlierChangeComesLate(t *testing.T) {
 
 // Of two changes that come in the wrong order, the earlier one is judged by what the key was when bound, and the later
 // one's expiry stays.
-func TestChangesThatComeInTheWrongOrder(t *testing.T) {
+func TestNotificationsInTheWrongOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, fence.TwoPhase)
 		expires := time.Now().Add(time.Hour)
@@ -322,7 +322,7 @@ func TestChangesThatComeInTheWrongOrder(t *testing.T) {
 }
 
 // A timer that has fired, and waits for the lock while the expiry is taken away, ends nothing.
-func TestATimerThatComesTooLate(t *testing.T) {
+func TestATimerThatFiresLateEndsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bindInRig(t, t.Context())
 		b.mu.Lock()
@@ -361,7 +361,7 @@ func TestAnEndIsReportedOnce(t *testing.T) {
 }
 
 // A BindEnd says for how long a context lived.
-func TestEndingSaysHowLong(t *testing.T) {
+func TestBindEndSaysHowLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &lastBindEnd{}
 		s, err := New(backendtest.NewMemory(), &Options{Observer: o})
@@ -407,7 +407,7 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 
 // A context that the store has ended is not held by its timer or by its parent until the key expires, even if its owner
 // never releases it.
-func TestAnEndedContextIsNotHeld(t *testing.T) {
+func TestAnEndedContextIsNotReferenced(t *testing.T) {
 	for name, end := range map[string]func(s *Store, id string) error{
 		"Revoke": func(s *Store, id string) error { return s.Revoke(context.Background(), id, "") },
 		"Cut": func(s *Store, id string) error {
@@ -452,7 +452,7 @@ func (w *watched) AfterFunc(func()) (stop func() bool) {
 
 // A timer runs by a clock that stands still while the machine sleeps, and that is not set as the clock of the day is. So
 // a context looks at the clock of the day every minute. The test moves the end of the key instead of the clock.
-func TestTheClockOfTheDayIsSet(t *testing.T) {
+func TestExpiryFollowsTheWallClock(t *testing.T) {
 	for name, tt := range map[string]struct{ set, after time.Duration }{
 		"ahead, past the end":   {2 * time.Hour, clockCheck},
 		"ahead, before the end": {30 * time.Minute, 30 * time.Minute},
@@ -483,7 +483,7 @@ func TestTheClockOfTheDayIsSet(t *testing.T) {
 }
 
 // A Close that comes while another one is at work waits for it, and takes nothing away under it.
-func TestASecondCloseWaits(t *testing.T) {
+func TestASecondCloseWaitsForTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &gated{Backend: backendtest.NewMemory()}
 		s, err := New(b, nil)
@@ -564,7 +564,7 @@ func (slow) Verified(Verification) {}
 
 // The outcome of a change is known as soon as the backend has answered. However long it takes to tell everybody, it is not
 // reported as unknown, neither for the store's timeout nor for the caller's.
-func TestSlowTellingIsNotDoubt(t *testing.T) {
+func TestASlowObserverDoesNotMakeAnOutcomeUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, deadline := range map[string]time.Duration{"the store's timeout": time.Hour, "the caller's": time.Second} {
 			b := backendtest.NewMemory()

@@ -182,7 +182,7 @@ func TestRevokeAllByAgeAndByUse(t *testing.T) {
 	})
 }
 
-func TestRevokeAllGoesOnWhereItWasBrokenOff(t *testing.T) {
+func TestRevokeAllContinuesAfterAnInterruption(t *testing.T) {
 	s := open(t, nil)
 	const n = 1000 // more than are under way at once
 	keys := fill(t, s, n, func(int) keystore.Spec { return keystore.Spec{} })

@@ -39,7 +39,7 @@ func touch(ctx context.Context, s *keystore.Store, id string) error {
 
 // Whenever an update has read the key, a new update comes and changes the key. The first update
 // loses to one of them, and comes before the others after that.
-func TestAChangeIsNotOvertakenForEver(t *testing.T) {
+func TestAChangeIsNotStarved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &unlucky{Backend: backendtest.NewMemory()}
 		s, err := keystore.New(b, nil)
@@ -224,7 +224,7 @@ func TestUpdatesThatBeganEarlierDoNotOvertakeARevocation(t *testing.T) {
 }
 
 // A change whose context ends leaves the line, and the changes after it move up.
-func TestALineMovesUp(t *testing.T) {
+func TestALineProceedsInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &unlucky{Backend: backendtest.NewMemory()}
 		s, err := keystore.New(b, nil)

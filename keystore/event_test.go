@@ -174,7 +174,7 @@ func TestEventsUntilAMoment(t *testing.T) {
 }
 
 // Nobody is cut for the sake of an actor that cannot be written down: nothing was done.
-func TestUnusableActorCutsNobody(t *testing.T) {
+func TestAnUnusableActorEndsNoContext(t *testing.T) {
 	s := inMemory(t)
 	issued := create(t, s, keystore.Spec{})
 	live := bind(t, s, issued.Secret.Reveal())

@@ -13,7 +13,7 @@ import (
 
 // What is asked of keys that are not there, not keys, or dead, and in too many words: a named error, and nothing done.
 // For a cancelled context, a closed store and a failing one see everyCall; for a race that is lost, TestConcurrentUpdates.
-func TestFailures(t *testing.T) {
+func TestCallsThatCannotSucceedReturnNamedErrors(t *testing.T) {
 	s := open(t, nil)
 	dead := create(t, s, keystore.Spec{}).Key.ID
 	require.NoError(t, s.Revoke(t.Context(), dead, "first"))

@@ -189,7 +189,7 @@ func TestRevocationThatTakesEffectLate(t *testing.T) {
 }
 
 // After a change whose outcome nobody knows, the key is read from the store each time.
-func TestKeyInDoubtIsNotCached(t *testing.T) {
+func TestAKeyOfUnknownStateIsNotCached(t *testing.T) {
 	s, b := withFaults(t, nil)
 	issued := create(t, s, keystore.Spec{})
 	verify := func() error { _, err := s.Verify(t.Context(), issued.Secret.Reveal()); return err }
@@ -214,7 +214,7 @@ type applyFails struct {
 func (b applyFails) Apply(context.Context, ...backend.Change) error { return b.err }
 
 // What was certainly not made leaves nobody in doubt.
-func TestChangeThatDidNotHappenCutsNobody(t *testing.T) {
+func TestAChangeThatWasNotMadeEndsNoContext(t *testing.T) {
 	s, b := withFaults(t, nil)
 	issued := create(t, s, keystore.Spec{})
 	live := bind(t, s, issued.Secret.Reveal())
@@ -282,7 +282,7 @@ func TestDamagedRecordIsRefused(t *testing.T) {
 	require.Equal(t, 1, corrupt)
 }
 
-func TestDirectories(t *testing.T) {
+func TestOpenOfSpecialDirectories(t *testing.T) {
 	needsDirectory(t)
 	t.Run("that does not exist", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "a", "b")

@@ -198,7 +198,7 @@ func TestInspectHasNoEffect(t *testing.T) {
 }
 
 // What the store cannot tell is an error, and no Inspection that could be taken for an admission.
-func TestInspectInTrouble(t *testing.T) {
+func TestInspectReturnsErrorsOfTheStore(t *testing.T) {
 	b := newFaulty()
 	s, err := keystore.New(b, nil)
 	require.NoError(t, err)
@@ -243,7 +243,7 @@ func TestInspectOfAHangingBackend(t *testing.T) {
 }
 
 // Err says why nothing is served any more, and nothing else.
-func TestErr(t *testing.T) {
+func TestErrSaysWhyTheStoreHasStopped(t *testing.T) {
 	b := newFaulty()
 	s, err := keystore.New(b, nil)
 	require.NoError(t, err)

@@ -272,7 +272,7 @@ func TestRotateWithGrace(t *testing.T) {
 	})
 }
 
-func TestRotateAtOnce(t *testing.T) {
+func TestRotateWithoutGrace(t *testing.T) {
 	s := open(t, nil)
 	first := create(t, s, keystore.Spec{})
 	live := bind(t, s, first.Secret.Reveal())

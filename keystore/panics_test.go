@@ -351,7 +351,7 @@ func TestAPanickyBackendIsUnavailable(t *testing.T) {
 
 // What the store calls on its caller's goroutine may panic: the caller gets the panic, and the
 // store goes on.
-func TestThePanicOfACallersFunctionIsTheCallers(t *testing.T) {
+func TestAPanicOfACallersFunctionPassesThrough(t *testing.T) {
 	needsDirectory(t)
 	boom := errors.New("boom")
 	for name, call := range map[string]func(s *keystore.Store, id string){

@@ -127,7 +127,7 @@ func TestSHA256HasNoCheckValue(t *testing.T) {
 
 // A store that lacks the check value gets one when the use of an older key has proved the pepper;
 // not before, and not by a key that a wrong pepper has made.
-func TestACheckValueThatIsMissingIsProved(t *testing.T) {
+func TestAMissingCheckValueIsWrittenAfterAProof(t *testing.T) {
 	for _, bound := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			b := newFaulty()

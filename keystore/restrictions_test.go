@@ -224,7 +224,7 @@ func TestEveryNarrowingCounts(t *testing.T) {
 }
 
 // An expiry that is moved moves the end of what is bound, in both directions.
-func TestAnExpiryThatIsMoved(t *testing.T) {
+func TestAMovedExpiryMovesTheEndOfContexts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		issued := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)})

@@ -296,7 +296,7 @@ func TestOptionsThatCannotBeUsed(t *testing.T) {
 }
 
 // Keys that were issued under other options stay valid.
-func TestOptionsMayChange(t *testing.T) {
+func TestKeysStayValidUnderOtherOptions(t *testing.T) {
 	needsDirectory(t)
 	dir := t.TempDir()
 	var tokens []string
@@ -634,7 +634,7 @@ func TestCloseDuringCalls(t *testing.T) {
 	}
 }
 
-func TestLoggerIsToldOfChangesAndNotOfSecrets(t *testing.T) {
+func TestLoggerGetsChangesAndNoSecrets(t *testing.T) {
 	var out syncBuilder
 	s := open(t, &keystore.Options{Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	issued := create(t, s, keystore.Spec{Name: "ci"})

@@ -14,7 +14,7 @@ import (
 )
 
 // A store that has no space for the use of a key knows that it does not know of this use.
-func TestAUseThatIsForgottenIsNotTakenForNone(t *testing.T) {
+func TestAForgottenUseIsNotReportedAsNoUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := New(backendtest.NewMemory(), nil)
 		require.NoError(t, err)
@@ -55,7 +55,7 @@ func TestAUseThatIsForgottenIsNotTakenForNone(t *testing.T) {
 }
 
 // What a flush cannot write counts for the bound, too.
-func TestTheBoundHoldsWhileNothingCanBeWritten(t *testing.T) {
+func TestUsageIsBoundedWhileWritesFail(t *testing.T) {
 	u := &usage{used: make(map[token.ID]int64), most: 100}
 	var noted atomic.Int64
 	for i := range 200 {
@@ -70,7 +70,7 @@ func TestTheBoundHoldsWhileNothingCanBeWritten(t *testing.T) {
 
 // The machine sleeps for ten minutes. A key whose use was noted before, written or not, may have
 // been used after that.
-func TestTheMinuteJumps(t *testing.T) {
+func TestLastUsedWhenTheClockJumps(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s, err := New(backendtest.NewMemory(), nil)

@@ -476,7 +476,7 @@ func (b *staged) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.En
 }
 
 // A key that is used after it was selected, and before it is revoked, is not revoked.
-func TestRevokeAllJudgesTheLastUseOnceMore(t *testing.T) {
+func TestRevokeAllChecksTheLastUseAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &staged{Backend: backendtest.NewMemory(), at: 1}
 		s, err := keystore.New(b, nil)

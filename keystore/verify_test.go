@@ -38,7 +38,7 @@ var uses = map[string]func(ctx context.Context, s *Store, text string) error{
 }
 
 // Trouble comes before whatever is wrong with a text: what nobody can tell is no answer.
-func TestTroubleComesFirst(t *testing.T) {
+func TestErrorsOfTheStoreComeBeforeDenials(t *testing.T) {
 	r := newRig(t, fence.TwoPhase)
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -281,7 +281,7 @@ func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 }
 
 // A key has one limiter, with the limit of the latest revision that was read, in whatever order readers come.
-func TestReadersOfTwoRevisions(t *testing.T) {
+func TestALimiterHasTheLimitOfTheNewestRevision(t *testing.T) {
 	l := newLimits(new(usage))
 	id := token.ID{1}
 	key := func(revision uint64, limit float64, burst int) *Key {

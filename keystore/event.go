@@ -123,12 +123,9 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	var only token.ID
-	if q.KeyID != "" {
-		var err error
-		if only, err = parseID("EventQuery.KeyID: ", q.KeyID); err != nil {
-			return err
-		}
+	only, err := q.keyID()
+	if err != nil {
+		return err
 	}
 	last, err := s.awaitChanges(ctx)
 	if err != nil {
@@ -137,29 +134,57 @@ func (s *Store) events(ctx context.Context, q EventQuery, yield func(Event, erro
 	if !q.Until.IsZero() {
 		last = min(last, stampAt(q.Until))
 	}
-	left := q.Limit
-	for e, err := range s.backend.Scan(ctx, eventKey(stampAt(q.After)+1), eventKey(last+1)) {
+	_, err = s.readEvents(ctx, &q, only, stampAt(q.After)+1, last, atMost(q.Limit, yield))
+	return err
+}
+
+// keyID returns the ID in KeyID, or the zero ID if KeyID is empty.
+func (q *EventQuery) keyID() (id token.ID, err error) {
+	if q.KeyID != "" {
+		id, err = parseID("EventQuery.KeyID: ", q.KeyID)
+	}
+	return id, err
+}
+
+// atMost returns a function that calls yield, and returns false after limit events. Errors do not
+// count. A limit of 0 or less is no limit.
+func atMost(limit int, yield func(Event, error) bool) func(Event, error) bool {
+	if limit <= 0 {
+		return yield
+	}
+	return func(e Event, err error) bool {
+		if err == nil {
+			limit--
+		}
+		return yield(e, err) && limit > 0
+	}
+}
+
+// readEvents yields the events of the query with first <= stamp <= last, of the key only, or of all
+// keys if only is zero. more is false once yield has returned false.
+func (s *Store) readEvents(
+	ctx context.Context, q *EventQuery, only token.ID, first, last int64,
+	yield func(Event, error) bool,
+) (more bool, err error) {
+	for e, err := range s.backend.Scan(ctx, eventKey(first), eventKey(last+1)) {
 		if err != nil {
-			return s.scanError(ctx, "events", err)
+			return false, s.scanError(ctx, "events", err)
 		}
 		event, err := parseEvent(e)
 		if err != nil {
 			if !yield(Event{}, err) {
-				return nil
+				return false, nil
 			}
 			continue
 		}
-		if q.KeyID != "" && token.ID(event.KeyId) != only || !q.selects(event) {
+		if only != (token.ID{}) && token.ID(event.KeyId) != only || !q.selects(event) {
 			continue
 		}
 		if !yield(publicEvent(e.Key, event), nil) {
-			return nil
-		}
-		if left--; left == 0 {
-			return nil
+			return false, nil
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // awaitChanges waits for the changes that are under way, and returns the last stamp given before

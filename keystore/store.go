@@ -34,6 +34,9 @@ type Store struct {
 	// down is why the store refuses all calls: ErrClosed or ErrUnavailable. Nil while the store
 	// serves.
 	down atomic.Pointer[error]
+	// serves ends when down is set. stopServing ends serves.
+	serves      context.Context
+	stopServing context.CancelFunc
 
 	observer    Observer // nil: none
 	maxLifetime time.Duration
@@ -160,6 +163,7 @@ func newStore(opts *Options) (*Store, error) {
 		maxLifetime: o.MaxLifetime,
 		retention:   o.EventRetention,
 	}
+	s.serves, s.stopServing = context.WithCancel(context.Background())
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
 	s.limits = newLimits(&s.usage)
 	_, unused := format.New()
@@ -190,6 +194,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	if !again {
 		s.down.Store(&ErrClosed)
+		s.stopServing()
 		s.fence.Close(ErrClosed)
 		s.stopBackground()
 		close(s.closed)
@@ -303,6 +308,7 @@ func (s *Store) noteFailure(err error) {
 	}
 	down := wrapErr("serve", err)
 	if s.down.CompareAndSwap(nil, &down) {
+		s.stopServing()
 		s.log.Error("API key store failed; reopen it", "error", err)
 	}
 }

@@ -2,7 +2,8 @@
 // reader can read the events once each and miss none.
 //
 // A writer calls Begin for the stamp of an event, writes the event, and calls End. A reader calls
-// Wait, and then reads the events up to the stamp that Wait returned.
+// Wait, and then reads the events up to the stamp that Wait returned. A reader that follows the events
+// as they come calls Next instead.
 package sequencer
 
 import (
@@ -21,6 +22,7 @@ import (
 type Sequencer struct {
 	mu      sync.Mutex
 	last    int64
+	ended   int64          // the last stamp that is no longer pending
 	pending map[int64]bool // the pending stamps, and whether the change may add a key
 	moved   chan struct{}  // closed at the next End; nil while no reader waits
 
@@ -54,6 +56,7 @@ func (s *Sequencer) End(stamps ...int64) {
 			s.addsFinished++
 		}
 		delete(s.pending, stamp)
+		s.ended = max(s.ended, stamp)
 	}
 	if s.moved != nil {
 		close(s.moved)
@@ -81,6 +84,28 @@ func (s *Sequencer) Wait(ctx context.Context) (int64, error) {
 		}
 	}
 	return last, nil
+}
+
+// Next waits until there may be new events after the stamp after, and returns the stamp up to which
+// the reader can read them: neither that stamp nor an earlier one is pending. Next waits for an End,
+// so there may also be no new event, if the change failed, or if an earlier stamp is pending. If
+// there may be new events already, Next returns even if ctx has ended. If ctx ends first, Next
+// returns the error of ctx.
+func (s *Sequencer) Next(ctx context.Context, after int64) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		next := s.ended
+		for stamp := range s.pending {
+			next = min(next, stamp-1)
+		}
+		if next > after {
+			return next, nil
+		}
+		if err := s.waitMovedLocked(ctx); err != nil {
+			return 0, err
+		}
+	}
 }
 
 // pendingLocked reports whether a stamp up to last is pending.
@@ -133,6 +158,6 @@ func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = last
+	s.last, s.ended = last, last
 	return nil
 }

@@ -43,6 +43,69 @@ func TestAddsAreCounted(t *testing.T) {
 	require.Empty(t, s.pending)
 }
 
+// Next waits for a later stamp that is not pending, and passes no stamp that is pending.
+func TestNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := s.Next(ended, 0)
+		require.ErrorIs(t, err, context.Canceled)
+
+		passed := make(chan int64, 1)
+		next := func(after int64) {
+			go func() {
+				stamp, err := s.Next(t.Context(), after)
+				require.NoError(t, err)
+				passed <- stamp
+			}()
+			synctest.Wait()
+		}
+		next(0)
+		a, b := s.Begin(false), s.Begin(true)
+		time.Sleep(time.Hour)
+		require.Empty(t, passed, "nothing has ended")
+		c, d := s.Begin(false), s.Begin(false)
+		s.End(c)
+		require.Equal(t, a-1, <-passed, "earlier stamps are pending")
+		next(a - 1)
+		require.Empty(t, passed)
+		s.End(a)
+		require.Equal(t, a, <-passed)
+		next(a)
+		s.End(b)
+		require.Equal(t, c, <-passed, "the stamps ended in another order")
+		next(c)
+		require.Empty(t, passed, "nothing has ended since")
+		s.End(d)
+		require.Equal(t, d, <-passed)
+		stamp, err := s.Next(ended, a)
+		require.NoError(t, err, "there is one already")
+		require.Equal(t, d, stamp)
+		_, err = s.Next(ended, d)
+		require.ErrorIs(t, err, context.Canceled)
+		_, err = s.Next(ended, math.MaxInt64)
+		require.ErrorIs(t, err, context.Canceled)
+	})
+}
+
+// What was stored before Resume has ended.
+func TestNextAfterResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		stored := time.Now().Add(time.Hour).UnixNano()
+		require.NoError(t, s.Resume(func(from, to int64) (int64, error) {
+			if from <= stored && stored < to {
+				return stored, nil
+			}
+			return -1, nil
+		}))
+		stamp, err := s.Next(t.Context(), 0)
+		require.NoError(t, err)
+		require.Equal(t, stored, stamp)
+	})
+}
+
 // Wait waits for the stamps that were given before, and for no later stamp.
 func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

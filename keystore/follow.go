@@ -1,0 +1,95 @@
+package keystore
+
+import (
+	"context"
+	"iter"
+	"math"
+	"time"
+)
+
+// Follow is like Events, but waits for more events instead of ending. Follow yields each event
+// soon after its change, misses none and repeats none. Follow ends when Limit is reached, and after
+// Until. To follow only the changes from now on, set After to the present time.
+//
+// The last pair of a Follow that ends otherwise has an error: the error of ctx once ctx is done,
+// ErrClosed after Close, or ErrUnavailable if the store has stopped (see Err). To continue after an
+// error, set After to the At of the last event.
+//
+// Follow holds no lock and no event while the loop body runs: a slow consumer reads the events from
+// the store later. But Options.EventRetention may remove an event that the consumer has not read.
+// Follow starts no goroutine, and each call may have a different query.
+func (s *Store) Follow(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		if err := s.follow(ctx, q, yield); err != nil {
+			yield(Event{}, err)
+		}
+	}
+}
+
+// follow returns the error that ends the list. If the consumer or the query ended the list, follow
+// returns nil.
+func (s *Store) follow(ctx context.Context, q EventQuery, yield func(Event, error) bool) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	only, err := q.keyID()
+	if err != nil {
+		return err
+	}
+	until := int64(math.MaxInt64 - 1)
+	if !q.Until.IsZero() {
+		until = stampAt(q.Until)
+	}
+	yield = atMost(q.Limit, yield)
+	for after := stampAt(q.After); after < until; {
+		last, final, err := s.awaitEvents(ctx, after, q.Until)
+		if err != nil {
+			return err
+		}
+		last = min(last, until)
+		more, err := s.readEvents(ctx, &q, only, after+1, last, yield)
+		if err != nil || !more || final {
+			return err
+		}
+		after = max(after, last)
+	}
+	return nil
+}
+
+// awaitEvents waits until there may be events after the stamp after, and returns the stamp up to
+// which the events can be read now. final means that the time until has passed, so that all later
+// events are after until. If until is zero, final is false.
+func (s *Store) awaitEvents(
+	ctx context.Context, after int64, until time.Time,
+) (last int64, final bool, err error) {
+	for {
+		waiting, cancel := s.whileServing(ctx, until)
+		last, err := s.sequencer.Next(waiting, after)
+		cancel()
+		switch {
+		case err == nil:
+			return last, false, nil
+		case s.serving() != nil:
+			return 0, false, s.serving()
+		case ctx.Err() != nil:
+			return 0, false, ctx.Err()
+		case !until.IsZero() && time.Now().After(until):
+			last, err := s.awaitChanges(ctx)
+			return last, true, err
+		}
+	}
+}
+
+// whileServing returns a context that ends with ctx, when the store stops serving, and after the
+// time until or a little earlier. If until is zero, there is no such time.
+func (s *Store) whileServing(ctx context.Context, until time.Time) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.serves, cancel)
+	end := func() { stop(); cancel() }
+	if until.IsZero() {
+		return ctx, end
+	}
+	// A change at the time until itself is wanted, so wait one nanosecond longer.
+	ctx, cancelTimer := context.WithTimeout(ctx, min(time.Until(until)+1, clockCheck))
+	return ctx, func() { cancelTimer(); end() }
+}

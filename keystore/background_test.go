@@ -20,7 +20,9 @@ import (
 
 // underAnEarlierHasher returns a backend with n keys whose digests an earlier hasher has made, and
 // the earlier hasher.
-func underAnEarlierHasher(t testing.TB, n int) (backend.Backend, []*keystore.Issued, hashing.Hasher) {
+func underAnEarlierHasher(
+	t testing.TB, n int,
+) (backend.Backend, []*keystore.Issued, hashing.Hasher) {
 	t.Helper()
 	b, earlier := &mortal{Backend: backendtest.NewMemory()}, pepper(t, "2025", 1)
 	s, err := keystore.New(b, &keystore.Options{Hasher: earlier})
@@ -35,7 +37,8 @@ func underAnEarlierHasher(t testing.TB, n int) (backend.Backend, []*keystore.Iss
 func TestLastUseWhileDigestsAreReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner, keys, earlier := underAnEarlierHasher(t, 250)
-		s, err := keystore.New(&latent{inner, time.Second}, &keystore.Options{Hasher: keyring(t, hashing.SHA256(), earlier)})
+		s, err := keystore.New(&latent{inner, time.Second},
+			&keystore.Options{Hasher: keyring(t, hashing.SHA256(), earlier)})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		used := create(t, s, keystore.Spec{})
@@ -46,11 +49,14 @@ func TestLastUseWhileDigestsAreReplaced(t *testing.T) {
 			require.Equal(t, time.Now().Truncate(time.Minute).UTC(), lastUsed(t, s, used.Key.ID))
 			time.Sleep(10 * time.Second)
 		}
-		require.Less(t, countEvents(t, s, keystore.ActionRehash), len(keys), "digests are still being replaced")
-		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now().Add(-3 * time.Minute)}, "", nil)
+		require.Less(t, countEvents(t, s, keystore.ActionRehash), len(keys),
+			"digests are still being replaced")
+		n, err := s.RevokeAll(t.Context(),
+			keystore.Query{UnusedSince: time.Now().Add(-3 * time.Minute)}, "", nil)
 		require.NoError(t, err)
 		require.Zero(t, n)
-		require.GreaterOrEqual(t, latestWrittenUse(t, inner), uint64(time.Now().Add(-2*time.Minute).Unix()/60))
+		require.GreaterOrEqual(t, latestWrittenUse(t, inner),
+			uint64(time.Now().Add(-2*time.Minute).Unix()/60))
 	})
 }
 
@@ -116,7 +122,8 @@ func TestBackgroundWorkIsIndependent(t *testing.T) {
 				inner, keys, earlier := underAnEarlierHasher(t, 2)
 				tt.hanging.Backend = inner
 				s, err := keystore.New(&tt.hanging, &keystore.Options{
-					Hasher: keyring(t, hashing.SHA256(), earlier), EventRetention: time.Minute, Timeout: 3 * time.Hour,
+					Hasher: keyring(t, hashing.SHA256(), earlier), EventRetention: time.Minute,
+					Timeout: 3 * time.Hour,
 				})
 				require.NoError(t, err)
 				defer func() { require.NoError(t, s.Close()) }()
@@ -135,7 +142,8 @@ func TestBackgroundWorkIsIndependent(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				require.Equal(t, tt.written, latestWrittenUse(t, inner) == uint64(now.Unix()/60))
-				require.Equal(t, len(keys), countEvents(t, s, keystore.ActionRehash), "digests are replaced")
+				require.Equal(t, len(keys), countEvents(t, s, keystore.ActionRehash),
+					"digests are replaced")
 			})
 		})
 	}
@@ -176,7 +184,8 @@ func TestAFullQueueOfRehashes(t *testing.T) {
 				inner, keys, earlier := underAnEarlierHasher(t, 300)
 				b := &blocked{inner, make(chan struct{})}
 				h := &counting{Hasher: keyring(t, hashing.SHA256(), earlier)}
-				s, err := keystore.New(b, &keystore.Options{Hasher: h, CacheSize: cache, Timeout: -1})
+				s, err := keystore.New(b, &keystore.Options{Hasher: h, CacheSize: cache,
+					Timeout: -1})
 				require.NoError(t, err)
 				defer func() { require.NoError(t, s.Close()) }()
 				synctest.Wait()
@@ -340,7 +349,8 @@ func TestOpenWithAClockThatIsYearsBack(t *testing.T) {
 					e.Key = binary.BigEndian.AppendUint64([]byte{'e'}, stamp(i))
 					i++
 				}
-				require.NoError(t, ahead.Apply(t.Context(), backend.Change{Key: e.Key, Value: e.Value, Revision: e.Revision}))
+				require.NoError(t, ahead.Apply(t.Context(),
+					backend.Change{Key: e.Key, Value: e.Value, Revision: e.Revision}))
 			}
 			last := time.Unix(0, int64(stamp(n-1)))
 			s, err = keystore.New(slowlyReading{ahead}, nil)

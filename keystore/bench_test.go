@@ -20,8 +20,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// A hit against the SHA-256 of the same token, round by round, so that both have the same noise: x-sha256 is the
-// ratio of the medians.
+// A hit against the SHA-256 of the same token, round by round, so that both have the same noise:
+// x-sha256 is the ratio of the medians.
 func BenchmarkVerifyHit(b *testing.B) {
 	s := open(b, nil)
 	text := create(b, s, keystore.Spec{}).Secret.Reveal()
@@ -51,9 +51,10 @@ func BenchmarkVerifyHit(b *testing.B) {
 	b.ReportMetric(float64(hit)/float64(hash), "x-sha256")
 }
 
-// Hits on one hot key, and on 65,536 keys at random, by one goroutine and by two, against the SHA-256 of the same tokens in
-// the same order, in turns: x-sha256 is the ratio of the medians for one goroutine, and x-two how many times as much two
-// get done in the same time. With a core each for two goroutines, and nothing else running, that is 2 at best.
+// Hits on one hot key, and on 65,536 keys at random, by one goroutine and by two, against the
+// SHA-256 of the same tokens in the same order, in turns: x-sha256 is the ratio of the medians for
+// one goroutine, and x-two how many times as much two get done in the same time. With a core each
+// for two goroutines, and nothing else running, that is 2 at best.
 func BenchmarkVerifyParallel(b *testing.B) {
 	const batch = 1 << 13
 	for _, bm := range []struct {
@@ -193,8 +194,8 @@ func BenchmarkVerifyHitAtRandom(b *testing.B) {
 	runtime.KeepAlive(plain)
 }
 
-// A hit with everything on that happens at a hit, against one with nothing on, round by round: x-plain is the ratio of the
-// medians.
+// A hit with everything on that happens at a hit, against one with nothing on, round by round:
+// x-plain is the ratio of the medians.
 func BenchmarkVerifyHitFeatures(b *testing.B) {
 	plain, full := open(b, nil), featured(b)
 	plainText := create(b, plain, keystore.Spec{}).Secret.Reveal()
@@ -264,8 +265,9 @@ func BenchmarkBind(b *testing.B) {
 	b.ReportMetric(float64(median(binds))/float64(median(hashes)), "x-sha256")
 }
 
-// A miss, and the refusal of a key that nobody issued, against the store's read of the same records, in turns, in a
-// store of 20,000 keys that was opened anew: x-read and x-unknown are the ratios of the medians.
+// A miss, and the refusal of a key that nobody issued, against the store's read of the same
+// records, in turns, in a store of 20,000 keys that was opened anew: x-read and x-unknown are the
+// ratios of the medians.
 func BenchmarkVerifyMiss(b *testing.B) {
 	const keys, batch = 20_000, 500
 	dir := b.TempDir()
@@ -291,7 +293,8 @@ func BenchmarkVerifyMiss(b *testing.B) {
 
 	db, err := badgerdb.Open(dir, badgerdb.Options{})
 	require.NoError(b, err)
-	s, err = keystore.New(db, &keystore.Options{CacheSize: -1, Timeout: -1}) // as Open has it, which needs no limit of time
+	// as Open has it, which needs no limit of time
+	s, err = keystore.New(db, &keystore.Options{CacheSize: -1, Timeout: -1})
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, s.Close()) })
 	format, err := token.NewFormat("oil", 64, keystore.ASCII62)
@@ -303,7 +306,8 @@ func BenchmarkVerifyMiss(b *testing.B) {
 	var ids [batch][]byte
 	var drawn [batch]string
 	ctx := b.Context()
-	// round returns the time of reading the records of some of the texts, and that of verifying them.
+	// round returns the time of reading the records of some of the texts, and that of verifying
+	// them.
 	round := func(texts []string) (read, verify time.Duration) {
 		for i := range drawn {
 			drawn[i] = texts[rand.IntN(len(texts))]
@@ -365,7 +369,8 @@ func BenchmarkVerifyMalformed(b *testing.B) {
 				}
 				refused = append(refused, time.Since(begin))
 			}
-			b.ReportMetric(float64((median(refused)-median(parsed)).Nanoseconds())/batch, "ns/above-parsing")
+			b.ReportMetric(float64((median(refused)-median(parsed)).Nanoseconds())/batch,
+				"ns/above-parsing")
 		})
 	}
 }
@@ -403,7 +408,8 @@ func BenchmarkVerifyWrongSecret(b *testing.B) {
 	b.ReportMetric(float64(median(refusals))/float64(median(hashes)), "x-sha256")
 }
 
-// Durable creates by one writer and by 64, in turns of a fixed time: x-one is how many times as many the 64 make.
+// Durable creates by one writer and by 64, in turns of a fixed time: x-one is how many times as
+// many the 64 make.
 func BenchmarkCreate(b *testing.B) {
 	s := open(b, nil)
 	perSecond := func(writers int) float64 {
@@ -447,7 +453,8 @@ func heap() uint64 {
 }
 
 func TestVerifyHitDoesNotAllocate(t *testing.T) {
-	for name, s := range map[string]*keystore.Store{"plain": open(t, nil), "with everything on": featured(t)} {
+	for name, s := range map[string]*keystore.Store{"plain": open(t, nil),
+		"with everything on": featured(t)} {
 		spec := limited
 		spec.ExpiresAt = time.Now().Add(time.Hour)
 		text := create(t, s, spec).Secret.Reveal()
@@ -459,8 +466,8 @@ func TestVerifyHitDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// A flood of well-formed keys that nobody issued costs a read each, and nothing else: it evicts nothing and is not
-// remembered.
+// A flood of well-formed keys that nobody issued costs a read each, and nothing else: it evicts
+// nothing and is not remembered.
 func TestUnknownKeysDoNotEvictOrFill(t *testing.T) {
 	floods := 1_000_000
 	if testing.Short() || raceEnabled {
@@ -501,8 +508,8 @@ func TestUnknownKeysDoNotEvictOrFill(t *testing.T) {
 	require.Less(t, heap(), before+(16<<20), "memory is bounded")
 }
 
-// Reads of keys that are not cached while eight writers commit, against the same while none does: p99-x-idle is the 99th
-// percentile of the one over the median of the other.
+// Reads of keys that are not cached while eight writers commit, against the same while none does:
+// p99-x-idle is the 99th percentile of the one over the median of the other.
 func BenchmarkVerifyMissBesideWriters(b *testing.B) {
 	s := open(b, &keystore.Options{CacheSize: -1})
 	var tokens []string
@@ -511,7 +518,8 @@ func BenchmarkVerifyMissBesideWriters(b *testing.B) {
 	}
 	n := 0
 	read := func() time.Duration {
-		time.Sleep(100 * time.Microsecond) // a caller now and then, as a miss is, and not one that takes a core
+		// a caller now and then, as a miss is, and not one that takes a core
+		time.Sleep(100 * time.Microsecond)
 		n++
 		begin := time.Now()
 		if _, err := s.Verify(b.Context(), tokens[n%len(tokens)]); err != nil {

@@ -23,11 +23,14 @@ func bindInRig(t *testing.T, parent context.Context) *boundContext {
 	return ctx.(*boundContext)
 }
 
-// A context that nobody has asked for Done is only marked by stop. Whatever is looked at next shows that it has ended.
+// A context that nobody has asked for Done is only marked by stop. Whatever is looked at next shows
+// that it has ended.
 func TestEveryMethodShowsTheEndOfAContext(t *testing.T) {
 	type key struct{}
 	for name, look := range map[string]func(t *testing.T, b *boundContext){
-		"Err":  func(t *testing.T, b *boundContext) { require.ErrorIs(t, b.Err(), context.Canceled) },
+		"Err": func(t *testing.T, b *boundContext) {
+			require.ErrorIs(t, b.Err(), context.Canceled)
+		},
 		"Done": func(t *testing.T, b *boundContext) { <-b.Done() },
 		"Cause": func(t *testing.T, b *boundContext) {
 			require.ErrorIs(t, context.Cause(b), ErrRevoked)
@@ -109,7 +112,8 @@ func (h *hooked) Match(d hashing.Digest, token string) hashing.Result {
 	return r
 }
 
-// A Bind under a context of Bind's, which ends meanwhile: that is no answer about the key that is bound.
+// A Bind under a context of Bind's, which ends meanwhile: that is no answer about the key that is
+// bound.
 func TestAnEndedParentIsNotADenial(t *testing.T) {
 	h := &hooked{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
@@ -188,10 +192,18 @@ func TestOnlyEndsByTheStoreAreReported(t *testing.T) {
 		end    func(s *Store, id string, cancelParent, release context.CancelFunc)
 		report bool
 	}{
-		"release":         {func(_ *Store, _ string, _, release context.CancelFunc) { release() }, false},
-		"release, twice":  {func(_ *Store, _ string, _, release context.CancelFunc) { release(); release() }, false},
-		"the parent":      {func(_ *Store, _ string, cancel, _ context.CancelFunc) { cancel() }, false},
-		"parent, release": {func(_ *Store, _ string, cancel, release context.CancelFunc) { cancel(); release() }, false},
+		"release": {func(_ *Store, _ string, _, release context.CancelFunc) { release() },
+			false},
+		"release, twice": {func(_ *Store, _ string, _, release context.CancelFunc) {
+			release()
+			release()
+		}, false},
+		"the parent": {func(_ *Store, _ string, cancel, _ context.CancelFunc) { cancel() },
+			false},
+		"parent, release": {func(_ *Store, _ string, cancel, release context.CancelFunc) {
+			cancel()
+			release()
+		}, false},
 		"release, Revoke": {func(s *Store, id string, _, release context.CancelFunc) {
 			release()
 			require.NoError(t, s.Revoke(context.Background(), id, ""))
@@ -204,9 +216,16 @@ func TestOnlyEndsByTheStoreAreReported(t *testing.T) {
 			require.NoError(t, s.Disable(context.Background(), id, ""))
 			require.NoError(t, s.Revoke(context.Background(), id, ""))
 		}, true},
-		"expiry":          {func(*Store, string, context.CancelFunc, context.CancelFunc) { time.Sleep(time.Hour) }, true},
-		"release, expiry": {func(_ *Store, _ string, _, release context.CancelFunc) { release(); time.Sleep(time.Hour) }, false},
-		"Close":           {func(s *Store, _ string, _, _ context.CancelFunc) { require.NoError(t, s.Close()) }, true},
+		"expiry": {func(*Store, string, context.CancelFunc, context.CancelFunc) {
+			time.Sleep(time.Hour)
+		}, true},
+		"release, expiry": {func(_ *Store, _ string, _, release context.CancelFunc) {
+			release()
+			time.Sleep(time.Hour)
+		}, false},
+		"Close": {func(s *Store, _ string, _, _ context.CancelFunc) {
+			require.NoError(t, s.Close())
+		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -214,7 +233,8 @@ func TestOnlyEndsByTheStoreAreReported(t *testing.T) {
 				s, err := New(backendtest.NewMemory(), &Options{Observer: c})
 				require.NoError(t, err)
 				defer s.Close()
-				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				issued, err := s.Create(t.Context(),
+					Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 				require.NoError(t, err)
 				parent, cancel := context.WithCancel(t.Context())
 				defer cancel()
@@ -236,7 +256,8 @@ func TestOnlyEndsByTheStoreAreReported(t *testing.T) {
 	}
 }
 
-// What a context is told before it is admitted counts, in the order in which it comes, and does not end what comes later.
+// What a context is told before it is admitted counts, in the order in which it comes, and does not
+// end what comes later.
 func TestChangesBeforeTheAdmissionCount(t *testing.T) {
 	h := &hooked{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
@@ -245,7 +266,8 @@ func TestChangesBeforeTheAdmissionCount(t *testing.T) {
 	bind := func(before func(id string) error) (id string, ctx context.Context, err error) {
 		issued, err := s.Create(t.Context(), Spec{Name: "test"})
 		require.NoError(t, err)
-		_, err = s.Verify(t.Context(), issued.Secret.Reveal()) // so that Bind is registered when it decides
+		// so that Bind is registered when it decides
+		_, err = s.Verify(t.Context(), issued.Secret.Reveal())
 		require.NoError(t, err)
 		h.hook = func() { require.NoError(t, before(issued.Key.ID)) }
 		ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
@@ -271,16 +293,20 @@ func TestChangesBeforeTheAdmissionCount(t *testing.T) {
 	require.ErrorIs(t, context.Cause(ctx), ErrRevoked)
 }
 
-// A change that was committed before a context was bound is no change to it, however late it is told.
+// A change that was committed before a context was bound is no change to it, however late it is
+// told.
 func TestALateNotificationOfAnEarlierChangeEndsNothing(t *testing.T) {
 	r := newRig(t, fence.TwoPhase)
 	id := r.issued.Key.ID
 	after := r.backend.set(&r.backend.afterApply)
 	expire := func(ctx context.Context, at time.Time) error {
-		_, err := r.store.Update(ctx, id, func(spec *Spec) error { spec.ExpiresAt = at; return nil })
+		_, err := r.store.Update(ctx, id,
+			func(spec *Spec) error { spec.ExpiresAt = at; return nil })
 		return err
 	}
-	narrowing := start(func() error { return expire(context.Background(), time.Now().Add(time.Hour)) })
+	narrowing := start(func() error {
+		return expire(context.Background(), time.Now().Add(time.Hour))
+	})
 	<-after.arrived
 	r.backend.clear(&r.backend.afterApply)
 	require.NoError(t, expire(t.Context(), time.Time{}))
@@ -291,24 +317,29 @@ func TestALateNotificationOfAnEarlierChangeEndsNothing(t *testing.T) {
 	require.NoError(t, bound.Err(), "it has been bound since")
 }
 
-// Of two changes that come in the wrong order, the earlier one is judged by what the key was when bound, and the later
-// one's expiry stays.
+// Of two changes that come in the wrong order, the earlier one is judged by what the key was when
+// bound, and the later one's expiry stays.
 func TestNotificationsInTheWrongOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, fence.TwoPhase)
 		expires := time.Now().Add(time.Hour)
 		update := func(change func(*Spec)) error {
-			_, err := r.store.Update(context.Background(), r.issued.Key.ID, func(spec *Spec) error { change(spec); return nil })
+			_, err := r.store.Update(context.Background(), r.issued.Key.ID,
+				func(spec *Spec) error { change(spec); return nil })
 			return err
 		}
 		require.NoError(t, update(func(spec *Spec) { spec.ExpiresAt = expires }))
 		bound, err := r.bind()
 		require.NoError(t, err)
 		after := r.backend.set(&r.backend.afterApply)
-		first := start(func() error { return update(func(spec *Spec) { spec.ExpiresAt = expires.Add(time.Hour) }) })
+		first := start(func() error {
+			return update(func(spec *Spec) { spec.ExpiresAt = expires.Add(time.Hour) })
+		})
 		<-after.arrived
 		r.backend.clear(&r.backend.afterApply)
-		require.NoError(t, update(func(spec *Spec) { spec.ExpiresAt, spec.Scopes = expires.Add(2*time.Hour), []string{"more"} }))
+		require.NoError(t, update(func(spec *Spec) {
+			spec.ExpiresAt, spec.Scopes = expires.Add(2*time.Hour), []string{"more"}
+		}))
 		close(after.open)
 		require.NoError(t, first())
 		require.NoError(t, bound.Err())
@@ -336,7 +367,8 @@ func TestATimerThatFiresLateEndsNothing(t *testing.T) {
 	})
 }
 
-// A timer that fires while a change ends the context does not report the end again, and nothing follows twice.
+// A timer that fires while a change ends the context does not report the end again, and nothing
+// follows twice.
 func TestAnEndIsReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := new(counts)
@@ -367,7 +399,8 @@ func TestBindEndSaysHowLong(t *testing.T) {
 		s, err := New(backendtest.NewMemory(), &Options{Observer: o})
 		require.NoError(t, err)
 		defer s.Close()
-		issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+		issued, err := s.Create(t.Context(),
+			Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
 		_, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
@@ -405,8 +438,8 @@ func TestAReleasedContextIsNotArmedAgain(t *testing.T) {
 	require.Nil(t, b.timer)
 }
 
-// A context that the store has ended is not held by its timer or by its parent until the key expires, even if its owner
-// never releases it.
+// A context that the store has ended is not held by its timer or by its parent until the key
+// expires, even if its owner never releases it.
 func TestAnEndedContextIsNotReferenced(t *testing.T) {
 	for name, end := range map[string]func(s *Store, id string) error{
 		"Revoke": func(s *Store, id string) error { return s.Revoke(context.Background(), id, "") },
@@ -420,7 +453,8 @@ func TestAnEndedContextIsNotReferenced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newRig(t, fence.TwoPhase).store
-				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				issued, err := s.Create(t.Context(),
+					Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 				require.NoError(t, err)
 				parent := &watched{Context: t.Context()}
 				ctx, _, _, err := parts(s.Bind(parent, issued.Secret.Reveal()))
@@ -437,8 +471,8 @@ func TestAnEndedContextIsNotReferenced(t *testing.T) {
 	}
 }
 
-// A watched context counts the contexts that are derived from it, and not cancelled yet: package context calls AfterFunc
-// for each.
+// A watched context counts the contexts that are derived from it, and not cancelled yet: package
+// context calls AfterFunc for each.
 type watched struct {
 	context.Context
 	children atomic.Int64
@@ -450,8 +484,9 @@ func (w *watched) AfterFunc(func()) (stop func() bool) {
 	return func() bool { return w.children.Add(-1) >= 0 }
 }
 
-// A timer runs by a clock that stands still while the machine sleeps, and that is not set as the clock of the day is. So
-// a context looks at the clock of the day every minute. The test moves the end of the key instead of the clock.
+// A timer runs by a clock that stands still while the machine sleeps, and that is not set as the
+// clock of the day is. So a context looks at the clock of the day every minute. The test moves the
+// end of the key instead of the clock.
 func TestExpiryFollowsTheWallClock(t *testing.T) {
 	for name, tt := range map[string]struct{ set, after time.Duration }{
 		"ahead, past the end":   {2 * time.Hour, clockCheck},
@@ -462,7 +497,8 @@ func TestExpiryFollowsTheWallClock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newRig(t, fence.TwoPhase).store
-				issued, err := s.Create(t.Context(), Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
+				issued, err := s.Create(t.Context(),
+					Spec{Name: "test", ExpiresAt: time.Now().Add(time.Hour)})
 				require.NoError(t, err)
 				ctx, _, release, err := parts(s.Bind(t.Context(), issued.Secret.Reveal()))
 				require.NoError(t, err)
@@ -562,11 +598,13 @@ func (slow) Ended(BindEnd)         { time.Sleep(time.Minute) }
 func (slow) Changed(Event)         { time.Sleep(time.Minute) }
 func (slow) Verified(Verification) {}
 
-// The outcome of a change is known as soon as the backend has answered. However long it takes to tell everybody, it is not
-// reported as unknown, neither for the store's timeout nor for the caller's.
+// The outcome of a change is known as soon as the backend has answered. However long it takes to
+// tell everybody, it is not reported as unknown, neither for the store's timeout nor for the
+// caller's.
 func TestASlowObserverDoesNotMakeAnOutcomeUnknown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for name, deadline := range map[string]time.Duration{"the store's timeout": time.Hour, "the caller's": time.Second} {
+		for name, deadline := range map[string]time.Duration{"the store's timeout": time.Hour,
+			"the caller's": time.Second} {
 			b := backendtest.NewMemory()
 			s, err := New(b, &Options{Observer: slow{}, Timeout: 10 * time.Second})
 			require.NoError(t, err)

@@ -18,7 +18,9 @@ import (
 )
 
 // fill creates n keys, by many at once.
-func fill(t testing.TB, s *keystore.Store, n int, spec func(i int) keystore.Spec) []*keystore.Issued {
+func fill(
+	t testing.TB, s *keystore.Store, n int, spec func(i int) keystore.Spec,
+) []*keystore.Issued {
 	t.Helper()
 	const writers = 64
 	keys := make([]*keystore.Issued, n)
@@ -62,11 +64,15 @@ func TestRevokeAllRevokesTheSelectionAndNothingElse(t *testing.T) {
 		query keystore.Query
 	}{
 		"owner": {
-			func(i int) keystore.Spec { return keystore.Spec{Owner: []string{"acme", "ajax"}[i%2]} },
+			func(i int) keystore.Spec {
+				return keystore.Spec{Owner: []string{"acme", "ajax"}[i%2]}
+			},
 			keystore.Query{Owner: "acme"},
 		},
 		"scope": {
-			func(i int) keystore.Spec { return keystore.Spec{Scopes: [][]string{{"orders:*"}, {"stock:read"}}[i%2]} },
+			func(i int) keystore.Spec {
+				return keystore.Spec{Scopes: [][]string{{"orders:*"}, {"stock:read"}}[i%2]}
+			},
 			keystore.Query{Scope: "orders:write"},
 		},
 	} {
@@ -85,8 +91,11 @@ func TestRevokeAllRevokesTheSelectionAndNothingElse(t *testing.T) {
 
 			var listed []string
 			n, err := s.RevokeAll(t.Context(), tt.query, "", &keystore.RevokeAllOptions{
-				DryRun:   true,
-				Progress: func(k *keystore.Key, done int) { listed = append(listed, k.ID); require.Len(t, listed, done) },
+				DryRun: true,
+				Progress: func(k *keystore.Key, done int) {
+					listed = append(listed, k.ID)
+					require.Len(t, listed, done)
+				},
 			})
 			require.NoError(t, err)
 			require.Equal(t, 150, n)
@@ -120,12 +129,14 @@ func TestRevokeAllRevokesTheSelectionAndNothingElse(t *testing.T) {
 // that all are meant.
 func TestRevokeAllOfEveryKeyNeedsAll(t *testing.T) {
 	s := open(t, nil)
-	keys := fill(t, s, 3, func(int) keystore.Spec { return keystore.Spec{Owner: "acme", Scopes: []string{"a"}} })
+	keys := fill(t, s, 3,
+		func(int) keystore.Spec { return keystore.Spec{Owner: "acme", Scopes: []string{"a"}} })
 	live := bind(t, s, keys[0].Secret.Reveal())
 	var owner string
 	for _, dry := range []bool{true, false} {
 		for _, q := range []keystore.Query{
-			{Owner: owner}, {Owner: owner, Limit: 1}, {Owner: owner, Cursor: keys[0].Key.ID}, {Limit: -1},
+			{Owner: owner}, {Owner: owner, Limit: 1}, {Owner: owner, Cursor: keys[0].Key.ID},
+			{Limit: -1},
 		} {
 			n, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%+v", q)
@@ -133,9 +144,11 @@ func TestRevokeAllOfEveryKeyNeedsAll(t *testing.T) {
 			require.Zero(t, n)
 		}
 		for _, q := range []keystore.Query{
-			{Owner: "x"}, {Status: keystore.StatusActive}, {Scope: "a"}, {CreatedBefore: time.Now()}, {UnusedSince: time.Now()},
+			{Owner: "x"}, {Status: keystore.StatusActive}, {Scope: "a"},
+			{CreatedBefore: time.Now()}, {UnusedSince: time.Now()},
 		} {
-			_, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry, All: true})
+			_, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry,
+				All: true})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%+v", q)
 		}
 	}
@@ -165,7 +178,8 @@ func TestRevokeAllByAgeAndByUse(t *testing.T) {
 		require.NoError(t, err)
 		young := create(t, s, keystore.Spec{})
 
-		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now().Add(-time.Minute)}, "", nil)
+		n, err := s.RevokeAll(t.Context(),
+			keystore.Query{UnusedSince: time.Now().Add(-time.Minute)}, "", nil)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.Equal(t, 2, admitted(t, s, []*keystore.Issued{old, used, young}))
@@ -175,7 +189,8 @@ func TestRevokeAllByAgeAndByUse(t *testing.T) {
 		require.Equal(t, 1, n)
 		require.Equal(t, 1, admitted(t, s, []*keystore.Issued{used, young}))
 
-		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "",
+			&keystore.RevokeAllOptions{All: true})
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.Zero(t, admitted(t, s, []*keystore.Issued{old, used, young}))
@@ -200,14 +215,15 @@ func TestRevokeAllContinuesAfterAnInterruption(t *testing.T) {
 	require.Less(t, first, n)
 	require.LessOrEqual(t, admitted(t, s, keys), n-first)
 
-	second, err := s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+	second, err := s.RevokeAll(t.Context(), keystore.Query{}, "",
+		&keystore.RevokeAllOptions{All: true})
 	require.NoError(t, err)
 	require.LessOrEqual(t, first+second, n)
 	require.Zero(t, admitted(t, s, keys))
 }
 
-// The ID of a key is older than the key. One whose Create is slow is found all the same, when others with later IDs have
-// been read long since.
+// The ID of a key is older than the key. One whose Create is slow is found all the same, when
+// others with later IDs have been read long since.
 func TestRevokeAllFindsWhatIsBeingCreated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &stalling{Backend: backendtest.NewMemory()}
@@ -228,10 +244,11 @@ func TestRevokeAllFindsWhatIsBeingCreated(t *testing.T) {
 			var told []string
 			revoked := make(chan error, 1)
 			go func() {
-				_, err := s.RevokeAll(context.Background(), keystore.Query{Limit: limit}, "", &keystore.RevokeAllOptions{
-					All:      true,
-					Progress: func(k *keystore.Key, _ int) { told = append(told, k.ID) },
-				})
+				_, err := s.RevokeAll(context.Background(), keystore.Query{Limit: limit}, "",
+					&keystore.RevokeAllOptions{
+						All:      true,
+						Progress: func(k *keystore.Key, _ int) { told = append(told, k.ID) },
+					})
 				revoked <- err
 			}()
 			synctest.Wait()
@@ -252,7 +269,8 @@ func TestRevokeAllFindsWhatIsBeingCreated(t *testing.T) {
 
 func TestRevokeAllEndsLiveContexts(t *testing.T) {
 	s := open(t, nil)
-	acme, ajax := create(t, s, keystore.Spec{Owner: "acme"}), create(t, s, keystore.Spec{Owner: "ajax"})
+	acme, ajax := create(t, s, keystore.Spec{Owner: "acme"}), create(t, s,
+		keystore.Spec{Owner: "ajax"})
 	ends := bind(t, s, acme.Secret.Reveal())
 	stays := bind(t, s, ajax.Secret.Reveal())
 	_, err := s.RevokeAll(t.Context(), keystore.Query{Owner: "acme"}, "", nil)
@@ -275,10 +293,11 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 					return
 				default:
 				}
-				_, err := s.Update(context.Background(), keys[i].Key.ID, func(spec *keystore.Spec) error {
-					spec.Metadata["touched"] = fmt.Sprint(i, time.Now())
-					return nil
-				})
+				_, err := s.Update(context.Background(), keys[i].Key.ID,
+					func(spec *keystore.Spec) error {
+						spec.Metadata["touched"] = fmt.Sprint(i, time.Now())
+						return nil
+					})
 				if err != nil && !errors.Is(err, keystore.ErrKeyRevoked) {
 					t.Error(err)
 					return
@@ -295,7 +314,8 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 	require.Zero(t, none)
 }
 
-// A damaged last use, of one key, is nothing to those who do not ask for it, and to others it is an error about that key.
+// A damaged last use, of one key, is nothing to those who do not ask for it, and to others it is an
+// error about that key.
 func TestDamagedLastUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := backendtest.NewMemory()
@@ -308,10 +328,12 @@ func TestDamagedLastUse(t *testing.T) {
 			require.NoError(t, err)
 			ids = append(ids, e.Key[1:])
 		}
-		require.NoError(t, b.Apply(t.Context(), backend.Change{Key: append([]byte("u"), ids[1]...), Value: []byte{0xff}}))
+		require.NoError(t, b.Apply(t.Context(), backend.Change{Key: append([]byte("u"), ids[1]...),
+			Value: []byte{0xff}}))
 		time.Sleep(time.Second)
 		require.Equal(t, 5, admitted(t, s, keys))
-		require.NoError(t, s.Backup(t.Context(), io.Discard), "the uses of the others can be written")
+		require.NoError(t, s.Backup(t.Context(), io.Discard),
+			"the uses of the others can be written")
 
 		listed, damaged := 0, 0
 		for k, err := range s.List(t.Context(), keystore.Query{}) {
@@ -327,7 +349,8 @@ func TestDamagedLastUse(t *testing.T) {
 		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now()}, "", nil)
 		require.ErrorIs(t, err, keystore.ErrCorrupt)
 		require.Zero(t, n)
-		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+		n, err = s.RevokeAll(t.Context(), keystore.Query{}, "",
+			&keystore.RevokeAllOptions{All: true})
 		require.NoError(t, err)
 		require.Equal(t, 5, n)
 		require.Zero(t, admitted(t, s, keys))
@@ -381,8 +404,8 @@ func TestPurgeRemovesTheLongDeadAndNothingElse(t *testing.T) {
 	})
 }
 
-// BenchmarkRevokeAll revokes half of 200,000 keys while the other half is used, and compares the time with that of
-// creating as many through the same committer.
+// BenchmarkRevokeAll revokes half of 200,000 keys while the other half is used, and compares the
+// time with that of creating as many through the same committer.
 func BenchmarkRevokeAll(b *testing.B) {
 	const n = 100_000
 	for b.Loop() {

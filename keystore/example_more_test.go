@@ -15,8 +15,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// A key that works from one network only. The interceptors tell the store a caller's address; elsewhere WithClientAddr
-// does.
+// A key that works from one network only. The interceptors tell the store a caller's address;
+// elsewhere WithClientAddr does.
 func ExampleWithClientAddr() {
 	store, done := exampleStore()
 	defer done()
@@ -29,7 +29,8 @@ func ExampleWithClientAddr() {
 		log.Fatal(err)
 	}
 	for _, addr := range []string{"192.0.2.7", "198.51.100.1"} {
-		_, err := store.Verify(keystore.WithClientAddr(ctx, netip.MustParseAddr(addr)), issued.Secret.Reveal())
+		_, err := store.Verify(keystore.WithClientAddr(ctx, netip.MustParseAddr(addr)),
+			issued.Secret.Reveal())
 		fmt.Println(addr, err)
 	}
 	// Output:
@@ -53,7 +54,8 @@ func ExampleRateLimitError() {
 		_, err = store.Verify(ctx, issued.Secret.Reveal())
 		var limited *keystore.RateLimitError
 		if errors.As(err, &limited) {
-			fmt.Println("again in", limited.RetryAfter.Round(time.Hour), errors.Is(err, keystore.ErrDenied))
+			fmt.Println("again in", limited.RetryAfter.Round(time.Hour),
+				errors.Is(err, keystore.ErrDenied))
 			continue
 		}
 		fmt.Println(err)
@@ -182,8 +184,8 @@ func ExampleObserver() {
 	// 1 1 1
 }
 
-// A pepper is introduced: digests without it still match, and are replaced when their keys are used. When
-// Stats().Outdated is 0, the keyring can be dropped for the new hasher alone.
+// A pepper is introduced: digests without it still match, and are replaced when their keys are
+// used. When Stats().Outdated is 0, the keyring can be dropped for the new hasher alone.
 func ExampleStats() {
 	dir, err := os.MkdirTemp("", "example-")
 	if err != nil {
@@ -225,8 +227,8 @@ func ExampleStats() {
 	// <nil>
 }
 
-// A token has been found in a public place. Anybody could have written it, so only a token that proves its secret ends
-// the key.
+// A token has been found in a public place. Anybody could have written it, so only a token that
+// proves its secret ends the key.
 func ExampleStore_Inspect() {
 	store, done := exampleStore()
 	defer done()

@@ -33,7 +33,8 @@ func Example() {
 	defer done()
 	ctx := context.Background()
 
-	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Owner: "team-a", Scopes: []string{"orders:read"}})
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Owner: "team-a",
+		Scopes: []string{"orders:read"}})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -84,13 +85,13 @@ func ExampleStore_Bind() {
 func ExampleStore_Create() {
 	store, done := exampleStore()
 	defer done()
-	_, err := store.Create(context.Background(), keystore.Spec{Name: "demo", ExpiresAt: time.Now().Add(24 * time.Hour)})
+	_, err := store.Create(context.Background(),
+		keystore.Spec{Name: "demo", ExpiresAt: time.Now().Add(24 * time.Hour)})
 	fmt.Println(err)
 	_, err = store.Create(context.Background(), keystore.Spec{})
 	fmt.Println(err)
-	// Output:
-	// <nil>
-	// keystore: invalid argument: Spec.Name is empty: give the key a name that tells it from others in a list
+	// Output: <nil> keystore: invalid argument: Spec.Name is empty: give the key a name that tells
+	// it from others in a list
 }
 
 // Keys page by page: the last ID of a page is the cursor for the next.
@@ -161,7 +162,8 @@ func ExampleStore_Update() {
 	store, done := exampleStore()
 	defer done()
 	ctx := context.Background()
-	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Scopes: []string{"orders:read", "orders:write"}})
+	issued, err := store.Create(ctx, keystore.Spec{Name: "ci", Scopes: []string{"orders:read",
+		"orders:write"}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -11,8 +11,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// What is asked of keys that are not there, not keys, or dead, and in too many words: a named error, and nothing done.
-// For a cancelled context, a closed store and a failing one see everyCall; for a race that is lost, TestConcurrentUpdates.
+// What is asked of keys that are not there, not keys, or dead, and in too many words: a named
+// error, and nothing done. For a cancelled context, a closed store and a failing one see everyCall;
+// for a race that is lost, TestConcurrentUpdates.
 func TestCallsThatCannotSucceedReturnNamedErrors(t *testing.T) {
 	s := open(t, nil)
 	dead := create(t, s, keystore.Spec{}).Key.ID
@@ -26,7 +27,8 @@ func TestCallsThatCannotSucceedReturnNamedErrors(t *testing.T) {
 		"Enable":  func(id, _ string) error { return s.Enable(ctx, id) },
 		"Rotate":  func(id, _ string) error { _, err := s.Rotate(ctx, id, time.Hour); return err },
 		"Update": func(id, text string) error {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Name += text; return nil })
+			_, err := s.Update(ctx, id,
+				func(spec *keystore.Spec) error { spec.Name += text; return nil })
 			return err
 		},
 		"Get": func(id, _ string) error { _, err := s.Get(ctx, id); return err },
@@ -72,7 +74,8 @@ func TestCallsThatCannotSucceedReturnNamedErrors(t *testing.T) {
 	require.Equal(t, keystore.StatusActive, key.Status())
 }
 
-// What an error says of a call names the call and the key, and repeats nothing that may be a secret.
+// What an error says of a call names the call and the key, and repeats nothing that may be a
+// secret.
 func TestErrorTexts(t *testing.T) {
 	s := inMemory(t)
 	ctx := t.Context()
@@ -102,5 +105,6 @@ func TestErrorTexts(t *testing.T) {
 	saved := backup(t, s)
 	err = s.Restore(ctx, bytes.NewReader(saved[:len(saved)-1]))
 	require.ErrorIs(t, err, keystore.ErrCorrupt)
-	require.EqualError(t, err, "keystore: restore: the backup is damaged: it is cut off; nothing was changed")
+	require.EqualError(t, err, "keystore: restore: the backup is damaged: it is cut off; nothing "+
+		"was changed")
 }

@@ -108,7 +108,9 @@ func TestFailingBackendIsUnavailable(t *testing.T) {
 func TestABackendCannotDeny(t *testing.T) {
 	s, b := withFaults(t, &keystore.Options{CacheSize: -1})
 	issued := create(t, s, keystore.Spec{})
-	for _, err := range []error{context.Canceled, context.DeadlineExceeded, backend.ErrConflict, backend.ErrLocked, backend.ErrTooLarge, keystore.ErrRevoked, errors.Join(backend.ErrFailed, keystore.ErrUnknown)} {
+	for _, err := range []error{context.Canceled, context.DeadlineExceeded, backend.ErrConflict,
+		backend.ErrLocked, backend.ErrTooLarge, keystore.ErrRevoked, errors.Join(backend.ErrFailed,
+			keystore.ErrUnknown)} {
 		b.fail.Store(&err)
 		_, got := s.Verify(t.Context(), issued.Secret.Reveal())
 		require.ErrorIs(t, got, keystore.ErrUnavailable)
@@ -133,7 +135,8 @@ func TestHangingBackendIsUnavailable(t *testing.T) {
 		require.ErrorIs(t, err, keystore.ErrUnavailable)
 		require.NoError(t, bound.Err())
 		require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, ""), keystore.ErrUnavailable)
-		require.ErrorIs(t, context.Cause(bound), keystore.ErrRevoked, "a revocation that failed cuts all the same")
+		require.ErrorIs(t, context.Cause(bound), keystore.ErrRevoked,
+			"a revocation that failed cuts all the same")
 
 		// A caller with less patience hears its own deadline.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -149,7 +152,8 @@ func TestHangingBackendIsUnavailable(t *testing.T) {
 	})
 }
 
-// stalling holds one Apply back, and makes it all the same when it is let go: the caller has long gone.
+// stalling holds one Apply back, and makes it all the same when it is let go: the caller has long
+// gone.
 type stalling struct {
 	backend.Backend
 	stall chan struct{}
@@ -162,7 +166,8 @@ func (b *stalling) Apply(ctx context.Context, changes ...backend.Change) error {
 	return b.Backend.Apply(ctx, changes...)
 }
 
-// A revocation whose caller gave up, and that then takes effect, is not lost behind a cached record.
+// A revocation whose caller gave up, and that then takes effect, is not lost behind a cached
+// record.
 func TestRevocationThatTakesEffectLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &stalling{Backend: backendtest.NewMemory()}
@@ -170,7 +175,10 @@ func TestRevocationThatTakesEffectLate(t *testing.T) {
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		issued := create(t, s, keystore.Spec{})
-		verify := func() error { _, err := s.Verify(t.Context(), issued.Secret.Reveal()); return err }
+		verify := func() error {
+			_, err := s.Verify(t.Context(), issued.Secret.Reveal())
+			return err
+		}
 		require.NoError(t, verify())
 		b.stall = make(chan struct{})
 
@@ -221,7 +229,8 @@ func TestAChangeThatWasNotMadeEndsNoContext(t *testing.T) {
 	for _, err := range []error{backend.ErrFull, backend.ErrTooLarge} {
 		inner := b.Backend
 		b.Backend = applyFails{inner, err}
-		_, got := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
+		_, got := s.Update(t.Context(), issued.Key.ID,
+			func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
 		b.Backend = inner
 		require.ErrorIs(t, got, keystore.ErrUnavailable)
 		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
@@ -251,14 +260,16 @@ func TestDamagedRecordIsRefused(t *testing.T) {
 	s, err := keystore.New(b, &keystore.Options{CacheSize: -1})
 	require.NoError(t, err)
 	defer s.Close()
-	first, damaged, last := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{})
+	first, damaged, last := create(t, s, keystore.Spec{}), create(t, s, keystore.Spec{}), create(t,
+		s, keystore.Spec{})
 	var keys [][]byte
 	for e, err := range b.Scan(t.Context(), []byte("k"), []byte("l")) {
 		require.NoError(t, err)
 		keys = append(keys, e.Key)
 	}
 	require.Len(t, keys, 3)
-	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: keys[1], Value: []byte("nonsense"), Expect: 1}))
+	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: keys[1], Value: []byte("nonsense"),
+		Expect: 1}))
 
 	_, err = s.Verify(t.Context(), damaged.Secret.Reveal())
 	require.ErrorIs(t, err, keystore.ErrCorrupt)
@@ -367,7 +378,8 @@ func TestRecoverPanics(t *testing.T) {
 	require.NoError(t, verify(t, s, token))
 }
 
-// A failure in the background, while nobody asks storage for anything, ends what is answered from the cache too.
+// A failure in the background, while nobody asks storage for anything, ends what is answered from
+// the cache too.
 func TestBackgroundFailureStopsTheStore(t *testing.T) {
 	needsDirectory(t)
 	dir := t.TempDir()
@@ -378,7 +390,8 @@ func TestBackgroundFailureStopsTheStore(t *testing.T) {
 	require.NoError(t, verify(t, s, token))
 	// What Badger cannot make is its first table, once its first log is full.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "000001.sst"), nil, 0o600))
-	large := keystore.Spec{Name: "large", Metadata: map[string]string{"k": strings.Repeat("v", 12_000)}}
+	large := keystore.Spec{Name: "large",
+		Metadata: map[string]string{"k": strings.Repeat("v", 12_000)}}
 	for n := 0; ; n++ {
 		require.Less(t, n, 20_000, "the log is never full")
 		if _, err := os.Stat(filepath.Join(dir, "00002.mem")); err == nil {
@@ -389,6 +402,8 @@ func TestBackgroundFailureStopsTheStore(t *testing.T) {
 			break
 		}
 	}
-	require.Eventually(t, func() bool { return errors.Is(verify(t, s, token), keystore.ErrUnavailable) }, 20*time.Second,
+	require.Eventually(t, func() bool {
+		return errors.Is(verify(t, s, token), keystore.ErrUnavailable)
+	}, 20*time.Second,
 		time.Millisecond, "and not only once a minute, when last uses are written")
 }

@@ -16,7 +16,8 @@ import (
 
 // hiddenCharacters do not show, or change how others show.
 var hiddenCharacters = []rune{
-	'\n', '\r', '\t', 0, 0x1b, 0x7f, 0x80, 0x85, 0x9b, 0xad, 0x61c, 0x200b, 0x200c, 0x200d, 0x200e, 0x200f, 0x2028, 0x2029,
+	'\n', '\r', '\t', 0, 0x1b, 0x7f, 0x80, 0x85, 0x9b, 0xad, 0x61c, 0x200b, 0x200c, 0x200d, 0x200e,
+	0x200f, 0x2028, 0x2029,
 	0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2060, 0x2066, 0x2067, 0x2068, 0x2069, 0xfeff, 0xe0041,
 }
 
@@ -36,18 +37,22 @@ func TestHiddenCharactersAreRefused(t *testing.T) {
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%s %U", field, r)
 			require.ErrorContains(t, err, field)
 			require.NotContains(t, err.Error(), string(r))
-			_, err = s.Update(t.Context(), issued.Key.ID, func(change *keystore.Spec) error { *change = spec; return nil })
+			_, err = s.Update(t.Context(), issued.Key.ID,
+				func(change *keystore.Spec) error { *change = spec; return nil })
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%s %U", field, r)
 		}
-		_, err := s.Create(t.Context(), keystore.Spec{Name: "n", Metadata: map[string]string{"k": text}})
+		_, err := s.Create(t.Context(),
+			keystore.Spec{Name: "n", Metadata: map[string]string{"k": text}})
 		if strings.ContainsRune("\n\r\t", r) {
 			require.NoError(t, err)
 		} else {
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%U", r)
 		}
 	}
-	for _, text := range []string{"Zoë 山田 太郎", "עברית", "naïve – “quoted”", "🔑", "a\u00a0b", "a\u3000b"} {
-		create(t, s, keystore.Spec{Name: text, Owner: text, Metadata: map[string]string{text: text}})
+	for _, text := range []string{"Zoë 山田 太郎", "עברית", "naïve – “quoted”", "🔑", "a\u00a0b",
+		"a\u3000b"} {
+		create(t, s, keystore.Spec{Name: text, Owner: text,
+			Metadata: map[string]string{text: text}})
 	}
 }
 
@@ -55,7 +60,8 @@ func TestHiddenCharactersAreRefused(t *testing.T) {
 // escaped.
 func TestHiddenCharactersOfAChangeAreEscaped(t *testing.T) {
 	var out strings.Builder
-	s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})
+	s, err := keystore.New(backendtest.NewMemory(),
+		&keystore.Options{Logger: slog.New(slog.NewJSONHandler(&out, nil))})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, s.Close()) }()
 	reason, actor := "one\ntwo", "al\u202eice"

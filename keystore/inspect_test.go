@@ -23,13 +23,15 @@ func TestParseID(t *testing.T) {
 	s := inMemory(t)
 	issued := create(t, s, keystore.Spec{})
 	text := issued.Secret.Reveal()
-	for _, has := range []string{text, text[:len(text)-1], text[:len(text)-6] + "000000", "other_prefix" + text[3:]} {
+	for _, has := range []string{text, text[:len(text)-1], text[:len(text)-6] + "000000",
+		"other_prefix" + text[3:]} {
 		id, ok := keystore.ParseID(has)
 		require.True(t, ok)
 		require.Equal(t, issued.Key.ID, id)
 	}
 	for _, not := range []string{
-		"", "x", issued.Key.ID, issued.Key.Hint, " " + text, text + "\n", text[4:], text[:40], "Bearer " + text,
+		"", "x", issued.Key.ID, issued.Key.Hint, " " + text, text + "\n", text[4:], text[:40],
+		"Bearer " + text,
 		text[:10] + "U" + text[11:], text + string(bytes.Repeat([]byte{'x'}, 512)),
 	} {
 		id, ok := keystore.ParseID(not)
@@ -46,7 +48,8 @@ func rotated(t *testing.T, s *keystore.Store) (issued *keystore.Issued, old stri
 	return second, first.Secret.Reveal()
 }
 
-// Inspect says of each token what Verify says, and which key it is of only if the token proves the secret.
+// Inspect says of each token what Verify says, and which key it is of only if the token proves the
+// secret.
 func TestInspectSaysWhatVerifySays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
@@ -110,7 +113,8 @@ func TestInspectSaysWhatVerifySays(t *testing.T) {
 		check("expired", text, id, true, keystore.ErrExpired)
 		check("after its grace", grace, graceID, true, keystore.ErrExpired)
 
-		// A wrong checksum of a key that the cache has: Verify finds the digest wrong, and does not look further.
+		// A wrong checksum of a key that the cache has: Verify finds the digest wrong, and does not
+		// look further.
 		id, text = issue(keystore.Spec{})
 		got, err = s.Inspect(ctx, text[:len(text)-6]+"000000")
 		require.NoError(t, err)
@@ -122,7 +126,8 @@ func TestInspectSaysWhatVerifySays(t *testing.T) {
 func TestInspectOfALimitedKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
-		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.1, Burst: 2}})
+		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.1,
+			Burst: 2}})
 		id, text := issued.Key.ID, issued.Secret.Reveal()
 		refusal := func() error {
 			for range 9 {
@@ -149,17 +154,20 @@ func TestInspectOfALimitedKey(t *testing.T) {
 		require.NoError(t, verify(t, s, text))
 		require.ErrorAs(t, refusal(), &got)
 
-		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.RateLimit.PerSecond = 1; return nil })
+		_, err := s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { spec.RateLimit.PerSecond = 1; return nil })
 		require.NoError(t, err)
 		require.ErrorAs(t, refusal(), &got)
 		require.Equal(t, time.Second, got.RetryAfter, "by the limit of now")
-		_, err = s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.RateLimit = keystore.RateLimit{}; return nil })
+		_, err = s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { spec.RateLimit = keystore.RateLimit{}; return nil })
 		require.NoError(t, err)
 		require.NoError(t, refusal(), "without a limit")
 	})
 }
 
-// Inspect leaves no trace: no use, no count, no call of the Observer, nothing cached, no new digest, no log line.
+// Inspect leaves no trace: no use, no count, no call of the Observer, nothing cached, no new
+// digest, no log line.
 func TestInspectHasNoEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, log := new(witness), new(bytes.Buffer)
@@ -169,7 +177,8 @@ func TestInspectHasNoEffect(t *testing.T) {
 		issued := create(t, old, keystore.Spec{})
 		require.NoError(t, old.Close())
 		s, err := keystore.New(b, &keystore.Options{
-			Hasher: keyring(t, hashing.SHA256(), first), Observer: w, Logger: slog.New(slog.NewTextHandler(log, nil)),
+			Hasher: keyring(t, hashing.SHA256(), first), Observer: w,
+			Logger: slog.New(slog.NewTextHandler(log, nil)),
 		})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
@@ -213,7 +222,8 @@ func TestInspectReturnsErrorsOfTheStore(t *testing.T) {
 			require.Nil(t, got)
 		}
 	}
-	for _, fault := range []error{errors.New("no route to disk"), keystore.ErrRevoked, backend.ErrConflict} {
+	for _, fault := range []error{errors.New("no route to disk"), keystore.ErrRevoked,
+		backend.ErrConflict} {
 		b.fail.Store(&fault)
 		trouble(keystore.ErrUnavailable, text)
 	}
@@ -249,7 +259,8 @@ func TestErrSaysWhyTheStoreHasStopped(t *testing.T) {
 	require.NoError(t, err)
 	issued := create(t, s, keystore.Spec{})
 	require.NoError(t, s.Err())
-	for name, passes := range map[string]error{"a full disk": backend.ErrFull, "no route": errors.New("no route to disk")} {
+	for name, passes := range map[string]error{"a full disk": backend.ErrFull,
+		"no route": errors.New("no route to disk")} {
 		b.fail.Store(&passes)
 		require.ErrorIs(t, s.Disable(t.Context(), issued.Key.ID, ""), keystore.ErrUnavailable)
 		require.NoError(t, s.Err(), name)

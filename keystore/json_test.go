@@ -29,14 +29,16 @@ func TestJSONOfAKey(t *testing.T) {
 	for id, status := range map[string]string{full.Key.ID: "revoked", plain.Key.ID: "active"} {
 		key, err := s.Get(t.Context(), id)
 		require.NoError(t, err)
-		for _, v := range []any{key, *key, []*keystore.Key{key}, map[string]keystore.Key{"k": *key}} {
+		for _, v := range []any{key, *key, []*keystore.Key{key},
+			map[string]keystore.Key{"k": *key}} {
 			text, err := json.Marshal(v)
 			require.NoError(t, err)
 			require.Contains(t, string(text), `"ID":"`+id+`"`)
 			require.Contains(t, string(text), `"Status":"`+status+`"`)
 			require.NotContains(t, string(text), "0001-01-01", "a time that is not set")
 			if status == "active" {
-				for _, field := range []string{"ExpiresAt", "RevokedAt", "DisabledAt", "RateLimit", "Reason", "LastUsedAt"} {
+				for _, field := range []string{"ExpiresAt", "RevokedAt", "DisabledAt", "RateLimit",
+					"Reason", "LastUsedAt"} {
 					require.NotContains(t, string(text), field)
 				}
 			}
@@ -68,7 +70,8 @@ func TestJSONOfAKey(t *testing.T) {
 }
 
 func TestJSONOfAStatus(t *testing.T) {
-	all := []keystore.Status{0, keystore.StatusActive, keystore.StatusPending, keystore.StatusExpired, keystore.StatusDisabled, keystore.StatusRevoked}
+	all := []keystore.Status{0, keystore.StatusActive, keystore.StatusPending,
+		keystore.StatusExpired, keystore.StatusDisabled, keystore.StatusRevoked}
 	text, err := json.Marshal(all)
 	require.NoError(t, err)
 	require.Equal(t, `["","active","pending","expired","disabled","revoked"]`, string(text))
@@ -76,6 +79,7 @@ func TestJSONOfAStatus(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &again))
 	require.Equal(t, all, again)
 	for _, bad := range []string{`"Active"`, `"gone"`, `"status 9"`} {
-		require.ErrorIs(t, json.Unmarshal([]byte(bad), new(keystore.Status)), keystore.ErrInvalid, bad)
+		require.ErrorIs(t, json.Unmarshal([]byte(bad), new(keystore.Status)), keystore.ErrInvalid,
+			bad)
 	}
 }

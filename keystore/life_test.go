@@ -86,13 +86,15 @@ func TestDisableAndEnable(t *testing.T) {
 func TestUpdate(t *testing.T) {
 	s := open(t, nil)
 	expires := time.Now().Add(time.Hour).UTC()
-	issued := create(t, s, keystore.Spec{Name: "old", Owner: "a", Scopes: []string{"read", "write"}, Metadata: map[string]string{"k": "v"}, ExpiresAt: expires})
+	issued := create(t, s, keystore.Spec{Name: "old", Owner: "a", Scopes: []string{"read", "write"},
+		Metadata: map[string]string{"k": "v"}, ExpiresAt: expires})
 	id, token := issued.Key.ID, issued.Secret.Reveal()
 	require.NoError(t, verify(t, s, token))
 	live := bind(t, s, token)
 
 	key, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error {
-		require.Equal(t, keystore.Spec{Name: "old", Owner: "a", Scopes: []string{"read", "write"}, Metadata: map[string]string{"k": "v"}, ExpiresAt: expires}, *spec)
+		require.Equal(t, keystore.Spec{Name: "old", Owner: "a", Scopes: []string{"read", "write"},
+			Metadata: map[string]string{"k": "v"}, ExpiresAt: expires}, *spec)
 		spec.Name, spec.Owner, spec.Metadata = "new", "b", map[string]string{"l": "w"}
 		spec.Scopes = append(spec.Scopes, "admin")
 		spec.ExpiresAt = expires.Add(time.Hour)
@@ -112,8 +114,14 @@ func TestUpdate(t *testing.T) {
 	require.EqualValues(t, 2, key.Revision, "nothing changed")
 
 	for name, narrow := range map[string]func(*keystore.Spec) error{
-		"a scope less":      func(spec *keystore.Spec) error { spec.Scopes = spec.Scopes[1:]; return nil },
-		"an earlier expiry": func(spec *keystore.Spec) error { spec.ExpiresAt = expires; return nil },
+		"a scope less": func(spec *keystore.Spec) error {
+			spec.Scopes = spec.Scopes[1:]
+			return nil
+		},
+		"an earlier expiry": func(spec *keystore.Spec) error {
+			spec.ExpiresAt = expires
+			return nil
+		},
 	} {
 		live := bind(t, s, token)
 		_, err = s.Update(t.Context(), id, narrow)
@@ -131,12 +139,22 @@ func TestUpdateRefuses(t *testing.T) {
 		change func(*keystore.Spec) error
 		want   error
 	}{
-		"nothing":               {nil, keystore.ErrInvalid},
-		"its own error":         {func(*keystore.Spec) error { return boom }, boom},
-		"an empty name":         {func(spec *keystore.Spec) error { spec.Name = ""; return nil }, keystore.ErrInvalid},
-		"a bad scope":           {func(spec *keystore.Spec) error { spec.Scopes = []string{"a*"}; return nil }, keystore.ErrInvalid},
-		"an expiry in the past": {func(spec *keystore.Spec) error { spec.ExpiresAt = time.Now(); return nil }, keystore.ErrInvalid},
-		"an expiry in 1970":     {func(spec *keystore.Spec) error { spec.ExpiresAt = time.Unix(0, 0); return nil }, keystore.ErrInvalid},
+		"nothing":       {nil, keystore.ErrInvalid},
+		"its own error": {func(*keystore.Spec) error { return boom }, boom},
+		"an empty name": {func(spec *keystore.Spec) error { spec.Name = ""; return nil },
+			keystore.ErrInvalid},
+		"a bad scope": {func(spec *keystore.Spec) error {
+			spec.Scopes = []string{"a*"}
+			return nil
+		}, keystore.ErrInvalid},
+		"an expiry in the past": {func(spec *keystore.Spec) error {
+			spec.ExpiresAt = time.Now()
+			return nil
+		}, keystore.ErrInvalid},
+		"an expiry in 1970": {func(spec *keystore.Spec) error {
+			spec.ExpiresAt = time.Unix(0, 0)
+			return nil
+		}, keystore.ErrInvalid},
 		"metadata beyond limits": {func(spec *keystore.Spec) error {
 			spec.Metadata = map[string]string{"k": strings.Repeat("x", 20<<10)}
 			return nil
@@ -159,16 +177,21 @@ func TestUpdateOfAnExpiredKey(t *testing.T) {
 		s := inMemory(t)
 		issued := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Minute)})
 		time.Sleep(time.Hour)
-		_, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Name = "old"; return nil })
+		_, err := s.Update(t.Context(), issued.Key.ID,
+			func(spec *keystore.Spec) error { spec.Name = "old"; return nil })
 		require.NoError(t, err)
 		require.ErrorIs(t, verify(t, s, issued.Secret.Reveal()), keystore.ErrExpired)
-		_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.ExpiresAt = time.Now().Add(time.Minute); return nil })
+		_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error {
+			spec.ExpiresAt = time.Now().Add(time.Minute)
+			return nil
+		})
 		require.NoError(t, err)
 		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
 	})
 }
 
-// The largest key that Create makes, to the byte, can still be changed in every way, which makes it larger yet.
+// The largest key that Create makes, to the byte, can still be changed in every way, which makes it
+// larger yet.
 func TestTheLargestKeyCanBeChanged(t *testing.T) {
 	s := inMemory(t)
 	other := create(t, s, keystore.Spec{})
@@ -190,11 +213,14 @@ func TestTheLargestKeyCanBeChanged(t *testing.T) {
 	rotated, err := s.Rotate(t.Context(), id, time.Hour)
 	require.NoError(t, err)
 	update := func(change func(*keystore.Spec)) error {
-		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { change(spec); return nil })
+		_, err := s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { change(spec); return nil })
 		return err
 	}
 	require.ErrorIs(t, update(func(spec *keystore.Spec) { spec.Owner = "o" }), keystore.ErrInvalid)
-	require.NoError(t, update(func(spec *keystore.Spec) { spec.Metadata["m"] = spec.Metadata["m"][1:] }), "it need not fit at once")
+	require.NoError(t, update(func(spec *keystore.Spec) {
+		spec.Metadata["m"] = spec.Metadata["m"][1:]
+	}), "it need not fit at once")
 	query, all := keystore.Query{Cursor: other.Key.ID}, &keystore.RevokeAllOptions{All: true}
 	n, err := s.RevokeAll(t.Context(), query, strings.Repeat("r", 1024), all)
 	require.NoError(t, err)
@@ -323,7 +349,8 @@ func TestGraceEndsWithTheKey(t *testing.T) {
 	})
 }
 
-// 64 clients follow a key through 100 rotations: no live secret is refused, and no dead one is let in.
+// 64 clients follow a key through 100 rotations: no live secret is refused, and no dead one is let
+// in.
 func TestRotationUnderLoad(t *testing.T) {
 	const clients, rotations = 64, 100
 	s := open(t, nil)
@@ -342,7 +369,8 @@ func TestRotationUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				// Read in this order: before the rotation after begin, the current secret is the newest or the one before.
+				// Read in this order: before the rotation after begin, the current secret is the
+				// newest or the one before.
 				begin := rotated.Load()
 				seen := now.Load()
 				if err := verify(t, s, seen.current); err != nil && rotated.Load() == begin {
@@ -375,10 +403,12 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	id := create(t, s, keystore.Spec{}).Key.ID
 	unknown := create(t, open(t, nil), keystore.Spec{}).Key.ID
 	calls := func(id string) map[string]error {
-		_, update := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Name = "x"; return nil })
+		_, update := s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { spec.Name = "x"; return nil })
 		_, rotate := s.Rotate(t.Context(), id, time.Hour)
 		return map[string]error{
-			"Disable": s.Disable(t.Context(), id, ""), "Enable": s.Enable(t.Context(), id), "Update": update, "Rotate": rotate,
+			"Disable": s.Disable(t.Context(), id, ""), "Enable": s.Enable(t.Context(), id),
+			"Update": update, "Rotate": rotate,
 		}
 	}
 	for name, err := range calls(unknown) {
@@ -401,9 +431,9 @@ func TestRevokedKeyRefusesAllButGet(t *testing.T) {
 	}
 }
 
-// Binds race whatever ends them, on many keys at a time: none is left alive once the call has returned, or at the
-// expiry, and none is left in the registry. A binder goes on until the end is through, so that there is always a bind
-// under way while the end is in each of its phases.
+// Binds race whatever ends them, on many keys at a time: none is left alive once the call has
+// returned, or at the expiry, and none is left in the registry. A binder goes on until the end is
+// through, so that there is always a bind under way while the end is in each of its phases.
 func TestBindRacesItsEnd(t *testing.T) {
 	needsDirectory(t)
 	const share = 10 // one race in so many is on Badger
@@ -412,13 +442,17 @@ func TestBindRacesItsEnd(t *testing.T) {
 		races   int
 		workers int
 	}{
-		"in memory": {func() (*keystore.Store, error) { return keystore.New(backendtest.NewMemory(), nil) }, *races - *races/share, 4},
+		"in memory": {func() (*keystore.Store, error) {
+			return keystore.New(backendtest.NewMemory(), nil)
+		}, *races - *races/share, 4},
 		// As many as make good use of a commit that they share.
-		"Badger": {func() (*keystore.Store, error) { return keystore.Open(t.TempDir(), nil) }, *races / share, 32},
+		"Badger": {func() (*keystore.Store, error) { return keystore.Open(t.TempDir(), nil) },
+			*races / share, 32},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var raced, refused atomic.Int64
-			const batch = 20_000 // for each store, because neither backend gives memory or space back
+			// for each store, because neither backend gives memory or space back
+			const batch = 20_000
 			for left := tt.races; left > 0; left -= batch {
 				s, err := tt.open()
 				require.NoError(t, err)
@@ -426,7 +460,8 @@ func TestBindRacesItsEnd(t *testing.T) {
 				var wg sync.WaitGroup
 				for range tt.workers {
 					wg.Go(func() {
-						for n := next.Add(1) - 1; n < int64(min(left, batch)) && !t.Failed(); n = next.Add(1) - 1 {
+						for n := next.Add(1) - 1; n < int64(min(left,
+							batch)) && !t.Failed(); n = next.Add(1) - 1 {
 							r := bindRace{s: s, end: ends[n%int64(len(ends))]}
 							if err := r.run(t.Context()); err != nil {
 								t.Error(err)
@@ -438,32 +473,39 @@ func TestBindRacesItsEnd(t *testing.T) {
 				}
 				wg.Wait()
 				// A context that time has ended is cancelled first, and forgotten then.
-				require.Eventually(t, func() bool { return s.Stats().Live == 0 }, time.Minute, time.Millisecond, "the registry holds what has ended")
+				require.Eventually(t, func() bool { return s.Stats().Live == 0 }, time.Minute,
+					time.Millisecond, "the registry holds what has ended")
 				require.NoError(t, s.Close())
 			}
-			t.Logf("%d races; of the binds that began while the end was under way, %d were admitted and %d refused",
+			t.Logf("%d races; of the binds that began while the end was under way, %d were "+
+				"admitted and %d refused",
 				tt.races, raced.Load(), refused.Load())
 			require.NotZero(t, raced.Load(), "no bind raced its end")
 		})
 	}
 }
 
-// A way to end a live context of a key that has the scope a. By itself is when time does it: soon after end has
-// returned.
+// A way to end a live context of a key that has the scope a. By itself is when time does it: soon
+// after end has returned.
 type end struct {
 	byItself bool
 	end      func(ctx context.Context, s *keystore.Store, id string) error
 }
 
 var ends = []end{
-	{end: func(ctx context.Context, s *keystore.Store, id string) error { return s.Revoke(ctx, id, "") }},
-	{end: func(ctx context.Context, s *keystore.Store, id string) error { return s.Disable(ctx, id, "") }},
+	{end: func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Revoke(ctx, id, "")
+	}},
+	{end: func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Disable(ctx, id, "")
+	}},
 	{end: func(ctx context.Context, s *keystore.Store, id string) error {
 		_, err := s.Rotate(ctx, id, 0)
 		return err
 	}},
 	{end: func(ctx context.Context, s *keystore.Store, id string) error {
-		_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+		_, err := s.Update(ctx, id,
+			func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
 		return err
 	}},
 	{true, func(ctx context.Context, s *keystore.Store, id string) error {
@@ -525,7 +567,9 @@ func (r *bindRace) run(ctx context.Context) error {
 }
 
 // bind binds again and again, and a last time after over was set.
-func (r *bindRace) bind(ctx context.Context, token string, started chan<- struct{}, begun, over *atomic.Bool) error {
+func (r *bindRace) bind(
+	ctx context.Context, token string, started chan<- struct{}, begun, over *atomic.Bool,
+) error {
 	kept := 0
 	for n := 0; ; n++ {
 		late, last := begun.Load(), over.Load()

@@ -30,7 +30,8 @@ func newTrial(seed uint64, keys int) *trial {
 
 // player returns one that goes on with the trial's keys on a store.
 func (t *trial) player(s *Store, opens int) *player {
-	return &player{store: s, opens: opens, seed: t.seed, last: &t.last, record: t.record, keys: t.keys}
+	return &player{store: s, opens: opens, seed: t.seed, last: &t.last, record: t.record,
+		keys: t.keys}
 }
 
 // errClock means that the trial says nothing: the wall clock was set meanwhile.
@@ -39,8 +40,8 @@ var errClock = errors.New("the clock was set during the trial")
 // hang bounds what has to happen some time.
 const hang = 30 * time.Second
 
-// finish looks at the contexts that are left, and judges the history. The events begin behind after; it returns where
-// they end.
+// finish looks at the contexts that are left, and judges the history. The events begin behind
+// after; it returns where they end.
 func (t *trial) finish(p *player, after time.Time) (time.Time, error) {
 	events := make(map[string][]Event)
 	for e, err := range p.store.Events(context.Background(), EventQuery{After: after}) {
@@ -53,7 +54,8 @@ func (t *trial) finish(p *player, after time.Time) (time.Time, error) {
 	defer p.release()
 	p.sampleAll()
 	ended := time.Now()
-	if d := ended.Round(0).Sub(t.began.Round(0)) - ended.Sub(t.began); d.Abs() > 100*time.Microsecond {
+	d := ended.Round(0).Sub(t.began.Round(0)) - ended.Sub(t.began)
+	if d.Abs() > 100*time.Microsecond {
 		return after, errClock
 	}
 	for n, k := range t.keys {
@@ -88,7 +90,8 @@ func (t *trial) of(n int) (ops []*op) {
 func (k *played) awaitExpiry(revisions serial) error {
 	last := revisions[len(revisions)-1].state
 	for _, b := range k.bound {
-		if from, to := last.until(b.op.Secret); !last.has(b.op.Secret) || from != to || from > now()+int64(hang) {
+		if from, to := last.until(b.op.Secret); !last.has(b.op.Secret) || from != to ||
+			from > now()+int64(hang) {
 			continue
 		}
 		select {
@@ -123,19 +126,22 @@ func (t *trial) check(n int, revisions serial) error {
 			continue
 		}
 		if o.Revision > uint64(len(revisions)) {
-			return t.violation(n, fmt.Sprintf("no event has made the revision that op %d shows", o.N))
+			return t.violation(n, fmt.Sprintf("no event has made the revision that op %d shows",
+				o.N))
 		}
 		switch o.Kind {
 		case opCreate, opUpdate, opRotate:
 			if revisions[o.Revision-1].by != o {
-				return t.violation(n, fmt.Sprintf("another event has made the revision of op %d", o.N))
+				return t.violation(n, fmt.Sprintf("another event has made the revision of op %d",
+					o.N))
 			}
 		case opRevoke:
 			if !revisions[len(revisions)-1].revoked {
 				return t.violation(n, fmt.Sprintf("op %d has no event", o.N))
 			}
 		case opBind:
-			if err := t.linearizable(n, fmt.Sprintf("the context of op %d", o.N), liveModel, lifeOf(o, ops, revisions)); err != nil {
+			if err := t.linearizable(n, fmt.Sprintf("the context of op %d", o.N), liveModel,
+				lifeOf(o, ops, revisions)); err != nil {
 				return err
 			}
 		}
@@ -143,15 +149,16 @@ func (t *trial) check(n int, revisions serial) error {
 	return nil
 }
 
-// monitor looks for what must not happen whatever the model says: a use after a Revoke has returned, and a revision
-// that goes back, over restarts too.
+// monitor looks for what must not happen whatever the model says: a use after a Revoke has
+// returned, and a revision that goes back, over restarts too.
 func monitor(ops []*op) string {
 	for _, a := range ops {
 		for _, b := range ops {
 			switch {
 			case a.Result != isOK || b.Result != isOK || a.Return >= b.Call:
 			case a.Kind == opRevoke && (b.Kind == opVerify || b.Kind == opBind):
-				return fmt.Sprintf("op %d let somebody in after the Revoke of op %d had returned", b.N, a.N)
+				return fmt.Sprintf("op %d let somebody in after the Revoke of op %d had returned",
+					b.N, a.N)
 			case a.Revision != 0 && b.Revision != 0 && b.Revision < a.Revision:
 				return fmt.Sprintf("the revision went back from op %d to op %d", a.N, b.N)
 			}
@@ -160,7 +167,9 @@ func monitor(ops []*op) string {
 	return ""
 }
 
-func (t *trial) linearizable(n int, what string, m porcupine.Model, ops []porcupine.Operation) error {
+func (t *trial) linearizable(
+	n int, what string, m porcupine.Model, ops []porcupine.Operation,
+) error {
 	switch porcupine.CheckOperationsTimeout(m, ops, hang) {
 	case porcupine.Ok:
 		return nil
@@ -186,11 +195,13 @@ type violation struct {
 func (v *violation) Error() string { return v.what + "\n" + v.history }
 
 func (t *trial) violation(n int, what string) error {
-	ops := slices.SortedFunc(slices.Values(t.of(n)), func(a, b *op) int { return cmp.Compare(a.Call, b.Call) })
+	ops := slices.SortedFunc(slices.Values(t.of(n)),
+		func(a, b *op) int { return cmp.Compare(a.Call, b.Call) })
 	var b strings.Builder
 	for _, o := range ops {
 		at := time.Unix(0, o.Call).Sub(t.began.Round(0))
-		fmt.Fprintf(&b, "%12v +%-10v client %d op %d %v\n", at, time.Duration(o.Return-o.Call), o.Client, o.N, o)
+		fmt.Fprintf(&b, "%12v +%-10v client %d op %d %v\n", at, time.Duration(o.Return-o.Call),
+			o.Client, o.N, o)
 	}
 	return &violation{fmt.Sprintf("seed %d, key %d: %s", t.seed, n, what), b.String()}
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A player plays clients of one store, and has every op recorded, twice: when it is about to be called, without a Return,
-// and when it has returned.
+// A player plays clients of one store, and has every op recorded, twice: when it is about to be
+// called, without a Return, and when it has returned.
 type player struct {
 	store  *Store
 	opens  int // how many times the store had been opened in this history: a part of the seed
@@ -84,7 +84,8 @@ func (p *player) do(o op, f func(ctx context.Context) (*Key, string, error)) op 
 	o.Return = now()
 	o.Result, o.Closing = resultOf(&o, err), errors.Is(err, ErrClosed)
 	if err == nil && key != nil {
-		o.Revision, o.ExpiresAt, o.Until = key.Revision, toNanos(key.ExpiresAt), toNanos(key.PreviousUntil)
+		o.Revision, o.ExpiresAt = key.Revision, toNanos(key.ExpiresAt)
+		o.Until = toNanos(key.PreviousUntil)
 	}
 	p.record(o, secret)
 	return o
@@ -96,7 +97,8 @@ func (p *player) create(client, n int, expires int64) {
 	o := p.do(op{Client: client, Key: n, Kind: opCreate, SetExpires: true, Expires: expires},
 		func(ctx context.Context) (*Key, string, error) {
 			var err error
-			if issued, err = p.store.Create(ctx, Spec{Name: "linearizable", ExpiresAt: fromNanos(expires)}); err != nil {
+			if issued, err = p.store.Create(ctx,
+				Spec{Name: "linearizable", ExpiresAt: fromNanos(expires)}); err != nil {
 				return nil, "", err
 			}
 			return issued.Key, issued.Key.ID + " " + issued.Secret.Reveal(), nil
@@ -117,7 +119,8 @@ func (p *player) play(clients, ops int) {
 			if k == nil {
 				expires := int64(0)
 				if r.IntN(4) == 0 {
-					expires = now() + int64(2*time.Millisecond) + r.Int64N(int64(8*time.Millisecond))
+					expires = now() + int64(2*time.Millisecond) +
+						r.Int64N(int64(8*time.Millisecond))
 				}
 				p.create(n, n, expires)
 			} else {
@@ -173,13 +176,19 @@ func (p *player) one(client int, r *rand.Rand, late bool) {
 		p.rotate(change)
 	case x < 90:
 		change.Kind = opDisable
-		p.do(change, func(ctx context.Context) (*Key, string, error) { return nil, "", p.store.Disable(ctx, k.ID, "") })
+		p.do(change, func(ctx context.Context) (*Key, string, error) {
+			return nil, "", p.store.Disable(ctx, k.ID, "")
+		})
 	case x < 96 || !late && x < 99:
 		change.Kind = opEnable
-		p.do(change, func(ctx context.Context) (*Key, string, error) { return nil, "", p.store.Enable(ctx, k.ID) })
+		p.do(change, func(ctx context.Context) (*Key, string, error) {
+			return nil, "", p.store.Enable(ctx, k.ID)
+		})
 	default:
 		change.Kind = opRevoke
-		p.do(change, func(ctx context.Context) (*Key, string, error) { return nil, "", p.store.Revoke(ctx, k.ID, "") })
+		p.do(change, func(ctx context.Context) (*Key, string, error) {
+			return nil, "", p.store.Revoke(ctx, k.ID, "")
+		})
 	}
 	p.sample(client, n)
 	p.verify(client, n, p.secret(r, n))
@@ -201,10 +210,11 @@ func (p *player) secret(r *rand.Rand, n int) numbered {
 }
 
 func (p *player) verify(client, n int, secret numbered) {
-	p.do(op{Client: client, Key: n, Kind: opVerify, Secret: secret.N}, func(ctx context.Context) (*Key, string, error) {
-		key, err := p.store.Verify(ctx, secret.Text)
-		return key, "", err
-	})
+	p.do(op{Client: client, Key: n, Kind: opVerify, Secret: secret.N},
+		func(ctx context.Context) (*Key, string, error) {
+			key, err := p.store.Verify(ctx, secret.Text)
+			return key, "", err
+		})
 }
 
 func (p *player) get(client, n int) {
@@ -216,13 +226,14 @@ func (p *player) get(client, n int) {
 
 func (p *player) bind(client, n int, secret numbered) {
 	var b bound
-	b.op = p.do(op{Client: client, Key: n, Kind: opBind, Secret: secret.N}, func(ctx context.Context) (key *Key, _ string, err error) {
-		b.ctx, key, b.release, err = parts(p.store.Bind(ctx, secret.Text))
-		if p.deaf && err == nil {
-			b.ctx = context.WithoutCancel(b.ctx)
-		}
-		return key, "", err
-	})
+	b.op = p.do(op{Client: client, Key: n, Kind: opBind, Secret: secret.N},
+		func(ctx context.Context) (key *Key, _ string, err error) {
+			b.ctx, key, b.release, err = parts(p.store.Bind(ctx, secret.Text))
+			if p.deaf && err == nil {
+				b.ctx = context.WithoutCancel(b.ctx)
+			}
+			return key, "", err
+		})
 	if b.op.Result == isOK {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -273,7 +284,8 @@ func (p *player) sample(client, n int) {
 }
 
 func (p *player) sampleOne(client int, b bound) {
-	o := op{N: p.last.Add(1), Client: client, Key: b.op.Key, Kind: opSample, Bound: b.op.N, Call: now()}
+	o := op{N: p.last.Add(1), Client: client, Key: b.op.Key, Kind: opSample, Bound: b.op.N,
+		Call: now()}
 	cause := context.Cause(b.ctx)
 	o.Return = now()
 	switch {
@@ -349,17 +361,21 @@ func serialOf(events []Event, ops []*op) (serial, error) {
 		o := byNumber[e.Actor]
 		switch {
 		case o == nil || string(e.Action) != o.Kind || !o.changes():
-			return nil, fmt.Errorf("revision %d was made by %q, which no client did", e.Revision, e.Actor)
+			return nil, fmt.Errorf("revision %d was made by %q, which no client did", e.Revision,
+				e.Actor)
 		case e.Revision != uint64(len(all)+1):
-			return nil, fmt.Errorf("the event of revision %d stands at place %d", e.Revision, len(all)+1)
+			return nil, fmt.Errorf("the event of revision %d stands at place %d", e.Revision,
+				len(all)+1)
 		}
 		ok, next := last.step(o)
 		if !ok || next.revision != e.Revision {
-			return nil, fmt.Errorf("op %d %v cannot have made revision %d of %+v", o.N, o, e.Revision, last)
+			return nil, fmt.Errorf("op %d %v cannot have made revision %d of %+v", o.N, o,
+				e.Revision, last)
 		}
 		for _, before := range all {
 			if o.Return < before.by.Call {
-				return nil, fmt.Errorf("op %d %v made revision %d, and had returned before that of revision %d was called",
+				return nil, fmt.Errorf("op %d %v made revision %d, and had returned before that "+
+					"of revision %d was called",
 					o.N, o, e.Revision, before.revision)
 			}
 		}

@@ -6,15 +6,16 @@ package keystore
 //
 // A round makes one history and judges the history:
 //
-//  1. An arena opens a store, or takes the store of the last round. A few rounds use a store that is
-//     opened several times, a store whose backend fails, or processes that are killed.
+//  1. An arena opens a store, or takes the store of the last round. A few rounds use a store that
+//     is opened several times, a store whose backend fails, or processes that are killed.
 //  2. A player runs clients that call the store at random, on a few keys. The player records each
 //     call as an op: once before the call, and once with the answer. After a change, the player
 //     also samples the contexts that the change may have ended.
-//  3. The events of the store say which change made which revision of a key. This order is a serial.
-//  4. A trial judges the ops of each key with keyModel, and the life of each context with liveModel.
-//     A monitor looks for two errors that need no model: a use after a Revoke has returned, and a
-//     revision that goes back.
+//  3. The events of the store say which change made which revision of a key. This order is a
+//     serial.
+//  4. A trial judges the ops of each key with keyModel, and the life of each context with
+//     liveModel. A monitor looks for two errors that need no model: a use after a Revoke has
+//     returned, and a revision that goes back.
 //  5. A violation holds the history of the key, for people to read. The violation names the seed.
 //     The flag -drawings writes a drawing of the history.
 //

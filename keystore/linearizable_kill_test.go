@@ -35,9 +35,9 @@ type report struct {
 	Secret string
 }
 
-// TestLinearizableVictim is no test, but the process that TestLinearizableOverKills kills. It plays clients, and says each
-// op over its standard output before it calls it, and again when it has returned: what was not said before the end was
-// not acknowledged.
+// TestLinearizableVictim is no test, but the process that TestLinearizableOverKills kills. It plays
+// clients, and says each op over its standard output before it calls it, and again when it has
+// returned: what was not said before the end was not acknowledged.
 func TestLinearizableVictim(t *testing.T) {
 	text := os.Getenv(victimJob)
 	if text == "" {
@@ -69,7 +69,8 @@ func TestLinearizableVictim(t *testing.T) {
 	os.Exit(1)
 }
 
-// One history goes on over several processes, each of them killed somewhere amid its ops. Their moments are of one clock.
+// One history goes on over several processes, each of them killed somewhere amid its ops. Their
+// moments are of one clock.
 func TestLinearizableOverKills(t *testing.T) {
 	needsDirectory(t)
 	seed := seedOf()
@@ -81,9 +82,11 @@ func TestLinearizableOverKills(t *testing.T) {
 			t.Log(err)
 			continue
 		}
-		require.NoError(t, err, "again: go test ./keystore -run OverKills -rounds 1 -seed %d", seed+n)
+		require.NoError(t, err, "again: go test ./keystore -run OverKills -rounds 1 -seed %d", seed+
+			n)
 	}
-	t.Logf("%d histories of %d kills each from seed %d, all linearizable:\n%v", trials, killsEach, seed, count)
+	t.Logf("%d histories of %d kills each from seed %d, all linearizable:\n%v", trials, killsEach,
+		seed, count)
 	doubts := 0
 	for what, n := range count {
 		if strings.HasSuffix(what, inDoubt) {
@@ -108,7 +111,8 @@ func overKills(t *testing.T, seed uint64, wrong bool, count tally) error {
 	defer func() { require.NoError(t, os.RemoveAll(dir)) }()
 	tr := newTrial(seed, roundKeys)
 	for n := range killsEach {
-		tr.kill(t, r, job{Dir: dir, Seed: seed, Opens: n, Last: tr.last.Load(), Keys: tr.keys, Wrong: wrong})
+		tr.kill(t, r, job{Dir: dir, Seed: seed, Opens: n, Last: tr.last.Load(), Keys: tr.keys,
+			Wrong: wrong})
 	}
 	s, err := openPlain(dir)
 	require.NoError(t, err)
@@ -148,7 +152,8 @@ func (t *trial) kill(tb *testing.T, r *rand.Rand, j job) {
 			break // a line that was cut off was not said
 		}
 		var rep report
-		require.NoError(tb, json.Unmarshal([]byte(line), &rep), "the victim has said something else: did it fail?")
+		require.NoError(tb, json.Unmarshal([]byte(line), &rep),
+			"the victim has said something else: did it fail?")
 		t.last.Store(max(t.last.Load(), rep.Op.N))
 		if rep.Op.Return == 0 {
 			cut[rep.Op.N] = rep.Op

@@ -7,9 +7,10 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The end of a context takes effect apart from the change that ends it, between its commit and its return: somebody may
-// be refused already while a stream that is about to be cut goes on. So each context is an object of its own, and its
-// history has an operation for each change that must or may end it, and each sample.
+// The end of a context takes effect apart from the change that ends it, between its commit and its
+// return: somebody may be refused already while a stream that is about to be cut goes on. So each
+// context is an object of its own, and its history has an operation for each change that must or
+// may end it, and each sample.
 
 // causes is what may end a context, as a set.
 type causes uint8
@@ -33,7 +34,8 @@ type ending struct {
 	why causes
 }
 
-// liveModel is for one context. Its state is the causes of which one has ended it; none while it goes on.
+// liveModel is for one context. Its state is the causes of which one has ended it; none while it
+// goes on.
 var liveModel = porcupine.Model{
 	Init: func() any { return causes(0) },
 	Step: func(s, in, _ any) (bool, any) {
@@ -62,7 +64,8 @@ var liveModel = porcupine.Model{
 	DescribeState: func(s any) string { return fmt.Sprintf("%05b", s) },
 }
 
-// A serial is what a key went through: the change that made each revision, and what it was then. The first is of revision 1.
+// A serial is what a key went through: the change that made each revision, and what it was then.
+// The first is of revision 1.
 type serial []revisionOf
 
 type revisionOf struct {
@@ -80,7 +83,8 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 			}
 			return
 		}
-		all = append(all, porcupine.Operation{ClientId: by.Client, Input: ending{by, why}, Call: from, Return: to})
+		all = append(all, porcupine.Operation{ClientId: by.Client, Input: ending{by, why},
+			Call: from, Return: to})
 	}
 	first := revisions[bind.Revision-1].state
 	for k := int(bind.Revision) - 1; k < len(revisions); k++ {
@@ -129,14 +133,17 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 	for _, o := range ops {
 		switch {
 		case o.Kind == opSample && o.Bound == bind.N:
-			all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return})
+			all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call,
+				Return: o.Return})
 		case o.Kind == opClose && o.Call >= bind.Call, o.Kind == opRevoke && o.Result == isOK:
 			// A revocation of what is revoked already does not return before it is in force either.
-			end(o, causeOf[map[string]string{opClose: isClosed, opRevoke: isRevoked}[o.Kind]], o.Call, o.Return)
+			end(o, causeOf[map[string]string{opClose: isClosed, opRevoke: isRevoked}[o.Kind]],
+				o.Call, o.Return)
 		case o.fails() != "" && o.Call < bind.Return && o.Return > bind.Call:
 			end(o, causeOf[o.fails()], o.Call, math.MaxInt64)
 		case o.fails() != "" && o.Call >= bind.Return:
-			// Revoke and Disable fail closed, whatever it was that failed; Close does that on its own.
+			// Revoke and Disable fail closed, whatever it was that failed; Close does that on its
+			// own.
 			to := o.Return
 			if o.Result != inDoubt || o.Closing || o.Kind != opRevoke && o.Kind != opDisable {
 				to = math.MaxInt64
@@ -145,12 +152,14 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 		}
 	}
 	for why, from := range may {
-		all = append(all, porcupine.Operation{Input: ending{nil, why}, Call: from, Return: math.MaxInt64})
+		all = append(all, porcupine.Operation{Input: ending{nil, why}, Call: from,
+			Return: math.MaxInt64})
 	}
 	return all
 }
 
-// narrows reports whether the key admits to less than it did before: only the expiry is ever changed here.
+// narrows reports whether the key admits to less than it did before: only the expiry is ever
+// changed here.
 func (s state) narrows(before state) bool {
 	return s.expires != 0 && (before.expires == 0 || s.expires < before.expires)
 }

@@ -8,10 +8,12 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// An op is one call of a client's, and what came of it. Moments are in nanoseconds since the Unix epoch. They are of the
-// clock that the store reads, which all processes of a machine share; a round during which it is set does not count.
+// An op is one call of a client's, and what came of it. Moments are in nanoseconds since the Unix
+// epoch. They are of the clock that the store reads, which all processes of a machine share; a
+// round during which it is set does not count.
 type op struct {
-	N      int32 // its number in the history; a secret goes by that of the op which made it, never by its text
+	// its number in the history; a secret goes by that of the op which made it, never by its text
+	N      int32
 	Client int
 	Key    int
 	Kind   string
@@ -96,12 +98,13 @@ type state struct {
 	revoked, disabled bool
 	current, previous int32 // secrets; 0 is none
 	expires           int64 // 0 is never
-	// The end of the grace lies from graceFrom to graceTo: they differ after a rotation that told nobody.
+	// The end of the grace lies from graceFrom to graceTo: they differ after a rotation that told
+	// nobody.
 	graceFrom, graceTo int64
 }
 
-// after returns the state after a change that was made to s, and whether it changes anything: a change that cannot be
-// made does not.
+// after returns the state after a change that was made to s, and whether it changes anything: a
+// change that cannot be made does not.
 func (s state) after(o *op) (state, bool) {
 	if o.Kind == opCreate {
 		return state{revision: 1, current: o.N, expires: o.Expires}, true
@@ -160,12 +163,13 @@ func (s state) until(secret int32) (from, to int64) {
 
 // shows reports whether the key that came with an answer is the one of the state.
 func (s state) shows(o *op) bool {
-	return o.Revision == s.revision && o.ExpiresAt == s.expires && s.graceFrom <= o.Until && o.Until <= s.graceTo
+	return o.Revision == s.revision && o.ExpiresAt == s.expires && s.graceFrom <= o.Until &&
+		o.Until <= s.graceTo
 }
 
-// admits reports whether a Verify in the state can have been answered as it was. The store looks at the clock at some
-// moment between call and return: it can have found a secret in time if it was called in time, and expired if that had
-// come before it returned.
+// admits reports whether a Verify in the state can have been answered as it was. The store looks at
+// the clock at some moment between call and return: it can have found a secret in time if it was
+// called in time, and expired if that had come before it returned.
 func (s state) admits(o *op) bool {
 	if !s.has(o.Secret) {
 		return o.Result == isUnknown
@@ -206,7 +210,8 @@ func (s state) step(o *op) (bool, state) {
 		return s.revoked && o.Kind != opRevoke && o.Kind != opCreate, s
 	case isInvalid: // the expiry had come before it could be set
 		late := o.SetExpires && o.Expires != 0 && o.Expires != s.expires && o.Return >= o.Expires
-		return late && (o.Kind == opCreate && s.revision == 0 || o.Kind == opUpdate && !s.revoked), s
+		return late && (o.Kind == opCreate && s.revision == 0 || o.Kind == opUpdate &&
+			!s.revoked), s
 	default:
 		return false, s
 	}
@@ -227,8 +232,8 @@ func (s state) step(o *op) (bool, state) {
 	return false, s
 }
 
-// keyModel is for the ops of one key, without samples. A change in doubt has happened or not: by the time that it has
-// failed, or that its process is dead, that is decided, and stays so.
+// keyModel is for the ops of one key, without samples. A change in doubt has happened or not: by
+// the time that it has failed, or that its process is dead, that is decided, and stays so.
 var keyModel = (&porcupine.NondeterministicModel{
 	Init: func() []any { return []any{state{}} },
 	Step: func(s, in, _ any) (all []any) {
@@ -256,22 +261,26 @@ func asOperations(ops []*op) (all []porcupine.Operation) {
 		case o.Kind == opBind && o.Result != isOK && excused(o, ops):
 			continue
 		}
-		all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return})
+		all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call,
+			Return: o.Return})
 	}
 	return all
 }
 
-// excused reports whether a Bind may have been refused because a change that failed, and cut what was bound, came upon it.
+// excused reports whether a Bind may have been refused because a change that failed, and cut what
+// was bound, came upon it.
 func excused(bind *op, ops []*op) bool {
 	for _, o := range ops {
-		if o.fails() != "" && o.Call <= bind.Return && bind.Call <= o.Return && bind.Result == o.fails() {
+		if o.fails() != "" && o.Call <= bind.Return && bind.Call <= o.Return &&
+			bind.Result == o.fails() {
 			return true
 		}
 	}
 	return false
 }
 
-// fails returns with what cause a change that failed ended the key's contexts; "" if it need not have.
+// fails returns with what cause a change that failed ended the key's contexts; "" if it need not
+// have.
 func (o *op) fails() string {
 	doubt := o.Result == inDoubt
 	switch o.Kind {

@@ -28,10 +28,12 @@ func TestKeyLogValue(t *testing.T) {
 			}
 			return a
 		}
-		slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: drop})).Info("", "key", key)
+		slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: drop})).Info("", "key",
+			key)
 		return b.String()
 	}
-	want := "key.id=" + key.ID + " key.name=CI key.owner=acme key.hint=" + key.Hint + " key.status=active\n"
+	want := "key.id=" + key.ID + " key.name=CI key.owner=acme key.hint=" + key.Hint +
+		" key.status=active\n"
 	require.Equal(t, want, line(key))
 	require.Equal(t, want, line(*key), "a copy of the key")
 

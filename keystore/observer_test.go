@@ -15,7 +15,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// A witness writes down what it is told, and calls the store each time: it would hang if that held a lock.
+// A witness writes down what it is told, and calls the store each time: it would hang if that held
+// a lock.
 type witness struct {
 	store *keystore.Store
 
@@ -61,7 +62,8 @@ func TestObserver(t *testing.T) {
 
 	require.NoError(t, verify(t, s, token))
 	live := bind(t, s, token)
-	require.Equal(t, []any{keystore.Verification{Key: issued.Key}, keystore.Verification{Key: issued.Key, Bound: true}}, w.take())
+	require.Equal(t, []any{keystore.Verification{Key: issued.Key},
+		keystore.Verification{Key: issued.Key, Bound: true}}, w.take())
 
 	wrong := create(t, open(t, nil), keystore.Spec{})
 	require.ErrorIs(t, verify(t, s, wrong.Secret.Reveal()), keystore.ErrUnknown)
@@ -93,7 +95,8 @@ func TestObserver(t *testing.T) {
 	require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked)
 	told := w.take()
 	require.ErrorIs(t, told[0].(keystore.Refusal).Err, keystore.ErrRevoked)
-	for _, text := range []string{fmt.Sprintf("%+v %#v", told, created), fmt.Sprintf("%+v", refused)} {
+	for _, text := range []string{fmt.Sprintf("%+v %#v", told, created),
+		fmt.Sprintf("%+v", refused)} {
 		require.NotContains(t, text, token[len(token)-40:])
 		require.NotContains(t, text, wrong.Secret.Reveal()[40:])
 	}
@@ -118,7 +121,8 @@ func (o *told) Ended(e keystore.BindEnd) {
 	}
 }
 
-// An Observer may call the store, even for what waits for changes that are under way: its own is not.
+// An Observer may call the store, even for what waits for changes that are under way: its own is
+// not.
 func TestAnObserverCallsTheStore(t *testing.T) {
 	readAll := func(t *testing.T, s *keystore.Store) {
 		require.NotEmpty(t, events(t, s, keystore.EventQuery{}))
@@ -130,11 +134,13 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			bind(t, s, issued.Secret.Reveal())
 			require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
 		},
-		"Changed reads the events, while many keys are changed at once": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
+		"Changed reads the events, while many keys are changed at once": func(t *testing.T,
+			s *keystore.Store, _ *unlucky, o *told) {
 			o.changed = func(keystore.Event) { readAll(t, s) }
 			fill(t, s, 3, func(int) keystore.Spec { return keystore.Spec{} })
 			saved := backup(t, s)
-			n, err := s.RevokeAll(t.Context(), keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+			n, err := s.RevokeAll(t.Context(), keystore.Query{}, "",
+				&keystore.RevokeAllOptions{All: true})
 			require.NoError(t, err)
 			require.Equal(t, 3, n)
 			there := new(told)
@@ -144,7 +150,8 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			restore(t, other, saved)
 			require.NoError(t, other.Close())
 		},
-		"Changed revokes the key, whose line the change stands in": func(t *testing.T, s *keystore.Store, b *unlucky, o *told) {
+		"Changed revokes the key, whose line the change stands in": func(t *testing.T,
+			s *keystore.Store, b *unlucky, o *told) {
 			issued := create(t, s, keystore.Spec{})
 			id := issued.Key.ID
 			o.changed = func(e keystore.Event) {
@@ -159,7 +166,8 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 			require.NoError(t, touch(context.WithValue(t.Context(), marked{}, true), s, id))
 			require.ErrorIs(t, verify(t, s, issued.Secret.Reveal()), keystore.ErrRevoked)
 		},
-		"Changed updates the key, whose other changes wait for this one": func(t *testing.T, s *keystore.Store, _ *unlucky, o *told) {
+		"Changed updates the key, whose other changes wait for this one": func(t *testing.T,
+			s *keystore.Store, _ *unlucky, o *told) {
 			id := create(t, s, keystore.Spec{}).Key.ID
 			o.changed = func(e keystore.Event) {
 				if e.Action == keystore.ActionDisable {
@@ -170,7 +178,8 @@ func TestAnObserverCallsTheStore(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // whoever waits for itself would end by the timeout
+			// whoever waits for itself would end by the timeout
+			synctest.Test(t, func(t *testing.T) {
 				o, b := new(told), &unlucky{Backend: backendtest.NewMemory()}
 				s, err := keystore.New(b, &keystore.Options{Observer: o})
 				require.NoError(t, err)
@@ -208,7 +217,9 @@ func TestAnObserverChangesAKeyThatWasRevokedTwice(t *testing.T) {
 		issued := create(t, s, keystore.Spec{})
 		bind(t, s, issued.Secret.Reveal())
 		began, updated := time.Now(), make(chan error, 1)
-		o.ended = func(keystore.BindEnd) { updated <- touch(context.Background(), s, issued.Key.ID) }
+		o.ended = func(keystore.BindEnd) {
+			updated <- touch(context.Background(), s, issued.Key.ID)
+		}
 		b.free = make(chan struct{})
 		var revocations sync.WaitGroup
 		for range 2 {

@@ -64,7 +64,8 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 				h := &moodyHasher{Hasher: hashing.SHA256()}
 				var out syncBuilder
 				s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{
-					Hasher: h, CacheSize: cache, Timeout: time.Second, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+					Hasher: h, CacheSize: cache, Timeout: time.Second,
+					Logger: slog.New(slog.NewTextHandler(&out, nil)),
 				})
 				require.NoError(t, err)
 				defer func() { require.NoError(t, s.Close()) }()
@@ -97,7 +98,8 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 
 				mood(h).Store(false)
 				require.NoError(t, verify(t, s, token), "nothing was done")
-				n, err := s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+				n, err := s.RevokeAll(ctx, keystore.Query{}, "",
+					&keystore.RevokeAllOptions{All: true})
 				require.NoError(t, err)
 				require.Equal(t, 1, n)
 				require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked)
@@ -127,7 +129,9 @@ func TestAHasherThatPanicsWhenADigestIsReplaced(t *testing.T) {
 	require.NoError(t, s.Close())
 
 	current := &moodyHasher{Hasher: pepper(t, "a", 1)}
-	s, err = keystore.Open(dir, &keystore.Options{Hasher: keyring(t, hashing.Hasher(onlyDigest{current}), hashing.SHA256())})
+	s, err = keystore.Open(dir,
+		&keystore.Options{Hasher: keyring(t, hashing.Hasher(onlyDigest{current}),
+			hashing.SHA256())})
 	require.NoError(t, err)
 	current.panics.Store(true)
 	for range 3 {
@@ -147,7 +151,8 @@ func TestAUselessHasherIsRefused(t *testing.T) {
 	panics, empty := &moodyHasher{Hasher: hashing.SHA256()}, &moodyHasher{Hasher: hashing.SHA256()}
 	panics.panics.Store(true)
 	empty.nonsense.Store(true)
-	for name, h := range map[string]hashing.Hasher{"panics": panics, "empty": empty, "nil": (*moodyHasher)(nil)} {
+	for name, h := range map[string]hashing.Hasher{"panics": panics, "empty": empty,
+		"nil": (*moodyHasher)(nil)} {
 		_, err := keystore.New(backendtest.NewMemory(), &keystore.Options{Hasher: h})
 		require.ErrorIs(t, err, keystore.ErrInvalid, name)
 		require.ErrorContains(t, err, "Options.Hasher")
@@ -279,17 +284,23 @@ func (b *panickyBackend) Apply(ctx context.Context, c ...backend.Change) error {
 	return b.Backend.Apply(ctx, c...)
 }
 
-func (b *panickyBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+func (b *panickyBackend) Scan(
+	ctx context.Context, from, to []byte,
+) iter.Seq2[backend.Entry, error] {
 	b.panicIn("Scan")
 	return b.list(b.Backend.Scan(ctx, from, to))
 }
 
-func (b *panickyBackend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+func (b *panickyBackend) ScanDown(
+	ctx context.Context, from, to []byte,
+) iter.Seq2[backend.Entry, error] {
 	b.panicIn("ScanDown")
 	return b.list(b.Backend.(backend.DownScanner).ScanDown(ctx, from, to))
 }
 
-func (b *panickyBackend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+func (b *panickyBackend) Snapshot(
+	ctx context.Context, from, to []byte,
+) iter.Seq2[backend.Entry, error] {
 	b.panicIn("Snapshot")
 	return b.list(b.Backend.Snapshot(ctx, from, to))
 }
@@ -315,7 +326,8 @@ func TestAPanickyBackendIsUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &panickyBackend{Backend: backendtest.NewMemory()}
 		s, err := keystore.New(b, &keystore.Options{
-			CacheSize: -1, EventRetention: time.Minute, Hasher: keyring(t, pepper(t, "a", 1), hashing.SHA256()),
+			CacheSize: -1, EventRetention: time.Minute, Hasher: keyring(t, pepper(t, "a", 1),
+				hashing.SHA256()),
 		})
 		require.NoError(t, err)
 		issued := create(t, s, keystore.Spec{})
@@ -363,7 +375,8 @@ func TestAPanicOfACallersFunctionPassesThrough(t *testing.T) {
 			_, _ = s.RevokeAll(context.Background(), keystore.Query{Owner: "first"}, "", opts)
 		},
 		"Progress of a dry run": func(s *keystore.Store, id string) {
-			opts := &keystore.RevokeAllOptions{DryRun: true, Progress: func(*keystore.Key, int) { panic(boom) }}
+			opts := &keystore.RevokeAllOptions{DryRun: true,
+				Progress: func(*keystore.Key, int) { panic(boom) }}
 			_, _ = s.RevokeAll(context.Background(), keystore.Query{Owner: "first"}, "", opts)
 		},
 		"List": func(s *keystore.Store, id string) {
@@ -376,30 +389,41 @@ func TestAPanicOfACallersFunctionPassesThrough(t *testing.T) {
 				panic(boom)
 			}
 		},
-		"Backup":  func(s *keystore.Store, id string) { _ = s.Backup(context.Background(), panickyIO{boom}) },
-		"Restore": func(s *keystore.Store, id string) { _ = s.Restore(context.Background(), panickyIO{boom}) },
+		"Backup": func(s *keystore.Store, id string) {
+			_ = s.Backup(context.Background(), panickyIO{boom})
+		},
+		"Restore": func(s *keystore.Store, id string) {
+			_ = s.Restore(context.Background(), panickyIO{boom})
+		},
 		"Restore, in the middle": func(s *keystore.Store, id string) {
 			half := []byte(backupOfOne())
-			_ = s.Restore(context.Background(), io.MultiReader(bytes.NewReader(half[:len(half)/2]), panickyIO{boom}))
+			_ = s.Restore(context.Background(), io.MultiReader(bytes.NewReader(half[:len(half)/2]),
+				panickyIO{boom}))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for kind, open := range map[string]func() (*keystore.Store, error){
-				"in a directory": func() (*keystore.Store, error) { return keystore.Open(t.TempDir(), nil) },
-				"on a backend":   func() (*keystore.Store, error) { return keystore.New(backendtest.NewMemory(), nil) },
+				"in a directory": func() (*keystore.Store, error) {
+					return keystore.Open(t.TempDir(), nil)
+				},
+				"on a backend": func() (*keystore.Store, error) {
+					return keystore.New(backendtest.NewMemory(), nil)
+				},
 			} {
 				s, err := open()
 				require.NoError(t, err)
 				issued := create(t, s, keystore.Spec{Owner: "first"})
 				fill(t, s, 100, func(int) keystore.Spec { return keystore.Spec{} })
 				require.PanicsWithValue(t, boom, func() { call(s, issued.Key.ID) }, kind)
-				_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
+				_, err = s.Update(t.Context(), issued.Key.ID,
+					func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
 				if !errors.Is(err, keystore.ErrKeyRevoked) {
 					require.NoError(t, err, kind)
 				}
 				require.NotEmpty(t, events(t, s, keystore.EventQuery{}))
 				restore(t, s, backup(t, s))
-				n, err := s.RevokeAll(t.Context(), keystore.Query{Status: keystore.StatusActive}, "", nil)
+				n, err := s.RevokeAll(t.Context(), keystore.Query{Status: keystore.StatusActive},
+					"", nil)
 				require.NoError(t, err)
 				require.GreaterOrEqual(t, n, 100)
 				require.NoError(t, s.Close())

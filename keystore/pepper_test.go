@@ -39,10 +39,12 @@ func TestAnotherPepperIsRefused(t *testing.T) {
 	right, wrong := pepperOf(t, "2026", pepperText), pepperOf(t, "2026", pepperText+"\n")
 	next := pepperOf(t, "2027", pepperText)
 	for name, tt := range map[string]struct{ first, wrong, right hashing.Hasher }{
-		"alone":               {right, wrong, right},
-		"in a keyring":        {right, keyring(t, next, wrong), keyring(t, next, right)},
-		"in a nested keyring": {right, keyring(t, next, keyring(t, hashing.SHA256(), wrong)), keyring(t, next, keyring(t, hashing.SHA256(), right))},
-		"current in one":      {keyring(t, right, next), keyring(t, wrong, hashing.SHA256()), right},
+		"alone":        {right, wrong, right},
+		"in a keyring": {right, keyring(t, next, wrong), keyring(t, next, right)},
+		"in a nested keyring": {right, keyring(t, next, keyring(t, hashing.SHA256(), wrong)),
+			keyring(t, next, keyring(t, hashing.SHA256(), right))},
+		"current in one": {keyring(t, right, next), keyring(t, wrong, hashing.SHA256()),
+			right},
 		"of a hasher of one's own": {
 			secretive{right}, secretive{wrong}, secretive{right},
 		},
@@ -87,7 +89,8 @@ func TestAPepperThatNoKeyNeedsMayChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			s, err := keystore.Open(dir, &keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
+			s, err := keystore.Open(dir,
+				&keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
 			require.NoError(t, err)
 			prepare(s)
 			require.NoError(t, s.Close())
@@ -95,7 +98,8 @@ func TestAPepperThatNoKeyNeedsMayChange(t *testing.T) {
 			require.NoError(t, err)
 			token := create(t, s, keystore.Spec{}).Secret.Reveal()
 			require.NoError(t, s.Close())
-			_, err = keystore.Open(dir, &keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
+			_, err = keystore.Open(dir,
+				&keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "the new one has been noted down")
 			s, err = keystore.Open(dir, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 			require.NoError(t, err)
@@ -132,7 +136,8 @@ func TestAMissingCheckValueIsWrittenAfterAProof(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newFaulty()
 			open := func(text string) *keystore.Store {
-				s, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", text)})
+				s, err := keystore.New(&unclosed{b},
+					&keystore.Options{Hasher: pepperOf(t, "a", text)})
 				require.NoError(t, err)
 				return s
 			}
@@ -140,7 +145,8 @@ func TestAMissingCheckValueIsWrittenAfterAProof(t *testing.T) {
 			issued := create(t, s, keystore.Spec{})
 			require.NoError(t, s.Close())
 			for _, e := range checksOf(t, b) {
-				require.NoError(t, b.Apply(t.Context(), backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}))
+				require.NoError(t, b.Apply(t.Context(),
+					backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}))
 			}
 
 			time.Sleep(time.Second)
@@ -164,7 +170,8 @@ func TestAMissingCheckValueIsWrittenAfterAProof(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 			require.Len(t, checksOf(t, b), 1)
 			require.NoError(t, s.Close())
-			_, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
+			_, err := keystore.New(&unclosed{b},
+				&keystore.Options{Hasher: pepperOf(t, "a", pepperText+"\n")})
 			require.ErrorIs(t, err, keystore.ErrInvalid)
 			require.NoError(t, b.Close())
 		})
@@ -231,7 +238,8 @@ func TestACheckValueThatCannotBeWritten(t *testing.T) {
 	full := b.Backend
 	b.Backend = applyFails{full, backend.ErrFull}
 	var out strings.Builder
-	s, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText), Logger: slog.New(slog.NewTextHandler(&out, nil))})
+	s, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText),
+		Logger: slog.New(slog.NewTextHandler(&out, nil))})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	require.Contains(t, out.String(), "check value")
@@ -246,15 +254,18 @@ func TestACheckValueThatCannotBeWritten(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	b.Backend = applyFails{full, backend.ErrFull}
-	_, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "b", pepperText+"\n")})
+	_, err = keystore.New(&unclosed{b},
+		&keystore.Options{Hasher: pepperOf(t, "b", pepperText+"\n")})
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	b.Backend = full
-	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: keyring(t, hashing.SHA256(), pepperOf(t, "b", pepperText+"\n"))})
+	s, err = keystore.New(&unclosed{b},
+		&keystore.Options{Hasher: keyring(t, hashing.SHA256(), pepperOf(t, "b", pepperText+"\n"))})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	require.Empty(t, checksOf(t, full), "of an earlier hasher: it is forgotten")
 
-	b.Backend = &first{Backend: full, change: backend.Change{Key: []byte("hhmac-sha256:a"), Value: pepperOf(t, "a", pepperText).Digest("x").Sum}}
+	b.Backend = &first{Backend: full, change: backend.Change{Key: []byte("hhmac-sha256:a"),
+		Value: pepperOf(t, "a", pepperText).Digest("x").Sum}}
 	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 	require.NoError(t, err, "no key needs what the other process wrote")
 	require.NoError(t, s.Close())

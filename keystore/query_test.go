@@ -89,7 +89,8 @@ func TestQueryFields(t *testing.T) {
 func TestEachFieldOfAQuerySelects(t *testing.T) {
 	s := inMemory(t)
 	create(t, s, keystore.Spec{})
-	values := map[reflect.Kind]any{reflect.String: "x", reflect.Uint8: uint8(1), reflect.Struct: time.Now()}
+	values := map[reflect.Kind]any{reflect.String: "x", reflect.Uint8: uint8(1),
+		reflect.Struct: time.Now()}
 	fields := reflect.TypeFor[keystore.Query]()
 	for i := range fields.NumField() {
 		field := fields.Field(i)
@@ -101,7 +102,8 @@ func TestEachFieldOfAQuerySelects(t *testing.T) {
 			q.Cursor = create(t, s, keystore.Spec{}).Key.ID
 		default:
 			value.Set(reflect.ValueOf(values[field.Type.Kind()]).Convert(field.Type))
-			_, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{All: true, DryRun: true})
+			_, err := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{All: true,
+				DryRun: true})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%s selects some keys only", field.Name)
 			continue
 		}
@@ -110,7 +112,8 @@ func TestEachFieldOfAQuerySelects(t *testing.T) {
 	}
 	// A time that is zero in another zone selects every key too.
 	zero := time.Time{}.In(time.FixedZone("", 3600))
-	_, err := s.RevokeAll(t.Context(), keystore.Query{CreatedAfter: zero, ExpiresBefore: zero}, "", nil)
+	_, err := s.RevokeAll(t.Context(), keystore.Query{CreatedAfter: zero, ExpiresBefore: zero}, "",
+		nil)
 	require.ErrorIs(t, err, keystore.ErrInvalid)
 }
 
@@ -118,7 +121,8 @@ func TestCount(t *testing.T) {
 	b := backendtest.NewMemory()
 	s, err := keystore.New(b, nil)
 	require.NoError(t, err)
-	fill(t, s, 20, func(i int) keystore.Spec { return keystore.Spec{Owner: []string{"acme", ""}[i%2]} })
+	fill(t, s, 20,
+		func(i int) keystore.Spec { return keystore.Spec{Owner: []string{"acme", ""}[i%2]} })
 	for want, q := range map[int]keystore.Query{
 		20: {}, 10: {Owner: "acme"}, 7: {Limit: 7}, 0: {Status: keystore.StatusRevoked},
 	} {
@@ -166,10 +170,12 @@ func TestEventsByActorAndAction(t *testing.T) {
 	require.Len(t, events(t, s, keystore.EventQuery{}), 6)
 	require.Equal(t, []uint64{2, 3}, revisions(keystore.EventQuery{Actor: "alice"}))
 	require.Equal(t, []uint64{2, 2}, revisions(keystore.EventQuery{Action: keystore.ActionDisable}))
-	require.Equal(t, []uint64{3}, revisions(keystore.EventQuery{Actor: "alice", Action: keystore.ActionEnable}))
+	require.Equal(t, []uint64{3},
+		revisions(keystore.EventQuery{Actor: "alice", Action: keystore.ActionEnable}))
 	require.Equal(t, []uint64{3}, revisions(keystore.EventQuery{Actor: "alice", KeyID: b}))
 	require.Equal(t, []uint64{2}, revisions(keystore.EventQuery{Actor: "alice", Limit: 1}))
-	require.Equal(t, []uint64{4}, revisions(keystore.EventQuery{Actor: "two\nlines"}), "an actor is stored escaped")
+	require.Equal(t, []uint64{4}, revisions(keystore.EventQuery{Actor: "two\nlines"}),
+		"an actor is stored escaped")
 	require.Equal(t, []uint64{4}, revisions(keystore.EventQuery{Actor: `two\nlines`}))
 	require.Empty(t, revisions(keystore.EventQuery{Action: "revoked"}))
 	require.Empty(t, revisions(keystore.EventQuery{Actor: "ali"}))

@@ -14,8 +14,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// A gated backend stops callers where a test wants them: a Get before and after its read, an Apply before and after its
-// commit. Each gate that is set lets through what arrives once it is closed, and tells arrivals.
+// A gated backend stops callers where a test wants them: a Get before and after its read, an Apply
+// before and after its commit. Each gate that is set lets through what arrives once it is closed,
+// and tells arrivals.
 type gated struct {
 	backend.Backend
 	mu                                           sync.Mutex
@@ -33,7 +34,8 @@ func (g *gate) pass() {
 	}
 }
 
-// set puts a gate in a place, and returns it; whoever was there before is not affected by a later one.
+// set puts a gate in a place, and returns it; whoever was there before is not affected by a later
+// one.
 func (b *gated) set(place **gate) *gate {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -110,14 +112,16 @@ func start(f func() error) (wait func() error) {
 
 func (r *rig) revoke() error { return r.store.Revoke(context.Background(), r.issued.Key.ID, "") }
 
-// A scenario forces one interleaving of a revocation with uses of its key, and returns what went wrong.
+// A scenario forces one interleaving of a revocation with uses of its key, and returns what went
+// wrong.
 type scenario struct {
 	name string
 	play func(r *rig) string
 }
 
 var scenarios = []scenario{
-	{"a reader is stopped between its store read and its install while a revocation commits and returns", func(r *rig) string {
+	{"a reader is stopped between its store read and its install while a revocation commits and " +
+		"returns", func(r *rig) string {
 		g := r.backend.set(&r.backend.afterGet)
 		reader := start(r.verify)
 		<-g.arrived
@@ -127,39 +131,42 @@ var scenarios = []scenario{
 		require.NoError(r, reader(), "it began before the revocation, and may be let in")
 		return r.mustBeDenied("after Revoke returned")
 	}},
-	{"a reader reads the old record before the commit, and installs it while the commit goes on", func(r *rig) string {
-		before := r.backend.set(&r.backend.beforeApply)
-		after := r.backend.set(&r.backend.afterApply)
-		revocation := start(r.revoke)
-		<-before.arrived
-		// The revocation is between phase A and its commit.
-		require.NoError(r, r.verify())
-		close(before.open)
-		<-after.arrived
-		// It is committed, and before phase C.
-		close(after.open)
-		require.NoError(r, revocation())
-		return r.mustBeDenied("after Revoke returned")
-	}},
-	{"one reader sees the new record in the store while another still has the old one in the cache", func(r *rig) string {
-		// The first reader misses and waits to read.
-		slow := r.backend.set(&r.backend.beforeGet)
-		first := start(r.verify)
-		<-slow.arrived
-		r.backend.clear(&r.backend.beforeGet)
-		require.NoError(r, r.verify()) // another fills the cache
-		after := r.backend.set(&r.backend.afterApply)
-		revocation := start(r.revoke)
-		<-after.arrived
-		// Committed, and before phase C: the first reader sees it now.
-		close(slow.open)
-		require.ErrorIs(r, first(), ErrRevoked)
-		wrong := r.mustBeDenied("after somebody was told that it is revoked")
-		close(after.open)
-		require.NoError(r, revocation())
-		return wrong
-	}},
-	{"a bind is stopped between its store read and its registration while a revocation commits and returns", func(r *rig) string {
+	{"a reader reads the old record before the commit, and installs it while the commit goes on",
+		func(r *rig) string {
+			before := r.backend.set(&r.backend.beforeApply)
+			after := r.backend.set(&r.backend.afterApply)
+			revocation := start(r.revoke)
+			<-before.arrived
+			// The revocation is between phase A and its commit.
+			require.NoError(r, r.verify())
+			close(before.open)
+			<-after.arrived
+			// It is committed, and before phase C.
+			close(after.open)
+			require.NoError(r, revocation())
+			return r.mustBeDenied("after Revoke returned")
+		}},
+	{"one reader sees the new record in the store while another still has the old one in the cache",
+		func(r *rig) string {
+			// The first reader misses and waits to read.
+			slow := r.backend.set(&r.backend.beforeGet)
+			first := start(r.verify)
+			<-slow.arrived
+			r.backend.clear(&r.backend.beforeGet)
+			require.NoError(r, r.verify()) // another fills the cache
+			after := r.backend.set(&r.backend.afterApply)
+			revocation := start(r.revoke)
+			<-after.arrived
+			// Committed, and before phase C: the first reader sees it now.
+			close(slow.open)
+			require.ErrorIs(r, first(), ErrRevoked)
+			wrong := r.mustBeDenied("after somebody was told that it is revoked")
+			close(after.open)
+			require.NoError(r, revocation())
+			return wrong
+		}},
+	{"a bind is stopped between its store read and its registration while a revocation commits " +
+		"and returns", func(r *rig) string {
 		g := r.backend.set(&r.backend.afterGet)
 		var bound context.Context
 		bind := start(func() (err error) { bound, err = r.bind(); return err })
@@ -191,21 +198,24 @@ var scenarios = []scenario{
 		}
 		return ""
 	}},
-	{"a key is disabled and enabled again, and the enabling comes through first", func(r *rig) string {
-		bound, err := r.bind()
-		require.NoError(r, err)
-		after := r.backend.set(&r.backend.afterApply)
-		disabling := start(func() error { return r.store.Disable(context.Background(), r.issued.Key.ID, "") })
-		<-after.arrived
-		r.backend.clear(&r.backend.afterApply)
-		r.enableWithoutWaiting()
-		close(after.open)
-		require.NoError(r, disabling())
-		if !errors.Is(context.Cause(bound), ErrDisabled) {
-			return "a bound context outlived the disabling of its key"
-		}
-		return ""
-	}},
+	{"a key is disabled and enabled again, and the enabling comes through first",
+		func(r *rig) string {
+			bound, err := r.bind()
+			require.NoError(r, err)
+			after := r.backend.set(&r.backend.afterApply)
+			disabling := start(func() error {
+				return r.store.Disable(context.Background(), r.issued.Key.ID, "")
+			})
+			<-after.arrived
+			r.backend.clear(&r.backend.afterApply)
+			r.enableWithoutWaiting()
+			close(after.open)
+			require.NoError(r, disabling())
+			if !errors.Is(context.Cause(bound), ErrDisabled) {
+				return "a bound context outlived the disabling of its key"
+			}
+			return ""
+		}},
 	{"a second revocation finds the first one committed and not yet through", func(r *rig) string {
 		bound, err := r.bind()
 		require.NoError(r, err)
@@ -248,7 +258,8 @@ func (r *rig) mustBeDenied(when string) string {
 	return ""
 }
 
-// The right protocol passes every scenario; each wrong one is caught by at least one, and by the same code.
+// The right protocol passes every scenario; each wrong one is caught by at least one, and by the
+// same code.
 func TestForcedInterleavings(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

@@ -16,10 +16,12 @@ func TestReason(t *testing.T) {
 		require.Equal(t, r.word, Reason(fmt.Errorf("a call: %w", r.err)))
 	}
 	require.Equal(t, "", Reason(nil))
-	require.Equal(t, "rate_limited", Reason(fmt.Errorf("a call: %w", &RateLimitError{RetryAfter: time.Second})))
+	require.Equal(t, "rate_limited",
+		Reason(fmt.Errorf("a call: %w", &RateLimitError{RetryAfter: time.Second})))
 	require.Equal(t, "other", Reason(errors.New("something else")))
 	require.Equal(t, "other", Reason(ErrDenied), "nothing returns the bare ErrDenied")
-	require.Equal(t, "unavailable", Reason(fmt.Errorf("%w: %w", ErrUnavailable, context.DeadlineExceeded)),
+	require.Equal(t, "unavailable",
+		Reason(fmt.Errorf("%w: %w", ErrUnavailable, context.DeadlineExceeded)),
 		"storage that did not answer is trouble of the store's, not the caller's deadline")
 	require.Equal(t, "unavailable", Reason(wrapErr("get", errors.New("disk"))))
 }

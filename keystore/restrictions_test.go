@@ -51,10 +51,12 @@ func TestNotBefore(t *testing.T) {
 
 func TestAllowedNetworks(t *testing.T) {
 	s := open(t, nil)
-	issued := create(t, s, keystore.Spec{AllowedNetworks: prefixes("192.0.2.0/24", "2001:db8::/32")})
+	issued := create(t, s, keystore.Spec{AllowedNetworks: prefixes("192.0.2.0/24",
+		"2001:db8::/32")})
 	token := issued.Secret.Reveal()
 	for addr, ok := range map[string]bool{
-		"192.0.2.1": true, "::ffff:192.0.2.1": true, "192.0.3.1": false, "2001:db8:1::1": true, "2001:db9::1": false, "": false,
+		"192.0.2.1": true, "::ffff:192.0.2.1": true, "192.0.3.1": false, "2001:db8:1::1": true,
+		"2001:db9::1": false, "": false,
 	} {
 		ctx := t.Context()
 		if addr != "" {
@@ -93,15 +95,18 @@ func TestMaxLifetime(t *testing.T) {
 	}
 	issued := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Minute)})
 	for _, at := range []time.Time{{}, time.Now().Add(2 * time.Hour)} {
-		_, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.ExpiresAt = at; return nil })
+		_, err := s.Update(t.Context(), issued.Key.ID,
+			func(spec *keystore.Spec) error { spec.ExpiresAt = at; return nil })
 		require.ErrorIs(t, err, keystore.ErrInvalid)
 	}
-	key, err := s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.Name = "renamed"; return nil })
+	key, err := s.Update(t.Context(), issued.Key.ID,
+		func(spec *keystore.Spec) error { spec.Name = "renamed"; return nil })
 	require.NoError(t, err)
 	require.Equal(t, "renamed", key.Name)
 }
 
-// What an Update does to live contexts: a change that narrows ends them before it returns, another leaves them.
+// What an Update does to live contexts: a change that narrows ends them before it returns, another
+// leaves them.
 func TestUpdateNarrowsOrNot(t *testing.T) {
 	from := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
 	expires := time.Now().Add(time.Hour)
@@ -109,36 +114,47 @@ func TestUpdateNarrowsOrNot(t *testing.T) {
 		narrows bool
 		change  func(*keystore.Spec)
 	}{
-		"nothing":              {false, func(*keystore.Spec) {}},
-		"a name":               {false, func(s *keystore.Spec) { s.Name = "other" }},
-		"a scope more":         {false, func(s *keystore.Spec) { s.Scopes = append(s.Scopes, "more") }},
-		"a wider scope":        {false, func(s *keystore.Spec) { s.Scopes = []string{"*"} }},
-		"a scope less":         {true, func(s *keystore.Spec) { s.Scopes = []string{"orders:*"} }},
-		"a narrower scope":     {true, func(s *keystore.Spec) { s.Scopes = []string{"orders:read", "users"} }},
-		"a network more":       {false, func(s *keystore.Spec) { s.AllowedNetworks = append(s.AllowedNetworks, prefixes("10.0.0.0/8")...) }},
-		"a wider network":      {false, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.0.0/16") }},
-		"any network":          {false, func(s *keystore.Spec) { s.AllowedNetworks = nil }},
-		"a narrower network":   {true, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/25") }},
-		"a later expiry":       {false, func(s *keystore.Spec) { s.ExpiresAt = expires.Add(time.Hour) }},
-		"no expiry":            {false, func(s *keystore.Spec) { s.ExpiresAt = time.Time{} }},
-		"an earlier expiry":    {true, func(s *keystore.Spec) { s.ExpiresAt = expires.Add(-time.Minute) }},
-		"a higher rate":        {false, func(s *keystore.Spec) { s.RateLimit.PerSecond = 1e6 }},
-		"a lower rate":         {true, func(s *keystore.Spec) { s.RateLimit.PerSecond = 1 }},
-		"a smaller burst":      {true, func(s *keystore.Spec) { s.RateLimit.Burst = 10 }},
-		"no rate limit at all": {false, func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{} }},
+		"nothing": {false, func(*keystore.Spec) {}},
+		"a name":  {false, func(s *keystore.Spec) { s.Name = "other" }},
+		"a scope more": {false,
+			func(s *keystore.Spec) { s.Scopes = append(s.Scopes, "more") }},
+		"a wider scope": {false, func(s *keystore.Spec) { s.Scopes = []string{"*"} }},
+		"a scope less":  {true, func(s *keystore.Spec) { s.Scopes = []string{"orders:*"} }},
+		"a narrower scope": {true,
+			func(s *keystore.Spec) { s.Scopes = []string{"orders:read", "users"} }},
+		"a network more": {false, func(s *keystore.Spec) {
+			s.AllowedNetworks = append(s.AllowedNetworks, prefixes("10.0.0.0/8")...)
+		}},
+		"a wider network": {false,
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.0.0/16") }},
+		"any network": {false, func(s *keystore.Spec) { s.AllowedNetworks = nil }},
+		"a narrower network": {true,
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/25") }},
+		"a later expiry": {false,
+			func(s *keystore.Spec) { s.ExpiresAt = expires.Add(time.Hour) }},
+		"no expiry": {false, func(s *keystore.Spec) { s.ExpiresAt = time.Time{} }},
+		"an earlier expiry": {true,
+			func(s *keystore.Spec) { s.ExpiresAt = expires.Add(-time.Minute) }},
+		"a higher rate":   {false, func(s *keystore.Spec) { s.RateLimit.PerSecond = 1e6 }},
+		"a lower rate":    {true, func(s *keystore.Spec) { s.RateLimit.PerSecond = 1 }},
+		"a smaller burst": {true, func(s *keystore.Spec) { s.RateLimit.Burst = 10 }},
+		"no rate limit at all": {false,
+			func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := keystore.New(backendtest.NewMemory(), nil)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, s.Close()) }()
 			issued := create(t, s, keystore.Spec{
-				Scopes: []string{"orders:*", "users"}, AllowedNetworks: prefixes("192.0.2.0/24"), ExpiresAt: expires,
+				Scopes: []string{"orders:*", "users"}, AllowedNetworks: prefixes("192.0.2.0/24"),
+				ExpiresAt: expires,
 				RateLimit: keystore.RateLimit{PerSecond: 1000, Burst: 1000},
 			})
 			live, _, release, err := parts(s.Bind(from, issued.Secret.Reveal()))
 			require.NoError(t, err)
 			defer release()
-			_, err = s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { c.change(spec); return nil })
+			_, err = s.Update(from, issued.Key.ID,
+				func(spec *keystore.Spec) error { c.change(spec); return nil })
 			require.NoError(t, err)
 			if c.narrows {
 				require.ErrorIs(t, context.Cause(live), keystore.ErrNarrowed)
@@ -149,20 +165,29 @@ func TestUpdateNarrowsOrNot(t *testing.T) {
 	}
 }
 
-// A key that had no restriction gets its first: what was bound before ends, as for any narrower one.
+// A key that had no restriction gets its first: what was bound before ends, as for any narrower
+// one.
 func TestTheFirstRestrictionNarrows(t *testing.T) {
 	hour := time.Now().Add(time.Hour)
 	for name, c := range map[string]struct {
 		cause  error // nil: it goes on
 		change func(*keystore.Spec)
 	}{
-		"a rate limit":         {keystore.ErrNarrowed, func(s *keystore.Spec) { s.RateLimit = keystore.RateLimit{PerSecond: 1e9, Burst: 1e9} }},
-		"a network":            {keystore.ErrNarrowed, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") }},
-		"every IPv4 network":   {keystore.ErrNarrowed, func(s *keystore.Spec) { s.AllowedNetworks = prefixes("0.0.0.0/0") }},
-		"an expiry":            {keystore.ErrNarrowed, func(s *keystore.Spec) { s.ExpiresAt = hour }},
-		"a start to come":      {keystore.ErrNotYetValid, func(s *keystore.Spec) { s.NotBefore = hour }},
-		"a start that is past": {nil, func(s *keystore.Spec) { s.NotBefore = time.Now().Add(-time.Hour) }},
-		"a scope":              {nil, func(s *keystore.Spec) { s.Scopes = []string{"orders:read"} }},
+		"a rate limit": {keystore.ErrNarrowed, func(s *keystore.Spec) {
+			s.RateLimit = keystore.RateLimit{PerSecond: 1e9, Burst: 1e9}
+		}},
+		"a network": {keystore.ErrNarrowed,
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") }},
+		"every IPv4 network": {keystore.ErrNarrowed,
+			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("0.0.0.0/0") }},
+		"an expiry": {keystore.ErrNarrowed,
+			func(s *keystore.Spec) { s.ExpiresAt = hour }},
+		"a start to come": {keystore.ErrNotYetValid,
+			func(s *keystore.Spec) { s.NotBefore = hour }},
+		"a start that is past": {nil,
+			func(s *keystore.Spec) { s.NotBefore = time.Now().Add(-time.Hour) }},
+		"a scope": {nil,
+			func(s *keystore.Spec) { s.Scopes = []string{"orders:read"} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := inMemory(t)
@@ -174,14 +199,15 @@ func TestTheFirstRestrictionNarrows(t *testing.T) {
 				defer release()
 				defer func() { require.ErrorIs(t, context.Cause(live), c.cause) }()
 			}
-			_, err := s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { c.change(spec); return nil })
+			_, err := s.Update(from, issued.Key.ID,
+				func(spec *keystore.Spec) error { c.change(spec); return nil })
 			require.NoError(t, err)
 		})
 	}
 }
 
-// A context is measured by what the key was last, not only by what it was when bound: what an Update gave, the next one
-// takes.
+// A context is measured by what the key was last, not only by what it was when bound: what an
+// Update gave, the next one takes.
 func TestEveryNarrowingCounts(t *testing.T) {
 	for name, c := range map[string]struct{ give, take func(*keystore.Spec) }{
 		"a scope": {
@@ -189,7 +215,9 @@ func TestEveryNarrowingCounts(t *testing.T) {
 			func(s *keystore.Spec) { s.Scopes = []string{"a"} },
 		},
 		"a network": {
-			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24", "198.51.100.0/24") },
+			func(s *keystore.Spec) {
+				s.AllowedNetworks = prefixes("192.0.2.0/24", "198.51.100.0/24")
+			},
 			func(s *keystore.Spec) { s.AllowedNetworks = prefixes("192.0.2.0/24") },
 		},
 		"a rate": {
@@ -205,14 +233,16 @@ func TestEveryNarrowingCounts(t *testing.T) {
 			s := inMemory(t)
 			from := keystore.WithClientAddr(t.Context(), netip.MustParseAddr("192.0.2.1"))
 			issued := create(t, s, keystore.Spec{
-				Scopes: []string{"a"}, AllowedNetworks: prefixes("192.0.2.0/24"), ExpiresAt: time.Now().Add(time.Hour),
+				Scopes: []string{"a"}, AllowedNetworks: prefixes("192.0.2.0/24"),
+				ExpiresAt: time.Now().Add(time.Hour),
 				RateLimit: keystore.RateLimit{PerSecond: 1, Burst: 1},
 			})
 			live, _, release, err := parts(s.Bind(from, issued.Secret.Reveal()))
 			require.NoError(t, err)
 			defer release()
 			update := func(change func(*keystore.Spec)) {
-				_, err := s.Update(from, issued.Key.ID, func(spec *keystore.Spec) error { change(spec); return nil })
+				_, err := s.Update(from, issued.Key.ID,
+					func(spec *keystore.Spec) error { change(spec); return nil })
 				require.NoError(t, err)
 			}
 			update(c.give)
@@ -243,7 +273,8 @@ func TestAMovedExpiryMovesTheEndOfContexts(t *testing.T) {
 
 		issued = create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)})
 		live = bind(t, s, issued.Secret.Reveal())
-		_, err = s.Update(t.Context(), issued.Key.ID, func(spec *keystore.Spec) error { spec.ExpiresAt = time.Time{}; return nil })
+		_, err = s.Update(t.Context(), issued.Key.ID,
+			func(spec *keystore.Spec) error { spec.ExpiresAt = time.Time{}; return nil })
 		require.NoError(t, err)
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
@@ -287,7 +318,8 @@ func TestRateLimitOfAKey(t *testing.T) {
 		s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{CacheSize: 1})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
-		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.1, Burst: 2}})
+		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 0.1,
+			Burst: 2}})
 		id, token := issued.Key.ID, issued.Secret.Reveal()
 		other := create(t, s, keystore.Spec{}).Secret.Reveal()
 		require.NoError(t, verify(t, s, token))
@@ -298,13 +330,15 @@ func TestRateLimitOfAKey(t *testing.T) {
 		require.NotErrorIs(t, limited, keystore.ErrDenied)
 
 		require.NoError(t, verify(t, s, other)) // the cache holds one key: the first is out of it
-		require.ErrorAs(t, verify(t, s, token), &limited, "its limiter outlives its place in the cache")
+		require.ErrorAs(t, verify(t, s, token), &limited,
+			"its limiter outlives its place in the cache")
 		require.NoError(t, live.Err())
 		time.Sleep(limited.RetryAfter)
 		require.NoError(t, verify(t, s, token), "as the error said")
 		require.ErrorAs(t, verify(t, s, token), &limited)
 
-		_, err = s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.RateLimit = keystore.RateLimit{}; return nil })
+		_, err = s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { spec.RateLimit = keystore.RateLimit{}; return nil })
 		require.NoError(t, err)
 		for range 10 {
 			require.NoError(t, verify(t, s, token), "without a limit, at once")
@@ -317,9 +351,11 @@ func TestRateLimitOfAKey(t *testing.T) {
 		for verify(t, s, token) == nil {
 		}
 		require.NoError(t, s.Revoke(t.Context(), id, ""))
-		require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked, "a dead key is dead first of all")
+		require.ErrorIs(t, verify(t, s, token), keystore.ErrRevoked,
+			"a dead key is dead first of all")
 
-		for _, bad := range []keystore.RateLimit{{PerSecond: -1, Burst: 1}, {PerSecond: 1}, {Burst: 1}, {PerSecond: 1, Burst: -1}} {
+		for _, bad := range []keystore.RateLimit{{PerSecond: -1, Burst: 1}, {PerSecond: 1},
+			{Burst: 1}, {PerSecond: 1, Burst: -1}} {
 			_, err := s.Create(t.Context(), keystore.Spec{Name: "n", RateLimit: bad})
 			require.ErrorIs(t, err, keystore.ErrInvalid, "%v", bad)
 		}
@@ -330,7 +366,8 @@ func TestRateLimitOfAKey(t *testing.T) {
 func TestRetryAfterDoesNotOverflow(t *testing.T) {
 	s := inMemory(t)
 	for _, perSecond := range []float64{1e-10, 1e-300} {
-		token := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: perSecond, Burst: 1}}).Secret.Reveal()
+		token := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: perSecond,
+			Burst: 1}}).Secret.Reveal()
 		require.NoError(t, verify(t, s, token))
 		var limited *keystore.RateLimitError
 		require.ErrorAs(t, verify(t, s, token), &limited)

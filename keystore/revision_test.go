@@ -20,7 +20,8 @@ import (
 // Enable, which needs a disabled key.
 var changesOfOneKey = map[string]func(ctx context.Context, s *keystore.Store, id string) error{
 	"Update": func(ctx context.Context, s *keystore.Store, id string) error {
-		_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Name += "x"; return nil })
+		_, err := s.Update(ctx, id,
+			func(spec *keystore.Spec) error { spec.Name += "x"; return nil })
 		return err
 	},
 	"Rotate": func(ctx context.Context, s *keystore.Store, id string) error {
@@ -33,7 +34,9 @@ var changesOfOneKey = map[string]func(ctx context.Context, s *keystore.Store, id
 	"Disable": func(ctx context.Context, s *keystore.Store, id string) error {
 		return s.Disable(ctx, id, "r")
 	},
-	"Enable": func(ctx context.Context, s *keystore.Store, id string) error { return s.Enable(ctx, id) },
+	"Enable": func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Enable(ctx, id)
+	},
 }
 
 func TestIfRevision(t *testing.T) {
@@ -47,7 +50,8 @@ func TestIfRevision(t *testing.T) {
 			if name == "Enable" {
 				require.NoError(t, s.Disable(ctx, id, ""))
 			}
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { spec.Owner = "o"; return nil })
+			_, err := s.Update(ctx, id,
+				func(spec *keystore.Spec) error { spec.Owner = "o"; return nil })
 			require.NoError(t, err)
 			before, err := s.Get(ctx, id)
 			require.NoError(t, err)
@@ -58,8 +62,9 @@ func TestIfRevision(t *testing.T) {
 				require.ErrorIs(t, err, keystore.ErrConflict)
 				require.NotErrorIs(t, err, keystore.ErrDenied)
 				require.Equal(t, "conflict", keystore.Reason(err))
-				require.ErrorContains(t, err, fmt.Sprintf("key %s has changed: its revision is %d, and not %d",
-					id, before.Revision, wrong))
+				require.ErrorContains(t, err,
+					fmt.Sprintf("key %s has changed: its revision is %d, and not %d",
+						id, before.Revision, wrong))
 			}
 			require.ErrorIs(t, change(keystore.IfRevision(ctx, 0), s, id), keystore.ErrInvalid)
 			absent := create(t, inMemory(t), keystore.Spec{}).Key.ID
@@ -127,7 +132,8 @@ func TestIfRevisionIsComparedInsideTheWrite(t *testing.T) {
 	_, err := s.Update(keystore.IfRevision(t.Context(), 1), id, func(spec *keystore.Spec) error {
 		called++
 		spec.Name = "loser"
-		_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Name = "winner"; return nil })
+		_, err := s.Update(t.Context(), id,
+			func(spec *keystore.Spec) error { spec.Name = "winner"; return nil })
 		return err
 	})
 	require.ErrorIs(t, err, keystore.ErrConflict)
@@ -148,7 +154,8 @@ func TestIfRevisionRaces(t *testing.T) {
 		var wg sync.WaitGroup
 		for n := range 8 {
 			wg.Go(func() {
-				err := changesOfOneKey[verbs[n%len(verbs)]](keystore.IfRevision(t.Context(), revision), s, id)
+				err := changesOfOneKey[verbs[n%len(verbs)]](keystore.IfRevision(t.Context(),
+					revision), s, id)
 				switch {
 				case err == nil:
 					won.Add(1)

@@ -32,12 +32,16 @@ func TestAFailedAssertionDoesNotPrintASecret(t *testing.T) {
 		secret keystore.Secret
 		more   []any
 	}
-	holderOf := func(i *keystore.Issued) holder { return holder{i, i.Secret, []any{i, i.Secret, &i.Secret, *i}} }
+	holderOf := func(i *keystore.Issued) holder {
+		return holder{i, i.Secret, []any{i, i.Secret, &i.Secret, *i}}
+	}
 	var out printed
 	for _, pair := range [][2]any{
 		{one, two}, {*one, *two}, {one.Secret, two.Secret}, {&one.Secret, &two.Secret},
-		{holderOf(one), holderOf(two)}, {[]keystore.Secret{one.Secret}, []keystore.Secret{two.Secret}},
-		{map[string]any{"k": one}, map[string]any{"k": two}}, {one, nil}, {one.Secret, one.Secret.String()},
+		{holderOf(one), holderOf(two)}, {[]keystore.Secret{one.Secret},
+			[]keystore.Secret{two.Secret}},
+		{map[string]any{"k": one}, map[string]any{"k": two}}, {one, nil},
+		{one.Secret, one.Secret.String()},
 	} {
 		require.False(t, assert.ObjectsAreEqual(pair[0], pair[1]))
 		require.False(t, assert.Equal(&out, pair[0], pair[1]))
@@ -64,7 +68,8 @@ func hides(t *testing.T, text string, all ...*keystore.Issued) {
 	for _, issued := range all {
 		token := issued.Secret.Reveal()
 		secret := token[strings.LastIndexByte(token, '_')+1:]
-		for _, part := range []string{secret[:8], secret[len(secret)-8:], fmt.Sprintf("%x", secret[:8]), fmt.Sprintf("%v", []byte(secret[:4]))} {
+		for _, part := range []string{secret[:8], secret[len(secret)-8:],
+			fmt.Sprintf("%x", secret[:8]), fmt.Sprintf("%v", []byte(secret[:4]))} {
 			require.False(t, strings.Contains(text, strings.Trim(part, "[]")), "it holds a secret")
 		}
 	}
@@ -76,19 +81,23 @@ func TestNoEncodingHoldsASecret(t *testing.T) {
 		Name   string
 		Secret keystore.Secret
 	}
-	for _, v := range []any{issued, *issued, issued.Secret, &issued.Secret, holder{"n", issued.Secret}, []keystore.Secret{issued.Secret}} {
+	for _, v := range []any{issued, *issued, issued.Secret, &issued.Secret,
+		holder{"n", issued.Secret}, []keystore.Secret{issued.Secret}} {
 		var out bytes.Buffer
 		text, err := json.Marshal(v)
 		require.NoError(t, err)
 		out.Write(text)
-		if text, err = xml.Marshal(v); err != nil { // a map, such as Metadata, is more than it can do
+		// a map, such as Metadata, is more than it can do
+		if text, err = xml.Marshal(v); err != nil {
 			text = []byte(err.Error())
 		}
 		out.Write(text)
 		if err := gob.NewEncoder(&out).Encode(v); err != nil {
 			out.WriteString(err.Error())
 		}
-		for _, page := range []string{"{{.}}", `{{printf "%v %+v %#v %s %q %x" . . . . . .}}`, "{{with .Secret}}{{.}}{{end}}", "{{range .}}{{.}}{{end}}", "{{.Secret.hidden}}", "{{.hidden}}"} {
+		for _, page := range []string{"{{.}}", `{{printf "%v %+v %#v %s %q %x" . . . . . .}}`,
+			"{{with .Secret}}{{.}}{{end}}", "{{range .}}{{.}}{{end}}", "{{.Secret.hidden}}",
+			"{{.hidden}}"} {
 			if err := template.Must(template.New("").Parse(page)).Execute(&out, v); err != nil {
 				out.WriteString(err.Error())
 			}
@@ -110,7 +119,8 @@ func TestNoReflectionFindsASecret(t *testing.T) {
 		})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
-		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1, Burst: 10}})
+		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1,
+			Burst: 10}})
 		rotated, err := s.Rotate(t.Context(), issued.Key.ID, time.Hour)
 		require.NoError(t, err)
 		var out strings.Builder

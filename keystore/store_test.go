@@ -25,8 +25,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// open returns a store in a directory of its own, closed at the end of the test. On a 32-bit system, where no directory can
-// be opened, the store is in memory.
+// open returns a store in a directory of its own, closed at the end of the test. On a 32-bit
+// system, where no directory can be opened, the store is in memory.
 func open(t testing.TB, opts *keystore.Options) *keystore.Store {
 	t.Helper()
 	s, err := keystore.Open(t.TempDir(), opts)
@@ -85,7 +85,8 @@ func TestLifeOfAKey(t *testing.T) {
 
 	expires := time.Now().Add(time.Hour).UTC()
 	issued, err := s.Create(ctx, keystore.Spec{
-		Name: "ci", Owner: "team-a", Scopes: []string{"orders:read"}, Metadata: map[string]string{"env": "prod"}, ExpiresAt: expires,
+		Name: "ci", Owner: "team-a", Scopes: []string{"orders:read"},
+		Metadata: map[string]string{"env": "prod"}, ExpiresAt: expires,
 	})
 	require.NoError(t, err)
 	token := issued.Secret.Reveal()
@@ -152,8 +153,10 @@ func TestDeniedTokens(t *testing.T) {
 	})
 	t.Run("malformed", func(t *testing.T) {
 		for _, text := range []string{
-			"", " ", "Bearer", token + " ", " " + token, token + "\n", token + "x", "x" + token + "x", strings.ToUpper(token),
-			strings.Repeat("a", 513), "oil_" + strings.Repeat("a", 600), "höl" + token[3:], token + "é", token + "\x00", "\xff\xfe",
+			"", " ", "Bearer", token + " ", " " + token, token + "\n", token + "x", "x" + token +
+				"x", strings.ToUpper(token),
+			strings.Repeat("a", 513), "oil_" + strings.Repeat("a", 600), "höl" + token[3:], token +
+				"é", token + "\x00", "\xff\xfe",
 			strings.Replace(token, "oil_", "_", 1), strings.Replace(token, "oil_", "", 1),
 		} {
 			require.ErrorIs(t, verify(text), keystore.ErrMalformed)
@@ -172,7 +175,8 @@ func TestDeniedTokens(t *testing.T) {
 					}
 					changed := []byte(token)
 					changed[i] = c
-					require.ErrorIs(t, verify(string(changed)), keystore.ErrDenied, "position %d", i)
+					require.ErrorIs(t, verify(string(changed)), keystore.ErrDenied, "position %d",
+						i)
 				}
 			}
 		})
@@ -215,7 +219,8 @@ func TestSecretRedactsItself(t *testing.T) {
 	hidden.inner.issued = *issued
 
 	var out strings.Builder
-	for _, v := range []any{issued.Secret, &issued.Secret, issued, *issued, hidden, &hidden, []keystore.Secret{issued.Secret}, map[string]any{"k": issued}} {
+	for _, v := range []any{issued.Secret, &issued.Secret, issued, *issued, hidden, &hidden,
+		[]keystore.Secret{issued.Secret}, map[string]any{"k": issued}} {
 		for _, verb := range "vsqxXdobcUeEfFgGtTp" {
 			for _, flag := range []string{"", "+", "#", "-", " ", "0"} {
 				fmt.Fprintf(&out, "%"+flag+string(verb)+"\n", v)
@@ -232,7 +237,8 @@ func TestSecretRedactsItself(t *testing.T) {
 	require.NoError(t, err)
 	out.Write(text)
 	require.False(t, strings.Contains(out.String(), secret[:8]), "the secret was printed")
-	require.False(t, strings.Contains(out.String(), fmt.Sprintf("%x", secret[:8])), "the secret was printed in hex")
+	require.False(t, strings.Contains(out.String(), fmt.Sprintf("%x", secret[:8])),
+		"the secret was printed in hex")
 	require.Contains(t, out.String(), issued.Key.Hint)
 
 	var zero keystore.Secret
@@ -244,22 +250,24 @@ func TestCreateRefuses(t *testing.T) {
 	s := open(t, nil)
 	long := strings.Repeat("x", 10<<10)
 	for name, spec := range map[string]keystore.Spec{
-		"an empty name":               {},
-		"a blank name":                {Name: " \t"},
-		"a name of 10 kB":             {Name: long},
-		"a name of several lines":     {Name: "a\nb"},
-		"a name that is not UTF-8":    {Name: "\xff"},
-		"an owner of 10 kB":           {Name: "n", Owner: long},
-		"10,000 scopes":               {Name: "n", Scopes: slices.Repeat([]string{"s"}, 10000)},
-		"an empty scope":              {Name: "n", Scopes: []string{""}},
-		"a scope with a space":        {Name: "n", Scopes: []string{"a b"}},
-		"a star behind no separator":  {Name: "n", Scopes: []string{"orders*"}},
-		"a star inside":               {Name: "n", Scopes: []string{"orders:*:read"}},
-		"a long scope":                {Name: "n", Scopes: []string{long}},
-		"metadata beyond the limit":   {Name: "n", Metadata: map[string]string{"k": strings.Repeat("x", 20<<10)}},
-		"metadata that is not UTF-8":  {Name: "n", Metadata: map[string]string{"k": "\xff"}},
-		"an expiry in the past":       {Name: "n", ExpiresAt: time.Now().Add(-time.Second)},
-		"an expiry beyond all limits": {Name: "n", ExpiresAt: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)},
+		"an empty name":              {},
+		"a blank name":               {Name: " \t"},
+		"a name of 10 kB":            {Name: long},
+		"a name of several lines":    {Name: "a\nb"},
+		"a name that is not UTF-8":   {Name: "\xff"},
+		"an owner of 10 kB":          {Name: "n", Owner: long},
+		"10,000 scopes":              {Name: "n", Scopes: slices.Repeat([]string{"s"}, 10000)},
+		"an empty scope":             {Name: "n", Scopes: []string{""}},
+		"a scope with a space":       {Name: "n", Scopes: []string{"a b"}},
+		"a star behind no separator": {Name: "n", Scopes: []string{"orders*"}},
+		"a star inside":              {Name: "n", Scopes: []string{"orders:*:read"}},
+		"a long scope":               {Name: "n", Scopes: []string{long}},
+		"metadata beyond the limit": {Name: "n",
+			Metadata: map[string]string{"k": strings.Repeat("x", 20<<10)}},
+		"metadata that is not UTF-8": {Name: "n", Metadata: map[string]string{"k": "\xff"}},
+		"an expiry in the past":      {Name: "n", ExpiresAt: time.Now().Add(-time.Second)},
+		"an expiry beyond all limits": {Name: "n", ExpiresAt: time.Date(9999, 1, 1, 0, 0, 0, 0,
+			time.UTC)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issued, err := s.Create(t.Context(), spec)
@@ -272,7 +280,8 @@ func TestCreateRefuses(t *testing.T) {
 	for range s.List(t.Context(), keystore.Query{}) {
 		require.Fail(t, "something was written")
 	}
-	create(t, s, keystore.Spec{Name: strings.Repeat("x", 256), Scopes: slices.Repeat([]string{"s"}, 256)})
+	create(t, s, keystore.Spec{Name: strings.Repeat("x", 256), Scopes: slices.Repeat([]string{"s"},
+		256)})
 }
 
 func TestOptionsThatCannotBeUsed(t *testing.T) {
@@ -394,7 +403,8 @@ func TestBindEndsWithTheKey(t *testing.T) {
 		require.NoError(t, bound.Err())
 		bounds = append(bounds, bound)
 	}
-	other, _, release, err := parts(s.Bind(t.Context(), create(t, s, keystore.Spec{}).Secret.Reveal()))
+	other, _, release, err := parts(s.Bind(t.Context(),
+		create(t, s, keystore.Spec{}).Secret.Reveal()))
 	require.NoError(t, err)
 	require.Equal(t, 4, s.Stats().Live)
 
@@ -474,8 +484,10 @@ func TestList(t *testing.T) {
 	}
 	require.Equal(t, ids, list(keystore.Query{}), "in the order of creation")
 	require.Equal(t, pick(func(i int) bool { return i%2 == 1 }), list(keystore.Query{Owner: "odd"}))
-	require.Equal(t, pick(func(i int) bool { return i%3 == 0 }), list(keystore.Query{Status: keystore.StatusRevoked}))
-	require.Equal(t, pick(func(i int) bool { return i%3 != 0 && i%2 == 0 }), list(keystore.Query{Status: keystore.StatusActive, Owner: "even"}))
+	require.Equal(t, pick(func(i int) bool { return i%3 == 0 }),
+		list(keystore.Query{Status: keystore.StatusRevoked}))
+	require.Equal(t, pick(func(i int) bool { return i%3 != 0 && i%2 == 0 }),
+		list(keystore.Query{Status: keystore.StatusActive, Owner: "even"}))
 	require.Empty(t, list(keystore.Query{Owner: "nobody"}))
 	require.Empty(t, list(keystore.Query{Cursor: ids[n-1]}))
 
@@ -509,13 +521,15 @@ func TestUnknownAndUnusableIDs(t *testing.T) {
 	_, err := s.Get(t.Context(), elsewhere.Key.ID)
 	require.ErrorIs(t, err, keystore.ErrNotFound)
 	require.ErrorIs(t, s.Revoke(t.Context(), elsewhere.Key.ID, ""), keystore.ErrNotFound)
-	for _, id := range []string{"", "x", strings.ToUpper(elsewhere.Key.ID), elsewhere.Secret.Reveal(), elsewhere.Key.Hint, strings.Repeat("x", 10000)} {
+	for _, id := range []string{"", "x", strings.ToUpper(elsewhere.Key.ID),
+		elsewhere.Secret.Reveal(), elsewhere.Key.Hint, strings.Repeat("x", 10000)} {
 		_, err := s.Get(t.Context(), id)
 		require.ErrorIs(t, err, keystore.ErrInvalid)
 		require.ErrorIs(t, s.Revoke(t.Context(), id, ""), keystore.ErrInvalid)
 	}
 	issued := create(t, s, keystore.Spec{})
-	require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, strings.Repeat("x", 1025)), keystore.ErrInvalid)
+	require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, strings.Repeat("x", 1025)),
+		keystore.ErrInvalid)
 	require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, "\xff"), keystore.ErrInvalid)
 	_, err = s.Verify(t.Context(), issued.Secret.Reveal())
 	require.NoError(t, err)
@@ -571,10 +585,12 @@ func everyCall(ctx context.Context, s *keystore.Store, issued *keystore.Issued) 
 		errs["Events"] = errors.Join(errs["Events"], err)
 	}
 	_, errs["Rotate"] = s.Rotate(ctx, issued.Key.ID, time.Hour)
-	_, errs["Update"] = s.Update(ctx, issued.Key.ID, func(spec *keystore.Spec) error { spec.Name = "m"; return nil })
+	_, errs["Update"] = s.Update(ctx, issued.Key.ID,
+		func(spec *keystore.Spec) error { spec.Name = "m"; return nil })
 	errs["Disable"] = s.Disable(ctx, issued.Key.ID, "")
 	errs["Enable"] = s.Enable(ctx, issued.Key.ID)
-	_, errs["RevokeAll"] = s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
+	_, errs["RevokeAll"] = s.RevokeAll(ctx, keystore.Query{}, "",
+		&keystore.RevokeAllOptions{All: true})
 	_, errs["Purge"] = s.Purge(ctx, time.Now().Add(-time.Hour))
 	errs["Backup"] = s.Backup(ctx, io.Discard)
 	errs["Restore"] = s.Restore(ctx, strings.NewReader(backupOfOne()))
@@ -616,7 +632,8 @@ func TestCloseDuringCalls(t *testing.T) {
 						if errors.Is(err, keystore.ErrClosed) {
 							return
 						}
-						denied := errors.Is(err, keystore.ErrRevoked) || errors.Is(err, keystore.ErrKeyRevoked)
+						denied := errors.Is(err, keystore.ErrRevoked) ||
+							errors.Is(err, keystore.ErrKeyRevoked)
 						if err != nil && !denied {
 							t.Errorf("%s: %v", name, err)
 							return
@@ -636,7 +653,8 @@ func TestCloseDuringCalls(t *testing.T) {
 
 func TestLoggerGetsChangesAndNoSecrets(t *testing.T) {
 	var out syncBuilder
-	s := open(t, &keystore.Options{Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	s := open(t, &keystore.Options{Logger: slog.New(slog.NewTextHandler(&out,
+		&slog.HandlerOptions{Level: slog.LevelDebug}))})
 	issued := create(t, s, keystore.Spec{Name: "ci"})
 	token := issued.Secret.Reveal()
 	_, _ = s.Verify(t.Context(), token)
@@ -646,7 +664,8 @@ func TestLoggerGetsChangesAndNoSecrets(t *testing.T) {
 	require.Contains(t, text, "action=create")
 	require.Contains(t, text, "status=revoked")
 	require.Contains(t, text, issued.Key.ID)
-	require.False(t, strings.Contains(text, token[strings.LastIndexByte(token, '_')+1:][:8]), "the secret was logged")
+	require.False(t, strings.Contains(text, token[strings.LastIndexByte(token, '_')+1:][:8]),
+		"the secret was logged")
 }
 
 type syncBuilder struct {

@@ -26,7 +26,8 @@ func keyring(t testing.TB, current hashing.Hasher, earlier ...hashing.Hasher) ha
 	return h
 }
 
-// A pepper is replaced: the digests follow as the keys are used, and when Stats says so the old pepper can go.
+// A pepper is replaced: the digests follow as the keys are used, and when Stats says so the old
+// pepper can go.
 func TestPepperIsReplaced(t *testing.T) {
 	needsDirectory(t)
 	dir := t.TempDir()
@@ -52,11 +53,13 @@ func TestPepperIsReplaced(t *testing.T) {
 	s = reopen(keyring(t, second, first))
 	outdated := func(n int) {
 		t.Helper()
-		require.Eventually(t, func() bool { return s.Stats().Outdated == n }, 30*time.Second, time.Millisecond, "%d", n)
+		require.Eventually(t, func() bool { return s.Stats().Outdated == n }, 30*time.Second,
+			time.Millisecond, "%d", n)
 	}
 	outdated(5)
 	require.Eventually(t, func() bool { // one event for each that was replaced
-		for _, token := range tokens { // of a key's two secrets, one waits until the other is through
+		// of a key's two secrets, one waits until the other is through
+		for _, token := range tokens {
 			require.NoError(t, verify(t, s, token))
 		}
 		n := 0
@@ -88,7 +91,8 @@ func TestReplacedDigestCannotBringAKeyBack(t *testing.T) {
 		require.NoError(t, err)
 		issued := create(t, s, keystore.Spec{})
 		token := issued.Secret.Reveal()
-		second, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: keyring(t, hashing.SHA256(), first)})
+		second, err := keystore.New(&unclosed{b},
+			&keystore.Options{Hasher: keyring(t, hashing.SHA256(), first)})
 		require.NoError(t, err)
 		synctest.Wait()
 		require.NoError(t, verify(t, second, token)) // now it waits for the background
@@ -129,7 +133,8 @@ func TestForgottenHasherIsLogged(t *testing.T) {
 		{hashing.SHA256(), 0},
 	} {
 		var out strings.Builder
-		s, err := keystore.Open(dir, &keystore.Options{Hasher: tt.hasher, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		s, err := keystore.Open(dir, &keystore.Options{Hasher: tt.hasher,
+			Logger: slog.New(slog.NewTextHandler(&out, nil))})
 		require.NoError(t, err)
 		for range 2 {
 			require.ErrorIs(t, verify(t, s, wrong), keystore.ErrUnknown)
@@ -138,6 +143,7 @@ func TestForgottenHasherIsLogged(t *testing.T) {
 			}
 		}
 		require.NoError(t, s.Close())
-		require.Equal(t, tt.warns, strings.Count(out.String(), "use a hashing.Keyring"), out.String())
+		require.Equal(t, tt.warns, strings.Count(out.String(), "use a hashing.Keyring"),
+			out.String())
 	}
 }

@@ -47,7 +47,8 @@ func TestAForgottenUseIsNotReportedAsNoUse(t *testing.T) {
 		require.NoError(t, err)
 		known, err := s.Get(t.Context(), keys[2].Key.ID)
 		require.NoError(t, err)
-		require.Equal(t, time.Now().Truncate(time.Minute).UTC(), known.LastUsedAt, "there is space again")
+		require.Equal(t, time.Now().Truncate(time.Minute).UTC(), known.LastUsedAt,
+			"there is space again")
 		n, err := s.RevokeAll(t.Context(), unused, "", nil)
 		require.NoError(t, err, "no key would be selected")
 		require.Zero(t, n)

@@ -169,7 +169,8 @@ func selected(t testing.TB, s *keystore.Store, q keystore.Query) (n int, err err
 		}
 	}
 	for _, dry := range []bool{true, false} {
-		revoked, revokeErr := s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{DryRun: dry})
+		revoked, revokeErr := s.RevokeAll(t.Context(), q, "",
+			&keystore.RevokeAllOptions{DryRun: dry})
 		require.Equal(t, n, revoked)
 		if err != nil {
 			require.EqualError(t, revokeErr, err.Error())
@@ -199,7 +200,8 @@ func TestEveryUseOfAMinuteIsKnown(t *testing.T) {
 
 // The uses of the last minute before a crash are lost. No key is taken for unused because of that.
 func TestUsesBeforeACrashAreUnknown(t *testing.T) {
-	for name, before := range map[string]int{"the first store": 0, "a store that was closed before": 1} {
+	for name, before := range map[string]int{"the first store": 0,
+		"a store that was closed before": 1} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				disk := backendtest.NewMemory()
@@ -229,7 +231,8 @@ func TestUsesBeforeACrashAreUnknown(t *testing.T) {
 					require.ErrorContains(t, err, opened.UTC().Format(time.RFC3339))
 					require.Zero(t, n)
 				}
-				n, err := selected(t, s, keystore.Query{UnusedSince: time.Now().Add(-24 * time.Hour)})
+				n, err := selected(t, s,
+					keystore.Query{UnusedSince: time.Now().Add(-24 * time.Hour)})
 				require.NoError(t, err, "no key is as old")
 				require.Zero(t, n)
 
@@ -356,10 +359,12 @@ func TestUsesBeforeARestoreAreUnknown(t *testing.T) {
 // A key is in use while a context from Bind lives under the key, and was last used when the last of
 // them ended, by whomever.
 func TestALiveContextIsAUse(t *testing.T) {
-	for name, end := range map[string]func(t *testing.T, s *keystore.Store, id string, release func()){
+	for name, end := range map[string]func(t *testing.T, s *keystore.Store, id string,
+		release func()){
 		"its owner": func(_ *testing.T, _ *keystore.Store, _ string, release func()) { release() },
 		"a change of the key": func(t *testing.T, s *keystore.Store, id string, release func()) {
-			_, err := s.Update(t.Context(), id, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+			_, err := s.Update(t.Context(), id,
+				func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
 			require.NoError(t, err)
 			time.AfterFunc(2*time.Hour, release) // the owner is slow
 		},
@@ -387,7 +392,8 @@ func TestALiveContextIsAUse(t *testing.T) {
 				require.Zero(t, n)
 				require.NoError(t, bound.Err())
 				require.Equal(t, time.Now().Truncate(time.Minute).UTC(), lastUsed(t, s, id))
-				require.Equal(t, uint64(time.Now().Unix()/60), writtenUse(t, b), "a crash forgets the last minutes at most")
+				require.Equal(t, uint64(time.Now().Unix()/60), writtenUse(t, b),
+					"a crash forgets the last minutes at most")
 
 				time.Sleep(57 * time.Second) // the last seconds of a minute
 				end(t, s, id, release)
@@ -437,7 +443,8 @@ func TestCloseKnowsOfLiveContexts(t *testing.T) {
 func TestAllowIsAUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
-		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-6, Burst: 2}})
+		issued := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-6,
+			Burst: 2}})
 		key, err := s.Verify(t.Context(), issued.Secret.Reveal())
 		require.NoError(t, err)
 		time.Sleep(time.Hour)
@@ -486,8 +493,10 @@ func TestRevokeAllChecksTheLastUseAgain(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		second := create(t, s, keystore.Spec{})
 		time.Sleep(2 * time.Hour)
-		b.between = func() { require.NoError(t, verify(t, s, first.Secret.Reveal())) } // which has been selected
-		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now().Add(-time.Hour)}, "", nil)
+		// which has been selected
+		b.between = func() { require.NoError(t, verify(t, s, first.Secret.Reveal())) }
+		n, err := s.RevokeAll(t.Context(), keystore.Query{UnusedSince: time.Now().Add(-time.Hour)},
+			"", nil)
 		b.between = nil
 		require.NoError(t, err)
 		require.Equal(t, 1, n)

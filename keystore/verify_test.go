@@ -53,7 +53,8 @@ func TestErrorsOfTheStoreComeBeforeDenials(t *testing.T) {
 	closed.noteFailure(backend.ErrFailed) // of a write that was under way
 	_, unknown := r.store.format.New()
 	for name, use := range uses {
-		for _, text := range []string{"", "nonsense", unknown[:len(unknown)-6] + "000000", unknown, r.issued.Secret.Reveal()} {
+		for _, text := range []string{"", "nonsense", unknown[:len(unknown)-6] + "000000", unknown,
+			r.issued.Secret.Reveal()} {
 			require.ErrorIs(t, use(cancelled, r.store, text), context.Canceled, name)
 			for s, want := range map[*Store]error{closed: ErrClosed, failed: ErrUnavailable} {
 				err := use(t.Context(), s, text)
@@ -86,8 +87,8 @@ func (h *countingHasher) take() (matched []hashing.Digest) {
 	return matched
 }
 
-// A token of a key that does not exist costs as many digests as a wrong secret of one that does: one. With a hasher that
-// is slow, the time would tell which keys exist.
+// A token of a key that does not exist costs as many digests as a wrong secret of one that does:
+// one. With a hasher that is slow, the time would tell which keys exist.
 func TestUnknownKeysCostADigest(t *testing.T) {
 	h := &countingHasher{Hasher: hashing.SHA256()}
 	s, err := New(backendtest.NewMemory(), &Options{Hasher: h})
@@ -117,7 +118,8 @@ func TestUnknownKeysCostADigest(t *testing.T) {
 	}
 }
 
-// A Bind that is refused leaves nothing behind: neither in the store's registry nor in its parent context.
+// A Bind that is refused leaves nothing behind: neither in the store's registry nor in its parent
+// context.
 func TestARefusedBindLeavesNothing(t *testing.T) {
 	r := newRig(t, fence.TwoPhase)
 	s := r.store
@@ -203,8 +205,8 @@ func (c *closing) Err() error {
 	return c.Context.Err()
 }
 
-// A Bind that has found the store serving, just before Close, is refused, although the key is cached: its context
-// would never end.
+// A Bind that has found the store serving, just before Close, is refused, although the key is
+// cached: its context would never end.
 func TestABindThatRacesCloseIsRefused(t *testing.T) {
 	for _, cached := range []bool{true, false} {
 		s, err := New(backendtest.NewMemory(), nil)
@@ -223,7 +225,8 @@ func TestABindThatRacesCloseIsRefused(t *testing.T) {
 	}
 }
 
-// A Bind that Close overtakes says that the store is closed, also while Close has still to write, and storage answers.
+// A Bind that Close overtakes says that the store is closed, also while Close has still to write,
+// and storage answers.
 func TestABindThatCloseOvertakes(t *testing.T) {
 	b := &gated{Backend: backendtest.NewMemory()}
 	s, err := New(b, nil)
@@ -250,7 +253,8 @@ func TestABindThatCloseOvertakes(t *testing.T) {
 	require.NoError(t, closed())
 }
 
-// A Bind that reads the store while keys of its shard are cut starts again, and gives up as trouble, never as a denial.
+// A Bind that reads the store while keys of its shard are cut starts again, and gives up as
+// trouble, never as a denial.
 func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 	for _, times := range []int{1, bindAttempts - 1, bindAttempts} {
 		r := newRig(t, fence.TwoPhase)
@@ -280,7 +284,8 @@ func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 	}
 }
 
-// A key has one limiter, with the limit of the latest revision that was read, in whatever order readers come.
+// A key has one limiter, with the limit of the latest revision that was read, in whatever order
+// readers come.
 func TestALimiterHasTheLimitOfTheNewestRevision(t *testing.T) {
 	l := newLimits(new(usage))
 	id := token.ID{1}
@@ -307,7 +312,8 @@ func TestOnlyAdmissionsAreUses(t *testing.T) {
 			continue
 		}
 		s := newRig(t, fence.TwoPhase).store
-		issued, err := s.Create(t.Context(), Spec{Name: "test", RateLimit: RateLimit{PerSecond: 1e-6, Burst: 1}})
+		issued, err := s.Create(t.Context(),
+			Spec{Name: "test", RateLimit: RateLimit{PerSecond: 1e-6, Burst: 1}})
 		require.NoError(t, err)
 		id, _ := token.ParseID(issued.Key.ID)
 		require.NoError(t, use(t.Context(), s, issued.Secret.Reveal()), name)

@@ -134,9 +134,9 @@ type Backend interface {
 
 // A DownScanner is a Backend that can scan in descending order.
 type DownScanner interface {
-	// ScanDown is like Scan, but yields the entries of the range in descending order of the bytes of
-	// the key. The range is the same: from <= key < to. If from is nil, there is no lower end. If to is
-	// nil, there is no upper end.
+	// ScanDown is like Scan, but yields the entries of the range in descending order of the bytes
+	// of the key. The range is the same: from <= key < to. If from is nil, there is no lower end.
+	// If to is nil, there is no upper end.
 	ScanDown(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
 }
 

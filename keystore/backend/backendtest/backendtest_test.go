@@ -31,8 +31,12 @@ func TestSuiteCatches(t *testing.T) {
 		"Apply is not atomic":   func(b backend.Backend) backend.Backend { return &piecemeal{b} },
 		"Scan is not in order":  func(b backend.Backend) backend.Backend { return &disorderly{b} },
 		"Scan includes the end": func(b backend.Backend) backend.Backend { return &inclusive{b} },
-		"slices are shared":     func(b backend.Backend) backend.Backend { return &sharing{Backend: b} },
-		"reads are stale":       func(b backend.Backend) backend.Backend { return &stale{Backend: b} },
+		"slices are shared": func(b backend.Backend) backend.Backend {
+			return &sharing{Backend: b}
+		},
+		"reads are stale": func(b backend.Backend) backend.Backend {
+			return &stale{Backend: b}
+		},
 		"contexts are ignored":  func(b backend.Backend) backend.Backend { return &deaf{b} },
 		"writes are lost":       func(b backend.Backend) backend.Backend { return &forgetful{b} },
 		"errors are wrong":      func(b backend.Backend) backend.Backend { return &vague{b} },
@@ -205,7 +209,8 @@ func (b *vague) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 type hoarding struct{ backend.Backend }
 
 func (b *hoarding) Apply(ctx context.Context, changes ...backend.Change) error {
-	writes := slices.DeleteFunc(slices.Clone(changes), func(c backend.Change) bool { return c.Delete })
+	writes := slices.DeleteFunc(slices.Clone(changes),
+		func(c backend.Change) bool { return c.Delete })
 	if len(writes) == 0 && len(changes) > 0 {
 		return nil
 	}

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,7 +262,7 @@ func (s *Store) sweepEvents(ctx context.Context) {
 		from = append(b.swept, 0) // the smallest key after swept
 	}
 	end := eventKey(max(0, time.Now().Add(-s.retention).UnixNano()))
-	last, err := s.remove(ctx, from, end, func(backend.Entry) bool { return true })
+	last, err := s.remove(ctx, from, end, s.withIndexEntry)
 	if last != nil {
 		b.swept = last
 	}
@@ -270,10 +271,34 @@ func (s *Store) sweepEvents(ctx context.Context) {
 	}
 }
 
-// remove deletes the wanted entries with from <= key < to, many in each write. The result is the
-// key of the last removed entry, or nil if no entry was removed.
-func (s *Store) remove(ctx context.Context, from, to []byte, wanted func(backend.Entry) bool) (last []byte, err error) {
+// withIndexEntry returns the changes that remove an event and its entry in the event index. The
+// event of a creation may have no entry.
+func (s *Store) withIndexEntry(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
+	changes := []backend.Change{{Key: e.Key, Expect: e.Revision, Delete: true}}
+	event, err := parseEvent(e)
+	if err != nil {
+		return changes, nil // a damaged event does not name its key
+	}
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	index, err := s.backend.Get(ctx, eventIndexKey(token.ID(event.KeyId), stampOf(e.Key)))
+	if err == nil {
+		changes = append(changes, backend.Change{Key: index.Key, Expect: index.Revision, Delete: true})
+	} else if !errors.Is(err, backend.ErrNotFound) {
+		return nil, s.scanError(ctx, "remove", err)
+	}
+	return changes, nil
+}
+
+// remove deletes entries with from <= key < to, many in each write. For each entry, removal returns
+// the changes that remove the entry, or nil if the entry stays. The result is the key of the last
+// removed entry, or nil if no entry was removed.
+func (s *Store) remove(
+	ctx context.Context, from, to []byte,
+	removal func(context.Context, backend.Entry) ([]backend.Change, error),
+) (last []byte, err error) {
 	var batch []backend.Change
+	var read []byte // the key of the last entry in the batch
 	write := func() error {
 		ctx, cancel := s.limited(ctx)
 		defer cancel()
@@ -281,23 +306,26 @@ func (s *Store) remove(ctx context.Context, from, to []byte, wanted func(backend
 			s.noteFailure(err)
 			return wrapErr("remove", err)
 		}
-		last = batch[len(batch)-1].Key
-		batch = nil
+		last, batch = read, nil
 		return nil
 	}
 	for e, err := range s.backend.Scan(ctx, from, to) {
 		if err != nil {
 			return last, s.scanError(ctx, "remove", err)
 		}
-		if !wanted(e) {
+		changes, err := removal(ctx, e)
+		if err != nil {
+			return last, err
+		}
+		if len(changes) == 0 {
 			continue
 		}
-		batch = append(batch, backend.Change{Key: e.Key, Expect: e.Revision, Delete: true})
-		if len(batch) == backend.MaxChanges {
+		if len(batch)+len(changes) > backend.MaxChanges {
 			if err := write(); err != nil {
 				return last, err
 			}
 		}
+		batch, read = append(batch, changes...), e.Key
 	}
 	if len(batch) > 0 {
 		err = write()

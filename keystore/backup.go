@@ -40,11 +40,16 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	var out *backupfile.Writer
-	for e, err := range s.backend.Snapshot(ctx, []byte{checkSpace}, []byte{usageSpace + 1}) {
+	for e, err := range s.backend.Snapshot(ctx, []byte{graveSpace}, []byte{usageSpace + 1}) {
 		if err != nil {
 			return s.scanError(ctx, "backup", err)
 		}
 		switch e.Key[0] {
+		case graveSpace:
+			var grave *keyRecord
+			if grave, err = parseGrave(e); err == nil && grave.record == nil {
+				continue
+			}
 		case checkSpace:
 			_, err = parseCheck(e)
 		case keySpace:
@@ -57,11 +62,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 			return fmt.Errorf("keystore: backup: %w", err)
 		}
 		if out == nil {
-			form := backupfile.FormKeys
-			if e.Key[0] == checkSpace { // the check values are the first entries
-				form = backupfile.FormChecks
-			}
-			out = backupfile.NewWriter(w, form)
+			out = backupfile.NewWriter(w, formOf(e.Key[0]))
 		}
 		if err := out.Write(e); err != nil {
 			return err
@@ -71,6 +72,19 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		out = backupfile.NewWriter(w, backupfile.FormKeys)
 	}
 	return out.Close()
+}
+
+// formOf returns the form of a backup whose first entry is of a key space. Graves are before check
+// values, and check values are before keys.
+func formOf(space byte) backupfile.Form {
+	switch space {
+	case graveSpace:
+		return backupfile.FormGraves
+	case checkSpace:
+		return backupfile.FormChecks
+	default:
+		return backupfile.FormKeys
+	}
 }
 
 // Restore adds the keys of a backup to the keys of the store. If both have a key, the higher
@@ -201,7 +215,7 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 					others = append(others, d.Scheme)
 				}
 			}
-		case keySpace:
+		case graveSpace, keySpace:
 			var kr *keyRecord
 			if kr, err = parseSavedRecord(e); err == nil {
 				for _, scheme := range others {
@@ -265,15 +279,15 @@ func (s *Store) restore(ctx context.Context, r io.Reader, frames int, sum []byte
 			return secondReadError(err)
 		}
 		// The size includes the event. The record of the store may also gain a revocation reason.
-		size += len(e.Value) + maxText + maxReason + 256
-		full := end || len(batch) == maxBatch || size > backend.MaxApplySize
+		size += len(e.Value) + maxText + maxReason + 384
+		full := end || len(batch) == backend.MaxChanges/maxChanges || size > backend.MaxApplySize
 		if len(batch) > 0 && (full || batch[0].Key[0] != e.Key[0]) {
 			n, err := s.restoreBatch(ctx, batch)
 			changed += n
 			if err != nil {
 				return err
 			}
-			batch, size = nil, len(e.Value)+maxText+maxReason+256
+			batch, size = nil, len(e.Value)+maxText+maxReason+384
 		}
 		if end || read%10_000 == 0 {
 			s.log.Info("API key store restores a backup",
@@ -301,8 +315,8 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 	case usageSpace:
 		merge = s.restoreUsage
 	}
-	for range changeAttempts {
-		n, err := merge(ctx, batch)
+	for attempt := range changeAttempts {
+		n, err := merge(ctx, batch, attempt)
 		changed += n
 		if !errors.Is(err, backend.ErrConflict) {
 			return changed, err
@@ -311,7 +325,9 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 	return changed, wrapErr("restore", errors.New("others keep changing the keys"))
 }
 
-func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+func (s *Store) restoreKeys(
+	ctx context.Context, batch []backend.Entry, attempt int,
+) (changed int, err error) {
 	actor, err := actorOf(ctx)
 	if err != nil {
 		return 0, err
@@ -337,6 +353,11 @@ func (s *Store) restoreKeys(ctx context.Context, batch []backend.Entry) (changed
 		if p == nil {
 			continue
 		}
+		if attempt > 0 {
+			if _, err := s.mendOwners(ctx, p); err != nil {
+				return changed, err
+			}
+		}
 		// The merged record may be the record of the store. The record of the store may be larger
 		// than the saved record, and the batch was sized by the saved records.
 		if size+p.size() > backend.MaxApplySize {
@@ -356,7 +377,7 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 		return nil, errOtherBackup
 	}
 	have := &keyRecord{} // revision 0 if the store does not have the key
-	local, err := s.backend.Get(ctx, e.Key)
+	local, err := s.backend.Get(ctx, storageKey(saved.id))
 	if err == nil {
 		have, err = parseKeyRecord(local)
 		if err != nil {
@@ -365,12 +386,26 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	} else if !errors.Is(err, backend.ErrNotFound) {
 		return nil, s.scanError(ctx, "restore", err)
 	}
+	before := prior{revision: have.revision, owner: have.record.GetOwner()}
+	if have.record == nil || saved.purged() {
+		grave, err := s.readGrave(ctx, saved.id)
+		if err != nil {
+			return nil, err
+		}
+		if grave.record != nil {
+			return nil, nil // a purged key stays purged
+		}
+		if have.record == nil && grave.revision > 0 {
+			return nil, backend.ErrConflict // another Restore has added the key in between
+		}
+		before.grave = grave.revision
+	}
 	merged := merge(have, saved)
 	if merged == nil {
 		return nil, nil
 	}
 	event := &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor}
-	return s.prepare(merged, have.revision, event)
+	return s.prepare(before, merged, event)
 }
 
 // merge returns the new version of a key when a backup is restored. have is the version of the
@@ -404,6 +439,10 @@ func merge(have, saved *keyRecord) *keyRecord {
 		if hold == 0 && take == 0 {
 			saved.record.Rotations = renumber(have.record, saved.record)
 		}
+		if have.record != nil {
+			// A key is created once: the time leads to the event of the store. See index.go.
+			saved.record.CreatedAt = have.record.CreatedAt
+		}
 		revision := max(saved.revision, have.revision+1)
 		return &keyRecord{id: saved.id, record: saved.record, revision: revision}
 	}
@@ -436,7 +475,9 @@ func renumber(have, saved *record.Record) uint32 {
 // restoreChecks adds the check values of a backup to the store. A check value that the Hasher of
 // the store does not match is skipped: no key of the backup needs the check value. A check value
 // that the store already has stays, unless no key of the store needs the check value.
-func (s *Store) restoreChecks(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+func (s *Store) restoreChecks(
+	ctx context.Context, batch []backend.Entry, _ int,
+) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {
 		d, err := parseCheck(e)
@@ -489,7 +530,9 @@ func (s *Store) takesCheck(
 }
 
 // restoreUsage writes each last use of the backup that is later than the last use in the store.
-func (s *Store) restoreUsage(ctx context.Context, batch []backend.Entry) (changed int, err error) {
+func (s *Store) restoreUsage(
+	ctx context.Context, batch []backend.Entry, _ int,
+) (changed int, err error) {
 	var changes []backend.Change
 	for _, e := range batch {
 		minute, err := parseUsage(e)

@@ -78,7 +78,7 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 	}
 	if opts.DryRun {
 		var corrupt error
-		for batch, err := range s.batches(ctx, q, len(reason), q.wantsRevoked) {
+		for batch, err := range s.batches(ctx, q, len(reason), revokeChanges, q.wantsRevoked) {
 			if errors.Is(err, ErrCorrupt) {
 				corrupt = err
 				continue
@@ -146,7 +146,7 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, report fu
 		}
 		return w.err
 	}
-	for batch, err := range s.batches(ctx, q, len(reason), q.wantsRevoked) {
+	for batch, err := range s.batches(ctx, q, len(reason), revokeChanges, q.wantsRevoked) {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			cut(batch)
@@ -216,7 +216,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	}
 	done := 0
 	var corrupt error
-	for batch, err := range s.batches(ctx, Query{}, 0, dead) {
+	for batch, err := range s.batches(ctx, Query{}, 0, maxChanges, dead) {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			continue
@@ -229,9 +229,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			if !dead(kr) {
 				return false, nil
 			}
-			kr.record.Reset()
-			kr.record.Status = record.Status_STATUS_PURGED
-			kr.record.PurgedAt = toNanos(now)
+			purge(kr.record, now)
 			return true, nil
 		})
 		done += len(purged)
@@ -244,18 +242,22 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	return done, corrupt
 }
 
-// maxBatch is how many keys are changed in one write. Each key takes a record and an event.
-const maxBatch = backend.MaxChanges / 2
+// revokeChanges is how many changes the revocation of a key takes: of the record, the event and the
+// event index.
+const revokeChanges = 3
 
-// sizeOf returns an upper bound of the space that the change of a key takes in a write: a record
-// and an event, with a text of so many bytes in each.
-func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text + maxText + 256 }
+// sizeOf returns an upper bound of the space that the change of a key takes in a write: a record,
+// an event, and index entries, with a text of so many bytes in the record and in the event.
+func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text + maxText + 384 }
 
 // batches yields the wanted keys of a selection in batches, in the order of creation. A batch has
-// as many keys as one write can change, with a reason of so many bytes. An error comes without
-// keys and ends the iteration. ErrCorrupt is the exception: after ErrCorrupt the iteration may
-// continue, and ErrCorrupt comes with the damaged key, if the key is known.
-func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*keyRecord) bool) iter.Seq2[[]*keyRecord, error] {
+// as many keys as one write can change, with a reason of so many bytes, and so many backend changes
+// for each key. An error comes without keys and ends the iteration. ErrCorrupt is the exception:
+// after ErrCorrupt the iteration may continue, and ErrCorrupt comes with the damaged key, if the key
+// is known.
+func (s *Store) batches(
+	ctx context.Context, q Query, reason, changes int, wanted func(*keyRecord) bool,
+) iter.Seq2[[]*keyRecord, error] {
 	return func(yield func([]*keyRecord, error) bool) {
 		limit := q.Limit
 		q.Limit = 0 // keys that are not wanted do not count
@@ -276,7 +278,7 @@ func (s *Store) batches(ctx context.Context, q Query, reason int, wanted func(*k
 				}
 				batch = append(batch, kr)
 				limit--
-				if limit == 0 || len(batch) == maxBatch {
+				if limit == 0 || len(batch) == backend.MaxChanges/changes {
 					on = yield(batch, nil) && limit != 0
 					batch, size = nil, 0
 				}

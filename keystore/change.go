@@ -44,7 +44,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	}
 	// The stamp must begin before the ID is made: RevokeAll depends on this order.
 	stamp := s.sequencer.Begin(true)
-	p, text, err := s.prepareNew(spec, now, actor)
+	p, text, err := s.prepareNew(spec, now, stamp, actor)
 	if err != nil {
 		s.sequencer.End(stamp)
 		return nil, err
@@ -59,8 +59,18 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	return &Issued{Key: &p.key.key, Secret: newSecret(text)}, nil
 }
 
-// prepareNew makes a key, and returns the text of the key too.
-func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared, text string, err error) {
+// prepareNew makes a key, and returns the text of the key too. stamp is the stamp of the event.
+//
+// The key is created at the stamp, so that the record leads to the event: see index.go. If the stamp
+// is far ahead of the clock, because the clock was set back, the key is created now, and the event
+// index leads to the event.
+func (s *Store) prepareNew(
+	spec Spec, now time.Time, stamp int64, actor string,
+) (p *prepared, text string, err error) {
+	leads := stamp-now.UnixNano() < int64(time.Second)
+	if leads {
+		now = fromNanos(stamp)
+	}
 	id, text := s.format.New()
 	digest, err := s.digest(text)
 	if err != nil {
@@ -70,8 +80,12 @@ func (s *Store) prepareNew(spec Spec, now time.Time, actor string) (p *prepared,
 	if err := checkSize(kr.record, 0); err != nil {
 		return nil, "", err
 	}
-	p, err = s.prepare(kr, 0, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
-	return p, text, err
+	p, err = s.prepare(prior{}, kr, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	if err != nil {
+		return nil, "", err
+	}
+	p.indexesEvent = !leads
+	return p, text, nil
 }
 
 // Revoke ends a key permanently, and returns when the store admits nothing under the key any more:

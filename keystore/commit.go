@@ -71,7 +71,7 @@ func (s *Store) changeInTurn(
 		return nil, nil, endOf(ctx)
 	}
 	defer turn.Release()
-	for range changeAttempts {
+	for attempt := range changeAttempts {
 		kr, err := s.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			err = noKey(string(actions[event.Action]), id)
@@ -82,6 +82,7 @@ func (s *Store) changeInTurn(
 		if err := condition.check(string(actions[event.Action]), id, kr.revision); err != nil {
 			return nil, nil, err
 		}
+		before := prior{revision: kr.revision, owner: kr.record.Owner}
 		changed, err := edit(kr.record)
 		if err != nil {
 			return nil, nil, err
@@ -90,7 +91,11 @@ func (s *Store) changeInTurn(
 			return kr.cached(), nil, nil
 		}
 		kr.revision++
-		p, err := s.prepare(kr, kr.revision-1, event)
+		p, err := s.prepareChange(ctx, before, kr, event)
+		mended := false
+		if err == nil && attempt > 0 {
+			mended, err = s.mendOwners(ctx, p)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -100,6 +105,9 @@ func (s *Store) changeInTurn(
 				err = w.answer(ctx)
 			}
 			if !errors.Is(err, backend.ErrConflict) {
+				if err == nil && mended {
+					s.log.Warn("API key store has mended its damaged index", "id", id.String())
+				}
 				return p.key, w, err
 			}
 			w.waitPublished() // after a conflict, no observer is notified
@@ -155,13 +163,14 @@ func (s *Store) changeTogether(
 	var all []*prepared
 	var entries []*cachedKey
 	for _, kr := range batch {
+		before := prior{revision: kr.revision, owner: kr.record.Owner}
 		kr := &keyRecord{id: kr.id, record: proto.CloneOf(kr.record), revision: kr.revision + 1}
 		changed, err := edit(kr)
 		if err == nil && changed {
 			own := proto.CloneOf(event)
 			own.Actor = actor
 			var p *prepared
-			if p, err = s.prepare(kr, kr.revision-1, own); err == nil {
+			if p, err = s.prepareChange(ctx, before, kr, own); err == nil {
 				all = append(all, p)
 				entries = append(entries, p.key)
 			}
@@ -183,14 +192,41 @@ func (s *Store) changeTogether(
 type prepared struct {
 	key          *cachedKey // what the key becomes
 	event        *record.Event
-	stamp        int64          // of the event; zero until assignStamp
-	record       backend.Change // the change of the key's record
+	stamp        int64 // of the event; zero until assignStamp
 	encodedEvent []byte
+	indexesEvent bool // the change adds the event to the event index
+
+	// The changes of the key's record, of its grave, and of its entries in the owner index.
+	keyChanges []backend.Change
 }
 
-// prepare encodes a record at its new revision, and the event of the change. expect is the revision
-// of the key before the change.
-func (s *Store) prepare(kr *keyRecord, expect uint64, event *record.Event) (*prepared, error) {
+// maxChanges is the largest number of changes of a prepared: of the record, the grave, the event, and
+// the indexes. A change of the owner takes two of the owner index, but none of the grave.
+const maxChanges = 5
+
+// A prior is the state of a key before a change.
+type prior struct {
+	revision uint64 // of the record; 0: there is no record
+	owner    string // empty: the key has no owner, or there is no record
+	grave    uint64 // the revision of the grave; 0: there is no grave, or the change writes no grave
+}
+
+// prepareChange is prepare for the change of a key that has a record.
+func (s *Store) prepareChange(
+	ctx context.Context, before prior, kr *keyRecord, event *record.Event,
+) (*prepared, error) {
+	if kr.purged() {
+		grave, err := s.readGrave(ctx, kr.id)
+		if err != nil {
+			return nil, err
+		}
+		before.grave = grave.revision
+	}
+	return s.prepare(before, kr, event)
+}
+
+// prepare encodes a record at its new revision, and the event of the change.
+func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prepared, error) {
 	value, err := record.Encode(kr.record)
 	if err != nil {
 		return nil, wrapErr("encode", err)
@@ -200,15 +236,27 @@ func (s *Store) prepare(kr *keyRecord, expect uint64, event *record.Event) (*pre
 	if err != nil {
 		return nil, wrapErr("encode", err)
 	}
-	return &prepared{
-		key:   kr.cached(),
-		event: event,
-		record: backend.Change{
-			Key: storageKey(kr.id), Value: value, Expect: expect, Revision: kr.revision,
+	p := &prepared{key: kr.cached(), event: event, encodedEvent: encodedEvent}
+	p.indexesEvent = !p.creates()
+	key := storageKey(kr.id)
+	add := func(c ...backend.Change) { p.keyChanges = append(p.keyChanges, c...) }
+	if kr.purged() {
+		if before.revision > 0 {
+			add(backend.Change{Key: key, Expect: before.revision, Delete: true})
+		}
+		grave := graveKey(kr.id)
+		add(backend.Change{Key: grave, Value: value, Expect: before.grave, Revision: kr.revision})
+	} else {
+		add(backend.Change{
+			Key: key, Value: value, Expect: before.revision, Revision: kr.revision,
 			Restricts: restricts(event),
-		},
-		encodedEvent: encodedEvent,
-	}, nil
+		})
+		if before.revision == 0 && !p.creates() { // a Restore adds the key: see graveyard.go
+			add(backend.Change{Key: graveKey(kr.id), Expect: before.grave})
+		}
+	}
+	add(ownerChanges(kr.id, before.owner, kr.record.Owner)...)
+	return p, nil
 }
 
 // restricts reports whether a change stops its key. A restricting change goes before ordinary
@@ -229,14 +277,19 @@ func (p *prepared) assignStamp(s *sequencer.Sequencer) {
 	}
 }
 
-// changes returns the changes of one write: of the record, and of the event.
-func (p *prepared) changes() []backend.Change {
-	return []backend.Change{p.record, {Key: eventKey(p.stamp), Value: p.encodedEvent}}
+// appendTo appends the changes of one write: of the key, of the event, and of the event index.
+func (p *prepared) appendTo(changes []backend.Change) []backend.Change {
+	changes = append(changes, p.keyChanges...)
+	changes = append(changes, backend.Change{Key: eventKey(p.stamp), Value: p.encodedEvent})
+	if p.indexesEvent {
+		changes = append(changes, backend.Change{Key: eventIndexKey(p.key.ID, p.stamp)})
+	}
+	return changes
 }
 
 // size returns how many bytes of a write the changes take.
 func (p *prepared) size() (n int) {
-	for _, c := range p.changes() {
+	for _, c := range p.appendTo(nil) {
 		n += len(c.Key) + len(c.Value)
 	}
 	return n
@@ -267,7 +320,7 @@ type write struct {
 // begin starts to write the changes, all or none. If the store is closing, begin returns ErrClosed
 // and writes nothing.
 func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared) (*write, error) {
-	var stamps []int64
+	stamps := make([]int64, 0, len(all))
 	for _, p := range all {
 		p.assignStamp(&s.sequencer)
 		stamps = append(stamps, p.stamp)
@@ -276,12 +329,12 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		s.sequencer.End(stamps...)
 		return nil, ErrClosed
 	}
-	var changes []backend.Change
+	changes := make([]backend.Change, 0, len(all)*maxChanges)
 	for _, p := range all {
 		if !p.creates() {
 			s.fence.Begin(p.key.ID)
 		}
-		changes = append(changes, p.changes()...)
+		changes = p.appendTo(changes)
 	}
 	w := &write{store: s, answers: make(chan error, 1), published: make(chan struct{})}
 	go func() {
@@ -371,7 +424,7 @@ func (s *Store) announce(p *prepared) {
 	if s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	e := publicEvent(eventKey(p.stamp), p.event)
+	e := publicEvent(p.stamp, p.event)
 	k := &p.key.key
 	attrs := []any{
 		"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", k.Status().String(),

@@ -166,25 +166,17 @@ func (s *Store) readEvents(
 	ctx context.Context, q *EventQuery, only token.ID, first, last int64,
 	yield func(Event, error) bool,
 ) (more bool, err error) {
-	for e, err := range s.backend.Scan(ctx, eventKey(first), eventKey(last+1)) {
-		if err != nil {
-			return false, s.scanError(ctx, "events", err)
+	more = true
+	err = s.foundEvents(ctx, only, first, last, func(f foundEvent, err error) bool {
+		switch {
+		case err != nil:
+			more = yield(Event{}, err)
+		case q.selects(f.event):
+			more = yield(publicEvent(f.stamp, f.event), nil)
 		}
-		event, err := parseEvent(e)
-		if err != nil {
-			if !yield(Event{}, err) {
-				return false, nil
-			}
-			continue
-		}
-		if only != (token.ID{}) && token.ID(event.KeyId) != only || !q.selects(event) {
-			continue
-		}
-		if !yield(publicEvent(e.Key, event), nil) {
-			return false, nil
-		}
-	}
-	return true, nil
+		return more
+	})
+	return more && err == nil, err
 }
 
 // awaitChanges waits for the changes that are under way, and returns the last stamp given before
@@ -232,9 +224,9 @@ func actionOf(e *record.Event) Action {
 	return Action(fmt.Sprintf("action %d", e.Action))
 }
 
-func publicEvent(key []byte, e *record.Event) Event {
+func publicEvent(stamp int64, e *record.Event) Event {
 	return Event{
-		At:       fromNanos(stampOf(key)),
+		At:       fromNanos(stamp),
 		KeyID:    token.ID(e.KeyId).String(),
 		Revision: e.Revision,
 		Action:   actionOf(e),

@@ -36,7 +36,7 @@ func TestDamagedDirectory(t *testing.T) {
 	require.NoError(t, err)
 	defer s.Close()
 	require.ErrorIs(t, lost, keystore.ErrCorrupt)
-	require.ErrorContains(t, lost, "all 6 entries are left") // two keys, three events, and since when uses are known
+	require.ErrorContains(t, lost, "all 7 entries are left") // two keys, three events, an index entry, and the state
 	_, err = s.Verify(t.Context(), kept.Secret.Reveal())
 	require.NoError(t, err)
 	_, err = s.Verify(t.Context(), revoked.Secret.Reveal())

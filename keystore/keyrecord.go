@@ -60,7 +60,14 @@ const (
 // parseSavedRecord is parseKeyRecord for an entry of a backup. parseSavedRecord refuses entries beyond the
 // limits.
 func parseSavedRecord(e backend.Entry) (*keyRecord, error) {
-	kr, err := parseKeyRecord(e)
+	parse := parseKeyRecord
+	if e.Key[0] == graveSpace {
+		parse = parseGrave
+	}
+	kr, err := parse(e)
+	if err == nil && kr.record == nil {
+		err = damagedBackup("a purged key has no record")
+	}
 	if err != nil {
 		return nil, err
 	}

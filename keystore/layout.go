@@ -8,27 +8,35 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// The layout of the backend:
+// The layout of the backend, in the order of the storage keys. The first byte of a storage key is
+// its key space.
 //
-//	'e' stamp[8]   a record.Event; the stamp is the time of the event in nanoseconds since the
-//	               Unix epoch, or a little later
-//	'h' scheme     a check value of the Hasher: the digest of a fixed text
-//	'k' id[16]     a record.Record
-//	'u' id[16]     the minute of the key's last use since the Unix epoch, as a varint
-//	'w'            the time since when all uses are known, in nanoseconds since the Unix epoch,
-//	               in 8 bytes; and a byte: 1 if every later use is written and no store is open,
-//	               or else 0
+//	'e' stamp[8]           a record.Event; the stamp is the time of the event in nanoseconds since
+//	                       the Unix epoch, or a little later
+//	'g' id[16]             the grave of a key: the record.Record of a purged key, or nothing: see
+//	                       graveyard.go
+//	'h' scheme             a check value of the Hasher: the digest of a fixed text
+//	'k' id[16]             the record.Record of a key that is not purged
+//	'u' id[16]             the minute of the key's last use since the Unix epoch, as a varint
+//	'w'                    the state of the whole store: see storeState
+//	'x' id[16] stamp[8]    nothing: the event with this stamp is an event of the key; see index.go
+//	'y' hash[8] id[16]     nothing: the owner of the key has this hash; see index.go
 //
-// All numbers are big-endian. UUIDv7s sort by creation, and so do the keys.
+// All numbers are big-endian. UUIDv7s sort by creation, and so do the keys. The key spaces that
+// Backup reads lie together, before the indexes.
 const (
-	eventSpace = 'e'
-	checkSpace = 'h'
-	keySpace   = 'k'
-	usageSpace = 'u'
+	eventSpace      = 'e'
+	graveSpace      = 'g'
+	checkSpace      = 'h'
+	keySpace        = 'k'
+	usageSpace      = 'u'
+	stateSpace      = 'w'
+	eventIndexSpace = 'x'
+	ownerIndexSpace = 'y'
 )
 
-// usageStateKey is the storage key of the usageState.
-var usageStateKey = []byte{'w'}
+// spaceOf returns the range of the storage keys of a key space: from <= key < to.
+func spaceOf(space byte) (from, to []byte) { return []byte{space}, []byte{space + 1} }
 
 func eventKey(stamp int64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(stamp))
@@ -69,8 +77,14 @@ func checkEntry(e backend.Entry) (err error) {
 		_, err = parseUsage(e)
 	case checkSpace:
 		_, err = parseCheck(e)
-	case usageStateKey[0]:
-		_, err = parseUsageState(e)
+	case stateSpace:
+		_, err = parseState(e)
+	case graveSpace:
+		_, err = parseGrave(e)
+	case ownerIndexSpace:
+		_, err = parseOwnerKey(e)
+	case eventIndexSpace:
+		_, _, err = parseEventIndexKey(e)
 	}
 	return err
 }

@@ -161,60 +161,39 @@ func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*keyRec
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	from := []byte{keySpace}
-	if q.Cursor != "" {
-		cursor, err := parseID("Query.Cursor: ", q.Cursor)
-		if err != nil {
-			return err
-		}
-		from = append(storageKey(cursor), 0) // the smallest storage key after the cursor
-	}
 	used = used || !q.UnusedSince.IsZero()
 	left := q.Limit
-	for e, err := range s.backend.Scan(ctx, from, []byte{keySpace + 1}) {
+	var failed error
+	err := s.candidates(ctx, &q, func(kr *keyRecord, err error) bool {
 		if err != nil {
-			err = s.scanError(ctx, "list", err)
-			if errors.Is(err, ErrCorrupt) {
-				return fmt.Errorf("%w; the keys behind it were not read", err)
-			}
-			return err
-		}
-		kr, err := parseKeyRecord(e)
-		if err != nil {
-			if !yield(kr, nil, err) {
-				return nil
-			}
-			continue
+			return yield(kr, nil, err)
 		}
 		key := &kr.cached().key
-		if kr.purged() || !q.selects(key) {
-			continue
+		if !q.selects(key) {
+			return true
 		}
 		if used {
 			key.LastUsedAt, err = s.lastUsed(ctx, kr.id)
 		}
 		if errors.Is(err, ErrCorrupt) {
-			if !yield(kr, nil, fmt.Errorf("key %s: %w", key.ID, err)) {
-				return nil
-			}
-			continue
+			return yield(kr, nil, fmt.Errorf("key %s: %w", key.ID, err))
+		}
+		unused := true
+		if err == nil && !q.UnusedSince.IsZero() {
+			unused, err = s.usage.unused(q.UnusedSince, key.LastUsedAt)
 		}
 		if err != nil {
-			return err
+			failed = err
+			return false
 		}
-		if !q.UnusedSince.IsZero() {
-			if unused, err := s.usage.unused(q.UnusedSince, key.LastUsedAt); err != nil {
-				return err
-			} else if !unused {
-				continue
-			}
+		if !unused {
+			return true
 		}
-		if !yield(kr, key, nil) {
-			return nil
-		}
-		if left--; left == 0 {
-			return nil
-		}
+		left--
+		return yield(kr, key, nil) && left != 0
+	})
+	if failed != nil {
+		return failed
 	}
-	return nil
+	return err
 }

@@ -97,15 +97,22 @@ func Open(dir string, opts *Options) (*Store, error) {
 		return nil, err
 	}
 	settings := badgerdb.Options{Logger: s.log, Failed: s.noteFailure}
+	recovered := false
 	if opts != nil {
-		settings.Recover, settings.MustExist = opts.Recover, opts.MustExist
+		settings.MustExist = opts.MustExist
+		if opts.Recover != nil {
+			settings.Recover = func(lost error) {
+				recovered = true
+				opts.Recover(lost)
+			}
+		}
 	}
 	db, err := badgerdb.Open(dir, settings)
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}
 	s.readsUninterruptible = true
-	if err := s.start(db); err != nil {
+	if err := s.start(db, recovered); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
@@ -122,16 +129,19 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(guardBackend(b, s.panics)); err != nil {
+	if err := s.start(guardBackend(b, s.panics), false); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// start begins to work on a backend.
-func (s *Store) start(b backend.Backend) error {
+// start begins to work on a backend. recovered means that entries of the backend may be lost.
+func (s *Store) start(b backend.Backend, recovered bool) error {
 	s.backend = b
 	if err := s.checkHasher(); err != nil {
+		return err
+	}
+	if err := s.migrate(context.Background(), recovered); err != nil {
 		return err
 	}
 	if err := s.sequencer.Resume(s.firstStamp); err != nil {
@@ -270,16 +280,16 @@ type Stats struct {
 //
 //	expvar.Publish("apikeys", expvar.Func(func() any { return store.Stats() }))
 func (s *Store) Stats() Stats {
-	st := s.fence.Stats()
+	kr := s.fence.Stats()
 	b := &s.background
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return Stats{
-		Hits:     st.Hits,
-		Misses:   st.Misses,
+		Hits:     kr.Hits,
+		Misses:   kr.Misses,
 		Refused:  s.refused.Load(),
-		Cached:   st.Cached,
-		Live:     st.Bound,
+		Cached:   kr.Cached,
+		Live:     kr.Bound,
 		Outdated: b.outdated,
 	}
 }
@@ -321,6 +331,14 @@ func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFun
 		return ctx, func() {}
 	}
 	return context.WithTimeoutCause(ctx, s.timeout, errSlow)
+}
+
+// limitedRead is limited for a read.
+func (s *Store) limitedRead(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.readsUninterruptible {
+		return ctx, func() {}
+	}
+	return s.limited(ctx)
 }
 
 // endOf returns nil while ctx has not ended, ErrUnavailable if the timeout of the store has ended

@@ -47,7 +47,7 @@ type usage struct {
 
 	flushing sync.Mutex // held by each flush, so flushes run one at a time; guards all fields below
 	marked   bool       // the backend records that a store is open
-	revision uint64     // the revision of the usageState in the backend; valid only if marked
+	revision uint64     // the revision of the storeState in the backend; valid only if marked
 }
 
 // maxUsed is the maximum number of keys in a usage. The use of a further key moves since.
@@ -197,8 +197,8 @@ func (s *Store) resumeUsage() {
 	now := time.Now()
 	u.minute.Store(minuteOf(now))
 	u.since = now
-	if e, err := s.backend.Get(ctx, usageStateKey); err == nil {
-		if state, err := parseUsageState(e); err == nil && state.complete && state.since.Before(now) {
+	if e, err := s.backend.Get(ctx, stateKey); err == nil {
+		if state, err := parseState(e); err == nil && state.complete && state.since.Before(now) {
 			u.since = state.since
 		}
 	}
@@ -208,14 +208,14 @@ func (s *Store) resumeUsage() {
 	}
 }
 
-// markUsage writes the usageState to the backend. complete means that every use since usage.since
+// markUsage writes the storeState to the backend. complete means that every use since usage.since
 // has been written, and that no store is open.
 func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	u := &s.usage
 	if !u.marked {
-		e, err := s.backend.Get(ctx, usageStateKey)
+		e, err := s.backend.Get(ctx, stateKey)
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
 			s.noteFailure(err)
 			return wrapErr("read usage", err)
@@ -223,11 +223,11 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 		u.revision = e.Revision
 	}
 	u.mu.Lock()
-	value := usageState{u.since, complete}.encode()
+	value := storeState{u.since, complete, indexed}.encode()
 	u.mu.Unlock()
 	// Restricts is set because without the mark a later RevokeAll could revoke keys that are in
 	// use. A conflict means that another store has the backend open.
-	err := s.backend.Apply(ctx, backend.Change{Key: usageStateKey, Value: value, Expect: u.revision, Restricts: true})
+	err := s.backend.Apply(ctx, backend.Change{Key: stateKey, Value: value, Expect: u.revision, Restricts: true})
 	if err != nil {
 		s.noteFailure(err)
 		return wrapErr("write usage", err)
@@ -249,27 +249,6 @@ func (s *Store) closeUsage() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
 	return s.markUsage(context.Background(), true)
-}
-
-// A usageState is the entry of the backend about all uses together.
-type usageState struct {
-	since    time.Time // some uses before since may be unknown
-	complete bool      // all uses from since on have been written, and no store is open
-}
-
-func (st usageState) encode() []byte {
-	value := binary.BigEndian.AppendUint64(nil, uint64(st.since.UnixNano()))
-	if st.complete {
-		return append(value, 1)
-	}
-	return append(value, 0)
-}
-
-func parseUsageState(e backend.Entry) (usageState, error) {
-	if string(e.Key) != string(usageStateKey) || len(e.Value) != 9 || e.Value[8] > 1 {
-		return usageState{}, fmt.Errorf("%w: the storage key %x does not say since when all uses are known", ErrCorrupt, e.Key)
-	}
-	return usageState{fromNanos(int64(binary.BigEndian.Uint64(e.Value))), e.Value[8] == 1}, nil
 }
 
 // writeUsage writes the pending minutes of keys, and returns the pending minutes.
@@ -307,12 +286,15 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 // forgetUsage removes the written last uses of keys that are gone, including last uses that were
 // written late. After a failure, the entries stay until the next Purge, and do no harm.
 func (s *Store) forgetUsage(ctx context.Context) {
-	_, err := s.remove(ctx, []byte{usageSpace}, []byte{usageSpace + 1}, func(e backend.Entry) bool {
+	from, to := spaceOf(usageSpace)
+	_, err := s.remove(ctx, from, to, func(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
 		if len(e.Key) != 1+len(token.ID{}) {
-			return false
+			return nil, nil
 		}
-		_, err := s.get(ctx, token.ID(e.Key[1:]))
-		return errors.Is(err, ErrNotFound)
+		if _, err := s.get(ctx, token.ID(e.Key[1:])); !errors.Is(err, ErrNotFound) {
+			return nil, nil
+		}
+		return []backend.Change{{Key: e.Key, Expect: e.Revision, Delete: true}}, nil
 	})
 	if err != nil {
 		s.log.Warn("API key store could not remove when purged keys were last used", "error", err)

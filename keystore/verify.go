@@ -242,11 +242,8 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*cachedKey,
 	if !token.ChecksumOK(text) {
 		return nil, ErrMalformed
 	}
-	if !s.readsUninterruptible {
-		limited, cancel := s.limited(ctx)
-		defer cancel()
-		ctx = limited
-	}
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
 	kr, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
 		// Match does as much work as for an existing key. Otherwise the time of a slow hasher would

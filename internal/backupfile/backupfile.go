@@ -35,6 +35,7 @@ type Form byte
 const (
 	FormKeys   Form = 1 // keys and their last uses
 	FormChecks Form = 2 // check values of a Hasher too
+	FormGraves Form = 3 // graves of purged keys too, which the other forms have among the keys
 )
 
 const magic = "grpc-api-key backup\n"
@@ -116,9 +117,9 @@ func NewReader(r io.Reader) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	if form := Form(head[len(magic)]); form != FormKeys && form != FormChecks {
+	if form := Form(head[len(magic)]); form < FormKeys || form > FormGraves {
 		return nil, FormError(fmt.Sprintf("the backup has form %d, and this program knows "+
-			"%d and %d: upgrade the program", form, FormKeys, FormChecks))
+			"%d to %d: upgrade the program", form, FormKeys, FormGraves))
 	}
 	return f, nil
 }

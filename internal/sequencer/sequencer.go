@@ -143,9 +143,10 @@ func (s *Sequencer) waitMovedLocked(ctx context.Context) error {
 // If the clock is years behind, all stamps are ahead of the clock. So Resume finds the last stamp
 // by binary search.
 func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
-	// The last stamp is last, or is between last and end.
-	last, end := time.Now().UnixNano(), int64(math.MaxInt64)
-	for from := last; end-last > 1; from = last + (end-last)/2 {
+	// The last stamp is last, or is between last and end. The stamp of this moment is still free,
+	// unless first finds it.
+	last, end := time.Now().UnixNano()-1, int64(math.MaxInt64)
+	for from := last + 1; end-last > 1; from = last + (end-last)/2 {
 		stamp, err := first(from, end)
 		switch {
 		case err != nil:

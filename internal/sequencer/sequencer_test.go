@@ -208,8 +208,8 @@ func TestResumeContinuesAfterTheLastStamp(t *testing.T) {
 			stored []int64 // ascending
 			next   int64
 		}{
-			"an empty store":           {nil, now + 1},
-			"stamps of the past":       {[]int64{1, now - hour}, now + 1},
+			"an empty store":           {nil, now},
+			"stamps of the past":       {[]int64{1, now - hour}, now},
 			"the present":              {[]int64{now}, now + 1},
 			"a clock a little behind":  {[]int64{1, now - 1, now + 1, now + 2}, now + 3},
 			"a clock far behind":       {[]int64{now + 1, now + 9, now + 1e6*hour}, now + 1e6*hour + 1},

@@ -1,0 +1,192 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// candidates yields the records that a query may select, in the order of creation. With an owner,
+// candidates reads only the keys of the owner, and perhaps of owners with the same hash: the caller
+// decides by the record. candidates reads during the iteration, and holds neither a lock nor the
+// index.
+//
+// With ErrCorrupt, which concerns one key, yield gets a keyRecord that may be nil, or may have only the
+// ID. The iteration continues while yield returns true. candidates returns any other error.
+func (s *Store) candidates(ctx context.Context, q *Query, yield func(*keyRecord, error) bool) error {
+	from, to := spaceOf(keySpace)
+	if q.Owner != "" {
+		from = ownerPrefix(q.Owner)
+		to = after(from)
+	}
+	if q.Cursor != "" {
+		cursor, err := parseID("Query.Cursor: ", q.Cursor)
+		if err != nil {
+			return err
+		}
+		// The smallest storage key after the cursor.
+		from = append(append(from[:len(from):len(from)], cursor[:]...), 0)
+	}
+	for e, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			err = s.scanError(ctx, "list", err)
+			if errors.Is(err, ErrCorrupt) {
+				return fmt.Errorf("%w; the keys behind it were not read", err)
+			}
+			return err
+		}
+		var kr *keyRecord
+		if q.Owner != "" {
+			kr, err = s.ownedBy(ctx, e)
+			if errors.Is(err, ErrNotFound) {
+				continue // purged since the scan has read the index entry
+			}
+			if err != nil && !errors.Is(err, ErrCorrupt) {
+				return err
+			}
+		} else {
+			kr, err = parseKeyRecord(e)
+		}
+		if err == nil && kr.purged() {
+			continue
+		}
+		if !yield(kr, err) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// after returns the first storage key that is greater than all storage keys that begin with prefix.
+// The first byte of prefix is a key space, so the result exists.
+func after(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	for i := len(end) - 1; ; i-- {
+		if end[i]++; end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+}
+
+// ownedBy reads the record that an entry of the owner index leads to.
+func (s *Store) ownedBy(ctx context.Context, e backend.Entry) (*keyRecord, error) {
+	id, err := parseOwnerKey(e)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	kr, err := s.get(ctx, id)
+	if errors.Is(err, ErrCorrupt) && kr == nil {
+		kr = &keyRecord{id: id}
+	}
+	return kr, err
+}
+
+// A foundEvent is an event with its stamp.
+type foundEvent struct {
+	event *record.Event
+	stamp int64
+}
+
+// foundEvents yields the events with first <= stamp <= last, in the order of the stamps: of one key,
+// or of all keys if only is zero. For the errors see candidates.
+func (s *Store) foundEvents(
+	ctx context.Context, only token.ID, first, last int64, yield func(foundEvent, error) bool,
+) error {
+	if only == (token.ID{}) {
+		for e, err := range s.backend.Scan(ctx, eventKey(first), eventKey(last+1)) {
+			if err != nil {
+				return s.scanError(ctx, "events", err)
+			}
+			event, err := parseEvent(e)
+			if !yield(foundEvent{event, stampOf(e.Key)}, err) {
+				return nil
+			}
+		}
+		return nil
+	}
+	// The event of the creation is the first event of a key.
+	f, err := s.creation(ctx, only, first, last)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	if (err != nil || f.event != nil) && !yield(f, err) {
+		return nil
+	}
+	from, to := eventIndexKey(only, first), eventIndexKey(only, last+1)
+	for e, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			return s.scanError(ctx, "events", err)
+		}
+		var f foundEvent
+		_, stamp, err := parseEventIndexKey(e)
+		if err == nil {
+			f, err = s.eventOf(ctx, only, stamp)
+		}
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		if err == nil && f.event == nil {
+			continue // the sweep has removed the event since the scan has read the index entry
+		}
+		if !yield(f, err) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// creation returns the event of the creation of a key, if the record or the grave of the key leads
+// to the event, and if the stamp is between first and last. Otherwise the event is nil: the event
+// index may lead to the event.
+func (s *Store) creation(
+	ctx context.Context, id token.ID, first, last int64,
+) (foundEvent, error) {
+	created, err := s.createdAt(ctx, id)
+	if err != nil || created < first || created > last {
+		return foundEvent{}, err
+	}
+	f, err := s.eventOf(ctx, id, created)
+	if err != nil || f.event == nil || f.event.Action != record.Action_ACTION_CREATE {
+		return foundEvent{}, err
+	}
+	return f, nil
+}
+
+// createdAt returns the time of the creation in the record or the grave of a key, or 0.
+func (s *Store) createdAt(ctx context.Context, id token.ID) (int64, error) {
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	// The order matters: a Purge in between moves the time from the record to the grave.
+	kr, err := s.get(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		kr, err = s.readGrave(ctx, id)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return kr.record.GetCreatedAt(), nil
+}
+
+// eventOf reads the event of a key with a stamp. The event is nil if there is no such event.
+func (s *Store) eventOf(ctx context.Context, id token.ID, stamp int64) (foundEvent, error) {
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	e, err := s.backend.Get(ctx, eventKey(stamp))
+	if errors.Is(err, backend.ErrNotFound) {
+		return foundEvent{}, nil
+	}
+	if err != nil {
+		return foundEvent{}, s.scanError(ctx, "events", err)
+	}
+	event, err := parseEvent(e)
+	if err != nil || token.ID(event.KeyId) != id {
+		return foundEvent{}, err
+	}
+	return foundEvent{event, stamp}, nil
+}

@@ -1,0 +1,116 @@
+package keystore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// The store keeps two indexes in the backend: the keys by owner, and the events by key. An index
+// entry is a storage key without a value. Each index entry is written and deleted in the same Apply
+// as the record or the event that the index entry leads to. So every backend has the indexes, and
+// no crash separates an index from its records.
+//
+// The invariants:
+//
+//  1. A key that has an owner and is not purged has exactly one entry in the owner index, under the
+//     hash of its owner. There are no other entries in the owner index.
+//  2. An event has exactly one entry in the event index, with one exception, and there are no other
+//     entries in the event index. The exception is the event of the creation of a key, if its stamp
+//     is the CreatedAt of the record of the key, or of the grave. The record leads to this event.
+//     The exception saves a third of the space that the indexes take.
+//
+// A reader finds a candidate through an index, and decides by the record or the event. So a reader
+// reads a little more if two owners have the same hash. A reader skips an index entry whose record
+// is gone by now, or whose record has another owner by now.
+
+// ownerHash is how many bytes of the SHA-256 of an owner the owner index has.
+const ownerHash = 8
+
+// ownerPrefix returns how the storage keys of an owner begin in the owner index. An ID follows.
+func ownerPrefix(owner string) []byte {
+	sum := sha256.Sum256([]byte(owner))
+	b := append(make([]byte, 0, 1+ownerHash+len(token.ID{})), ownerIndexSpace)
+	return append(b, sum[:ownerHash]...)
+}
+
+// ownerKey returns the storage key of a key in the owner index, or nil if the owner is empty.
+func ownerKey(owner string, id token.ID) []byte {
+	if owner == "" {
+		return nil
+	}
+	return append(ownerPrefix(owner), id[:]...)
+}
+
+// parseOwnerKey returns the ID in a storage key of the owner index.
+func parseOwnerKey(e backend.Entry) (token.ID, error) {
+	if len(e.Key) != 1+ownerHash+len(token.ID{}) || e.Key[0] != ownerIndexSpace || len(e.Value) > 0 {
+		return token.ID{}, fmt.Errorf("%w: the storage key %x is not in the form of the owner index",
+			ErrCorrupt, e.Key)
+	}
+	return token.ID(e.Key[1+ownerHash:]), nil
+}
+
+// eventIndexKey returns the storage key of an event in the event index.
+func eventIndexKey(id token.ID, stamp int64) []byte {
+	b := append(append(make([]byte, 0, 1+len(id)+8), eventIndexSpace), id[:]...)
+	return binary.BigEndian.AppendUint64(b, uint64(stamp))
+}
+
+// parseEventIndexKey returns the ID and the stamp in a storage key of the event index.
+func parseEventIndexKey(e backend.Entry) (id token.ID, stamp int64, err error) {
+	if len(e.Key) != 1+len(id)+8 || e.Key[0] != eventIndexSpace || len(e.Value) > 0 {
+		return id, 0, fmt.Errorf("%w: the storage key %x is not in the form of the event index",
+			ErrCorrupt, e.Key)
+	}
+	return token.ID(e.Key[1:]), int64(binary.BigEndian.Uint64(e.Key[1+len(id):])), nil
+}
+
+// ownerChanges returns the changes of the owner index for a key whose owner changes. An empty owner
+// is a key without an owner, or no key.
+func ownerChanges(id token.ID, before, after string) (changes []backend.Change) {
+	if before == after {
+		return nil
+	}
+	old, now := ownerKey(before, id), ownerKey(after, id)
+	if string(old) == string(now) {
+		return nil // the owners have the same hash
+	}
+	if old != nil {
+		changes = append(changes, backend.Change{Key: old, Expect: 1, Delete: true})
+	}
+	if now != nil {
+		changes = append(changes, backend.Change{Key: now})
+	}
+	return changes
+}
+
+// mendOwners adapts the changes of the owner index to the backend, after a conflict, and reports
+// whether any was adapted. The record of a key guards the index entries of the key against other
+// changes. So if the backend lacks an entry that a change deletes, or has an entry that a change
+// adds, the index is damaged, or the changes will conflict again. Without mendOwners, a key with a
+// damaged index could never be purged or given another owner.
+func (s *Store) mendOwners(ctx context.Context, p *prepared) (mended bool, err error) {
+	var kept []backend.Change
+	for _, c := range p.keyChanges {
+		if c.Key[0] == ownerIndexSpace {
+			e, err := s.backend.Get(ctx, c.Key)
+			if err != nil && !errors.Is(err, backend.ErrNotFound) {
+				return false, s.scanError(ctx, "read the owner index", err)
+			}
+			mended = mended || e.Revision != c.Expect
+			if e.Revision != c.Expect && c.Delete == (e.Revision == 0) {
+				continue // the backend is already as the change would make the backend
+			}
+			c.Expect = e.Revision
+		}
+		kept = append(kept, c)
+	}
+	p.keyChanges = kept
+	return mended, nil
+}

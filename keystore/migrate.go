@@ -1,0 +1,269 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A migration builds the indexes of a store that a program without indexes has made or changed, and
+// moves the purged keys to the graveyard. Open waits for the end of the migration.
+//
+// The migration reads one key space after the other, and writes in batches. Each Apply also writes
+// how far the migration has come: the phase, and the last storage key that the phase has read. So a
+// migration that was killed continues exactly after its last batch.
+type migration struct {
+	store    *Store
+	state    storeState
+	revision uint64 // of the state in the backend; 0: the backend has no state
+
+	batch   []backend.Change
+	cursor  []byte // the last storage key that the batch covers
+	read    int    // the entries that this process has read
+	damaged int    // the records and events that cannot be read, and so have no index entry
+	logged  time.Time
+}
+
+// errMoved means that another store has continued the migration.
+var errMoved = errors.New("another store has continued the migration")
+
+// migrate makes sure that the store has complete indexes. If recovered is true, entries of the
+// indexes may be lost, and migrate builds the indexes again.
+func (s *Store) migrate(ctx context.Context, recovered bool) error {
+	for range changeAttempts {
+		m := &migration{store: s, logged: time.Now()}
+		needed, err := m.resume(ctx, recovered)
+		if err != nil || !needed {
+			return err
+		}
+		recovered = false
+		if err := m.run(ctx); !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+	return wrapErr(buildingIndex, errors.New("others keep changing the indexes"))
+}
+
+// buildingIndex is the operation that errors name.
+const buildingIndex = "build the indexes"
+
+// resume reads how far the migration has come, and reports whether anything is left to do.
+func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, err error) {
+	s := m.store
+	e, err := s.backend.Get(ctx, stateKey)
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return false, s.scanError(ctx, buildingIndex, err)
+	}
+	m.revision = e.Revision
+	if m.state, err = parseState(e); err != nil {
+		m.state = storeState{since: time.Now()} // there is no state, or the state is damaged
+	}
+	index := &m.state.index
+	switch {
+	case index.version > indexVersion:
+		return false, invalid("the store has indexes of version %d, and this program knows version %d: "+
+			"upgrade the program", index.version, indexVersion)
+	case index.version == indexVersion && !recovered:
+		return index.phase != phaseDone, nil
+	}
+	*index = indexState{version: indexVersion, phase: phaseKeys}
+	remains, err := m.has(ctx, eventIndexSpace, ownerIndexSpace)
+	if err != nil {
+		return false, err
+	}
+	if remains {
+		index.phase = phaseClear
+		return true, m.write(ctx)
+	}
+	// A store without keys and events has complete indexes. resumeUsage writes the state.
+	return m.has(ctx, keySpace, eventSpace)
+}
+
+// has reports whether one of the key spaces has an entry.
+func (m *migration) has(ctx context.Context, spaces ...byte) (bool, error) {
+	for _, space := range spaces {
+		from, to := spaceOf(space)
+		for _, err := range m.store.backend.Scan(ctx, from, to) {
+			if err != nil {
+				return false, m.store.scanError(ctx, buildingIndex, err)
+			}
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (m *migration) run(ctx context.Context) error {
+	began := time.Now()
+	m.store.log.Info("API key store builds its indexes, once; Open waits until the indexes are complete")
+	for m.state.index.phase != phaseDone {
+		var err error
+		switch m.state.index.phase {
+		case phaseClear:
+			if err = m.each(ctx, eventIndexSpace, m.clear); err == nil {
+				err = m.each(ctx, ownerIndexSpace, m.clear)
+			}
+		case phaseKeys:
+			err = m.each(ctx, keySpace, m.indexKey)
+		case phaseEvents:
+			err = m.each(ctx, eventSpace, m.indexEvent)
+		}
+		if err == nil {
+			err = m.finishPhase(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if m.damaged > 0 {
+		m.store.log.Error("API key store has damaged entries that its indexes do not lead to: "+
+			"call CheckIntegrity", "entries", m.damaged)
+	}
+	m.store.log.Info("API key store has built its indexes", "entries read", m.read, "took", time.Since(began))
+	return nil
+}
+
+// each calls change for each entry of a key space after the cursor, and writes the changes that
+// change returns.
+func (m *migration) each(
+	ctx context.Context, space byte, change func(context.Context, backend.Entry) ([]backend.Change, error),
+) error {
+	s := m.store
+	from, to := spaceOf(space)
+	if cursor := m.state.index.cursor; cursor != nil {
+		from = append(slices.Clone(cursor), 0) // the smallest storage key after the cursor
+	}
+	for e, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			return s.scanError(ctx, buildingIndex, err)
+		}
+		changes, err := change(ctx, e)
+		if errors.Is(err, ErrCorrupt) {
+			m.damaged++
+			changes, err = nil, nil
+		}
+		if err != nil {
+			return err
+		}
+		if len(m.batch)+len(changes) >= backend.MaxChanges { // one more change is of the state
+			if err := m.write(ctx); err != nil {
+				return err
+			}
+		}
+		m.batch = append(m.batch, changes...)
+		m.cursor = e.Key
+		if m.read++; m.read%1024 == 0 && time.Since(m.logged) > 5*time.Second {
+			m.logged = time.Now()
+			s.log.Info("API key store builds its indexes", "entries read", m.read)
+		}
+	}
+	return nil
+}
+
+// finishPhase writes the rest of a phase, and begins the next phase.
+func (m *migration) finishPhase(ctx context.Context) error {
+	m.state.index.phase++
+	m.cursor = nil
+	return m.write(ctx)
+}
+
+// write writes the batch and the state. If the backend does not have the expected state, write
+// returns errMoved.
+func (m *migration) write(ctx context.Context) error {
+	m.state.index.cursor = m.cursor
+	err := m.apply(ctx)
+	if errors.Is(err, backend.ErrConflict) {
+		// An index entry may exist already, after a write whose outcome was unknown.
+		if m.batch, err = m.missing(ctx); err == nil {
+			err = m.apply(ctx)
+		}
+	}
+	if errors.Is(err, backend.ErrConflict) {
+		return errMoved
+	}
+	if err != nil {
+		return m.store.scanError(ctx, buildingIndex, err)
+	}
+	m.revision++
+	m.batch = m.batch[:0]
+	return nil
+}
+
+func (m *migration) apply(ctx context.Context) error {
+	ctx, cancel := m.store.limited(ctx)
+	defer cancel()
+	// Restricts is set because RevokeAll depends on the indexes.
+	state := backend.Change{Key: stateKey, Value: m.state.encode(), Expect: m.revision, Restricts: true}
+	return m.store.backend.Apply(ctx, append(m.batch, state)...)
+}
+
+// missing returns the changes of the batch that are still to be made.
+func (m *migration) missing(ctx context.Context) ([]backend.Change, error) {
+	var kept []backend.Change
+	for _, c := range m.batch {
+		e, err := m.store.backend.Get(ctx, c.Key)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return nil, err
+		}
+		indexes := c.Key[0] == ownerIndexSpace || c.Key[0] == eventIndexSpace
+		if !indexes || c.Delete == (e.Revision > 0) {
+			kept = append(kept, c)
+		}
+	}
+	return kept, nil
+}
+
+// clear removes an index entry.
+func (m *migration) clear(_ context.Context, e backend.Entry) ([]backend.Change, error) {
+	return []backend.Change{{Key: e.Key, Expect: e.Revision, Delete: true}}, nil
+}
+
+// indexKey indexes a key by its owner. A purged key moves to the graveyard.
+func (m *migration) indexKey(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
+	kr, err := parseKeyRecord(e)
+	if err != nil {
+		return nil, err
+	}
+	remove := backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}
+	grave, err := m.store.readGrave(ctx, kr.id)
+	switch {
+	case err != nil:
+		return nil, err
+	case grave.record != nil:
+		// A program without indexes does not read the graveyard, and has restored a purged key.
+		return []backend.Change{remove}, nil
+	case kr.purged():
+		bury := backend.Change{
+			Key: graveKey(kr.id), Value: e.Value,
+			Expect: grave.revision, Revision: max(e.Revision, grave.revision+1),
+		}
+		return []backend.Change{remove, bury}, nil
+	case kr.record.Owner == "":
+		return nil, nil
+	}
+	return []backend.Change{{Key: ownerKey(kr.record.Owner, kr.id)}}, nil
+}
+
+// indexEvent indexes an event by its key.
+func (m *migration) indexEvent(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
+	event, err := parseEvent(e)
+	if err != nil {
+		return nil, err
+	}
+	id, stamp := token.ID(event.KeyId), stampOf(e.Key)
+	if event.Action == record.Action_ACTION_CREATE {
+		created, err := m.store.createdAt(ctx, id)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return nil, err
+		}
+		if err == nil && created == stamp {
+			return nil, nil // the record leads to the event
+		}
+	}
+	return []backend.Change{{Key: eventIndexKey(id, stamp)}}, nil
+}

@@ -153,37 +153,47 @@ func (b *boundContext) noteUse() {
 // and rotation is that of the secret. Then markAdmitted judges the values that arrived earlier.
 func (b *boundContext) markAdmitted(e *cachedKey, rotation uint32) {
 	b.Admitted.Store(true)
-	b.mu.Lock()
-	b.admittedBy, b.current, b.rotation = e, e, rotation
-	b.armLocked(e.until(rotation))
-	var err error
-	for _, e := range b.pending {
-		if err = b.judgeLocked(e); err != nil {
-			break
-		}
-	}
-	b.pending = nil
-	b.mu.Unlock()
-	if err != nil {
+	if err := b.judgePending(e, rotation); err != nil {
 		b.cut(err)
 	}
 }
 
-// changed receives a new value of the key, and reports whether the value ended the context. Before
-// markAdmitted, changed keeps the value for markAdmitted.
-func (b *boundContext) changed(e *cachedKey) bool {
+// judgePending moves the context from binding to admitted, and returns why one of the pending values
+// ends the context, or nil.
+func (b *boundContext) judgePending(e *cachedKey, rotation uint32) error {
 	b.mu.Lock()
-	if b.admittedBy == nil {
-		b.pending = append(b.pending, e)
-		b.mu.Unlock()
-		return false
+	defer b.mu.Unlock()
+	b.admittedBy, b.current, b.rotation = e, e, rotation
+	b.armLocked(e.until(rotation))
+	pending := b.pending
+	b.pending = nil
+	for _, e := range pending {
+		if err := b.judgeLocked(e); err != nil {
+			return err
+		}
 	}
-	err := b.judgeLocked(e)
-	b.mu.Unlock()
+	return nil
+}
+
+// changed receives a new value of the key, and reports whether the value ended the context.
+func (b *boundContext) changed(e *cachedKey) bool {
+	err := b.judge(e)
 	if err != nil {
 		b.stop(err)
 	}
 	return err != nil
+}
+
+// judge returns why the value ends the context, or nil. Before markAdmitted, judge keeps the value
+// for markAdmitted.
+func (b *boundContext) judge(e *cachedKey) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.admittedBy == nil {
+		b.pending = append(b.pending, e)
+		return nil
+	}
+	return b.judgeLocked(e)
 }
 
 // announced marks the context as known to the observer, so that the end of the context is reported.

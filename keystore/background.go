@@ -25,10 +25,11 @@ type background struct {
 
 	mu        sync.Mutex            // guards all fields below
 	rehashing map[token.ID]struct{} // the keys with a digest to be replaced: at most maxRehashes
-	outdated  int                   // the last count of digests of earlier hashers; -1: no count yet
-	recount   bool                  // the number may be lower by now, or is not counted yet
-	epoch     int                   // a count that began in an earlier epoch is discarded
-	next      time.Time             // the earliest time of the next count
+	// the last count of digests of earlier hashers; -1: no count yet
+	outdated int
+	recount  bool      // the number may be lower by now, or is not counted yet
+	epoch    int       // a count that began in an earlier epoch is discarded
+	next     time.Time // the earliest time of the next count
 }
 
 // maxRehashes is the maximum number of digests that wait to be replaced. At the maximum, the digest
@@ -52,7 +53,8 @@ func (s *Store) startBackground() {
 	prove := b.job(func() { s.writeProved(ctx) })
 	flush := b.job(func() {
 		if err := s.flushUsage(ctx); err != nil {
-			s.log.Warn("API key store could not write when keys were last used, and will try again", "error", err)
+			s.log.Warn("API key store could not write when keys were last used, and will try again",
+				"error", err)
 		}
 	})
 	sweep := b.job(func() { s.sweepEvents(ctx) })
@@ -180,7 +182,8 @@ func (s *Store) rehash(ctx context.Context, r rehash) {
 		return true, nil
 	})
 	if err != nil {
-		s.log.Warn("API key store could not replace a digest, and will try again", "id", r.id.String(), "error", err)
+		s.log.Warn("API key store could not replace a digest, and will try again",
+			"id", r.id.String(), "error", err)
 	}
 	s.rehashed(r, err == nil)
 }
@@ -242,7 +245,8 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 		if kr.record.DigestScheme != s.dummyDigest.Scheme {
 			n++
 		}
-		if p := kr.record.Previous; p != nil && p.DigestScheme != s.dummyDigest.Scheme && now.UnixNano() < p.Until {
+		if p := kr.record.Previous; p != nil && p.DigestScheme != s.dummyDigest.Scheme &&
+			now.UnixNano() < p.Until {
 			n++
 		}
 	}
@@ -283,7 +287,8 @@ func (s *Store) withIndexEntry(ctx context.Context, e backend.Entry) ([]backend.
 	defer cancel()
 	index, err := s.backend.Get(ctx, eventIndexKey(token.ID(event.KeyId), stampOf(e.Key)))
 	if err == nil {
-		changes = append(changes, backend.Change{Key: index.Key, Expect: index.Revision, Delete: true})
+		changes = append(changes, backend.Change{Key: index.Key, Expect: index.Revision,
+			Delete: true})
 	} else if !errors.Is(err, backend.ErrNotFound) {
 		return nil, s.scanError(ctx, "remove", err)
 	}

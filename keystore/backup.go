@@ -322,7 +322,7 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 			return changed, err
 		}
 	}
-	return changed, wrapErr("restore", errors.New("others keep changing the keys"))
+	return changed, wrapErr("restore", errors.New("too much contention on the keys of the backup"))
 }
 
 func (s *Store) restoreKeys(

@@ -34,8 +34,8 @@ import (
 // These functions call stop:
 //
 //	changed        the fence publishes a value that does not admit the context
-//	Cut            the fence ends all contexts of the key: the outcome of a write is unknown, or the
-//	               store closes
+//	Cut            the fence ends all contexts of the key: the outcome of a write is unknown,
+//	               or the store closes
 //	markAdmitted   a value in pending does not admit the context
 //	the timer      the key, or the secret of the session, has expired
 //	release        the owner closes the session
@@ -59,21 +59,21 @@ import (
 //  3. Once the store has ended the context, the function given to OnEnd is called, unless the owner
 //     releases the context first.
 type boundContext struct {
-	context.Context          // derived from the caller's context; callers use the methods of boundContext
+	context.Context          // derived from the caller's context; see the methods Done and Err
 	fence.Binding[cachedKey] // registered under id; its functions are methods of boundContext
 
 	store         *Store
 	id            token.ID
 	since         time.Time
 	cancelContext context.CancelCauseFunc // of Context
-	cause         atomic.Pointer[error]   // why the store or the owner ended the context; nil before
+	cause         atomic.Pointer[error]   // why the store or the owner ended the context, or nil
 	doneUsed      atomic.Bool             // a caller has called Done
 
 	session Session // the session that Bind returns; its field ctx is this boundContext
 
 	mu sync.Mutex // guards all below
-	// The end was reported to the observer, or must not be reported: the observer was not notified of
-	// a Bind, or the owner has released the context.
+	// The end was reported to the observer, or must not be reported: the observer was not notified
+	// of a Bind, or the owner has released the context.
 	reported   bool
 	followedUp bool         // followUp has run
 	onEnd      func()       // followUp calls onEnd; nil: nothing to call
@@ -158,8 +158,8 @@ func (b *boundContext) markAdmitted(e *cachedKey, rotation uint32) {
 	}
 }
 
-// judgePending moves the context from binding to admitted, and returns why one of the pending values
-// ends the context, or nil.
+// judgePending moves the context from binding to admitted, and returns why one of the pending
+// values ends the context, or nil.
 func (b *boundContext) judgePending(e *cachedKey, rotation uint32) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

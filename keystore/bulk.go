@@ -49,7 +49,9 @@ type RevokeAllOptions struct {
 // key, continues with the other keys, and returns ErrCorrupt at the end. If storage cannot read
 // past the damage, the keys after the damage are not revoked, and the text of ErrCorrupt says
 // that these keys were not read.
-func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *RevokeAllOptions) (int, error) {
+func (s *Store) RevokeAll(
+	ctx context.Context, q Query, reason string, opts *RevokeAllOptions,
+) (int, error) {
 	reason = escaped(reason, maxReason)
 	if err := checkReason(reason); err != nil {
 		return 0, err
@@ -64,10 +66,11 @@ func (s *Store) RevokeAll(ctx context.Context, q Query, reason string, opts *Rev
 		opts = new(RevokeAllOptions)
 	}
 	if all := q.selectsAll(); all && !opts.All {
-		return 0, invalid("the Query selects every key: set RevokeAllOptions.All if all are meant, " +
-			"and otherwise a field of the Query")
+		return 0, invalid("the Query selects every key: set RevokeAllOptions.All if all are " +
+			"meant, and otherwise a field of the Query")
 	} else if !all && opts.All {
-		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: set one of them")
+		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: " +
+			"set one of them")
 	}
 	done := 0
 	report := func(k *Key) {
@@ -127,7 +130,9 @@ func (s *Store) stillWanted(ctx context.Context, q *Query, kr *keyRecord) (bool,
 
 // revokeAll reads the selection once, and revokes the selected keys. failed is the error that
 // ended the run. corrupt is the error for damaged data.
-func (s *Store) revokeAll(ctx context.Context, q Query, reason string, report func(*Key)) (failed, corrupt error) {
+func (s *Store) revokeAll(
+	ctx context.Context, q Query, reason string, report func(*Key),
+) (failed, corrupt error) {
 	cut := func(batch []*keyRecord) {
 		for _, kr := range batch {
 			s.fence.Cut(kr.id, ErrRevoked)
@@ -166,13 +171,14 @@ func (s *Store) revokeAll(ctx context.Context, q Query, reason string, report fu
 		writes = append(writes, result)
 		go func() {
 			event := &record.Event{Action: record.Action_ACTION_REVOKE, Reason: reason}
-			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked, func(kr *keyRecord) (bool, error) {
-				if wanted, err := s.stillWanted(ctx, &q, kr); err != nil || !wanted {
-					return false, err
-				}
-				revoke(kr.record, reason)
-				return true, nil
-			})
+			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked,
+				func(kr *keyRecord) (bool, error) {
+					if wanted, err := s.stillWanted(ctx, &q, kr); err != nil || !wanted {
+						return false, err
+					}
+					revoke(kr.record, reason)
+					return true, nil
+				})
 			if err != nil && !errors.Is(err, ErrInvalid) {
 				cut(batch)
 			}
@@ -205,14 +211,16 @@ func revoke(r *record.Record, reason string) {
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {
-		return 0, invalid("the time before which keys must have died is zero or in the future: it has to be in the past")
+		return 0, invalid("the time before which keys must have died is zero or in the future: " +
+			"it has to be in the past")
 	}
 	if err := refuseCondition(ctx, "Purge"); err != nil {
 		return 0, err
 	}
 	dead := func(kr *keyRecord) bool {
 		k := &kr.cached().key
-		return !k.RevokedAt.IsZero() && k.RevokedAt.Before(before) || !k.ExpiresAt.IsZero() && k.ExpiresAt.Before(before)
+		return !k.RevokedAt.IsZero() && k.RevokedAt.Before(before) ||
+			!k.ExpiresAt.IsZero() && k.ExpiresAt.Before(before)
 	}
 	done := 0
 	var corrupt error
@@ -225,13 +233,14 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			return done, err
 		}
 		event := &record.Event{Action: record.Action_ACTION_PURGE}
-		purged, err := s.changeAll(ctx, batch, event, ErrRevoked, func(kr *keyRecord) (bool, error) {
-			if !dead(kr) {
-				return false, nil
-			}
-			purge(kr.record, now)
-			return true, nil
-		})
+		purged, err := s.changeAll(ctx, batch, event, ErrRevoked,
+			func(kr *keyRecord) (bool, error) {
+				if !dead(kr) {
+					return false, nil
+				}
+				purge(kr.record, now)
+				return true, nil
+			})
 		done += len(purged)
 		if err != nil {
 			return done, err
@@ -253,8 +262,8 @@ func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text
 // batches yields the wanted keys of a selection in batches, in the order of creation. A batch has
 // as many keys as one write can change, with a reason of so many bytes, and so many backend changes
 // for each key. An error comes without keys and ends the iteration. ErrCorrupt is the exception:
-// after ErrCorrupt the iteration may continue, and ErrCorrupt comes with the damaged key, if the key
-// is known.
+// after ErrCorrupt the iteration may continue, and ErrCorrupt comes with the damaged key, if the
+// key is known.
 func (s *Store) batches(
 	ctx context.Context, q Query, reason, changes int, wanted func(*keyRecord) bool,
 ) iter.Seq2[[]*keyRecord, error] {

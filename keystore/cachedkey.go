@@ -26,12 +26,12 @@ type cachedKey struct {
 	sum       [32]byte     // the memory of digest.Sum, if the sum fits
 
 	digest       hashing.Digest // of the secret
-	unrestricted bool           // the current secret is admitted always, from everywhere, at any rate
+	unrestricted bool           // the current secret is always admitted, from everywhere
 	rehashing    atomic.Bool    // a new digest is queued or being written
 
-	// The store decides by the fields below, by unrestricted and by the digests: see policy.go. Callers
-	// get key, and can write to key. Callers cannot reach the fields below, so the store decides
-	// by these fields and not by key.
+	// The store decides by the fields below, by unrestricted and by the digests: see policy.go.
+	// Callers get key, and can write to key. Callers cannot reach the fields below, so the store
+	// decides by these fields and not by key.
 	revoked, disabled bool
 	grants            *grants // the initial value of key.grants
 

@@ -15,9 +15,11 @@ import (
 // decides by the record. candidates reads during the iteration, and holds neither a lock nor the
 // index.
 //
-// With ErrCorrupt, which concerns one key, yield gets a keyRecord that may be nil, or may have only the
-// ID. The iteration continues while yield returns true. candidates returns any other error.
-func (s *Store) candidates(ctx context.Context, q *Query, yield func(*keyRecord, error) bool) error {
+// With ErrCorrupt, which concerns one key, yield gets a keyRecord that may be nil, or may have only
+// the ID. The iteration continues while yield returns true. candidates returns any other error.
+func (s *Store) candidates(
+	ctx context.Context, q *Query, yield func(*keyRecord, error) bool,
+) error {
 	from, to := spaceOf(keySpace)
 	if q.Owner != "" {
 		from = ownerPrefix(q.Owner)
@@ -93,8 +95,8 @@ type foundEvent struct {
 	stamp int64
 }
 
-// foundEvents yields the events with first <= stamp <= last, in the order of the stamps: of one key,
-// or of all keys if only is zero. For the errors see candidates.
+// foundEvents yields the events with first <= stamp <= last, in the order of the stamps: of one
+// key, or of all keys if only is zero. For the errors see candidates.
 func (s *Store) foundEvents(
 	ctx context.Context, only token.ID, first, last int64, yield func(foundEvent, error) bool,
 ) error {

@@ -61,9 +61,9 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 
 // prepareNew makes a key, and returns the text of the key too. stamp is the stamp of the event.
 //
-// The key is created at the stamp, so that the record leads to the event: see index.go. If the stamp
-// is far ahead of the clock, because the clock was set back, the key is created now, and the event
-// index leads to the event.
+// The key is created at the stamp, so that the record leads to the event: see index.go. If the
+// stamp is far ahead of the clock, because the clock was set back, the key is created now, and the
+// event index leads to the event.
 func (s *Store) prepareNew(
 	spec Spec, now time.Time, stamp int64, actor string,
 ) (p *prepared, text string, err error) {
@@ -80,7 +80,8 @@ func (s *Store) prepareNew(
 	if err := checkSize(kr.record, 0); err != nil {
 		return nil, "", err
 	}
-	p, err = s.prepare(prior{}, kr, &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor})
+	p, err = s.prepare(prior{}, kr, &record.Event{Action: record.Action_ACTION_CREATE,
+		Actor: actor})
 	if err != nil {
 		return nil, "", err
 	}
@@ -104,32 +105,35 @@ func (s *Store) prepareNew(
 // of this process under the key are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
-	return s.deactivate(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked, func(r *record.Record) (bool, error) {
-		if r.Status == record.Status_STATUS_REVOKED {
-			return false, nil
-		}
-		revoke(r, reason)
-		return true, nil
-	})
+	return s.deactivate(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked,
+		func(r *record.Record) (bool, error) {
+			if r.Status == record.Status_STATUS_REVOKED {
+				return false, nil
+			}
+			revoke(r, reason)
+			return true, nil
+		})
 }
 
 // Disable stops a key until Enable. In all other respects, Disable works as Revoke does. If the key
 // is revoked, Disable returns ErrKeyRevoked.
 func (s *Store) Disable(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
-	return s.deactivate(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled, func(r *record.Record) (bool, error) {
-		if r.Status == record.Status_STATUS_DISABLED {
-			return false, nil
-		}
-		r.Status = record.Status_STATUS_DISABLED
-		r.DisabledAt, r.DisableReason = toNanos(time.Now()), reason
-		return true, refuseRevoked("disable", id, r)
-	})
+	return s.deactivate(ctx, id, reason, record.Action_ACTION_DISABLE, ErrDisabled,
+		func(r *record.Record) (bool, error) {
+			if r.Status == record.Status_STATUS_DISABLED {
+				return false, nil
+			}
+			r.Status = record.Status_STATUS_DISABLED
+			r.DisabledAt, r.DisableReason = toNanos(time.Now()), reason
+			return true, refuseRevoked("disable", id, r)
+		})
 }
 
 // deactivate does the work of Revoke and of Disable. If the change fails, deactivate fails closed.
 func (s *Store) deactivate(
-	ctx context.Context, id, reason string, action record.Action, cause error, edit func(*record.Record) (bool, error),
+	ctx context.Context, id, reason string, action record.Action, cause error,
+	edit func(*record.Record) (bool, error),
 ) error {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -285,7 +289,8 @@ const maxGrace = 10 * 365 * 24 * time.Hour
 // refuseRevoked returns ErrKeyRevoked if the key is revoked: nothing can change a revoked key.
 func refuseRevoked(doing, id string, r *record.Record) error {
 	if r.RevokedAt != 0 {
-		return &messageError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id), ErrKeyRevoked}
+		return &messageError{fmt.Sprintf("keystore: %s: key %s is revoked", doing, id),
+			ErrKeyRevoked}
 	}
 	return nil
 }
@@ -299,11 +304,13 @@ func parseID(where, id string) (token.ID, error) {
 	}
 	_, whole := token.Parse(id)
 	if whole || strings.HasSuffix(id, "_…") {
-		return token.ID{}, invalid("%sa whole key, or its hint, is no key ID: take the 26 characters between its last two underscores", where)
+		return token.ID{}, invalid("%sa whole key, or its hint, is no key ID: take the 26 "+
+			"characters between its last two underscores", where)
 	}
 	what := "this"
 	if len(id) <= len(token.ID{}.String()) {
 		what = strconv.Quote(id)
 	}
-	return token.ID{}, invalid("%s%s is no key ID: an ID has 26 characters of 0-9 and a-z without i, l, o and u", where, what)
+	return token.ID{}, invalid("%s%s is no key ID: an ID has 26 characters of 0-9 and a-z "+
+		"without i, l, o and u", where, what)
 }

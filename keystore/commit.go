@@ -15,13 +15,13 @@ import (
 )
 
 // changeAttempts is how often a change starts again because another change of the same key was
-// committed first. In one process, the changequeue.Queue keeps the number of attempts low. Writes of many
-// keys, and other processes, can still come first.
+// committed first. In one process, the changequeue.Queue keeps the number of attempts low. Writes
+// of many keys, and other processes, can still come first.
 const changeAttempts = 16
 
 // change reads a record, applies edit, and commits the result with the audit event, through the
-// phases of the fence. change returns the new cachedKey once the change is in force. The caller sets
-// the action and the reason of the event.
+// phases of the fence. change returns the new cachedKey once the change is in force. The caller
+// sets the action and the reason of the event.
 //
 // edit may run several times, each time on a fresh record, and reports whether the record changed.
 // If edit returns an error, change returns the error, and nothing is done. If the outcome of the
@@ -124,7 +124,8 @@ func (s *Store) changeInTurn(
 // changed one of the keys since the key was read, changeAll reads and changes the keys again, one
 // by one.
 func (s *Store) changeAll(
-	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error, edit func(*keyRecord) (bool, error),
+	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
+	edit func(*keyRecord) (bool, error),
 ) ([]*cachedKey, error) {
 	changed, err := s.changeTogether(ctx, batch, event, unknownCause, edit)
 	if !errors.Is(err, backend.ErrConflict) {
@@ -133,11 +134,12 @@ func (s *Store) changeAll(
 	changed = nil
 	for _, kr := range batch {
 		was := false
-		e, err := s.change(ctx, kr.id, proto.CloneOf(event), unknownCause, func(r *record.Record) (bool, error) {
-			var err error
-			was, err = edit(&keyRecord{id: kr.id, record: r})
-			return was, err
-		})
+		e, err := s.change(ctx, kr.id, proto.CloneOf(event), unknownCause,
+			func(r *record.Record) (bool, error) {
+				var err error
+				was, err = edit(&keyRecord{id: kr.id, record: r})
+				return was, err
+			})
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return changed, err
 		}
@@ -149,7 +151,8 @@ func (s *Store) changeAll(
 }
 
 func (s *Store) changeTogether(
-	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error, edit func(*keyRecord) (bool, error),
+	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
+	edit func(*keyRecord) (bool, error),
 ) ([]*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -200,15 +203,16 @@ type prepared struct {
 	keyChanges []backend.Change
 }
 
-// maxChanges is the largest number of changes of a prepared: of the record, the grave, the event, and
-// the indexes. A change of the owner takes two of the owner index, but none of the grave.
+// maxChanges is the largest number of changes of a prepared: of the record, the grave, the event,
+// and the indexes. A change of the owner takes two of the owner index, but none of the grave.
 const maxChanges = 5
 
 // A prior is the state of a key before a change.
 type prior struct {
 	revision uint64 // of the record; 0: there is no record
 	owner    string // empty: the key has no owner, or there is no record
-	grave    uint64 // the revision of the grave; 0: there is no grave, or the change writes no grave
+	// the revision of the grave; 0: there is no grave, or the change writes no grave
+	grave uint64
 }
 
 // prepareChange is prepare for the change of a key that has a record.
@@ -262,15 +266,16 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 // restricts reports whether a change stops its key. A restricting change goes before ordinary
 // changes.
 func restricts(event *record.Event) bool {
-	return event.Action == record.Action_ACTION_REVOKE || event.Action == record.Action_ACTION_DISABLE
+	return event.Action == record.Action_ACTION_REVOKE ||
+		event.Action == record.Action_ACTION_DISABLE
 }
 
-// creates reports whether the key is new. No reader can have read or cached the ID of a new key, and
-// the fence does not cache a miss. So a new key does not need the phases of the fence.
+// creates reports whether the key is new. No reader can have read or cached the ID of a new key,
+// and the fence does not cache a miss. So a new key does not need the phases of the fence.
 func (p *prepared) creates() bool { return p.event.Action == record.Action_ACTION_CREATE }
 
-// assignStamp gives the event its place in the order of events. From then on, readers of events wait
-// for the change, until sequencer.End. A second call does nothing.
+// assignStamp gives the event its place in the order of events. From then on, readers of events
+// wait for the change, until sequencer.End. A second call does nothing.
 func (p *prepared) assignStamp(s *sequencer.Sequencer) {
 	if p.stamp == 0 {
 		p.stamp = s.Begin(p.creates() || p.event.Action == record.Action_ACTION_RESTORE)
@@ -308,8 +313,8 @@ func (s *Store) commit(ctx context.Context, unknownCause error, all ...*prepared
 	return err
 }
 
-// A write is a group of changes on the way to the backend. A write cannot be withdrawn: it runs in a
-// goroutine, and finishes even if the caller has left.
+// A write is a group of changes on the way to the backend. A write cannot be withdrawn: it runs in
+// a goroutine, and finishes even if the caller has left.
 type write struct {
 	store     *Store
 	answers   chan error    // the answer of the backend
@@ -342,9 +347,9 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
 		defer close(w.published)
 		err := s.backend.Apply(context.WithoutCancel(ctx), changes...)
-		// From publish on, observers are notified, and an observer may call the store. So everything
-		// that the call of an observer could wait for ends first: the stamps here, and the turn of
-		// the key when the answer arrives.
+		// From publish on, observers are notified, and an observer may call the store. So
+		// everything that the call of an observer could wait for ends first: the stamps here, and
+		// the turn of the key when the answer arrives.
 		s.sequencer.End(stamps...)
 		w.answers <- err
 		s.publish(err, unknownCause, all)
@@ -364,8 +369,8 @@ func (s *Store) enter() bool {
 	return true
 }
 
-// answer waits for the answer of the backend, and returns the error of the write. If ctx ends first,
-// answer returns an error, and the changes may still be made.
+// answer waits for the answer of the backend, and returns the error of the write. If ctx ends
+// first, answer returns an error, and the changes may still be made.
 func (w *write) answer(ctx context.Context) (err error) {
 	select {
 	case err = <-w.answers:
@@ -386,8 +391,8 @@ func (w *write) answer(ctx context.Context) (err error) {
 }
 
 // waitPublished returns when the changes are in force and the observer was notified, however long
-// the observer takes. If answer has not received the answer, waitPublished does not wait. The caller
-// holds no turn, because the observer may change the same keys.
+// the observer takes. If answer has not received the answer, waitPublished does not wait. The
+// caller holds no turn, because the observer may change the same keys.
 func (w *write) waitPublished() {
 	if w.answered {
 		<-w.published
@@ -427,8 +432,9 @@ func (s *Store) announce(p *prepared) {
 	e := publicEvent(p.stamp, p.event)
 	k := &p.key.key
 	attrs := []any{
-		"id", e.KeyID, "action", string(e.Action), "revision", e.Revision, "status", k.Status().String(),
-		"actor", e.Actor, "name", escaped(k.Name, maxRecordSize), "owner", escaped(k.Owner, maxRecordSize),
+		"id", e.KeyID, "action", string(e.Action), "revision", e.Revision,
+		"status", k.Status().String(), "actor", e.Actor,
+		"name", escaped(k.Name, maxRecordSize), "owner", escaped(k.Owner, maxRecordSize),
 	}
 	if e.Reason != "" {
 		attrs = append(attrs, "reason", e.Reason)

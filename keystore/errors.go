@@ -101,7 +101,8 @@ func wrapErr(doing string, err error) error {
 		err = errors.New(err.Error()) // another store's answer to the backend
 	}
 	switch {
-	case errors.Is(err, ErrClosed), errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound), errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound),
+		errors.Is(err, ErrUnavailable):
 		return fmt.Errorf("keystore: %s: %w", doing, err)
 	default:
 		return fmt.Errorf("keystore: %s: %w: %w", doing, ErrUnavailable, err)

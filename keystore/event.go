@@ -86,8 +86,8 @@ func checkReason(reason string) error {
 type EventQuery struct {
 	// KeyID selects the events of one key. An empty KeyID selects the events of all keys.
 	KeyID string
-	// Actor selects the events of changes that this actor made, see WithActor. An empty Actor selects
-	// the events of all actors, and of changes without an actor.
+	// Actor selects the events of changes that this actor made, see WithActor. An empty Actor
+	// selects the events of all actors, and of changes without an actor.
 	Actor string
 	// Action selects the events of one Action. An empty Action selects the events of all actions.
 	Action Action

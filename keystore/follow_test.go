@@ -28,8 +28,8 @@ type follower struct {
 	done    chan struct{}
 }
 
-// follow starts a Follow, and waits until the Follow waits. Before each event, the loop body receives
-// from hold, unless hold is nil.
+// follow starts a Follow, and waits until the Follow waits. Before each event, the loop body
+// receives from hold, unless hold is nil.
 func follow(
 	ctx context.Context, s *keystore.Store, q keystore.EventQuery, hold <-chan struct{},
 ) *follower {
@@ -65,7 +65,8 @@ func (f *follower) take() (events []keystore.Event) {
 	return events
 }
 
-// requireEnd requires that the Follow has ended, with an error that errors.Is takes for want, or nil.
+// requireEnd requires that the Follow has ended, with an error that errors.Is takes for want, or
+// nil.
 func (f *follower) requireEnd(t *testing.T, want error) {
 	t.Helper()
 	synctest.Wait()
@@ -125,7 +126,8 @@ func TestFollowSelects(t *testing.T) {
 		s := inMemory(t)
 		a, b := create(t, s, keystore.Spec{}).Key.ID, create(t, s, keystore.Spec{}).Key.ID
 		queries := []keystore.EventQuery{
-			{KeyID: a}, {Actor: "alice"}, {Action: keystore.ActionDisable}, {KeyID: b, Actor: "alice"},
+			{KeyID: a}, {Actor: "alice"}, {Action: keystore.ActionDisable},
+			{KeyID: b, Actor: "alice"},
 		}
 		var followers []*follower
 		for _, q := range queries {
@@ -164,7 +166,8 @@ func TestFollowEnds(t *testing.T) {
 		before := follow(t.Context(), s, keystore.EventQuery{Until: start.Add(-time.Hour)}, nil)
 		before.requireEnd(t, nil)
 		require.Empty(t, before.take())
-		empty := follow(t.Context(), s, keystore.EventQuery{After: start.Add(2), Until: start.Add(1)}, nil)
+		empty := follow(t.Context(), s, keystore.EventQuery{After: start.Add(2),
+			Until: start.Add(1)}, nil)
 		empty.requireEnd(t, nil)
 		wrong := follow(t.Context(), s, keystore.EventQuery{KeyID: "x"}, nil)
 		wrong.requireEnd(t, keystore.ErrInvalid)
@@ -199,7 +202,9 @@ type countingBackend struct {
 	scans atomic.Int64
 }
 
-func (b *countingBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+func (b *countingBackend) Scan(
+	ctx context.Context, from, to []byte,
+) iter.Seq2[backend.Entry, error] {
 	if len(from) > 0 && from[0] == 'e' {
 		b.scans.Add(1)
 	}
@@ -277,7 +282,8 @@ func TestFollowPassesADamagedEvent(t *testing.T) {
 		id := create(t, s, keystore.Spec{}).Key.ID
 		for e, err := range b.Scan(t.Context(), []byte("e"), []byte("f")) {
 			require.NoError(t, err)
-			require.NoError(t, b.Apply(t.Context(), backend.Change{Key: e.Key, Value: []byte("?"), Expect: 1}))
+			require.NoError(t, b.Apply(t.Context(), backend.Change{Key: e.Key, Value: []byte("?"),
+				Expect: 1}))
 		}
 		f := follow(t.Context(), s, keystore.EventQuery{}, nil)
 		require.NoError(t, s.Disable(t.Context(), id, ""))
@@ -318,7 +324,8 @@ func TestFollowMissesAndRepeatsNothing(t *testing.T) {
 			issued, err := s.Create(t.Context(), keystore.Spec{Name: "n"})
 			for range each {
 				if err == nil {
-					err = errors.Join(s.Disable(t.Context(), issued.Key.ID, ""), s.Enable(t.Context(), issued.Key.ID))
+					err = errors.Join(s.Disable(t.Context(), issued.Key.ID, ""),
+						s.Enable(t.Context(), issued.Key.ID))
 				}
 			}
 			if err != nil {

@@ -23,9 +23,9 @@ import (
 //
 //  1. No key has both a record and a full grave. A full grave never changes. So a purged key stays
 //     purged.
-//  2. Purge and Restore are the only changes that delete a record, or add a record of an ID that may
-//     have existed before. Each of these changes writes the grave of the key in the same Apply, with
-//     the revision of the grave that the change has read. No change deletes a grave.
+//  2. Purge and Restore are the only changes that delete a record, or add a record of an ID that
+//     may have existed before. Each of these changes writes the grave of the key in the same Apply,
+//     with the revision of the grave that the change has read. No change deletes a grave.
 //
 // Invariant 1 follows from invariant 2. Suppose that Restore finds neither a record nor a grave.
 // Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
@@ -42,7 +42,8 @@ func graveKey(id token.ID) []byte {
 // grave is damaged, parseGrave returns the error and a keyRecord that has only the ID.
 func parseGrave(e backend.Entry) (*keyRecord, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != graveSpace {
-		return nil, fmt.Errorf("%w: the storage key %x is not in the form of a grave", ErrCorrupt, e.Key)
+		return nil, fmt.Errorf("%w: the storage key %x is not in the form of a grave", ErrCorrupt,
+			e.Key)
 	}
 	kr := &keyRecord{id: token.ID(e.Key[1:]), revision: e.Revision}
 	if len(e.Value) == 0 {

@@ -49,8 +49,10 @@ func ownerKey(owner string, id token.ID) []byte {
 
 // parseOwnerKey returns the ID in a storage key of the owner index.
 func parseOwnerKey(e backend.Entry) (token.ID, error) {
-	if len(e.Key) != 1+ownerHash+len(token.ID{}) || e.Key[0] != ownerIndexSpace || len(e.Value) > 0 {
-		return token.ID{}, fmt.Errorf("%w: the storage key %x is not in the form of the owner index",
+	if len(e.Key) != 1+ownerHash+len(token.ID{}) || e.Key[0] != ownerIndexSpace ||
+		len(e.Value) > 0 {
+		return token.ID{}, fmt.Errorf("%w: the storage key %x is not in the form of the "+
+			"owner index",
 			ErrCorrupt, e.Key)
 	}
 	return token.ID(e.Key[1+ownerHash:]), nil

@@ -115,15 +115,18 @@ func requireSameAnswers(t testing.TB, s *Store) {
 		}
 		require.Equal(t, want, listed(t, s, Query{Owner: owner}))
 		middle := want[len(want)/2]
-		require.Equal(t, want[len(want)/2+1:], append([]*Key{}, listed(t, s, Query{Owner: owner, Cursor: middle.ID})...))
+		require.Equal(t, want[len(want)/2+1:],
+			append([]*Key{}, listed(t, s, Query{Owner: owner, Cursor: middle.ID})...))
 		require.Equal(t, want[:1], listed(t, s, Query{Owner: owner, Limit: 1}))
 	}
 	require.Empty(t, listed(t, s, Query{Owner: "nobody"}))
 	for id, want := range byKey {
 		require.Equal(t, want, eventsOf(t, s, EventQuery{KeyID: id}))
 		middle := want[len(want)/2]
-		require.Equal(t, want[len(want)/2+1:], append([]Event{}, eventsOf(t, s, EventQuery{KeyID: id, After: middle.At})...))
-		require.Equal(t, want[:len(want)/2+1], eventsOf(t, s, EventQuery{KeyID: id, Until: middle.At}))
+		require.Equal(t, want[len(want)/2+1:],
+			append([]Event{}, eventsOf(t, s, EventQuery{KeyID: id, After: middle.At})...))
+		require.Equal(t, want[:len(want)/2+1],
+			eventsOf(t, s, EventQuery{KeyID: id, Until: middle.At}))
 		require.Equal(t, want[:1], eventsOf(t, s, EventQuery{KeyID: id, Limit: 1}))
 	}
 }
@@ -336,14 +339,16 @@ func TestDamagedOwnerIndexIsMended(t *testing.T) {
 				require.NoError(t, err)
 				key := ownerKey("a", id)
 				if damage == "missing" {
-					require.NoError(t, b.Apply(ctx, backend.Change{Key: key, Expect: 1, Delete: true}))
+					require.NoError(t, b.Apply(ctx, backend.Change{Key: key, Expect: 1,
+						Delete: true}))
 				} else {
 					require.NoError(t, b.Apply(ctx, backend.Change{Key: key, Expect: 1}))
 					require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("c", id)}))
 				}
 				require.NoError(t, change(s, issued.Key.ID))
 				if damage == "forged" { // the change does not know of the entry of another owner
-					require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("c", id), Expect: 1, Delete: true}))
+					require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("c", id),
+						Expect: 1, Delete: true}))
 				}
 				requireIndexed(t, b)
 			})
@@ -391,7 +396,8 @@ func TestRestoreDoesNotRaceAPurge(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := b.Apply(ctx, backend.Change{Key: graveKey(parsed), Value: value, Revision: 7}); err != nil {
+			if err := b.Apply(ctx, backend.Change{Key: graveKey(parsed), Value: value,
+				Revision: 7}); err != nil {
 				return err
 			}
 			other, err := New(b, nil)
@@ -468,7 +474,8 @@ func TestIndexEntriesOfChangedKeysAreSkipped(t *testing.T) {
 		var err error
 		switch step++; step {
 		case 1:
-			_, err = s.Update(ctx, ids[0], func(spec *Spec) error { spec.Owner = "other"; return nil })
+			_, err = s.Update(ctx, ids[0],
+				func(spec *Spec) error { spec.Owner = "other"; return nil })
 		case 2:
 			_, err = s.Purge(ctx, time.Now())
 		}
@@ -489,7 +496,8 @@ func TestIndexEntriesOfChangedKeysAreSkipped(t *testing.T) {
 			s.sweepEvents(ctx)
 		}
 	}
-	require.Len(t, eventsOf(t, s, EventQuery{KeyID: ids[1]}), 1, "the creation was read before the sweep")
+	require.Len(t, eventsOf(t, s, EventQuery{KeyID: ids[1]}), 1,
+		"the creation was read before the sweep")
 	require.Equal(t, 1, step, "the sweep has removed the index entries too")
 }
 

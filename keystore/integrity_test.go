@@ -13,7 +13,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// A directory that is damaged is refused with ErrCorrupt, and opened by Options.Recover, which says what is left.
+// A directory that is damaged is refused with ErrCorrupt, and opened by Options.Recover, which says
+// what is left.
 func TestDamagedDirectory(t *testing.T) {
 	needsDirectory(t)
 	dir := t.TempDir()
@@ -36,7 +37,8 @@ func TestDamagedDirectory(t *testing.T) {
 	require.NoError(t, err)
 	defer s.Close()
 	require.ErrorIs(t, lost, keystore.ErrCorrupt)
-	require.ErrorContains(t, lost, "all 7 entries are left") // two keys, three events, an index entry, and the state
+	// two keys, three events, an index entry, and the state
+	require.ErrorContains(t, lost, "all 7 entries are left")
 	_, err = s.Verify(t.Context(), kept.Secret.Reveal())
 	require.NoError(t, err)
 	_, err = s.Verify(t.Context(), revoked.Secret.Reveal())
@@ -53,14 +55,16 @@ func TestCheckIntegrityNamesDamagedRecords(t *testing.T) {
 	require.NoError(t, s.CheckIntegrity(t.Context()))
 	for e, err := range b.Scan(t.Context(), []byte("k"), []byte("l")) {
 		require.NoError(t, err)
-		require.NoError(t, b.Apply(t.Context(), backend.Change{Key: e.Key, Value: []byte("nonsense"), Expect: 1}))
+		require.NoError(t, b.Apply(t.Context(),
+			backend.Change{Key: e.Key, Value: []byte("nonsense"), Expect: 1}))
 	}
 	err = s.CheckIntegrity(t.Context())
 	require.ErrorIs(t, err, keystore.ErrCorrupt)
 	require.ErrorContains(t, err, issued.Key.ID)
 }
 
-// A full disk refuses what is not urgent, with nothing changed, and is over when there is room again.
+// A full disk refuses what is not urgent, with nothing changed, and is over when there is room
+// again.
 func TestFullDiskIsUnavailable(t *testing.T) {
 	s, b := withFaults(t, nil)
 	issued := create(t, s, keystore.Spec{})

@@ -275,7 +275,8 @@ func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 func (s *Status) UnmarshalText(text []byte) error {
 	i := slices.Index(statusNames[:], string(text))
 	if i < 0 {
-		return invalid("%.40q is no status: use active, pending, expired, disabled or revoked", text)
+		return invalid("%.40q is no status: use active, pending, expired, disabled or revoked",
+			text)
 	}
 	*s = Status(i)
 	return nil

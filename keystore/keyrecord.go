@@ -17,8 +17,8 @@ type keyRecord struct {
 	revision uint64
 }
 
-// parseKeyRecord decodes the backend's entry of a key. If the record is damaged, parseKeyRecord returns
-// the error and a keyRecord that has only the ID.
+// parseKeyRecord decodes the backend's entry of a key. If the record is damaged, parseKeyRecord
+// returns the error and a keyRecord that has only the ID.
 func parseKeyRecord(e backend.Entry) (*keyRecord, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
 		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
@@ -57,8 +57,8 @@ const (
 	maxSavedSize = 24 << 10
 )
 
-// parseSavedRecord is parseKeyRecord for an entry of a backup. parseSavedRecord refuses entries beyond the
-// limits.
+// parseSavedRecord is parseKeyRecord for an entry of a backup. parseSavedRecord refuses entries
+// beyond the limits.
 func parseSavedRecord(e backend.Entry) (*keyRecord, error) {
 	parse := parseKeyRecord
 	if e.Key[0] == graveSpace {

@@ -10,8 +10,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 )
 
-// What a hit looks at lies in the first two cache lines of a cachedKey, and a cachedKey begins where a line does: Go aligns
-// objects of up to 512 bytes to their size class, and puts a header before larger ones.
+// What a hit looks at lies in the first two cache lines of a cachedKey, and a cachedKey begins
+// where a line does: Go aligns objects of up to 512 bytes to their size class, and puts a header
+// before larger ones.
 func TestLayoutOfACachedKey(t *testing.T) {
 	var e cachedKey
 	require.LessOrEqual(t, unsafe.Sizeof(e), uintptr(512))
@@ -23,7 +24,8 @@ func TestLayoutOfACachedKey(t *testing.T) {
 	stored := keyRecord{record: &record.Record{DigestScheme: "sha256", Digest: make([]byte, 32)}}
 	made := stored.cached()
 	require.Same(t, &made.sum[0], &made.digest.Sum[0])
-	if bits.UintSize == 64 { // elsewhere the cachedKey has a size class that is no multiple of a line
+	// elsewhere the cachedKey has a size class that is no multiple of a line
+	if bits.UintSize == 64 {
 		require.Zero(t, uintptr(unsafe.Pointer(made))%64)
 	}
 	stored.record.Digest = make([]byte, 33)

@@ -13,8 +13,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A jittery backend takes its time, now and then, around what it does, so that what is rare in a race becomes common: a
-// read may wait for the next write of its key to be made, and a write may take long to return when it has been made.
+// A jittery backend takes its time, now and then, around what it does, so that what is rare in a
+// race becomes common: a read may wait for the next write of its key to be made, and a write may
+// take long to return when it has been made.
 type jittery struct {
 	backend.Backend
 	mu   sync.Mutex
@@ -137,8 +138,8 @@ func (h *hasty) Close() error {
 	return h.Backend.Close()
 }
 
-// A forgetful backend is wrong: it acknowledges writes that it has in memory, where everybody sees them, makes them
-// some time later, all at once, and forgets at Close which it has not made yet.
+// A forgetful backend is wrong: it acknowledges writes that it has in memory, where everybody sees
+// them, makes them some time later, all at once, and forgets at Close which it has not made yet.
 type forgetful struct {
 	backend.Backend
 	mu      sync.Mutex
@@ -149,7 +150,8 @@ func (f *forgetful) getLocked(ctx context.Context, key []byte) (backend.Entry, e
 	for _, changes := range slices.Backward(f.pending) {
 		for _, c := range changes {
 			if string(c.Key) == string(key) {
-				return backend.Entry{Key: c.Key, Value: c.Value, Revision: max(c.Revision, c.Expect+1)}, nil
+				revision := max(c.Revision, c.Expect+1)
+				return backend.Entry{Key: c.Key, Value: c.Value, Revision: revision}, nil
 			}
 		}
 	}

@@ -22,7 +22,8 @@ import (
 var (
 	rounds    = flag.Int("rounds", fullRounds, "how many histories to check for linearizability")
 	firstSeed = flag.Uint64("seed", 0, "of the first history; the next ones count up; 0 is any")
-	drawings  = flag.String("drawings", "", "a directory for drawings of histories that are not linearizable")
+	drawings  = flag.String("drawings", "", "a directory for drawings of histories that are not "+
+		"linearizable")
 )
 
 // A round is 6 clients with 18 ops each on 3 keys, and what they look at after a change.
@@ -32,13 +33,15 @@ const (
 	roundOps     = 18
 )
 
-// renewEvery is after how many rounds a store makes room for a new one, so that it does not grow for ever.
+// renewEvery is after how many rounds a store makes room for a new one, so that it does not grow
+// for ever.
 const renewEvery = 500
 
 // A wrapping puts something between the store and Badger.
 type wrapping func(backend.Backend) backend.Backend
 
-// patience makes every call wait until it is decided what has come of it, however slow the machine is.
+// patience makes every call wait until it is decided what has come of it, however slow the machine
+// is.
 const patience = -1
 
 // openPlain is Open, with patience.
@@ -64,7 +67,8 @@ func openWrapped(dir string, cacheSize int, v fence.Variant, wrap wrapping) (*St
 
 // openForgetful opens a store that loses what it acknowledged.
 func openForgetful(dir string) (*Store, error) {
-	return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return &forgetful{Backend: b} })
+	return openWrapped(dir, 0, fence.TwoPhase,
+		func(b backend.Backend) backend.Backend { return &forgetful{Backend: b} })
 }
 
 func seedOf() uint64 {
@@ -129,7 +133,9 @@ func (a *arena) close() error {
 }
 
 // restarts plays one history on a store that is opened several times.
-func restarts(in string, seed uint64, count tally, openings int, open func(dir string) (*Store, error)) error {
+func restarts(
+	in string, seed uint64, count tally, openings int, open func(dir string) (*Store, error),
+) error {
 	dir, err := os.MkdirTemp(in, "")
 	if err != nil {
 		return err
@@ -188,11 +194,12 @@ func needsDirectory(t *testing.T) {
 	}
 }
 
-// The real store is linearizable, key by key, with the revisions that it returns; what Bind gives out ends before the
-// change that ends it returns. See the models for what that means.
+// The real store is linearizable, key by key, with the revisions that it returns; what Bind gives
+// out ends before the change that ends it returns. See the models for what that means.
 func TestLinearizable(t *testing.T) {
 	needsDirectory(t)
-	// A round mostly waits for the disk. Several at once, on stores of their own, keep the processors busy.
+	// A round mostly waits for the disk. Several at once, on stores of their own, keep the
+	// processors busy.
 	const workers = 4
 	seed := seedOf()
 	dir := t.TempDir()
@@ -239,7 +246,8 @@ func (c tally) lacks() string {
 		"verify ok", "verify unknown", "verify revoked", "verify expired", "verify disabled",
 		"bind ok", "bind unknown", "bind revoked", "bind expired", "bind disabled",
 		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample narrowed",
-		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok", "get ok",
+		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok",
+		"get ok",
 	} {
 		if c[what] == 0 {
 			return what
@@ -249,7 +257,9 @@ func (c tally) lacks() string {
 }
 
 // work plays rounds until they are used up, or one is not linearizable.
-func work(t *testing.T, dir string, first uint64, next *atomic.Int64, end int, count tally) (err error) {
+func work(
+	t *testing.T, dir string, first uint64, next *atomic.Int64, end int, count tally,
+) (err error) {
 	plain := &arena{open: openPlain}
 	slow := &arena{open: func(dir string) (*Store, error) {
 		// A small cache is one shard, whose keys disturb each other, and which evicts.
@@ -267,7 +277,8 @@ func work(t *testing.T, dir string, first uint64, next *atomic.Int64, end int, c
 			err = restarts(dir, seed, count, 3, openPlain)
 		case seed%fullRounds == fullRounds/2:
 			err = restarts(dir, seed, count, 3, func(dir string) (*Store, error) {
-				return openWrapped(dir, 0, fence.TwoPhase, func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
+				return openWrapped(dir, 0, fence.TwoPhase,
+					func(b backend.Backend) backend.Backend { return failing{newJittery(b)} })
 			})
 		case seed%2 == 0:
 			err = plain.play(dir, seed, count)
@@ -280,7 +291,8 @@ func work(t *testing.T, dir string, first uint64, next *atomic.Int64, end int, c
 		}
 		if err != nil {
 			next.Store(int64(end)) // the others need not go on
-			return fmt.Errorf("again: go test ./keystore -run Linearizable -rounds 1 -seed %d: %w", first+uint64(n), err)
+			return fmt.Errorf("again: go test ./keystore -run Linearizable -rounds 1 -seed %d: %w",
+				first+uint64(n), err)
 		}
 	}
 }
@@ -299,12 +311,16 @@ func TestLinearizableCatches(t *testing.T) {
 		{"look-aside", fence.LookAside, slow, 1, false},
 		{"bump before only", fence.BumpBefore, slow, 1, false},
 		{"bump after only", fence.BumpAfter, slow, 1, false},
-		{"acknowledges before it commits", fence.TwoPhase, func(b backend.Backend) backend.Backend { return newHasty(b) }, 1, false},
-		{"loses what it acknowledged", fence.TwoPhase, func(b backend.Backend) backend.Backend { return &forgetful{Backend: b} }, 2, false},
+		{"acknowledges before it commits", fence.TwoPhase,
+			func(b backend.Backend) backend.Backend { return newHasty(b) }, 1, false},
+		{"loses what it acknowledged", fence.TwoPhase,
+			func(b backend.Backend) backend.Backend { return &forgetful{Backend: b} }, 2, false},
 		{"leaves contexts alive", fence.TwoPhase, slow, 1, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			open := func(dir string) (*Store, error) { return openWrapped(dir, 0, tt.variant, tt.wrap) }
+			open := func(dir string) (*Store, error) {
+				return openWrapped(dir, 0, tt.variant, tt.wrap)
+			}
 			a := &arena{open: open, deaf: tt.deaf}
 			defer func() { require.NoError(t, a.close()) }()
 			dir := t.TempDir()
@@ -328,7 +344,8 @@ func caught(t *testing.T, round func(seed uint64) error) {
 		err := round(seed + n)
 		var v *violation
 		if errors.As(err, &v) {
-			t.Logf("caught in round %d, after %v: %s", n+1, time.Since(began).Round(time.Millisecond), v.what)
+			t.Logf("caught in round %d, after %v: %s", n+1,
+				time.Since(began).Round(time.Millisecond), v.what)
 			return
 		}
 		if !errors.Is(err, errClock) {

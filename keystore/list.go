@@ -92,7 +92,8 @@ func (q *Query) selects(k *Key) bool {
 		(q.Scope == "" || k.HasScope(q.Scope)) &&
 		(q.CreatedBefore.IsZero() || k.CreatedAt.Before(q.CreatedBefore)) &&
 		(q.CreatedAfter.IsZero() || k.CreatedAt.After(q.CreatedAfter)) &&
-		(q.ExpiresBefore.IsZero() || !k.ExpiresAt.IsZero() && k.ExpiresAt.Before(q.ExpiresBefore)) &&
+		(q.ExpiresBefore.IsZero() ||
+			!k.ExpiresAt.IsZero() && k.ExpiresAt.Before(q.ExpiresBefore)) &&
 		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince)) &&
 		(q.Text == "" || k.hasText(q.Text))
 }
@@ -125,7 +126,8 @@ func (q *Query) selectsAll() bool {
 // too, and the text of the error says that keys were not read.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		err := s.list(ctx, q, true, func(_ *keyRecord, k *Key, err error) bool { return yield(k, err) })
+		err := s.list(ctx, q, true,
+			func(_ *keyRecord, k *Key, err error) bool { return yield(k, err) })
 		if err != nil {
 			yield(nil, err)
 		}
@@ -136,8 +138,8 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 // the query: with a Cursor, only the keys after the cursor count, and a Limit is the highest count.
 // Count reads the keys, so Count takes as long as List.
 //
-// ErrCorrupt means that a key could not be read. Count has counted the other keys, unless the text of
-// the error says that keys were not read. After any other error, the number is meaningless.
+// ErrCorrupt means that a key could not be read. Count has counted the other keys, unless the text
+// of the error says that keys were not read. After any other error, the number is meaningless.
 func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 	var corrupt error
 	err = s.list(ctx, q, false, func(_ *keyRecord, _ *Key, err error) bool {
@@ -154,10 +156,12 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 	return n, err
 }
 
-// list returns the error that ends the list. If the consumer ended the list, list returns nil.
-// With ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
+// list returns the error that ends the list. If the consumer ended the list, list returns nil. With
+// ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
 // LastUsedAt if used is true, or if the query has UnusedSince.
-func (s *Store) list(ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool) error {
+func (s *Store) list(
+	ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool,
+) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}

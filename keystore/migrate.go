@@ -66,8 +66,8 @@ func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, er
 	index := &m.state.index
 	switch {
 	case index.version > indexVersion:
-		return false, invalid("the store has indexes of version %d, and this program knows version %d: "+
-			"upgrade the program", index.version, indexVersion)
+		return false, invalid("the store has indexes of version %d, and this program knows "+
+			"version %d: upgrade the program", index.version, indexVersion)
 	case index.version == indexVersion && !recovered:
 		return index.phase != phaseDone, nil
 	}
@@ -100,7 +100,8 @@ func (m *migration) has(ctx context.Context, spaces ...byte) (bool, error) {
 
 func (m *migration) run(ctx context.Context) error {
 	began := time.Now()
-	m.store.log.Info("API key store builds its indexes, once; Open waits until the indexes are complete")
+	m.store.log.Info("API key store builds its indexes, once; Open waits until the indexes are " +
+		"complete")
 	for m.state.index.phase != phaseDone {
 		var err error
 		switch m.state.index.phase {
@@ -124,14 +125,16 @@ func (m *migration) run(ctx context.Context) error {
 		m.store.log.Error("API key store has damaged entries that its indexes do not lead to: "+
 			"call CheckIntegrity", "entries", m.damaged)
 	}
-	m.store.log.Info("API key store has built its indexes", "entries read", m.read, "took", time.Since(began))
+	m.store.log.Info("API key store has built its indexes", "entries read", m.read, "took",
+		time.Since(began))
 	return nil
 }
 
 // each calls change for each entry of a key space after the cursor, and writes the changes that
 // change returns.
 func (m *migration) each(
-	ctx context.Context, space byte, change func(context.Context, backend.Entry) ([]backend.Change, error),
+	ctx context.Context, space byte,
+	change func(context.Context, backend.Entry) ([]backend.Change, error),
 ) error {
 	s := m.store
 	from, to := spaceOf(space)
@@ -198,7 +201,8 @@ func (m *migration) apply(ctx context.Context) error {
 	ctx, cancel := m.store.limited(ctx)
 	defer cancel()
 	// Restricts is set because RevokeAll depends on the indexes.
-	state := backend.Change{Key: stateKey, Value: m.state.encode(), Expect: m.revision, Restricts: true}
+	state := backend.Change{Key: stateKey, Value: m.state.encode(), Expect: m.revision,
+		Restricts: true}
 	return m.store.backend.Apply(ctx, append(m.batch, state)...)
 }
 

@@ -23,7 +23,8 @@ import (
 func withoutIndexes(t testing.TB, b backend.Backend) backend.Backend {
 	t.Helper()
 	c := backendtest.NewMemory()
-	for _, e := range read(t, b, eventSpace, graveSpace, checkSpace, keySpace, usageSpace, stateSpace) {
+	for _, e := range read(t, b, eventSpace, graveSpace, checkSpace, keySpace, usageSpace,
+		stateSpace) {
 		switch e.Key[0] {
 		case graveSpace:
 			if len(e.Value) == 0 {
@@ -119,8 +120,9 @@ func TestMigrationIsKilledAtEachStep(t *testing.T) {
 	for _, made := range []bool{false, true} {
 		b := copyOf(t, old)
 		for opened := 1; ; opened++ {
-			// The store is killed at the second write of each Open, so that each Open makes one step.
-			// If made is true, the last write is made, and the store does not learn of the write.
+			// The store is killed at the second write of each Open, so that each Open makes one
+			// step. If made is true, the last write is made, and the store does not learn of the
+			// write.
 			n := 0
 			failing := &stepped{Backend: b}
 			failing.before = func([]backend.Change) error {
@@ -193,11 +195,13 @@ func TestDowngradeAndUpgrade(t *testing.T) {
 		kr.record.Owner = owners[rand.IntN(len(owners))]
 		value, err := record.Encode(kr.record)
 		require.NoError(t, err)
-		require.NoError(t, b.Apply(ctx, backend.Change{Key: e.Key, Value: value, Expect: e.Revision}))
+		require.NoError(t, b.Apply(ctx, backend.Change{Key: e.Key, Value: value,
+			Expect: e.Revision}))
 	}
 	state, err := b.Get(ctx, stateKey)
 	require.NoError(t, err)
-	require.NoError(t, b.Apply(ctx, backend.Change{Key: stateKey, Value: state.Value[:9], Expect: state.Revision}))
+	require.NoError(t, b.Apply(ctx, backend.Change{Key: stateKey, Value: state.Value[:9],
+		Expect: state.Revision}))
 	// It restores the purged key too, as it does not know the graveyard.
 	r := newRecord(Spec{Name: "n", Owner: "a"}, "p", one.dummyDigest, time.Now())
 	value, err := record.Encode(r)
@@ -222,7 +226,8 @@ func TestLaterIndexesAreRefused(t *testing.T) {
 	e, err := b.Get(t.Context(), stateKey)
 	require.NoError(t, err)
 	e.Value[9] = indexVersion + 1
-	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: stateKey, Value: e.Value, Expect: e.Revision}))
+	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: stateKey, Value: e.Value,
+		Expect: e.Revision}))
 	before := read(t, b)
 	_, err = New(open{b}, nil)
 	require.ErrorIs(t, err, ErrInvalid)
@@ -263,7 +268,8 @@ func TestState(t *testing.T) {
 		require.Equal(t, kr, parsed)
 	}
 	whole := storeState{since, false, indexed}.encode()
-	for _, value := range [][]byte{nil, whole[:8], whole[:10], append(whole[:10:10], phaseDone+1), append(whole[:10:10], 0)} {
+	for _, value := range [][]byte{nil, whole[:8], whole[:10], append(whole[:10:10], phaseDone+1),
+		append(whole[:10:10], 0)} {
 		_, err := parseState(backend.Entry{Key: stateKey, Value: value})
 		require.ErrorIs(t, err, ErrCorrupt)
 	}
@@ -274,9 +280,11 @@ func TestDamagedState(t *testing.T) {
 	b := populated(t, 100)
 	e, err := b.Get(t.Context(), stateKey)
 	require.NoError(t, err)
-	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: stateKey, Value: []byte("x"), Expect: e.Revision}))
+	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: stateKey, Value: []byte("x"),
+		Expect: e.Revision}))
 	for key := range read(t, b, ownerIndexSpace) {
-		require.NoError(t, b.Apply(context.Background(), backend.Change{Key: []byte(key), Expect: 1, Delete: true}))
+		require.NoError(t, b.Apply(context.Background(), backend.Change{Key: []byte(key), Expect: 1,
+			Delete: true}))
 		break
 	}
 	s := newStoreOn(t, b)

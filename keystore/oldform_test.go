@@ -100,7 +100,8 @@ func TestOpenOfADirectoryWithoutIndexes(t *testing.T) {
 		require.Equal(t, old.Keys, keysIn(t, s, keystore.Query{}))
 		require.Equal(t, old.Events, events(t, s, keystore.EventQuery{}))
 		owned := 0
-		for _, owner := range []string{"owner 0", "owner 1", "owner 2", "owner 3", "owner 4", "owner 5", "owner 6"} {
+		for _, owner := range []string{"owner 0", "owner 1", "owner 2", "owner 3", "owner 4",
+			"owner 5", "owner 6"} {
 			require.Equal(t, old.keysOf(owner), keysIn(t, s, keystore.Query{Owner: owner}))
 			owned += len(old.keysOf(owner))
 		}
@@ -108,7 +109,8 @@ func TestOpenOfADirectoryWithoutIndexes(t *testing.T) {
 		seen := make(map[string]bool)
 		for _, e := range old.Events {
 			if !seen[e.KeyID] {
-				require.Equal(t, old.eventsOf(e.KeyID), events(t, s, keystore.EventQuery{KeyID: e.KeyID}))
+				require.Equal(t, old.eventsOf(e.KeyID),
+					events(t, s, keystore.EventQuery{KeyID: e.KeyID}))
 			}
 			seen[e.KeyID] = true
 		}

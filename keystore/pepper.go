@@ -150,13 +150,15 @@ func (s *Store) checkScheme(scheme string) error {
 			return err
 		}
 	}
-	return wrapErr(checkingPepper, errors.New("others keep changing the check value of the Hasher"))
+	return wrapErr(checkingPepper,
+		errors.New("too much contention on the check value of the Hasher"))
 }
 
 func anotherPepper(where, scheme string) error {
-	return invalid("%s: the keys of scheme %q were made with another pepper, and every one of them "+
-		"would be refused as unknown: use that pepper (is there a line break at the end of its file?), "+
-		"or give the new pepper an id of its own and put the other into a hashing.Keyring", where, scheme)
+	return invalid("%s: the keys of scheme %q were made with another pepper, and every one of "+
+		"them would be refused as unknown: use that pepper (is there a line break at the end of "+
+		"its file?), or give the new pepper an id of its own and put the other into a "+
+		"hashing.Keyring", where, scheme)
 }
 
 // readCheck returns the entry of a check value. If the backend has no check value for the scheme,
@@ -232,8 +234,8 @@ func (s *Store) writeProved(ctx context.Context) {
 		return
 	}
 	if err := s.writeCheck(ctx, 0); err != nil && !errors.Is(err, backend.ErrConflict) {
-		s.log.Warn("API key store could not write the check value of its Hasher, and will try again",
-			"error", err)
+		s.log.Warn("API key store could not write the check value of its Hasher, and will "+
+			"try again", "error", err)
 		return
 	}
 	s.proof.state.Store(proofDone)

@@ -13,9 +13,9 @@ import (
 // The functions of this file decide who is admitted. They read a cachedKey's own fields and its
 // grants, and never cachedKey.key: callers have a pointer to the Key, and can write to it.
 
-// overwritten reports whether a caller has assigned another Key to the cachedKey's key, with *k = ...
-// or by decoding JSON into the key. HasScope would then answer with the scopes of the other Key. So
-// Verify and Bind must not return the key again.
+// overwritten reports whether a caller has assigned another Key to the cachedKey's key, by *k =
+// other or by decoding JSON into the key. HasScope would then answer with the scopes of the other
+// Key. So Verify and Bind must not return the key again.
 func (e *cachedKey) overwritten() bool { return e.key.grants != e.grants }
 
 // unlimited reports whether no time, network or rate limit restricts the key.

@@ -36,7 +36,8 @@ type condition struct {
 func conditionOf(ctx context.Context) (condition, error) {
 	n, set := ctx.Value(revisionKey{}).(uint64)
 	if set && n == 0 {
-		return condition{}, invalid("the revision given to IfRevision is 0: take the Revision of the key")
+		return condition{}, invalid("the revision given to IfRevision is 0: take the Revision of " +
+			"the key")
 	}
 	return condition{n, set}, nil
 }
@@ -57,7 +58,8 @@ func (c condition) check(doing string, id token.ID, revision uint64) error {
 // refuseCondition returns ErrInvalid if the context comes from IfRevision. doing names the call.
 func refuseCondition(ctx context.Context, doing string) error {
 	if _, set := ctx.Value(revisionKey{}).(uint64); set {
-		return invalid("%s does not change one known key, so the context must not come from IfRevision", doing)
+		return invalid("%s does not change one known key, so the context must not come from "+
+			"IfRevision", doing)
 	}
 	return nil
 }

@@ -106,8 +106,8 @@ func (f *freeContext) Cause() error {
 	}
 }
 
-func (f *freeContext) OnEnd(end func()) (stop func() bool) {
-	return context.AfterFunc(f.Context, end)
+func (f *freeContext) OnEnd(call func()) (stop func() bool) {
+	return context.AfterFunc(f.Context, call)
 }
 
 func (f *freeContext) release() { f.cancel(context.Canceled) }

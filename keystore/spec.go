@@ -70,7 +70,8 @@ const (
 // the key had before is not checked again, because an earlier version may have accepted the text.
 func (s *Spec) check(before *Spec) error {
 	if strings.TrimSpace(s.Name) == "" {
-		return invalid("Spec.Name is empty: give the key a name that tells it from others in a list")
+		return invalid("Spec.Name is empty: give the key a name that tells it from others " +
+			"in a list")
 	}
 	if err := checkText("Spec.Name", s.Name, maxText); err != nil && s.Name != before.Name {
 		return err
@@ -79,7 +80,8 @@ func (s *Spec) check(before *Spec) error {
 		return err
 	}
 	if len(s.Scopes) > maxScopes {
-		return invalid("Spec.Scopes has %d scopes: at most %d are allowed", len(s.Scopes), maxScopes)
+		return invalid("Spec.Scopes has %d scopes: at most %d are allowed", len(s.Scopes),
+			maxScopes)
 	}
 	for i, text := range s.Scopes {
 		if err := scope.Check(text); err != nil {
@@ -88,7 +90,8 @@ func (s *Spec) check(before *Spec) error {
 	}
 	for k, v := range s.Metadata {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, with base64 for example")
+			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, " +
+				"with base64 for example")
 		}
 		if old, ok := before.Metadata[k]; ok && old == v {
 			continue
@@ -101,30 +104,38 @@ func (s *Spec) check(before *Spec) error {
 		}
 	}
 	if s.ExpiresAt.Year() > 2261 { // int64 nanoseconds end in 2262
-		return invalid("Spec.ExpiresAt is after the year 2261: leave it zero for a key that does not expire")
+		return invalid("Spec.ExpiresAt is after the year 2261: leave it zero for a key that does " +
+			"not expire")
 	}
 	if !s.NotBefore.IsZero() && (s.NotBefore.Year() < 1971 || s.NotBefore.Year() > 2261) {
-		return invalid("Spec.NotBefore is not between the years 1971 and 2261: leave it zero for a key that begins at once")
+		return invalid("Spec.NotBefore is not between the years 1971 and 2261: leave it zero for " +
+			"a key that begins immediately")
 	}
 	if !s.ExpiresAt.IsZero() && !s.NotBefore.Before(s.ExpiresAt) {
-		return invalid("Spec.NotBefore is not before Spec.ExpiresAt: the key would never be admitted")
+		return invalid("Spec.NotBefore is not before Spec.ExpiresAt: the key would never be " +
+			"admitted")
 	}
 	if len(s.AllowedNetworks) > maxNetworks {
-		return invalid("Spec.AllowedNetworks has %d networks: at most %d are allowed", len(s.AllowedNetworks), maxNetworks)
+		return invalid("Spec.AllowedNetworks has %d networks: at most %d are allowed",
+			len(s.AllowedNetworks), maxNetworks)
 	}
 	for i, network := range s.AllowedNetworks {
 		switch {
 		case !network.IsValid():
 			return invalid("Spec.AllowedNetworks[%d] is not a network: use netip.ParsePrefix", i)
 		case network.Addr().Is4In6():
-			return invalid("Spec.AllowedNetworks[%d] %v is IPv4 in IPv6's clothes: write it as IPv4", i, network)
+			return invalid("Spec.AllowedNetworks[%d] %v is an IPv4-mapped IPv6 network: write "+
+				"the network as IPv4", i, network)
 		case network.Masked() != network:
-			return invalid("Spec.AllowedNetworks[%d] %v has bits behind its mask: write %v, or %v/%d for one address",
+			return invalid("Spec.AllowedNetworks[%d] %v has bits behind its mask: write %v, or "+
+				"%v/%d for one address",
 				i, network, network.Masked(), network.Addr(), network.Addr().BitLen())
 		}
 	}
-	if l := s.RateLimit; l != (RateLimit{}) && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) || l.Burst < 1 || l.Burst > maxBurst) {
-		return invalid("Spec.RateLimit %+v: PerSecond must be a number above 0, and Burst from 1 to %d", l, maxBurst)
+	if l := s.RateLimit; l != (RateLimit{}) && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) ||
+		l.Burst < 1 || l.Burst > maxBurst) {
+		return invalid("Spec.RateLimit %+v: PerSecond must be a number above 0, and Burst from "+
+			"1 to %d", l, maxBurst)
 	}
 	return nil
 }
@@ -141,10 +152,12 @@ func (s *Spec) checkTimes(now time.Time, maxLifetime time.Duration) error {
 		return nil
 	}
 	if s.ExpiresAt.IsZero() {
-		return invalid("Spec.ExpiresAt is zero: Options.MaxLifetime wants every key to expire within %v", maxLifetime)
+		return invalid("Spec.ExpiresAt is zero: Options.MaxLifetime wants every key to expire "+
+			"within %v", maxLifetime)
 	}
 	if latest := now.Add(maxLifetime); s.ExpiresAt.After(latest) {
-		return invalid("Spec.ExpiresAt %s is too far off: Options.MaxLifetime wants every key to expire within %v",
+		return invalid("Spec.ExpiresAt %s is too far off: Options.MaxLifetime wants every key to "+
+			"expire within %v",
 			s.ExpiresAt.Format(time.RFC3339), maxLifetime)
 	}
 	return nil
@@ -166,7 +179,8 @@ func checkText(what, text string, most int) error {
 // not be revoked would be the worst outcome.
 func checkSize(r *record.Record, before int) error {
 	if n := proto.Size(r); n > maxRecordSize && n > before {
-		return invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its Metadata or Scopes", n, maxRecordSize)
+		return invalid("the key needs %d bytes of storage: at most %d are allowed; shorten its "+
+			"Metadata or Scopes", n, maxRecordSize)
 	}
 	return nil
 }

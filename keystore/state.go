@@ -22,9 +22,10 @@ type storeState struct {
 
 // An indexState says how much of the indexes exists.
 type indexState struct {
-	version byte   // 0: the store has no indexes, or a program without indexes has opened the store
-	phase   byte   // of the migration
-	cursor  []byte // the last storage key that the phase has read; nil: the phase reads from its start
+	version byte // 0: the store has no indexes, or a program without indexes has opened the store
+	phase   byte // of the migration
+	// the last storage key that the phase has read; nil: the phase reads from its start
+	cursor []byte
 }
 
 // indexVersion is the version of the indexes that this program reads and writes.
@@ -60,7 +61,8 @@ func (st storeState) encode() []byte {
 func parseState(e backend.Entry) (st storeState, err error) {
 	v := e.Value
 	if string(e.Key) != string(stateKey) || len(v) < 9 || len(v) == 10 || v[8] > 1 {
-		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of the store",
+		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of "+
+			"the store",
 			ErrCorrupt, e.Key)
 	}
 	st.since, st.complete = fromNanos(int64(binary.BigEndian.Uint64(v))), v[8] == 1
@@ -72,7 +74,8 @@ func parseState(e backend.Entry) (st storeState, err error) {
 		i.cursor = nil
 	}
 	if i.version == indexVersion && (i.phase < phaseClear || i.phase > phaseDone) {
-		return storeState{}, fmt.Errorf("%w: the indexes of the store are in an unknown phase", ErrCorrupt)
+		return storeState{}, fmt.Errorf("%w: the indexes of the store are in an unknown phase",
+			ErrCorrupt)
 	}
 	return st, nil
 }

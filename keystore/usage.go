@@ -132,9 +132,10 @@ func (u *usage) unused(since, last time.Time) (bool, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if since.Before(u.since) {
-		return false, invalid("Query.UnusedSince %s is too early: the store does not know of every use "+
-			"before %s, because the process ended without Close, keys were restored, or very many keys "+
-			"were used at the same time",
+		return false, invalid("Query.UnusedSince %s is too early: the store does not know "+
+			"of every "+
+			"use before %s, because the process ended without Close, keys were restored, or very "+
+			"many keys were used at the same time",
 			since.UTC().Format(time.RFC3339), u.since.UTC().Format(time.RFC3339))
 	}
 	return true, nil
@@ -227,7 +228,8 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	u.mu.Unlock()
 	// Restricts is set because without the mark a later RevokeAll could revoke keys that are in
 	// use. A conflict means that another store has the backend open.
-	err := s.backend.Apply(ctx, backend.Change{Key: stateKey, Value: value, Expect: u.revision, Restricts: true})
+	err := s.backend.Apply(ctx, backend.Change{Key: stateKey, Value: value, Expect: u.revision,
+		Restricts: true})
 	if err != nil {
 		s.noteFailure(err)
 		return wrapErr("write usage", err)
@@ -268,7 +270,8 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 		}
 		if pending > written {
 			value := binary.AppendUvarint(nil, uint64(pending))
-			changes = append(changes, backend.Change{Key: usageKey(id), Value: value, Expect: revision})
+			changes = append(changes, backend.Change{Key: usageKey(id), Value: value,
+				Expect: revision})
 		}
 	}
 	if len(changes) == 0 {
@@ -287,7 +290,8 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 // written late. After a failure, the entries stay until the next Purge, and do no harm.
 func (s *Store) forgetUsage(ctx context.Context) {
 	from, to := spaceOf(usageSpace)
-	_, err := s.remove(ctx, from, to, func(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
+	_, err := s.remove(ctx, from, to, func(ctx context.Context, e backend.Entry) ([]backend.Change,
+		error) {
 		if len(e.Key) != 1+len(token.ID{}) {
 			return nil, nil
 		}
@@ -324,7 +328,9 @@ func (s *Store) lastUsed(ctx context.Context, id token.ID) (time.Time, error) {
 
 // readUsage reads the written minute of a key and the revision of the entry. Both are 0 if the
 // backend has no entry.
-func (s *Store) readUsage(ctx context.Context, id token.ID) (minute int64, revision uint64, err error) {
+func (s *Store) readUsage(
+	ctx context.Context, id token.ID,
+) (minute int64, revision uint64, err error) {
 	e, err := s.backend.Get(ctx, usageKey(id))
 	if errors.Is(err, backend.ErrNotFound) {
 		return 0, 0, nil
@@ -343,7 +349,8 @@ func (s *Store) readUsage(ctx context.Context, id token.ID) (minute int64, revis
 func parseUsage(e backend.Entry) (minute int64, err error) {
 	value, n := binary.Uvarint(e.Value)
 	if len(e.Key) != 1+len(token.ID{}) || n <= 0 || n != len(e.Value) || value > maxMinute {
-		return 0, fmt.Errorf("%w: the last use of the storage key %x is not a time", ErrCorrupt, e.Key)
+		return 0, fmt.Errorf("%w: the last use of the storage key %x is not a time", ErrCorrupt,
+			e.Key)
 	}
 	return int64(value), nil
 }

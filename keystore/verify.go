@@ -202,7 +202,9 @@ func (s *Store) decide(
 // hasher has made the digest of the secret. The argument result says how the text matches the
 // digest of the present secret. If the text holds no secret of the key, prove returns
 // ErrMalformed or ErrUnknown.
-func (s *Store) prove(e *cachedKey, text string, result hashing.Result) (rotation uint32, outdated bool, err error) {
+func (s *Store) prove(
+	e *cachedKey, text string, result hashing.Result,
+) (rotation uint32, outdated bool, err error) {
 	rotation = e.rotations
 	digest := &e.digest
 	if result == hashing.Mismatch && e.previous.Sum != nil {
@@ -219,9 +221,11 @@ func (s *Store) prove(e *cachedKey, text string, result hashing.Result) (rotatio
 		}
 		if digest.Scheme != s.dummyDigest.Scheme && !s.hasEarlierHasher() {
 			s.warnScheme.Do(func() {
-				s.log.Warn("API key refused whose digest the Hasher does not make; if the Hasher was changed, all earlier keys are: "+
-					"use a hashing.Keyring that holds the earlier one",
-					"id", token.ID(e.ID).String(), "scheme", digest.Scheme, "hasher", s.dummyDigest.Scheme)
+				s.log.Warn("API key refused whose digest the Hasher does not make; if you changed "+
+					"the Hasher, every earlier key is refused too: use a hashing.Keyring that "+
+					"holds the earlier Hasher",
+					"id", token.ID(e.ID).String(), "scheme", digest.Scheme,
+					"hasher", s.dummyDigest.Scheme)
 			})
 		}
 		return 0, false, ErrUnknown

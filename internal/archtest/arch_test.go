@@ -66,10 +66,25 @@ func TestImports(t *testing.T) {
 		{"internal/sequencer", nil, []string{badger, grpc}},
 		{"internal/badgerdb", []string{"keystore/backend"}, []string{grpc}},
 		{"internal/fsys", nil, []string{badger, grpc, "google.golang.org/protobuf"}},
-		{"internal/badgerdb/layout", []string{"keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
-		{"internal/badgerdb/badgerfile", []string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"}, []string{grpc}},
-		{"internal/badgerdb/commitfile", []string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"}, []string{badger, grpc, "google.golang.org/protobuf"}},
-		{"internal/badgerdb/survey", []string{"internal/fsys", "internal/badgerdb/layout", "internal/badgerdb/badgerfile", "internal/badgerdb/commitfile", "keystore/backend"}, []string{grpc}},
+		{
+			"internal/badgerdb/layout", []string{"keystore/backend"},
+			[]string{badger, grpc, "google.golang.org/protobuf"},
+		},
+		{
+			"internal/badgerdb/badgerfile",
+			[]string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"},
+			[]string{grpc},
+		},
+		{
+			"internal/badgerdb/commitfile",
+			[]string{"internal/fsys", "internal/badgerdb/layout", "keystore/backend"},
+			[]string{badger, grpc, "google.golang.org/protobuf"},
+		},
+		{
+			"internal/badgerdb/survey",
+			[]string{"internal/fsys", "internal/badgerdb/layout", "internal/badgerdb/badgerfile",
+				"internal/badgerdb/commitfile", "keystore/backend"}, []string{grpc},
+		},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
 		{"internal/fence", nil, []string{badger, grpc}},
@@ -139,6 +154,7 @@ func main() {
 func TestOnlyBadgerdbImportsBadger(t *testing.T) {
 	importers := list(t, "-f", `{{range .Imports}}{{if ge (len .) 21}}{{if eq (slice . 0 21) `+
 		`"github.com/dgraph-io/"}}{{$.ImportPath}}{{"\n"}}{{end}}{{end}}{{end}}`, module+"...")
-	require.Equal(t, []string{module + "internal/badgerdb", module + "internal/badgerdb/badgerfile"},
+	require.Equal(t,
+		[]string{module + "internal/badgerdb", module + "internal/badgerdb/badgerfile"},
 		slices.Compact(importers))
 }

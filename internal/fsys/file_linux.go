@@ -40,7 +40,8 @@ func fallocate(fd int, size int64) error {
 func CopiesOnWrite(dir string) bool {
 	const bcachefs = 0xca451a4e
 	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && (uint32(st.Type) == unix.BTRFS_SUPER_MAGIC || uint32(st.Type) == bcachefs)
+	return unix.Statfs(dir, &st) == nil &&
+		(uint32(st.Type) == unix.BTRFS_SUPER_MAGIC || uint32(st.Type) == bcachefs)
 }
 
 // Probe returns ENOSPC or EDQUOT if a file in dir cannot get size bytes of space now. Nil means

@@ -39,7 +39,8 @@ func (t *tree) first(from []byte) (least *tree) {
 	return least
 }
 
-// last returns the node with the largest key that is before to, or nil. A nil to is after every key.
+// last returns the node with the largest key that is before to, or nil. A nil to is after every
+// key.
 func (t *tree) last(to []byte) (greatest *tree) {
 	for t != nil {
 		if to == nil || bytes.Compare(t.entry.Key, to) < 0 {

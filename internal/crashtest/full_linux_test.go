@@ -6,8 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -280,6 +283,33 @@ func fullDisk(t *testing.T, d *disk) {
 	require.NoError(t, opened.cmd.Wait())
 	require.NoError(t, os.Remove(filler))
 	o.checkAll(t, dir, true)
+	filled.add(t, d.kind, inReserve, len(early[151:]))
+}
+
+// A fullDisks counts the disks that all runs of TestFullDisk in this process have filled.
+type fullDisks struct {
+	mu                    sync.Mutex
+	disks, revoked, tries map[string]int // by file system
+}
+
+var filled = fullDisks{
+	disks: make(map[string]int), revoked: make(map[string]int), tries: make(map[string]int),
+}
+
+// add counts a disk that was full, where some of the tried revocations succeeded with 0 bytes free.
+func (f *fullDisks) add(t *testing.T, kind string, revoked, tries int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.disks[kind]++
+	f.revoked[kind] += revoked
+	f.tries[kind] += tries
+	var text []string
+	for _, kind := range slices.Sorted(maps.Keys(f.disks)) {
+		text = append(text, fmt.Sprintf("%d disks of %s: %d of %d revocations with 0 bytes free",
+			f.disks[kind], kind, f.revoked[kind], f.tries[kind]))
+	}
+	figures.RecordAs(t, "TestFullDisk", "%s; no process ended, nothing was lost",
+		strings.Join(text, "; "))
 }
 
 // Another program fills the disk while the store writes. The program writes either as fast as
@@ -313,21 +343,21 @@ func hog(t *testing.T, d *disk, step int) {
 	require.Equal(t, "ok", word, text)
 	f, err := os.Create(filler)
 	require.NoError(t, err)
-	hogged := make(chan error, 1)
+	isFull := make(chan error, 1)
 	if step == 0 {
 		go func() {
 			var err error
 			for err == nil {
 				_, err = f.Write(make([]byte, 4<<10))
 			}
-			hogged <- err
+			isFull <- err
 		}()
 	} else {
 		var err error
 		o.heard = func() {
 			if err == nil {
 				if _, err = f.Write(make([]byte, step)); err != nil {
-					hogged <- err
+					isFull <- err
 				}
 			}
 		}
@@ -338,7 +368,7 @@ func hog(t *testing.T, d *disk, step int) {
 	require.NotEmpty(t, o.Keys)
 	t.Logf("%d keys", len(o.Keys))
 	if step == 0 {
-		require.ErrorIs(t, <-hogged, syscall.ENOSPC)
+		require.ErrorIs(t, <-isFull, syscall.ENOSPC)
 	}
 	o.heard = nil
 	require.NoError(t, f.Close())
@@ -357,4 +387,9 @@ func hog(t *testing.T, d *disk, step int) {
 	require.Equal(t, "ok", word, "the disk has space again: %s", text)
 	p.kill(t, o)
 	o.checkAll(t, dir, true)
+	figures.RecordAs(t, "TestFullDiskHog", "%d disks filled by another program: "+
+		"no process ended, nothing was lost", hogged.Add(1))
 }
+
+// hogged is the number of disks that all runs of TestFullDiskHog in this process have filled.
+var hogged atomic.Int64

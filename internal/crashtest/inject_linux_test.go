@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -130,6 +131,7 @@ func TestInjectedErrors(t *testing.T) {
 		t.Skipf("NOT RUN: strace is not allowed to trace: %s", out)
 	}
 	began, runs, hits := time.Now(), 0, 0
+	totals := make(map[string]int) // the number of runs with an injected error, by outcome
 	var notes, bad []string
 	kinds := []struct{ failure, onwards string }{
 		{"EIO", ""}, {"EIO", "+"}, {"ENOSPC", ""}, {"ENOSPC", "+"},
@@ -160,6 +162,7 @@ func TestInjectedErrors(t *testing.T) {
 				hits++
 				places[place] = true
 				word, _, _ := strings.Cut(outcome, " ")
+				totals[word]++
 				if outcomes[word]++; word != "ok" {
 					notes = append(notes, fmt.Sprintf("%s %s at %d%s: %s",
 						call.name, kind.failure, n, kind.onwards, outcome))
@@ -174,10 +177,11 @@ func TestInjectedErrors(t *testing.T) {
 		}
 	}
 	t.Logf("outcomes other than ok:\n%s", strings.Join(notes[:min(len(notes), 30)], "\n"))
-	t.Logf("%d runs, %d with an injected error; %.2f s for each run",
-		runs, hits, time.Since(began).Seconds()/float64(runs))
 	require.Positive(t, hits, "no error was injected")
 	require.Zero(t, len(bad), "%d of %d runs:\n%s", len(bad), hits, strings.Join(bad, "\n"))
+	figures.Record(t, "%d runs, %d with an injected error: nothing false was acknowledged, "+
+		"nothing was lost; outcomes %v; %.2f s for each run",
+		runs, hits, totals, time.Since(began).Seconds()/float64(runs))
 }
 
 func sorted(places map[int]bool) []int {

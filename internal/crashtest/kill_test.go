@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 )
 
 var cycles = flag.Int("cycles", 5, "the number of times to kill the process")
@@ -30,6 +32,7 @@ func TestKill(t *testing.T) {
 		o.checkAll(t, dir, cycle%25 == 24 || cycle == *cycles-1)
 	}
 	require.Greater(t, o.Acknowledged, 10**cycles, "the victims made too few changes")
-	t.Logf("%d cycles, %d acknowledged changes, %d keys: nothing lost or undone; %.2f s a cycle",
+	figures.Record(t, "%d cycles, %d acknowledged changes of %d keys: nothing lost or undone; "+
+		"%.2f s a cycle",
 		*cycles, o.Acknowledged, len(o.Keys), time.Since(began).Seconds()/float64(*cycles))
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 )
 
 var powercuts = flag.Int("powercuts", 2, "the number of power cuts; needs root")
@@ -34,7 +36,8 @@ func TestPowerLoss(t *testing.T) {
 		o.checkAll(t, dir, cycle%25 == 24 || cycle == *powercuts-1)
 	}
 	require.Greater(t, o.Acknowledged, 5**powercuts, "the victims made too few changes")
-	t.Logf("%d cycles, %d acknowledged changes, %d keys: nothing lost or undone; %.2f s a cycle",
+	figures.Record(t, "%d cycles, %d acknowledged changes of %d keys: nothing lost or undone; "+
+		"%.2f s a cycle",
 		*powercuts, o.Acknowledged, len(o.Keys), time.Since(began).Seconds()/float64(*powercuts))
 }
 
@@ -107,8 +110,8 @@ func TestPowerLossControl(t *testing.T) {
 		acked += wrote
 		lost += wrote - remembered(t, dir, wrote)
 	}
-	t.Logf("without syncs, %d of %d acknowledged writes were lost", lost, acked)
 	require.Positive(t, lost, "the power cuts have lost nothing, so the power cuts do not work")
+	figures.Record(t, "without syncs, %d of %d acknowledged writes were lost", lost, acked)
 }
 
 // forgetfulOptions returns the options of a Badger without syncs.

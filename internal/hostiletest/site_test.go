@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -232,6 +233,29 @@ func (s *site) under(attack func(ctx context.Context)) {
 	})
 	s.Logf("%d good calls, none failed; heap %d MiB before, %d MiB at most, %d MiB after",
 		calls, before>>20, highest>>20, after>>20)
+	totals.add(s.T, int(calls), int(after>>20)-int(before>>20), highest)
+}
+
+// attacks counts the attacks of this process. Attacks run one after the other.
+type attacks struct {
+	count, calls int
+	grown        int    // in MiB: the largest growth of the heap by one attack
+	highest      uint64 // the largest heap during an attack
+	worst        string // the attack with the largest heap
+}
+
+var totals attacks
+
+func (a *attacks) add(t *testing.T, calls, grown int, highest uint64) {
+	a.count++
+	a.calls += calls
+	a.grown = max(a.grown, grown)
+	if highest > a.highest {
+		a.highest, a.worst = highest, t.Name()
+	}
+	figures.RecordAs(t, "attacks", "%d attacks of %v: 0 of %d good calls failed; heap afterwards "+
+		"at most %d MiB above before; at its height %d MiB, under %s",
+		a.count, *duration, a.calls, a.grown, a.highest>>20, a.worst)
 }
 
 // openStreams opens streams with the key of the victim, and checks that each stream works.

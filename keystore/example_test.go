@@ -90,8 +90,9 @@ func ExampleStore_Create() {
 	fmt.Println(err)
 	_, err = store.Create(context.Background(), keystore.Spec{})
 	fmt.Println(err)
-	// Output: <nil> keystore: invalid argument: Spec.Name is empty: give the key a name that tells
-	// it from others in a list
+	// Output:
+	// <nil>
+	// keystore: invalid argument: Spec.Name is empty: give the key a name that people recognize
 }
 
 // Keys page by page: the last ID of a page is the cursor for the next.

@@ -70,8 +70,7 @@ const (
 // the key had before is not checked again, because an earlier version may have accepted the text.
 func (s *Spec) check(before *Spec) error {
 	if strings.TrimSpace(s.Name) == "" {
-		return invalid("Spec.Name is empty: give the key a name that tells it from others " +
-			"in a list")
+		return invalid("Spec.Name is empty: give the key a name that people recognize")
 	}
 	if err := checkText("Spec.Name", s.Name, maxText); err != nil && s.Name != before.Name {
 		return err

@@ -41,7 +41,7 @@ func TestImports(t *testing.T) {
 		"hashing", "keystore/backend",
 		"internal/backupfile", "internal/badgerdb", "internal/changequeue", "internal/clientaddr",
 		"internal/fence", "internal/intern", "internal/record", "internal/scope",
-		"internal/sequencer", "internal/token",
+		"internal/sequencer", "internal/striped", "internal/token",
 	}
 	for _, tt := range []struct {
 		pkg    string
@@ -87,7 +87,8 @@ func TestImports(t *testing.T) {
 		},
 		{"internal/token", nil, []string{badger, grpc}},
 		{"internal/scope", nil, []string{badger, grpc}},
-		{"internal/fence", nil, []string{badger, grpc}},
+		{"internal/fence", []string{"internal/striped"}, []string{badger, grpc}},
+		{"internal/striped", nil, []string{badger, grpc}},
 		{
 			"internal/memory", []string{"keystore/backend"},
 			[]string{badger, grpc, "github.com/stretchr/", "testing"},

@@ -30,6 +30,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/striped"
 )
 
 // An ID names a key. The fence expects the last eight bytes of IDs to be evenly distributed. In a
@@ -123,7 +125,7 @@ type Fence[V any] struct {
 // counts is allocated apart from the Fence, because hits and installs write to the counts while the
 // fields of the Fence are only read.
 type counts struct {
-	hits   stripedCounter
+	hits   striped.Counter
 	cached atomic.Int64 // values in the rings of all shards
 }
 
@@ -225,7 +227,7 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 func (f *Fence[V]) Hit(hi, lo uint64) *V {
 	v := f.table.get(hi, lo)
 	if v != nil {
-		f.counts.hits.add()
+		f.counts.hits.Add()
 	}
 	return v
 }
@@ -244,7 +246,7 @@ func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	defer s.mu.Unlock()
 	if b == nil || !s.closed { // a pending ID is not cached: invariant 2
 		if v := f.table.get(hi, lo); v != nil {
-			f.counts.hits.add()
+			f.counts.hits.Add()
 			s.bindLocked(id, b)
 			return v, Ticket{}
 		}
@@ -431,7 +433,7 @@ func (f *Fence[V]) Close(cause error) {
 // Stats reads all shards at one moment, and the hits just before. Every hit that returned before
 // the call is counted.
 func (f *Fence[V]) Stats() Stats {
-	st := Stats{Hits: f.counts.hits.sum()}
+	st := Stats{Hits: f.counts.hits.Sum()}
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.mu.Lock() // no deadlock: no other function holds two of these locks

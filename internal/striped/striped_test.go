@@ -33,6 +33,22 @@ func TestCounter(t *testing.T) {
 	require.Greater(t, used, 8, "too few stripes are used")
 }
 
+func TestCounters(t *testing.T) {
+	var c Counters
+	var wg sync.WaitGroup
+	for kind := range Kinds {
+		wg.Go(func() {
+			for range 10 * kind {
+				c.Add(kind)
+			}
+		})
+	}
+	wg.Wait()
+	for kind, n := range c.Sums() {
+		require.EqualValues(t, 10*kind, n)
+	}
+}
+
 // BenchmarkCounter shows what the stripes are for: compare -cpu 1,2.
 func BenchmarkCounter(b *testing.B) {
 	b.Run("striped", func(b *testing.B) {
@@ -40,6 +56,14 @@ func BenchmarkCounter(b *testing.B) {
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
 				c.Add()
+			}
+		})
+	})
+	b.Run("several kinds", func(b *testing.B) {
+		var c Counters
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				c.Add(3)
 			}
 		})
 	})

@@ -72,9 +72,10 @@ type boundContext struct {
 	session Session // the session that Bind returns; its field ctx is this boundContext
 
 	mu sync.Mutex // guards all below
-	// The end was reported to the observer, or must not be reported: the observer was not notified
-	// of a Bind, or the owner has released the context.
+	// The end was reported to the observer, or must not be reported: Bind has not returned the
+	// session, or the owner has released the context.
 	reported   bool
+	countsEnd  bool         // stop has to count the end
 	followedUp bool         // followUp has run
 	onEnd      func()       // followUp calls onEnd; nil: nothing to call
 	pending    []*cachedKey // the values that arrived before markAdmitted
@@ -131,19 +132,23 @@ func (b *boundContext) cancel() {
 // stop ends the context. A second call does nothing.
 func (b *boundContext) stop(cause error) {
 	if b.cause.CompareAndSwap(nil, &cause) {
-		b.noteUse()
+		b.noteEnd(cause)
 	}
 	if b.doneUsed.Load() {
 		b.cancel()
 	}
 }
 
-// noteUse notes the end of the context as a use of the key, if the key was admitted: until now, the
+// noteEnd counts the end of the context, if the session was returned by Bind and the store has ended
+// the context. noteEnd notes the end as a use of the key, if the key was admitted: until now, the
 // context itself was a use.
-func (b *boundContext) noteUse() {
+func (b *boundContext) noteEnd(cause error) {
 	b.mu.Lock()
-	e := b.admittedBy
+	e, counts := b.admittedBy, b.countsEnd
 	b.mu.Unlock()
+	if counts && cause != context.Canceled {
+		b.countEnd(cause)
+	}
 	if e != nil && b.store.usage.due(e) {
 		b.store.usage.note(e.ID, &e.used)
 	}
@@ -196,12 +201,21 @@ func (b *boundContext) judge(e *cachedKey) error {
 	return b.judgeLocked(e)
 }
 
-// announced marks the context as known to the observer, so that the end of the context is reported.
-// If the context has already ended, announced reports the end immediately.
+func (b *boundContext) countEnd(cause error) { b.store.counts.ended[reasonOf(cause)].Add(1) }
+
+// announced marks the context as known to the caller of Bind and to the observer, so that the end of
+// the context is counted and reported. If the context has already ended, announced counts and
+// reports the end immediately.
 func (b *boundContext) announced() {
 	b.mu.Lock()
 	b.reported = false
+	// stop sets the cause before stop reads countsEnd. So exactly one of both counts the end.
+	cause := b.Cause()
+	b.countsEnd = cause == nil
 	b.mu.Unlock()
+	if cause != nil {
+		b.countEnd(cause)
+	}
 	if b.Cause() != nil {
 		b.report()
 	}

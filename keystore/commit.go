@@ -423,9 +423,11 @@ func (s *Store) publish(err, unknownCause error, all []*prepared) {
 	}
 }
 
-// announce logs a change that was made, and reports the change to the observer. The caller calls
-// announce after the phases of the fence, so that the observer finds the change in force.
+// announce counts and logs a change that was made, and reports the change to the observer. The
+// caller calls announce after the phases of the fence, so that the observer finds the change in
+// force.
 func (s *Store) announce(p *prepared) {
+	s.counts.changes[p.event.Action].Add(1)
 	if s.observer == nil && !s.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}

@@ -24,39 +24,66 @@ func Reason(err error) string {
 	if err == nil {
 		return ""
 	}
-	for _, r := range reasons {
-		if errors.Is(err, r.err) {
-			return r.word
+	return reasons[reasonOf(err)].word
+}
+
+// reasonOf returns the number of the reason in reasons.
+func reasonOf(err error) int {
+	for i := range reasons {
+		if err == reasons[i].err {
+			return i // most refusals are the error itself, and errors.Is takes longer
+		}
+	}
+	for i := range reasons {
+		if errors.Is(err, reasons[i].err) {
+			return i
 		}
 	}
 	if limited := (*RateLimitError)(nil); errors.As(err, &limited) {
-		return "rate_limited"
+		return reasonRateLimited
 	}
-	return "other"
+	return reasonOther
 }
+
+// The uses of a reason.
+const (
+	refusal    = 1 << iota // by Verify and Bind
+	sessionEnd             // the cause of the end of a session from Bind
+)
+
+// The numbers of the reasons that have no error to compare with.
+const (
+	reasonRateLimited = numReasons - 2
+	reasonOther       = numReasons - 1
+)
 
 // reasons has the more precise errors first, because ErrUnavailable wraps every error of the
 // backend.
-var reasons = []struct {
-	err  error
+var reasons = [...]struct {
+	err  error // nil: see reasonOf
 	word string
+	of   int // the uses
 }{
-	{ErrMalformed, "malformed"},
-	{ErrUnknown, "unknown"},
-	{ErrRevoked, "revoked"},
-	{ErrExpired, "expired"},
-	{ErrDisabled, "disabled"},
-	{ErrNotYetValid, "not_yet_valid"},
-	{ErrNetworkNotAllowed, "network"},
-	{ErrNarrowed, "narrowed"},
-	{ErrKeyRevoked, "key_revoked"},
-	{ErrConflict, "conflict"},
-	{ErrNotFound, "not_found"},
-	{ErrInvalid, "invalid"},
-	{ErrLocked, "locked"},
-	{ErrCorrupt, "corrupt"},
-	{ErrClosed, "closed"},
-	{ErrUnavailable, "unavailable"},
-	{context.Canceled, "canceled"},
-	{context.DeadlineExceeded, "deadline"},
+	{ErrMalformed, "malformed", refusal},
+	{ErrUnknown, "unknown", refusal},
+	{ErrRevoked, "revoked", refusal | sessionEnd},
+	{ErrExpired, "expired", refusal | sessionEnd},
+	{ErrDisabled, "disabled", refusal | sessionEnd},
+	{ErrNotYetValid, "not_yet_valid", refusal | sessionEnd},
+	{ErrNetworkNotAllowed, "network", refusal},
+	{ErrNarrowed, "narrowed", refusal | sessionEnd},
+	{ErrKeyRevoked, "key_revoked", 0},
+	{ErrConflict, "conflict", 0},
+	{ErrNotFound, "not_found", 0},
+	{ErrInvalid, "invalid", 0},
+	{ErrLocked, "locked", 0},
+	{ErrCorrupt, "corrupt", refusal},
+	{ErrClosed, "closed", refusal | sessionEnd},
+	{ErrUnavailable, "unavailable", refusal},
+	{context.Canceled, "canceled", refusal},
+	{context.DeadlineExceeded, "deadline", refusal},
+	{nil, "rate_limited", refusal},
+	{nil, "other", refusal},
 }
+
+const numReasons = len(reasons)

@@ -51,11 +51,7 @@ type Store struct {
 	interner  intern.Interner // of the owners and scopes of cached keys
 	usage     usage
 
-	// The padding keeps refused apart from the fields that a cache hit reads. Otherwise a flood of
-	// refusals would take the cache lines of these fields away from every core.
-	_       [64]byte
-	refused atomic.Uint64
-	_       [64]byte
+	counts *storeCounts
 
 	background background
 
@@ -166,6 +162,7 @@ func newStore(opts *Options) (*Store, error) {
 		fence:   fence.New(o.CacheSize, (*cachedKey).node),
 		log:     log,
 		panics:  panics,
+		counts:  new(storeCounts),
 		closed:  make(chan struct{}),
 		timeout: o.Timeout,
 
@@ -258,13 +255,24 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	return fmt.Errorf("keystore: check: %w", errors.Join(damage...))
 }
 
-// Stats describes a store at work.
+// Stats describes a store at work. Each of the maps has every word that it can have, also with a
+// count of 0. The caller may change the maps.
 type Stats struct {
 	// Hits counts the look-ups of Verify and Bind that were answered from memory. Misses counts the
 	// other look-ups.
 	Hits, Misses uint64
-	// Refused counts the calls of Verify and Bind that returned an error.
-	Refused uint64
+	// Admitted counts the calls of Verify and Bind that returned no error.
+	Admitted uint64
+	// Refused counts the calls of Verify and Bind that returned an error. Refusals counts the same
+	// calls by the Reason of the error.
+	Refused  uint64
+	Refusals map[string]uint64
+	// Changes counts the changes of keys that this Store has made, by the action.
+	Changes map[Action]uint64
+	// Ended counts the sessions that the store has ended, by the Reason of the cause: revoked,
+	// disabled, not_yet_valid, narrowed, expired or closed. A session that ends with Close of the
+	// session, or whose context ends, does not count.
+	Ended map[string]uint64
 	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have
 	// not ended.
 	Cached, Live int
@@ -276,22 +284,20 @@ type Stats struct {
 }
 
 // Stats returns counts since the store was opened, and current numbers. All numbers of the cache
-// are of the same moment. For package expvar:
+// are of the same moment. A count never goes down. For package expvar:
 //
 //	expvar.Publish("apikeys", expvar.Func(func() any { return store.Stats() }))
 func (s *Store) Stats() Stats {
-	kr := s.fence.Stats()
+	var st Stats
+	s.counts.fill(&st)
+	cache := s.fence.Stats()
+	st.Hits += cache.Hits
+	st.Misses, st.Cached, st.Live = cache.Misses, cache.Cached, cache.Bound
 	b := &s.background
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return Stats{
-		Hits:     kr.Hits,
-		Misses:   kr.Misses,
-		Refused:  s.refused.Load(),
-		Cached:   kr.Cached,
-		Live:     kr.Bound,
-		Outdated: b.outdated,
-	}
+	st.Outdated = b.outdated
+	return st
 }
 
 // Err returns why the store has stopped, or nil while the store serves. After Close, the error is

@@ -40,12 +40,19 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 		if e := s.fence.Hit(hi, lo); e != nil && !e.overwritten() {
 			result := s.hasher.Match(e.digest, text)
 			if e.unrestricted && result == hashing.Match && !s.usage.due(e) {
+				s.counts.calls.Add(hitAdmitted)
 				return e, nil // by far the most frequent case: nothing to decide or to note
 			}
-			if _, err := s.decide(ctx, e, text, result); err != nil {
+			_, err := s.decide(ctx, e, text, result)
+			if err == nil {
+				err = s.use(e)
+			}
+			if err != nil {
+				s.counts.calls.Add(hitRefused)
 				return nil, err
 			}
-			return e, s.use(e)
+			s.counts.calls.Add(hitAdmitted)
+			return e, nil
 		}
 	}
 	id, ok := token.Parse(text)
@@ -53,12 +60,15 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 		return nil, ErrMalformed
 	}
 	e, _, err := s.admitBound(ctx, id, text, nil)
+	if err == nil {
+		s.counts.calls.Add(otherAdmitted)
+	}
 	return e, err
 }
 
 // refuse counts a refusal, notifies the observer, and returns err.
 func (s *Store) refuse(text string, err error) error {
-	s.refused.Add(1)
+	s.counts.calls.Add(reasonOf(err))
 	if s.observer != nil {
 		r := Refusal{Err: err}
 		if id, ok := token.Parse(text); ok {
@@ -109,10 +119,11 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 		b.release()
 		return nil, s.refuse(text, err)
 	}
+	s.counts.calls.Add(otherAdmitted)
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
-		b.announced()
 	}
+	b.announced()
 	b.session = Session{b}
 	return &b.session, nil
 }

@@ -223,21 +223,16 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 
 // Hit returns the value of an ID if the table has the value, and takes no lock. The words hi and lo
 // are the first and the last eight bytes of the ID, big-endian. A nil result decides nothing: the
-// caller then calls Get.
-func (f *Fence[V]) Hit(hi, lo uint64) *V {
-	v := f.table.get(hi, lo)
-	if v != nil {
-		f.counts.hits.Add()
-	}
-	return v
-}
+// caller then calls Get. Hit does not count the hit in Stats: the caller counts what the hit led to.
+func (f *Fence[V]) Hit(hi, lo uint64) *V { return f.table.get(hi, lo) }
 
 // Get returns the current value of id if the value is cached, and registers b with the value unless
 // b is nil. Otherwise Get returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {
 	hi, lo := words(id)
 	if b == nil {
-		if v := f.Hit(hi, lo); v != nil {
+		if v := f.table.get(hi, lo); v != nil {
+			f.counts.hits.Add()
 			return v, Ticket{}
 		}
 	}

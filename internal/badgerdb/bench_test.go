@@ -14,8 +14,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A durable commit against one that is not kept a second time, and against Badger's own of the same entries, by turns:
-// x-unkept and x-badger are the ratios of the medians. Badger's own compares no revisions and checks nothing.
+// A durable commit against one that is not kept a second time, and against Badger's own of the same
+// entries, by turns: x-unkept and x-badger are the ratios of the medians. Badger's own compares no
+// revisions and checks nothing.
 func BenchmarkCommit(b *testing.B) {
 	for _, changes := range []int{1, 64} {
 		b.Run(fmt.Sprint(changes), func(b *testing.B) {
@@ -94,7 +95,7 @@ func BenchmarkGet(b *testing.B) {
 }
 
 func openBare(b *testing.B) *badger.DB {
-	db := &DB{dir: b.TempDir(), room: newRoom(b.TempDir(), 0, 0)}
+	db := &DB{dir: b.TempDir(), space: newSpaceGuard(b.TempDir(), 0, 0)}
 	bare, err := badger.OpenManaged(db.options(Options{}).WithLogger(nil))
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, bare.Close()) })

@@ -78,11 +78,11 @@ func (db *DB) Check(ctx context.Context) error {
 
 // countPages adds the entries as of ts to h. countPages reads page by page, so that no lock is held
 // for long.
-func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, damaged func(error)) error {
+func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, report func(error)) error {
 	from := []byte{layout.KeyPrefix}
 	for from != nil {
 		err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) error {
-			from = countFrom(txn, from, 16*pageEntries, h, damaged)
+			from = countFrom(txn, from, 16*pageEntries, h, report)
 			return nil
 		})
 		if err != nil {
@@ -94,7 +94,7 @@ func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, dama
 
 // countFrom reads up to limit entries, beginning at the key from, and adds the entries to h. next
 // is the key to continue with; nil means the end.
-func countFrom(txn *badger.Txn, from []byte, limit int, h *layout.Summary, damaged func(error)) (next []byte) {
+func countFrom(txn *badger.Txn, from []byte, limit int, h *layout.Summary, report func(error)) (next []byte) {
 	o := badger.DefaultIteratorOptions
 	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)
@@ -104,11 +104,11 @@ func countFrom(txn *badger.Txn, from []byte, limit int, h *layout.Summary, damag
 		if n++; n > limit {
 			return slices.Clone(it.Item().Key())
 		}
-		_, sum, err := entry(it.Item())
+		_, sum, err := decodeItem(it.Item())
 		switch {
 		case errors.Is(err, backend.ErrNotFound):
 		case err != nil:
-			damaged(err)
+			report(err)
 		default:
 			h.Entries++
 			h.Sum += sum

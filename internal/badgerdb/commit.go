@@ -115,23 +115,23 @@ func (db *DB) committer() {
 }
 
 // gather returns a group that begins with first, and a request that did not fit into the group.
-// last is the size of the last group.
+// previous is the size of the group before.
 //
 // The callers that got the result of the last commit may be about to call Apply again. So the
 // committer lets other goroutines run, up to maxWaits times, until the group is as large as the
 // last group. Without these waits, the committer would take the first of 64 writers alone, sync the
 // first request, and find the other requests only then.
-func (db *DB) gather(first *request, last int) (group []*request, left *request) {
+func (db *DB) gather(first *request, previous int) (group []*request, left *request) {
 	group, size := []*request{first}, first.size
 	for waits := 0; len(group) < maxGroup; {
 		select {
 		case r := <-db.queue:
-			if size+r.size > db.room.group {
+			if size+r.size > db.space.group {
 				return group, r
 			}
 			group, size = append(group, r), size+r.size
 		default:
-			if len(group) >= last || waits == maxWaits {
+			if len(group) >= previous || waits == maxWaits {
 				return group, nil
 			}
 			waits++
@@ -161,7 +161,7 @@ func (db *DB) commit(group []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
-	usual, urgent := db.room.forCommit()
+	usual, urgent := db.space.forCommit()
 	// The transaction reads its own writes.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
@@ -200,7 +200,7 @@ func (db *DB) commit(group []*request) error {
 			}
 		}
 	}
-	if err := db.compactions.vouch(); err != nil {
+	if err := db.compactions.waitVerified(); err != nil {
 		return err // the reads in expected may be wrong
 	}
 	if len(next.Writes) == 0 {
@@ -214,7 +214,7 @@ func (db *DB) commit(group []*request) error {
 	if err := db.writeCommit(txn, next); err != nil {
 		return err
 	}
-	db.room.committed(next.Writes)
+	db.space.committed(next.Writes)
 	if err := db.present(); err != nil {
 		return db.fail("commit", err)
 	}
@@ -224,9 +224,9 @@ func (db *DB) commit(group []*request) error {
 // writeCommit commits the transaction to Badger, and the record to LAST, at the same time. The
 // transaction holds the writes of the record.
 func (db *DB) writeCommit(txn *badger.Txn, s commitfile.Record) error {
-	kept := make(chan error, 1)
-	go func() { kept <- db.writeCommitFile(s) }()
-	err := errors.Join(txn.CommitAt(s.Seq, nil), <-kept)
+	written := make(chan error, 1)
+	go func() { written <- db.writeCommitFile(s) }()
+	err := errors.Join(txn.CommitAt(s.Seq, nil), <-written)
 	if err == nil && db.commitFault != nil {
 		err = db.commitFault()
 	}

@@ -17,7 +17,7 @@ import (
 // WARNING: THE WATCH DEPENDS ON LOG TEXTS OF BADGER v4.9. The constants saysAdded, saysDone,
 // saysFailed and saysVain must match the format strings in Badger's levels.go and db.go exactly,
 // with the types of the arguments and the goroutines that log the texts. If only the text of Added
-// changes, done stops the DB. If only the text of DONE changes, reads wait without end. If both
+// changes, onDone stops the DB. If only the text of DONE changes, reads wait without end. If both
 // texts change, compactions run unwatched. So compare the texts at each upgrade of Badger, and run
 // compaction_test.go.
 //
@@ -35,10 +35,11 @@ import (
 //	(1 per compaction)    (1 per key range)        (1 per table)    (any number)
 //	     |
 //	start subcompacts --> collect keys in memory
-//	wait for builders     log Added -> added:                       read
-//	     :                  wait until Badger is                    vouch: no delete in the
-//	     :                    open (ready or vain)                  manifest, so the read
-//	     :                  wait for the compaction                 is answered
+//	wait for builders     log Added -> onTable:                     read
+//	     :                  wait until Badger is                    waitVerified: no delete in
+//	     :                    open (ready), or was not              the manifest, so the read
+//	     :                    (openFailed)                          is answered
+//	     :                  wait for the compaction
 //	     :                    of another compactor
 //	     :                  first table only:
 //	     :                    wait for disk space
@@ -49,12 +50,12 @@ import (
 //	builders ended <------------------------------ end
 //	     |
 //	manifest: create new,                                           read
-//	  delete old                                                    vouch: the manifest has
+//	  delete old                                                    waitVerified: the manifest has
 //	use the new tables                                                a delete: wait for the
 //	drop the old tables                                               channel compaction.done
 //	  (pinned: files stay)                                               :
 //	     |                                                               :
-//	log DONE -> done:                                                    :
+//	log DONE -> onDone:                                                  :
 //	  compare new tables                                                 :
 //	    with Added                                                       :
 //	  table missing: fail                                                :
@@ -69,104 +70,104 @@ import (
 //     holds newer commits than any table before. (Open waits for the tables of the logs that Open
 //     finds.)
 //  2. No table is deleted before the compaction that replaced the table was found whole, because a
-//     hold has a reference to each table. After a compaction that was not whole, no table is
+//     call of pinFiles has a reference to each table. After a compaction that was not whole, no table is
 //     deleted any more, and the DB serves nothing. The next Open finds the entries that the
 //     manifest has lost, and restores order (checkOrphans of package survey).
 //     A compaction waits before its first table until there is space for all of its tables.
 //  3. A read is not answered while the read may have seen the tables of a compaction that was not
 //     found whole yet.
 type compactions struct {
-	db    *DB
-	ready chan struct{} // closed when db.badger is set
-	vain  chan struct{} // closed when Badger cannot be opened
+	db         *DB
+	ready      chan struct{} // closed when db.badger is set
+	openFailed chan struct{} // closed when Badger cannot be opened
 
-	// room is a copy of db.room. Only the fields that do not change are used.
-	room    room
+	// space is a copy of db.space. Only the fields that do not change are used.
+	space   spaceGuard
 	waiting atomic.Pointer[error] // why a compaction waits for space; nil: no compaction waits
 	closing atomic.Bool           // Badger is being closed
-	// probing is held during a probe of room, to set now to a compaction, and at the end of a
+	// probing is held during a probe of space, to set active to a compaction, and at the end of a
 	// compaction until the old tables are removed.
 	probing sync.Mutex
 
-	mu   sync.Mutex
-	over sync.Cond // signals that now has become nil
-	now  atomic.Pointer[compaction]
+	mu     sync.Mutex
+	ended  sync.Cond // signals that active has become nil
+	active atomic.Pointer[compaction]
 }
 
 // A compaction is the state of the compaction that is running.
 type compaction struct {
-	by      int             // the number of Badger's compactor
-	before  map[uint64]bool // the tables at the beginning
-	newest  uint64          // the highest version in the tables of before
-	tables  int             // the number of tables that the compaction makes
-	keys    uint64          // the number of keys that go into the new tables
-	release func()          // unpins the tables of before; nil: the compaction has no hold
+	compactor int             // the number of Badger's compactor
+	before    map[uint64]bool // the tables at the beginning
+	newest    uint64          // the highest version in the tables of before
+	tables    int             // the number of tables that the compaction makes
+	keys      uint64          // the number of keys that go into the new tables
+	release   func()          // unpins the tables of before; nil: the compaction has pinned nothing
 
-	manifest os.FileInfo
-	without  atomic.Int64 // the manifest holds no delete record before this offset
-	done     chan struct{}
+	manifest        os.FileInfo
+	manifestScanned atomic.Int64 // the manifest holds no delete record before this offset
+	done            chan struct{}
 }
 
 // THESE TEXTS ARE LOG FORMATS OF BADGER v4.9 (levels.go and db.go), AND MUST MATCH EXACTLY: see
 // compactions.
 const (
-	saysAdded  = "[%d] LOG Compact. Added %d keys. Skipped %d keys. Iteration took: %v"
-	saysDone   = "[Compactor: %d] Compaction for level: %d DONE"
-	saysFailed = "[Compactor: %d] LOG Compact FAILED with error: %+v: %+v"
-	saysVain   = "Received err: %v. Cleaning up..."
+	saysAdded      = "[%d] LOG Compact. Added %d keys. Skipped %d keys. Iteration took: %v"
+	saysDone       = "[Compactor: %d] Compaction for level: %d DONE"
+	saysFailed     = "[Compactor: %d] LOG Compact FAILED with error: %+v: %+v"
+	saysOpenFailed = "Received err: %v. Cleaning up..."
 )
 
 func newCompactions(db *DB) *compactions {
-	c := &compactions{db: db, ready: make(chan struct{}), vain: make(chan struct{})}
-	c.over.L = &c.mu
+	c := &compactions{db: db, ready: make(chan struct{}), openFailed: make(chan struct{})}
+	c.ended.L = &c.mu
 	return c
 }
 
 // The logger calls this method for each message of Badger except Infof messages, on the goroutine
 // of Badger that logs.
-func (c *compactions) hear(format string, args []any) {
+func (c *compactions) onLog(format string, args []any) {
 	compactor := func() int {
-		by, _ := args[0].(int)
-		return by
+		number, _ := args[0].(int)
+		return number
 	}
 	switch format {
 	case saysAdded:
 		keys, _ := args[1].(uint64)
-		c.added(compactor(), keys)
+		c.onTable(compactor(), keys)
 	case saysDone:
-		c.done(compactor())
+		c.onDone(compactor())
 	case saysFailed:
-		c.failed(compactor())
-	case saysVain:
-		close(c.vain)
+		c.onFailed(compactor())
+	case saysOpenFailed:
+		close(c.openFailed)
 	}
 }
 
-// added counts a table that Badger is about to make. For the first table of a compaction, added
+// onTable counts a table that Badger is about to make. For the first table of a compaction, onTable
 // first waits for the compaction of another compactor to end, and for space.
-func (c *compactions) added(by int, keys uint64) {
+func (c *compactions) onTable(compactor int, keys uint64) {
 	select {
 	case <-c.ready:
-	case <-c.vain:
+	case <-c.openFailed:
 		// Badger cannot be opened, and waits for its compactions before Badger returns the error.
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.now.Load() != nil && c.now.Load().by != by {
-		c.over.Wait()
+	for c.active.Load() != nil && c.active.Load().compactor != compactor {
+		c.ended.Wait()
 	}
-	now := c.now.Load()
-	if now == nil {
+	active := c.active.Load()
+	if active == nil {
 		c.awaitSpace()
-		now = c.begin(by)
+		active = c.begin(compactor)
 		c.probing.Lock()
-		c.now.Store(now)
+		c.active.Store(active)
 		c.probing.Unlock()
 	}
 	if keys > 0 {
-		now.tables++
-		now.keys += keys
+		active.tables++
+		active.keys += keys
 	}
 }
 
@@ -175,7 +176,7 @@ func (c *compactions) added(by int, keys uint64) {
 // being closed already, awaitSpace stops the DB, so that Close gives up.
 func (c *compactions) awaitSpace() {
 	defer c.waiting.Store(nil)
-	for err := c.room.toCompact(); err != nil; err = c.room.toCompact() {
+	for err := c.space.toCompact(); err != nil; err = c.space.toCompact() {
 		c.waiting.Store(&err)
 		if c.closing.Load() {
 			c.db.fail("compact", err)
@@ -190,7 +191,7 @@ func (c *compactions) awaitSpace() {
 func (c *compactions) whileIdle(f func()) bool {
 	c.probing.Lock()
 	defer c.probing.Unlock()
-	if c.now.Load() != nil {
+	if c.active.Load() != nil {
 		return false
 	}
 	// Badger removes a log when the table of the log exists.
@@ -216,67 +217,73 @@ func (c *compactions) blocked() error {
 const spaceEvery = 100 * time.Millisecond
 
 // begin pins the tables of Badger, and records the tables and the size of the manifest.
-func (c *compactions) begin(by int) *compaction {
-	now := &compaction{by: by, before: make(map[uint64]bool), release: c.db.hold(), done: make(chan struct{})}
+func (c *compactions) begin(compactor int) *compaction {
+	active := &compaction{
+		compactor: compactor,
+		before:    make(map[uint64]bool),
+		release:   c.db.pinFiles(),
+		done:      make(chan struct{}),
+	}
 	for _, t := range c.db.badger.Tables() {
-		now.before[t.ID] = true
-		now.newest = max(now.newest, t.MaxVersion)
+		active.before[t.ID] = true
+		active.newest = max(active.newest, t.MaxVersion)
 	}
 	if info, err := os.Stat(c.db.manifest()); err == nil {
-		now.manifest = info
-		now.without.Store(info.Size())
+		active.manifest = info
+		active.manifestScanned.Store(info.Size())
 	}
-	return now
+	return active
 }
 
-// done checks that the compaction has made every table and every key that Badger has logged as
-// Added. If a table is missing, done stops the DB. Otherwise done unpins the old tables.
-func (c *compactions) done(by int) {
-	now := c.now.Load()
-	if now == nil || now.by != by {
+// onDone checks that the compaction has made every table and every key that Badger has logged as
+// Added. If a table is missing, onDone stops the DB. Otherwise onDone unpins the old tables.
+func (c *compactions) onDone(compactor int) {
+	active := c.active.Load()
+	if active == nil || active.compactor != compactor {
 		c.db.fail("compact", errors.New("a compaction went unwatched: this version of Badger is not known"))
 		return
 	}
 	for _, t := range c.db.badger.Tables() {
-		if !now.before[t.ID] && t.MaxVersion <= now.newest {
-			now.tables--
-			now.keys -= uint64(t.KeyCount)
+		if !active.before[t.ID] && t.MaxVersion <= active.newest {
+			active.tables--
+			active.keys -= uint64(t.KeyCount)
 		}
 	}
-	if now.tables != 0 || now.keys != 0 {
+	if active.tables != 0 || active.keys != 0 {
 		c.db.fail("compact", errors.New("a table could not be made"))
 	}
 	whole := c.db.failed.Load() == nil
 	c.probing.Lock() // until the old tables are removed, because old tables take space
 	defer c.probing.Unlock()
-	c.end(now)
-	if whole && now.release != nil {
-		now.release()
+	c.finish(active)
+	if whole && active.release != nil {
+		active.release()
 	}
 }
 
-// failed stops the DB if the compaction may have written to the manifest. Other failures come
+// onFailed stops the DB if the compaction may have written to the manifest. Other failures come
 // before the first table, and are harmless.
-func (c *compactions) failed(by int) {
-	if now := c.now.Load(); now != nil && now.by == by {
+func (c *compactions) onFailed(compactor int) {
+	if active := c.active.Load(); active != nil && active.compactor == compactor {
 		c.db.fail("compact", errors.New("the compaction failed"))
-		c.end(now)
+		c.finish(active)
 	}
 }
 
-func (c *compactions) end(now *compaction) {
+func (c *compactions) finish(active *compaction) {
 	c.mu.Lock()
-	c.now.Store(nil)
+	c.active.Store(nil)
 	c.mu.Unlock()
-	c.over.Broadcast()
-	close(now.done)
+	c.ended.Broadcast()
+	close(active.done)
 }
 
-// vouch returns an error if the result of a read must not be trusted. Call vouch after the read. If
-// the read may have seen new tables, vouch waits for the end of the compaction; see invariant 3.
-func (c *compactions) vouch() error {
-	if now := c.now.Load(); now != nil && now.committed(c.db.manifest()) {
-		<-now.done
+// waitVerified returns an error if the result of a read must not be trusted. Call waitVerified
+// after the read. If the read may have seen new tables, waitVerified waits for the end of the
+// compaction; see invariant 3.
+func (c *compactions) waitVerified() error {
+	if active := c.active.Load(); active != nil && active.committed(c.db.manifest()) {
+		<-active.done
 	}
 	if err := c.db.failed.Load(); err != nil {
 		return *err
@@ -286,7 +293,7 @@ func (c *compactions) vouch() error {
 
 // committed reports whether the manifest names the new tables, or may name the new tables. Before
 // the manifest names the new tables, no read sees the new tables.
-func (now *compaction) committed(manifest string) bool {
+func (c *compaction) committed(manifest string) bool {
 	f, err := os.Open(manifest)
 	if err != nil {
 		return true
@@ -294,10 +301,10 @@ func (now *compaction) committed(manifest string) bool {
 	defer f.Close()
 	info, err := f.Stat()
 	// Badger replaces the manifest from time to time.
-	if err != nil || !os.SameFile(info, now.manifest) {
+	if err != nil || !os.SameFile(info, c.manifest) {
 		return true
 	}
-	from := now.without.Load()
+	from := c.manifestScanned.Load()
 	if info.Size() == from {
 		return false
 	}
@@ -311,13 +318,14 @@ func (now *compaction) committed(manifest string) bool {
 	if badgerfile.MayDelete(b) {
 		return true
 	}
-	now.without.Store(info.Size())
+	c.manifestScanned.Store(info.Size())
 	return false
 }
 
-// hold prevents the deletion of every table and log in the directory until the caller calls
-// release. release is nil if Badger is being closed. In this case closeBadger has a hold already.
-func (db *DB) hold() (release func()) {
+// pinFiles prevents the deletion of every table and log in the directory until the caller calls
+// release. release is nil if Badger is being closed. In this case closeBadger has pinned the files
+// already.
+func (db *DB) pinFiles() (release func()) {
 	defer func() {
 		if recover() != nil { // Badger panics while Badger is being closed
 			release = nil

@@ -17,8 +17,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A compaction that fails when its tables are made, and cannot be named in the manifest, ends the DB: nothing is served, and
-// all is there when the directory is opened again.
+// A compaction that fails when its tables are made, and cannot be named in the manifest, ends the
+// DB: nothing is served, and all is there when the directory is opened again.
 func TestCompactionThatFails(t *testing.T) {
 	dir := t.TempDir()
 	o := &failing{dir: dir}
@@ -34,7 +34,7 @@ func TestCompactionThatFails(t *testing.T) {
 	}
 	require.ErrorIs(t, err, backend.ErrFailed)
 	require.ErrorContains(t, <-told, "compact: the compaction failed")
-	require.Nil(t, db.compactions.now.Load(), "it is over, so that no reader waits for it")
+	require.Nil(t, db.compactions.active.Load(), "it is over, so that no reader waits for it")
 	_, err = db.Get(t.Context(), []byte("k"))
 	require.ErrorIs(t, err, backend.ErrFailed)
 
@@ -49,7 +49,8 @@ func TestCompactionThatFails(t *testing.T) {
 	require.NoError(t, db.Check(t.Context()))
 }
 
-// A failing logger makes the manifest unwritable, for Badger's descriptor of it, when a compaction begins its first table.
+// A failing logger makes the manifest unwritable, for Badger's descriptor of it, when a compaction
+// begins its first table.
 type failing struct {
 	slog.Handler
 	dir string
@@ -73,8 +74,8 @@ func (f *failing) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// unwritable puts a descriptor for reading in the place of the one that this process has of a file, and returns the
-// descriptor and a copy of what it was.
+// unwritable puts a descriptor for reading in the place of the one that this process has of a file,
+// and returns the descriptor and a copy of what it was.
 func unwritable(path string) (fd, copied int, err error) {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -26,7 +26,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// An obstacle keeps a compaction from making one of its tables: a file has that one's name. It listens to what Badger logs.
+// An obstacle keeps a compaction from making one of its tables: a file has that one's name. It
+// listens to what Badger logs.
 type obstacle struct {
 	slog.Handler
 	dir   string
@@ -91,8 +92,9 @@ func (o *obstacle) lastID() (last uint64) {
 	return last
 }
 
-// A compaction that cannot make one of its tables ends the DB, and not the data: nobody reads what is left without that
-// table, and all is there when the directory is opened again, be it after a Close, or as it was at that moment.
+// A compaction that cannot make one of its tables ends the DB, and not the data: nobody reads what
+// is left without that table, and all is there when the directory is opened again, be it after a
+// Close, or as it was at that moment.
 func TestCompactionWithoutATable(t *testing.T) {
 	for _, which := range []int{1, 2} {
 		t.Run(fmt.Sprint(which), func(t *testing.T) {
@@ -102,7 +104,8 @@ func TestCompactionWithoutATable(t *testing.T) {
 			db, err := Open(dir, Options{memTableSize: 1 << 20, Logger: slog.New(o), Failed: func(err error) { told <- err }})
 			require.NoError(t, err)
 
-			// Keys that are written in no order, so that tables overlap, and again and again, so that older versions could show.
+			// Keys that are written in no order, so that tables overlap, and again and again, so
+			// that older versions could show.
 			const keys = 977
 			key := func(i int) string { return fmt.Sprintf("k%03d", i*389%keys) }
 			value := func(revision uint64) string { return strings.Repeat(fmt.Sprintf("%08d", revision), 300) }
@@ -191,11 +194,12 @@ func TestCompactionsAreWatched(t *testing.T) {
 	require.Empty(t, s.Logs)
 }
 
-// What all this is for. When this test fails, because Badger has mended it, compactions need not be watched any more.
+// What all this is for. When this test fails, because Badger has mended it, compactions need not be
+// watched any more.
 func TestBadgerForgetsATable(t *testing.T) {
 	dir := t.TempDir()
 	o := &obstacle{dir: dir, which: 1}
-	bare := &DB{dir: dir, room: newRoom(dir, 1<<20, 0)}
+	bare := &DB{dir: dir, space: newSpaceGuard(dir, 1<<20, 0)}
 	options := bare.options(Options{Logger: quiet}).WithLogger(deaf{o})
 	db, err := badger.OpenManaged(options)
 	require.NoError(t, err)
@@ -243,8 +247,9 @@ func (d deaf) Debugf(format string, args ...any) {
 	_ = d.o.Handle(context.Background(), slog.Record{Message: badgerText(format, args)})
 }
 
-// A store that is opened and ends without a Close, again and again, before Badger comes to compacting, can be opened again:
-// nothing there waits for a compaction, and what is replayed is not taken for what one has made.
+// A store that is opened and ends without a Close, again and again, before Badger comes to
+// compacting, can be opened again: nothing there waits for a compaction, and what is replayed is
+// not taken for what one has made.
 func TestOpenAfterCrashes(t *testing.T) {
 	top := t.TempDir()
 	dir := filepath.Join(top, "0")
@@ -266,12 +271,13 @@ func TestOpenAfterCrashes(t *testing.T) {
 	require.NoError(t, db.Check(t.Context()))
 }
 
-// What a compaction that is not found to be whole yet may have changed is not told, be it a conflict.
+// What a compaction that is not found to be whole yet may have changed is not told, be it a
+// conflict.
 func TestConflictDuringACompaction(t *testing.T) {
 	db := open(t, t.TempDir())
 	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
 	now := &compaction{done: make(chan struct{})} // it has no place in the manifest where it was not committed yet
-	db.compactions.now.Store(now)
+	db.compactions.active.Store(now)
 	told := make(chan error, 1)
 	go func() { told <- db.Apply(t.Context(), change("k", "2", 0)) }()
 	select {
@@ -280,7 +286,7 @@ func TestConflictDuringACompaction(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	failed := db.fail("compact", errors.New("as if"))
-	db.compactions.end(now)
+	db.compactions.finish(now)
 	require.Equal(t, failed, <-told)
 }
 
@@ -288,27 +294,27 @@ func TestConflictDuringACompaction(t *testing.T) {
 func TestFailureOfACompactionThatHasNotBegun(t *testing.T) {
 	db := open(t, t.TempDir())
 	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
-	db.compactions.hear(saysFailed, []any{1, errors.New("as if"), nil})
+	db.compactions.onLog(saysFailed, []any{1, errors.New("as if"), nil})
 	require.NoError(t, db.Apply(t.Context(), change("k", "2", 1)))
 
 	now := db.compactions.begin(0)
-	db.compactions.now.Store(now)
-	db.compactions.hear(saysFailed, []any{1, errors.New("as if"), nil})
-	require.Same(t, now, db.compactions.now.Load())
+	db.compactions.active.Store(now)
+	db.compactions.onLog(saysFailed, []any{1, errors.New("as if"), nil})
+	require.Same(t, now, db.compactions.active.Load())
 	require.NoError(t, db.Apply(t.Context(), change("k", "3", 2)))
-	db.compactions.end(now)
+	db.compactions.finish(now)
 	now.release()
 }
 
-// A compaction for which there is no space makes no table before there is. Reads and changes go on, and Close says why it
-// cannot close.
+// A compaction for which there is no space makes no table before there is. Reads and changes go on,
+// and Close says why it cannot close.
 func TestCompactionWaitsForSpace(t *testing.T) {
 	dir := t.TempDir()
 	o := &obstacle{dir: dir}
 	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o)})
 	require.NoError(t, err)
 	var free atomic.Int64
-	db.compactions.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	db.compactions.space.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
 	revision := uint64(0)
 	put := func() {
 		t.Helper()
@@ -321,7 +327,7 @@ func TestCompactionWaitsForSpace(t *testing.T) {
 	require.Eventually(t, func() bool { return db.compactions.waiting.Load() != nil },
 		time.Minute, time.Millisecond, "no compaction waits")
 	put()
-	require.Nil(t, db.compactions.now.Load(), "it has not begun")
+	require.Nil(t, db.compactions.active.Load(), "it has not begun")
 	_, err = db.Get(t.Context(), []byte("k"))
 	require.NoError(t, err)
 	tables := len(db.badger.Tables())
@@ -345,7 +351,7 @@ func TestCompactionWaitsForSpaceDuringClose(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{})
 	require.NoError(t, err)
 	var free atomic.Int64
-	db.compactions.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	db.compactions.space.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
 	db.compactions.closing.Store(true)
 	waited := make(chan struct{})
 	go func() {
@@ -367,10 +373,10 @@ func TestCompactionThatWentUnwatched(t *testing.T) {
 		require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
 		if other {
 			now := db.compactions.begin(0)
-			db.compactions.now.Store(now)
+			db.compactions.active.Store(now)
 			defer now.release()
 		}
-		db.compactions.hear(saysDone, []any{1, 0})
+		db.compactions.onLog(saysDone, []any{1, 0})
 		require.ErrorContains(t, db.Apply(t.Context(), change("k", "2", 1)), "unwatched", name)
 	}
 }
@@ -422,7 +428,7 @@ func TestCommitted(t *testing.T) {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
 		now.manifest = info
-		now.without.Store(info.Size())
+		now.manifestScanned.Store(info.Size())
 		if c.harm != nil {
 			c.harm(t, path)
 		} else {
@@ -433,24 +439,24 @@ func TestCommitted(t *testing.T) {
 		}
 		require.Equal(t, c.want, now.committed(path), name)
 		if !c.want {
-			require.EqualValues(t, len("the manifest")+len(c.more), now.without.Load(), "%s: what was read is not read again", name)
+			require.EqualValues(t, len("the manifest")+len(c.more), now.manifestScanned.Load(), "%s: what was read is not read again", name)
 		}
 		require.Equal(t, c.want, now.committed(path), "%s, asked again", name)
 		require.True(t, (&compaction{}).committed(path), "%s: what it was is not known", name)
 	}
 }
 
-// Reads of what a compaction has not made visible yet do not wait for it; afterwards they do, and are refused if it was not
-// whole.
+// Reads of what a compaction has not made visible yet do not wait for it; afterwards they do, and
+// are refused if it was not whole.
 func TestReadsDuringACompaction(t *testing.T) {
 	db := open(t, t.TempDir())
 	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
 	now := db.compactions.begin(0)
-	db.compactions.now.Store(now)
+	db.compactions.active.Store(now)
 	_, err := db.Get(t.Context(), []byte("k"))
 	require.NoError(t, err, "the manifest is as it was")
 
-	now.without.Add(-1) // as if something had been written that is not known
+	now.manifestScanned.Add(-1) // as if something had been written that is not known
 	read := make(chan error, 1)
 	go func() {
 		_, err := db.Get(t.Context(), []byte("k"))
@@ -461,6 +467,6 @@ func TestReadsDuringACompaction(t *testing.T) {
 		require.Fail(t, "it was answered too early", "%v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
-	db.compactions.hear(saysFailed, []any{0, errors.New("as if"), nil})
+	db.compactions.onLog(saysFailed, []any{0, errors.New("as if"), nil})
 	require.ErrorIs(t, <-read, backend.ErrFailed)
 }

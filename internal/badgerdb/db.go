@@ -21,7 +21,7 @@
 //   - Compactions are watched. Badger continues without a table that could not be created, and
 //     deletes the tables which the new table was made from: see compactions.
 //   - The space on the disk is checked before each commit. Badger writes to mapped files, and there
-//     a full disk ends the process: see room.
+//     a full disk ends the process: see spaceGuard.
 //   - There are no deletes, no TTL and no DropPrefix. Deleted keys have come back (issues 2143,
 //     2278, 2286), and the version that comes back may be the version of an active key. An entry is
 //     deleted by a write of an empty value. The empty value stays for good unless the key is
@@ -78,12 +78,12 @@ type DB struct {
 	commitFile *commitfile.File
 	durable    atomic.Uint64               // timestamp of the last commit that is on disk
 	failed     atomic.Pointer[error]       // set once; see invariant 4
-	tell       atomic.Pointer[func(error)] // Options.Failed; nil until Open is done
+	onFailure  atomic.Pointer[func(error)] // Options.Failed; nil until Open is done
 
 	compactions *compactions // watches the compactions of badger
 
 	summary  layout.Summary // after the last commit; owned by the committer
-	room     room           // owned by the committer
+	space    spaceGuard     // owned by the committer
 	presence presence       // of the files
 
 	// queue leads to the committer. queue is unbuffered, so that a request is either taken or not.
@@ -123,7 +123,7 @@ func (db *DB) Close() error {
 	db.use.Lock()
 	defer db.use.Unlock()
 	if !db.closed {
-		if err := db.room.toClose(); err != nil {
+		if err := db.space.toClose(); err != nil {
 			return err
 		}
 	}
@@ -163,8 +163,8 @@ func (db *DB) closeBadger() error {
 	if db.badgerDone == nil {
 		done := make(chan error, 1)
 		db.badgerDone = done
-		// The hold keeps the files that are compacted while Badger is being closed.
-		b, release := db.badger, db.hold()
+		// pinFiles keeps the files that are compacted while Badger is being closed.
+		b, release := db.badger, db.pinFiles()
 		go func() {
 			err := b.Close()
 			if err == nil && db.failed.Load() == nil && release != nil {
@@ -194,24 +194,24 @@ func (db *DB) closeBadger() error {
 
 // fail stops the DB for good; see invariant 4. fail returns the first reason for which the DB
 // stopped.
-func (db *DB) fail(doing string, err error) error {
-	err = fmt.Errorf("badgerdb: %w: %s: %w", backend.ErrFailed, doing, err)
+func (db *DB) fail(op string, err error) error {
+	err = fmt.Errorf("badgerdb: %w: %s: %w", backend.ErrFailed, op, err)
 	if db.failed.CompareAndSwap(nil, &err) {
-		db.tellFailure(err)
+		db.reportFailure(err)
 	}
 	return *db.failed.Load()
 }
 
-// tellFailure calls Options.Failed, if set, once Open is done. Options.Failed is called twice if
+// reportFailure calls Options.Failed, if set, once Open is done. Options.Failed is called twice if
 // the DB fails while Open finishes.
-func (db *DB) tellFailure(err error) {
-	if tell := db.tell.Load(); tell != nil && *tell != nil {
-		(*tell)(err)
+func (db *DB) reportFailure(err error) {
+	if report := db.onFailure.Load(); report != nil && *report != nil {
+		(*report)(err)
 	}
 }
 
-// entry decodes a copy of an item.
-func entry(item *badger.Item) (backend.Entry, uint64, error) {
+// decodeItem decodes a copy of an item.
+func decodeItem(item *badger.Item) (backend.Entry, uint64, error) {
 	key := item.KeyCopy(nil)
 	value, err := item.ValueCopy(nil)
 	if err != nil {
@@ -236,7 +236,7 @@ func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
 	if err != nil {
 		return backend.Entry{}, 0, readError(key, err)
 	}
-	return entry(item)
+	return decodeItem(item)
 }
 
 // read calls f with a read transaction. The timestamp is db.durable.Load, or the timestamp of a
@@ -258,7 +258,7 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
 	err = db.guard(func() error { return f(txn) })
-	if doubt := db.compactions.vouch(); doubt != nil {
+	if doubt := db.compactions.waitVerified(); doubt != nil {
 		return doubt
 	}
 	return err
@@ -391,7 +391,7 @@ func (db *DB) page(
 			case down && to != nil && string(key) >= string(to):
 				continue // Seek begins at the key to itself, if there is an entry
 			}
-			switch e, _, err := entry(it.Item()); {
+			switch e, _, err := decodeItem(it.Item()); {
 			case err == nil:
 				page = append(page, e)
 				size += len(e.Key) + len(e.Value)
@@ -423,17 +423,17 @@ func (l logger) Errorf(format string, args ...any) {
 	text := badgerText(format, args)
 	l.to.Error(text)
 	l.db.fail("in the background", errors.New(text))
-	l.compactions.hear(format, args)
+	l.compactions.onLog(format, args)
 }
 
 func (l logger) Warningf(format string, args ...any) {
 	l.to.Warn(badgerText(format, args))
-	l.compactions.hear(format, args)
+	l.compactions.onLog(format, args)
 }
 
 func (l logger) Infof(format string, args ...any) { l.to.Debug(badgerText(format, args)) }
 
 func (l logger) Debugf(format string, args ...any) {
 	l.to.Debug(badgerText(format, args))
-	l.compactions.hear(format, args)
+	l.compactions.onLog(format, args)
 }

@@ -55,9 +55,9 @@ func change(key, value string, expect uint64) backend.Change {
 	return backend.Change{Key: []byte(key), Value: []byte(value), Expect: expect}
 }
 
-// After a commit that failed, nothing is served: its writes are visible in Badger's memory, and may or may not be on
-// disk.
-func TestFailedCommitPoisons(t *testing.T) {
+// After a commit that failed, nothing is served: its writes are visible in Badger's memory, and may
+// or may not be on disk.
+func TestFailedCommitStopsTheDB(t *testing.T) {
 	dir := t.TempDir()
 	db := open(t, dir)
 	ctx := t.Context()
@@ -114,7 +114,8 @@ func TestReadsSeeOnlyWhatIsDurable(t *testing.T) {
 	require.Equal(t, "new", string(e.Value))
 }
 
-// An Apply whose context ends while it waits for the committer has changed nothing; one that was taken is waited for.
+// An Apply whose context ends while it waits for the committer has changed nothing; one that was
+// taken is waited for.
 func TestApplyAndItsContext(t *testing.T) {
 	db := open(t, t.TempDir())
 	taken, release := make(chan struct{}), make(chan struct{})
@@ -146,8 +147,8 @@ func TestApplyAndItsContext(t *testing.T) {
 	require.ErrorIs(t, err, backend.ErrNotFound)
 }
 
-// Versions that Badger may drop are those that no reader needs: a read that is under way keeps the discard timestamp
-// where it is.
+// Versions that Badger may drop are those that no reader needs: a read that is under way keeps the
+// discard timestamp where it is.
 func TestDiscardWaitsForReaders(t *testing.T) {
 	db := open(t, t.TempDir())
 	ctx := t.Context()
@@ -163,14 +164,15 @@ func TestDiscardWaitsForReaders(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		e, _, err := entry(item)
+		e, _, err := decodeItem(item)
 		require.Equal(t, "0", string(e.Value))
 		return err
 	})
 	require.NoError(t, err)
 }
 
-// In Badger, a snapshot keeps what it shows while everything is written over, flushed and compacted.
+// In Badger, a snapshot keeps what it shows while everything is written over, flushed and
+// compacted.
 func TestSnapshotKeepsItsVersions(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{memTableSize: 1 << 20})
 	require.NoError(t, err)
@@ -249,7 +251,7 @@ func tableIDs(db *DB) (ids []uint64) {
 }
 
 // However its loop ends, a snapshot holds on to nothing afterwards.
-func TestSnapshotLetsGo(t *testing.T) {
+func TestVersionsAreDroppedAfterASnapshot(t *testing.T) {
 	db := open(t, t.TempDir())
 	for n := range pageEntries + 1 {
 		require.NoError(t, db.Apply(t.Context(), change(fmt.Sprintf("k%04d", n), "v", 0)))
@@ -314,8 +316,8 @@ func TestCloseDuringSnapshot(t *testing.T) {
 	require.Zero(t, db.readers.total())
 }
 
-// What Badger knows is that an entry was written over. So the version below it does not come back, wherever the two
-// are: in memory, in tables of one level or of two, compacted or not.
+// What Badger knows is that an entry was written over. So the version below it does not come back,
+// wherever the two are: in memory, in tables of one level or of two, compacted or not.
 func TestDeletedStaysDeleted(t *testing.T) {
 	dir := t.TempDir()
 	db := open(t, dir)
@@ -359,7 +361,8 @@ func TestDeletedStaysDeleted(t *testing.T) {
 	require.Equal(t, backend.Entry{Key: []byte("k"), Value: []byte("new"), Revision: 1}, e)
 }
 
-// A page that looks at nothing but deleted entries ends all the same, and the next goes on behind it.
+// A page that looks at nothing but deleted entries ends all the same, and the next goes on behind
+// it.
 func TestPagesOverDeletedEntries(t *testing.T) {
 	db := open(t, t.TempDir())
 	ctx := t.Context()
@@ -398,8 +401,8 @@ func TestPagesOverDeletedEntries(t *testing.T) {
 	require.Nil(t, next)
 }
 
-// A table that cannot be read any more, as after an error of the disk, is trouble for whoever reads it, and does not end the
-// process.
+// A table that cannot be read any more, as after an error of the disk, is trouble for whoever reads
+// it, and does not end the process.
 func TestUnreadableTable(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{})
@@ -547,8 +550,8 @@ func TestDirectory(t *testing.T) {
 	})
 }
 
-// readOnly returns an empty directory that nothing can be written to. Root may write where the mode forbids it, but
-// not to a file system that is mounted so.
+// readOnly returns an empty directory that nothing can be written to. Root may write where the mode
+// forbids it, but not to a file system that is mounted so.
 func readOnly(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -130,14 +130,14 @@ func (c contents) mayWrite(dir string) error {
 	return nil
 }
 
-// A plainError wraps an error, and replaces the text of the error.
-type plainError struct {
+// A messageError wraps an error, and replaces the text of the error.
+type messageError struct {
 	text string
 	err  error
 }
 
-func (e *plainError) Error() string { return e.text }
-func (e *plainError) Unwrap() error { return e.err }
+func (e *messageError) Error() string { return e.text }
+func (e *messageError) Unwrap() error { return e.err }
 
 // The reasons why a directory does not belong to a store.
 const (
@@ -146,7 +146,7 @@ const (
 )
 
 func noStore(dir, why string) error {
-	return &plainError{
+	return &messageError{
 		fmt.Sprintf("no key store exists in %s: %s: is the path right, and the volume mounted?", dir, why),
 		fs.ErrNotExist,
 	}
@@ -195,13 +195,13 @@ func chmodError(dir string, info fs.FileInfo, err error) error {
 	default:
 		text = cmp.Or(whose(dir, dir), text+": run chmod 700 on it as its owner")
 	}
-	return &plainError{fmt.Sprintf("%s: %v", text, err), err}
+	return &messageError{fmt.Sprintf("%s: %v", text, err), err}
 }
 
 // explain adds advice to an error of the operating system: what is wrong with the directory, and
 // what to do.
 func explain(dir string, err error) error {
-	if errors.As(err, new(*plainError)) { // the text already contains the advice
+	if errors.As(err, new(*messageError)) { // the text already contains the advice
 		return err
 	}
 	path := dir

@@ -23,7 +23,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A fixture is a directory as a crash leaves it, with tables and a log, and what has been acknowledged of it.
+// A fixture is a directory as a crash leaves it, with tables and a log, and what has been
+// acknowledged of it.
 type fixture struct {
 	dir     string
 	entries map[string]string
@@ -71,8 +72,8 @@ func newFixture(t testing.TB) fixture {
 	return f
 }
 
-// copyLive copies a directory that is open. Badger may be compacting: a copy is of one moment if no file has come or gone
-// meanwhile.
+// copyLive copies a directory that is open. Badger may be compacting: a copy is of one moment if no
+// file has come or gone meanwhile.
 func copyLive(t testing.TB, from, to string) {
 	t.Helper()
 	for before := names(t, from); ; {
@@ -328,8 +329,8 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// The newest version of an entry is damaged in a way that passes Badger's checksum: the entry is gone after a recovery,
-// and no older version of it comes back.
+// The newest version of an entry is damaged in a way that passes Badger's checksum: the entry is
+// gone after a recovery, and no older version of it comes back.
 func TestRecoverDoesNotBringBackOlderVersions(t *testing.T) {
 	dir := t.TempDir()
 	db := open(t, dir)
@@ -465,7 +466,8 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 	}
 }
 
-// A commit whose copy in LAST was not finished is there, is read by everybody, and so must not be lost in silence later.
+// A commit whose copy in LAST was not finished is there, is read by everybody, and so must not be
+// lost in silence later.
 func TestCommitWithoutItsCopy(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{})
@@ -481,7 +483,7 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 		if flushed {
 			s, err := survey.Read(f.dir)
 			require.NoError(t, err)
-			bare := &DB{dir: f.dir, room: newRoom(f.dir, 0, 0)}
+			bare := &DB{dir: f.dir, space: newSpaceGuard(f.dir, 0, 0)}
 			bare.compactions = newCompactions(bare)
 			require.NoError(t, s.Clean())
 			bare.badger, err = badger.OpenManaged(bare.options(Options{Logger: quiet}))

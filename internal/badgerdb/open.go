@@ -123,7 +123,7 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 	}()
 	r, err := db.open(opts)
 	if err == nil && r != nil {
-		if err = r.tell(opts); err == nil {
+		if err = r.report(opts); err == nil {
 			err = r.discard()
 		}
 	}
@@ -132,16 +132,17 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 	}
 	isOpen = true
 	go db.committer()
-	db.tell.Store(&opts.Failed)
+	db.onFailure.Store(&opts.Failed)
 	if err := db.failed.Load(); err != nil {
-		db.tellFailure(*err)
+		db.reportFailure(*err)
 	}
 	return db, nil
 }
 
 // open surveys the directory, recovers the directory if necessary, and opens Badger. If the
-// directory is damaged, damaged decides between recovery and error. open returns the recovery that
-// has replaced the files and is not reported yet. The result is nil if there is no such recovery.
+// directory is damaged, recoverOrFail decides between recovery and error. open returns the recovery
+// that has replaced the files and is not reported yet. The result is nil if there is no such
+// recovery.
 func (db *DB) open(opts Options) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
@@ -211,8 +212,8 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		inLogs += l.End
 		largest = max(largest, l.Memory)
 	}
-	db.room = newRoom(db.dir, opts.memTableSize, largest)
-	if err := db.room.toOpen(inLogs); err != nil {
+	db.space = newSpaceGuard(db.dir, opts.memTableSize, largest)
+	if err := db.space.toOpen(inLogs); err != nil {
 		return nil, err
 	}
 	if isNew {
@@ -242,7 +243,7 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	}
 	redo, err := s.Reconcile(records)
 	if err = cmp.Or(absent, err); err != nil {
-		return db.damaged(s, records, r, opts, err)
+		return db.recoverOrFail(s, records, r, opts, err)
 	}
 	if err := db.claim(); err != nil {
 		return nil, err
@@ -264,18 +265,18 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err := db.awaitTables(s.Logs); err != nil {
 		return nil, err
 	}
-	db.compactions.room = db.room
-	db.room.idle, db.room.busy = db.compactions.whileIdle, db.compactions.blocked
+	db.compactions.space = db.space
+	db.space.idle, db.space.busy = db.compactions.whileIdle, db.compactions.blocked
 	close(db.compactions.ready)
 	db.writeCommitFile = db.commitFile.Write
-	if err := db.settle(s, records, redo); err != nil {
+	if err := db.matchCommitFile(s, records, redo); err != nil {
 		if closeErr := db.closeBadger(); closeErr != nil {
 			return nil, errors.Join(err, closeErr)
 		}
 		db.badger = nil
-		return db.damaged(s, records, r, opts, err)
+		return db.recoverOrFail(s, records, r, opts, err)
 	}
-	return r, db.room.opened(db.commitFile.Preallocate())
+	return r, db.space.opened(db.commitFile.Preallocate())
 }
 
 // awaitTables waits until Badger has turned the logs in the directory into tables. No compaction
@@ -297,10 +298,10 @@ func (db *DB) awaitTables(logs []badgerfile.Log) error {
 	return nil
 }
 
-// damaged recovers and opens the directory if the recovery loses nothing, or if Options.Recover is
-// set. Otherwise damaged returns the error. damaged also returns the error if the error does not
-// wrap ErrCorrupt, or if this Open has made a recovery already. After the recovery damaged calls
-// open again.
+// recoverOrFail recovers and opens the directory if the recovery loses nothing, or if
+// Options.Recover is set. Otherwise recoverOrFail returns the error. recoverOrFail also returns the
+// error if the error does not wrap ErrCorrupt, or if this Open has made a recovery already. After
+// the recovery recoverOrFail calls open again.
 //
 // A damaged directory may still hold all entries, although Badger would not find all of them. For
 // example, Badger may fail to write the manifest. Badger then continues with another table of the
@@ -308,7 +309,7 @@ func (db *DB) awaitTables(logs []badgerfile.Log) error {
 // the sum of their checksums. Both figures prove that all entries are there and unchanged.
 //
 // If an earlier recovery is not reported yet, the new recovery reports the losses of both.
-func (db *DB) damaged(s *survey.Survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
+func (db *DB) recoverOrFail(s *survey.Survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
 	*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
 		return nil, damage
@@ -319,7 +320,7 @@ func (db *DB) damaged(s *survey.Survey, records []commitfile.Record, earlier *re
 		}
 	}
 	if earlier != nil {
-		damage = errors.Join(&plainError{earlier.Lost, backend.ErrCorrupt}, damage)
+		damage = errors.Join(&messageError{earlier.Lost, backend.ErrCorrupt}, damage)
 	}
 	r, err := db.salvage(s, records, opts, damage)
 	switch {
@@ -354,11 +355,11 @@ func (db *DB) options(opts Options) badger.Options {
 	}
 	return badger.DefaultOptions(db.dir).
 		WithSyncWrites(true).
-		WithMemTableSize(db.room.memtable).
+		WithMemTableSize(db.space.memtable).
 		// The sizes keep Badger's usual proportions to the memtable. So a compaction with small
-		// memtables needs no more space than room calculates.
-		WithBaseTableSize(db.room.memtable / 4).
-		WithBaseLevelSize(db.room.memtable * 5 / 4).
+		// memtables needs no more space than spaceGuard calculates.
+		WithBaseTableSize(db.space.memtable / 4).
+		WithBaseLevelSize(db.space.memtable * 5 / 4).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(level0Stall).
@@ -379,9 +380,9 @@ func (db *DB) options(opts Options) badger.Options {
 		WithLogger(logger{opts.Logger, db, db.compactions})
 }
 
-// settle makes Badger and LAST agree: settle repeats the commits that Badger lacks, and writes the
-// newest commit to LAST if LAST lacks that commit.
-func (db *DB) settle(s *survey.Survey, records, redo []commitfile.Record) error {
+// matchCommitFile makes Badger and LAST agree: matchCommitFile repeats the commits that Badger
+// lacks, and writes the newest commit to LAST if LAST lacks that commit.
+func (db *DB) matchCommitFile(s *survey.Survey, records, redo []commitfile.Record) error {
 	// The directory entries of files that Badger has just made may not be durable yet.
 	if err := fsys.SyncDir(db.dir); err != nil {
 		return err
@@ -418,7 +419,7 @@ func (db *DB) redo(commit commitfile.Record) error {
 	if err := db.writeCommit(txn, commit); err != nil {
 		return err
 	}
-	db.room.use(commit.Writes)
+	db.space.count(commit.Writes)
 	return nil
 }
 

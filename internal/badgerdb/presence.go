@@ -31,11 +31,11 @@ type presence struct {
 	// log is the log that is being written. log is owned by the committer, and read by Check.
 	log atomic.Pointer[logIdentity]
 
-	// The committer owns modified and settled. modified is the modification time of the directory
-	// at the last check of the tables. settled means that modified was old enough for a later
+	// The committer owns modified and stable. modified is the modification time of the directory
+	// at the last check of the tables. stable means that modified was old enough for a later
 	// change to have another time.
 	modified time.Time
-	settled  bool
+	stable   bool
 }
 
 type logIdentity struct {
@@ -53,13 +53,13 @@ func (db *DB) present() error {
 	if err := db.commitFilePresent(); err != nil {
 		return err
 	}
-	path := db.room.path(db.room.log)
+	path := db.space.path(db.space.log)
 	log, err := os.Stat(path)
 	if err != nil {
 		return gone(path, err)
 	}
-	if known := p.log.Load(); known == nil || known.number != db.room.log {
-		p.log.Store(&logIdentity{db.room.log, log})
+	if known := p.log.Load(); known == nil || known.number != db.space.log {
+		p.log.Store(&logIdentity{db.space.log, log})
 	} else if !os.SameFile(known.file, log) {
 		return gone(path, nil)
 	}
@@ -68,10 +68,10 @@ func (db *DB) present() error {
 		return gone(db.dir, err)
 	}
 	old := time.Since(dir.ModTime()) > timeGrain
-	if dir.ModTime().Equal(p.modified) && (p.settled || !old) {
+	if dir.ModTime().Equal(p.modified) && (p.stable || !old) {
 		return nil
 	}
-	p.modified, p.settled = dir.ModTime(), old
+	p.modified, p.stable = dir.ModTime(), old
 	return db.tablesPresent()
 }
 
@@ -82,11 +82,11 @@ func (db *DB) allPresent() error {
 		return err
 	}
 	if log := db.presence.log.Load(); log != nil {
-		path := db.room.path(log.number)
+		path := db.space.path(log.number)
 		now, err := os.Stat(path)
 		// A log is removed only when the next log exists. The committer may not have recorded the
 		// next log yet.
-		if _, next := os.Stat(db.room.path(log.number + 1)); next != nil && (err != nil || !os.SameFile(now, log.file)) {
+		if _, next := os.Stat(db.space.path(log.number + 1)); next != nil && (err != nil || !os.SameFile(now, log.file)) {
 			return gone(path, err)
 		}
 	}

@@ -14,8 +14,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A change is not acknowledged when the files of the store are not in the directory any more, and Check says what is so.
-// Nothing is served afterwards. What was acknowledged before is there when the directory is.
+// A change is not acknowledged when the files of the store are not in the directory any more, and
+// Check says what is so. Nothing is served afterwards. What was acknowledged before is there when
+// the directory is.
 func TestFilesThatAreRemoved(t *testing.T) {
 	only := func(pattern string) func(t *testing.T, dir, away string) {
 		return func(t *testing.T, dir, away string) {
@@ -121,7 +122,8 @@ func TestDirectoryThatIsDeleted(t *testing.T) {
 	_ = db.Close()
 }
 
-// Tables are looked at again when the directory's modification time is old enough, since two changes may have one time.
+// Tables are looked at again when the directory's modification time is old enough, since two
+// changes may have one time.
 func TestTableThatIsRemovedWithinATimeGrain(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{})
@@ -151,7 +153,8 @@ func TestTableThatIsRemovedWithinATimeGrain(t *testing.T) {
 	require.NoError(t, db.Close())
 }
 
-// Compactions and logs that come and go while the store is checked and written are not taken for a removal.
+// Compactions and logs that come and go while the store is checked and written are not taken for a
+// removal.
 func TestNothingIsMissedThatIsThere(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable})
 	require.NoError(t, err)
@@ -177,7 +180,7 @@ func TestNothingIsMissedThatIsThere(t *testing.T) {
 	}
 	close(over)
 	require.NoError(t, <-checked)
-	require.Greater(t, db.room.log, 5)
+	require.Greater(t, db.space.log, 5)
 	require.NoError(t, db.Close())
 }
 

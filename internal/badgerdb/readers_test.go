@@ -61,8 +61,9 @@ func repeat(steps []func(*world, int), times int) (all []func(*world, int)) {
 	return all
 }
 
-// explore takes every order of the steps of the readers, one or two, and the committer. It returns how many orders there
-// are, how many drop a version that is being read, and how many move the discard timestamp.
+// explore takes every order of the steps of the readers, one or two, and the committer. It returns
+// how many orders there are, how many drop a version that is being read, and how many move the
+// discard timestamp.
 func explore(readers [2][]func(*world, int), committer []func(*world, int)) (orders, wrong, moved int) {
 	actors := [][]func(*world, int){readers[0], readers[1], committer}
 	var walk func(order []int, taken [3]int)
@@ -99,8 +100,8 @@ func explore(readers [2][]func(*world, int), committer []func(*world, int)) (ord
 	return orders, wrong, moved
 }
 
-// In every order of the steps of readers and the committer, the discard timestamp does not pass what a reader reads.
-// Wrong steps are caught.
+// In every order of the steps of readers and the committer, the discard timestamp does not pass
+// what a reader reads. Wrong steps are caught.
 func TestReadersInterleavings(t *testing.T) {
 	type steps = []func(*world, int)
 	for _, c := range []struct {
@@ -124,8 +125,8 @@ func TestReadersInterleavings(t *testing.T) {
 	}
 }
 
-// Old versions are dropped though there is a reader at every moment: each reader ends only after the next has begun. What
-// a snapshot shows is there until its end.
+// Old versions are dropped though there is a reader at every moment: each reader ends only after
+// the next has begun. What a snapshot shows is there until its end.
 func TestOldVersionsAreDroppedUnderReaders(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable})
 	require.NoError(t, err)

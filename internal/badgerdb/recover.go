@@ -55,11 +55,11 @@ import (
 //  5. Options.Recover has returned. The files of recovering-<time> are removed by their names, and
 //     RECOVERY is removed at the end.
 //
-// Open trusts RECOVERY only if LAST has one of the two summaries. Anything else with such a name does
-// not belong to the store. The store does not read, move or remove foreign files.
+// Open trusts RECOVERY only if LAST has one of the two summaries. Anything else with such a name
+// does not belong to the store. The store does not read, move or remove foreign files.
 //
-// After a recovery Open starts again: open calls damaged, damaged calls salvage and replace, and
-// then damaged calls open.
+// After a recovery Open starts again: open calls recoverOrFail, recoverOrFail calls salvage and
+// replace, and then recoverOrFail calls open.
 type recovery struct {
 	work  string            // the directory recovering-<time>
 	away  string            // the directory damaged-<time>, for the damaged files
@@ -316,7 +316,7 @@ func (db *DB) salvage(s *survey.Survey, records []commitfile.Record, opts Option
 			return nil, err
 		}
 	}
-	if err := db.room.toSalvage(); err != nil {
+	if err := db.space.toSalvage(); err != nil {
 		return nil, err
 	}
 	var was layout.Summary
@@ -335,7 +335,7 @@ func (db *DB) salvage(s *survey.Survey, records []commitfile.Record, opts Option
 
 // fill makes the new database, and describes the new database in RECOVERY.
 func (r *recovery) fill(from string, s *survey.Survey, records []commitfile.Record, opts Options, damage error) error {
-	to := &DB{dir: r.work, room: newRoom(r.work, usualMemtable, 0)}
+	to := &DB{dir: r.work, space: newSpaceGuard(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
 	// The new database has no compactors. compactions can check a compaction only if Badger flushes
 	// tables in the order of commits.
@@ -407,9 +407,9 @@ func sumFile(path string, isNew bool) ([]byte, error) {
 var errForeign = errors.New("it is not the key store's: another program with Badger uses the " +
 	"same directory: give each a directory of its own")
 
-// collect fills the new database from the files in the directory from. collect returns the summary of
-// the new database. left reports how many of the expected entries were recovered, and any damage.
-// whole means that all entries were recovered and are unchanged.
+// collect fills the new database from the files in the directory from. collect returns the summary
+// of the new database. left reports how many of the expected entries were recovered, and any
+// damage. whole means that all entries were recovered and are unchanged.
 func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record) (h layout.Summary, whole bool, left, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
@@ -428,7 +428,7 @@ func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record
 		}
 		return batch.SetEntryAt(badger.NewEntry(w.Key, value), version)
 	}
-	damaged, err := salvageTables(from, put)
+	damage, err := salvageTables(from, put)
 	if err != nil {
 		return layout.Summary{}, false, nil, err
 	}
@@ -488,7 +488,7 @@ func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record
 			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.Entries, want.Seq)
 		}
 	}
-	return h, whole, errors.Join(append(damaged, report)...), nil
+	return h, whole, errors.Join(append(damage, report)...), nil
 }
 
 // isOurs reports whether a store, or Badger for a store, writes entries under key.
@@ -497,18 +497,18 @@ func isOurs(key []byte) bool {
 		bytes.HasPrefix(key, []byte("!badger!"))
 }
 
-// salvageTables calls put for every entry of every undamaged block of every table in dir. damaged
+// salvageTables calls put for every entry of every undamaged block of every table in dir. damage
 // lists the damage in the tables. If put fails, salvageTables returns the first error of put.
-func salvageTables(dir string, put func(version uint64, w layout.Write) error) (damaged []error, err error) {
+func salvageTables(dir string, put func(version uint64, w layout.Write) error) (damage []error, err error) {
 	paths, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range paths {
 		var failed error
-		note := func(damage error) {
-			if damage != nil {
-				damaged = append(damaged, fmt.Errorf("%s: %w", filepath.Base(path), damage))
+		note := func(err error) {
+			if err != nil {
+				damage = append(damage, fmt.Errorf("%s: %w", filepath.Base(path), err))
 			}
 		}
 		note(badgerfile.WithTable(path, func(t badgerfile.Table) error {
@@ -529,7 +529,7 @@ func salvageTables(dir string, put func(version uint64, w layout.Write) error) (
 			return nil, failed
 		}
 	}
-	return damaged, nil
+	return damage, nil
 }
 
 // replace moves the damaged files away, and moves the files of the recovery to their place. If a
@@ -609,10 +609,10 @@ func (r *recovery) replace(dir string, claim func() error) error {
 	return errors.Join(fsys.SyncDir(dir), fsys.SyncDir(r.work))
 }
 
-// tell reports the recovery to Options.Recover. If Options.Recover is nil, the recovery loses
-// nothing, and tell writes to the log instead.
-func (r *recovery) tell(opts Options) (err error) {
-	lost := &plainError{r.Lost, backend.ErrCorrupt}
+// report reports the recovery to Options.Recover. If Options.Recover is nil, the recovery loses
+// nothing, and report writes to the log instead.
+func (r *recovery) report(opts Options) (err error) {
+	lost := &messageError{r.Lost, backend.ErrCorrupt}
 	if opts.Recover == nil {
 		opts.Logger.Warn("API key store found its directory damaged, and nothing lost: "+
 			"it has been put in order", "error", lost)
@@ -636,5 +636,5 @@ func (r *recovery) refuse(dir string, opts Options) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s: a recovery with Options.Recover was interrupted: "+
-		"open the directory with Options.Recover, to be told what is lost", backend.ErrCorrupt, dir)
+		"open the directory with Options.Recover, which reports what is lost", backend.ErrCorrupt, dir)
 }

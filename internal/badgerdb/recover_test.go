@@ -150,7 +150,7 @@ func TestStoreThatWasBeingMade(t *testing.T) {
 
 // A LAST that is damaged, with no other file beside it, is what is left of a store, and not a new
 // store.
-func TestDamagedLastAlone(t *testing.T) {
+func TestDamagedCommitFileAlone(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, map[string]string{commitfile.Name: commitfile.Magic + strings.Repeat("x", 2000)})
 	before := tree(t, dir)

@@ -26,11 +26,11 @@ func TestWordSizeIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// What that is for. When this test fails under GOARCH=386, because Badger keeps what it is given there too, Open need not
-// refuse any more.
+// What that is for. When this test fails under GOARCH=386, because Badger keeps what it is given
+// there too, Open need not refuse any more.
 func TestWordSizeDamagesTables(t *testing.T) {
 	dir := t.TempDir()
-	bare := &DB{dir: dir, room: newRoom(dir, usualMemtable, 0)}
+	bare := &DB{dir: dir, space: newSpaceGuard(dir, usualMemtable, 0)}
 	options := bare.options(Options{}).WithLogger(nil)
 	db, err := badger.OpenManaged(options)
 	require.NoError(t, err)

@@ -1,5 +1,5 @@
-// Package commitfile keeps the file LAST, which stores the two newest commits a second time, next to
-// Badger. The comment on File says why, and what Open does with the two commits.
+// Package commitfile keeps the file LAST, which stores the two newest commits a second time, next
+// to Badger. The comment on File says why, and what Open does with the two commits.
 //
 // Package commitfile reads and writes one file. The package does not know Badger's files, and does
 // not compare the two commits with Badger: package survey does. A commit is a summary and some

@@ -74,16 +74,16 @@ func ParseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
 		return backend.Entry{}, 0, backend.ErrNotFound
 	}
 	if len(value) < entryHeader {
-		return backend.Entry{}, 0, damaged(key)
+		return backend.Entry{}, 0, damagedError(key)
 	}
 	e = backend.Entry{Key: key, Value: value[entryHeader:], Revision: binary.BigEndian.Uint64(value)}
 	sum = binary.BigEndian.Uint64(value[8:])
 	if sum != Checksum(e.Key, e.Revision, e.Value) {
-		return backend.Entry{}, 0, damaged(key)
+		return backend.Entry{}, 0, damagedError(key)
 	}
 	return e, sum, nil
 }
 
-func damaged(key []byte) error {
+func damagedError(key []byte) error {
 	return fmt.Errorf("%w: entry %x: %w", backend.ErrCorrupt, key, ErrDamaged)
 }

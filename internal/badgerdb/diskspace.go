@@ -18,9 +18,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// A room refuses commits that could make Badger run out of disk space. Badger writes logs and
-// tables through mapped files, and a full disk ends the process there with SIGBUS. So room checks
-// that the disk has the space that Badger may use before any caller can stop Badger.
+// A spaceGuard refuses commits that could make Badger run out of disk space. Badger writes logs and
+// tables through mapped files, and a full disk ends the process there with SIGBUS. So a spaceGuard
+// checks that the disk has the space that Badger may use before any caller can stop Badger.
 //
 // The disk, for memtables of m bytes:
 //
@@ -55,9 +55,9 @@ import (
 // m: Badger (db.go, arenaSize) adds 15 % of m for one transaction, and 15 % for the nodes of its
 // skip list.
 //
-// The committer owns room, and checks the disk before each commit, so commits use space that comes
-// back. The check races with other processes: a process that takes the last byte between check and
-// write still ends this process.
+// The committer owns the spaceGuard, and checks the disk before each commit, so commits use space
+// that comes back. The check races with other processes: a process that takes the last byte between
+// check and write still ends this process.
 //
 // A quota may leave less space than the disk reports: the disk does not report the quota of a user
 // or of a btrfs qgroup. So a probe also allocates the space, to a file without a name, and gives
@@ -79,7 +79,7 @@ import (
 //
 // A compaction waits until there is space for the compaction; see compactions.awaitSpace. Commits
 // do not use the space for a compaction.
-type room struct {
+type spaceGuard struct {
 	dir  string
 	disk func(dir string) (free, total int64, ok bool)
 	// probe returns ENOSPC or EDQUOT if a file in dir cannot have size bytes.
@@ -125,18 +125,18 @@ const (
 // newRoom checks the disk, and chooses the size of memtables if memtable is 0. An existing log may
 // need a memtable as large as the log was written for. So largestLog is the size that the largest
 // existing log takes in memory.
-func newRoom(dir string, memtable int64, largestLog int64) room {
-	r := room{
+func newSpaceGuard(dir string, memtable int64, largestLog int64) spaceGuard {
+	g := spaceGuard{
 		dir: dir, disk: fsys.Disk, probe: fsys.Probe, memtable: memtable, copies: fsys.CopiesOnWrite(dir), allowed: math.MaxInt64,
 		idle: func(probe func()) bool { probe(); return true },
 		busy: func() error { return nil },
 	}
-	if r.memtable == 0 {
-		r.memtable = memtableFor(fsys.Disk, fsys.Probe, dir, largestLog)
+	if g.memtable == 0 {
+		g.memtable = memtableFor(fsys.Disk, fsys.Probe, dir, largestLog)
 	}
 	// Badger accepts up to 15 % of a memtable in one transaction.
-	r.group = int(r.memtable / 16)
-	return r
+	g.group = int(g.memtable / 16)
+	return g
 }
 
 func memtableFor(
@@ -156,142 +156,142 @@ func memtableFor(
 
 // logSize is the largest size that a log can reach. Badger treats a log as full when the log has
 // the size of a memtable, and checks only before a commit.
-func (r *room) logSize() int64 { return r.memtable + int64(r.group) + 2*backend.MaxApplySize }
+func (g *spaceGuard) logSize() int64 { return g.memtable + int64(g.group) + 2*backend.MaxApplySize }
 
 // need is the space that Badger may need for its work after a commit. Without this space, at most
 // an urgent commit that fits into the current log is allowed.
-func (r *room) need(tables int64) int64 {
-	return 2*r.memtable + r.logSize() + tables
+func (g *spaceGuard) need(tables int64) int64 {
+	return 2*g.memtable + g.logSize() + tables
 }
 
-func (r *room) path(log int) string { return filepath.Join(r.dir, fmt.Sprintf("%05d.mem", log)) }
+func (g *spaceGuard) path(log int) string { return filepath.Join(g.dir, fmt.Sprintf("%05d.mem", log)) }
 
 // opened finds the current log. Call opened once Badger is open. reserved means that the file LAST
 // has all of its space.
-func (r *room) opened(reserved bool) error {
-	r.reserved = reserved
-	logs, err := badgerfile.FilesOf(r.dir, badgerfile.LogFiles)
+func (g *spaceGuard) opened(reserved bool) error {
+	g.reserved = reserved
+	logs, err := badgerfile.FilesOf(g.dir, badgerfile.LogFiles)
 	if err != nil {
 		return err
 	}
 	for _, path := range logs {
 		var n int
 		if _, err := fmt.Sscanf(filepath.Base(path), "%d.mem", &n); err == nil {
-			r.log = max(r.log, n)
+			g.log = max(g.log, n)
 		}
 	}
-	r.allocate()
+	g.allocate()
 	return nil
 }
 
 // allocate gives the current log all of its space, if LAST has all of its space.
-func (r *room) allocate() {
-	r.allocated = false
-	r.probed = time.Time{}
-	if !r.reserved {
+func (g *spaceGuard) allocate() {
+	g.allocated = false
+	g.probed = time.Time{}
+	if !g.reserved {
 		return
 	}
-	f, err := os.OpenFile(r.path(r.log), os.O_RDWR, 0)
+	f, err := os.OpenFile(g.path(g.log), os.O_RDWR, 0)
 	if err != nil {
 		return
 	}
-	r.allocated = fsys.Allocate(f, r.logSize())
+	g.allocated = fsys.Allocate(f, g.logSize())
 	_ = f.Close() // nothing was written
 }
 
 // committed counts a commit. Badger may have begun another log for the commit.
-func (r *room) committed(writes []layout.Write) {
-	if _, err := os.Stat(r.path(r.log + 1)); err == nil {
-		r.log++
-		r.used = 0
-		r.logs++
-		r.allocate()
+func (g *spaceGuard) committed(writes []layout.Write) {
+	if _, err := os.Stat(g.path(g.log + 1)); err == nil {
+		g.log++
+		g.used = 0
+		g.logs++
+		g.allocate()
 	}
-	r.use(writes)
+	g.count(writes)
 }
 
-// use adds the size of a commit to used. Each write is in the log, and in a node of a skip list.
+// count adds the size of a commit to used. Each write is in the log, and in a node of a skip list.
 // The end of the transaction is in both too.
-func (r *room) use(writes []layout.Write) {
-	r.used += int64(perWrite + skl.MaxNodeSize)
+func (g *spaceGuard) count(writes []layout.Write) {
+	g.used += int64(perWrite + skl.MaxNodeSize)
 	for _, w := range writes {
-		r.used += int64(len(w.Key) + len(w.Value) + perWrite + skl.MaxNodeSize)
+		g.used += int64(len(w.Key) + len(w.Value) + perWrite + skl.MaxNodeSize)
 	}
 }
 
 // spare is the space beyond need that usual commits leave to urgent commits.
-func (r *room) spare() int64 {
-	if r.copies {
+func (g *spaceGuard) spare() int64 {
+	if g.copies {
 		// Usual commits of two logs may come before the next probe, and each log also adds to need.
-		return 8 * r.memtable
+		return 8 * g.memtable
 	}
-	return r.memtable
+	return g.memtable
 }
 
 // forCommit returns why there is no space for a usual commit, and why there is no space for an
 // urgent commit. Nil means that there is space.
-func (r *room) forCommit() (usual, urgent error) {
-	free, _, ok := r.disk(r.dir)
+func (g *spaceGuard) forCommit() (usual, urgent error) {
+	free, _, ok := g.disk(g.dir)
 	if !ok {
 		free = math.MaxInt64
 	}
-	spare := r.spare()
-	due := time.Since(r.probed) >= probeEvery
+	spare := g.spare()
+	due := time.Since(g.probed) >= probeEvery
 	if due {
-		r.size = r.tables()
+		g.size = g.tables()
 	}
-	need := r.need(r.size + int64(r.logs)*r.memtable) // each log has become a table
+	need := g.need(g.size + int64(g.logs)*g.memtable) // each log has become a table
 	if due {
-		if err := r.look(need+spare, need, spare); err != nil {
+		if err := g.runProbe(need+spare, need, spare); err != nil {
 			return err, err
 		}
 	}
 	why := func(size int64) error {
 		if free < size {
-			return full(r.dir, free, size)
+			return full(g.dir, free, size)
 		}
-		return refused(r.dir, size, r.refusal)
+		return refused(g.dir, size, g.refusal)
 	}
-	left := min(free, r.allowed)
+	left := min(free, g.allowed)
 	if left < need+spare {
 		usual = why(need + spare)
 	}
 	switch {
-	case r.used < r.memtable && r.allocated: // the commit stays in this log
-	case r.used < r.memtable && left >= spare && !r.copies:
+	case g.used < g.memtable && g.allocated: // the commit stays in this log
+	case g.used < g.memtable && left >= spare && !g.copies:
 	case left < need:
 		urgent = why(need)
 	}
 	return usual, urgent
 }
 
-// look probes for the first of the sizes that can be allocated. If Badger writes a table, look
-// skips the probe while the last probe is still valid, and otherwise waits for Badger. An error
-// means that look would wait for long.
-func (r *room) look(sizes ...int64) error {
+// runProbe probes for the first of the sizes that can be allocated. If Badger writes a table,
+// runProbe skips the probe while the last probe is still valid, and otherwise waits for Badger. An
+// error means that runProbe would wait for long.
+func (g *spaceGuard) runProbe(sizes ...int64) error {
 	const begin, most = time.Millisecond, 50 * time.Millisecond
-	for wait := begin; !r.idle(func() { r.allowed, r.refusal = r.most(sizes) }); wait = min(2*wait, most) {
-		if r.logs < 2 {
+	for wait := begin; !g.idle(func() { g.allowed, g.refusal = g.largest(sizes) }); wait = min(2*wait, most) {
+		if g.logs < 2 {
 			return nil
 		}
-		if err := r.busy(); err != nil {
+		if err := g.busy(); err != nil {
 			return err
 		}
 		time.Sleep(wait)
 	}
-	r.logs = 0
-	if r.probed = time.Now(); r.refusal != nil {
-		r.probed = time.Time{}
+	g.logs = 0
+	if g.probed = time.Now(); g.refusal != nil {
+		g.probed = time.Time{}
 	}
 	return nil
 }
 
-// most returns the first of the sizes that can be allocated, or 0 if no size can. refusal is why a
-// larger size cannot be allocated. If the first size can be allocated, there is no known limit, and
-// most returns math.MaxInt64.
-func (r *room) most(sizes []int64) (allowed int64, refusal error) {
+// largest returns the first of the sizes that can be allocated, or 0 if no size can. refusal is why
+// a larger size cannot be allocated. If the first size can be allocated, there is no known limit,
+// and largest returns math.MaxInt64.
+func (g *spaceGuard) largest(sizes []int64) (allowed int64, refusal error) {
 	for i, size := range sizes {
-		err := r.probe(r.dir, size)
+		err := g.probe(g.dir, size)
 		switch {
 		case err == nil && i == 0:
 			return math.MaxInt64, nil
@@ -304,54 +304,54 @@ func (r *room) most(sizes []int64) (allowed int64, refusal error) {
 }
 
 // lacks returns an error if there is less space than size.
-func (r *room) lacks(size int64) error {
-	if free, _, ok := r.disk(r.dir); ok && free < size {
-		return full(r.dir, free, size)
+func (g *spaceGuard) lacks(size int64) error {
+	if free, _, ok := g.disk(g.dir); ok && free < size {
+		return full(g.dir, free, size)
 	}
-	if err := r.probe(r.dir, size); err != nil {
-		return refused(r.dir, size, err)
+	if err := g.probe(g.dir, size); err != nil {
+		return refused(g.dir, size, err)
 	}
 	return nil
 }
 
 // toOpen returns why there is no space for the work of Badger at Open. logs is the number of bytes
 // in the logs.
-func (r *room) toOpen(logs int64) error { return r.lacks(logs + r.memtable + r.logSize()) }
+func (g *spaceGuard) toOpen(logs int64) error { return g.lacks(logs + g.memtable + g.logSize()) }
 
 // toCompact returns why there is no space for a compaction, and for a table that is flushed at the
 // same time. toCompact does not probe, because Badger may be flushing a table.
-func (r *room) toCompact() error {
-	need := r.tables() + r.memtable
-	if r.copies {
-		_ = fsys.SyncFileSystem(r.dir) // gives back the blocks of tables that were removed
+func (g *spaceGuard) toCompact() error {
+	need := g.tables() + g.memtable
+	if g.copies {
+		_ = fsys.SyncFileSystem(g.dir) // gives back the blocks of tables that were removed
 	}
-	if free, _, ok := r.disk(r.dir); ok && free < need {
-		return full(r.dir, free, need)
+	if free, _, ok := g.disk(g.dir); ok && free < need {
+		return full(g.dir, free, need)
 	}
 	return nil
 }
 
 // toSalvage returns why there is no space for a recovery. A recovery is no larger than the existing
 // files.
-func (r *room) toSalvage() error { return r.lacks(r.tables() + 4*usualMemtable) }
+func (g *spaceGuard) toSalvage() error { return g.lacks(g.tables() + 4*usualMemtable) }
 
 // toClose returns why there is no space for the work of Badger at Close. At Close Badger makes a
 // table of the current log.
-func (r *room) toClose() (err error) {
-	if r.used == 0 {
+func (g *spaceGuard) toClose() (err error) {
+	if g.used == 0 {
 		return nil
 	}
-	need := 2 * r.memtable
-	if free, _, ok := r.disk(r.dir); ok && free < need {
-		return full(r.dir, free, need)
+	need := 2 * g.memtable
+	if free, _, ok := g.disk(g.dir); ok && free < need {
+		return full(g.dir, free, need)
 	}
-	r.idle(func() { err = r.lacks(need) }) // if not idle, the last probe is still valid
+	g.idle(func() { err = g.lacks(need) }) // if not idle, the last probe is still valid
 	return err
 }
 
 // tables returns the size of all tables in the directory.
-func (r *room) tables() (size int64) {
-	tables, _ := badgerfile.FilesOf(r.dir, badgerfile.TableFiles) // the disk was checked just now
+func (g *spaceGuard) tables() (size int64) {
+	tables, _ := badgerfile.FilesOf(g.dir, badgerfile.TableFiles) // the disk was checked just now
 	for _, path := range tables {
 		if info, err := os.Stat(path); err == nil { // Badger may just have removed the table
 			size += info.Size()

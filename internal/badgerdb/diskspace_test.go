@@ -19,15 +19,15 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// As the disk fills up, usual changes are refused first; urgent ones go on in the space that the log has already, until
-// that is used up, with no byte left on the disk. Nothing is changed by what is refused, and all goes on when there is
-// room again.
+// As the disk fills up, usual changes are refused first; urgent ones go on in the space that the
+// log has already, until that is used up, with no byte left on the disk. Nothing is changed by what
+// is refused, and all goes on when there is room again.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{memTableSize: smallMemtable})
 	require.NoError(t, err)
 	var free atomic.Int64
-	db.room.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 30, true }
+	db.space.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 30, true }
 	put := func(key string, urgent bool) error {
 		c := change(key, strings.Repeat("v", 1000), 0)
 		c.Restricts = urgent
@@ -42,7 +42,7 @@ func TestFullDisk(t *testing.T) {
 
 	free.Store(1 << 30)
 	ok("plenty", false)
-	free.Store(db.room.need(0) + db.room.memtable)
+	free.Store(db.space.need(0) + db.space.memtable)
 	ok("just enough", false)
 	free.Add(-1)
 	err = put("one byte less", false)
@@ -53,9 +53,9 @@ func TestFullDisk(t *testing.T) {
 	ok("urgent", true)
 
 	free.Store(0)
-	if !db.room.allocated {
+	if !db.space.allocated {
 		t.Log("SKIPPED the reserve in the log: this file system cannot allocate space for a file")
-		free.Store(db.room.memtable)
+		free.Store(db.space.memtable)
 	}
 	n := 0
 	for ; ; n++ {
@@ -87,17 +87,17 @@ func TestFullDisk(t *testing.T) {
 	require.NoError(t, put("again", false))
 }
 
-// A quota that the disk does not tell of is found by allocating: usual changes are refused first, urgent ones when there is
-// nothing left but what the log has already. A probe that found enough holds for a while, but not into the next log. An
-// Open that has too little space says which it is.
+// A quota that the disk does not tell of is found by allocating: usual changes are refused first,
+// urgent ones when there is nothing left but what the log has already. A probe that found enough
+// holds for a while, but not into the next log. An Open that has too little space says which it is.
 func TestQuota(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{memTableSize: smallMemtable})
 	require.NoError(t, err)
 	var left atomic.Int64
 	probes := 0
-	db.room.disk = func(string) (int64, int64, bool) { return 1 << 40, 1 << 40, true }
-	db.room.probe = func(_ string, size int64) error {
+	db.space.disk = func(string) (int64, int64, bool) { return 1 << 40, 1 << 40, true }
+	db.space.probe = func(_ string, size int64) error {
 		probes++
 		if size > left.Load() {
 			return syscall.EDQUOT
@@ -122,9 +122,9 @@ func TestQuota(t *testing.T) {
 	left.Store(1 << 30)
 	require.NoError(t, put(false))
 	require.Equal(t, 1, probes)
-	db.room.probed = time.Now().Add(time.Hour) // the while does not end
-	log := db.room.log
-	for db.room.log == log {
+	db.space.probed = time.Now().Add(time.Hour) // the while does not end
+	log := db.space.log
+	for db.space.log == log {
 		require.NoError(t, put(false))
 	}
 	require.Equal(t, 1, probes, "a probe holds")
@@ -135,17 +135,17 @@ func TestQuota(t *testing.T) {
 	require.NoError(t, put(false))
 	require.Equal(t, 2, probes, "but not into the next log")
 
-	db.room.probed = time.Time{} // the while is over
-	left.Store(db.room.need(db.room.tables()) + db.room.memtable - 1)
+	db.space.probed = time.Time{} // the while is over
+	left.Store(db.space.need(db.space.tables()) + db.space.memtable - 1)
 	refused(put(false))
 	require.NoError(t, put(true))
 	refused(put(false))
-	left.Store(db.room.need(db.room.tables()) + db.room.memtable)
+	left.Store(db.space.need(db.space.tables()) + db.space.memtable)
 	require.NoError(t, put(false), "a refusal does not hold")
 
-	db.room.probed = time.Time{}
-	left.Store(db.room.memtable)
-	if !db.room.allocated {
+	db.space.probed = time.Time{}
+	left.Store(db.space.memtable)
+	if !db.space.allocated {
 		t.Log("SKIPPED the reserve in the log: this file system cannot allocate space for a file")
 	} else {
 		left.Store(0)
@@ -155,33 +155,34 @@ func TestQuota(t *testing.T) {
 	}
 	refused(err)
 	refused(db.Close())
-	left.Store(2 * db.room.memtable)
+	left.Store(2 * db.space.memtable)
 	require.NoError(t, db.Close())
 
-	r := newRoom(dir, smallMemtable, 0)
+	r := newSpaceGuard(dir, smallMemtable, 0)
 	r.probe = func(string, int64) error { return syscall.EDQUOT }
 	refused(r.toOpen(0))
 	refused(r.toSalvage())
 }
 
-// A compaction can write all tables anew: one table with the first key of one kind and the last key of another is merged with
-// everything between. Of 41 MB of tables all were written at once, with memtables of 1 MB.
+// A compaction can write all tables anew: one table with the first key of one kind and the last key
+// of another is merged with everything between. Of 41 MB of tables all were written at once, with
+// memtables of 1 MB.
 func TestNeedCoversAllTables(t *testing.T) {
-	r := newRoom(t.TempDir(), smallMemtable, 0)
+	r := newSpaceGuard(t.TempDir(), smallMemtable, 0)
 	require.EqualValues(t, int64(1<<40), r.need(1<<40)-r.need(0))
 }
 
-// A probe would take the space from a table that is being written. So there is none then; what the last one found holds, but
-// not into a third log.
+// A probe would take the space from a table that is being written. So there is none then; what the
+// last one found holds, but not into a third log.
 func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{memTableSize: smallMemtable, noCompactors: true})
 	require.NoError(t, err)
 	var left atomic.Int64
 	var probes atomic.Int64
 	left.Store(1 << 40)
-	probeAgain := func() { db.room.probed = time.Time{} }
+	probeAgain := func() { db.space.probed = time.Time{} }
 	probeAgain()
-	db.room.probe = func(_ string, size int64) error {
+	db.space.probe = func(_ string, size int64) error {
 		probes.Add(1)
 		if size > left.Load() {
 			return syscall.EDQUOT
@@ -199,8 +200,8 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	require.NoError(t, put())
 	require.EqualValues(t, 1, probes.Load())
 	now := db.compactions.begin(0)
-	db.compactions.now.Store(now)
-	for log := db.room.log; db.room.log < log+2; {
+	db.compactions.active.Store(now)
+	for log := db.space.log; db.space.log < log+2; {
 		require.NoError(t, put())
 	}
 	require.EqualValues(t, 1, probes.Load(), "there is a compaction")
@@ -212,7 +213,7 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	left.Store(0)
-	db.compactions.end(now)
+	db.compactions.finish(now)
 	now.release()
 	require.ErrorIs(t, <-told, backend.ErrFull)
 	require.Greater(t, probes.Load(), int64(1))
@@ -221,22 +222,22 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	require.NoError(t, put())
 	before := probes.Load()
 	probeAgain()
-	require.NoError(t, os.WriteFile(db.room.path(99), nil, 0o600)) // as if there were a log whose table is being made
+	require.NoError(t, os.WriteFile(db.space.path(99), nil, 0o600)) // as if there were a log whose table is being made
 	require.NoError(t, put())
 	require.Equal(t, before, probes.Load(), "a table is being flushed")
-	require.NoError(t, os.Remove(db.room.path(99)))
+	require.NoError(t, os.Remove(db.space.path(99)))
 	require.NoError(t, put())
 	require.Greater(t, probes.Load(), before)
 
-	db.room.logs = 2
+	db.space.logs = 2
 	probeAgain()
-	db.compactions.now.Store(db.compactions.begin(0))
+	db.compactions.active.Store(db.compactions.begin(0))
 	failed := errors.New("as if")
 	db.compactions.waiting.Store(&failed)
 	require.ErrorIs(t, put(), failed, "it does not wait for a compaction that waits for space")
 	db.compactions.waiting.Store(nil)
-	now = db.compactions.now.Load()
-	db.compactions.end(now)
+	now = db.compactions.active.Load()
+	db.compactions.finish(now)
 	now.release()
 	require.NoError(t, db.Close())
 }
@@ -244,15 +245,15 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 // Where space cannot be reserved in the log, urgent changes need what Badger needs.
 func TestQuotaWithoutAReserve(t *testing.T) {
 	db := open(t, t.TempDir())
-	left := db.room.need(db.room.tables())
-	db.room.allocated, db.room.copies = false, true
-	db.room.probe = func(_ string, size int64) error {
+	left := db.space.need(db.space.tables())
+	db.space.allocated, db.space.copies = false, true
+	db.space.probe = func(_ string, size int64) error {
 		if size > left {
 			return syscall.EDQUOT
 		}
 		return nil
 	}
-	defer func() { db.room.probe = fsys.Probe }()
+	defer func() { db.space.probe = fsys.Probe }()
 	urgent := change("k", "v", 0)
 	urgent.Restricts = true
 	require.NoError(t, db.Apply(t.Context(), urgent))
@@ -282,8 +283,8 @@ func TestAsFull(t *testing.T) {
 // A group may hold urgent changes and others.
 func TestFullDiskWithinAGroup(t *testing.T) {
 	db := open(t, t.TempDir())
-	db.room.disk = func(string) (int64, int64, bool) { return db.room.memtable, 1 << 30, true }
-	defer func() { db.room.disk = fsys.Disk }()
+	db.space.disk = func(string) (int64, int64, bool) { return db.space.memtable, 1 << 30, true }
+	defer func() { db.space.disk = fsys.Disk }()
 	usual := &request{changes: []backend.Change{change("a", "v", 0)}}
 	urgent := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
 	conflicting := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
@@ -294,8 +295,9 @@ func TestFullDiskWithinAGroup(t *testing.T) {
 	require.Equal(t, map[string]string{"b": "v"}, read(t, db))
 }
 
-// A copy that cannot be written poisons as Badger's own commit does, and so does what Badger reports from the background.
-func TestWhatPoisons(t *testing.T) {
+// A copy that cannot be written poisons as Badger's own commit does, and so does what Badger
+// reports from the background.
+func TestErrorsThatStopTheDB(t *testing.T) {
 	for name, harm := range map[string]func(db *DB){
 		"LAST cannot be written": func(db *DB) {
 			require.NoError(t, db.commitFile.Close())
@@ -322,7 +324,7 @@ func TestWhatPoisons(t *testing.T) {
 }
 
 // Commits that are made again when the directory is opened take their room in the log too.
-func TestRoomAfterRedo(t *testing.T) {
+func TestSpaceAfterRedo(t *testing.T) {
 	dir := t.TempDir()
 	db, err := Open(dir, Options{memTableSize: smallMemtable})
 	require.NoError(t, err)
@@ -348,18 +350,18 @@ func TestRoomAfterRedo(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 	require.Len(t, read(t, db), 12)
-	number, free := db.room.log, int64(0)
-	if !db.room.allocated { // the file system cannot: then the log may use what is spare
-		free = db.room.memtable
+	number, free := db.space.log, int64(0)
+	if !db.space.allocated { // the file system cannot: then the log may use what is spare
+		free = db.space.memtable
 	}
-	db.room.disk = func(string) (int64, int64, bool) { return free, 1 << 30, true }
+	db.space.disk = func(string) (int64, int64, bool) { return free, 1 << 30, true }
 	for n := 10; err == nil; n++ {
 		require.Less(t, n, 100, "it goes on for ever")
 		err = put(db, 10*n)
 	}
 	require.ErrorIs(t, err, backend.ErrFull)
-	require.Equal(t, number, db.room.log, "Badger was never made to begin another log")
-	db.room.disk = fsys.Disk
+	require.Equal(t, number, db.space.log, "Badger was never made to begin another log")
+	db.space.disk = fsys.Disk
 }
 
 // A log can be opened with the memtable that is chosen for it, be its entries large or small.

@@ -67,18 +67,22 @@ func (db *DB) Check(ctx context.Context) error {
 		damage = append(damage, fmt.Errorf("and %d more", more))
 	}
 	if found.Entries != want.Entries || found.Sum != want.Sum {
-		damage = append(damage, fmt.Errorf("%d entries with sum %016x were written, and %d with sum %016x are there",
+		damage = append(damage, fmt.Errorf(
+			"%d entries with sum %016x were written, and %d with sum %016x are there",
 			want.Entries, want.Sum, found.Entries, found.Sum))
 	}
 	if len(damage) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s: close the store, and restore it from a backup: %w", backend.ErrCorrupt, db.dir, errors.Join(damage...))
+	return fmt.Errorf("%w: %s: close the store, and restore it from a backup: %w",
+		backend.ErrCorrupt, db.dir, errors.Join(damage...))
 }
 
 // countPages adds the entries as of ts to h. countPages reads page by page, so that no lock is held
 // for long.
-func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, report func(error)) error {
+func (db *DB) countPages(
+	ctx context.Context, ts uint64, h *layout.Summary, report func(error),
+) error {
 	from := []byte{layout.KeyPrefix}
 	for from != nil {
 		err := db.read(ctx, func() uint64 { return ts }, func(txn *badger.Txn) error {
@@ -94,7 +98,9 @@ func (db *DB) countPages(ctx context.Context, ts uint64, h *layout.Summary, repo
 
 // countFrom reads up to limit entries, beginning at the key from, and adds the entries to h. next
 // is the key to continue with; nil means the end.
-func countFrom(txn *badger.Txn, from []byte, limit int, h *layout.Summary, report func(error)) (next []byte) {
+func countFrom(
+	txn *badger.Txn, from []byte, limit int, h *layout.Summary, report func(error),
+) (next []byte) {
 	o := badger.DefaultIteratorOptions
 	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)

@@ -54,7 +54,8 @@ func (r *request) check() error {
 		return errors.New("badgerdb: no changes to apply")
 	}
 	if len(r.changes) > backend.MaxChanges {
-		return fmt.Errorf("badgerdb: %w: %d changes at once: at most %d are allowed", backend.ErrTooLarge, len(r.changes), backend.MaxChanges)
+		return fmt.Errorf("badgerdb: %w: %d changes at once: at most %d are allowed",
+			backend.ErrTooLarge, len(r.changes), backend.MaxChanges)
 	}
 	seen, size := make(map[string]struct{}, len(r.changes)), 0
 	for _, c := range r.changes {
@@ -62,13 +63,19 @@ func (r *request) check() error {
 		case len(c.Key) == 0:
 			return errors.New("badgerdb: a change has an empty key")
 		case len(c.Key) > backend.MaxKeySize:
-			return fmt.Errorf("badgerdb: %w: a key of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Key), backend.MaxKeySize)
+			return fmt.Errorf("badgerdb: %w: a key of %d bytes: at most %d are allowed",
+				backend.ErrTooLarge, len(c.Key), backend.MaxKeySize)
 		case len(c.Value) > backend.MaxValueSize:
-			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed", backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
+			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed",
+				backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
 		case c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0):
-			return fmt.Errorf("badgerdb: the deletion of %x has a value or a revision, or expects no entry", c.Key)
+			return fmt.Errorf(
+				"badgerdb: the deletion of %x has a value or a revision, or expects no entry",
+				c.Key)
 		case !c.Delete && layout.Revision(c) <= c.Expect: // Expect+1 may be 0
-			return fmt.Errorf("badgerdb: the revision of %x is to become %d: it must be greater than %d", c.Key, layout.Revision(c), c.Expect)
+			return fmt.Errorf(
+				"badgerdb: the revision of %x is to become %d: it must be greater than %d",
+				c.Key, layout.Revision(c), c.Expect)
 		}
 		if _, ok := seen[string(c.Key)]; ok {
 			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
@@ -78,7 +85,8 @@ func (r *request) check() error {
 		r.urgent = r.urgent || c.Restricts
 	}
 	if size > backend.MaxApplySize {
-		return fmt.Errorf("badgerdb: %w: changes of %d bytes at once: at most %d are allowed", backend.ErrTooLarge, size, backend.MaxApplySize)
+		return fmt.Errorf("badgerdb: %w: changes of %d bytes at once: at most %d are allowed",
+			backend.ErrTooLarge, size, backend.MaxApplySize)
 	}
 	r.size = size + len(r.changes)*perWrite
 	return nil

@@ -70,9 +70,9 @@ import (
 //     holds newer commits than any table before. (Open waits for the tables of the logs that Open
 //     finds.)
 //  2. No table is deleted before the compaction that replaced the table was found whole, because a
-//     call of pinFiles has a reference to each table. After a compaction that was not whole, no table is
-//     deleted any more, and the DB serves nothing. The next Open finds the entries that the
-//     manifest has lost, and restores order (checkOrphans of package survey).
+//     call of pinFiles has a reference to each table. After a compaction that was not whole, no
+//     table is deleted any more, and the DB serves nothing. The next Open finds the entries that
+//     the manifest has lost, and restores order (checkOrphans of package survey).
 //     A compaction waits before its first table until there is space for all of its tables.
 //  3. A read is not answered while the read may have seen the tables of a compaction that was not
 //     found whole yet.
@@ -240,7 +240,8 @@ func (c *compactions) begin(compactor int) *compaction {
 func (c *compactions) onDone(compactor int) {
 	active := c.active.Load()
 	if active == nil || active.compactor != compactor {
-		c.db.fail("compact", errors.New("a compaction went unwatched: this version of Badger is not known"))
+		c.db.fail("compact", errors.New(
+			"a compaction went unwatched: this version of Badger is not known"))
 		return
 	}
 	for _, t := range c.db.badger.Tables() {

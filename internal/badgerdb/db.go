@@ -378,7 +378,8 @@ func (db *DB) page(
 		if down && to != nil {
 			begin = layout.StoredKey(to)
 		} else if down {
-			begin = []byte{layout.KeyPrefix + 1} // after every stored key, and itself no key of Badger
+			// after every stored key, and itself no key of Badger
+			begin = []byte{layout.KeyPrefix + 1}
 		}
 		it := txn.NewIterator(o)
 		defer it.Close()
@@ -386,7 +387,8 @@ func (db *DB) page(
 		for it.Seek(begin); it.Valid(); it.Next() {
 			key := it.Item().Key()[1:] // valid until Next
 			switch {
-			case down && string(key) < string(from), !down && to != nil && string(key) >= string(to):
+			case down && string(key) < string(from),
+				!down && to != nil && string(key) >= string(to):
 				return nil
 			case down && to != nil && string(key) >= string(to):
 				continue // Seek begins at the key to itself, if there is an entry

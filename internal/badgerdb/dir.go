@@ -34,7 +34,8 @@ func enter(dir string, mustExist bool) (*fsys.Lock, error) {
 	case err != nil:
 		return nil, err
 	case !info.IsDir():
-		return nil, fmt.Errorf("%s is a file: name a directory, which will be made if it does not exist", dir)
+		return nil, fmt.Errorf(
+			"%s is a file: name a directory, which will be made if it does not exist", dir)
 	}
 	lock, err := fsys.LockDir(dir)
 	if errors.Is(err, fsys.ErrNoLocks) {
@@ -79,8 +80,10 @@ func listDir(dir string) (c contents, err error) {
 	for _, f := range files {
 		name := f.Name()
 		const noFile = fs.ModeDir | fs.ModeNamedPipe | fs.ModeSocket | fs.ModeDevice
-		switch kind := badgerfile.Kind(name); {
-		case (kind != "" || name == commitfile.Name || name == fsys.LockName) && f.Type()&noFile != 0:
+		kind := badgerfile.Kind(name)
+		known := kind != "" || name == commitfile.Name || name == fsys.LockName
+		switch {
+		case known && f.Type()&noFile != 0:
 			c.foreign, c.inTheWay = name, name
 		case kind != "":
 			c.badger = append(c.badger, name)
@@ -101,7 +104,8 @@ func listDir(dir string) (c contents, err error) {
 		default:
 			c.foreign = name
 			_, isTable := table.ParseFileID(name) // such as 7.sst
-			if isTable || strings.HasSuffix(name, badgerfile.LogFiles) || strings.HasSuffix(name, badgerfile.ValueLogs) {
+			isLog := strings.HasSuffix(name, badgerfile.LogFiles)
+			if isTable || isLog || strings.HasSuffix(name, badgerfile.ValueLogs) {
 				c.inTheWay = name
 			}
 			if isRecoveryName(name) {
@@ -147,19 +151,21 @@ const (
 
 func noStore(dir, why string) error {
 	return &messageError{
-		fmt.Sprintf("no key store exists in %s: %s: is the path right, and the volume mounted?", dir, why),
+		fmt.Sprintf("no key store exists in %s: %s: is the path right, and the volume mounted?",
+			dir, why),
 		fs.ErrNotExist,
 	}
 }
 
 func notAStore(dir, has, why string) error {
-	return fmt.Errorf("%s is not a key store: it holds %s: %s: name a directory that is the store's "+
-		"own, which will be made if it does not exist", dir, has, why)
+	return fmt.Errorf("%s is not a key store: it holds %s: %s: name a directory that is the "+
+		"store's own, which will be made if it does not exist", dir, has, why)
 }
 
 func missing(dir, has, lacks string) error {
-	return fmt.Errorf("%w: %s holds %s and no %s: restore the missing file, or the directory, from a backup, or open what "+
-		"is left with Options.Recover", backend.ErrCorrupt, dir, has, lacks)
+	return fmt.Errorf("%w: %s holds %s and no %s: restore the missing file, or the directory, "+
+		"from a backup, or open what is left with Options.Recover",
+		backend.ErrCorrupt, dir, has, lacks)
 }
 
 // claim restricts the directory to its owner, because Badger makes some files readable for all

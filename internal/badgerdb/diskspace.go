@@ -127,7 +127,8 @@ const (
 // existing log takes in memory.
 func newSpaceGuard(dir string, memtable int64, largestLog int64) spaceGuard {
 	g := spaceGuard{
-		dir: dir, disk: fsys.Disk, probe: fsys.Probe, memtable: memtable, copies: fsys.CopiesOnWrite(dir), allowed: math.MaxInt64,
+		dir: dir, disk: fsys.Disk, probe: fsys.Probe, memtable: memtable,
+		copies: fsys.CopiesOnWrite(dir), allowed: math.MaxInt64,
 		idle: func(probe func()) bool { probe(); return true },
 		busy: func() error { return nil },
 	}
@@ -140,7 +141,8 @@ func newSpaceGuard(dir string, memtable int64, largestLog int64) spaceGuard {
 }
 
 func memtableFor(
-	disk func(string) (free, total int64, ok bool), probe func(string, int64) error, dir string, largestLog int64,
+	disk func(string) (free, total int64, ok bool), probe func(string, int64) error,
+	dir string, largestLog int64,
 ) int64 {
 	// A log has less than 1.2 times the size m of the memtable that the log was written for. Badger
 	// allocates 1.3 m for a memtable.
@@ -164,7 +166,9 @@ func (g *spaceGuard) need(tables int64) int64 {
 	return 2*g.memtable + g.logSize() + tables
 }
 
-func (g *spaceGuard) path(log int) string { return filepath.Join(g.dir, fmt.Sprintf("%05d.mem", log)) }
+func (g *spaceGuard) path(log int) string {
+	return filepath.Join(g.dir, fmt.Sprintf("%05d.mem", log))
+}
 
 // opened finds the current log. Call opened once Badger is open. reserved means that the file LAST
 // has all of its space.
@@ -270,7 +274,8 @@ func (g *spaceGuard) forCommit() (usual, urgent error) {
 // error means that runProbe would wait for long.
 func (g *spaceGuard) runProbe(sizes ...int64) error {
 	const begin, most = time.Millisecond, 50 * time.Millisecond
-	for wait := begin; !g.idle(func() { g.allowed, g.refusal = g.largest(sizes) }); wait = min(2*wait, most) {
+	probe := func() { g.allowed, g.refusal = g.largest(sizes) }
+	for wait := begin; !g.idle(probe); wait = min(2*wait, most) {
 		if g.logs < 2 {
 			return nil
 		}
@@ -361,11 +366,13 @@ func (g *spaceGuard) tables() (size int64) {
 }
 
 func full(dir string, free, need int64) error {
-	return fmt.Errorf("badgerdb: %w: %s has %d KiB left and needs %d: make room", backend.ErrFull, dir, free>>10, need>>10)
+	return fmt.Errorf("badgerdb: %w: %s has %d KiB left and needs %d: make room",
+		backend.ErrFull, dir, free>>10, need>>10)
 }
 
 func refused(dir string, need int64, err error) error {
-	return fmt.Errorf("badgerdb: %w: %s needs %d KiB, and the disk or a quota does not allow that: make room, or raise the quota: %w",
+	return fmt.Errorf("badgerdb: %w: %s needs %d KiB, and the disk or a quota does not allow "+
+		"that: make room, or raise the quota: %w",
 		backend.ErrFull, dir, need>>10, err)
 }
 

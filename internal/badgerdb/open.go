@@ -90,8 +90,8 @@ func Open(dir string, opts Options) (*DB, error) {
 // least). The allocator shifts an int by 32 bits. When the first buffer is full, the allocator
 // starts at the beginning of that buffer again, and overwrites finished blocks. The table then
 // lacks entries. Neither Badger nor the checksum of the table reports the loss.
-var errWordSize = fmt.Errorf("a directory cannot hold a store on a 32-bit system, where Badger damages its tables: "+
-	"use keystore.New with a backend of your own: %w", errors.ErrUnsupported)
+var errWordSize = fmt.Errorf("a directory cannot hold a store on a 32-bit system, where Badger "+
+	"damages its tables: use keystore.New with a backend of your own: %w", errors.ErrUnsupported)
 
 func openDir(dir string, opts Options) (_ *DB, err error) {
 	if opts.Logger == nil {
@@ -252,7 +252,8 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return nil, err
 	}
 	if err := s.Clean(); err != nil {
-		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w", db.dir, err)
+		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w",
+			db.dir, err)
 	}
 	db.compactions = newCompactions(db)
 	// No compaction runs while Badger opens. Badger would wait for a compaction if level 0 had the
@@ -309,8 +310,9 @@ func (db *DB) awaitTables(logs []badgerfile.Log) error {
 // the sum of their checksums. Both figures prove that all entries are there and unchanged.
 //
 // If an earlier recovery is not reported yet, the new recovery reports the losses of both.
-func (db *DB) recoverOrFail(s *survey.Survey, records []commitfile.Record, earlier *recovery, opts Options, damage error) (
-	*recovery, error) {
+func (db *DB) recoverOrFail(
+	s *survey.Survey, records []commitfile.Record, earlier *recovery, opts Options, damage error,
+) (*recovery, error) {
 	if !errors.Is(damage, backend.ErrCorrupt) || db.salvaged {
 		return nil, damage
 	}
@@ -388,7 +390,8 @@ func (db *DB) matchCommitFile(s *survey.Survey, records, redo []commitfile.Recor
 		return err
 	}
 	if got := db.badger.MaxVersion(); got != s.Summary.Seq {
-		return s.CorruptError(fmt.Errorf("badger opened it at commit %d, and not at %d", got, s.Summary.Seq))
+		return s.CorruptError(fmt.Errorf("badger opened it at commit %d, and not at %d",
+			got, s.Summary.Seq))
 	}
 	db.durable.Store(s.Summary.Seq)
 	if db.summary = s.Summary; s.Summary.Seq == 0 {
@@ -399,7 +402,8 @@ func (db *DB) matchCommitFile(s *survey.Survey, records, redo []commitfile.Recor
 			return err
 		}
 	}
-	if slices.ContainsFunc(records, func(s commitfile.Record) bool { return s.Seq == db.summary.Seq }) {
+	isNewest := func(r commitfile.Record) bool { return r.Seq == db.summary.Seq }
+	if slices.ContainsFunc(records, isNewest) {
 		return nil
 	}
 	// The copy of the newest commit in LAST was not finished. The next commit would overwrite the

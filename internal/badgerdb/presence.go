@@ -86,7 +86,8 @@ func (db *DB) allPresent() error {
 		now, err := os.Stat(path)
 		// A log is removed only when the next log exists. The committer may not have recorded the
 		// next log yet.
-		if _, next := os.Stat(db.space.path(log.number + 1)); next != nil && (err != nil || !os.SameFile(now, log.file)) {
+		_, next := os.Stat(db.space.path(log.number + 1))
+		if next != nil && (err != nil || !os.SameFile(now, log.file)) {
 			return gone(path, err)
 		}
 	}

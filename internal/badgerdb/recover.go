@@ -71,7 +71,7 @@ type recovery struct {
 // A recoveryFile is the content of RECOVERY, encoded as JSON after a magic and a SHA-256.
 type recoveryFile struct {
 	Store []byte // the store's identity, as in a summary; zeros if the identity is unknown
-	Was   []byte // the newest summary in LAST before the recovery; the zero summary if LAST had no summary
+	Was   []byte // the newest summary in LAST before the recovery; zero if LAST had none
 	Must  []byte // the summary in LAST after the recovery
 	Whole bool   // the recovery certainly loses nothing
 	Lost  string // text about the damage, and about the recovered data
@@ -202,7 +202,8 @@ func (r *recovery) stage(dir string) (stage, error) {
 		return 0, err
 	}
 	in := dir
-	if _, err := os.Lstat(filepath.Join(dir, commitfile.Name)); away && errors.Is(err, fs.ErrNotExist) {
+	_, err = os.Lstat(filepath.Join(dir, commitfile.Name))
+	if away && errors.Is(err, fs.ErrNotExist) {
 		in = r.away // LAST may have moved to r.away already
 	}
 	newest, err := commitfile.Newest(in)
@@ -303,7 +304,9 @@ func storeOf(s *survey.Survey, records []commitfile.Record) [16]byte {
 
 // salvage writes a recovery of the directory. salvage does not change the store's files; replace
 // does.
-func (db *DB) salvage(s *survey.Survey, records []commitfile.Record, opts Options, damage error) (*recovery, error) {
+func (db *DB) salvage(
+	s *survey.Survey, records []commitfile.Record, opts Options, damage error,
+) (*recovery, error) {
 	c, err := listDir(db.dir)
 	if err != nil {
 		return nil, err
@@ -334,12 +337,15 @@ func (db *DB) salvage(s *survey.Survey, records []commitfile.Record, opts Option
 }
 
 // fill makes the new database, and describes the new database in RECOVERY.
-func (r *recovery) fill(from string, s *survey.Survey, records []commitfile.Record, opts Options, damage error) error {
+func (r *recovery) fill(
+	from string, s *survey.Survey, records []commitfile.Record, opts Options, damage error,
+) error {
 	to := &DB{dir: r.work, space: newSpaceGuard(r.work, usualMemtable, 0)}
 	to.compactions = newCompactions(to)
 	// The new database has no compactors. compactions can check a compaction only if Badger flushes
 	// tables in the order of commits.
-	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).WithNumLevelZeroTablesStall(math.MaxInt)
+	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).
+		WithNumLevelZeroTablesStall(math.MaxInt)
 	made, err := badger.OpenManaged(options)
 	if err != nil {
 		return err
@@ -410,7 +416,9 @@ var errForeign = errors.New("it is not the key store's: another program with Bad
 // collect fills the new database from the files in the directory from. collect returns the summary
 // of the new database. left reports how many of the expected entries were recovered, and any
 // damage. whole means that all entries were recovered and are unchanged.
-func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record) (h layout.Summary, whole bool, left, err error) {
+func (db *DB) collect(
+	from string, s *survey.Survey, records []commitfile.Record,
+) (h layout.Summary, whole bool, left, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
 	defer batch.Cancel()
@@ -433,7 +441,8 @@ func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record
 		return layout.Summary{}, false, nil, err
 	}
 	for _, l := range s.Logs {
-		_, err := badgerfile.ReadLog(filepath.Join(from, l.Name), func(version uint64, writes []layout.Write) error {
+		path := filepath.Join(from, l.Name)
+		_, err := badgerfile.ReadLog(path, func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				if err := put(version, w); err != nil {
 					return err
@@ -461,11 +470,13 @@ func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record
 		return layout.Summary{}, false, nil, err
 	}
 	if h.Seq == 0 {
-		_, _ = rand.Read(h.Store[:]) // a new identity, so that the new LAST differs from the old LAST
+		// A new identity, so that the new LAST differs from the old LAST.
+		_, _ = rand.Read(h.Store[:])
 		return h, false, errors.New("nothing is left: the store is empty"), nil
 	}
 	var bad error // damage that put has not found
-	if err := db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err }); err != nil || bad != nil {
+	err = db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err })
+	if err != nil || bad != nil {
 		return layout.Summary{}, false, nil, errors.Join(err, bad)
 	}
 	h.Seq++
@@ -485,7 +496,8 @@ func (db *DB) collect(from string, s *survey.Survey, records []commitfile.Record
 		}
 		report = fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
 		if whole = want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum; whole {
-			report = fmt.Errorf("all %d entries are left, as they were after commit %d", h.Entries, want.Seq)
+			report = fmt.Errorf("all %d entries are left, as they were after commit %d",
+				h.Entries, want.Seq)
 		}
 	}
 	return h, whole, errors.Join(append(damage, report)...), nil
@@ -499,13 +511,20 @@ func isOurs(key []byte) bool {
 
 // salvageTables calls put for every entry of every undamaged block of every table in dir. damage
 // lists the damage in the tables. If put fails, salvageTables returns the first error of put.
-func salvageTables(dir string, put func(version uint64, w layout.Write) error) (damage []error, err error) {
+func salvageTables(
+	dir string, put func(version uint64, w layout.Write) error,
+) (damage []error, err error) {
 	paths, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range paths {
 		var failed error
+		putEntry := func(key []byte, version uint64, value []byte) {
+			if failed == nil {
+				failed = put(version, layout.Write{Key: y.Copy(key), Value: y.Copy(value)})
+			}
+		}
 		note := func(err error) {
 			if err != nil {
 				damage = append(damage, fmt.Errorf("%s: %w", filepath.Base(path), err))
@@ -514,12 +533,7 @@ func salvageTables(dir string, put func(version uint64, w layout.Write) error) (
 		note(badgerfile.WithTable(path, func(t badgerfile.Table) error {
 			t.Blocks(func(_ int, block []byte, damage error) {
 				if damage == nil {
-					damage = badgerfile.Entries(block, func(key []byte, version uint64, value []byte) {
-						if failed == nil {
-							w := layout.Write{Key: y.Copy(key), Value: y.Copy(value)}
-							failed = put(version, w)
-						}
-					})
+					damage = badgerfile.Entries(block, putEntry)
 				}
 				note(damage)
 			})
@@ -636,5 +650,6 @@ func (r *recovery) refuse(dir string, opts Options) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s: a recovery with Options.Recover was interrupted: "+
-		"open the directory with Options.Recover, which reports what is lost", backend.ErrCorrupt, dir)
+		"open the directory with Options.Recover, which reports what is lost",
+		backend.ErrCorrupt, dir)
 }

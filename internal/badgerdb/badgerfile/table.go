@@ -118,7 +118,9 @@ func EachVersion(path string, visit func(key []byte, version uint64)) error {
 	return WithTable(path, func(t Table) (err error) {
 		t.Blocks(func(_ int, block []byte, damage error) {
 			if damage == nil {
-				damage = Entries(block, func(key []byte, version uint64, _ []byte) { visit(key, version) })
+				damage = Entries(block, func(key []byte, version uint64, _ []byte) {
+					visit(key, version)
+				})
 			}
 			err = cmp.Or(err, damage)
 		})

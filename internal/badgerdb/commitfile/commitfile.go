@@ -104,7 +104,8 @@ func decodeRecord(b []byte) (Record, bool) {
 		if len(rest) < 6 {
 			return Record{}, false
 		}
-		key, value := uint64(binary.BigEndian.Uint16(rest)), uint64(binary.BigEndian.Uint32(rest[2:]))
+		key := uint64(binary.BigEndian.Uint16(rest))
+		value := uint64(binary.BigEndian.Uint32(rest[2:]))
 		if rest = rest[6:]; key+value > uint64(len(rest)) {
 			return Record{}, false
 		}

@@ -12,7 +12,10 @@ import (
 func FuzzSlot(f *testing.F) {
 	r := Record{
 		Summary: layout.Summary{Seq: 7, Entries: 3, Sum: 9},
-		Writes:  []layout.Write{{Key: []byte("ek"), Value: []byte("value")}, {Key: layout.SummaryKey}},
+		Writes: []layout.Write{
+			{Key: []byte("ek"), Value: []byte("value")},
+			{Key: layout.SummaryKey},
+		},
 	}
 	f.Add(r.encode())
 	f.Add([]byte(Magic))

@@ -76,7 +76,8 @@ func ParseEntry(key, value []byte) (e backend.Entry, sum uint64, err error) {
 	if len(value) < entryHeader {
 		return backend.Entry{}, 0, damagedError(key)
 	}
-	e = backend.Entry{Key: key, Value: value[entryHeader:], Revision: binary.BigEndian.Uint64(value)}
+	revision := binary.BigEndian.Uint64(value)
+	e = backend.Entry{Key: key, Value: value[entryHeader:], Revision: revision}
 	sum = binary.BigEndian.Uint64(value[8:])
 	if sum != Checksum(e.Key, e.Revision, e.Value) {
 		return backend.Entry{}, 0, damagedError(key)

@@ -116,7 +116,8 @@ func (s *Survey) readTables() error {
 			for name := range names {
 				var version uint64
 				var newest layout.Summary
-				err := badgerfile.WithTable(filepath.Join(s.dir, name), func(t badgerfile.Table) (err error) {
+				path := filepath.Join(s.dir, name)
+				err := badgerfile.WithTable(path, func(t badgerfile.Table) (err error) {
 					version, newest, err = checkTable(t)
 					return err
 				})
@@ -196,10 +197,12 @@ func (s *Survey) contiguousTo() (seq uint64, gap error) {
 		case l.Last == 0:
 			continue
 		case l.First > seq+1:
-			return seq, fmt.Errorf("commits %d to %d are in no table and no log: a file is missing, or %s is an old one",
+			return seq, fmt.Errorf("commits %d to %d are in no table and no log: "+
+				"a file is missing, or %s is an old one",
 				seq+1, l.First-1, badgerfile.ManifestFile)
 		case l.Gap != 0:
-			return max(seq, l.Gap-1), fmt.Errorf("%s: commit %d is missing from its middle", l.Name, l.Gap)
+			return max(seq, l.Gap-1),
+				fmt.Errorf("%s: commit %d is missing from its middle", l.Name, l.Gap)
 		}
 		seq = max(seq, l.Last)
 	}
@@ -222,7 +225,9 @@ func (s *Survey) Reconcile(records []commitfile.Record) (redo []commitfile.Recor
 		return nil, s.CorruptError(commitfile.ErrNoRecord)
 	}
 	if s.Summary.Seq != seq {
-		return nil, s.CorruptError(fmt.Errorf("the summary of commit %d is missing, and that of commit %d is there", seq, s.Summary.Seq))
+		return nil, s.CorruptError(fmt.Errorf(
+			"the summary of commit %d is missing, and that of commit %d is there",
+			seq, s.Summary.Seq))
 	}
 	have := seq
 	for _, record := range records {
@@ -230,7 +235,9 @@ func (s *Survey) Reconcile(records []commitfile.Record) (redo []commitfile.Recor
 			return nil, s.CorruptError(fmt.Errorf("%s belongs to another store", commitfile.Name))
 		}
 		if seq > 0 && record.Seq == seq && record.Summary != s.Summary {
-			return nil, s.CorruptError(fmt.Errorf("%s has another history: %v there, and %v in the tables", commitfile.Name, record.Summary, s.Summary))
+			return nil, s.CorruptError(fmt.Errorf(
+				"%s has another history: %v there, and %v in the tables",
+				commitfile.Name, record.Summary, s.Summary))
 		}
 		if record.Seq == have+1 && len(record.Writes) > 0 {
 			redo = append(redo, record)
@@ -241,7 +248,9 @@ func (s *Survey) Reconcile(records []commitfile.Record) (redo []commitfile.Recor
 	case have < newest:
 		return nil, s.CorruptError(s.lostError(seq, newest))
 	case seq > newest+1:
-		return nil, s.CorruptError(fmt.Errorf("%s: its last commit is %d, and there are %d: it is an old one, or damaged", commitfile.Name, newest, seq))
+		return nil, s.CorruptError(fmt.Errorf(
+			"%s: its last commit is %d, and there are %d: it is an old one, or damaged",
+			commitfile.Name, newest, seq))
 	default:
 		return redo, s.checkOrphans(newest)
 	}
@@ -282,7 +291,8 @@ func (s *Survey) checkOrphans(upTo uint64) error {
 		}
 	}
 	for _, l := range s.Logs {
-		if _, err := badgerfile.ReadLog(filepath.Join(s.dir, l.Name), func(version uint64, writes []layout.Write) error {
+		path := filepath.Join(s.dir, l.Name)
+		if _, err := badgerfile.ReadLog(path, func(version uint64, writes []layout.Write) error {
 			for _, w := range writes {
 				note(w.Key, version)
 			}
@@ -294,7 +304,8 @@ func (s *Survey) checkOrphans(upTo uint64) error {
 	if len(newest) == 0 {
 		return nil
 	}
-	return s.CorruptError(fmt.Errorf("%d entries are only in tables that %s does not name, such as %s: a compaction failed",
+	return s.CorruptError(fmt.Errorf(
+		"%d entries are only in tables that %s does not name, such as %s: a compaction failed",
 		len(newest), badgerfile.ManifestFile, filepath.Base(s.Strays[0])))
 }
 
@@ -302,17 +313,20 @@ func (s *Survey) checkOrphans(upTo uint64) error {
 func (s *Survey) lostError(seq, newest uint64) error {
 	if len(s.Logs) > 0 {
 		if l := s.Logs[len(s.Logs)-1]; l.Torn {
-			return fmt.Errorf("%s is damaged at byte %d: commits %d to %d are lost", l.Name, l.End, seq+1, newest)
+			return fmt.Errorf("%s is damaged at byte %d: commits %d to %d are lost",
+				l.Name, l.End, seq+1, newest)
 		}
 	}
-	return fmt.Errorf("commits %d to %d are lost: a log or a table is missing or was cut off, or %s is an old one",
+	return fmt.Errorf("commits %d to %d are lost: a log or a table is missing or was cut off, "+
+		"or %s is an old one",
 		seq+1, newest, badgerfile.ManifestFile)
 }
 
 // CorruptError returns an error that wraps backend.ErrCorrupt, and says what to do about the
 // damage.
 func (s *Survey) CorruptError(damage ...error) error {
-	return fmt.Errorf("%w: %s: restore the directory from a backup, or open what is left with Options.Recover: %w",
+	return fmt.Errorf("%w: %s: restore the directory from a backup, "+
+		"or open what is left with Options.Recover: %w",
 		backend.ErrCorrupt, s.dir, errors.Join(damage...))
 }
 
@@ -326,7 +340,8 @@ func (s *Survey) Clean() error {
 	var errs []error
 	paths, err := badgerfile.FilesOf(s.dir, badgerfile.ValueLogs)
 	errs = append(errs, err)
-	for _, path := range append(paths, filepath.Join(s.dir, "DISCARD"), filepath.Join(s.dir, "KEYREGISTRY")) {
+	paths = append(paths, filepath.Join(s.dir, "DISCARD"), filepath.Join(s.dir, "KEYREGISTRY"))
+	for _, path := range paths {
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -352,7 +367,8 @@ func checkTable(t badgerfile.Table) (version uint64, newest layout.Summary, err 
 				return // the summaries are in later blocks
 			}
 			damage = badgerfile.Entries(block, func(key []byte, _ uint64, value []byte) {
-				if h, ok := layout.ParseSummary(value); ok && string(key) == string(layout.SummaryKey) && h.Seq > newest.Seq {
+				h, ok := layout.ParseSummary(value)
+				if ok && string(key) == string(layout.SummaryKey) && h.Seq > newest.Seq {
 					newest = h
 				}
 			})

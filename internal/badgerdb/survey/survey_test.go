@@ -41,13 +41,15 @@ func FuzzFiles(f *testing.F) {
 	f.Add(read(badgerfile.TableFiles))
 	f.Add(make([]byte, 8)) // the checksum of an index without bytes is right
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := badgerfile.ParseLog(bytes.NewReader(data), func(uint64, []layout.Write) error { return nil })
+		visit := func(uint64, []layout.Write) error { return nil }
+		l, err := badgerfile.ParseLog(bytes.NewReader(data), visit)
 		require.NoError(t, err)
 		require.LessOrEqual(t, l.End, int64(max(len(data), badgerfile.LogHeaderSize)))
 		_ = badgerfile.ReadTable("fuzz", data, func(table badgerfile.Table) error {
 			_, _, err := survey.CheckTable(table)
 			return err
 		})
-		_ = badgerfile.Entries(data, func([]byte, uint64, []byte) {}) // as if its checksum were right
+		// As if the checksum of a block were right.
+		_ = badgerfile.Entries(data, func([]byte, uint64, []byte) {})
 	})
 }

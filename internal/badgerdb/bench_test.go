@@ -32,7 +32,8 @@ func BenchmarkCommit(b *testing.B) {
 			for n := uint64(1); b.Loop(); n++ {
 				var all []backend.Change
 				for i := range changes {
-					all = append(all, backend.Change{Key: fmt.Appendf(nil, "k%016d-%d", n, i), Value: value})
+					key := fmt.Appendf(nil, "k%016d-%d", n, i)
+					all = append(all, backend.Change{Key: key, Value: value})
 				}
 				with = append(with, apply(db, all))
 				without = append(without, apply(unkept, all))
@@ -80,7 +81,8 @@ func BenchmarkGet(b *testing.B) {
 				begin = time.Now()
 				for n := range batch {
 					txn := db.badger.NewTransactionAt(db.durable.Load(), false)
-					if item, err := txn.Get(append([]byte{layout.KeyPrefix}, keyOf(n)...)); err == nil {
+					key := append([]byte{layout.KeyPrefix}, keyOf(n)...)
+					if item, err := txn.Get(key); err == nil {
 						_, _ = item.ValueCopy(nil)
 					}
 					txn.Discard()

@@ -23,12 +23,14 @@ func TestCompactionThatFails(t *testing.T) {
 	dir := t.TempDir()
 	o := &failing{dir: dir}
 	told := make(chan error, 1)
-	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o), Failed: func(err error) { told <- err }})
+	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o),
+		Failed: func(err error) { told <- err }})
 	require.NoError(t, err)
 	acknowledged := uint64(0)
 	for err == nil {
 		require.Less(t, acknowledged, uint64(10_000), "there is no compaction")
-		if err = db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), acknowledged)); err == nil {
+		err = db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), acknowledged))
+		if err == nil {
 			acknowledged++
 		}
 	}
@@ -39,7 +41,8 @@ func TestCompactionThatFails(t *testing.T) {
 	require.ErrorIs(t, err, backend.ErrFailed)
 
 	require.NoError(t, o.err)
-	require.NoError(t, unix.Dup3(o.copied, o.fd, unix.O_CLOEXEC)) // the manifest can be written again
+	// The manifest can be written again.
+	require.NoError(t, unix.Dup3(o.copied, o.fd, unix.O_CLOEXEC))
 	require.NoError(t, unix.Close(o.copied))
 	require.NoError(t, db.Close())
 	db = open(t, dir)

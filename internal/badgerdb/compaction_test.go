@@ -53,7 +53,8 @@ func (o *obstacle) Handle(_ context.Context, r slog.Record) error {
 			o.put = true
 			return o.hinder()
 		}
-	case strings.Contains(r.Message, "error flushing memtable"): // it met the obstacle, and not a compaction; it tries again
+	case strings.Contains(r.Message, "error flushing memtable"):
+		// A flush met the obstacle, and not a compaction. Badger tries again.
 		o.put, o.hindered = false, false
 	case strings.Contains(r.Message, "DONE"):
 		if o.put && !o.hindered && o.tables >= o.which {
@@ -101,14 +102,17 @@ func TestCompactionWithoutATable(t *testing.T) {
 			dir := t.TempDir()
 			o := &obstacle{dir: dir, which: which}
 			told := make(chan error, 1)
-			db, err := Open(dir, Options{memTableSize: 1 << 20, Logger: slog.New(o), Failed: func(err error) { told <- err }})
+			db, err := Open(dir, Options{memTableSize: 1 << 20, Logger: slog.New(o),
+				Failed: func(err error) { told <- err }})
 			require.NoError(t, err)
 
 			// Keys that are written in no order, so that tables overlap, and again and again, so
 			// that older versions could show.
 			const keys = 977
 			key := func(i int) string { return fmt.Sprintf("k%03d", i*389%keys) }
-			value := func(revision uint64) string { return strings.Repeat(fmt.Sprintf("%08d", revision), 300) }
+			value := func(revision uint64) string {
+				return strings.Repeat(fmt.Sprintf("%08d", revision), 300)
+			}
 			var acknowledged [keys]atomic.Uint64 // revisions, by i
 			var wrong atomic.Pointer[string]
 			var readers sync.WaitGroup
@@ -119,8 +123,10 @@ func TestCompactionWithoutATable(t *testing.T) {
 					for i := range keys {
 						least := acknowledged[i].Load()
 						e, err := db.Get(t.Context(), []byte(key(i)))
-						if least > 0 && !errors.Is(err, backend.ErrFailed) && (err != nil || e.Revision < least) {
-							text := fmt.Sprintf("%s was acknowledged at %d, and read at %d, %v", key(i), least, e.Revision, err)
+						if least > 0 && !errors.Is(err, backend.ErrFailed) &&
+							(err != nil || e.Revision < least) {
+							text := fmt.Sprintf("%s was acknowledged at %d, and read at %d, %v",
+								key(i), least, e.Revision, err)
 							wrong.Store(&text)
 							return
 						}
@@ -128,14 +134,16 @@ func TestCompactionWithoutATable(t *testing.T) {
 				})
 				select {
 				case <-read:
-				case <-time.After(100 * time.Millisecond): // it waits to hear whether the compaction is whole
+				case <-time.After(100 * time.Millisecond):
+					// The read waits until the compaction is verified.
 				}
 			}
 			for n := 0; ; n++ {
 				require.Less(t, n, 50*keys, "there was no compaction of %d tables", which)
 				i := n % keys
 				revision := acknowledged[i].Load()
-				if err = db.Apply(t.Context(), change(key(i), value(revision+1), revision)); err != nil {
+				err = db.Apply(t.Context(), change(key(i), value(revision+1), revision))
+				if err != nil {
 					break
 				}
 				acknowledged[i].Store(revision + 1)
@@ -146,11 +154,13 @@ func TestCompactionWithoutATable(t *testing.T) {
 			require.ErrorContains(t, err, "compact: a table could not be made")
 			require.Equal(t, err, <-told)
 
-			crashed, torn := filepath.Join(t.TempDir(), "crashed"), filepath.Join(t.TempDir(), "torn")
+			crashed := filepath.Join(t.TempDir(), "crashed")
+			torn := filepath.Join(t.TempDir(), "torn")
 			copyDir(t, dir, crashed)
 			copyDir(t, dir, torn) // in the middle of a commit, before its copy was whole
 			last := int(db.summary.Seq%2) * commitfile.SlotSize
-			edit(t, filepath.Join(torn, commitfile.Name), func(b []byte) []byte { b[last] ^= 1; return b })
+			edit(t, filepath.Join(torn, commitfile.Name),
+				func(b []byte) []byte { b[last] ^= 1; return b })
 			require.NoError(t, db.Close())
 			for _, dir := range []string{crashed, torn, dir} {
 				db := open(t, dir)
@@ -183,7 +193,8 @@ func TestCompactionsAreWatched(t *testing.T) {
 	revision := uint64(0)
 	for n := 0; done() < 5; n++ {
 		require.Less(t, n, 100_000, "there are no compactions")
-		require.NoError(t, db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), revision)))
+		require.NoError(t, db.Apply(t.Context(),
+			change("k", strings.Repeat("v", 10_000), revision)))
 		revision++
 	}
 	require.NoError(t, db.Close())
@@ -206,7 +217,8 @@ func TestBadgerForgetsATable(t *testing.T) {
 	commit := func(ts uint64) {
 		txn := db.NewTransactionAt(ts, true)
 		defer txn.Discard()
-		require.NoError(t, txn.SetEntry(badger.NewEntry(fmt.Appendf(nil, "k%08d", ts), make([]byte, 10_000))))
+		require.NoError(t, txn.SetEntry(badger.NewEntry(fmt.Appendf(nil, "k%08d", ts),
+			make([]byte, 10_000))))
 		require.NoError(t, txn.CommitAt(ts, nil))
 	}
 	hindered := func() bool {
@@ -276,7 +288,8 @@ func TestOpenAfterCrashes(t *testing.T) {
 func TestConflictDuringACompaction(t *testing.T) {
 	db := open(t, t.TempDir())
 	require.NoError(t, db.Apply(t.Context(), change("k", "1", 0)))
-	now := &compaction{done: make(chan struct{})} // it has no place in the manifest where it was not committed yet
+	// The compaction knows no place in the manifest before which it was not committed.
+	now := &compaction{done: make(chan struct{})}
 	db.compactions.active.Store(now)
 	told := make(chan error, 1)
 	go func() { told <- db.Apply(t.Context(), change("k", "2", 0)) }()
@@ -314,11 +327,14 @@ func TestCompactionWaitsForSpace(t *testing.T) {
 	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o)})
 	require.NoError(t, err)
 	var free atomic.Int64
-	db.compactions.space.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	db.compactions.space.disk = func(string) (int64, int64, bool) {
+		return free.Load(), 1 << 40, true
+	}
 	revision := uint64(0)
 	put := func() {
 		t.Helper()
-		require.NoError(t, db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), revision)))
+		require.NoError(t, db.Apply(t.Context(),
+			change("k", strings.Repeat("v", 10_000), revision)))
 		revision++
 	}
 	for n := 0; n < 500 && db.compactions.waiting.Load() == nil; n++ {
@@ -335,7 +351,8 @@ func TestCompactionWaitsForSpace(t *testing.T) {
 	require.ErrorIs(t, db.Close(), backend.ErrFull, "it can be tried again")
 
 	free.Store(1 << 40)
-	require.Eventually(t, func() bool { return db.Close() == nil }, time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return db.Close() == nil }, time.Minute,
+		10*time.Millisecond)
 	o.mu.Lock()
 	require.Positive(t, o.done)
 	o.mu.Unlock()
@@ -351,14 +368,17 @@ func TestCompactionWaitsForSpaceDuringClose(t *testing.T) {
 	db, err := Open(t.TempDir(), Options{})
 	require.NoError(t, err)
 	var free atomic.Int64
-	db.compactions.space.disk = func(string) (int64, int64, bool) { return free.Load(), 1 << 40, true }
+	db.compactions.space.disk = func(string) (int64, int64, bool) {
+		return free.Load(), 1 << 40, true
+	}
 	db.compactions.closing.Store(true)
 	waited := make(chan struct{})
 	go func() {
 		defer close(waited)
 		db.compactions.awaitSpace()
 	}()
-	require.Eventually(t, func() bool { return db.failed.Load() != nil }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return db.failed.Load() != nil }, time.Minute,
+		time.Millisecond)
 	require.ErrorIs(t, *db.failed.Load(), backend.ErrFull)
 	free.Store(1 << 40)
 	<-waited
@@ -407,10 +427,14 @@ func TestCommitted(t *testing.T) {
 		"a compaction after a flush":      {nil, join(record(created), record(deleted)), true},
 		"a header that is not whole":      {nil, record(created)[:7], true},
 		"a record that is not whole":      {nil, record(created)[:9], true},
-		"a record that is none":           {nil, append([]byte{0, 0, 0, 1, 0, 0, 0, 0}, 0xff), true},
+		"a record that is none":           {nil, []byte{0, 0, 0, 1, 0, 0, 0, 0, 0xff}, true},
 		"part of a record, after a flush": {nil, join(record(created), record(created)[:3]), true},
-		"it is not there":                 {func(t *testing.T, path string) { require.NoError(t, os.Remove(path)) }, nil, true},
-		"it was cut off":                  {func(t *testing.T, path string) { require.NoError(t, os.Truncate(path, 3)) }, nil, true},
+		"it is not there": {func(t *testing.T, path string) {
+			require.NoError(t, os.Remove(path))
+		}, nil, true},
+		"it was cut off": {func(t *testing.T, path string) {
+			require.NoError(t, os.Truncate(path, 3))
+		}, nil, true},
 		"it cannot be read, as it is none": {func(t *testing.T, path string) {
 			require.NoError(t, os.Remove(path))
 			require.NoError(t, os.Mkdir(path, 0o700))
@@ -439,7 +463,8 @@ func TestCommitted(t *testing.T) {
 		}
 		require.Equal(t, c.want, now.committed(path), name)
 		if !c.want {
-			require.EqualValues(t, len("the manifest")+len(c.more), now.manifestScanned.Load(), "%s: what was read is not read again", name)
+			require.EqualValues(t, len("the manifest")+len(c.more), now.manifestScanned.Load(),
+				"%s: what was read is not read again", name)
 		}
 		require.Equal(t, c.want, now.committed(path), "%s, asked again", name)
 		require.True(t, (&compaction{}).committed(path), "%s: what it was is not known", name)

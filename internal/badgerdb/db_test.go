@@ -48,7 +48,9 @@ func open(t testing.TB, dir string) *DB {
 }
 
 func TestConformance(t *testing.T) {
-	backendtest.RunDurable(t, func(t *testing.T, dir string) backend.Backend { return open(t, dir) })
+	backendtest.RunDurable(t, func(t *testing.T, dir string) backend.Backend {
+		return open(t, dir)
+	})
 }
 
 func change(key, value string, expect uint64) backend.Change {
@@ -68,7 +70,8 @@ func TestFailedCommitStopsTheDB(t *testing.T) {
 	var told atomic.Int64
 	for n := range 16 {
 		wg.Go(func() {
-			if err := db.Apply(ctx, change(fmt.Sprint("k", n), "new", 0)); errors.Is(err, backend.ErrFailed) {
+			err := db.Apply(ctx, change(fmt.Sprint("k", n), "new", 0))
+			if errors.Is(err, backend.ErrFailed) {
 				told.Add(1)
 			}
 		})
@@ -183,13 +186,15 @@ func TestSnapshotKeepsItsVersions(t *testing.T) {
 		var changes []backend.Change
 		for n := range entries {
 			key := fmt.Sprintf("k%04d", n)
-			changes = append(changes, change(key, fmt.Sprint(key, "-", round, strings.Repeat(".", 200)), round))
+			value := fmt.Sprint(key, "-", round, strings.Repeat(".", 200))
+			changes = append(changes, change(key, value, round))
 		}
 		for part := range slices.Chunk(changes, 100) {
 			require.NoError(t, db.Apply(t.Context(), part...))
 		}
 	}
-	const pause = discardEvery/6 + 1 // rounds of six commits, so that the discard timestamp could move
+	// Rounds of six commits, so that the discard timestamp could move.
+	const pause = discardEvery/6 + 1
 	round := uint64(0)
 	overwrite := func() {
 		for range pause {
@@ -208,15 +213,19 @@ func TestSnapshotKeepsItsVersions(t *testing.T) {
 		key := fmt.Sprintf("k%04d", n)
 		require.Equal(t, key, string(e.Key))
 		require.Equal(t, shown+1, e.Revision)
-		require.True(t, strings.HasPrefix(string(e.Value), fmt.Sprint(key, "-", shown, ".")), "%s", e.Value[:20])
+		require.True(t, strings.HasPrefix(string(e.Value), fmt.Sprint(key, "-", shown, ".")), "%s",
+			e.Value[:20])
 		if n++; n == 1 || n == pageEntries+1 {
 			tables := tableIDs(db)
 			overwrite()
-			require.Greater(t, slices.Max(tableIDs(db)), slices.Max(tables)+2, "memtables were flushed, and tables compacted")
+			require.Greater(t, slices.Max(tableIDs(db)), slices.Max(tables)+2,
+				"memtables were flushed, and tables compacted")
 		}
 		if n == 2 {
-			require.NoError(t, db.Apply(t.Context(), backend.Change{Key: []byte(deleted), Expect: round, Delete: true}))
-			require.NoError(t, db.Apply(t.Context(), backend.Change{Key: []byte(deleted), Value: []byte("new"), Revision: round}))
+			require.NoError(t, db.Apply(t.Context(),
+				backend.Change{Key: []byte(deleted), Expect: round, Delete: true}))
+			require.NoError(t, db.Apply(t.Context(),
+				backend.Change{Key: []byte(deleted), Value: []byte("new"), Revision: round}))
 		}
 	}
 	require.Equal(t, entries, n)
@@ -224,7 +233,8 @@ func TestSnapshotKeepsItsVersions(t *testing.T) {
 
 	overwrite()
 	overwrite()
-	require.Less(t, versions(t, db), before+3*pause*entries/2, "it holds on to nothing once it has ended")
+	require.Less(t, versions(t, db), before+3*pause*entries/2,
+		"it holds on to nothing once it has ended")
 }
 
 // versions counts what Badger has of all entries.
@@ -326,7 +336,8 @@ func TestDeletedStaysDeleted(t *testing.T) {
 		t.Helper()
 		_, err := db.Get(ctx, []byte("k"))
 		require.ErrorIs(t, err, backend.ErrNotFound)
-		for _, all := range []iter.Seq2[backend.Entry, error]{db.Scan(ctx, nil, nil), db.Snapshot(ctx, nil, nil)} {
+		for _, all := range []iter.Seq2[backend.Entry, error]{db.Scan(ctx, nil, nil),
+			db.Snapshot(ctx, nil, nil)} {
 			for e, err := range all {
 				require.NoError(t, err)
 				require.NotEqual(t, "k", string(e.Key))
@@ -371,7 +382,8 @@ func TestPagesOverDeletedEntries(t *testing.T) {
 		key := fmt.Sprintf("k%04d", n)
 		require.NoError(t, db.Apply(ctx, change(key, "v", 0)))
 		if n < entries-1 {
-			require.NoError(t, db.Apply(ctx, backend.Change{Key: []byte(key), Expect: 1, Delete: true}))
+			require.NoError(t, db.Apply(ctx,
+				backend.Change{Key: []byte(key), Expect: 1, Delete: true}))
 		}
 	}
 	var from []byte
@@ -440,7 +452,8 @@ func TestDamagedEntry(t *testing.T) {
 
 func TestLogger(t *testing.T) {
 	var out strings.Builder
-	db, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	handler := slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})
+	db, err := Open(t.TempDir(), Options{Logger: slog.New(handler)})
 	require.NoError(t, err)
 	require.NoError(t, db.Close())
 	require.Contains(t, out.String(), "level=DEBUG msg=\"badger: ")
@@ -476,7 +489,8 @@ func TestDirectory(t *testing.T) {
 		t.Chdir(away)
 		require.NoError(t, os.Mkdir("store", 0o700))
 		for i := range 200 { // until there are tables
-			require.NoError(t, db.Apply(t.Context(), change(fmt.Sprint(i), strings.Repeat("v", 30_000), 0)))
+			require.NoError(t, db.Apply(t.Context(),
+				change(fmt.Sprint(i), strings.Repeat("v", 30_000), 0)))
 		}
 		require.NoError(t, db.Close())
 		require.Empty(t, names(t, filepath.Join(away, "store")))
@@ -535,7 +549,8 @@ func TestDirectory(t *testing.T) {
 		db := open(t, dir)
 		require.NoError(t, db.Apply(t.Context(), change("k", "v", 0)))
 		require.NoError(t, db.Close())
-		require.NoError(t, os.Rename(filepath.Join(dir, "MANIFEST"), filepath.Join(t.TempDir(), "MANIFEST")))
+		require.NoError(t, os.Rename(filepath.Join(dir, "MANIFEST"),
+			filepath.Join(t.TempDir(), "MANIFEST")))
 		before := tree(t, dir)
 		require.ErrorIs(t, refused(t, dir), backend.ErrCorrupt)
 		require.Equal(t, before, tree(t, dir))
@@ -560,8 +575,10 @@ func readOnly(t *testing.T) string {
 		t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
 		return dir
 	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "ro,mode=0700", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED: root, who may write anywhere, cannot mount a read-only file system here: %v: %s", err, out)
+	mount := exec.Command("mount", "-t", "tmpfs", "-o", "ro,mode=0700", "tmpfs", dir)
+	if out, err := mount.CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: root, who may write anywhere, cannot mount a read-only file system "+
+			"here: %v: %s", err, out)
 	}
 	t.Cleanup(func() { require.NoError(t, exec.Command("umount", dir).Run()) })
 	return dir

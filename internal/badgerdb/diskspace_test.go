@@ -222,7 +222,8 @@ func TestNoProbeWhileTablesAreWritten(t *testing.T) {
 	require.NoError(t, put())
 	before := probes.Load()
 	probeAgain()
-	require.NoError(t, os.WriteFile(db.space.path(99), nil, 0o600)) // as if there were a log whose table is being made
+	// As if there were a log whose table is being made.
+	require.NoError(t, os.WriteFile(db.space.path(99), nil, 0o600))
 	require.NoError(t, put())
 	require.Equal(t, before, probes.Load(), "a table is being flushed")
 	require.NoError(t, os.Remove(db.space.path(99)))
@@ -265,7 +266,10 @@ func TestQuotaWithoutAReserve(t *testing.T) {
 // Badger has only the text of an error of the operating system.
 func TestAsFull(t *testing.T) {
 	for _, cause := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
-		for _, err := range []error{&os.PathError{Op: "open", Path: "p", Err: cause}, errors.New("badger: " + cause.Error())} {
+		for _, err := range []error{
+			&os.PathError{Op: "open", Path: "p", Err: cause},
+			errors.New("badger: " + cause.Error()),
+		} {
 			full := asFull(err)
 			require.ErrorIs(t, full, backend.ErrFull)
 			require.ErrorIs(t, full, syscall.ENOSPC)
@@ -303,7 +307,8 @@ func TestErrorsThatStopTheDB(t *testing.T) {
 			require.NoError(t, db.commitFile.Close())
 		},
 		"Badger cannot write a table": func(db *DB) {
-			logger{to: quiet, db: db}.Errorf("error flushing memtable to disk: %v, retrying", errors.New("input/output error"))
+			logger{to: quiet, db: db}.Errorf("error flushing memtable to disk: %v, retrying",
+				errors.New("input/output error"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -371,7 +376,9 @@ func TestSmallMemtables(t *testing.T) {
 	unknown := func(string) (int64, int64, bool) { return 0, 0, false }
 	unlimited := func(string, int64) error { return nil }
 	quota := func(_ string, size int64) error { return syscall.EDQUOT }
-	for name, value := range map[string]string{"small values": "v", "usual values": strings.Repeat("v", 300)} {
+	for name, value := range map[string]string{
+		"small values": "v", "usual values": strings.Repeat("v", 300),
+	} {
 		dir := t.TempDir()
 		db, err := Open(dir, Options{memTableSize: usualMemtable})
 		require.NoError(t, err)
@@ -383,9 +390,11 @@ func TestSmallMemtables(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, s.Logs, 1)
 			chosen = memtableFor(small, unlimited, crash, s.Logs[0].Memory)
-			require.EqualValues(t, usualMemtable, memtableFor(large, unlimited, crash, s.Logs[0].Memory))
+			require.EqualValues(t, usualMemtable,
+				memtableFor(large, unlimited, crash, s.Logs[0].Memory))
 			require.Equal(t, chosen, memtableFor(large, quota, crash, s.Logs[0].Memory))
-			require.EqualValues(t, usualMemtable, memtableFor(unknown, unlimited, crash, s.Logs[0].Memory))
+			require.EqualValues(t, usualMemtable,
+				memtableFor(unknown, unlimited, crash, s.Logs[0].Memory))
 			if s.Logs[0].Memory > smallMemtable {
 				db, err := Open(crash, Options{memTableSize: chosen}) // or Badger ends the process
 				require.NoError(t, err, name)

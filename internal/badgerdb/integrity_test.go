@@ -377,7 +377,8 @@ func TestCheck(t *testing.T) {
 		}
 		require.NoError(t, db.Apply(ctx, changes...))
 	}
-	require.NoError(t, db.Apply(ctx, change("k0-0", "w", 1), backend.Change{Key: []byte("k0-1"), Expect: 1, Delete: true}))
+	require.NoError(t, db.Apply(ctx, change("k0-0", "w", 1),
+		backend.Change{Key: []byte("k0-1"), Expect: 1, Delete: true}))
 	require.NoError(t, db.Check(ctx))
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
@@ -434,7 +435,8 @@ func TestCommitsThatWereCutOff(t *testing.T) {
 	log := f.file(t, "*.mem")
 	for name, harm := range map[string]func(dir string){
 		"in Badger": func(dir string) {
-			require.NoError(t, os.Truncate(filepath.Join(dir, filepath.Base(log)), logEnd(t, log)-3))
+			require.NoError(t, os.Truncate(filepath.Join(dir, filepath.Base(log)),
+				logEnd(t, log)-3))
 		},
 		"in LAST": func(dir string) {
 			l, err := commitfile.Open(dir)
@@ -475,9 +477,11 @@ func TestCommitWithoutItsCopy(t *testing.T) {
 	require.NoError(t, db.Apply(t.Context(), change("k", "active", 0)))
 	require.NoError(t, db.Close())
 	db = open(t, dir)
-	db.writeCommitFile = func(commitfile.Record) error { return nil } // the process will have ended before
+	// The process will have ended before.
+	db.writeCommitFile = func(commitfile.Record) error { return nil }
 	require.NoError(t, db.Apply(t.Context(), change("k", "revoked", 1)))
-	for _, flushed := range []bool{false, true} { // where the next Open finds it: in the log, or in a table
+	// Where the next Open finds the commit: in the log, or in a table.
+	for _, flushed := range []bool{false, true} {
 		f := fixture{filepath.Join(t.TempDir(), "crash"), map[string]string{"k": "revoked"}}
 		copyDir(t, dir, f.dir)
 		if flushed {

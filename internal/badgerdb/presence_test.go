@@ -85,7 +85,8 @@ func TestFilesThatAreRemoved(t *testing.T) {
 				_, err = db.Get(t.Context(), []byte("k"))
 				require.ErrorIs(t, err, backend.ErrFailed)
 				require.ErrorIs(t, db.Check(t.Context()), backend.ErrFailed)
-				require.ErrorIs(t, db.Apply(t.Context(), change("k", "newer", 2)), backend.ErrFailed)
+				require.ErrorIs(t, db.Apply(t.Context(), change("k", "newer", 2)),
+					backend.ErrFailed)
 
 				// What was moved away is put back.
 				if c.missing == commitfile.Name && name != commitfile.Name {
@@ -95,7 +96,8 @@ func TestFilesThatAreRemoved(t *testing.T) {
 					files, err := os.ReadDir(away)
 					require.NoError(t, err)
 					for _, f := range files {
-						require.NoError(t, os.Rename(filepath.Join(away, f.Name()), filepath.Join(dir, f.Name())))
+						require.NoError(t, os.Rename(filepath.Join(away, f.Name()),
+							filepath.Join(dir, f.Name())))
 					}
 				}
 				require.NoError(t, db.Close())
@@ -144,7 +146,8 @@ func TestTableThatIsRemovedWithinATimeGrain(t *testing.T) {
 	require.NoError(t, os.Remove(tables[0]))
 	require.NoError(t, os.Chtimes(dir, now, now)) // as if it had been removed in the same grain
 	db.presence.modified = now
-	require.NoError(t, db.Apply(t.Context(), change("k", "v2", 1)), "the look at the tables may wait for a grain")
+	require.NoError(t, db.Apply(t.Context(), change("k", "v2", 1)),
+		"the look at the tables may wait for a grain")
 	old := now.Add(-2 * timeGrain)
 	require.NoError(t, os.Chtimes(dir, old, old))
 	db.presence.modified = old // and as if the grain were over

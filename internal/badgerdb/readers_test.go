@@ -64,7 +64,9 @@ func repeat(steps []func(*world, int), times int) (all []func(*world, int)) {
 // explore takes every order of the steps of the readers, one or two, and the committer. It returns
 // how many orders there are, how many drop a version that is being read, and how many move the
 // discard timestamp.
-func explore(readers [2][]func(*world, int), committer []func(*world, int)) (orders, wrong, moved int) {
+func explore(
+	readers [2][]func(*world, int), committer []func(*world, int),
+) (orders, wrong, moved int) {
 	actors := [][]func(*world, int){readers[0], readers[1], committer}
 	var walk func(order []int, taken [3]int)
 	walk = func(order []int, taken [3]int) {
@@ -114,8 +116,10 @@ func TestReadersInterleavings(t *testing.T) {
 		require.Positive(t, moved)
 	}
 	for name, v := range map[string]struct{ reader, committer steps }{
-		"a reader looks before it is counted":      {steps{load, look, count, leave}, committer},
-		"a reader is not counted":                  {steps{load, look, func(w *world, i int) { w.at[i] = notReading }}, committer},
+		"a reader looks before it is counted": {steps{load, look, count, leave}, committer},
+		"a reader is not counted": {
+			steps{load, look, func(w *world, i int) { w.at[i] = notReading }}, committer,
+		},
 		"it moves to the floor of the new epoch":   {reader, steps{commit, drained, beginAhead}},
 		"an epoch begins while readers are left":   {reader, steps{commit, drained, beginAlways}},
 		"a commit comes between drained and begin": {reader, steps{drained, commit, begin}},
@@ -138,7 +142,8 @@ func TestOldVersionsAreDroppedUnderReaders(t *testing.T) {
 		for range discardEvery {
 			var changes []backend.Change
 			for n := range keys {
-				changes = append(changes, change(fmt.Sprintf("k%02d", n), strings.Repeat(fmt.Sprintf("%08d", revision+1), 64), revision))
+				changes = append(changes, change(fmt.Sprintf("k%02d", n),
+					strings.Repeat(fmt.Sprintf("%08d", revision+1), 64), revision))
 			}
 			require.NoError(t, db.Apply(t.Context(), changes...))
 			revision++

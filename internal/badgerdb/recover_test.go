@@ -171,13 +171,14 @@ func TestDamagedCommitFileAlone(t *testing.T) {
 func TestFilesOfOthersInAStore(t *testing.T) {
 	whole := newFixture(t)
 	for name, files := range map[string]map[string]string{
-		"recovered":           {"recovered/photo.jpg": "p"},
-		"recovered, empty":    {"recovered/": ""},
-		"moving":              {"moving/MANIFEST": "m", "moving/000001.sst": "s"},
-		"moving, empty":       {"moving/": ""},
-		"recovering":          {"recovering/photo.jpg": "p"},
-		"with a time":         {work + "/LAST": "p", away + "/LAST": "p"},
-		"a file RECOVERY":     {work + "/RECOVERY": recoveryMagic + strings.Repeat("x", 99), away + "/": ""},
+		"recovered":        {"recovered/photo.jpg": "p"},
+		"recovered, empty": {"recovered/": ""},
+		"moving":           {"moving/MANIFEST": "m", "moving/000001.sst": "s"},
+		"moving, empty":    {"moving/": ""},
+		"recovering":       {"recovering/photo.jpg": "p"},
+		"with a time":      {work + "/LAST": "p", away + "/LAST": "p"},
+		"a file RECOVERY": {work + "/RECOVERY": recoveryMagic + strings.Repeat("x", 99),
+			away + "/": ""},
 		"names like Badger's": {"x.sst": "t", "DISCARDED": "d"},
 	} {
 		for way, opts := range ways {
@@ -206,7 +207,9 @@ func TestFilesOfOthersInAStore(t *testing.T) {
 			})
 		}
 	}
-	for _, name := range []string{"notes.mem", "7.mem", "film.vlog", "1.vlog", "7.sst", "0000001.sst"} {
+	for _, name := range []string{
+		"notes.mem", "7.mem", "film.vlog", "1.vlog", "7.sst", "0000001.sst",
+	} {
 		t.Run(name, func(t *testing.T) { // Badger would read it
 			f := whole.copy(t)
 			put(t, f.dir, map[string]string{name: "text"})
@@ -324,7 +327,8 @@ func TestRecoveryIsKilledAtEachStep(t *testing.T) {
 						require.FileExists(t, filepath.Join(dir, name, commitfile.Name))
 					}
 					if strings.HasPrefix(name, recoveringTo) {
-						require.Empty(t, names(t, filepath.Join(dir, name)), "%s, %s", killed, again)
+						left := names(t, filepath.Join(dir, name))
+						require.Empty(t, left, "%s, %s", killed, again)
 					}
 				}
 				require.Equal(t, 1, away, "%s, %s", killed, again)

@@ -123,7 +123,7 @@ func newCompactions(db *DB) *compactions {
 	return c
 }
 
-// The logger calls this method for each message of Badger except Infof messages, on the goroutine
+// onLog is called by the logger for each message of Badger except Infof messages, on the goroutine
 // of Badger that logs.
 func (c *compactions) onLog(format string, args []any) {
 	compactor := func() int {

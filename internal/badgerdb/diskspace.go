@@ -33,7 +33,7 @@ import (
 //	                  each full log until the table of the log exists.
 //	                  logSize is m, because Badger checks for a full log only before a commit, plus
 //	                  one group (m/16) and 2 backend.MaxApplySize, because one request may be larger
-//	LAST              2 slotSize, allocated at Open
+//	LAST              2 commitfile.SlotSize, allocated at Open
 //	tables            the sum of the *.sst files, plus m for each log begun since the last sum
 //	next tables       2 m: the table of the full log, and the table of the current log
 //	next log          logSize: the log after the current log
@@ -122,7 +122,7 @@ const (
 	smallQuota    = 128 << 20 // under a quota that leaves less, memtables are small too
 )
 
-// newRoom checks the disk, and chooses the size of memtables if memtable is 0. An existing log may
+// newSpaceGuard checks the disk, and chooses the size of memtables if memtable is 0. An existing log may
 // need a memtable as large as the log was written for. So largestLog is the size that the largest
 // existing log takes in memory.
 func newSpaceGuard(dir string, memtable int64, largestLog int64) spaceGuard {

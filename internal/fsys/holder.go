@@ -59,6 +59,7 @@ func ParseHolder(text string) (h Holder, ok bool) {
 	return h, len(lines) == 1 || len(lines) == 4
 }
 
+// String names the process in error texts.
 func (h Holder) String() string {
 	switch me := ThisProcess(); {
 	case h.identity == me.identity:

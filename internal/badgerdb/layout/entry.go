@@ -63,7 +63,7 @@ func Revision(c backend.Change) uint64 {
 	return c.Expect + 1
 }
 
-// A write is an entry in the form that Badger gets.
+// A Write is an entry in the form that Badger gets.
 type Write struct{ Key, Value []byte }
 
 // ParseEntry decodes an entry from Badger's key and value, and returns the checksum too. The entry

@@ -13,6 +13,7 @@ type Summary struct {
 	Sum     uint64   // the sum of the checksums of the entries
 }
 
+// String describes the summary in error texts.
 func (s Summary) String() string {
 	return fmt.Sprintf("commit %d: %d entries, sum %016x", s.Seq, s.Entries, s.Sum)
 }

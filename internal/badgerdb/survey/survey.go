@@ -35,7 +35,6 @@ import (
 // The type commitfile.File has the decision table of Reconcile.
 type Survey struct {
 	dir     string
-	used    bool             // the directory has a manifest, tables, or logs
 	Logs    []badgerfile.Log // in the order of their numbers
 	Named   []string         // the tables that the manifest names
 	Strays  []string         // the other tables
@@ -73,7 +72,6 @@ func Read(dir string) (*Survey, error) {
 			return nil, err
 		}
 		l.Name = filepath.Base(path)
-		s.used = true
 		s.Logs = append(s.Logs, l)
 	}
 	// Badger's log numbers have five digits, or more once five digits are used up.
@@ -89,7 +87,6 @@ func (s *Survey) readTables() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		tables, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
 		if len(tables) > 0 {
-			s.used = true
 			s.noteDamage(badgerfile.ManifestFile, errors.New("it is missing"))
 		}
 		return errors.Join(err, s.findSummaries(tables))
@@ -98,7 +95,6 @@ func (s *Survey) readTables() error {
 		return err
 	}
 	defer f.Close()
-	s.used = true
 	manifest, err := badgerfile.ReadManifest(f)
 	if err != nil {
 		s.noteDamage(badgerfile.ManifestFile, err)

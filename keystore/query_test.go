@@ -42,7 +42,7 @@ func TestQueryFields(t *testing.T) {
 			{Name: "ÉCOLE", Owner: "acme-2"},
 		} {
 			ids[spec.Name] = create(t, s, spec).Key.ID
-			time.Sleep(at(i + 1).Sub(time.Now()))
+			time.Sleep(time.Until(at(i + 1)))
 		}
 		for _, tt := range []struct {
 			q    keystore.Query

@@ -40,7 +40,7 @@ type cachedKey struct {
 	previous             hashing.Digest // of the previous secret; no Sum if the secret has ended
 	notBefore, expiresAt int64          // nanoseconds since the Unix epoch; 0: no limit
 	previousUntil        int64          // nanoseconds since the Unix epoch
-	rateLimit            RateLimit
+	rateLimit            *RateLimit     // nil: no limit
 	revision             uint64
 }
 
@@ -85,8 +85,10 @@ func (kr *keyRecord) cached() *cachedKey {
 	}
 	g.networks = slices.Clip(g.networks)
 	if l := r.RateLimit; l != nil {
-		e.rateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
-		e.key.RateLimit = e.rateLimit
+		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
+		if limit := e.key.RateLimit; limit != (RateLimit{}) {
+			e.rateLimit = &limit
+		}
 	}
 	if kr.purged() {
 		e.key.RevokedAt = fromNanos(r.PurgedAt) // in case a caller asks

@@ -21,7 +21,7 @@ func (e *cachedKey) overwritten() bool { return e.key.grants != e.grants }
 // unlimited reports whether no time, network or rate limit restricts the key.
 func (e *cachedKey) unlimited() bool {
 	return e.notBefore == 0 && e.expiresAt == 0 && len(e.grants.networks) == 0 &&
-		e.rateLimit == (RateLimit{})
+		e.rateLimit == nil
 }
 
 // permits returns nil if the key now admits the bearer of the secret with this rotation number,
@@ -83,8 +83,8 @@ func narrows(before, after *cachedKey) bool {
 	if len(has) > 0 && (len(had) == 0 || !within(had, has)) {
 		return true
 	}
-	if limit, had := after.rateLimit, before.rateLimit; limit != (RateLimit{}) &&
-		(had == (RateLimit{}) || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
+	if limit, had := after.rateLimit, before.rateLimit; limit != nil &&
+		(had == nil || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
 		return true
 	}
 	return after.expiresAt != 0 && (before.expiresAt == 0 || after.expiresAt < before.expiresAt)

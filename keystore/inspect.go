@@ -28,7 +28,7 @@ type Inspection struct {
 	// KeyID is the ID in the token. The store may have no key with the ID. Empty means that the
 	// text does not have the form of a token.
 	KeyID string
-	// Key is the key, with LastUsedAt, if the token holds the key's secret. The secret may be the
+	// Key is the key, with LastUsedAt and Live, if the token holds the key's secret. The secret may be the
 	// current secret, or until the next rotation the previous secret. Nil means that the token
 	// proves nothing, and Refusal is ErrMalformed or ErrUnknown.
 	Key *Key
@@ -89,6 +89,7 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	if e.key.LastUsedAt, err = s.lastUsed(ctx, id); err != nil {
 		return nil, err
 	}
+	e.key.Live = s.fence.BoundTo(id)
 	i.Key = &e.key
 	if i.Refusal = e.permits(ctx, rotation); i.Refusal == nil {
 		i.Refusal = s.limits.peek(id, i.Key)

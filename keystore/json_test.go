@@ -38,7 +38,7 @@ func TestJSONOfAKey(t *testing.T) {
 			require.NotContains(t, string(text), "0001-01-01", "a time that is not set")
 			if status == "active" {
 				for _, field := range []string{"ExpiresAt", "RevokedAt", "DisabledAt", "RateLimit",
-					"Reason", "LastUsedAt"} {
+					"Reason", "LastUsedAt", "Live"} {
 					require.NotContains(t, string(text), field)
 				}
 			}

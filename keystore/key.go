@@ -16,8 +16,8 @@ import (
 // decide by the fields, so a write cannot change who is admitted. Scopes, Metadata and
 // AllowedNetworks return copies. The caller may change the copies.
 //
-// The JSON of a Key has the names of the fields and of the three methods. The JSON leaves out
-// times that are zero, and adds the Status as a word. UnmarshalJSON reads this form.
+// The JSON of a Key has the names of the fields and of the three methods. The JSON leaves out Live
+// and times that are zero, and adds the Status as a word. UnmarshalJSON reads this form.
 type Key struct {
 	// grants is the first field, so that Store.Verify finds grants in memory that Verify reads
 	// anyway.
@@ -54,6 +54,10 @@ type Key struct {
 	// store writes a use within a minute or two, so a crash may lose the last minutes.
 	// Query.UnusedSince takes this loss into account.
 	LastUsedAt time.Time
+	// Live is the number of sessions that are bound to the key now, such as open streams: these
+	// sessions end if the key is revoked. Get, List and Inspect fill in Live. A session counts from
+	// Bind until its Close, unless the store ends the session before.
+	Live int
 	// Revision is 1 for a new key. Each change adds one.
 	Revision uint64
 }
@@ -138,6 +142,7 @@ type keyJSON struct {
 	RevokeReason, DisableReason string    `json:",omitzero"`
 	PreviousUntil               time.Time `json:",omitzero"`
 	LastUsedAt                  time.Time `json:",omitzero"`
+	Live                        int       `json:",omitzero"`
 	Revision                    uint64
 }
 
@@ -161,6 +166,7 @@ func (k *Key) json() keyJSON {
 		DisableReason:   k.DisableReason,
 		PreviousUntil:   k.PreviousUntil,
 		LastUsedAt:      k.LastUsedAt,
+		Live:            k.Live,
 		Revision:        k.Revision,
 	}
 }
@@ -200,6 +206,7 @@ func (k *Key) UnmarshalJSON(text []byte) error {
 		DisableReason: d.DisableReason,
 		PreviousUntil: d.PreviousUntil,
 		LastUsedAt:    d.LastUsedAt,
+		Live:          d.Live,
 		Revision:      d.Revision,
 	}
 	return nil

@@ -32,6 +32,7 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 	if key.LastUsedAt, err = s.lastUsed(ctx, parsed); err != nil {
 		return nil, err
 	}
+	key.Live = s.fence.BoundTo(parsed)
 	return key, nil
 }
 
@@ -126,8 +127,12 @@ func (q *Query) selectsAll() bool {
 // too, and the text of the error says that keys were not read.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		err := s.list(ctx, q, true,
-			func(_ *keyRecord, k *Key, err error) bool { return yield(k, err) })
+		err := s.list(ctx, q, true, func(kr *keyRecord, k *Key, err error) bool {
+			if k != nil {
+				k.Live = s.fence.BoundTo(kr.id)
+			}
+			return yield(k, err)
+		})
 		if err != nil {
 			yield(nil, err)
 		}

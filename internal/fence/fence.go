@@ -170,7 +170,7 @@ type Binding[V any] struct {
 	Ended func()
 	// AfterEnd is called in the background after Ended, and may block.
 	AfterEnd func()
-	// Admitted is set by the caller. Bound and IsBound count only bindings with Admitted set.
+	// Admitted is set by the caller. Bound, IsBound and BoundTo count only bindings with Admitted set.
 	Admitted atomic.Bool
 }
 
@@ -463,6 +463,19 @@ func (f *Fence[V]) IsBound(id ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.isBoundLocked(id)
+}
+
+// BoundTo returns the number of admitted bindings of id.
+func (f *Fence[V]) BoundTo(id ID) (n int) {
+	s := f.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := range s.bound[id] {
+		if b.Admitted.Load() {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *shard[V]) isBoundLocked(id ID) bool {

@@ -81,6 +81,26 @@ func TestHitMissAndEviction(t *testing.T) {
 	require.False(t, cached(f, 1), "one hit gives one second chance")
 }
 
+// BoundTo counts the admitted bindings of one ID, and does not allocate.
+func TestBoundTo(t *testing.T) {
+	f := newFence(3)
+	load(f, 1, 1)
+	load(f, 2, 1)
+	require.Zero(t, f.BoundTo(id(1)))
+	var all [3]Binding[value]
+	for i := range all {
+		bind(t, f, 1, &all[i])
+	}
+	require.Zero(t, f.BoundTo(id(1)), "not yet admitted")
+	all[0].Admitted.Store(true)
+	all[2].Admitted.Store(true)
+	require.Equal(t, 2, f.BoundTo(id(1)))
+	require.Zero(t, f.BoundTo(id(2)))
+	require.Zero(t, testing.AllocsPerRun(100, func() { f.BoundTo(id(1)) }))
+	f.Release(id(1), &all[0])
+	require.Equal(t, 1, f.BoundTo(id(1)))
+}
+
 // A hit that registers a binding counts as a use, although Get takes the lock first.
 func TestHitThatBindsCountsAsUse(t *testing.T) {
 	f := newFence(3)

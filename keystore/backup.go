@@ -404,6 +404,9 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	if merged == nil {
 		return nil, nil
 	}
+	if merged.purged() && (have.record == nil || before.grave > 0) {
+		merged.record.CreatedAt = 0 // of another store: no event of this store is meant
+	}
 	event := &record.Event{Action: record.Action_ACTION_RESTORE, Actor: actor}
 	return s.prepare(before, merged, event)
 }

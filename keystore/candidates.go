@@ -113,11 +113,11 @@ func (s *Store) foundEvents(
 		return nil
 	}
 	// The event of the creation is the first event of a key.
-	f, err := s.creation(ctx, only, first, last)
+	creation, err := s.creation(ctx, only, first, last)
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		return err
 	}
-	if (err != nil || f.event != nil) && !yield(f, err) {
+	if (err != nil || creation.event != nil) && !yield(creation, err) {
 		return nil
 	}
 	from, to := eventIndexKey(only, first), eventIndexKey(only, last+1)
@@ -127,6 +127,9 @@ func (s *Store) foundEvents(
 		}
 		var f foundEvent
 		_, stamp, err := parseEventIndexKey(e)
+		if err == nil && creation.event != nil && stamp == creation.stamp {
+			continue
+		}
 		if err == nil {
 			f, err = s.eventOf(ctx, only, stamp)
 		}

@@ -225,6 +225,9 @@ func (s *Store) prepareChange(
 			return nil, err
 		}
 		before.grave = grave.revision
+		if grave.revision > 0 {
+			kr.record.CreatedAt = 0 // of another store: no event of this store is meant
+		}
 	}
 	return s.prepare(before, kr, event)
 }

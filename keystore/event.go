@@ -84,7 +84,8 @@ func checkReason(reason string) error {
 
 // An EventQuery selects events. The zero EventQuery selects all events that the store keeps.
 type EventQuery struct {
-	// KeyID selects the events of one key. An empty KeyID selects the events of all keys.
+	// KeyID selects the events of one key. An empty KeyID selects the events of all keys. The store
+	// has an index of the events by key: a query with a KeyID reads only the events of this key.
 	KeyID string
 	// Actor selects the events of changes that this actor made, see WithActor. An empty Actor
 	// selects the events of all actors, and of changes without an actor.

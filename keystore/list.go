@@ -41,7 +41,8 @@ func (s *Store) Get(ctx context.Context, id string) (*Key, error) {
 type Query struct {
 	// Owner selects the keys of one owner. An empty Owner selects the keys of every owner. So
 	// before you select the keys to change by a variable, make sure that the variable is not
-	// empty.
+	// empty. The store has an index of the keys by owner: a query with an Owner reads only the keys
+	// of this owner, however many keys the store has. Any other query reads every key.
 	Owner string
 	// Status selects the keys that have the status at the moment when the keys are read. Zero
 	// selects the keys of every status.

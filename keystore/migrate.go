@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -38,11 +37,12 @@ func (s *Store) migrate(ctx context.Context, recovered bool) error {
 	for range changeAttempts {
 		m := &migration{store: s, logged: time.Now()}
 		needed, err := m.resume(ctx, recovered)
-		if err != nil || !needed {
-			return err
+		if err == nil && needed {
+			recovered = false
+			err = m.run(ctx)
 		}
-		recovered = false
-		if err := m.run(ctx); !errors.Is(err, errMoved) {
+		if !errors.Is(err, errMoved) {
+			s.indexedSince = m.state.index.since
 			return err
 		}
 	}
@@ -71,7 +71,7 @@ func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, er
 	case index.version == indexVersion && !recovered:
 		return index.phase != phaseDone, nil
 	}
-	*index = indexState{version: indexVersion, phase: phaseKeys}
+	*index = indexState{version: indexVersion, phase: phaseKeys, since: time.Now().UnixNano()}
 	remains, err := m.has(ctx, eventIndexSpace, ownerIndexSpace)
 	if err != nil {
 		return false, err
@@ -80,8 +80,12 @@ func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, er
 		index.phase = phaseClear
 		return true, m.write(ctx)
 	}
-	// A store without keys and events has complete indexes. resumeUsage writes the state.
-	return m.has(ctx, keySpace, eventSpace)
+	needed, err = m.has(ctx, keySpace, eventSpace)
+	if !needed {
+		// A store without keys and events has complete indexes. resumeUsage writes the state.
+		*index = completeIndexes(0)
+	}
+	return needed, err
 }
 
 // has reports whether one of the key spaces has an entry.
@@ -253,21 +257,12 @@ func (m *migration) indexKey(ctx context.Context, e backend.Entry) ([]backend.Ch
 	return []backend.Change{{Key: ownerKey(kr.record.Owner, kr.id)}}, nil
 }
 
-// indexEvent indexes an event by its key.
-func (m *migration) indexEvent(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
+// indexEvent indexes an event by its key. After a migration, all events have index entries.
+func (m *migration) indexEvent(_ context.Context, e backend.Entry) ([]backend.Change, error) {
 	event, err := parseEvent(e)
 	if err != nil {
 		return nil, err
 	}
-	id, stamp := token.ID(event.KeyId), stampOf(e.Key)
-	if event.Action == record.Action_ACTION_CREATE {
-		created, err := m.store.createdAt(ctx, id)
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return nil, err
-		}
-		if err == nil && created == stamp {
-			return nil, nil // the record leads to the event
-		}
-	}
-	return []backend.Change{{Key: eventIndexKey(id, stamp)}}, nil
+	key := eventIndexKey(token.ID(event.KeyId), stampOf(e.Key))
+	return []backend.Change{{Key: key}}, nil
 }

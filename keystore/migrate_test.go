@@ -95,7 +95,7 @@ func TestNewStoreIsIndexed(t *testing.T) {
 	require.EqualValues(t, 1, e.Revision)
 	state, err := parseState(e)
 	require.NoError(t, err)
-	require.Equal(t, indexed, state.index)
+	require.Equal(t, completeIndexes(0), state.index)
 }
 
 var errKilled = errors.New("killed")
@@ -260,16 +260,17 @@ func TestState(t *testing.T) {
 	since := time.Unix(1, 2).UTC()
 	for _, kr := range []storeState{
 		{since, true, indexState{}},
-		{since, false, indexed},
-		{since, true, indexState{indexVersion, phaseKeys, storageKey(token.ID{1})}},
+		{since, false, completeIndexes(5)},
+		{since, true, indexState{indexVersion, phaseKeys, 7, storageKey(token.ID{1})}},
 	} {
 		parsed, err := parseState(backend.Entry{Key: stateKey, Value: kr.encode()})
 		require.NoError(t, err)
 		require.Equal(t, kr, parsed)
 	}
-	whole := storeState{since, false, indexed}.encode()
-	for _, value := range [][]byte{nil, whole[:8], whole[:10], append(whole[:10:10], phaseDone+1),
-		append(whole[:10:10], 0)} {
+	whole := storeState{since, false, completeIndexes(7)}.encode()
+	unknown := append([]byte{}, whole...)
+	unknown[10] = phaseDone + 1
+	for _, value := range [][]byte{nil, whole[:8], whole[:10], whole[:18], unknown} {
 		_, err := parseState(backend.Entry{Key: stateKey, Value: value})
 		require.ErrorIs(t, err, ErrCorrupt)
 	}

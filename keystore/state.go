@@ -9,8 +9,8 @@ import (
 )
 
 // A storeState is the entry of the backend about the whole store. The value has 8 bytes for since,
-// a byte for complete, and the state of the indexes: a byte for the version, a byte for the phase,
-// and the cursor.
+// a byte for complete, and the state of the indexes: a byte for the version, a byte for the phase, 8
+// bytes for since, and the cursor.
 //
 // A program without indexes writes the first 9 bytes only. So after such a program has opened the
 // store, the state lacks the indexes, and the next Open builds the indexes again.
@@ -22,8 +22,9 @@ type storeState struct {
 
 // An indexState says how much of the indexes exists.
 type indexState struct {
-	version byte // 0: the store has no indexes, or a program without indexes has opened the store
-	phase   byte // of the migration
+	version byte  // 0: the store has no indexes, or a program without indexes has opened the store
+	phase   byte  // of the migration
+	since   int64 // all events of the keys that were created earlier have index entries
 	// the last storage key that the phase has read; nil: the phase reads from its start
 	cursor []byte
 }
@@ -39,8 +40,10 @@ const (
 	phaseDone
 )
 
-// indexed is the indexState of a store with complete indexes.
-var indexed = indexState{version: indexVersion, phase: phaseDone}
+// completeIndexes returns the indexState of complete indexes.
+func completeIndexes(since int64) indexState {
+	return indexState{version: indexVersion, phase: phaseDone, since: since}
+}
 
 // stateKey is the storage key of the storeState.
 var stateKey = []byte{stateSpace}
@@ -55,27 +58,31 @@ func (st storeState) encode() []byte {
 	if st.index.version == 0 {
 		return value
 	}
-	return append(append(value, st.index.version, st.index.phase), st.index.cursor...)
+	value = append(value, st.index.version, st.index.phase)
+	value = binary.BigEndian.AppendUint64(value, uint64(st.index.since))
+	return append(value, st.index.cursor...)
 }
 
 func parseState(e backend.Entry) (st storeState, err error) {
 	v := e.Value
-	if string(e.Key) != string(stateKey) || len(v) < 9 || len(v) == 10 || v[8] > 1 {
-		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of "+
-			"the store",
+	if string(e.Key) != string(stateKey) || len(v) < 9 || v[8] > 1 {
+		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of the store",
 			ErrCorrupt, e.Key)
 	}
 	st.since, st.complete = fromNanos(int64(binary.BigEndian.Uint64(v))), v[8] == 1
-	if len(v) > 9 {
-		st.index = indexState{version: v[9], phase: v[10], cursor: v[11:]}
+	if len(v) == 9 {
+		return st, nil
 	}
 	i := &st.index
-	if len(i.cursor) == 0 {
-		i.cursor = nil
+	if i.version = v[9]; i.version != indexVersion {
+		return st, nil
 	}
-	if i.version == indexVersion && (i.phase < phaseClear || i.phase > phaseDone) {
-		return storeState{}, fmt.Errorf("%w: the indexes of the store are in an unknown phase",
-			ErrCorrupt)
+	if len(v) < 19 || v[10] < phaseClear || v[10] > phaseDone {
+		return storeState{}, fmt.Errorf("%w: the state of the indexes cannot be read", ErrCorrupt)
+	}
+	i.phase, i.since = v[10], int64(binary.BigEndian.Uint64(v[11:]))
+	if len(v) > 19 {
+		i.cursor = v[19:]
 	}
 	return st, nil
 }

@@ -50,6 +50,8 @@ type Store struct {
 	limits    *limits
 	interner  intern.Interner // of the owners and scopes of cached keys
 	usage     usage
+	// indexedSince is the indexState.since of the indexes; written by Open only.
+	indexedSince int64
 
 	counts *storeCounts
 
@@ -71,13 +73,17 @@ type Store struct {
 // Open refuses the directory and does not touch it. Open does not touch the files that others have
 // put beside the files of a store.
 //
+// If an earlier version without indexes has made or changed the store, Open builds the indexes, once,
+// and logs the progress to Options.Logger. This takes about half a minute for each million keys and
+// events. A process that is killed meanwhile loses nothing: the next Open continues.
+//
 // Open returns these errors:
 //
 //   - ErrLocked, if another process, or another Store of this process, has the directory open;
 //   - ErrCorrupt, if the directory is damaged, or lacks something that was acknowledged: Open does
 //     not change the directory then (see Options.Recover and CheckIntegrity);
-//   - ErrInvalid, if the options are unusable, or if the Hasher has another pepper than the keys of
-//     the store;
+//   - ErrInvalid, if the options are unusable, if the Hasher has another pepper than the keys of
+//     the store, or if a later version has written the indexes of the store;
 //   - fs.ErrNotExist, if there is no store and Options.MustExist is set;
 //   - fs.ErrPermission, if the user of this process may not write a file: the text names the owner
 //     of the file and says what to do;
@@ -213,46 +219,6 @@ func (s *Store) Close() error {
 		return wrapErr("close", err)
 	}
 	return nil
-}
-
-// CheckIntegrity reads everything that is stored, and returns ErrCorrupt if any of the data differs
-// from what was written. The text of the error says what is damaged. CheckIntegrity checks the
-// state of one moment while the store continues to work, takes about a second for each million
-// keys, and changes nothing.
-//
-// Open checks the files, and each use of a key checks the record of the key. Call CheckIntegrity
-// from time to time, and before you keep a backup for good.
-func (s *Store) CheckIntegrity(ctx context.Context) error {
-	if err := s.ready(ctx); err != nil {
-		return err
-	}
-	var damage []error
-	if c, ok := s.backend.(backend.Checker); ok {
-		if err := c.Check(ctx); errors.Is(err, backend.ErrCorrupt) {
-			damage = append(damage, err)
-		} else if err != nil {
-			return s.scanError(ctx, "check", err)
-		}
-	}
-	const enough = 16
-	for e, err := range s.backend.Scan(ctx, nil, nil) {
-		if err == nil {
-			err = checkEntry(e)
-		} else if !errors.Is(err, backend.ErrCorrupt) {
-			return s.scanError(ctx, "check", err)
-		}
-		if err != nil {
-			damage = append(damage, err)
-		}
-		if len(damage) == enough {
-			damage = append(damage, errors.New("and there may be more"))
-			break
-		}
-	}
-	if len(damage) == 0 {
-		return nil
-	}
-	return fmt.Errorf("keystore: check: %w", errors.Join(damage...))
 }
 
 // Stats describes a store at work. Each of the maps has every word that it can have, also with a

@@ -224,7 +224,7 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 		u.revision = e.Revision
 	}
 	u.mu.Lock()
-	value := storeState{u.since, complete, indexed}.encode()
+	value := storeState{u.since, complete, completeIndexes(s.indexedSince)}.encode()
 	u.mu.Unlock()
 	// Restricts is set because without the mark a later RevokeAll could revoke keys that are in
 	// use. A conflict means that another store has the backend open.

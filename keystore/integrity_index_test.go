@@ -1,0 +1,275 @@
+package keystore
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+// checkBySum runs the first part of a CheckIntegrity, and reports whether both sums are equal.
+func checkBySum(t *testing.T, s *Store) (owners, events bool) {
+	t.Helper()
+	c := &integrityCheck{store: s, seed: maphash.MakeSeed()}
+	require.NoError(t, c.readSnapshot(t.Context()))
+	require.Empty(t, c.damage)
+	return c.owners.is == c.owners.should, c.events.is == c.events.should
+}
+
+// The sums are equal for every store, so that CheckIntegrity takes one scan: for a store with a long
+// life, for a store that was restored, and for a store that was migrated.
+func TestSumsOfIndexesAreEqual(t *testing.T) {
+	for name, b := range map[string]backend.Backend{
+		"empty":    backendtest.NewMemory(),
+		"lived":    populated(t, 600),
+		"migrated": withoutIndexes(t, populated(t, 600)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStoreOn(t, b)
+			defer s.Close()
+			check := func(s *Store) {
+				t.Helper()
+				owners, events := checkBySum(t, s)
+				require.True(t, owners)
+				require.True(t, events)
+				require.NoError(t, s.CheckIntegrity(t.Context()))
+			}
+			check(s)
+			for seed := range uint64(3) {
+				live(t, s, rand.New(rand.NewPCG(seed, 1)), 100)
+				check(s)
+			}
+			var saved strings.Builder
+			require.NoError(t, s.Backup(t.Context(), &saved))
+			other := newStoreOn(t, backendtest.NewMemory())
+			defer other.Close()
+			for seed := range uint64(3) {
+				require.NoError(t, other.Restore(t.Context(), strings.NewReader(saved.String())))
+				check(other)
+				live(t, other, rand.New(rand.NewPCG(seed, 2)), 100)
+				check(other)
+			}
+		})
+	}
+}
+
+// CheckIntegrity names a missing index entry, a forged index entry, and a purged key that is there.
+func TestCheckIntegrityNamesDamagedIndexes(t *testing.T) {
+	ctx := t.Context()
+	for name, tt := range map[string]struct {
+		damage func(t *testing.T, b backend.Backend, id token.ID)
+		text   string
+	}{
+		"no owner entry": {func(t *testing.T, b backend.Backend, id token.ID) {
+			remove(t, b, ownerKey("a", id))
+		}, "the owner index does not lead to key"},
+		"a forged owner entry": {func(t *testing.T, b backend.Backend, id token.ID) {
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("b", id)}))
+		}, "has another owner"},
+		"an owner entry of no key": {func(t *testing.T, b backend.Backend, id token.ID) {
+			id[15]++
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("a", id)}))
+		}, "which does not exist"},
+		"the owner entry of another key": {func(t *testing.T, b backend.Backend, id token.ID) {
+			remove(t, b, ownerKey("a", id))
+			id[15]++
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: ownerKey("a", id)}))
+		}, "the owner index does not lead to key"},
+		"no event entry": {func(t *testing.T, b backend.Backend, id token.ID) {
+			for key, e := range read(t, b, eventIndexSpace) {
+				if token.ID(e.Key[1:]) == id {
+					remove(t, b, []byte(key))
+				}
+			}
+		}, "the event index does not lead to the event of"},
+		"a forged event entry": {func(t *testing.T, b backend.Backend, id token.ID) {
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: eventIndexKey(id, 1)}))
+		}, "the event index leads to an event of"},
+		"an event entry of another key": {func(t *testing.T, b backend.Backend, id token.ID) {
+			for _, e := range read(t, b, eventIndexSpace) {
+				if got, stamp, _ := parseEventIndexKey(e); got != id {
+					require.NoError(t, b.Apply(ctx, backend.Change{Key: eventIndexKey(id, stamp)}))
+				}
+			}
+		}, "the event index leads to an event of"},
+		"no event of the creation": {func(t *testing.T, b backend.Backend, id token.ID) {
+			e, err := b.Get(ctx, storageKey(id))
+			require.NoError(t, err)
+			kr, err := parseKeyRecord(e)
+			require.NoError(t, err)
+			kr.record.CreatedAt++
+			value, err := record.Encode(kr.record)
+			require.NoError(t, err)
+			change := backend.Change{Key: e.Key, Value: value, Expect: e.Revision}
+			require.NoError(t, b.Apply(ctx, change))
+		}, "the event index does not lead to the event of"},
+		"a value in an index": {func(t *testing.T, b backend.Backend, id token.ID) {
+			change := backend.Change{Key: ownerKey("a", id), Value: []byte("x"), Expect: 1}
+			require.NoError(t, b.Apply(ctx, change))
+		}, "is not in the form of the owner index"},
+		"a grave of a key": {func(t *testing.T, b backend.Backend, id token.ID) {
+			value, err := record.Encode(&record.Record{Status: record.Status_STATUS_PURGED, PurgedAt: 1})
+			require.NoError(t, err)
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: graveKey(id), Value: value}))
+		}, "is purged, and is still there"},
+		"a grave with a key": {func(t *testing.T, b backend.Backend, id token.ID) {
+			e, err := b.Get(ctx, storageKey(id))
+			require.NoError(t, err)
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: graveKey(id), Value: e.Value}))
+		}, "not purged"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := backendtest.NewMemory()
+			s := newStoreOn(t, b)
+			defer s.Close()
+			live(t, s, rand.New(rand.NewPCG(1, 1)), 100)
+			issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+			require.NoError(t, err)
+			require.NoError(t, s.Revoke(ctx, issued.Key.ID, ""))
+			require.NoError(t, s.CheckIntegrity(ctx))
+			id, err := parseID("", issued.Key.ID)
+			require.NoError(t, err)
+			tt.damage(t, b, id)
+			err = s.CheckIntegrity(ctx)
+			require.ErrorIs(t, err, ErrCorrupt)
+			require.ErrorContains(t, err, tt.text)
+		})
+	}
+}
+
+func remove(t *testing.T, b backend.Backend, key []byte) {
+	t.Helper()
+	e, err := b.Get(t.Context(), key)
+	require.NoError(t, err)
+	change := backend.Change{Key: key, Expect: e.Revision, Delete: true}
+	require.NoError(t, b.Apply(t.Context(), change))
+}
+
+// A disturbed backend makes a change of the store before every read: between the scan and the
+// look-ups, and between the look-ups of a CheckIntegrity.
+type disturbed struct {
+	backend.Backend
+	mu     sync.Mutex
+	change func() // nil: none
+}
+
+func (b *disturbed) step() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if change := b.change; change != nil {
+		b.change = nil // the change reads too
+		b.mu.Unlock()
+		change()
+		b.mu.Lock()
+		b.change = change
+	}
+}
+
+func (b *disturbed) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	b.step()
+	return b.Backend.Get(ctx, key)
+}
+
+func (b *disturbed) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		for e, err := range b.Backend.Scan(ctx, from, to) {
+			b.step()
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// Others change the keys while CheckIntegrity looks up the entries of the indexes. CheckIntegrity
+// takes no change for damage.
+func TestCheckIntegrityBesideChanges(t *testing.T) {
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			b := &disturbed{Backend: backendtest.NewMemory()}
+			s := newStoreOn(t, b)
+			defer s.Close()
+			r := rand.New(rand.NewPCG(seed, 3))
+			live(t, s, r, 40)
+			changes := 0
+			b.change = func() {
+				if changes++; changes < 400 {
+					live(t, s, r, 1)
+				}
+			}
+			c := &integrityCheck{store: s}
+			require.NoError(t, c.compareOwners(t.Context()))
+			require.NoError(t, c.compareEvents(t.Context()))
+			require.Empty(t, c.damage)
+			require.NoError(t, s.CheckIntegrity(t.Context()))
+			require.Greater(t, changes, 20)
+		})
+	}
+}
+
+// The same with changes of the very keys that CheckIntegrity looks up.
+func TestCheckIntegrityBesideChangesOfTheKey(t *testing.T) {
+	ctx := t.Context()
+	for name, last := range map[string]func(s *Store) error{
+		"renamed": func(*Store) error { return nil },
+		"swept": func(s *Store) error {
+			sweep(t, s, time.Now())
+			return nil
+		},
+		"purged": func(s *Store) error {
+			_, err := s.RevokeAll(ctx, Query{}, "", &RevokeAllOptions{All: true})
+			if err != nil {
+				return err
+			}
+			_, err = s.Purge(ctx, time.Now())
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &disturbed{Backend: backendtest.NewMemory()}
+			s := newStoreOn(t, b)
+			defer s.Close()
+			var ids []string
+			for range 20 {
+				issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+				require.NoError(t, err)
+				ids = append(ids, issued.Key.ID)
+			}
+			n := 0
+			b.change = func() {
+				switch n++; {
+				case n < 25:
+					for _, id := range ids {
+						_, err := s.Update(ctx, id, func(spec *Spec) error {
+							spec.Owner = fmt.Sprint("owner ", n%3)
+							return nil
+						})
+						require.NoError(t, err)
+					}
+				case n == 25:
+					require.NoError(t, last(s))
+				}
+			}
+			c := &integrityCheck{store: s}
+			require.NoError(t, c.compareOwners(ctx))
+			require.NoError(t, c.compareEvents(ctx))
+			require.Empty(t, c.damage)
+			require.Greater(t, n, 25)
+			b.change = nil
+			require.NoError(t, s.CheckIntegrity(ctx))
+			requireIndexed(t, b.Backend)
+		})
+	}
+}

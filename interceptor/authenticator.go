@@ -151,7 +151,7 @@ func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error)
 			return "", err
 		}
 	}
-	text, err := a.credentials.credential(call.Context)
+	text, err := a.credentials.credential(call)
 	if errors.Is(err, errMissing) && call.Context.Value(callKey{}) != nil {
 		err = errTwice
 	}

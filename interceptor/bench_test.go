@@ -14,7 +14,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// The allocations of the interceptor for a call: the value of the header, and the context.
+// The interceptor makes one allocation for a call: the context. The code of protoc-gen-go-grpc
+// makes two more for any interceptor, a UnaryServerInfo and a handler: see BenchmarkUnary.
 func TestUnaryAllocations(t *testing.T) {
 	store := openStore(t)
 	_, token := issue(t, store, keystore.Spec{})
@@ -26,19 +27,46 @@ func TestUnaryAllocations(t *testing.T) {
 	var err error
 	allocs := testing.AllocsPerRun(1000, func() { _, err = unary(ctx, nil, info, handler) })
 	require.NoError(t, err)
-	require.LessOrEqual(t, allocs, 5.0)
-	t.Logf("%v allocations", allocs)
+	require.LessOrEqual(t, allocs, 1.0)
 }
 
-// A unary call over a real socket. The client sends the key in both cases.
+// BenchmarkUnaryInterceptor measures the interceptor alone, without a connection.
+func BenchmarkUnaryInterceptor(b *testing.B) {
+	store := openStore(b)
+	_, token := issue(b, store, keystore.Spec{})
+	unary := newAuth(b, store).Unary()
+	ctx := metadata.NewIncomingContext(b.Context(),
+		metadata.Pairs("authorization", "Bearer "+token, "user-agent", "test"))
+	info := &grpc.UnaryServerInfo{FullMethod: emptyCall}
+	handler := func(context.Context, any) (any, error) { return nil, nil }
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := unary(ctx, nil, info, handler); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// A unary call over a real socket: with the Authenticator, with an interceptor that does nothing,
+// and without an interceptor. The client sends the key in all cases.
 func BenchmarkUnary(b *testing.B) {
 	store := openStore(b)
 	_, token := issue(b, store, keystore.Spec{})
-	for name, opts := range map[string][]grpc.ServerOption{
-		"with": newAuth(b, store).ServerOptions(), "without": nil,
+	nothing := grpc.ChainUnaryInterceptor(func(
+		ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+	) (any, error) {
+		return next(ctx, req)
+	})
+	for _, bm := range []struct {
+		name string
+		opts []grpc.ServerOption
+	}{
+		{"with", newAuth(b, store).ServerOptions()},
+		{"nothing", []grpc.ServerOption{nothing}},
+		{"without", nil},
 	} {
-		b.Run(name, func(b *testing.B) {
-			client := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, opts...)))
+		b.Run(bm.name, func(b *testing.B) {
+			client := testpb.NewTestServiceClient(dial(b, serve(b, &service{}, bm.opts...)))
 			ctx := withKey(b.Context(), token)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -48,6 +48,29 @@ type callContext struct {
 	// stream is the stream whose handler has this context. It is nil in public methods, for
 	// unary calls without CancelUnary, and for the Verifier and the ErrorMapper.
 	stream *stream
+
+	md metadata.MD // for incoming only; nil at all other times
+}
+
+// incoming returns the incoming metadata of the call, with the credential. The metadata are not a
+// copy, so the caller must not change the metadata. Do not call incoming once the handler has c.
+//
+// Package metadata returns only copies, which cost an allocation for each header of each call. So
+// incoming gives package metadata a context that notes the metadata and withholds the metadata.
+func (c *callContext) incoming() metadata.MD {
+	metadata.ValueFromIncomingContext((*metadataNoter)(c), "")
+	md := c.md
+	c.md = nil
+	return md
+}
+
+// A metadataNoter is a callContext whose method Value puts metadata into the field md. Both types
+// have the same memory, so incoming allocates nothing.
+type metadataNoter callContext
+
+func (n *metadataNoter) Value(key any) any {
+	n.md, _ = n.Context.Value(key).(metadata.MD)
+	return nil
 }
 
 func (c *callContext) Value(key any) any {

@@ -31,15 +31,16 @@ type credentialReader struct {
 }
 
 // credential returns the credential of a call. It does not check the form of the key.
-func (c *credentialReader) credential(ctx context.Context) (string, error) {
-	if c.requireTLS && !secure(ctx) {
+func (c *credentialReader) credential(call *callContext) (string, error) {
+	if c.requireTLS && !secure(call.Context) {
 		return "", errInsecure
 	}
 	found, credential := false, ""
 	var err error
+	md := call.incoming()
 	for i := range c.headers {
 		h := &c.headers[i]
-		for _, value := range metadata.ValueFromIncomingContext(ctx, h.name) {
+		for _, value := range valuesOf(md, h.name) {
 			if found {
 				return "", errSeveral
 			}
@@ -51,6 +52,20 @@ func (c *credentialReader) credential(ctx context.Context) (string, error) {
 		return "", errMissing
 	}
 	return credential, err
+}
+
+// valuesOf returns the values of a name in md, not a copy. Otherwise valuesOf is
+// metadata.ValueFromIncomingContext: the case of names in md does not matter.
+func valuesOf(md metadata.MD, lower string) []string {
+	if values, ok := md[lower]; ok {
+		return values
+	}
+	for name, values := range md {
+		if strings.EqualFold(name, lower) {
+			return values
+		}
+	}
+	return nil
 }
 
 // present reports whether the call has an accepted header, even an empty one.

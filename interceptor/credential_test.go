@@ -37,7 +37,7 @@ func FuzzCredential(f *testing.F) {
 		md.Append(name1, value1)
 		md.Append(name2, value2, value3)
 		ctx := metadata.NewIncomingContext(context.Background(), md)
-		credential, err := a.credentials.credential(ctx)
+		credential, err := a.credentials.credential(&callContext{Context: ctx, auth: a})
 		sent := append(md.Get("authorization"), md.Get("x-api-key")...)
 		switch {
 		case err == nil:

@@ -2,8 +2,8 @@
 // reader can read the events once each and miss none.
 //
 // A writer calls Begin for the stamp of an event, writes the event, and calls End. A reader calls
-// Wait, and then reads the events up to the stamp that Wait returned. A reader that follows the events
-// as they come calls Next instead.
+// Wait, and then reads the events up to the stamp that Wait returned. A reader that follows the
+// events as they come calls Next instead.
 package sequencer
 
 import (
@@ -87,9 +87,9 @@ func (s *Sequencer) Wait(ctx context.Context) (int64, error) {
 }
 
 // Next waits until there may be new events after the stamp after, and returns the stamp up to which
-// the reader can read them: neither that stamp nor an earlier one is pending. Next waits for an End,
-// so there may also be no new event, if the change failed, or if an earlier stamp is pending. If
-// there may be new events already, Next returns even if ctx has ended. If ctx ends first, Next
+// the reader can read them: neither that stamp nor an earlier one is pending. Next waits for an
+// End, so there may also be no new event, if the change failed, or if an earlier stamp is pending.
+// If there may be new events already, Next returns even if ctx has ended. If ctx ends first, Next
 // returns the error of ctx.
 func (s *Sequencer) Next(ctx context.Context, after int64) (int64, error) {
 	s.mu.Lock()

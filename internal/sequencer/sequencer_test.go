@@ -208,11 +208,13 @@ func TestResumeContinuesAfterTheLastStamp(t *testing.T) {
 			stored []int64 // ascending
 			next   int64
 		}{
-			"an empty store":           {nil, now},
-			"stamps of the past":       {[]int64{1, now - hour}, now},
-			"the present":              {[]int64{now}, now + 1},
-			"a clock a little behind":  {[]int64{1, now - 1, now + 1, now + 2}, now + 3},
-			"a clock far behind":       {[]int64{now + 1, now + 9, now + 1e6*hour}, now + 1e6*hour + 1},
+			"an empty store":          {nil, now},
+			"stamps of the past":      {[]int64{1, now - hour}, now},
+			"the present":             {[]int64{now}, now + 1},
+			"a clock a little behind": {[]int64{1, now - 1, now + 1, now + 2}, now + 3},
+			"a clock far behind": {
+				[]int64{now + 1, now + 9, now + 1e6*hour}, now + 1e6*hour + 1,
+			},
 			"the largest stamp of all": {[]int64{now, math.MaxInt64 - 1}, math.MaxInt64},
 		} {
 			var s Sequencer

@@ -114,11 +114,17 @@ func (e *Env) readWhole(ctx context.Context, keys int) (s measure.Samples, err e
 			return nil
 		}
 	}
-	s, err = measure.Rounds(ctx, e.rounds(11), e.progress("reading the whole store"),
+	contestants := []measure.Contestant{
 		once(wholeBackup, func(ctx context.Context) error { return store.Backup(ctx, io.Discard) }),
 		once(wholeCheck, store.CheckIntegrity),
 		once(wholeScanKeys, scan([]byte{'h'}, []byte{'u' + 1})), // as keystore.Backup
-		once(wholeScan, scan(nil, nil)))
+		once(wholeScan, scan(nil, nil)),
+	}
+	rounds, err := e.affordable(ctx, 11, contestants)
+	if err != nil {
+		return nil, err
+	}
+	s, err = measure.Rounds(ctx, rounds, e.progress("reading the whole store"), contestants...)
 	return forMillion(s, keys), err
 }
 

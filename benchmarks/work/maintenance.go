@@ -117,7 +117,7 @@ func (e *Env) readWhole(ctx context.Context, keys int) (s measure.Samples, err e
 	contestants := []measure.Contestant{
 		once(wholeBackup, func(ctx context.Context) error { return store.Backup(ctx, io.Discard) }),
 		once(wholeCheck, store.CheckIntegrity),
-		once(wholeScanKeys, scan([]byte{'h'}, []byte{'u' + 1})), // as keystore.Backup
+		once(wholeScanKeys, scan([]byte{'g'}, []byte{'u' + 1})), // as keystore.Backup
 		once(wholeScan, scan(nil, nil)),
 	}
 	rounds, err := e.affordable(ctx, 11, contestants)

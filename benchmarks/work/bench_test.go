@@ -36,6 +36,18 @@ func BenchmarkReads(b *testing.B) {
 	run(b, readCases(b.Context(), r))
 }
 
+func BenchmarkOwners(b *testing.B) {
+	var end closer
+	o, err := openOwners(b.Context(), &Env{Dir: b.TempDir(), Keys: million}, 100_000, &end)
+	require.NoError(b, err)
+	b.Cleanup(func() {
+		var err error
+		end.into(&err)
+		require.NoError(b, err)
+	})
+	run(b, o.cases(b.Context(), 100_000))
+}
+
 // With -cpu 1,2,8, the benchmark shows how the goroutines slow each other down.
 func BenchmarkVerifyParallel(b *testing.B) {
 	hot, err := newHotStore(b.Context(), &Env{Dir: b.TempDir(), Keys: million}, hotKeys)

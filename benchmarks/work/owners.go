@@ -209,6 +209,16 @@ func (o *ownersStore) revokes(ctx context.Context) error {
 	return nil
 }
 
+// cases returns the work that changes nothing.
+func (o *ownersStore) cases(ctx context.Context, keys int) []measure.Case {
+	return []measure.Case{
+		repeated(ctx, ofSize(ownerList, keys), o.list),
+		repeated(ctx, ofSize(ownerEvents, keys), o.events),
+		repeated(ctx, ofSize(ownerGet, keys), o.get),
+		repeated(ctx, ofSize(ownerBare, keys), o.read),
+	}
+}
+
 func exactly(n, want int) error {
 	if n != want {
 		return fmt.Errorf("the result has %d entries, but must have %d", n, want)
@@ -267,11 +277,7 @@ func runOwners(ctx context.Context, e *Env) (o *Outcome, err error) {
 		if err != nil {
 			return nil, err
 		}
-		cases = append(cases,
-			repeated(ctx, ofSize(ownerList, keys), s.list),
-			repeated(ctx, ofSize(ownerEvents, keys), s.events),
-			repeated(ctx, ofSize(ownerGet, keys), s.get),
-			repeated(ctx, ofSize(ownerBare, keys), s.read))
+		cases = append(cases, s.cases(ctx, keys)...)
 		revoked = append(revoked,
 			once(ofSize(ownerRevokeAll, keys), s.revokeAll),
 			once(ofSize(ownerRevokes, keys), s.revokes))

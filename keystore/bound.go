@@ -139,9 +139,9 @@ func (b *boundContext) stop(cause error) {
 	}
 }
 
-// noteEnd counts the end of the context, if the session was returned by Bind and the store has ended
-// the context. noteEnd notes the end as a use of the key, if the key was admitted: until now, the
-// context itself was a use.
+// noteEnd counts the end of the context, if the session was returned by Bind and the store has
+// ended the context. noteEnd notes the end as a use of the key, if the key was admitted: until now,
+// the context itself was a use.
 func (b *boundContext) noteEnd(cause error) {
 	b.mu.Lock()
 	e, counts := b.admittedBy, b.countsEnd
@@ -203,8 +203,8 @@ func (b *boundContext) judge(e *cachedKey) error {
 
 func (b *boundContext) countEnd(cause error) { b.store.counts.ended[reasonOf(cause)].Add(1) }
 
-// announced marks the context as known to the caller of Bind and to the observer, so that the end of
-// the context is counted and reported. If the context has already ended, announced counts and
+// announced marks the context as known to the caller of Bind and to the observer, so that the end
+// of the context is counted and reported. If the context has already ended, announced counts and
 // reports the end immediately.
 func (b *boundContext) announced() {
 	b.mu.Lock()

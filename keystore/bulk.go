@@ -48,8 +48,8 @@ type RevokeAllOptions struct {
 // A key whose stored data is damaged cannot be evaluated. RevokeAll ends the live contexts of the
 // key, continues with the other keys, and returns ErrCorrupt at the end. If the query has an Owner,
 // RevokeAll meets a damaged key only if the key had this owner. If storage cannot read past the
-// damage, the keys after the damage are not revoked, and the text of ErrCorrupt says that these keys
-// were not read.
+// damage, the keys after the damage are not revoked, and the text of ErrCorrupt says that these
+// keys were not read.
 func (s *Store) RevokeAll(
 	ctx context.Context, q Query, reason string, opts *RevokeAllOptions,
 ) (int, error) {

@@ -46,8 +46,10 @@ func TestStatsCountCalls(t *testing.T) {
 		late, cancel := context.WithTimeout(ctx, -1)
 		defer cancel()
 		plain := create(t, s, keystore.Spec{}).Secret.Reveal()
-		limited := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-9, Burst: 2}})
-		home := create(t, s, keystore.Spec{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+		limited := create(t, s, keystore.Spec{RateLimit: keystore.RateLimit{PerSecond: 1e-9,
+			Burst: 2}})
+		home := create(t, s,
+			keystore.Spec{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 		future := create(t, s, keystore.Spec{NotBefore: time.Now().Add(time.Hour)})
 		short := create(t, s, keystore.Spec{ExpiresAt: time.Now().Add(time.Second)})
 		time.Sleep(time.Minute)
@@ -62,7 +64,8 @@ func TestStatsCountCalls(t *testing.T) {
 			session.Close()
 		}
 		for _, text := range []string{stopped.Secret.Reveal(), dead.Secret.Reveal()} {
-			require.NoError(t, verify(t, s, text)) // the refusals below are of cached keys, at first
+			// the refusals below are of cached keys, at first
+			require.NoError(t, verify(t, s, text))
 		}
 		for range 2 {
 			require.NoError(t, verify(t, s, limited.Secret.Reveal()))
@@ -161,7 +164,8 @@ func TestStatsCountChanges(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	require.Equal(t, map[keystore.Action]uint64{
-		"create": 2, "update": 2, "rotate": 1, "disable": 1, "enable": 1, "revoke": 1, "purge": 1, "restore": 1,
+		"create": 2, "update": 2, "rotate": 1, "disable": 1, "enable": 1, "revoke": 1, "purge": 1,
+		"restore": 1,
 	}, counted(s.Stats().Changes), "what changed nothing does not count")
 	_, err = s.RevokeAll(ctx, keystore.Query{}, "", &keystore.RevokeAllOptions{All: true})
 	require.NoError(t, err)
@@ -178,7 +182,8 @@ func TestStatsCountEndedSessions(t *testing.T) {
 		s := inMemory(t)
 		ctx := t.Context()
 		words := slices.Sorted(maps.Keys(s.Stats().Ended))
-		require.Equal(t, []string{"closed", "disabled", "expired", "narrowed", "not_yet_valid", "revoked"}, words)
+		require.Equal(t, []string{"closed", "disabled", "expired", "narrowed", "not_yet_valid",
+			"revoked"}, words)
 		bound := func(spec keystore.Spec, sessions int) string {
 			issued := create(t, s, spec)
 			for range sessions {
@@ -188,16 +193,19 @@ func TestStatsCountEndedSessions(t *testing.T) {
 			return issued.Key.ID
 		}
 		update := func(id string, change func(*keystore.Spec)) {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error { change(spec); return nil })
+			_, err := s.Update(ctx, id,
+				func(spec *keystore.Spec) error { change(spec); return nil })
 			require.NoError(t, err)
 		}
 		require.NoError(t, s.Revoke(ctx, bound(keystore.Spec{}, 1), ""))
 		require.NoError(t, s.Disable(ctx, bound(keystore.Spec{}, 2), ""))
-		update(bound(keystore.Spec{Scopes: []string{"a"}}, 3), func(spec *keystore.Spec) { spec.Scopes = nil })
+		update(bound(keystore.Spec{Scopes: []string{"a"}}, 3),
+			func(spec *keystore.Spec) { spec.Scopes = nil })
 		bound(keystore.Spec{ExpiresAt: time.Now().Add(time.Minute)}, 4)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		update(bound(keystore.Spec{}, 5), func(spec *keystore.Spec) { spec.NotBefore = time.Now().Add(time.Hour) })
+		update(bound(keystore.Spec{}, 5),
+			func(spec *keystore.Spec) { spec.NotBefore = time.Now().Add(time.Hour) })
 		issued := create(t, s, keystore.Spec{})
 		session, err := s.Bind(ctx, issued.Secret.Reveal())
 		require.NoError(t, err)
@@ -208,7 +216,8 @@ func TestStatsCountEndedSessions(t *testing.T) {
 		cancel()
 		session.Close()
 		bound(keystore.Spec{}, 6)
-		want := map[string]uint64{"revoked": 1, "disabled": 2, "narrowed": 3, "expired": 4, "not_yet_valid": 5}
+		want := map[string]uint64{"revoked": 1, "disabled": 2, "narrowed": 3, "expired": 4,
+			"not_yet_valid": 5}
 		require.Equal(t, want, counted(s.Stats().Ended))
 		require.NoError(t, s.Close())
 		want["closed"] = 6
@@ -242,9 +251,11 @@ func TestStatsCountEachEndOnce(t *testing.T) {
 	wg.Wait()
 	st := s.Stats()
 	require.Equal(t, st.Admitted, st.Ended["revoked"])
-	require.LessOrEqual(t, o.ended.Load(), st.Ended["revoked"], "no end is reported after Close of the session")
+	require.LessOrEqual(t, o.ended.Load(), st.Ended["revoked"],
+		"no end is reported after Close of the session")
 	require.Equal(t, o.verified.Load(), st.Admitted)
 	require.Equal(t, o.refused.Load(), st.Refused)
-	require.Equal(t, o.changed.Load(), st.Changes[keystore.ActionCreate]+st.Changes[keystore.ActionRevoke])
+	require.Equal(t, o.changed.Load(), st.Changes[keystore.ActionCreate]+
+		st.Changes[keystore.ActionRevoke])
 	require.NoError(t, s.Close())
 }

@@ -28,9 +28,9 @@ type Inspection struct {
 	// KeyID is the ID in the token. The store may have no key with the ID. Empty means that the
 	// text does not have the form of a token.
 	KeyID string
-	// Key is the key, with LastUsedAt and Live, if the token holds the key's secret. The secret may be the
-	// current secret, or until the next rotation the previous secret. Nil means that the token
-	// proves nothing, and Refusal is ErrMalformed or ErrUnknown.
+	// Key is the key, with LastUsedAt and Live, if the token holds the key's secret. The secret may
+	// be the current secret, or until the next rotation the previous secret. Nil means that the
+	// token proves nothing, and Refusal is ErrMalformed or ErrUnknown.
 	Key *Key
 	// Refusal is the error that Verify would return now. Refusal wraps ErrDenied, or is a
 	// *RateLimitError. Nil means that Verify would admit the token. Reason turns a Refusal into a

@@ -128,8 +128,8 @@ func (c *integrityCheck) readSnapshot(ctx context.Context) error {
 	return nil
 }
 
-// add parses an entry of the snapshot, and adds the entry to the sums. The error wraps ErrCorrupt if
-// the entry is damaged.
+// add parses an entry of the snapshot, and adds the entry to the sums. The error wraps ErrCorrupt
+// if the entry is damaged.
 func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *gravePointer) error {
 	switch e.Key[0] {
 	case eventSpace:
@@ -330,9 +330,9 @@ func (c *integrityCheck) ownerOf(
 }
 
 // compareEvents looks up each event in the event index, and each entry of the event index in the
-// events. The sweep removes an event and its index entry together, and no change adds either of them
-// later. So compareEvents notes damage only if what it has found is still there after it has missed
-// the other.
+// events. The sweep removes an event and its index entry together, and no change adds either of
+// them later. So compareEvents notes damage only if what it has found is still there after it has
+// missed the other.
 func (c *integrityCheck) compareEvents(ctx context.Context) error {
 	s := c.store
 	err := c.scan(ctx, eventSpace, func(e backend.Entry) error {
@@ -374,7 +374,8 @@ func (c *integrityCheck) compareEvents(ctx context.Context) error {
 		if err != nil || !there {
 			return err
 		}
-		return fmt.Errorf("%w: the event index leads to an event of %s of key %s, which does not exist",
+		return fmt.Errorf("%w: the event index leads to an event of %s of key %s, which does "+
+			"not exist",
 			ErrCorrupt, fromNanos(stamp), id)
 	})
 }

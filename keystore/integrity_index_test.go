@@ -28,8 +28,8 @@ func checkBySum(t *testing.T, s *Store) (owners, events bool) {
 	return c.owners.is == c.owners.should, c.events.is == c.events.should
 }
 
-// The sums are equal for every store, so that CheckIntegrity takes one scan: for a store with a long
-// life, for a store that was restored, and for a store that was migrated.
+// The sums are equal for every store, so that CheckIntegrity takes one scan: for a store with a
+// long life, for a store that was restored, and for a store that was migrated.
 func TestSumsOfIndexesAreEqual(t *testing.T) {
 	for name, b := range map[string]backend.Backend{
 		"empty":    backendtest.NewMemory(),
@@ -120,7 +120,8 @@ func TestCheckIntegrityNamesDamagedIndexes(t *testing.T) {
 			require.NoError(t, b.Apply(ctx, change))
 		}, "is not in the form of the owner index"},
 		"a grave of a key": {func(t *testing.T, b backend.Backend, id token.ID) {
-			value, err := record.Encode(&record.Record{Status: record.Status_STATUS_PURGED, PurgedAt: 1})
+			value, err := record.Encode(&record.Record{Status: record.Status_STATUS_PURGED,
+				PurgedAt: 1})
 			require.NoError(t, err)
 			require.NoError(t, b.Apply(ctx, backend.Change{Key: graveKey(id), Value: value}))
 		}, "is purged, and is still there"},

@@ -17,7 +17,8 @@ func TestLiveSessionsOfAKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := inMemory(t)
 		ctx := t.Context()
-		issued := create(t, s, keystore.Spec{Scopes: []string{"a"}, ExpiresAt: time.Now().Add(time.Hour)})
+		issued := create(t, s, keystore.Spec{Scopes: []string{"a"},
+			ExpiresAt: time.Now().Add(time.Hour)})
 		other := create(t, s, keystore.Spec{})
 		live := func(want int) {
 			t.Helper()
@@ -63,7 +64,8 @@ func TestLiveSessionsOfAKey(t *testing.T) {
 		live(2)
 		c.Close()
 		live(1)
-		_, err = s.Update(ctx, issued.Key.ID, func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
+		_, err = s.Update(ctx, issued.Key.ID,
+			func(spec *keystore.Spec) error { spec.Scopes = nil; return nil })
 		require.NoError(t, err)
 		live(0)
 		b.Close()

@@ -9,8 +9,8 @@ import (
 )
 
 // A storeState is the entry of the backend about the whole store. The value has 8 bytes for since,
-// a byte for complete, and the state of the indexes: a byte for the version, a byte for the phase, 8
-// bytes for since, and the cursor.
+// a byte for complete, and the state of the indexes: a byte for the version, a byte for the phase,
+// 8 bytes for since, and the cursor.
 //
 // A program without indexes writes the first 9 bytes only. So after such a program has opened the
 // store, the state lacks the indexes, and the next Open builds the indexes again.
@@ -66,7 +66,8 @@ func (st storeState) encode() []byte {
 func parseState(e backend.Entry) (st storeState, err error) {
 	v := e.Value
 	if string(e.Key) != string(stateKey) || len(v) < 9 || v[8] > 1 {
-		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of the store",
+		return storeState{}, fmt.Errorf("%w: the storage key %x does not hold the state of "+
+			"the store",
 			ErrCorrupt, e.Key)
 	}
 	st.since, st.complete = fromNanos(int64(binary.BigEndian.Uint64(v))), v[8] == 1

@@ -73,9 +73,9 @@ type Store struct {
 // Open refuses the directory and does not touch it. Open does not touch the files that others have
 // put beside the files of a store.
 //
-// If an earlier version without indexes has made or changed the store, Open builds the indexes, once,
-// and logs the progress to Options.Logger. This takes about half a minute for each million keys and
-// events. A process that is killed meanwhile loses nothing: the next Open continues.
+// If an earlier version without indexes has made or changed the store, Open builds the indexes,
+// once, and logs the progress to Options.Logger. This takes about half a minute for each million
+// keys and events. A process that is killed meanwhile loses nothing: the next Open continues.
 //
 // Open returns these errors:
 //

@@ -1,6 +1,9 @@
 package token
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // An ID identifies a key. An ID is a UUIDv7 (RFC 9562, section 5.7), most significant byte first.
 // IDs sort by creation, both as bytes and as text. IDs can be compared with ==.
@@ -39,6 +42,28 @@ func (id ID) String() string {
 		hi >>= 5
 	}
 	return string(text[:])
+}
+
+// Time returns the time of the ID, to the millisecond. The time of a new ID is the time of the
+// clock, or later.
+func (id ID) Time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)).UTC()
+}
+
+// First returns an ID that is no new key's: the smallest ID whose Time is not before t, to the
+// millisecond. If t is before 1970, First returns the smallest ID. If t is after the year 10,000,
+// First returns the greatest ID.
+func First(t time.Time) (id ID) {
+	switch {
+	case t.Year() < 1970:
+	case t.Year() > 10_000: // the 48 bits of the milliseconds end in the year 10889
+		for i := range id {
+			id[i] = 0xff
+		}
+	default:
+		binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
+	}
+	return id
 }
 
 // ParseID returns the ID with the text s, and true. If [ID.String] never returns s, ParseID returns

@@ -83,3 +83,27 @@ func TestIDsSortByCreation(t *testing.T) {
 	sec, nsec := first.Time().UnixTime()
 	require.InDelta(t, before, time.Unix(sec, nsec).UnixMilli(), 1000)
 }
+
+func TestFirst(t *testing.T) {
+	format, err := NewFormat("oil", 64, ASCII62)
+	require.NoError(t, err)
+	before := time.Now()
+	id, _ := format.New()
+	require.False(t, id.Time().Before(before.Truncate(time.Millisecond)))
+	require.Equal(t, id.Time(), First(id.Time()).Time())
+	first, next := First(id.Time()), First(id.Time().Add(time.Millisecond))
+	require.LessOrEqual(t, string(first[:]), string(id[:]))
+	require.Less(t, string(id[:]), string(next[:]))
+	require.Equal(t, first, First(id.Time().Add(time.Millisecond-1)))
+	require.Equal(t, ID{}, First(time.Time{}))
+	require.Equal(t, ID{}, First(time.Unix(-1, 0)))
+	require.Equal(t, ID{}, First(time.Unix(0, 0)))
+	last := ID(bytes.Repeat([]byte{0xff}, 16))
+	for _, beyond := range []time.Time{
+		time.UnixMilli(1 << 48), time.Date(20_000, 1, 1, 0, 0, 0, 0, time.UTC),
+		time.Unix(1<<62, 0),
+	} {
+		require.Equal(t, last, First(beyond))
+	}
+	require.Equal(t, byte(0xff), First(time.UnixMilli(1<<48 - 1))[5])
+}

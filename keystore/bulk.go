@@ -22,7 +22,7 @@ type RevokeAllOptions struct {
 	// without DryRun. A dry run refuses the same arguments as RevokeAll.
 	DryRun bool
 	// Progress receives each key after the key is revoked, with the number of keys so far. The
-	// calls come in the order of creation. Keys that were added during the call come last. To
+	// calls come in the order of the Query. Keys that were added during the call come last. To
 	// resume a RevokeAll that failed or was canceled, repeat the call: RevokeAll skips the
 	// revoked keys. Nil means that no progress is reported. A panic of Progress passes through to
 	// the caller of RevokeAll, and ends the call as an error would.
@@ -143,7 +143,7 @@ func (s *Store) revokeAll(
 		revoked []*cachedKey
 		err     error
 	}
-	var writes []chan write // the running writes, in the order of creation
+	var writes []chan write // the running writes, in the order of the query
 	finish := func() error {
 		w := <-writes[0]
 		writes = writes[1:]
@@ -260,7 +260,7 @@ const revokeChanges = 3
 // an event, and index entries, with a text of so many bytes in the record and in the event.
 func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text + maxText + 384 }
 
-// batches yields the wanted keys of a selection in batches, in the order of creation. A batch has
+// batches yields the wanted keys of a selection in batches, in the order of the query. A batch has
 // as many keys as one write can change, with a reason of so many bytes, and so many backend changes
 // for each key. An error comes without keys and ends the iteration. ErrCorrupt is the exception:
 // after ErrCorrupt the iteration may continue, and ErrCorrupt comes with the damaged key, if the

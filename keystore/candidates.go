@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// candidates yields the records that a query may select, in the order of creation. With an owner,
+// candidates yields the records that a query may select, in the order of the query. With an owner,
 // candidates reads only the keys of the owner, and perhaps of owners with the same hash: the caller
 // decides by the record. candidates reads during the iteration, and holds neither a lock nor the
 // index.
@@ -25,15 +26,20 @@ func (s *Store) candidates(
 		from = ownerPrefix(q.Owner)
 		to = after(from)
 	}
-	if q.Cursor != "" {
-		cursor, err := parseID("Query.Cursor: ", q.Cursor)
-		if err != nil {
-			return err
-		}
-		// The smallest storage key after the cursor.
-		from = append(append(from[:len(from):len(from)], cursor[:]...), 0)
+	first, end, err := q.idRange()
+	if err != nil {
+		return err
 	}
-	for e, err := range s.backend.Scan(ctx, from, to) {
+	prefix := from[:len(from):len(from)]
+	from = append(prefix, first...)
+	if end != nil {
+		to = append(prefix, end...)
+	}
+	entries, err := s.scan(ctx, q.Newest, from, to)
+	if err != nil {
+		return err
+	}
+	for e, err := range entries {
 		if err != nil {
 			err = s.scanError(ctx, "list", err)
 			if errors.Is(err, ErrCorrupt) {
@@ -61,6 +67,46 @@ func (s *Store) candidates(
 		}
 	}
 	return nil
+}
+
+// idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A nil
+// end is no limit.
+func (q *Query) idRange() (first, end []byte, err error) {
+	if !q.CreatedAfter.IsZero() {
+		id := token.First(q.CreatedAfter.Add(-maxLead))
+		first = id[:]
+	}
+	if q.Cursor == "" {
+		return first, nil, nil
+	}
+	cursor, err := parseID("Query.Cursor: ", q.Cursor)
+	if err != nil {
+		return nil, nil, err
+	}
+	if q.Newest {
+		return first, cursor[:], nil
+	}
+	next := append(cursor[:], 0) // the smallest text of bytes after the cursor
+	if string(next) > string(first) {
+		first = next
+	}
+	return first, nil, nil
+}
+
+// scan returns the entries of the backend with from <= key < to, in descending order if newest is
+// true.
+func (s *Store) scan(
+	ctx context.Context, newest bool, from, to []byte,
+) (iter.Seq2[backend.Entry, error], error) {
+	if !newest {
+		return s.backend.Scan(ctx, from, to), nil
+	}
+	down, ok := s.backend.(backend.DownScanner)
+	if !ok {
+		return nil, invalid("the backend cannot read the newest first: " +
+			"it does not have the method ScanDown of backend.DownScanner")
+	}
+	return down.ScanDown(ctx, from, to), nil
 }
 
 // after returns the first storage key that is greater than all storage keys that begin with prefix.
@@ -95,13 +141,19 @@ type foundEvent struct {
 	stamp int64
 }
 
-// foundEvents yields the events with first <= stamp <= last, in the order of the stamps: of one
-// key, or of all keys if only is zero. For the errors see candidates.
+// foundEvents yields the events with first <= stamp <= last, in the order of the stamps, or in
+// descending order if newest is true: of one key, or of all keys if only is zero. For the errors
+// see candidates.
 func (s *Store) foundEvents(
-	ctx context.Context, only token.ID, first, last int64, yield func(foundEvent, error) bool,
+	ctx context.Context, only token.ID, newest bool, first, last int64,
+	yield func(foundEvent, error) bool,
 ) error {
 	if only == (token.ID{}) {
-		for e, err := range s.backend.Scan(ctx, eventKey(first), eventKey(last+1)) {
+		entries, err := s.scan(ctx, newest, eventKey(first), eventKey(last+1))
+		if err != nil {
+			return err
+		}
+		for e, err := range entries {
 			if err != nil {
 				return s.scanError(ctx, "events", err)
 			}
@@ -112,38 +164,57 @@ func (s *Store) foundEvents(
 		}
 		return nil
 	}
-	// The event of the creation is the first event of a key.
 	creation, err := s.creation(ctx, only, first, last)
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		return err
 	}
-	if (err != nil || creation.event != nil) && !yield(creation, err) {
+	// The event of the creation is the first event of a key.
+	yieldCreation := func() bool {
+		return err == nil && creation.event == nil || yield(creation, err)
+	}
+	if !newest && !yieldCreation() {
 		return nil
 	}
-	from, to := eventIndexKey(only, first), eventIndexKey(only, last+1)
-	for e, err := range s.backend.Scan(ctx, from, to) {
+	more, failed := s.indexedEvents(ctx, only, newest, first, last,
+		func(f foundEvent, err error) bool {
+			return err == nil && f.stamp == creation.stamp || yield(f, err)
+		})
+	if newest && more {
+		yieldCreation()
+	}
+	return failed
+}
+
+// indexedEvents yields the events of a key that the event index leads to: see foundEvents. more is
+// true if there may be more events, because nothing has ended the iteration.
+func (s *Store) indexedEvents(
+	ctx context.Context, id token.ID, newest bool, first, last int64,
+	yield func(foundEvent, error) bool,
+) (more bool, err error) {
+	entries, err := s.scan(ctx, newest, eventIndexKey(id, first), eventIndexKey(id, last+1))
+	if err != nil {
+		return false, err
+	}
+	for e, err := range entries {
 		if err != nil {
-			return s.scanError(ctx, "events", err)
+			return false, s.scanError(ctx, "events", err)
 		}
 		var f foundEvent
 		_, stamp, err := parseEventIndexKey(e)
-		if err == nil && creation.event != nil && stamp == creation.stamp {
-			continue
-		}
 		if err == nil {
-			f, err = s.eventOf(ctx, only, stamp)
+			f, err = s.eventOf(ctx, id, stamp)
 		}
 		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return err
+			return false, err
 		}
 		if err == nil && f.event == nil {
 			continue // the sweep has removed the event since the scan has read the index entry
 		}
 		if !yield(f, err) {
-			return nil
+			return false, nil
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // creation returns the event of the creation of a key, if the record or the grave of the key leads

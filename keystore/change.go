@@ -63,15 +63,18 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 //
 // The key is created at the stamp, so that the record leads to the event: see index.go. If the
 // stamp is far ahead of the clock, because the clock was set back, the key is created now, and the
-// event index leads to the event.
+// event index leads to the event. So CreatedAt is less than maxLead after the time of the ID.
 func (s *Store) prepareNew(
 	spec Spec, now time.Time, stamp int64, actor string,
 ) (p *prepared, text string, err error) {
-	leads := stamp-now.UnixNano() < int64(time.Second)
+	id, text := s.format.New()
+	if at := id.Time(); at.Before(now) {
+		now = at // also if the clock was set back just now
+	}
+	leads := stamp-now.UnixNano() < int64(maxLead)
 	if leads {
 		now = fromNanos(stamp)
 	}
-	id, text := s.format.New()
 	digest, err := s.digest(text)
 	if err != nil {
 		return nil, "", wrapErr("create", err)
@@ -88,6 +91,9 @@ func (s *Store) prepareNew(
 	p.indexesEvent = !leads
 	return p, text, nil
 }
+
+// maxLead is how much later the CreatedAt of a key can be than the time of its ID.
+const maxLead = time.Second
 
 // Revoke ends a key permanently, and returns when the store admits nothing under the key any more:
 // see the package comment. To revoke a revoked key is no error: nothing changes, and the first

@@ -97,6 +97,11 @@ type EventQuery struct {
 	After time.Time
 	// Until is the last moment whose events are wanted; zero is now.
 	Until time.Time
+	// Newest reverses the order: the last event comes first. Newest does not change which events
+	// the query selects. To continue later, set Until to one nanosecond before the At of the last
+	// event that the caller has seen. The backend must be a backend.DownScanner, as the store's own
+	// directory is. Otherwise Newest gives ErrInvalid.
+	Newest bool
 	// Limit is the most events to yield. 0 or less means no limit.
 	Limit int
 }
@@ -107,7 +112,7 @@ func (q *EventQuery) selects(e *record.Event) bool {
 		(q.Action == "" || actionOf(e) == q.Action)
 }
 
-// Events yields the events of changes in the order of At. The list contains every change that had
+// Events yields the events of changes in the order of At, or newest first. The list contains every change that had
 // returned when Events was called, and may contain later changes. To continue later, list again
 // after the last event: no event is missed. An error comes with a zero Event. ErrCorrupt concerns
 // one event, and the list can continue. Any other error ends the list.
@@ -168,7 +173,7 @@ func (s *Store) readEvents(
 	yield func(Event, error) bool,
 ) (more bool, err error) {
 	more = true
-	err = s.foundEvents(ctx, only, first, last, func(f foundEvent, err error) bool {
+	err = s.foundEvents(ctx, only, q.Newest, first, last, func(f foundEvent, err error) bool {
 		switch {
 		case err != nil:
 			more = yield(Event{}, err)

@@ -9,7 +9,8 @@ import (
 
 // Follow is like Events, but waits for more events instead of ending. Follow yields each event
 // soon after its change, misses none and repeats none. Follow ends when Limit is reached, and after
-// Until. To follow only the changes from now on, set After to the present time.
+// Until. To follow only the changes from now on, set After to the present time. A query with Newest
+// gives ErrInvalid.
 //
 // The last pair of a Follow that ends otherwise has an error: the error of ctx once ctx is done,
 // ErrClosed after Close, or ErrUnavailable if the store has stopped (see Err). To continue after an
@@ -31,6 +32,9 @@ func (s *Store) Follow(ctx context.Context, q EventQuery) iter.Seq2[Event, error
 func (s *Store) follow(ctx context.Context, q EventQuery, yield func(Event, error) bool) error {
 	if err := s.ready(ctx); err != nil {
 		return err
+	}
+	if q.Newest {
+		return invalid("EventQuery.Newest: Follow yields the events in the order of the changes")
 	}
 	only, err := q.keyID()
 	if err != nil {

@@ -51,7 +51,8 @@ type Query struct {
 	// selects the keys of every scope.
 	Scope string
 	// CreatedBefore selects the keys that were created before this time, and CreatedAfter the keys
-	// that were created after this time. Zero selects keys of every age.
+	// that were created after this time. Zero selects keys of every age. With CreatedAfter, the
+	// store does not read the older keys, because IDs sort by creation.
 	CreatedBefore, CreatedAfter time.Time
 	// ExpiresBefore selects the keys whose ExpiresAt is before this time, in the past or in the
 	// future. A key that never expires is not selected. Zero selects all keys.
@@ -79,8 +80,12 @@ type Query struct {
 	// and ends the list. The text of the error says since when all uses are known. To decide
 	// without the unknown uses, List the keys, look at LastUsedAt, and Revoke each key by ID.
 	UnusedSince time.Time
-	// Cursor is the ID of the last key that the caller has read. The list begins after this key.
-	// With an empty Cursor, the list begins at the first key.
+	// Newest reverses the order: the key that was created last comes first. The backend must be a
+	// backend.DownScanner, as the store's own directory is. Otherwise Newest gives ErrInvalid.
+	Newest bool
+	// Cursor is the ID of the last key that the caller has read. The list begins after this key in
+	// the order of the list: with Newest, at the next older key. With an empty Cursor, the list
+	// begins at the first key.
 	Cursor string
 	// Limit is the largest number of keys to yield. 0 or less means no limit.
 	Limit int
@@ -117,11 +122,12 @@ func (q *Query) selectsAll() bool {
 		q.UnusedSince.IsZero()
 }
 
-// List yields keys in the order of creation. List reads during the iteration, and holds no lock
-// between keys. List shows each key as the key is at the moment of the read. A key that is
-// created during the iteration usually comes at the end. But if several keys are created at the
-// same time, one of them may appear before keys that were already read. A list that continues
-// after the read keys misses the new key. A later List finds the new key.
+// List yields keys in the order of creation, or newest first. List reads during the iteration, and
+// holds no lock between keys. List shows each key as the key is at the moment of the read. A key
+// that is created during the iteration usually comes at the end. But if several keys are created at
+// the same time, one of them may appear before keys that were already read. A list that continues
+// after the read keys misses the new key. A later List finds the new key. With Newest, the list
+// misses most of the keys that are created during the iteration.
 //
 // An error comes with a nil key. ErrCorrupt concerns one key: the list can continue. Any other
 // error ends the list. If storage cannot read past the damage, the list ends after ErrCorrupt

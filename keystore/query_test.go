@@ -98,6 +98,8 @@ func TestEachFieldOfAQuerySelects(t *testing.T) {
 		switch value := reflect.ValueOf(&q).Elem().Field(i); field.Name {
 		case "Limit":
 			q.Limit = 1
+		case "Newest":
+			q.Newest = true
 		case "Cursor":
 			q.Cursor = create(t, s, keystore.Spec{}).Key.ID
 		default:

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -143,7 +144,11 @@ func (m *migration) each(
 	s := m.store
 	from, to := spaceOf(space)
 	if cursor := m.state.index.cursor; cursor != nil {
-		from = append(slices.Clone(cursor), 0) // the smallest storage key after the cursor
+		// The cursor may be in the key space before, if two spaces share a phase.
+		next := append(slices.Clone(cursor), 0) // the smallest storage key after the cursor
+		if bytes.Compare(next, from) > 0 {
+			from = next
+		}
 	}
 	for e, err := range s.backend.Scan(ctx, from, to) {
 		if err != nil {

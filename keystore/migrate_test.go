@@ -59,6 +59,21 @@ func populated(t testing.TB, changes int) backend.Backend {
 	return b
 }
 
+// After a recovery, the indexes are built again, also if they need many writes.
+func TestIndexesAreBuiltAgain(t *testing.T) {
+	b := backendtest.NewMemory()
+	s := newStoreOn(t, b)
+	for range 2 * backend.MaxChanges {
+		key, err := s.Create(t.Context(), Spec{Name: "n", Owner: "o"})
+		require.NoError(t, err)
+		require.NoError(t, s.Disable(t.Context(), key.Key.ID, ""))
+	}
+	require.NoError(t, s.migrate(t.Context(), true))
+	require.NoError(t, s.CheckIntegrity(t.Context()))
+	require.NoError(t, s.Close())
+	requireIndexed(t, b)
+}
+
 // Open builds the indexes of a store that has none, and the answers stay the same.
 func TestMigration(t *testing.T) {
 	b := populated(t, 400)

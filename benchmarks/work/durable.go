@@ -89,6 +89,9 @@ func (d *durable) run(turn time.Duration, what string, op func() error) (float64
 	return rate, nil
 }
 
+// used returns the processor times of the operations, without the round that warms up.
+func (d *durable) used(what string) []float64 { return d.cpu[what][min(1, len(d.cpu[what])):] }
+
 func (d *durable) createOne(ctx context.Context) error {
 	id, err := d.create(ctx)
 	if err != nil {
@@ -228,15 +231,17 @@ func runDurable(ctx context.Context, e *Env) (o *Outcome, err error) {
 		for _, d := range all {
 			name := what + ", " + d.name
 			o.figure(name, Rate, s[name])
-			if len(d.cpu[what]) > 1 { // without the round that warms up
-				o.figure(name+": processor time of each", Nanos, d.cpu[what][1:])
-			}
+			o.figure(name+": processor time of each", Nanos, d.used(what))
 			median := measure.Median(s[name])
 			bars.Add(d.name, median, Rate.Format(median), d.name == peers.APIKey)
 		}
 		for _, d := range all[1:] {
 			o.figure(fmt.Sprintf("%s, %s / %s", what, peers.APIKey, d.name), Times,
 				measure.Ratios(s[what+", "+peers.APIKey], s[what+", "+d.name]))
+		}
+		for _, d := range all[1:] {
+			o.figure(fmt.Sprintf("%s: processor time, %s / %s", what, d.name, peers.APIKey), Times,
+				measure.Ratios(d.used(what), all[0].used(what)))
 		}
 		bars.Sort(true)
 		o.Charts = append(o.Charts, &bars)

@@ -199,7 +199,7 @@ func runCPU(ctx context.Context, e *Env) (o *Outcome, err error) {
 			}
 			begin := time.Now()
 			rate, err := measure.Throughput(
-				callsAtOnce*len(peer.Good), 1, e.turn(400*time.Millisecond), call)
+				callsAtOnce*len(peer.Good), 1, e.turn(250*time.Millisecond), call)
 			if err != nil {
 				return 0, err
 			}
@@ -219,7 +219,7 @@ func runCPU(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	clear(rates)
-	pair, err := measure.Rounds(ctx, e.rounds(200), e.progress("calling with and without auth"),
+	pair, err := measure.Rounds(ctx, e.rounds(300), e.progress("calling with and without auth"),
 		cpu[peers.APIKey], cpu[peers.NoAuth])
 	if err != nil {
 		return nil, err

@@ -31,6 +31,7 @@ type played struct {
 	ID      string
 	Secrets []numbered
 	bound   []bound
+	seen    atomic.Uint64 // a revision that a client has seen not long ago
 }
 
 type numbered struct {
@@ -67,6 +68,7 @@ func resultOf(o *op, err error) string {
 	for result, known := range map[string]error{
 		isUnknown: ErrUnknown, isRevoked: ErrRevoked, isExpired: ErrExpired,
 		isDisabled: ErrDisabled, isNarrowed: ErrNarrowed, isInvalid: ErrInvalid,
+		isConflict: ErrConflict,
 	} {
 		if errors.Is(err, known) {
 			return result
@@ -80,7 +82,11 @@ func (p *player) do(o op, f func(ctx context.Context) (*Key, string, error)) op 
 	o.N = p.last.Add(1)
 	o.Call = now()
 	p.record(o, "")
-	key, secret, err := f(WithActor(context.Background(), strconv.Itoa(int(o.N))))
+	ctx := WithActor(context.Background(), strconv.Itoa(int(o.N)))
+	if o.If != 0 {
+		ctx = IfRevision(ctx, o.If)
+	}
+	key, secret, err := f(ctx)
 	o.Return = now()
 	o.Result, o.Closing = resultOf(&o, err), errors.Is(err, ErrClosed)
 	if err == nil && key != nil {
@@ -88,7 +94,17 @@ func (p *player) do(o op, f func(ctx context.Context) (*Key, string, error)) op 
 		o.Until = toNanos(key.PreviousUntil)
 	}
 	p.record(o, secret)
+	if k := p.played(o.Key); k != nil && o.Revision != 0 {
+		k.seen.Store(o.Revision)
+	}
 	return o
+}
+
+// played returns the key with a number, or nil before the Create of the key has returned.
+func (p *player) played(n int) *played {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.keys[n]
 }
 
 // create makes a key, for the first time that the history opens the store.
@@ -148,6 +164,9 @@ func (p *player) one(client int, r *rand.Rand, late bool) {
 		return // its Create has failed
 	}
 	change := op{Client: client, Key: n}
+	if r.IntN(4) == 0 {
+		change.If = k.seen.Load() // 0 before any revision was seen
+	}
 	switch x := r.IntN(100); {
 	case x < 40:
 		p.verify(client, n, p.secret(r, n))

@@ -21,7 +21,8 @@ func (o *op) with(change func(o *op)) *op {
 	return o
 }
 
-func secret(n int32) func(*op) { return func(o *op) { o.Secret = n } }
+func secret(n int32) func(*op)      { return func(o *op) { o.Secret = n } }
+func ifRevision(n uint64) func(*op) { return func(o *op) { o.If = n } }
 func until(at int64) func(*op) {
 	return func(o *op) { o.SetExpires, o.Expires, o.ExpiresAt = true, at, at }
 }
@@ -58,6 +59,28 @@ func TestModelOfAKey(t *testing.T) {
 		"shown with an expiry that it no longer has": {false, []*op{
 			did(2, opUpdate, 2, 3, isOK, 2).with(until(50)),
 			did(3, opVerify, 4, 5, isOK, 2).with(secret(1)).with(func(o *op) { o.ExpiresAt = 60 }),
+		}},
+		"changed if it has its revision": {true, []*op{
+			did(2, opUpdate, 2, 3, isOK, 2).with(ifRevision(1)),
+			did(3, opRevoke, 4, 5, isConflict).with(ifRevision(1)),
+			did(4, opRevoke, 6, 7, isOK).with(ifRevision(2)),
+			did(5, opUpdate, 8, 9, isConflict).with(ifRevision(2)),
+			did(6, opUpdate, 10, 11, isRevoked).with(ifRevision(3)),
+		}},
+		"changed although it has another revision": {false, []*op{
+			did(2, opUpdate, 2, 3, isOK, 2), did(3, opUpdate, 4, 5, isOK, 3).with(ifRevision(1)),
+		}},
+		"a conflict with the same revision": {false, []*op{
+			did(2, opUpdate, 2, 3, isConflict).with(ifRevision(1)),
+		}},
+		"a conflict without a revision": {false, []*op{did(2, opUpdate, 2, 3, isConflict)}},
+		"two changes of the same revision": {false, []*op{
+			did(2, opUpdate, 2, 9, isOK, 2).with(ifRevision(1)),
+			did(3, opRotate, 2, 9, isOK, 2).with(ifRevision(1)),
+		}},
+		"a conflict that changed something": {false, []*op{
+			did(2, opUpdate, 2, 3, isOK, 2), did(3, opRevoke, 4, 5, isConflict).with(ifRevision(1)),
+			did(4, opVerify, 6, 7, isRevoked).with(secret(1)),
 		}},
 		"changed twice to one revision": {false, []*op{did(2, opUpdate, 2, 3, isOK, 2),
 			did(3, opUpdate, 4, 5, isOK, 2)}},

@@ -20,6 +20,8 @@ type op struct {
 	Secret int32 // that Verify and Bind present
 	Bound  int32 // the Bind whose context a sample looks at
 
+	If uint64 // the revision given to IfRevision; 0 is none
+
 	SetExpires bool  // of Update and Create
 	Expires    int64 // the expiry that they set; 0 is never
 	Grace      int64
@@ -56,6 +58,7 @@ const (
 	isDisabled = "disabled"
 	isNarrowed = "narrowed"
 	isInvalid  = "invalid"
+	isConflict = "conflict"
 	isClosed   = "closed"
 	isAlive    = "alive"    // of a sample
 	isNothing  = "nothing"  // a read that was not answered says nothing, and is left out
@@ -75,6 +78,9 @@ func (o *op) String() string {
 		what += " to expire never"
 	case o.SetExpires:
 		what += fmt.Sprintf(" to expire %v after the call", time.Duration(o.Expires-o.Call))
+	}
+	if o.If != 0 {
+		what += fmt.Sprint(" if revision ", o.If)
 	}
 	what += ": " + o.Result
 	if o.Revision != 0 {
@@ -200,6 +206,12 @@ func (s state) step(o *op) (bool, state) {
 		return s.admits(o) || o.Result == isNarrowed || o.Result == isRevoked && !s.has(o.Secret), s
 	case opGet:
 		return o.Result == isOK && s.shows(o), s
+	}
+	if o.Result == isConflict {
+		return o.If != 0 && o.If != s.revision && s.revision != 0, s
+	}
+	if o.If != 0 && o.If != s.revision {
+		return false, s
 	}
 	next, changed := s.after(o)
 	switch o.Result {

@@ -252,7 +252,8 @@ func (c tally) lacks() string {
 		"verify ok", "verify unknown", "verify revoked", "verify expired", "verify disabled",
 		"bind ok", "bind unknown", "bind revoked", "bind expired", "bind disabled",
 		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample narrowed",
-		"update ok", "update in doubt", "rotate ok", "disable ok", "enable ok", "revoke ok",
+		"update ok", "update in doubt", "update conflict", "rotate ok", "rotate conflict",
+		"disable ok", "enable ok", "revoke ok",
 		"get ok",
 	} {
 		if c[what] == 0 {

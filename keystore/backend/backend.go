@@ -23,6 +23,13 @@
 // the call. Any other error means that the backend could not serve the call now. After an error
 // from Apply other than ErrConflict, ErrTooLarge and ErrFull, the outcome is unknown: the change
 // may have happened.
+//
+// # Several processes
+//
+// A backend that several processes may have open at the same time implements [Feeder] too. All that
+// this page says about goroutines then holds for the goroutines of all these processes: an Apply in
+// one process is seen by every Get that starts later in another process. A Feeder never returns
+// ErrFailed.
 package backend
 
 import (
@@ -71,6 +78,9 @@ var (
 	// ErrLocked is returned by the function that opens a backend, if the backend is already open,
 	// in this process or in another process.
 	ErrLocked = errors.New("the store is open elsewhere")
+	// ErrGap is yielded by Feed if the backend no longer knows the changes after the position, or
+	// if the engine was restored and has another history.
+	ErrGap = errors.New("some changes after the position are no longer known")
 )
 
 // An Entry is a key with its value and revision.
@@ -100,7 +110,17 @@ type Change struct {
 	// change that later restrictions depend on. A backend reserves disk space for such changes:
 	// when the space runs out, the backend refuses all other changes with ErrFull first. If one
 	// change of an Apply has Restricts, the reserve is open to all changes of the Apply.
+	//
+	// Other processes wait for a change with Restricts. So a Feeder delivers such a change to the
+	// feeds of all processes without delay.
 	Restricts bool
+	// Check writes nothing. The Apply conflicts unless the entry is at revision Expect. If Expect
+	// is 0, the Apply conflicts unless the entry does not exist. Value must be empty, Revision must
+	// be 0, and Delete must be false. At least one other change of the Apply must write or delete.
+	//
+	// Only a Feeder accepts a Change with Check. Any other backend returns an error; see
+	// CheckChanges.
+	Check bool
 }
 
 // A Backend keeps entries. The methods are safe for concurrent use.
@@ -144,4 +164,47 @@ type DownScanner interface {
 type Checker interface {
 	// Check reads all data, and returns ErrCorrupt if any part differs from what was written.
 	Check(ctx context.Context) error
+}
+
+// A Position is a place in the single order in which a Feeder makes its changes. A Position is
+// never 0.
+type Position uint64
+
+// A Feeder is a Backend that several processes may have open at the same time. A Feeder reports
+// every committed change to each process.
+type Feeder interface {
+	Backend
+	// Feed yields the changes of keys with from <= key < to, in the order in which the changes are
+	// made. If to is nil, there is no upper end. Each Apply that changes at least one of these keys
+	// is one Batch. Feed leaves no Batch out, merges no two, and yields none twice. The positions
+	// ascend.
+	//
+	// Feed starts after the position after, which a Feed of the same Feeder has yielded. If after
+	// is 0, Feed starts at a moment between the start of the iteration and its first step. The
+	// first Batch then has no changes; its Position is the starting point.
+	//
+	// If one Apply returned nil before another Apply was called, in the same process or in another,
+	// the first Apply has the lower position. A Get that starts after Feed has yielded a Batch
+	// shows the changes of the Batch, or later changes.
+	//
+	// Feed ends with ErrGap if Feed cannot continue without a gap, with the error of the context,
+	// with ErrClosed, or with any other error. The error comes with a zero Batch. After any other
+	// error, the caller may start Feed again after the last position. Feed never ends without an
+	// error, unless the caller ends the loop.
+	//
+	// Feed may stop yielding for good without an error. The reader must detect this silence.
+	//
+	// A damaged entry does not end Feed. Feed yields the entry without a Value; otherwise one
+	// damaged entry would stop every process.
+	//
+	// Feed holds no lock while the loop body of the caller runs, so the body may call any method.
+	Feed(ctx context.Context, from, to []byte, after Position) iter.Seq2[Batch, error]
+}
+
+// A Batch is what one Apply changed in the range of a Feed.
+type Batch struct {
+	Position Position
+	// Changes has each entry as the Apply left the entry, in any order. An entry that the Apply
+	// deleted has Revision 0 and no Value. A Change with Check is no change.
+	Changes []Entry
 }

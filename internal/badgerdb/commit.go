@@ -28,7 +28,7 @@ type request struct {
 // from then on Apply waits for the outcome, even if ctx ends.
 func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 	r := &request{changes: changes, done: make(chan error, 1)}
-	if err := r.check(); err != nil {
+	if err := r.check(db); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -49,46 +49,17 @@ func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 	}
 }
 
-func (r *request) check() error {
-	if len(r.changes) == 0 {
-		return errors.New("badgerdb: no changes to apply")
+// check checks the changes, and sets size and urgent.
+func (r *request) check(db *DB) error {
+	if err := backend.CheckChanges(db, r.changes); err != nil {
+		return fmt.Errorf("badgerdb: %w", err)
 	}
-	if len(r.changes) > backend.MaxChanges {
-		return fmt.Errorf("badgerdb: %w: %d changes at once: at most %d are allowed",
-			backend.ErrTooLarge, len(r.changes), backend.MaxChanges)
-	}
-	seen, size := make(map[string]struct{}, len(r.changes)), 0
-	for _, c := range r.changes {
-		switch {
-		case len(c.Key) == 0:
-			return errors.New("badgerdb: a change has an empty key")
-		case len(c.Key) > backend.MaxKeySize:
-			return fmt.Errorf("badgerdb: %w: a key of %d bytes: at most %d are allowed",
-				backend.ErrTooLarge, len(c.Key), backend.MaxKeySize)
-		case len(c.Value) > backend.MaxValueSize:
-			return fmt.Errorf("badgerdb: %w: a value of %d bytes: at most %d are allowed",
-				backend.ErrTooLarge, len(c.Value), backend.MaxValueSize)
-		case c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0):
-			return fmt.Errorf(
-				"badgerdb: the deletion of %x has a value or a revision, or expects no entry",
-				c.Key)
-		case !c.Delete && layout.Revision(c) <= c.Expect: // Expect+1 may be 0
-			return fmt.Errorf(
-				"badgerdb: the revision of %x is to become %d: it must be greater than %d",
-				c.Key, layout.Revision(c), c.Expect)
-		}
-		if _, ok := seen[string(c.Key)]; ok {
-			return fmt.Errorf("badgerdb: two changes have the key %x", c.Key)
-		}
-		seen[string(c.Key)] = struct{}{}
-		size += len(c.Key) + len(c.Value)
+	r.size = len(r.changes) * perWrite
+	for i := range r.changes {
+		c := &r.changes[i]
+		r.size += len(c.Key) + len(c.Value)
 		r.urgent = r.urgent || c.Restricts
 	}
-	if size > backend.MaxApplySize {
-		return fmt.Errorf("badgerdb: %w: changes of %d bytes at once: at most %d are allowed",
-			backend.ErrTooLarge, size, backend.MaxApplySize)
-	}
-	r.size = size + len(r.changes)*perWrite
 	return nil
 }
 

@@ -38,8 +38,8 @@ func StoredValue(c backend.Change) ([]byte, uint64) {
 	if c.Delete {
 		return nil, 0
 	}
-	sum := Checksum(c.Key, Revision(c), c.Value)
-	b := binary.BigEndian.AppendUint64(make([]byte, 0, entryHeader+len(c.Value)), Revision(c))
+	sum := Checksum(c.Key, c.NewRevision(), c.Value)
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, entryHeader+len(c.Value)), c.NewRevision())
 	return append(binary.BigEndian.AppendUint64(b, sum), c.Value...), sum
 }
 
@@ -54,14 +54,6 @@ func Checksum(key []byte, revision uint64, value []byte) uint64 {
 
 // ErrDamaged means that an entry does not have the checksum with which the entry was written.
 var ErrDamaged = errors.New("it is not what was written")
-
-// Revision returns the revision that a write creates.
-func Revision(c backend.Change) uint64 {
-	if c.Revision != 0 {
-		return c.Revision
-	}
-	return c.Expect + 1
-}
 
 // A Write is an entry in the form that Badger gets.
 type Write struct{ Key, Value []byte }

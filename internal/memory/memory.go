@@ -1,25 +1,31 @@
-// Package memory implements backend.Backend in memory, for tests and as the simplest example of the
-// contract. Close drops all entries. The backend starts no goroutine and does no I/O, so the
-// backend works in a bubble of testing/synctest.
+// Package memory implements backend.Backend and backend.Feeder in memory, for tests and as the
+// simplest example of the contract. The backends start no goroutine and do no I/O, so the backends
+// work in a bubble of testing/synctest.
 package memory
 
 import (
 	"bytes"
 	"context"
-	"errors"
 	"iter"
 	"sync"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// New returns an empty backend.
-func New() backend.Backend { return &memory{} }
+// New returns an empty backend that belongs to one process. Close drops all entries.
+func New() backend.Backend { return &memory{store: new(store)} }
 
-// A memory is the backend. The tree never changes, so readers need the lock only to load the tree.
+// A store holds the entries, for one or more handles. The tree never changes, so readers need the
+// lock only to load the tree.
+type store struct {
+	mu  sync.Mutex // guards all below, and the field closed of each handle
+	all *tree
+	log *changeLog // nil: the store has one handle, and no feed
+}
+
+// A memory is a handle: what one process has open. A memory is the backend without a feed.
 type memory struct {
-	mu     sync.Mutex // guards all below
-	all    *tree
+	*store
 	closed bool
 }
 
@@ -53,11 +59,15 @@ func (m *memory) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 }
 
 func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := wellFormed(changes); err != nil {
+	if err := backend.CheckChanges(m, changes); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.applyLocked(ctx, changes)
+}
+
+func (m *memory) applyLocked(ctx context.Context, changes []backend.Change) error {
 	if err := m.usableLocked(ctx); err != nil {
 		return err
 	}
@@ -71,52 +81,15 @@ func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 		}
 	}
 	for _, c := range changes {
-		if c.Delete {
+		switch {
+		case c.Check:
+		case c.Delete:
 			m.all = m.all.without(c.Key)
-		} else {
+		default:
 			m.all = m.all.with(
-				clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: revision(c)}),
+				clone(backend.Entry{Key: c.Key, Value: c.Value, Revision: c.NewRevision()}),
 			)
 		}
-	}
-	return nil
-}
-
-// revision returns the revision of the entry after a write.
-func revision(c backend.Change) uint64 {
-	if c.Revision != 0 {
-		return c.Revision
-	}
-	return c.Expect + 1
-}
-
-// wellFormed returns an error if the changes break the rules of backend.Backend that do not depend
-// on the stored entries.
-func wellFormed(changes []backend.Change) error {
-	if len(changes) == 0 {
-		return errors.New("no changes to apply")
-	}
-	if len(changes) > backend.MaxChanges {
-		return backend.ErrTooLarge
-	}
-	seen, size := make(map[string]bool), 0
-	for _, c := range changes {
-		if size += len(c.Key) + len(c.Value); size > backend.MaxApplySize {
-			return backend.ErrTooLarge
-		}
-		if len(c.Key) == 0 || seen[string(c.Key)] {
-			return errors.New("empty key, or two changes of the same key")
-		}
-		if len(c.Key) > backend.MaxKeySize || len(c.Value) > backend.MaxValueSize {
-			return backend.ErrTooLarge
-		}
-		if c.Delete && (len(c.Value) != 0 || c.Revision != 0 || c.Expect == 0) {
-			return errors.New("a deletion must have no Value, no Revision, and an Expect above 0")
-		}
-		if !c.Delete && revision(c) <= c.Expect {
-			return errors.New("the new revision must be greater than Expect")
-		}
-		seen[string(c.Key)] = true
 	}
 	return nil
 }

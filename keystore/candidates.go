@@ -69,8 +69,8 @@ func (s *Store) candidates(
 	return nil
 }
 
-// idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A nil
-// end is no limit.
+// idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A
+// nil end is no limit.
 func (q *Query) idRange() (first, end []byte, err error) {
 	if !q.CreatedAfter.IsZero() {
 		id := token.First(q.CreatedAfter.Add(-maxLead))

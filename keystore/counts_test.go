@@ -96,7 +96,8 @@ func TestStatsCountCalls(t *testing.T) {
 		require.GreaterOrEqual(t, st.Hits+st.Misses, admitted)
 		require.Zero(t, st.Live)
 
-		st.Refusals["malformed"], st.Changes[keystore.ActionCreate], st.Ended["revoked"] = 99, 99, 99
+		st.Refusals["malformed"], st.Ended["revoked"] = 99, 99
+		st.Changes[keystore.ActionCreate] = 99
 		require.Equal(t, want, counted(s.Stats().Refusals), "the maps belong to the caller")
 		_, err := s.Inspect(ctx, "nonsense")
 		require.NoError(t, err)

@@ -64,7 +64,8 @@ func TestListNewest(t *testing.T) {
 	require.Equal(t, all[:1], ids(keystore.Query{Newest: true, Cursor: all[1]}))
 
 	// The cursor is older than CreatedAfter, or newer than CreatedBefore.
-	require.Empty(t, ids(keystore.Query{Newest: true, Cursor: all[99], CreatedAfter: key.CreatedAt}))
+	q := keystore.Query{Newest: true, Cursor: all[99], CreatedAfter: key.CreatedAt}
+	require.Empty(t, ids(q))
 	require.Equal(t, backwards(all[:100]),
 		ids(keystore.Query{Newest: true, Cursor: all[200], CreatedBefore: key.CreatedAt}))
 	require.Equal(t, all[101:], ids(keystore.Query{Cursor: all[50], CreatedAfter: key.CreatedAt}))

@@ -170,7 +170,8 @@ type Binding[V any] struct {
 	Ended func()
 	// AfterEnd is called in the background after Ended, and may block.
 	AfterEnd func()
-	// Admitted is set by the caller. Bound, IsBound and BoundTo count only bindings with Admitted set.
+	// Admitted is set by the caller. Bound, IsBound and BoundTo count only bindings with Admitted
+	// set.
 	Admitted atomic.Bool
 }
 
@@ -223,7 +224,8 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 
 // Hit returns the value of an ID if the table has the value, and takes no lock. The words hi and lo
 // are the first and the last eight bytes of the ID, big-endian. A nil result decides nothing: the
-// caller then calls Get. Hit does not count the hit in Stats: the caller counts what the hit led to.
+// caller then calls Get. Hit does not count the hit in Stats: the caller counts what the hit led
+// to.
 func (f *Fence[V]) Hit(hi, lo uint64) *V { return f.table.get(hi, lo) }
 
 // Get returns the current value of id if the value is cached, and registers b with the value unless

@@ -96,6 +96,32 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
+// A scan of everything, and of ten entries among all.
+func BenchmarkScan(b *testing.B) {
+	db := open(b, b.TempDir())
+	const keys = 20_000
+	key := func(n int) []byte { return fmt.Appendf(nil, "k%015d", n) }
+	all := make([]backend.Change, keys)
+	for n := range all {
+		all[n] = backend.Change{Key: key(n), Value: make([]byte, 200)}
+	}
+	for part := range slices.Chunk(all, backend.MaxChanges) {
+		require.NoError(b, db.Apply(b.Context(), part...))
+	}
+	for _, entries := range []int{10, keys} {
+		b.Run(fmt.Sprint(entries), func(b *testing.B) {
+			for b.Loop() {
+				n := 0
+				for _, err := range db.Scan(b.Context(), key(keys-entries), key(keys)) {
+					require.NoError(b, err)
+					n++
+				}
+				require.Equal(b, entries, n)
+			}
+		})
+	}
+}
+
 func openBare(b *testing.B) *badger.DB {
 	db := &DB{dir: b.TempDir(), space: newSpaceGuard(b.TempDir(), 0, 0)}
 	bare, err := badger.OpenManaged(db.options(Options{}).WithLogger(nil))

@@ -102,6 +102,8 @@ func countFrom(
 	txn *badger.Txn, from []byte, limit int, h *layout.Summary, report func(error),
 ) (next []byte) {
 	o := badger.DefaultIteratorOptions
+	// Badger would copy each value ahead, in a goroutine of its own.
+	o.PrefetchValues = false
 	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)
 	defer it.Close()

@@ -372,6 +372,8 @@ func (db *DB) page(
 ) (page []backend.Entry, next []byte, err error) {
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
+		// Badger would copy each value ahead, in a goroutine of its own.
+		o.PrefetchValues = false
 		o.Prefix = []byte{layout.KeyPrefix}
 		o.Reverse = down
 		begin := layout.StoredKey(from)

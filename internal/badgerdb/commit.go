@@ -136,41 +136,49 @@ func (db *DB) discard() {
 // request has its own outcome in err. A conflict is reported only after the commit. The conflict
 // may be with a write of the same group, and no caller may learn of the write before the write is
 // durable.
-func (db *DB) commit(group []*request) error {
+func (db *DB) commit(requests []*request) error {
 	if err := db.failed.Load(); err != nil {
 		return *err
 	}
 	usual, urgent := db.space.forCommit()
-	// The transaction reads its own writes.
 	txn := db.badger.NewTransactionAt(db.durable.Load(), true)
 	defer txn.Discard()
+	state := db.newGroupState(requests)
+	defer state.txn.Discard()
 	next := commitfile.Record{Summary: db.summary}
 	next.Seq++
-	for _, r := range group {
+	changes := 1 // of the summary
+	for _, r := range requests {
+		changes += len(r.changes)
+	}
+	next.Writes = make([]layout.Write, 0, changes)
+	entries := make([]badger.Entry, 0, changes)
+	var olds []found
+	for _, r := range requests {
 		if r.err = usual; r.urgent {
 			r.err = urgent
 		}
 		if r.err != nil {
 			continue
 		}
-		var olds []uint64
 		r.err = db.guard(func() (err error) {
-			olds, err = expected(txn, r.changes)
+			olds, err = state.expected(r.changes, olds[:0])
 			return err
 		})
 		if r.err != nil {
 			continue
 		}
 		for i, c := range r.changes {
-			value, sum := layout.StoredValue(c)
-			w := layout.Write{Key: layout.StoredKey(c.Key), Value: value}
-			if err := txn.SetEntry(badger.NewEntry(w.Key, w.Value)); err != nil {
+			w, sum := layout.StoredWrite(c)
+			entries = append(entries, badger.Entry{Key: w.Key, Value: w.Value})
+			if err := txn.SetEntry(&entries[len(entries)-1]); err != nil {
 				// Changes within the limits cannot cause this error. Nothing of the group was
 				// committed.
 				return fmt.Errorf("badgerdb: write: %w", err)
 			}
+			state.wrote(c, sum)
 			next.Writes = append(next.Writes, w)
-			next.Sum += sum - olds[i]
+			next.Sum += sum - olds[i].sum
 			if c.Expect == 0 {
 				next.Entries++
 			}
@@ -192,6 +200,9 @@ func (db *DB) commit(group []*request) error {
 	next.Writes = append(next.Writes, h)
 	if err := db.writeCommit(txn, next); err != nil {
 		return err
+	}
+	for _, w := range next.Writes[:len(next.Writes)-1] {
+		db.ends.extend(w.Key[1:])
 	}
 	db.space.committed(next.Writes)
 	if err := db.present(); err != nil {
@@ -215,23 +226,6 @@ func (db *DB) writeCommit(txn *badger.Txn, s commitfile.Record) error {
 	db.summary = s.Summary
 	db.durable.Store(s.Seq)
 	return nil
-}
-
-// expected returns a nil error only if every change finds what the change expects. So a request
-// writes all or nothing. expected also returns the checksums of the entries found.
-func expected(txn *badger.Txn, changes []backend.Change) ([]uint64, error) {
-	sums := make([]uint64, len(changes))
-	for i, c := range changes {
-		e, sum, err := get(txn, c.Key)
-		if err != nil && !errors.Is(err, backend.ErrNotFound) {
-			return nil, err
-		}
-		if e.Revision != c.Expect {
-			return nil, backend.ErrConflict
-		}
-		sums[i] = sum
-	}
-	return sums, nil
 }
 
 func badgerText(format string, args []any) string {

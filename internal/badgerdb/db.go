@@ -84,6 +84,7 @@ type DB struct {
 
 	summary  layout.Summary // after the last commit; owned by the committer
 	space    spaceGuard     // owned by the committer
+	ends     ends           // owned by the committer
 	presence presence       // of the files
 
 	// queue leads to the committer. queue is unbuffered, so that a request is either taken or not.

@@ -29,18 +29,22 @@ var SummaryKey = []byte("h")
 
 // StoredKey returns the stored form of an entry's key.
 func StoredKey(key []byte) []byte {
-	return append(append(make([]byte, 0, 1+backend.MaxKeySize), KeyPrefix), key...)
+	return append(append(make([]byte, 0, 1+len(key)), KeyPrefix), key...)
 }
 
-// StoredValue returns the stored form of an entry's value, and the checksum of the entry. For a
-// deletion, StoredValue returns nil and 0.
-func StoredValue(c backend.Change) ([]byte, uint64) {
+// StoredWrite returns the stored form of a change, and the checksum of the entry. For a deletion,
+// the value is nil, and the checksum is 0. The key and the value share an allocation.
+func StoredWrite(c backend.Change) (Write, uint64) {
 	if c.Delete {
-		return nil, 0
+		return Write{Key: StoredKey(c.Key)}, 0
 	}
 	sum := Checksum(c.Key, c.NewRevision(), c.Value)
-	b := binary.BigEndian.AppendUint64(make([]byte, 0, entryHeader+len(c.Value)), c.NewRevision())
-	return append(binary.BigEndian.AppendUint64(b, sum), c.Value...), sum
+	key := 1 + len(c.Key)
+	b := append(make([]byte, 0, key+entryHeader+len(c.Value)), KeyPrefix)
+	b = append(b, c.Key...)
+	b = binary.BigEndian.AppendUint64(b, c.NewRevision())
+	b = append(binary.BigEndian.AppendUint64(b, sum), c.Value...)
+	return Write{Key: b[:key:key], Value: b[key:]}, sum
 }
 
 // Checksum returns the checksum of an entry.

@@ -274,50 +274,91 @@ func (g *guardedBackend) Apply(ctx context.Context, changes ...backend.Change) (
 }
 
 func (g *guardedBackend) Scan(ctx context.Context, from, to []byte) entries {
-	return g.guard("Backend.Scan", func() entries { return g.Backend.Scan(ctx, from, to) })
+	return guardSeq(g.panics, "Backend.Scan", func() entries { return g.Backend.Scan(ctx, from, to) })
 }
 
 func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) entries {
-	return g.guard("Backend.Snapshot", func() entries { return g.Backend.Snapshot(ctx, from, to) })
+	return guardSeq(g.panics, "Backend.Snapshot",
+		func() entries { return g.Backend.Snapshot(ctx, from, to) })
 }
 
-// A guardedDownScanner guards a backend that is a backend.DownScanner.
+// A guardedDownScanner guards the method of a backend.DownScanner.
 type guardedDownScanner struct {
-	*guardedBackend
-	down backend.DownScanner // the same backend
+	down   backend.DownScanner
+	panics *panics
 }
 
-func (g *guardedDownScanner) ScanDown(ctx context.Context, from, to []byte) entries {
-	return g.guard("Backend.ScanDown", func() entries { return g.down.ScanDown(ctx, from, to) })
+func (g guardedDownScanner) ScanDown(ctx context.Context, from, to []byte) entries {
+	return guardSeq(g.panics, "Backend.ScanDown",
+		func() entries { return g.down.ScanDown(ctx, from, to) })
 }
 
-// guardBackend guards a backend of the application. The result can scan down if the backend can.
+// batches is the type that Feed returns.
+type batches = iter.Seq2[backend.Batch, error]
+
+// A guardedFeed guards the method of a backend.Feeder.
+type guardedFeed struct {
+	feeder backend.Feeder
+	panics *panics
+}
+
+func (g guardedFeed) Feed(
+	ctx context.Context, from, to []byte, after backend.Position,
+) batches {
+	return guardSeq(g.panics, "Backend.Feed",
+		func() batches { return g.feeder.Feed(ctx, from, to, after) })
+}
+
+// guardBackend guards a backend of the application. The result is a backend.DownScanner if the
+// backend is one, and a backend.Feeder if the backend is one.
 func guardBackend(b backend.Backend, p *panics) backend.Backend {
 	g := &guardedBackend{b, p}
-	if down, ok := b.(backend.DownScanner); ok {
-		return &guardedDownScanner{g, down}
+	down, canScanDown := b.(backend.DownScanner)
+	feeder, canFeed := b.(backend.Feeder)
+	scanDown, feed := guardedDownScanner{down, p}, guardedFeed{feeder, p}
+	switch {
+	case canScanDown && canFeed:
+		return struct {
+			*guardedBackend
+			guardedDownScanner
+			guardedFeed
+		}{g, scanDown, feed}
+	case canScanDown:
+		return struct {
+			*guardedBackend
+			guardedDownScanner
+		}{g, scanDown}
+	case canFeed:
+		return struct {
+			*guardedBackend
+			guardedFeed
+		}{g, feed}
+	default:
+		return g
 	}
-	return g
 }
 
-// guard guards an iterator of the backend, and lets a panic of the loop body pass.
-func (g *guardedBackend) guard(callback string, open func() entries) entries {
-	return func(yield func(backend.Entry, error) bool) {
+// guardSeq guards an iterator of a backend, and lets a panic of the loop body pass.
+func guardSeq[V any](
+	p *panics, callback string, open func() iter.Seq2[V, error],
+) iter.Seq2[V, error] {
+	return func(yield func(V, error) bool) {
 		inBody, ended := false, false
 		defer func() {
 			if inBody {
 				return
 			}
 			if value := recover(); value != nil {
-				g.panics.report(callback, value)
+				p.report(callback, value)
 				if !ended {
-					yield(backend.Entry{}, errPanicked)
+					var zero V
+					yield(zero, errPanicked)
 				}
 			}
 		}()
-		for e, err := range open() {
+		for v, err := range open() {
 			inBody = true
-			more := yield(e, err)
+			more := yield(v, err)
 			inBody = false
 			if !more {
 				ended = true

@@ -68,14 +68,14 @@ type boundContext struct {
 	cancelContext context.CancelCauseFunc // of Context
 	cause         atomic.Pointer[error]   // why the store or the owner ended the context, or nil
 	doneUsed      atomic.Bool             // a caller has called Done
+	countsEnd     atomic.Bool             // the end has to be counted: see countEnd
 
 	session Session // the session that Bind returns; its field ctx is this boundContext
 
 	mu sync.Mutex // guards all below
-	// The end was reported to the observer, or must not be reported: Bind has not returned the
-	// session, or the owner has released the context.
+	// The end was reported to the observer, or must not be reported: the observer was not notified
+	// of a Bind, or the owner has released the context.
 	reported   bool
-	countsEnd  bool         // stop has to count the end
 	followedUp bool         // followUp has run
 	onEnd      func()       // followUp calls onEnd; nil: nothing to call
 	pending    []*cachedKey // the values that arrived before markAdmitted
@@ -132,23 +132,29 @@ func (b *boundContext) cancel() {
 // stop ends the context. A second call does nothing.
 func (b *boundContext) stop(cause error) {
 	if b.cause.CompareAndSwap(nil, &cause) {
-		b.noteEnd(cause)
+		b.countEnd()
+		b.noteUse()
 	}
 	if b.doneUsed.Load() {
 		b.cancel()
 	}
 }
 
-// noteEnd counts the end of the context, if the session was returned by Bind and the store has
-// ended the context. noteEnd notes the end as a use of the key, if the key was admitted: until now,
-// the context itself was a use.
-func (b *boundContext) noteEnd(cause error) {
-	b.mu.Lock()
-	e, counts := b.admittedBy, b.countsEnd
-	b.mu.Unlock()
-	if counts && cause != context.Canceled {
-		b.countEnd(cause)
+// countEnd counts the end of the context, once, if the store has ended the context and Bind returns
+// the session. stop calls countEnd after stop has set cause, and Bind calls countEnd after Bind has
+// set countsEnd. So at least one of the two calls sees both.
+func (b *boundContext) countEnd() {
+	if b.endedByStore() && b.countsEnd.CompareAndSwap(true, false) {
+		b.store.counts.ended[reasonOf(b.Cause())].Add(1)
 	}
+}
+
+// noteUse notes the end of the context as a use of the key, if the key was admitted: until now, the
+// context itself was a use.
+func (b *boundContext) noteUse() {
+	b.mu.Lock()
+	e := b.admittedBy
+	b.mu.Unlock()
 	if e != nil && b.store.usage.due(e) {
 		b.store.usage.note(e.ID, &e.used)
 	}
@@ -201,21 +207,12 @@ func (b *boundContext) judge(e *cachedKey) error {
 	return b.judgeLocked(e)
 }
 
-func (b *boundContext) countEnd(cause error) { b.store.counts.ended[reasonOf(cause)].Add(1) }
-
-// announced marks the context as known to the caller of Bind and to the observer, so that the end
-// of the context is counted and reported. If the context has already ended, announced counts and
-// reports the end immediately.
+// announced marks the context as known to the observer, so that the end of the context is reported.
+// If the context has already ended, announced reports the end immediately.
 func (b *boundContext) announced() {
 	b.mu.Lock()
 	b.reported = false
-	// stop sets the cause before stop reads countsEnd. So exactly one of both counts the end.
-	cause := b.Cause()
-	b.countsEnd = cause == nil
 	b.mu.Unlock()
-	if cause != nil {
-		b.countEnd(cause)
-	}
 	if b.Cause() != nil {
 		b.report()
 	}

@@ -120,10 +120,12 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 		return nil, s.refuse(text, err)
 	}
 	s.counts.calls.Add(otherAdmitted)
+	b.countsEnd.Store(true)
+	b.countEnd()
 	if s.observer != nil {
 		s.observer.Verified(Verification{Key: &e.key, Bound: true})
+		b.announced()
 	}
-	b.announced()
 	b.session = Session{b}
 	return &b.session, nil
 }

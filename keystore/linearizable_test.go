@@ -60,7 +60,7 @@ func openWrapped(dir string, cacheSize int, v fence.Variant, wrap wrapping) (*St
 	}
 	s.readsUninterruptible = true
 	s.fence.Break(v)
-	if err := s.start(wrap(db), false); err != nil {
+	if err := s.start(wrap(db)); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil

@@ -71,7 +71,8 @@ type Query struct {
 	// since a certain time:
 	//
 	//   - A crash loses the uses of the last minutes. After Open of a store that was not closed,
-	//     the store knows every use only since the Open.
+	//     or that lost data and was recovered (see Options.Recover), the store knows every use only
+	//     since the Open.
 	//   - After Restore, the store knows every use only since the Restore.
 	//   - If more than 1,048,576 keys are used within a minute, the store knows every use only
 	//     since the minute.

@@ -32,14 +32,13 @@ type migration struct {
 // errMoved means that another store has continued the migration.
 var errMoved = errors.New("another store has continued the migration")
 
-// migrate makes sure that the store has complete indexes. If recovered is true, entries of the
-// indexes may be lost, and migrate builds the indexes again.
-func (s *Store) migrate(ctx context.Context, recovered bool) error {
+// migrate makes sure that the store has complete indexes. A recovery that may have lost index entries
+// has also removed the state, so that migrate builds the indexes again.
+func (s *Store) migrate(ctx context.Context) error {
 	for range changeAttempts {
 		m := &migration{store: s, logged: time.Now()}
-		needed, err := m.resume(ctx, recovered)
+		needed, err := m.resume(ctx)
 		if err == nil && needed {
-			recovered = false
 			err = m.run(ctx)
 		}
 		if !errors.Is(err, errMoved) {
@@ -54,7 +53,7 @@ func (s *Store) migrate(ctx context.Context, recovered bool) error {
 const buildingIndex = "build the indexes"
 
 // resume reads how far the migration has come, and reports whether anything is left to do.
-func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, err error) {
+func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 	s := m.store
 	e, err := s.backend.Get(ctx, stateKey)
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
@@ -69,7 +68,7 @@ func (m *migration) resume(ctx context.Context, recovered bool) (needed bool, er
 	case index.version > indexVersion:
 		return false, invalid("the store has indexes of version %d, and this program knows "+
 			"version %d: upgrade the program", index.version, indexVersion)
-	case index.version == indexVersion && !recovered:
+	case index.version == indexVersion:
 		return index.phase != phaseDone, nil
 	}
 	*index = indexState{version: indexVersion, phase: phaseKeys, since: time.Now().UnixNano()}

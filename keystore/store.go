@@ -98,23 +98,22 @@ func Open(dir string, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings := badgerdb.Options{Logger: s.log, Failed: s.noteFailure}
-	recovered := false
+	settings := badgerdb.Options{
+		Logger: s.log,
+		Failed: s.noteFailure,
+		// A recovery may lose index entries and last uses. Without the state, both are incomplete.
+		Forget: [][]byte{stateKey},
+	}
 	if opts != nil {
 		settings.MustExist = opts.MustExist
-		if opts.Recover != nil {
-			settings.Recover = func(lost error) {
-				recovered = true
-				opts.Recover(lost)
-			}
-		}
+		settings.Recover = opts.Recover
 	}
 	db, err := badgerdb.Open(dir, settings)
 	if err != nil {
 		return nil, fmt.Errorf("keystore: open: %w", err)
 	}
 	s.readsUninterruptible = true
-	if err := s.start(db, recovered); err != nil {
+	if err := s.start(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
@@ -131,19 +130,19 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(guardBackend(b, s.panics), false); err != nil {
+	if err := s.start(guardBackend(b, s.panics)); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// start begins to work on a backend. recovered means that entries of the backend may be lost.
-func (s *Store) start(b backend.Backend, recovered bool) error {
+// start begins to work on a backend.
+func (s *Store) start(b backend.Backend) error {
 	s.backend = b
 	if err := s.checkHasher(); err != nil {
 		return err
 	}
-	if err := s.migrate(context.Background(), recovered); err != nil {
+	if err := s.migrate(context.Background()); err != nil {
 		return err
 	}
 	if err := s.sequencer.Resume(s.firstStamp); err != nil {

@@ -329,6 +329,36 @@ func TestRecover(t *testing.T) {
 	}
 }
 
+// A recovery that cannot prove that nothing is lost removes the entries of Options.Forget. Any other
+// recovery keeps these entries.
+func TestRecoverForgets(t *testing.T) {
+	for lost, file := range map[bool]string{true: "LAST", false: "MANIFEST"} {
+		t.Run(file, func(t *testing.T) {
+			dir := t.TempDir()
+			db := open(t, dir)
+			require.NoError(t, db.Apply(t.Context(), change("state", "whole", 0),
+				change("state2", "v", 0), change("gone", "v", 0)))
+			require.NoError(t, db.Apply(t.Context(), change("state", "complete", 1),
+				backend.Change{Key: []byte("gone"), Expect: 1, Delete: true}))
+			require.NoError(t, db.Close())
+			require.NoError(t, os.Remove(filepath.Join(dir, file)))
+
+			forget := [][]byte{[]byte("absent"), []byte("gone"), []byte("state")}
+			want := map[string]string{"state2": "v"}
+			if !lost {
+				want["state"] = "complete"
+			}
+			for range 2 {
+				db, err := Open(dir, Options{Recover: func(error) {}, Forget: forget})
+				require.NoError(t, err)
+				require.NoError(t, db.Check(t.Context()))
+				require.Equal(t, want, read(t, db))
+				require.NoError(t, db.Close())
+			}
+		})
+	}
+}
+
 // The newest version of an entry is damaged in a way that passes Badger's checksum: the entry is
 // gone after a recovery, and no older version of it comes back.
 func TestRecoverDoesNotBringBackOlderVersions(t *testing.T) {

@@ -35,6 +35,11 @@ type Options struct {
 	// because of a panic or a crash, the next Open calls Recover again.
 	Recover func(lost error)
 
+	// Forget lists keys of entries that say something about all other entries, such as that an
+	// index is complete. A recovery that may have lost an entry removes these entries too. The
+	// removal is a part of the recovery, so no crash can separate the two.
+	Forget [][]byte
+
 	// MustExist makes Open refuse a missing or empty directory, instead of making a store there.
 	// The mount point of a volume that is not mounted is an empty directory, for example. The error
 	// matches fs.ErrNotExist.

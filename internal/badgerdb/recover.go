@@ -351,7 +351,7 @@ func (r *recovery) fill(
 		return err
 	}
 	to.badger = made
-	must, whole, left, err := to.collect(from, s, records)
+	must, whole, left, err := to.collect(from, s, records, opts.Forget)
 	if err = errors.Join(err, to.closeBadger()); err != nil {
 		return err
 	}
@@ -415,9 +415,10 @@ var errForeign = errors.New("it is not the key store's: another program with Bad
 
 // collect fills the new database from the files in the directory from. collect returns the summary
 // of the new database. left reports how many of the expected entries were recovered, and any
-// damage. whole means that all entries were recovered and are unchanged.
+// damage. whole means that all entries were recovered and are unchanged. Otherwise collect removes
+// the entries with the keys in forget: see Options.Forget.
 func (db *DB) collect(
-	from string, s *survey.Survey, records []commitfile.Record,
+	from string, s *survey.Survey, records []commitfile.Record, forget [][]byte,
 ) (h layout.Summary, whole bool, left, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
@@ -479,15 +480,6 @@ func (db *DB) collect(
 	if err != nil || bad != nil {
 		return layout.Summary{}, false, nil, errors.Join(err, bad)
 	}
-	h.Seq++
-	txn := db.badger.NewTransactionAt(h.Seq, true)
-	defer txn.Discard()
-	if err := txn.SetEntry(badger.NewEntry(layout.SummaryKey, h.Append(nil))); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	if err := txn.CommitAt(h.Seq, nil); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
 	report := fmt.Errorf("%d entries are left", h.Entries)
 	if len(records) > 0 {
 		want := records[len(records)-1].Summary
@@ -500,7 +492,48 @@ func (db *DB) collect(
 				h.Entries, want.Seq)
 		}
 	}
+	h.Seq++
+	txn := db.badger.NewTransactionAt(h.Seq, true)
+	defer txn.Discard()
+	if !whole {
+		if err := forgetEntries(txn, forget, &h); err != nil {
+			return layout.Summary{}, false, nil, err
+		}
+	}
+	if err := txn.SetEntry(badger.NewEntry(layout.SummaryKey, h.Append(nil))); err != nil {
+		return layout.Summary{}, false, nil, err
+	}
+	if err := txn.CommitAt(h.Seq, nil); err != nil {
+		return layout.Summary{}, false, nil, err
+	}
 	return h, whole, errors.Join(append(damage, report)...), nil
+}
+
+// forgetEntries deletes entries in txn, and subtracts the entries from h.
+func forgetEntries(txn *badger.Txn, keys [][]byte, h *layout.Summary) error {
+	for _, key := range keys {
+		stored := layout.StoredKey(key)
+		item, err := txn.Get(stored)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		_, sum, err := decodeItem(item)
+		if errors.Is(err, backend.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := txn.SetEntry(badger.NewEntry(stored, nil)); err != nil {
+			return err
+		}
+		h.Entries--
+		h.Sum -= sum
+	}
+	return nil
 }
 
 // isOurs reports whether a store, or Badger for a store, writes entries under key.

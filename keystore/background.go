@@ -129,7 +129,7 @@ func (s *Store) stopBackground() {
 // itself is not kept after the call. A new digest is made only if the queue has space. Each key has
 // at most one replacement at a time.
 func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
-	if !e.rehashing.CompareAndSwap(false, true) {
+	if !e.terms().rehashing.CompareAndSwap(false, true) {
 		return
 	}
 	b := &s.background
@@ -137,7 +137,7 @@ func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
 	_, waits := b.rehashing[e.ID]
 	if waits || len(b.rehashing) == maxRehashes {
 		b.mu.Unlock()
-		e.rehashing.Store(false) // the next use tries again
+		e.terms().rehashing.Store(false) // the next use tries again
 		return
 	}
 	b.rehashing[e.ID] = struct{}{}
@@ -155,7 +155,7 @@ func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
 // use of the key tries again.
 func (s *Store) rehashed(r rehash, ok bool) {
 	if !ok {
-		r.key.rehashing.Store(false)
+		r.key.terms().rehashing.Store(false)
 	}
 	b := &s.background
 	b.mu.Lock()

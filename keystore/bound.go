@@ -155,8 +155,11 @@ func (b *boundContext) noteUse() {
 	b.mu.Lock()
 	e := b.admittedBy
 	b.mu.Unlock()
-	if e != nil && b.store.usage.due(e) {
-		b.store.usage.note(e.ID, &e.used)
+	if e == nil {
+		return
+	}
+	if recorded := e.recorded(); b.store.usage.due(recorded) {
+		b.store.usage.note(e.ID, recorded)
 	}
 }
 
@@ -175,7 +178,7 @@ func (b *boundContext) judgePending(e *cachedKey, rotation uint32) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.admittedBy, b.current, b.rotation = e, e, rotation
-	b.armLocked(e.until(rotation))
+	b.armLocked(e.terms().until(rotation))
 	pending := b.pending
 	b.pending = nil
 	for _, e := range pending {
@@ -221,21 +224,22 @@ func (b *boundContext) announced() {
 // judgeLocked returns why the value ends the context. judgeLocked returns nil if the value does not
 // end the context, or if the context has already ended.
 func (b *boundContext) judgeLocked(e *cachedKey) error {
-	if b.Cause() != nil || e.revision <= b.admittedBy.revision {
+	t, first, current := e.terms(), b.admittedBy.terms(), b.current.terms()
+	if b.Cause() != nil || t.revision <= first.revision {
 		return nil
 	}
-	late := e.revision <= b.current.revision
-	before := b.current
+	late := t.revision <= current.revision
+	before := current
 	if late {
-		before = b.admittedBy
+		before = first
 	}
-	err := e.admits(b.rotation)
-	if err == nil && narrows(before, e) {
+	err := t.admits(b.rotation)
+	if err == nil && narrows(before, t) {
 		err = ErrNarrowed
 	}
 	if err == nil && !late {
 		b.current = e
-		b.armLocked(e.until(b.rotation))
+		b.armLocked(t.until(b.rotation))
 	}
 	return err
 }

@@ -4,71 +4,92 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// A cachedKey is the value that the fence caches: a key as callers see the key, and the fields by
-// which the store decides. A cachedKey is immutable, except for the atomic fields, and for key.
-// Callers must not write to key, but nothing prevents a write.
+// A cachedKey is the value that the fence caches: a key as callers see the key, the sum of the
+// secret, and the terms by which the store decides. A cachedKey is immutable, except for the atomic
+// fields, and for key. Callers must not write to key, but nothing prevents a write.
 //
-// If many keys are used at random, a hit spends most of its time waiting for the memory of the
-// cachedKey. So the fields that a hit reads come first, in two cache lines. A hit reads both lines
-// before hashing the token. The first line also holds the sum, and the memory is fetched during
-// the hashing.
+// If many keys are used at random, a hit spends most of its time waiting for memory. So everything
+// that most hits read is in the first 64 bytes. A cachedKey takes 416 bytes, a size class of Go.
 type cachedKey struct {
 	fence.Node // the ID
 
-	rotations uint32       // the number of earlier secrets
-	used      atomic.Int64 // the minute of the last use that usage has recorded
-	sum       [32]byte     // the memory of digest.Sum, if the sum fits
+	// fresh is the mark of the minute of the last use that usage has recorded, if the terms are
+	// plain. Otherwise fresh is 0, which is no mark. So one comparison tells a hit that the sum
+	// decides alone, and that the use is recorded already.
+	fresh atomic.Uint32
+	sum   [32]byte // of the digest of the secret, if the terms say so
 
-	digest       hashing.Digest // of the secret
-	unrestricted bool           // the current secret is always admitted, from everywhere
-	rehashing    atomic.Bool    // a new digest is queued or being written
+	key Key // begins with the pointer to grants, the last of the first 64 bytes
 
-	// The store decides by the fields below, by unrestricted and by the digests: see policy.go.
-	// Callers get key, and can write to key. Callers cannot reach the fields below, so the store
-	// decides by these fields and not by key.
+	grants keyGrants // key.grants is its address, unless a caller has overwritten key
+	text   [48]byte  // the memory of the texts of key, as long as there is space
+}
+
+// The terms of a key are what the store decides by, see policy.go, and the other things that are
+// the same for many keys. Terms are immutable when a cachedKey is published, except for the atomic
+// fields. Callers cannot reach the terms, so the store decides by the terms and not by key. Several
+// cachedKeys share terms: see shareTerms.
+type terms struct {
+	grants // must be the first field: see cachedKey.terms
+
+	scheme string // of the digest of the secret
+	sum    []byte // of the digest of the secret, unless inline is set
+
+	inline bool // cachedKey.sum is the sum of the digest
+	// plain says that a matching digest alone admits the bearer, always, from everywhere and at any
+	// rate, and that the digest is inline and has the scheme of the Hasher.
+	plain             bool
 	revoked, disabled bool
-	grants            *grants // the initial value of key.grants
+	rehashing         atomic.Bool   // a new digest is queued or being written
+	used              atomic.Uint32 // like cachedKey.fresh, if the terms are not plain
 
-	key Key
-
-	previous             hashing.Digest // of the previous secret; no Sum if the secret has ended
-	notBefore, expiresAt int64          // nanoseconds since the Unix epoch; 0: no limit
-	previousUntil        int64          // nanoseconds since the Unix epoch
-	rateLimit            *RateLimit     // nil: no limit
+	rotations            uint32          // the number of earlier secrets
+	previous             *previousSecret // nil if the previous secret has ended
+	notBefore, expiresAt int64           // nanoseconds since the Unix epoch; 0: no limit
+	rateLimit            *RateLimit      // nil: no limit
 	revision             uint64
+}
+
+type previousSecret struct {
+	digest hashing.Digest
+	until  int64 // nanoseconds since the Unix epoch
 }
 
 func (e *cachedKey) node() *fence.Node { return &e.Node }
 
+// terms returns the terms of the key. The grants of a cachedKey are always the first field of
+// terms. A pointer to the terms would make every cachedKey larger by a size class.
+func (e *cachedKey) terms() *terms { return (*terms)(unsafe.Pointer(e.grants.grants)) }
+
+// digest returns the digest of the secret.
+func (e *cachedKey) digest() hashing.Digest {
+	t := e.terms()
+	if t.inline {
+		return hashing.Digest{Scheme: t.scheme, Sum: e.sum[:]}
+	}
+	return hashing.Digest{Scheme: t.scheme, Sum: t.sum}
+}
+
+// recorded returns where usage keeps the mark of the last use that usage has recorded.
+func (e *cachedKey) recorded() *atomic.Uint32 {
+	if t := e.terms(); !t.plain {
+		return &t.used
+	}
+	return &e.fresh
+}
+
 func (kr *keyRecord) cached() *cachedKey {
 	r := kr.record
-	hint := token.HintOf(r.Prefix, kr.id)
-	g := &grants{scopes: slices.Clip(r.Scopes), metadata: r.Metadata}
-	e := &cachedKey{
-		Node:   fence.Node{ID: kr.id},
-		grants: g,
-		key: Key{
-			grants:        g,
-			ID:            token.IDInHint(hint),
-			Name:          r.Name,
-			Owner:         r.Owner,
-			Hint:          hint,
-			CreatedAt:     fromNanos(r.CreatedAt),
-			ExpiresAt:     fromNanos(r.ExpiresAt),
-			RevokedAt:     fromNanos(r.RevokedAt),
-			RevokeReason:  r.RevokeReason,
-			Revision:      kr.revision,
-			DisabledAt:    fromNanos(r.DisabledAt),
-			DisableReason: r.DisableReason,
-			NotBefore:     fromNanos(r.NotBefore),
-		},
-		digest:    hashing.Digest{Scheme: r.DigestScheme, Sum: r.Digest},
+	t := &terms{
+		grants:    grants{scopes: slices.Clip(r.Scopes), metadata: r.Metadata},
+		scheme:    r.DigestScheme,
 		rotations: r.Rotations,
 		revoked:   r.RevokedAt != 0 || kr.purged(),
 		disabled:  r.DisabledAt != 0,
@@ -76,28 +97,75 @@ func (kr *keyRecord) cached() *cachedKey {
 		expiresAt: r.ExpiresAt,
 		revision:  kr.revision,
 	}
+	e := &cachedKey{Node: fence.Node{ID: kr.id}, grants: keyGrants{&t.grants}}
+	free := e.text[:0]
+	hint := e.keep(&free, token.HintOf(r.Prefix, kr.id))
+	e.key = Key{
+		grants:        &e.grants,
+		ID:            token.IDInHint(hint),
+		Name:          e.keep(&free, r.Name),
+		Owner:         r.Owner,
+		Hint:          hint,
+		CreatedAt:     fromNanos(r.CreatedAt),
+		ExpiresAt:     fromNanos(r.ExpiresAt),
+		RevokedAt:     fromNanos(r.RevokedAt),
+		RevokeReason:  r.RevokeReason,
+		Revision:      kr.revision,
+		DisabledAt:    fromNanos(r.DisabledAt),
+		DisableReason: r.DisableReason,
+		NotBefore:     fromNanos(r.NotBefore),
+	}
 	if len(r.Digest) == len(e.sum) {
-		e.digest.Sum = append(e.sum[:0], r.Digest...)
+		t.inline = true
+		copy(e.sum[:], r.Digest)
+	} else {
+		t.sum = r.Digest
 	}
 	for _, network := range r.AllowedNetworks {
 		// record.Decode has already parsed the network.
-		g.networks = append(g.networks, netip.MustParsePrefix(network))
+		t.networks = append(t.networks, netip.MustParsePrefix(network))
 	}
-	g.networks = slices.Clip(g.networks)
+	t.networks = slices.Clip(t.networks)
 	if l := r.RateLimit; l != nil {
 		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
 		if limit := e.key.RateLimit; limit != (RateLimit{}) {
-			e.rateLimit = &limit
+			t.rateLimit = &limit
 		}
 	}
 	if kr.purged() {
 		e.key.RevokedAt = fromNanos(r.PurgedAt) // in case a caller asks
 	}
 	if p := r.Previous; p != nil {
-		e.previous = hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
-		e.previousUntil = p.Until
+		if len(p.Digest) > 0 {
+			digest := hashing.Digest{Scheme: p.DigestScheme, Sum: p.Digest}
+			t.previous = &previousSecret{digest, p.Until}
+		}
 		e.key.PreviousUntil = fromNanos(p.Until)
 	}
-	e.unrestricted = e.admits(e.rotations) == nil && e.unlimited()
 	return e
+}
+
+// keep returns a copy of the text in the memory of e. free is the unused memory. If the text does
+// not fit, keep returns the text itself.
+func (e *cachedKey) keep(free *[]byte, text string) string {
+	begin := len(*free)
+	if text == "" || begin+len(text) > len(e.text) {
+		return text
+	}
+	*free = append(*free, text...)
+	return unsafe.String(&e.text[begin], len(text)) // these bytes are never written again
+}
+
+// shareTerms prepares a cachedKey for the cache. If the terms of the key are plain, and are those
+// of another key too, the two share the terms. The cachedKey must not be published yet.
+func (s *Store) shareTerms(e *cachedKey) {
+	t := e.terms()
+	if t.scheme == s.dummyDigest.Scheme {
+		// All cached keys share one string, so the string is always in the processor's cache.
+		t.scheme = s.dummyDigest.Scheme
+		t.plain = t.inline && t.unlimited() && t.admits(t.rotations) == nil
+	}
+	if t.plain && t.previous == nil && t.metadata == nil {
+		e.grants.grants = &s.shared.share(t).grants
+	}
 }

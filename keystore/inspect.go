@@ -78,7 +78,7 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 		return nil, err
 	}
 	e := kr.cached()
-	rotation, _, err := s.prove(e, text, s.hasher.Match(e.digest, text))
+	rotation, _, err := s.prove(e, text, s.hasher.Match(e.digest(), text))
 	if errors.Is(err, errHasher) {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	}
 	e.key.Live = s.fence.BoundTo(id)
 	i.Key = &e.key
-	if i.Refusal = e.permits(ctx, rotation); i.Refusal == nil {
+	if i.Refusal = e.terms().permits(ctx, rotation); i.Refusal == nil {
 		i.Refusal = s.limits.peek(id, i.Key)
 	}
 	return i, nil

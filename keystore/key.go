@@ -21,7 +21,7 @@ import (
 type Key struct {
 	// grants is the first field, so that Store.Verify finds grants in memory that Verify reads
 	// anyway.
-	grants *grants // nil: nothing is granted
+	grants *keyGrants // nil: nothing is granted
 
 	// ID names the key in logs, lists and Revoke. An ID is a UUIDv7 in 26 characters of
 	// Crockford's base32. IDs sort by creation. An ID is no secret.
@@ -71,6 +71,10 @@ type grants struct {
 	limit    *limiter // nil: no limit, or the key is not from Verify or Bind
 }
 
+// A keyGrants leads from a Key to the grants of the Key. Several keys may share grants, but each
+// key has its own keyGrants.
+type keyGrants struct{ *grants }
+
 // nothing is the grants of a Key without grants.
 var nothing grants
 
@@ -79,7 +83,7 @@ func (k *Key) granted() *grants {
 	if k.grants == nil {
 		return &nothing
 	}
-	return k.grants
+	return k.grants.grants
 }
 
 // NewKey returns a key that no store has, with a copy of the contents of spec. Use NewKey in
@@ -87,11 +91,11 @@ func (k *Key) granted() *grants {
 // caller may set the other fields.
 func NewKey(spec Spec) *Key {
 	return &Key{
-		grants: &grants{
+		grants: &keyGrants{&grants{
 			scopes:   cloned(spec.Scopes),
 			metadata: clonedMap(spec.Metadata),
 			networks: cloned(spec.AllowedNetworks),
-		},
+		}},
 		Name:      spec.Name,
 		Owner:     spec.Owner,
 		ExpiresAt: spec.ExpiresAt,
@@ -191,7 +195,9 @@ func (k *Key) UnmarshalJSON(text []byte) error {
 	}
 	d := &decoded.keyJSON
 	*k = Key{
-		grants:        &grants{scopes: d.Scopes, metadata: d.Metadata, networks: d.AllowedNetworks},
+		grants: &keyGrants{
+			&grants{scopes: d.Scopes, metadata: d.Metadata, networks: d.AllowedNetworks},
+		},
 		ID:            d.ID,
 		Name:          d.Name,
 		Owner:         d.Owner,

@@ -1,33 +1,56 @@
 package keystore
 
 import (
+	"bytes"
 	"math/bits"
+	"strings"
 	"testing"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
-// What a hit looks at lies in the first two cache lines of a cachedKey, and a cachedKey begins
-// where a line does: Go aligns objects of up to 512 bytes to their size class, and puts a header
-// before larger ones.
+// What a hit looks at is in the first 64 bytes of a cachedKey. Both sizes are size classes of Go,
+// and a larger size would take the memory of the next class.
 func TestLayoutOfACachedKey(t *testing.T) {
 	var e cachedKey
-	require.LessOrEqual(t, unsafe.Sizeof(e), uintptr(512))
-	require.LessOrEqual(t, unsafe.Offsetof(e.sum)+unsafe.Sizeof(e.sum), uintptr(64))
-	require.LessOrEqual(t, unsafe.Offsetof(e.used)+unsafe.Sizeof(e.used), uintptr(64))
-	require.LessOrEqual(t, unsafe.Offsetof(e.digest)+unsafe.Sizeof(e.digest), uintptr(128))
-	require.Less(t, unsafe.Offsetof(e.unrestricted), uintptr(128))
-
-	stored := keyRecord{record: &record.Record{DigestScheme: "sha256", Digest: make([]byte, 32)}}
-	made := stored.cached()
-	require.Same(t, &made.sum[0], &made.digest.Sum[0])
-	// elsewhere the cachedKey has a size class that is no multiple of a line
 	if bits.UintSize == 64 {
-		require.Zero(t, uintptr(unsafe.Pointer(made))%64)
+		require.EqualValues(t, 416, unsafe.Sizeof(e))
+		require.EqualValues(t, 160, unsafe.Sizeof(terms{}))
 	}
-	stored.record.Digest = make([]byte, 33)
-	require.Len(t, stored.cached().digest.Sum, 33)
+	require.Zero(t, unsafe.Offsetof(terms{}.grants))
+	require.LessOrEqual(t, unsafe.Offsetof(e.key)+unsafe.Sizeof(e.key.grants), uintptr(64))
+	for _, before := range []uintptr{
+		unsafe.Offsetof(e.ID), unsafe.Offsetof(e.fresh), unsafe.Offsetof(e.sum),
+	} {
+		require.Less(t, before, unsafe.Offsetof(e.key))
+	}
+	require.Zero(t, unsafe.Offsetof(e.key.grants))
+}
+
+func TestDigestOfACachedKey(t *testing.T) {
+	for _, n := range []int{0, 1, 31, 32, 33, maxSum} {
+		sum := bytes.Repeat([]byte{7}, n)
+		e := (&keyRecord{record: &record.Record{DigestScheme: "own", Digest: sum}}).cached()
+		require.Equal(t, "own", e.digest().Scheme)
+		require.Equal(t, sum, append([]byte{}, e.digest().Sum...))
+		require.Equal(t, n == 32, e.terms().inline)
+	}
+}
+
+// The texts of a key are the same whether they are in the memory of the cachedKey or not.
+func TestTextsOfACachedKey(t *testing.T) {
+	id := token.ID{1, 2, 3}
+	for _, prefix := range []string{"p", "oil", strings.Repeat("p", 32)} {
+		for n := range 100 {
+			name := strings.Repeat("n", n)
+			e := (&keyRecord{id: id, record: &record.Record{Prefix: prefix, Name: name}}).cached()
+			require.Equal(t, name, e.key.Name)
+			require.Equal(t, token.HintOf(prefix, id), e.key.Hint)
+			require.Equal(t, id.String(), e.key.ID)
+		}
+	}
 }

@@ -20,7 +20,7 @@ type limiter struct {
 
 	id    token.ID
 	usage *usage
-	used  atomic.Int64 // the minute of the last use that usage has recorded
+	used  atomic.Uint32 // the mark of the minute of the last use that usage has recorded
 }
 
 // take takes one use from the bucket, and records the use for LastUsedAt. If the bucket has no
@@ -28,7 +28,7 @@ type limiter struct {
 func (l *limiter) take() error {
 	now := time.Now()
 	if l.AllowN(now, 1) {
-		if l.used.Load() != l.usage.minute.Load() {
+		if l.usage.due(&l.used) {
 			l.usage.note(l.id, &l.used)
 		}
 		return nil

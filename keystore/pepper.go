@@ -62,7 +62,7 @@ const (
 func (s *Store) noteProof(e *cachedKey, result hashing.Result) {
 	p := &s.proof
 	if p.state.Load() == proofWanted && result == hashing.Match &&
-		e.digest.Scheme == s.dummyDigest.Scheme && e.key.CreatedAt.Before(p.since) {
+		e.terms().scheme == s.dummyDigest.Scheme && e.key.CreatedAt.Before(p.since) {
 		p.state.Store(proofFound)
 	}
 }

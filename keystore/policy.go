@@ -10,27 +10,27 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
 )
 
-// The functions of this file decide who is admitted. They read a cachedKey's own fields and its
-// grants, and never cachedKey.key: callers have a pointer to the Key, and can write to it.
+// The functions of this file decide who is admitted. They read the terms of a cachedKey, and never
+// cachedKey.key: callers have a pointer to the Key, and can write to it.
 
 // overwritten reports whether a caller has assigned another Key to the cachedKey's key, by *k =
 // other or by decoding JSON into the key. HasScope would then answer with the scopes of the other
 // Key. So Verify and Bind must not return the key again.
-func (e *cachedKey) overwritten() bool { return e.key.grants != e.grants }
+func (e *cachedKey) overwritten() bool { return e.key.grants != &e.grants }
 
 // unlimited reports whether no time, network or rate limit restricts the key.
-func (e *cachedKey) unlimited() bool {
-	return e.notBefore == 0 && e.expiresAt == 0 && len(e.grants.networks) == 0 &&
-		e.rateLimit == nil
+func (t *terms) unlimited() bool {
+	return t.notBefore == 0 && t.expiresAt == 0 && len(t.networks) == 0 &&
+		t.rateLimit == nil
 }
 
 // permits returns nil if the key now admits the bearer of the secret with this rotation number,
 // from the client address of ctx. Otherwise permits returns the reason.
-func (e *cachedKey) permits(ctx context.Context, rotation uint32) error {
-	if err := e.admits(rotation); err != nil {
+func (t *terms) permits(ctx context.Context, rotation uint32) error {
+	if err := t.admits(rotation); err != nil {
 		return err
 	}
-	if len(e.grants.networks) > 0 && !e.grants.allowsFrom(clientaddr.FromContext(ctx)) {
+	if len(t.networks) > 0 && !t.allowsFrom(clientaddr.FromContext(ctx)) {
 		return ErrNetworkNotAllowed
 	}
 	return nil
@@ -45,41 +45,42 @@ func (g *grants) allowsFrom(addr netip.Addr) bool {
 // admits returns nil if the key now admits the bearer of the secret with this rotation number.
 // Otherwise admits returns the reason. admits reads the clock only if the key has a beginning, or
 // the secret has an end.
-func (e *cachedKey) admits(rotation uint32) error {
+func (t *terms) admits(rotation uint32) error {
 	switch {
-	case e.revoked:
+	case t.revoked:
 		return ErrRevoked
-	case e.disabled:
+	case t.disabled:
 		return ErrDisabled
-	case rotation != e.rotations && (rotation != e.rotations-1 || e.previous.Sum == nil):
+	case rotation != t.rotations && (rotation != t.rotations-1 || t.previous == nil):
 		return ErrRevoked // the secret of a context from Bind, replaced after the Bind
-	case e.notBefore != 0 && time.Now().UnixNano() < e.notBefore:
+	case t.notBefore != 0 && time.Now().UnixNano() < t.notBefore:
 		return ErrNotYetValid
 	}
-	if until := e.untilNanos(rotation); until != 0 && time.Now().UnixNano() >= until {
+	if until := t.untilNanos(rotation); until != 0 && time.Now().UnixNano() >= until {
 		return ErrExpired
 	}
 	return nil
 }
 
 // until returns the first moment at which the secret no longer admits its bearer; zero is never.
-func (e *cachedKey) until(rotation uint32) time.Time { return fromNanos(e.untilNanos(rotation)) }
+func (t *terms) until(rotation uint32) time.Time { return fromNanos(t.untilNanos(rotation)) }
 
-func (e *cachedKey) untilNanos(rotation uint32) int64 {
-	if rotation != e.rotations && (e.expiresAt == 0 || e.previousUntil < e.expiresAt) {
-		return e.previousUntil
+func (t *terms) untilNanos(rotation uint32) int64 {
+	if p := t.previous; rotation != t.rotations && p != nil &&
+		(t.expiresAt == 0 || p.until < t.expiresAt) {
+		return p.until
 	}
-	return e.expiresAt
+	return t.expiresAt
 }
 
 // narrows reports whether a change of a key takes something from its bearer.
-func narrows(before, after *cachedKey) bool {
-	for _, scope := range before.grants.scopes {
-		if !after.grants.hasScope(scope) {
+func narrows(before, after *terms) bool {
+	for _, scope := range before.scopes {
+		if !after.hasScope(scope) {
 			return true
 		}
 	}
-	had, has := before.grants.networks, after.grants.networks
+	had, has := before.networks, after.networks
 	if len(has) > 0 && (len(had) == 0 || !within(had, has)) {
 		return true
 	}

@@ -49,6 +49,7 @@ type Store struct {
 	queue     changequeue.Queue
 	limits    *limits
 	interner  intern.Interner // of the owners and scopes of cached keys
+	shared    sharedTerms     // of cached keys
 	usage     usage
 	// indexedSince is the indexState.since of the indexes; written by Open only.
 	indexedSince int64

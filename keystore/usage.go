@@ -55,12 +55,20 @@ const maxUsed = 1 << 20
 
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 
-// due reports whether this use of a key has to be noted. The compiler inlines due.
-func (u *usage) due(e *cachedKey) bool { return e.used.Load() != u.minute.Load() }
+// markOf returns the mark of a minute. A mark is never 0, so memory that is not set holds no mark,
+// whatever the clock says. The marks of two minutes differ, unless the minutes are 4000 years
+// apart.
+func markOf(minute int64) uint32 { return uint32(minute)<<1 | 1 }
 
-// note records the use of a key. The result is false if the store is closed and the use is too late
-// to be recorded.
-func (u *usage) note(id token.ID, noted *atomic.Int64) bool {
+// mark returns the mark of the current minute. The compiler inlines mark.
+func (u *usage) mark() uint32 { return markOf(u.minute.Load()) }
+
+// due reports whether this use of a key has to be noted.
+func (u *usage) due(recorded *atomic.Uint32) bool { return recorded.Load() != u.mark() }
+
+// note records the use of a key, and sets recorded to the mark of the minute. The result is false
+// if the store is closed and the use is too late to be recorded.
+func (u *usage) note(id token.ID, recorded *atomic.Uint32) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
@@ -68,7 +76,7 @@ func (u *usage) note(id token.ID, noted *atomic.Int64) bool {
 	}
 	minute := u.minute.Load()
 	if u.noteLocked(id, minute) {
-		noted.Store(minute)
+		recorded.Store(markOf(minute))
 	}
 	return true
 }

@@ -58,7 +58,7 @@ func TestAForgottenUseIsNotReportedAsNoUse(t *testing.T) {
 // What a flush cannot write counts for the bound, too.
 func TestUsageIsBoundedWhileWritesFail(t *testing.T) {
 	u := &usage{used: make(map[token.ID]int64), most: 100}
-	var noted atomic.Int64
+	var noted atomic.Uint32
 	for i := range 200 {
 		u.note(token.ID{byte(i)}, &noted)
 		if i == 50 {

@@ -38,8 +38,9 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 	// store's own format.
 	if hi, lo, ok := s.format.Locate(text); ok {
 		if e := s.fence.Hit(hi, lo); e != nil && !e.overwritten() {
-			result := s.hasher.Match(e.digest, text)
-			if e.unrestricted && result == hashing.Match && !s.usage.due(e) {
+			plain := !s.usage.due(&e.fresh) // fresh holds a mark only if the terms are plain
+			result := s.hasher.Match(e.digest(), text)
+			if plain && result == hashing.Match {
 				s.counts.calls.Add(hitAdmitted)
 				return e, nil // by far the most frequent case: nothing to decide or to note
 			}
@@ -158,7 +159,7 @@ func (s *Store) admitBound(
 				return nil, 0, err
 			}
 		}
-		result := s.hasher.Match(e.digest, text)
+		result := s.hasher.Match(e.digest(), text)
 		rotation, err := s.decide(ctx, e, text, result)
 		if err != nil {
 			return nil, 0, err
@@ -182,7 +183,7 @@ func (s *Store) use(e *cachedKey) error {
 	if err := e.grants.allow(); err != nil {
 		return err
 	}
-	if s.usage.due(e) && !s.usage.note(e.ID, &e.used) {
+	if recorded := e.recorded(); s.usage.due(recorded) && !s.usage.note(e.ID, recorded) {
 		return ErrClosed
 	}
 	return nil
@@ -198,13 +199,14 @@ func (s *Store) decide(
 	if err != nil {
 		return 0, err
 	}
-	if err := e.permits(ctx, rotation); err != nil {
+	t := e.terms()
+	if err := t.permits(ctx, rotation); err != nil {
 		return 0, err
 	}
 	if outdated {
-		old := e.digest
-		if rotation != e.rotations {
-			old = e.previous
+		old := e.digest()
+		if rotation != t.rotations {
+			old = t.previous.digest
 		}
 		s.rehashLater(e, old, text)
 	}
@@ -218,12 +220,13 @@ func (s *Store) decide(
 func (s *Store) prove(
 	e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, outdated bool, err error) {
-	rotation = e.rotations
-	digest := &e.digest
-	if result == hashing.Mismatch && e.previous.Sum != nil {
+	t := e.terms()
+	rotation = t.rotations
+	scheme := t.scheme
+	if result == hashing.Mismatch && t.previous != nil {
 		rotation--
-		digest = &e.previous
-		result = s.hasher.Match(*digest, text)
+		scheme = t.previous.digest.Scheme
+		result = s.hasher.Match(t.previous.digest, text)
 	}
 	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
 		return 0, false, errHasher
@@ -232,12 +235,12 @@ func (s *Store) prove(
 		if _, ok := token.Parse(text); !ok {
 			return 0, false, ErrMalformed
 		}
-		if digest.Scheme != s.dummyDigest.Scheme && !s.hasEarlierHasher() {
+		if scheme != s.dummyDigest.Scheme && !s.hasEarlierHasher() {
 			s.warnScheme.Do(func() {
 				s.log.Warn("API key refused whose digest the Hasher does not make; if you changed "+
 					"the Hasher, every earlier key is refused too: use a hashing.Keyring that "+
 					"holds the earlier Hasher",
-					"id", token.ID(e.ID).String(), "scheme", digest.Scheme,
+					"id", token.ID(e.ID).String(), "scheme", scheme,
 					"hasher", s.dummyDigest.Scheme)
 			})
 		}
@@ -275,12 +278,10 @@ func (s *Store) find(ctx context.Context, id token.ID, text string) (*cachedKey,
 		return nil, err
 	}
 	e := kr.cached()
-	if e.digest.Scheme == s.dummyDigest.Scheme {
-		// All cached keys share one string, so the string is always in the processor's cache.
-		e.digest.Scheme = s.dummyDigest.Scheme
-	}
 	e.key.Owner = s.interner.Intern(e.key.Owner)
-	s.interner.InternAll(e.grants.scopes)
-	e.grants.limit = s.limits.of(id, &e.key)
+	t := e.terms()
+	s.interner.InternAll(t.scopes)
+	t.limit = s.limits.of(id, &e.key)
+	s.shareTerms(e)
 	return e, nil
 }

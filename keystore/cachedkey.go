@@ -77,6 +77,12 @@ func (e *cachedKey) digest() hashing.Digest {
 	return hashing.Digest{Scheme: t.scheme, Sum: t.sum}
 }
 
+// hasSum reports whether the digest of the secret has the scheme, and sum is the sum of the digest.
+func (e *cachedKey) hasSum(scheme string) bool {
+	t := e.terms()
+	return t.inline && t.scheme == scheme
+}
+
 // recorded returns where usage keeps the mark of the last use that usage has recorded.
 func (e *cachedKey) recorded() *atomic.Uint32 {
 	if t := e.terms(); !t.plain {

@@ -24,6 +24,7 @@ import (
 type Store struct {
 	format      *token.Format
 	hasher      hashing.Hasher
+	summer      summer         // the hasher, if it is one; or nil
 	dummyDigest hashing.Digest // compared with the token of an unknown key
 	warnScheme  sync.Once      // for the warning about digests that the hasher does not make
 	proof       proof          // for the check value of the hasher
@@ -179,6 +180,7 @@ func newStore(opts *Options) (*Store, error) {
 	s.serves, s.stopServing = context.WithCancel(context.Background())
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
 	s.limits = newLimits(&s.usage)
+	s.summer, _ = s.hasher.(summer) // a guarded Hasher is no summer
 	_, unused := format.New()
 	if s.dummyDigest, err = s.digest(unused); err != nil {
 		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, "+

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -129,4 +131,19 @@ func TestRestrictedKeyIsNeverFresh(t *testing.T) {
 		require.Equal(t, name == "plain", e.fresh.Load() != 0, name)
 		require.False(t, s.usage.due(e.recorded()), name)
 	}
+}
+
+func TestMatchSums(t *testing.T) {
+	a := sha256.Sum256([]byte("a"))
+	b := a
+	require.Equal(t, hashing.Match, matchSums(&a, &b))
+	for bit := range 8 * len(b) {
+		b[bit/8] ^= 1 << (bit % 8)
+		require.Equal(t, hashing.Mismatch, matchSums(&a, &b))
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	sum := hashing.SHA256().Digest("a").Sum
+	require.Equal(t, sum, a[:])
+	ofHasher := hashing.SHA256().(summer).Sum256("a")
+	require.Equal(t, a, ofHasher)
 }

@@ -225,7 +225,7 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 // Hit returns the value of an ID if the table has the value, and takes no lock. The words hi and lo
 // are the first and the last eight bytes of the ID, big-endian. A nil result decides nothing: the
 // caller then calls Get. Hit does not count the hit in Stats: the caller counts what the hit led
-// to.
+// to. The processor loads nothing else while it counts, so the caller should count at the end.
 func (f *Fence[V]) Hit(hi, lo uint64) *V { return f.table.get(hi, lo) }
 
 // Get returns the current value of id if the value is cached, and registers b with the value unless

@@ -25,11 +25,11 @@ import (
 //     bucket that has left its chain is empty, and never returns.
 //  7. A value that a reader without the lock does not find decides nothing: the reader continues
 //     under the lock. So a reader may see tags late, a value may move to a slot that the reader has
-//     passed, the reader may be in a bucket that has left its chain, and anything may happen between
-//     the loads of a tag and of its slot. The ID that the reader compares is part of the value, and
-//     never changes.
+//     passed, the reader may be in a bucket that has left its chain, and anything may happen
+//     between the loads of a tag and of its slot. The ID that the reader compares is part of the
+//     value, and never changes.
 type table[V any] struct {
-	chains []bucket[V] // the first bucket of each; the number is a power of two, or 0 without a cache
+	chains []bucket[V] // the first bucket of each; a power of two of them, or none without a cache
 	node   func(*V) *Node
 }
 
@@ -44,8 +44,8 @@ type bucket[V any] struct {
 	// late.
 	//
 	// Bit i of the last byte is the touched bit of slot i: a hit has found the value since the bit
-	// was last cleared. Readers set the bit without the lock. So a bit may be set late, for the next
-	// value of the slot.
+	// was last cleared. Readers set the bit without the lock. So a bit may be set late, for the
+	// next value of the slot.
 	tags  atomic.Uint64
 	_     [(ways + 1) * (64 - bits.UintSize) / 8]byte // fills the line where pointers have 32 bits
 	slots [ways]atomic.Pointer[V]
@@ -87,15 +87,10 @@ func (t *table[V]) get(hi, lo uint64) *V {
 		return nil
 	}
 	b, tag := t.chainFor(lo)
-	const each = 0x01_01_01_01_01_01_01_01
-	const others = 0xffff << (8 * ways) // the bytes that are not tags
 	for b != nil {
 		tags := b.tags.Load()
-		// A byte of differ is zero if the tag matches. In found, the lowest zero byte of differ has
-		// its high bit set. Higher bytes may have the bit set without a match, which the comparison
-		// of IDs below finds out.
-		differ := tags ^ tag*each | others
-		for found := (differ - each) &^ differ & (0x80 * each); found != 0; found &= found - 1 {
+		// The comparison of IDs finds out the bits that are set without a match.
+		for found := matches(tags, tag); found != 0; found &= found - 1 {
 			i := bits.TrailingZeros64(found) / 8
 			if i >= ways {
 				break
@@ -114,6 +109,16 @@ func (t *table[V]) get(hi, lo uint64) *V {
 		b = b.next.Load()
 	}
 	return nil
+}
+
+// matches returns a word whose byte i has its high bit set if byte i of tags is the tag. Above the
+// lowest such byte, the bit may also be set without a match. The bytes that are no tags never
+// match.
+func matches(tags, tag uint64) uint64 {
+	const each = 0x01_01_01_01_01_01_01_01
+	const others = 0xffff << (8 * ways)
+	differ := tags ^ tag*each | others // a byte is zero if the tag matches
+	return (differ - each) &^ differ & (0x80 * each)
 }
 
 func touched(way int) uint64 { return 1 << (8*7 + way) }

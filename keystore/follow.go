@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// Follow is like Events, but waits for more events instead of ending. Follow yields each event
-// soon after its change, misses none and repeats none. Follow ends when Limit is reached, and after
-// Until. To follow only the changes from now on, set After to the present time. A query with Newest
-// gives ErrInvalid.
+// Follow is like Events, but waits for more events instead of ending. Follow yields each event soon
+// after its change, misses none and repeats none. Follow ends when Limit is reached, and after
+// Until. If both are zero, Follow does not end. To follow only the changes from now on, set After
+// to the present time. A query with Newest gives ErrInvalid.
 //
-// The last pair of a Follow that ends otherwise has an error: the error of ctx once ctx is done,
-// ErrClosed after Close, or ErrUnavailable if the store has stopped (see Err). To continue after an
-// error, set After to the At of the last event.
+// If something else ends the list, the last pair has an error: the error of ctx once ctx is done,
+// ErrClosed after Close, ErrUnavailable if the store has stopped (see Err), or an error of a read.
+// To continue after an error, set After to the At of the last event.
 //
 // Follow holds no lock and no event while the loop body runs: a slow consumer reads the events from
 // the store later. But Options.EventRetention may remove an event that the consumer has not read.

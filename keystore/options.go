@@ -56,9 +56,10 @@ type Options struct {
 	// ends earlier. 0 means 10 s. Negative means no limit. In a call that makes many writes,
 	// Timeout bounds each write.
 	//
-	// Timeout does not bound calls that read the whole store: List, Events, RevokeAll, Purge,
-	// Backup, Restore and CheckIntegrity. Timeout does not bound an Observer. A read of the store's
-	// own directory cannot be interrupted, so Timeout does not bound the read either.
+	// Timeout does not bound calls that read many keys or events: List, Count, Events, Follow,
+	// RevokeAll, Purge, Backup, Restore and CheckIntegrity. Timeout does not bound an Observer. A
+	// read of the store's own directory cannot be interrupted, so Timeout does not bound the read
+	// either.
 	Timeout time.Duration
 	// Recover lets Open open a damaged directory with the data that remains. Open calls Recover
 	// once, before Open returns. The argument is an error that wraps ErrCorrupt. The error says

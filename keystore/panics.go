@@ -23,8 +23,8 @@ import (
 //
 // Callbacks that run on the goroutine of their caller are not guarded, because their panic belongs
 // to the caller. These callbacks are the change of Update, Progress of RevokeAll, the loop bodies
-// of List and Events, the writer of Backup and the reader of Restore. While such a callback runs,
-// the store holds nothing, or releases everything with a defer.
+// of List, Events and Follow, the writer of Backup and the reader of Restore. While such a callback
+// runs, the store holds nothing, or releases everything with a defer.
 
 // panics logs the panics that the guards recover from: the first few of each callback, and then at
 // most one a second. Code that panics on each use of a key must not fill the disk with stacks.

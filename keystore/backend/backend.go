@@ -4,7 +4,8 @@
 //
 // A backend is an ordered map from short keys to small values. Each value has a revision. A backend
 // knows nothing about API keys. Five methods are enough for an embedded engine, a SQL table or
-// etcd.
+// etcd. The methods of [DownScanner] and [Checker] are optional. Without ScanDown, the store cannot
+// list the newest first. Without Check, CheckIntegrity checks what Scan yields, and nothing else.
 //
 // # Consistency
 //

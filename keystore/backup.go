@@ -395,9 +395,8 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 		if grave.record != nil {
 			return nil, nil // a purged key stays purged
 		}
-		if have.record == nil && grave.revision > 0 {
-			return nil, backend.ErrConflict // another Restore has added the key in between
-		}
+		// An empty grave without a record means that another Restore has added the key in between,
+		// or that the record is lost. In the first case, the write conflicts.
 		before.grave = grave.revision
 	}
 	merged := merge(have, saved)

@@ -339,10 +339,6 @@ func (db *DB) pages(
 ) {
 	for {
 		page, next, err := db.page(ctx, at, from, to, down)
-		if err != nil {
-			yield(backend.Entry{}, err)
-			return
-		}
 		for _, e := range page {
 			if !yield(e, nil) {
 				return
@@ -353,6 +349,10 @@ func (db *DB) pages(
 				return
 			default:
 			}
+		}
+		if err != nil {
+			yield(backend.Entry{}, err)
+			return
 		}
 		if next == nil {
 			return
@@ -367,10 +367,12 @@ func (db *DB) pages(
 
 // page returns the first entries with from <= key < to, or the last of them in descending order if
 // down is true. The next page begins at the key next, or ends before next if down is true. next is
-// nil if there is no next page.
+// nil if there is no next page. If an entry is damaged, page returns the entries before the damage,
+// and the error.
 func (db *DB) page(
 	ctx context.Context, at func() uint64, from, to []byte, down bool,
 ) (page []backend.Entry, next []byte, err error) {
+	var damaged error
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		// Badger would copy each value ahead, in a goroutine of its own.
@@ -401,7 +403,8 @@ func (db *DB) page(
 				page = append(page, e)
 				size += len(e.Key) + len(e.Value)
 			case !errors.Is(err, backend.ErrNotFound):
-				return err
+				damaged = err
+				return nil
 			}
 			if seen++; seen == pageEntries || size >= pageBytes {
 				next = slices.Clone(key)
@@ -413,7 +416,10 @@ func (db *DB) page(
 		}
 		return nil
 	})
-	return page, next, err
+	if err != nil { // the entries may be wrong: see compactions.waitVerified
+		return nil, nil, err
+	}
+	return page, next, damaged
 }
 
 // A logger forwards Badger's log messages. Info messages of Badger become debug messages. An error

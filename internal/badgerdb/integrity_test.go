@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -393,6 +394,28 @@ func forge(t *testing.T, db *DB, key string, change func(value []byte)) {
 	ts := db.durable.Load() + 1
 	require.NoError(t, txn.CommitAt(ts, nil))
 	db.durable.Store(ts)
+}
+
+// A damaged entry ends a scan. The scan first yields all entries before the damage.
+func TestScanReadsUpToDamage(t *testing.T) {
+	db := open(t, t.TempDir())
+	require.NoError(t, db.Apply(t.Context(), change("a", "v", 0), change("b", "v", 0),
+		change("c", "v", 0), change("d", "v", 0)))
+	forge(t, db, "c", func(value []byte) { value[len(value)-1] ^= 1 })
+	for name, scan := range map[string]iter.Seq2[backend.Entry, error]{
+		"ab": db.Scan(t.Context(), nil, nil),
+		"AB": db.Snapshot(t.Context(), nil, nil),
+		"d":  db.ScanDown(t.Context(), nil, nil),
+	} {
+		var keys string
+		var failed error
+		for e, err := range scan {
+			require.NoError(t, failed, "the error is the last pair")
+			keys, failed = keys+string(e.Key), err
+		}
+		require.ErrorIs(t, failed, backend.ErrCorrupt)
+		require.Equal(t, strings.ToLower(name), keys)
+	}
 }
 
 // Entries that stand under another's key, or are missing, are noticed.

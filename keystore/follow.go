@@ -18,6 +18,7 @@ import (
 //
 // Follow holds no lock and no event while the loop body runs: a slow consumer reads the events from
 // the store later. But Options.EventRetention may remove an event that the consumer has not read.
+// While the storage has not answered a change, the events of later changes wait.
 // Follow starts no goroutine, and each call may have a different query.
 func (s *Store) Follow(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {

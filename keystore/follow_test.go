@@ -341,6 +341,48 @@ func TestFollowMissesAndRepeatsNothing(t *testing.T) {
 	}
 }
 
+// A slowBackend holds back one Apply.
+type slowBackend struct {
+	backend.Backend
+	slow atomic.Bool
+	open chan struct{}
+}
+
+func (b *slowBackend) Apply(ctx context.Context, changes ...backend.Change) error {
+	if b.slow.CompareAndSwap(true, false) {
+		<-b.open
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+// An event that comes before others in the order, and is written after the others, is not missed:
+// the others wait.
+func TestFollowWaitsForTheOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{Backend: backendtest.NewMemory(), open: make(chan struct{})}
+		s, err := keystore.New(b, &keystore.Options{Timeout: -1})
+		require.NoError(t, err)
+		id, other := create(t, s, keystore.Spec{}).Key.ID, create(t, s, keystore.Spec{}).Key.ID
+		f := follow(t.Context(), s, keystore.EventQuery{}, nil)
+		require.Len(t, f.take(), 2)
+		b.slow.Store(true)
+		revoked := make(chan error, 1)
+		go func() { revoked <- s.Revoke(context.Background(), id, "") }()
+		synctest.Wait()
+		require.NoError(t, s.Disable(t.Context(), other, ""))
+		time.Sleep(time.Hour)
+		require.Empty(t, f.take())
+		close(b.open)
+		require.NoError(t, <-revoked)
+		later := f.take()
+		require.Len(t, later, 2)
+		require.Equal(t, id, later[0].KeyID)
+		require.Equal(t, other, later[1].KeyID)
+		require.NoError(t, s.Close())
+		f.requireEnd(t, keystore.ErrClosed)
+	})
+}
+
 // Print each change as it is made, and continue after a restart where the last run has ended.
 func ExampleStore_Follow() {
 	store, done := exampleStore()

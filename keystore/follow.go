@@ -46,7 +46,9 @@ func (s *Store) follow(ctx context.Context, q EventQuery, yield func(Event, erro
 		until = stampAt(q.Until)
 	}
 	yield = atMost(q.Limit, yield)
-	for after := stampAt(q.After); after < until; {
+	after := stampAt(q.After)
+	s.sequencer.Pass(after) // a change may follow in the same tick of the clock
+	for after < until {
 		last, final, err := s.awaitEvents(ctx, after, q.Until)
 		if err != nil {
 			return err

@@ -120,6 +120,20 @@ func TestFollow(t *testing.T) {
 	})
 }
 
+// A clock may show one time for long. A change that follows a Follow in the same tick of the clock
+// comes after the time at which the Follow began.
+func TestFollowInOneTickOfTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := inMemory(t)
+		f := follow(t.Context(), s, keystore.EventQuery{After: time.Now()}, nil)
+		id := create(t, s, keystore.Spec{}).Key.ID
+		got := f.take()
+		require.Len(t, got, 1)
+		require.Equal(t, id, got[0].KeyID)
+		require.NoError(t, s.Close())
+	})
+}
+
 // Each condition of the query holds for events that come later, too.
 func TestFollowSelects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

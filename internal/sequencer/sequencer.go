@@ -47,6 +47,17 @@ func (s *Sequencer) Begin(adds bool) int64 {
 	return s.last
 }
 
+// Pass makes all later stamps greater than stamp, unless stamp is in the future. A reader that wants
+// the events from now on calls Pass with the present time, because a clock may show the same time to
+// the reader and to a later change.
+func (s *Sequencer) Pass(stamp int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stamp <= time.Now().UnixNano() {
+		s.last = max(s.last, stamp)
+	}
+}
+
 // End ends the stamps of changes whose outcome is known.
 func (s *Sequencer) End(stamps ...int64) {
 	s.mu.Lock()

@@ -26,6 +26,27 @@ func TestStampsAscend(t *testing.T) {
 	})
 }
 
+// Later stamps are greater than a stamp that a reader has passed, also in the same tick of the
+// clock. A reader with a time in the future moves no stamp.
+func TestPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		now := time.Now().UnixNano()
+		s.Pass(now + 1)
+		require.Equal(t, now, s.Begin(false))
+		s.Pass(now)
+		require.Equal(t, now+1, s.Begin(false))
+		time.Sleep(time.Second)
+		now = time.Now().UnixNano()
+		s.Pass(now - 1)
+		require.Equal(t, now, s.Begin(false))
+		time.Sleep(time.Second)
+		now = time.Now().UnixNano()
+		s.Pass(now)
+		require.Equal(t, now+1, s.Begin(false))
+	})
+}
+
 func TestAddsAreCounted(t *testing.T) {
 	var s Sequencer
 	adds := func() [2]uint64 {

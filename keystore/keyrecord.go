@@ -78,5 +78,8 @@ func parseSavedRecord(e backend.Entry) (*keyRecord, error) {
 		return nil, damagedBackup(fmt.Sprintf(
 			"the revision, the number of rotations or a length of key %s is impossible", kr.id))
 	}
+	if kr.purged() {
+		purge(r, fromNanos(r.PurgedAt)) // a grave keeps nothing else, whatever the backup says
+	}
 	return kr, nil
 }

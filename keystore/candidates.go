@@ -157,8 +157,11 @@ func (s *Store) foundEvents(
 			if err != nil {
 				return s.scanError(ctx, "events", err)
 			}
-			event, err := parseEvent(e)
-			if !yield(foundEvent{event, stampOf(e.Key)}, err) {
+			var f foundEvent
+			if f.event, err = parseEvent(e); err == nil {
+				f.stamp = stampOf(e.Key)
+			}
+			if !yield(f, err) {
 				return nil
 			}
 		}

@@ -67,13 +67,10 @@ func EncodeEvent(e *Event) ([]byte, error) {
 }
 
 func check(r *Record) error {
+	if err := checkFormat(r.Format); err != nil {
+		return err
+	}
 	switch {
-	case r.Format == 0:
-		return fmt.Errorf("%w: the format is missing", ErrInvalid)
-	case r.Format > Format:
-		return fmt.Errorf(
-			"%w: format %d is newer than format %d of this program: upgrade the program",
-			ErrNewer, r.Format, Format)
 	case r.Status == Status_STATUS_PURGED:
 		if r.PurgedAt <= 0 || len(r.Digest) != 0 || r.Previous != nil ||
 			len(r.AllowedNetworks) != 0 {
@@ -116,6 +113,55 @@ func check(r *Record) error {
 		}
 	default:
 		return fmt.Errorf("%w: unknown status %d", ErrInvalid, r.Status)
+	}
+	return nil
+}
+
+// DecodeMember parses and checks a member record, as Decode does for a record.
+func DecodeMember(b []byte) (*Member, error) {
+	m := new(Member)
+	if err := proto.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	return m, checkFormat(m.Format)
+}
+
+// EncodeMember returns the bytes of a member record.
+func EncodeMember(m *Member) ([]byte, error) {
+	m.Format = Format
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+// DecodeMemberTable parses and checks the header of the membership table, as Decode does for a
+// record.
+func DecodeMemberTable(b []byte) (*MemberTable, error) {
+	t := new(MemberTable)
+	if err := proto.Unmarshal(b, t); err != nil {
+		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	if err := checkFormat(t.Format); err != nil {
+		return nil, err
+	}
+	if t.Freshness <= 0 {
+		return nil, fmt.Errorf("%w: the freshness is missing", ErrInvalid)
+	}
+	return t, nil
+}
+
+// EncodeMemberTable returns the bytes of the header of the membership table.
+func EncodeMemberTable(t *MemberTable) ([]byte, error) {
+	t.Format = Format
+	return proto.MarshalOptions{Deterministic: true}.Marshal(t)
+}
+
+func checkFormat(format uint32) error {
+	switch {
+	case format == 0:
+		return fmt.Errorf("%w: the format is missing", ErrInvalid)
+	case format > Format:
+		return fmt.Errorf(
+			"%w: format %d is newer than format %d of this program: upgrade the program",
+			ErrNewer, format, Format)
 	}
 	return nil
 }

@@ -631,6 +631,178 @@ func (x *Event) GetReason() string {
 	return ""
 }
 
+// Member is the member record of one process: see package cluster. Only the process itself writes its
+// record.
+type Member struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	// The number of the write. Each write that the process begins has a higher number.
+	Heartbeat uint64 `protobuf:"varint,2,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// The position up to which the process has applied all changes.
+	Applied uint64 `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"`
+	// The number of the newest barrier request of the process.
+	Request uint64 `protobuf:"varint,4,opt,name=request,proto3" json:"request,omitempty"`
+	// The highest stamp at or below which a process has asked all others to issue no stamp.
+	Floor int64 `protobuf:"varint,5,opt,name=floor,proto3" json:"floor,omitempty"`
+	// No stamp of the process at or below this stamp is pending or will be issued.
+	Watermark int64 `protobuf:"varint,6,opt,name=watermark,proto3" json:"watermark,omitempty"`
+	// A name of the process, for people.
+	Name string `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
+	// The wall clock of the process at the time of the write, in nanoseconds since the Unix epoch.
+	Time          int64 `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Member) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Member) GetHeartbeat() uint64 {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return 0
+}
+
+func (x *Member) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *Member) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *Member) GetFloor() int64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *Member) GetWatermark() int64 {
+	if x != nil {
+		return x.Watermark
+	}
+	return 0
+}
+
+func (x *Member) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Member) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+// MemberTable is the header of the membership table.
+type MemberTable struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	// How long a proof of freshness is valid, in nanoseconds. The value is the same in all processes.
+	Freshness int64 `protobuf:"varint,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// The highest floor of the members that have left the table.
+	Floor         int64 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberTable) Reset() {
+	*x = MemberTable{}
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberTable) ProtoMessage() {}
+
+func (x *MemberTable) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberTable.ProtoReflect.Descriptor instead.
+func (*MemberTable) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MemberTable) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *MemberTable) GetFreshness() int64 {
+	if x != nil {
+		return x.Freshness
+	}
+	return 0
+}
+
+func (x *MemberTable) GetFloor() int64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
 var File_grpcapikey_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
@@ -686,7 +858,20 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\x06key_id\x18\x03 \x01(\fR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason*\xcc\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xce\x01\n" +
+	"\x06Member\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
+	"\theartbeat\x18\x02 \x01(\x04R\theartbeat\x12\x18\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\x04R\arequest\x12\x14\n" +
+	"\x05floor\x18\x05 \x01(\x03R\x05floor\x12\x1c\n" +
+	"\twatermark\x18\x06 \x01(\x03R\twatermark\x12\x12\n" +
+	"\x04name\x18\a \x01(\tR\x04name\x12\x12\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\"Y\n" +
+	"\vMemberTable\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
+	"\tfreshness\x18\x02 \x01(\x03R\tfreshness\x12\x14\n" +
+	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xcc\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_CREATE\x10\x01\x12\x11\n" +
@@ -718,20 +903,22 @@ func file_grpcapikey_record_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_grpcapikey_record_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_grpcapikey_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_grpcapikey_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_grpcapikey_record_v1_record_proto_goTypes = []any{
-	(Action)(0),       // 0: grpcapikey.record.v1.Action
-	(Status)(0),       // 1: grpcapikey.record.v1.Status
-	(*Record)(nil),    // 2: grpcapikey.record.v1.Record
-	(*Previous)(nil),  // 3: grpcapikey.record.v1.Previous
-	(*RateLimit)(nil), // 4: grpcapikey.record.v1.RateLimit
-	(*Saved)(nil),     // 5: grpcapikey.record.v1.Saved
-	(*Event)(nil),     // 6: grpcapikey.record.v1.Event
-	nil,               // 7: grpcapikey.record.v1.Record.MetadataEntry
+	(Action)(0),         // 0: grpcapikey.record.v1.Action
+	(Status)(0),         // 1: grpcapikey.record.v1.Status
+	(*Record)(nil),      // 2: grpcapikey.record.v1.Record
+	(*Previous)(nil),    // 3: grpcapikey.record.v1.Previous
+	(*RateLimit)(nil),   // 4: grpcapikey.record.v1.RateLimit
+	(*Saved)(nil),       // 5: grpcapikey.record.v1.Saved
+	(*Event)(nil),       // 6: grpcapikey.record.v1.Event
+	(*Member)(nil),      // 7: grpcapikey.record.v1.Member
+	(*MemberTable)(nil), // 8: grpcapikey.record.v1.MemberTable
+	nil,                 // 9: grpcapikey.record.v1.Record.MetadataEntry
 }
 var file_grpcapikey_record_v1_record_proto_depIdxs = []int32{
 	1, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
-	7, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
+	9, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
 	3, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
 	4, // 3: grpcapikey.record.v1.Record.rate_limit:type_name -> grpcapikey.record.v1.RateLimit
 	0, // 4: grpcapikey.record.v1.Event.action:type_name -> grpcapikey.record.v1.Action
@@ -753,7 +940,7 @@ func file_grpcapikey_record_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_grpcapikey_record_v1_record_proto_rawDesc), len(file_grpcapikey_record_v1_record_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -114,3 +114,41 @@ func TestDescriptorNameIsUnique(t *testing.T) {
 	require.Equal(t, "grpcapikey/record/v1/record.proto",
 		File_grpcapikey_record_v1_record_proto.Path())
 }
+
+func TestMemberTable(t *testing.T) {
+	member := &Member{Heartbeat: 1, Applied: 2, Request: 3, Floor: 4, Watermark: 5, Name: "a", Time: 6}
+	b, err := EncodeMember(member)
+	require.NoError(t, err)
+	gotMember, err := DecodeMember(b)
+	require.NoError(t, err)
+	require.True(t, proto.Equal(member, gotMember))
+
+	table := &MemberTable{Freshness: 1, Floor: 2}
+	b, err = EncodeMemberTable(table)
+	require.NoError(t, err)
+	gotTable, err := DecodeMemberTable(b)
+	require.NoError(t, err)
+	require.True(t, proto.Equal(table, gotTable))
+
+	for name, b := range map[string][]byte{
+		"empty":     nil,
+		"no format": protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1),
+		"no proto":  []byte("record"),
+	} {
+		_, err = DecodeMember(b)
+		require.ErrorIs(t, err, ErrInvalid, name)
+		_, err = DecodeMemberTable(b)
+		require.ErrorIs(t, err, ErrInvalid, name)
+	}
+	b, err = EncodeMemberTable(&MemberTable{})
+	require.NoError(t, err)
+	_, err = DecodeMemberTable(b)
+	require.ErrorIs(t, err, ErrInvalid, "a header needs a freshness")
+
+	newer := protowire.AppendVarint(
+		protowire.AppendTag(nil, 1, protowire.VarintType), Format+1)
+	_, err = DecodeMember(newer)
+	require.ErrorIs(t, err, ErrNewer)
+	_, err = DecodeMemberTable(newer)
+	require.ErrorIs(t, err, ErrNewer)
+}

@@ -61,6 +61,8 @@ func TestImports(t *testing.T) {
 		{"interceptor", append(below, "keystore"), nil},
 		{"internal/backupfile", []string{"internal/record", "keystore/backend"},
 			[]string{badger, grpc}},
+		{"internal/cluster", []string{"internal/record", "keystore/backend"},
+			[]string{badger, grpc, "github.com/stretchr/"}},
 		{"internal/changequeue", nil, []string{badger, grpc}},
 		{"internal/intern", nil, []string{badger, grpc}},
 		{"internal/sequencer", nil, []string{badger, grpc}},

@@ -1,0 +1,153 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// The layout of the membership table, in the order of the storage keys:
+//
+//	'm'          the header: a record.MemberTable
+//	'm' id[16]   the member record: a record.Member
+//	'n' id[16]   the guard entry: nothing; always at revision 1
+//
+// The ID is new for each membership, and is never used again. The feed has the keys with
+// FeedFrom <= key < FeedTo: the records of API keys ('k'), and the membership table.
+const (
+	memberSpace = 'm'
+	guardSpace  = 'n'
+
+	FeedFrom = 'k'
+	FeedTo   = guardSpace
+
+	memberKeyLen  = 1 + 16
+	guardRevision = 1
+)
+
+func (m *membership) memberKey() []byte { return append([]byte{memberSpace}, m.id[:]...) }
+func (m *membership) guardKey() []byte  { return guardKeyOf(m.memberKey()) }
+
+// guardKeyOf returns the key of the guard entry of the member with this key.
+func guardKeyOf(memberKey []byte) []byte {
+	key := bytes.Clone(memberKey)
+	key[0] = guardSpace
+	return key
+}
+
+func memberID(memberKey []byte) string { return string(memberKey[1:]) }
+
+// A member is what this process knows of a member of the table.
+type member struct {
+	revision  uint64
+	heartbeat uint64
+	applied   backend.Position
+	request   uint64
+	floor     int64
+	watermark int64
+	time      int64 // the wall clock of the member when the record was written
+	lastSeen  int64 // when this process saw the revision, on its monotonic clock
+}
+
+// parseMember parses a member record. A damaged record counts as a member that has acked nothing.
+// The damage ends with the next heartbeat of the member.
+func parseMember(e backend.Entry, now int64) *member {
+	r, err := record.DecodeMember(e.Value)
+	if err != nil {
+		return &member{revision: e.Revision, lastSeen: now}
+	}
+	return &member{
+		revision: e.Revision, heartbeat: r.Heartbeat, applied: backend.Position(r.Applied),
+		request: r.Request, floor: r.Floor, watermark: r.Watermark, time: r.Time, lastSeen: now,
+	}
+}
+
+// memberChangedLocked notes a change of a member record. own means that the record is the record of
+// this process. requested means that the member waits for an ack of a new request.
+func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) {
+	id := memberID(e.Key)
+	own = id == string(m.id[:])
+	if e.Revision == 0 {
+		delete(m.members, id)
+		m.goneLocked(id)
+		return own, false
+	}
+	known := m.members[id]
+	if known != nil && known.revision >= e.Revision {
+		return own, false // the Scan of begin has read this state, or a later state
+	}
+	now := m.cfg.clock()
+	other := parseMember(e, now.mono)
+	m.members[id] = other
+	m.raiseFloorLocked(other.floor)
+	m.ackedLocked(id, other)
+	m.checkClockLocked(other, now.wall)
+	return own, other.request > 0 && (known == nil || other.request > known.request)
+}
+
+// raiseFloorLocked notes a floor of any process. The heartbeat writer passes the floor to Stamps.
+func (m *membership) raiseFloorLocked(floor int64) { m.floor = max(m.floor, floor) }
+
+// stamps calls Config.Stamps, and returns the watermark.
+func (m *membership) stamps(floor int64) (watermark int64) {
+	if m.cfg.Stamps == nil {
+		return floor
+	}
+	return m.cfg.Stamps(floor)
+}
+
+// A header is the entry that all members agree on.
+type header struct {
+	revision  uint64 // 0: the store has no header
+	freshness time.Duration
+	floor     int64 // the highest floor of the members that are gone
+}
+
+// readHeader reads the header. A new store has the zero header.
+func (m *membership) readHeader(ctx context.Context) (header, error) {
+	e, err := m.cfg.Backend.Get(ctx, []byte{memberSpace})
+	if errors.Is(err, backend.ErrNotFound) {
+		return header{}, nil
+	}
+	if err != nil {
+		return header{}, fmt.Errorf("cluster: read the header of the membership table: %w", err)
+	}
+	return parseHeader(e)
+}
+
+func parseHeader(e backend.Entry) (header, error) {
+	t, err := record.DecodeMemberTable(e.Value)
+	if err != nil {
+		return header{}, fmt.Errorf("cluster: header of the membership table: %w", err)
+	}
+	return header{e.Revision, time.Duration(t.Freshness), t.Floor}, nil
+}
+
+// change returns the Change that writes the header, if the header is still at its revision.
+func (h header) change() (backend.Change, error) {
+	value, err := record.EncodeMemberTable(
+		&record.MemberTable{Freshness: int64(h.freshness), Floor: h.floor})
+	return backend.Change{
+		Key: []byte{memberSpace}, Value: value, Expect: h.revision, Restricts: true,
+	}, err
+}
+
+// headerChangedLocked notes a change of the header. A header that is damaged or deleted stops no
+// member: the next process that joins reports the damage, or writes a new header.
+func (m *membership) headerChangedLocked(e backend.Entry) {
+	if e.Revision == 0 {
+		m.header = header{}
+		return
+	}
+	h, err := parseHeader(e)
+	if err != nil || h.revision <= m.header.revision {
+		return
+	}
+	m.header = h
+	m.raiseFloorLocked(h.floor)
+}

@@ -1,0 +1,62 @@
+package cluster
+
+import (
+	"context"
+	"time"
+)
+
+// Watermark returns a stamp up to which a reader may read the events of all processes: each event
+// at or below the stamp is visible, and no more such events will appear, in any process.
+//
+// Watermark asks all members to issue no stamp at or below a floor, and waits until each member's
+// watermark has reached the floor, or the member is gone. A member that is silent therefore delays
+// Watermark until the member is evicted, and a member that waits for the outcome of an Apply delays
+// Watermark until the outcome is certain. If ctx ends first, Watermark returns the error of ctx.
+// Watermark returns ErrClosed after Close.
+func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
+	c.mu.Lock()
+	c.floor = max(c.floor, c.cfg.clock().wall)
+	floor := c.floor
+	c.mu.Unlock()
+	r := c.newRequest(floor)
+	defer c.forget(r)
+	select {
+	case <-r.done:
+		return floor, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-c.ctx.Done():
+		return 0, ErrClosed
+	}
+}
+
+// StampsMoved makes the process report its watermark without delay, if another process may wait
+// for the watermark. Call StampsMoved after a stamp is no longer pending.
+func (c *Cluster) StampsMoved() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m := c.member; m != nil && m.watermark < c.floor {
+		m.wake()
+	}
+}
+
+// A member whose wall clock is ahead of the clock of this process by more than maxAhead is
+// reported, once in clockInterval. The protocol does not depend on wall clocks, but the expiry of
+// keys does.
+const (
+	maxAhead      = time.Second
+	clockInterval = time.Hour
+)
+
+// checkClockLocked compares the wall clock of a member with the wall clock of this process. A
+// record takes time to arrive, so only a clock that is ahead is certain to be wrong, or the own
+// clock is behind.
+func (m *membership) checkClockLocked(other *member, now int64) {
+	ahead := time.Duration(other.time - now)
+	if ahead <= maxAhead || m.clockReported != 0 && now-m.clockReported < int64(clockInterval) {
+		return
+	}
+	m.clockReported = now
+	m.log.Warn("API key store: the clocks of two processes differ, so keys expire at different "+
+		"times", "difference", ahead)
+}

@@ -201,6 +201,7 @@ type prepared struct {
 
 	// The changes of the key's record, of its grave, and of its entries in the owner index.
 	keyChanges []backend.Change
+	space      [maxChanges]backend.Change // the memory of the changes of a write of one key
 }
 
 // maxChanges is the largest number of changes of a prepared: of the record, the grave, the event,
@@ -246,23 +247,25 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 	p := &prepared{key: kr.cached(), event: event, encodedEvent: encodedEvent}
 	p.indexesEvent = !p.creates()
 	key := storageKey(kr.id)
-	add := func(c ...backend.Change) { p.keyChanges = append(p.keyChanges, c...) }
+	changes := p.space[:0]
 	if kr.purged() {
 		if before.revision > 0 {
-			add(backend.Change{Key: key, Expect: before.revision, Delete: true})
+			remove := backend.Change{Key: key, Expect: before.revision, Delete: true}
+			changes = append(changes, remove)
 		}
-		grave := graveKey(kr.id)
-		add(backend.Change{Key: grave, Value: value, Expect: before.grave, Revision: kr.revision})
+		changes = append(changes, backend.Change{
+			Key: graveKey(kr.id), Value: value, Expect: before.grave, Revision: kr.revision,
+		})
 	} else {
-		add(backend.Change{
+		changes = append(changes, backend.Change{
 			Key: key, Value: value, Expect: before.revision, Revision: kr.revision,
 			Restricts: restricts(event),
 		})
 		if before.revision == 0 && !p.creates() { // a Restore adds the key: see graveyard.go
-			add(backend.Change{Key: graveKey(kr.id), Expect: before.grave})
+			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave})
 		}
 	}
-	add(ownerChanges(kr.id, before.owner, kr.record.Owner)...)
+	p.keyChanges = appendOwnerChanges(changes, kr.id, before.owner, kr.record.Owner)
 	return p, nil
 }
 
@@ -337,7 +340,11 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		s.sequencer.End(stamps...)
 		return nil, ErrClosed
 	}
-	changes := make([]backend.Change, 0, len(all)*maxChanges)
+	// The keyChanges of the first key lie in its space already, so the event goes behind them.
+	changes := all[0].keyChanges[:0]
+	if len(all) > 1 {
+		changes = make([]backend.Change, 0, len(all)*maxChanges)
+	}
 	for _, p := range all {
 		if !p.creates() {
 			s.fence.Begin(p.key.ID)

@@ -20,6 +20,9 @@ import (
 // hides reports whether a character does not show, or changes how other characters show:
 // controls, formats such as U+202E and U+200B, and the separators of lines and paragraphs.
 func hides(r rune) bool {
+	if r < utf8.RuneSelf {
+		return r < ' ' || r == 0x7f // most texts are ASCII, and the tables are slower
+	}
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 

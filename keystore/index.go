@@ -74,15 +74,17 @@ func parseEventIndexKey(e backend.Entry) (id token.ID, stamp int64, err error) {
 	return token.ID(e.Key[1:]), int64(binary.BigEndian.Uint64(e.Key[1+len(id):])), nil
 }
 
-// ownerChanges returns the changes of the owner index for a key whose owner changes. An empty owner
-// is a key without an owner, or no key.
-func ownerChanges(id token.ID, before, after string) (changes []backend.Change) {
+// appendOwnerChanges appends the changes of the owner index for a key whose owner changes. An empty
+// owner is a key without an owner, or no key.
+func appendOwnerChanges(
+	changes []backend.Change, id token.ID, before, after string,
+) []backend.Change {
 	if before == after {
-		return nil
+		return changes
 	}
 	old, now := ownerKey(before, id), ownerKey(after, id)
 	if string(old) == string(now) {
-		return nil // the owners have the same hash
+		return changes // the owners have the same hash
 	}
 	if old != nil {
 		changes = append(changes, backend.Change{Key: old, Expect: 1, Delete: true})

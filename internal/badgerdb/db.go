@@ -377,7 +377,7 @@ func (db *DB) page(
 		o := badger.DefaultIteratorOptions
 		// Badger would copy each value ahead, in a goroutine of its own.
 		o.PrefetchValues = false
-		o.Prefix = []byte{layout.KeyPrefix}
+		o.Prefix = commonPrefix(from, to) // Badger leaves out the tables without the prefix
 		o.Reverse = down
 		begin := layout.StoredKey(from)
 		if down && to != nil {
@@ -420,6 +420,15 @@ func (db *DB) page(
 		return nil, nil, err
 	}
 	return page, next, damaged
+}
+
+// commonPrefix returns the stored form of what all keys with from <= key < to begin with.
+func commonPrefix(from, to []byte) []byte {
+	n := 0
+	for n < min(len(from), len(to)) && from[n] == to[n] {
+		n++
+	}
+	return layout.StoredKey(from[:n])
 }
 
 // A logger forwards Badger's log messages. Info messages of Badger become debug messages. An error

@@ -49,10 +49,12 @@ func now() int64 { return time.Now().UnixNano() }
 
 // resultOf names what the store answered. What is not foreseen is named so that no model knows it.
 func resultOf(o *op, err error) string {
-	read := o.Kind == opVerify || o.Kind == opBind || o.Kind == opGet
+	read := o.reads()
 	switch {
 	case err == nil:
 		return isOK
+	case errors.Is(err, errAbsent):
+		return isAbsent
 	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound):
 		return "impossible: " + err.Error()
 	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed):
@@ -110,11 +112,13 @@ func (p *player) played(n int) *played {
 // create makes a key, for the first time that the history opens the store.
 func (p *player) create(client, n int, expires int64) {
 	var issued *Issued
-	o := p.do(op{Client: client, Key: n, Kind: opCreate, SetExpires: true, Expires: expires},
+	owner := p.owner(n)
+	o := p.do(op{Client: client, Key: n, Kind: opCreate, SetExpires: true, Expires: expires,
+		Owner: owner},
 		func(ctx context.Context) (*Key, string, error) {
+			spec := Spec{Name: "linearizable", Owner: owner, ExpiresAt: fromNanos(expires)}
 			var err error
-			if issued, err = p.store.Create(ctx,
-				Spec{Name: "linearizable", ExpiresAt: fromNanos(expires)}); err != nil {
+			if issued, err = p.store.Create(ctx, spec); err != nil {
 				return nil, "", err
 			}
 			return issued.Key, issued.Key.ID + " " + issued.Secret.Reveal(), nil
@@ -174,8 +178,14 @@ func (p *player) one(client int, r *rand.Rand, late bool) {
 	case x < 52:
 		p.bind(client, n, p.secret(r, n))
 		return
-	case x < 58:
+	case x < 55:
 		p.get(client, n)
+		return
+	case x < 58 && r.IntN(3) > 0:
+		p.list(client, n, p.owner(r.IntN(2)))
+		return
+	case x < 58:
+		p.events(client, n)
 		return
 	case x < 64:
 		p.sample(client, n)
@@ -185,6 +195,9 @@ func (p *player) one(client int, r *rand.Rand, late bool) {
 		change.SetExpires = r.IntN(2) == 0
 		if change.SetExpires && r.IntN(2) == 0 {
 			change.Expires = now() + int64(time.Millisecond) + r.Int64N(int64(6*time.Millisecond))
+		}
+		if r.IntN(2) == 0 {
+			change.Owner = p.owner(r.IntN(2))
 		}
 		p.update(change)
 	case x < 85:
@@ -243,6 +256,50 @@ func (p *player) get(client, n int) {
 	})
 }
 
+// owner returns one of the two owners of the keys of the history.
+func (p *player) owner(n int) string { return fmt.Sprintf("%d of %d", n%2, p.seed) }
+
+// errAbsent means that a list did not have the key.
+var errAbsent = errors.New("the list does not have the key")
+
+// list looks for a key among the keys of an owner.
+func (p *player) list(client, n int, owner string) {
+	p.do(op{Client: client, Key: n, Kind: opList, Owner: owner},
+		func(ctx context.Context) (*Key, string, error) {
+			var found *Key
+			for k, err := range p.store.List(ctx, Query{Owner: owner}) {
+				if err != nil {
+					return nil, "", err
+				}
+				if k.ID == p.keys[n].ID {
+					found = k
+				}
+			}
+			if found == nil {
+				return nil, "", errAbsent
+			}
+			return found, "", nil
+		})
+}
+
+// events looks for the last event of a key.
+func (p *player) events(client, n int) {
+	p.do(op{Client: client, Key: n, Kind: opEvents},
+		func(ctx context.Context) (*Key, string, error) {
+			last := new(Key)
+			for e, err := range p.store.Events(ctx, EventQuery{KeyID: p.keys[n].ID}) {
+				if err != nil {
+					return nil, "", err
+				}
+				if e.Revision != last.Revision+1 {
+					return nil, "", fmt.Errorf("revision %d follows %d", e.Revision, last.Revision)
+				}
+				last.Revision = e.Revision
+			}
+			return last, "", nil
+		})
+}
+
 func (p *player) bind(client, n int, secret numbered) {
 	var b bound
 	b.op = p.do(op{Client: client, Key: n, Kind: opBind, Secret: secret.N},
@@ -267,6 +324,9 @@ func (p *player) update(o op) {
 			spec.Metadata["by"] = number
 			if o.SetExpires {
 				spec.ExpiresAt = fromNanos(o.Expires)
+			}
+			if o.Owner != "" {
+				spec.Owner = o.Owner
 			}
 			return nil
 		})

@@ -169,7 +169,7 @@ func (t *trial) kill(tb *testing.T, r *rand.Rand, j job) {
 	require.ErrorContains(tb, cmd.Wait(), "signal: killed")
 	for _, o := range cut {
 		o.Return, o.Result = now(), inDoubt
-		if o.Kind == opVerify || o.Kind == opBind || o.Kind == opGet {
+		if o.reads() {
 			o.Result = isNothing
 		}
 		t.record(o, "")

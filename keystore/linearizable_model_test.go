@@ -22,8 +22,9 @@ type op struct {
 
 	If uint64 // the revision given to IfRevision; 0 is none
 
-	SetExpires bool  // of Update and Create
-	Expires    int64 // the expiry that they set; 0 is never
+	SetExpires bool   // of Update and Create
+	Expires    int64  // the expiry that they set; 0 is never
+	Owner      string // the owner that they set, or "" for none; and the owner that List selects
 	Grace      int64
 
 	Call, Return int64
@@ -40,6 +41,8 @@ const (
 	opVerify  = "verify"
 	opBind    = "bind"
 	opGet     = "get"
+	opList    = "list"   // of the keys of an owner: is the key among them
+	opEvents  = "events" // of the key: what is the last revision
 	opUpdate  = "update"
 	opRotate  = "rotate"
 	opDisable = "disable"
@@ -59,6 +62,7 @@ const (
 	isNarrowed = "narrowed"
 	isInvalid  = "invalid"
 	isConflict = "conflict"
+	isAbsent   = "absent" // from a list
 	isClosed   = "closed"
 	isAlive    = "alive"    // of a sample
 	isNothing  = "nothing"  // a read that was not answered says nothing, and is left out
@@ -67,6 +71,9 @@ const (
 
 func (o *op) String() string {
 	what := o.Kind
+	if o.Owner != "" {
+		what += " owner " + o.Owner
+	}
 	switch {
 	case o.Kind == opVerify, o.Kind == opBind:
 		what += fmt.Sprintf(" with the secret of %d", o.Secret)
@@ -89,6 +96,15 @@ func (o *op) String() string {
 	return what
 }
 
+// reads reports whether the op changes nothing, and looks at a key.
+func (o *op) reads() bool {
+	switch o.Kind {
+	case opVerify, opBind, opGet, opList, opEvents:
+		return true
+	}
+	return false
+}
+
 // changes reports whether the op may have left the key at another revision.
 func (o *op) changes() bool {
 	switch o.Kind {
@@ -104,6 +120,7 @@ type state struct {
 	revoked, disabled bool
 	current, previous int32 // secrets; 0 is none
 	expires           int64 // 0 is never
+	owner             string
 	// The end of the grace lies from graceFrom to graceTo: they differ after a rotation that told
 	// nobody.
 	graceFrom, graceTo int64
@@ -113,7 +130,7 @@ type state struct {
 // change that cannot be made does not.
 func (s state) after(o *op) (state, bool) {
 	if o.Kind == opCreate {
-		return state{revision: 1, current: o.N, expires: o.Expires}, true
+		return state{revision: 1, current: o.N, expires: o.Expires, owner: o.Owner}, true
 	}
 	if s.revoked {
 		return s, false
@@ -122,6 +139,9 @@ func (s state) after(o *op) (state, bool) {
 	case opUpdate: // it always writes its number
 		if o.SetExpires {
 			s.expires = o.Expires
+		}
+		if o.Owner != "" {
+			s.owner = o.Owner
 		}
 	case opRotate:
 		s.previous, s.graceFrom, s.graceTo = 0, 0, 0
@@ -206,6 +226,13 @@ func (s state) step(o *op) (bool, state) {
 		return s.admits(o) || o.Result == isNarrowed || o.Result == isRevoked && !s.has(o.Secret), s
 	case opGet:
 		return o.Result == isOK && s.shows(o), s
+	case opList:
+		if s.owner != o.Owner {
+			return o.Result == isAbsent, s
+		}
+		return o.Result == isOK && s.shows(o), s
+	case opEvents:
+		return o.Result == isOK && o.Revision == s.revision, s
 	}
 	if o.Result == isConflict {
 		return o.If != 0 && o.If != s.revision && s.revision != 0, s

@@ -254,7 +254,7 @@ func (c tally) lacks() string {
 		"sample alive", "sample revoked", "sample expired", "sample disabled", "sample narrowed",
 		"update ok", "update in doubt", "update conflict", "rotate ok", "rotate conflict",
 		"disable ok", "enable ok", "revoke ok",
-		"get ok",
+		"get ok", "list ok", "list absent", "events ok",
 	} {
 		if c[what] == 0 {
 			return what

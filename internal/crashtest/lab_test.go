@@ -112,6 +112,10 @@ func (s state) after(action string) state {
 // nameAt returns the name that an update to a revision sets. So the revision determines the name.
 func nameAt(revision uint64) string { return fmt.Sprintf("name %d", revision) }
 
+// ownerAt returns the owner that an update to a revision sets, so that updates move the key in the
+// index of owners.
+func ownerAt(revision uint64) string { return fmt.Sprintf("owner %d", revision%5) }
+
 // act runs an action. act reports the action before the call and the result after the call, with
 // the new token if the action is a rotation:
 //
@@ -132,7 +136,7 @@ func act(store *keystore.Store, id, action string, revision uint64) error {
 		err = store.Enable(ctx, id)
 	case update:
 		_, err = store.Update(ctx, id, func(spec *keystore.Spec) error {
-			spec.Name = nameAt(revision + 1)
+			spec.Name, spec.Owner = nameAt(revision+1), ownerAt(revision+1)
 			return nil
 		})
 	case rotate:
@@ -156,7 +160,7 @@ func act(store *keystore.Store, id, action string, revision uint64) error {
 //	created ID TOKEN
 //	failed - create ERROR
 func create(store *keystore.Store, padding int) (*keystore.Issued, error) {
-	spec := keystore.Spec{Name: nameAt(1)}
+	spec := keystore.Spec{Name: nameAt(1), Owner: ownerAt(1)}
 	if padding > 0 {
 		spec.Metadata = map[string]string{"padding": strings.Repeat("x", padding)}
 	}
@@ -468,7 +472,51 @@ func checkEvents(ctx context.Context, store *keystore.Store) error {
 	if len(revisions) > 0 {
 		return &wrong{fmt.Sprintf("there are events of %d missing keys", len(revisions))}
 	}
-	return nil
+	return checkIndexes(ctx, store)
+}
+
+// checkIndexes returns a *wrong unless the lists of the keys of each owner are together the list of
+// all keys, and unless the list of the events of each key is complete.
+func checkIndexes(ctx context.Context, store *keystore.Store) error {
+	owners := make(map[string][]*keystore.Key)
+	for key, err := range store.List(ctx, keystore.Query{}) {
+		if err != nil {
+			return err
+		}
+		if key.Owner != "" {
+			owners[key.Owner] = append(owners[key.Owner], key)
+		}
+	}
+	for owner, keys := range owners {
+		next := 0
+		for key, err := range store.List(ctx, keystore.Query{Owner: owner}) {
+			if err != nil {
+				return err
+			}
+			if next == len(keys) || keys[next].ID != key.ID {
+				return &wrong{fmt.Sprintf("the list of %s has key %s at position %d", owner, key.ID, next)}
+			}
+			next++
+			revision := uint64(0)
+			for e, err := range store.Events(ctx, keystore.EventQuery{KeyID: key.ID}) {
+				if err != nil {
+					return err
+				}
+				if revision++; e.Revision != revision {
+					return &wrong{fmt.Sprintf("key %s: the event of revision %d is at position %d "+
+						"of the list of the key", key.ID, e.Revision, revision)}
+				}
+			}
+			if revision != key.Revision {
+				return &wrong{fmt.Sprintf("key %s is at revision %d, and the list of its events has %d",
+					key.ID, key.Revision, revision)}
+			}
+		}
+		if next != len(keys) {
+			return &wrong{fmt.Sprintf("the list of %s has %d of %d keys", owner, next, len(keys))}
+		}
+	}
+	return store.CheckIntegrity(ctx)
 }
 
 // checkAll opens the directory, and requires that the store agrees with the oracle. If whole is

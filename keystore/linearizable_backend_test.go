@@ -99,6 +99,9 @@ func (b failing) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 
 func (b failing) Apply(ctx context.Context, changes ...backend.Change) error {
 	x := rand.IntN(20)
+	if string(changes[len(changes)-1].Key) == string(stateKey) {
+		x = 2 // as for Get: a migration that fails is an error of Open
+	}
 	if x == 0 {
 		return errInjected
 	}

@@ -217,9 +217,9 @@ func (c *Cluster) waitOpen(ctx context.Context) error {
 }
 
 // Close closes the gate, then calls EndAll, then deletes the member record and the guard entry. So
-// no process waits for a closed process. If the backend does not answer, Close gives up after
-// about a second, or 3D/4 if D/4 is longer; the other processes then evict the member. A second
-// call waits for the first. Close the Backend after Close.
+// no process waits for a closed process. If the backend does not answer, Close gives up after 3D/4;
+// the other processes then evict the member. A second call waits for the first. Close the Backend
+// after Close.
 func (c *Cluster) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -306,7 +306,8 @@ func (c *Cluster) sleep(ctx context.Context, d time.Duration) {
 
 // limited returns a context for one call of the backend. The timeout is much shorter than D: if
 // the engine loses a write, because its leader dies, the next heartbeat must still be in time.
-func (c *Cluster) limited(ctx context.Context, freshness time.Duration,
+func (c *Cluster) limited(
+	ctx context.Context, freshness time.Duration,
 ) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, max(freshness/4, minTimeout))
 }

@@ -128,6 +128,25 @@ func TestClose(t *testing.T) {
 	goleak.VerifyNone(t)
 }
 
+// Many processes that join and leave at the same time, and ask for watermarks, write the header at
+// the same time. No process leaves anything behind.
+func TestManyProcessesJoinAndLeave(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var processes sync.WaitGroup
+		for i := range 20 {
+			p := w.add("p", uint64(i))
+			p.link.set(func(f *fault) { f.delay = 2 * time.Millisecond })
+			processes.Go(func() {
+				require.NoError(t, p.join(t.Context(), testFreshness))
+				require.NoError(t, p.readEvents(t.Context()))
+				p.c.Close()
+			})
+		}
+		processes.Wait()
+		require.Zero(t, w.table())
+	})
+}
+
 // Close ends even if the engine never answers.
 func TestCloseWithoutTheEngine(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {

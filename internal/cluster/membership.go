@@ -310,10 +310,20 @@ func (m *membership) applyBatch(b backend.Batch) error {
 
 // leave deletes the own member record and the guard entry, after the gate was closed. leave raises
 // the floor of the header in the same Apply: see invariant 8.
+//
+// A conflict comes from a late heartbeat of this process, or from the header, which each process
+// that joins writes. So leave repeats many conflicts, and few other errors.
 func (m *membership) leave() {
-	for range 3 {
-		if err := m.tryLeave(); err == nil || errors.Is(err, backend.ErrNotFound) {
+	for conflicts, failures := 0, 0; conflicts < 100 && failures < 3; {
+		err := m.tryLeave()
+		switch {
+		case err == nil, errors.Is(err, backend.ErrNotFound):
 			return
+		case errors.Is(err, backend.ErrConflict):
+			conflicts++
+			time.Sleep(mathrand.N(10 * time.Millisecond))
+		default:
+			failures++
 		}
 	}
 }

@@ -79,7 +79,9 @@ func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) 
 	}
 	known := m.members[id]
 	if known != nil && known.revision >= e.Revision {
-		return own, false // the Scan of begin has read this state, or a later state
+		// The Scan of begin has read this state, or a later state. The feed has now reached the
+		// request of this state, if there is one.
+		return own, known.revision == e.Revision && known.request > 0
 	}
 	now := m.cfg.clock()
 	other := parseMember(e, now.mono)

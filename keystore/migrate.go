@@ -243,6 +243,11 @@ func (m *migration) indexKey(ctx context.Context, e backend.Entry) ([]backend.Ch
 	}
 	remove := backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}
 	grave, err := m.store.readGrave(ctx, kr.id)
+	if errors.Is(err, ErrCorrupt) && !kr.purged() {
+		// Verify admits the key whatever the grave holds, so RevokeAll must find the key.
+		m.damaged++
+		grave, err = &keyRecord{id: kr.id}, nil
+	}
 	switch {
 	case err != nil:
 		return nil, err

@@ -277,6 +277,33 @@ func TestMigrationPassesDamage(t *testing.T) {
 	require.Contains(t, log.String(), "entries=2")
 }
 
+// A grave is damaged. The migration still leads from the owner to the key, so that RevokeAll revokes
+// the key.
+func TestMigrationPassesADamagedGrave(t *testing.T) {
+	ctx := t.Context()
+	b := backendtest.NewMemory()
+	s := newStoreOn(t, b)
+	key, err := s.Create(ctx, Spec{Name: "n", Owner: "o"})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	id, err := parseID("", key.Key.ID)
+	require.NoError(t, err)
+	require.NoError(t, b.Apply(ctx, backend.Change{Key: graveKey(id), Value: []byte("x")}))
+	for _, e := range read(t, b, stateSpace) {
+		require.NoError(t, b.Apply(ctx, backend.Change{Key: e.Key, Expect: e.Revision,
+			Delete: true}))
+	}
+
+	var log bytes.Buffer
+	s, err = New(open{b}, &Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	require.NoError(t, err)
+	defer s.Close()
+	require.Contains(t, log.String(), "entries=1")
+	n, err := s.RevokeAll(ctx, Query{Owner: "o"}, "", nil)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+}
+
 // The state of a store is read as it was written, and a damaged state is refused.
 func TestState(t *testing.T) {
 	since := time.Unix(1, 2).UTC()

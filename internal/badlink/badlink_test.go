@@ -18,6 +18,16 @@ func TestGoodNetwork(t *testing.T) {
 	backendtest.Run(t, func(*testing.T) backend.Backend { return Open(backendtest.NewShared()) })
 }
 
+// An engine opens links.
+type engine struct{ *backendtest.Shared }
+
+func (e engine) Open() backend.Feeder { return Open(e.Shared) }
+
+func TestGoodNetworkOfFeeds(t *testing.T) {
+	backendtest.RunFeed(t,
+		func(*testing.T) backendtest.Engine { return engine{backendtest.NewShared()} })
+}
+
 // get returns the revision of the key k, 0 if there is none.
 func get(t *testing.T, b backend.Backend) uint64 {
 	e, err := b.Get(t.Context(), []byte("k"))

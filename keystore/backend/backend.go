@@ -199,6 +199,7 @@ type Feeder interface {
 	// damaged entry would stop every process.
 	//
 	// Feed holds no lock while the loop body of the caller runs, so the body may call any method.
+	// If the body calls Close, Feed ends with ErrClosed.
 	Feed(ctx context.Context, from, to []byte, after Position) iter.Seq2[Batch, error]
 }
 

@@ -1,6 +1,6 @@
 // Package backendtest is the conformance suite for implementations of backend.Backend. Call Run, or
-// RunDurable, in a test of the implementation. NewMemory returns a reference implementation that is
-// easy to read.
+// RunDurable, in a test of the implementation. If the implementation is a backend.Feeder, call
+// RunFeed too. NewMemory and NewShared return reference implementations that are easy to read.
 package backendtest
 
 import (
@@ -542,6 +542,18 @@ var (
 			require.Error(t, b.Apply(ctx, change("a", "1", 0), change("a", "2", 0)))
 			requireNone(t, b, "a")
 		}},
+		{"only a Feeder accepts a Check", func(t require.TestingT, b backend.Backend) {
+			put(t, b, "guard", "v", 0)
+			err := b.Apply(ctx, change("k", "v", 0), checkOf("guard", 1))
+			if _, ok := b.(backend.Feeder); ok {
+				require.NoError(t, err)
+				return
+			}
+			require.Error(t, err)
+			require.Error(t, b.Apply(ctx, checkOf("guard", 1)))
+			requireNone(t, b, "k")
+			requireEntry(t, b, "guard", "v", 1)
+		}},
 		{"every call ends when its context is done", func(t require.TestingT, b backend.Backend) {
 			done, cancel := context.WithCancel(ctx)
 			cancel()
@@ -755,6 +767,10 @@ func (m *model) compare(t require.TestingT, b backend.Backend) {
 
 func change(key, value string, expect uint64) backend.Change {
 	return backend.Change{Key: []byte(key), Value: []byte(value), Expect: expect}
+}
+
+func checkOf(key string, expect uint64) backend.Change {
+	return backend.Change{Key: []byte(key), Expect: expect, Check: true}
 }
 
 func deletion(key string, expect uint64) backend.Change {

@@ -47,6 +47,7 @@ func TestSuiteCatches(t *testing.T) {
 		"bad revisions pass":    func(b backend.Backend) backend.Backend { return &lenient{b} },
 		"Snapshot is a Scan":    func(b backend.Backend) backend.Backend { return &drifting{b} },
 		"Snapshot is too early": func(b backend.Backend) backend.Backend { return &hasty{b} },
+		"Check is ignored":      func(b backend.Backend) backend.Backend { return &unguarded{b} },
 		"ScanDown ascends":      func(b backend.Backend) backend.Backend { return &ascending{b} },
 		"ScanDown includes to":  func(b backend.Backend) backend.Backend { return &lifted{b} },
 		"ScanDown is too early": func(b backend.Backend) backend.Backend { return &premature{b} },
@@ -343,4 +344,13 @@ func (b *losing) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backen
 			}
 		}
 	}
+}
+
+// unguarded ignores changes with Check.
+type unguarded struct{ backend.Backend }
+
+func (b *unguarded) Apply(ctx context.Context, changes ...backend.Change) error {
+	writes := slices.DeleteFunc(slices.Clone(changes),
+		func(c backend.Change) bool { return c.Check })
+	return b.Backend.Apply(ctx, writes...)
 }

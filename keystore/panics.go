@@ -274,7 +274,8 @@ func (g *guardedBackend) Apply(ctx context.Context, changes ...backend.Change) (
 }
 
 func (g *guardedBackend) Scan(ctx context.Context, from, to []byte) entries {
-	return guardSeq(g.panics, "Backend.Scan", func() entries { return g.Backend.Scan(ctx, from, to) })
+	return guardSeq(g.panics, "Backend.Scan",
+		func() entries { return g.Backend.Scan(ctx, from, to) })
 }
 
 func (g *guardedBackend) Snapshot(ctx context.Context, from, to []byte) entries {

@@ -40,7 +40,8 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	var out *backupfile.Writer
-	for e, err := range s.backend.Snapshot(ctx, []byte{graveSpace}, []byte{usageSpace + 1}) {
+	snapshot := s.backend.Snapshot(ctx, []byte{graveSpace}, []byte{usageSpace + 1})
+	for e, err := range readAhead(snapshot) {
 		if err != nil {
 			return s.scanError(ctx, "backup", err)
 		}

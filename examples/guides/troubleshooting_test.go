@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -170,9 +171,11 @@ var provocations = map[string]func(t *testing.T) error{
 	},
 
 	"failed": func(t *testing.T) error {
-		store, err := keystore.New(failing{memory.New()}, nil)
+		opened := new(atomic.Bool)
+		store, err := keystore.New(failing{memory.New(), opened}, nil)
 		require.NoError(t, err)
 		defer store.Close()
+		opened.Store(true)
 		_, err = store.Get(t.Context(), "01k9x3v7q2f8hr6m5w0c4tzbnd")
 		return err
 	},
@@ -350,11 +353,17 @@ func freePort(t *testing.T) string {
 	return lis.Addr().String()
 }
 
-// failing is a backend whose disk has failed.
-type failing struct{ backend.Backend }
+// failing is a backend whose disk fails once the backend has served Open.
+type failing struct {
+	backend.Backend
+	opened *atomic.Bool
+}
 
-func (failing) Get(context.Context, []byte) (backend.Entry, error) {
-	return backend.Entry{}, backend.ErrFailed
+func (f failing) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if f.opened.Load() {
+		return backend.Entry{}, backend.ErrFailed
+	}
+	return f.Backend.Get(ctx, key)
 }
 
 // check returns the error of Authenticator.Check for a server with the health service.

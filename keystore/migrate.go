@@ -32,8 +32,8 @@ type migration struct {
 // errMoved means that another store has continued the migration.
 var errMoved = errors.New("another store has continued the migration")
 
-// migrate makes sure that the store has complete indexes. A recovery that may have lost index entries
-// has also removed the state, so that migrate builds the indexes again.
+// migrate makes sure that the store has complete indexes. A recovery that may have lost index
+// entries has also removed the state, so that migrate builds the indexes again.
 func (s *Store) migrate(ctx context.Context) error {
 	for range changeAttempts {
 		m := &migration{store: s, logged: time.Now()}

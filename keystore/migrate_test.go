@@ -277,8 +277,8 @@ func TestMigrationPassesDamage(t *testing.T) {
 	require.Contains(t, log.String(), "entries=2")
 }
 
-// A grave is damaged. The migration still leads from the owner to the key, so that RevokeAll revokes
-// the key.
+// A grave is damaged. The migration still leads from the owner to the key, so that RevokeAll
+// revokes the key.
 func TestMigrationPassesADamagedGrave(t *testing.T) {
 	ctx := t.Context()
 	b := backendtest.NewMemory()

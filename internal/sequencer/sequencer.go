@@ -47,9 +47,9 @@ func (s *Sequencer) Begin(adds bool) int64 {
 	return s.last
 }
 
-// Pass makes all later stamps greater than stamp, unless stamp is in the future. A reader that wants
-// the events from now on calls Pass with the present time, because a clock may show the same time to
-// the reader and to a later change.
+// Pass makes all later stamps greater than stamp, unless stamp is in the future. A reader that
+// wants the events from now on calls Pass with the present time, because a clock may show the same
+// time to the reader and to a later change.
 func (s *Sequencer) Pass(stamp int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

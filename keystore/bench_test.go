@@ -130,8 +130,8 @@ func BenchmarkVerifyParallel(b *testing.B) {
 // each key is recorded, which takes longer.
 //
 // B/key is the memory that the store keeps for each cached key: what a collection frees when the
-// store goes. B/use is the part of B/key that is freed when a key is not used for two minutes: a map
-// of the last uses.
+// store goes. B/use is the part of B/key that is freed when a key is not used for two minutes: a
+// map of the last uses.
 func BenchmarkVerifyHitAtRandom(b *testing.B) {
 	const keys, batch = 1 << 16, 1 << 9
 	storage := backendtest.NewMemory()

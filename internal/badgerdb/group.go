@@ -14,8 +14,8 @@ import (
 // found means that there is no entry.
 type found struct{ revision, sum uint64 }
 
-// A groupState is the state of the store for the committer while the committer gathers the writes of a
-// commit: the state of Badger, and the writes of the group on top.
+// A groupState is the state of the store for the committer while the committer gathers the writes
+// of a commit: the state of Badger, and the writes of the group on top.
 type groupState struct {
 	ends    *ends
 	txn     *badger.Txn      // reads Badger at the last commit
@@ -74,12 +74,12 @@ func (g *groupState) expected(changes []backend.Change, all []found) ([]found, e
 	return all, nil
 }
 
-// The ends are the last keys of Badger: for each first byte, a key such that Badger has no later key
-// with the same first byte. New keys of API keys and of events come after all earlier ones. So most
-// writes of new keys need no read, which would look for the key in every memtable and level.
+// The ends are the last keys of Badger: for each first byte, a key such that Badger has no later
+// key with the same first byte. New keys of API keys and of events come after all earlier ones. So
+// most writes of new keys need no read, which would look for the key in every memtable and level.
 //
-// The committer owns the ends, and calls extend after each commit. A deleted entry still has its key
-// in Badger, so an end never moves back.
+// The committer owns the ends, and calls extend after each commit. A deleted entry still has its
+// key in Badger, so an end never moves back.
 type ends [256]end
 
 type end struct {
@@ -87,8 +87,8 @@ type end struct {
 	key   []byte // empty: no key has the first byte
 }
 
-// beyond reports whether a key comes after the last key of Badger with the same first byte. txn reads
-// Badger at the last commit.
+// beyond reports whether a key comes after the last key of Badger with the same first byte. txn
+// reads Badger at the last commit.
 func (ends *ends) beyond(txn *badger.Txn, key []byte) (bool, error) {
 	first := key[0]
 	end := &ends[first]

@@ -14,9 +14,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// The committer looks up no key that comes after all keys with the same first byte. The answers are
-// those of a backend that looks up every key: with new and deleted entries at the end, between other
-// first bytes, and after the store was opened again.
+// The committer looks up no key that comes after all keys with the same first byte. The answers
+// are those of a backend that looks up every key: with new and deleted entries at the end, between
+// other first bytes, and after the store was opened again.
 func TestKeysBeyondTheEndAreAbsent(t *testing.T) {
 	for seed := range uint64(5) {
 		dir := t.TempDir()

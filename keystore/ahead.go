@@ -7,9 +7,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// readAhead yields the entries of a Scan or a Snapshot, and reads the next entries meanwhile, in a
-// goroutine. So a loop body that computes takes no longer than the read. The goroutine has ended
-// when the iteration ends.
+// readAhead yields the entries of a Scan or a Snapshot. While the loop body runs, a goroutine reads
+// the next entries. So a loop body that computes takes no longer than the read. The goroutine has
+// ended when the iteration ends.
 func readAhead(entries iter.Seq2[backend.Entry, error]) iter.Seq2[backend.Entry, error] {
 	return func(yield func(backend.Entry, error) bool) {
 		pages, stop := make(chan page), make(chan struct{})

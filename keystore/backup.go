@@ -291,8 +291,8 @@ func (s *Store) restore(
 		size += len(e.Value) + maxText + maxReason + 384
 		full := end || len(batch) == backend.MaxChanges/maxChanges || size > backend.MaxApplySize
 		if len(batch) > 0 && (full || batch[0].Key[0] != e.Key[0]) {
-			// The keys of a backup depend on the check values, and a key may be both among the graves
-			// and among the keys. So a key space begins after the end of the one before.
+			// The keys of a backup depend on the check values, and a key may be both among the
+			// graves and among the keys. So a key space begins after the end of the one before.
 			most := maxRestoreWrites - 1
 			if w.space != batch[0].Key[0] {
 				most, w.space = 0, batch[0].Key[0]

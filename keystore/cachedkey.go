@@ -24,7 +24,7 @@ type cachedKey struct {
 	// plain. Otherwise fresh is 0, which is no mark. So one comparison tells a hit that the sum
 	// decides alone, and that the use is recorded already.
 	fresh atomic.Uint32
-	sum   [32]byte // of the digest of the secret, if the terms say so
+	sum   [32]byte // of the digest of the secret, if the terms name SHA256
 
 	key Key // begins with the pointer to grants, the last of the first 64 bytes
 

@@ -340,7 +340,7 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		s.sequencer.End(stamps...)
 		return nil, ErrClosed
 	}
-	// The keyChanges of the first key lie in its space already, so the event goes behind them.
+	// The keyChanges of the first key lie in its space already, so the event follows them.
 	changes := all[0].keyChanges[:0]
 	if len(all) > 1 {
 		changes = make([]backend.Change, 0, len(all)*maxChanges)

@@ -81,7 +81,7 @@ type indexSum struct{ is, should uint64 }
 // enough is how many damaged entries the error names.
 const enough = 16
 
-// note notes damage, and reports whether the check should go on.
+// note notes damage, and reports whether the check should continue.
 func (c *integrityCheck) note(err error) bool {
 	c.damage = append(c.damage, err)
 	if len(c.damage) == enough {

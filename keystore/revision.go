@@ -20,6 +20,10 @@ type revisionKey struct{}
 // an earlier revision returns ErrConflict even if the key is revoked already, and does not end the
 // sessions of the key. For a Revoke that must succeed, do not use IfRevision.
 //
+// After any error that leaves open whether the change was made, a repeat with the same n may return
+// ErrConflict because the first call has made the change. The store itself raises the revision when
+// it replaces a digest that an earlier Hasher made.
+//
 // The revision of a key is 1 or more, so every change with an n of 0 returns ErrInvalid. Create,
 // RevokeAll, Purge and Restore do not change one known key. Under the returned context, they return
 // ErrInvalid. Every other method ignores n.

@@ -214,8 +214,8 @@ func AllowInsecure() Option {
 // WithHeader("authorization", "Bearer"). If WithHeader is given several times, the last one counts.
 //
 // The name consists of letters, digits, '-', '_' and '.'. Upper-case letters become lower case. The
-// name must not be one that gRPC or HTTP/2 uses: "grpc-…", "…-bin", "connection", "content-type",
-// "host", "te" or "user-agent". The scheme is a token of RFC 9110, section 5.6.2. If the name or
+// name must not be one that gRPC or HTTP/2 uses: "grpc-…", "…-bin", "connection", "host", "te",
+// "content-type" or "user-agent". The scheme is a token of RFC 9110, section 5.6.2. If the name or
 // the scheme is bad, calls fail with the code Internal.
 func WithHeader(name, scheme string) Option {
 	return Option{func(c *creds) {

@@ -102,7 +102,7 @@ func countFrom(
 	txn *badger.Txn, from []byte, limit int, h *layout.Summary, report func(error),
 ) (next []byte) {
 	o := badger.DefaultIteratorOptions
-	// Badger would copy each value ahead, in a goroutine of its own.
+	// Otherwise Badger starts a goroutine for each entry, which copies the value beforehand.
 	o.PrefetchValues = false
 	o.Prefix = []byte{layout.KeyPrefix}
 	it := txn.NewIterator(o)

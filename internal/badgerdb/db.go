@@ -375,7 +375,7 @@ func (db *DB) page(
 	var damaged error
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
-		// Badger would copy each value ahead, in a goroutine of its own.
+		// Otherwise Badger starts a goroutine for each entry, which copies the value beforehand.
 		o.PrefetchValues = false
 		o.Prefix = commonPrefix(from, to) // Badger leaves out the tables without the prefix
 		o.Reverse = down

@@ -122,9 +122,9 @@ const (
 	smallQuota    = 128 << 20 // under a quota that leaves less, memtables are small too
 )
 
-// newSpaceGuard checks the disk, and chooses the size of memtables if memtable is 0. An existing log may
-// need a memtable as large as the log was written for. So largestLog is the size that the largest
-// existing log takes in memory.
+// newSpaceGuard checks the disk, and chooses the size of memtables if memtable is 0. An existing
+// log may need a memtable as large as the log was written for. So largestLog is the size that the
+// largest existing log takes in memory.
 func newSpaceGuard(dir string, memtable int64, largestLog int64) spaceGuard {
 	g := spaceGuard{
 		dir: dir, disk: fsys.Disk, probe: fsys.Probe, memtable: memtable,

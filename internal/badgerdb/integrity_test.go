@@ -330,8 +330,8 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// A recovery that cannot prove that nothing is lost removes the entries of Options.Forget. Any other
-// recovery keeps these entries.
+// A recovery that cannot prove that nothing is lost removes the entries of Options.Forget. Any
+// other recovery keeps these entries.
 func TestRecoverForgets(t *testing.T) {
 	for lost, file := range map[bool]string{true: "LAST", false: "MANIFEST"} {
 		t.Run(file, func(t *testing.T) {

@@ -98,7 +98,7 @@ type Cluster struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	mu         sync.Mutex // guards all below, and the fields of the membership that say so
+	mu         sync.Mutex // guards all below, and the fields of the membership that name mu
 	freshness  time.Duration
 	member     *membership // nil: the process has no membership at present
 	closed     bool

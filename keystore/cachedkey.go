@@ -65,7 +65,9 @@ type previousSecret struct {
 func (e *cachedKey) node() *fence.Node { return &e.Node }
 
 // terms returns the terms of the key. The grants of a cachedKey are always the first field of
-// terms. A pointer to the terms would make every cachedKey larger by a size class.
+// terms. A Key points to its grants, and not to the terms: reflect.DeepEqual and dumps follow
+// pointers, and would compare and show the digest and marks. A second pointer would make every
+// cachedKey larger by a size class.
 func (e *cachedKey) terms() *terms { return (*terms)(unsafe.Pointer(e.grants.grants)) }
 
 // digest returns the digest of the secret.

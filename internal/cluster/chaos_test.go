@@ -181,6 +181,7 @@ func (s *chaosRun) place(t *testing.T, i int, rng *rand.Rand) {
 		clients.Wait()
 		p.link.heal()
 		s.note(p)
+		p.voids.Wait()
 		p.link.pending.Wait()
 		time.Sleep(testFreshness)
 		require.NoError(t, p.link.Close())

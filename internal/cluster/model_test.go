@@ -61,6 +61,7 @@ func (w *world) broken() bool {
 
 // A process is a model of a store: a cache by revision, the bindings, and the stamps of events.
 type process struct {
+	voids sync.WaitGroup // the calls of voidEvent; ends before the pending calls of the link
 	*world
 	name string
 	link *link
@@ -328,7 +329,7 @@ func (p *process) commit(ctx context.Context, key string) (revision uint64, err 
 		p.stamps.end(stamp)
 		p.c.StampsMoved()
 	} else {
-		go p.voidEvent(stamp)
+		p.voids.Go(func() { p.voidEvent(stamp) })
 	}
 	return e.Revision + 1, err
 }

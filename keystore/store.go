@@ -77,7 +77,8 @@ type Store struct {
 //
 // If an earlier version without indexes has made or changed the store, Open builds the indexes,
 // once, and logs the progress to Options.Logger. This takes about half a minute for each million
-// keys and events. A process that is killed meanwhile loses nothing: the next Open continues.
+// keys and events. If the process is killed before the end, nothing is lost: the next Open
+// continues.
 //
 // Open returns these errors:
 //

@@ -118,7 +118,7 @@ func TestOpenInChild(t *testing.T) {
 // The server process serves all its peers, and reports what it has used.
 func TestServerProcess(t *testing.T) {
 	if _, err := processCPU(); err != nil {
-		t.Skip("SKIPPED: ", err)
+		t.Skip("SKIPPED: this system does not report the processor time of a process: ", err)
 	}
 	s, err := startServer(t.Context(), t.TempDir())
 	require.NoError(t, err)

@@ -78,12 +78,8 @@ func (e *Env) readWhole(ctx context.Context, keys int) (s measure.Samples, err e
 	if err != nil {
 		return nil, err
 	}
-	dir, err := e.temp()
+	copied, err := e.copyOf(sized)
 	if err != nil {
-		return nil, err
-	}
-	copied := filepath.Join(dir, "copy")
-	if err := os.CopyFS(copied, os.DirFS(sized.dir)); err != nil {
 		return nil, err
 	}
 	var end closer

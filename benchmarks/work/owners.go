@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -113,12 +111,8 @@ func openOwners(ctx context.Context, e *Env, keys int, end *closer) (*ownersStor
 	if err != nil {
 		return nil, err
 	}
-	dir, err := e.temp()
+	copied, err := e.copyOf(s)
 	if err != nil {
-		return nil, err
-	}
-	copied := filepath.Join(dir, "copy")
-	if err := os.CopyFS(copied, os.DirFS(s.dir)); err != nil {
 		return nil, err
 	}
 	o := &ownersStore{sized: s, random: rand.New(rand.NewPCG(11, 12)), next: len(s.owned) / 2}

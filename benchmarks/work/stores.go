@@ -35,6 +35,16 @@ func (s *sized) of(what func(*opening) float64) []float64 {
 	return values
 }
 
+// copyOf returns a directory with a copy of the files of a store.
+func (e *Env) copyOf(s *sized) (string, error) {
+	dir, err := e.temp()
+	if err != nil {
+		return "", err
+	}
+	copied := filepath.Join(dir, "copy")
+	return copied, os.CopyFS(copied, os.DirFS(s.dir))
+}
+
 func newSized(ctx context.Context, dir string, e *Env, keys int) (*sized, error) {
 	s := &sized{
 		dir: filepath.Join(dir, "store"), keys: keys,

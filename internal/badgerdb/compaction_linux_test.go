@@ -22,21 +22,29 @@ import (
 // DB: nothing is served, and all is there when the directory is opened again.
 func TestCompactionThatFails(t *testing.T) {
 	dir := t.TempDir()
-	o := &failing{dir: dir}
+	o := &failing{dir: dir, begun: make(chan struct{}), flushed: make(chan struct{})}
 	told := make(chan error, 1)
 	db, err := Open(dir, Options{memTableSize: smallMemtable, Logger: slog.New(o),
 		Failed: func(err error) { told <- err }})
 	require.NoError(t, err)
 	acknowledged := uint64(0)
-	for err == nil {
+	for begun := false; !begun; acknowledged++ {
 		require.Less(t, acknowledged, uint64(10_000), "there is no compaction")
-		err = db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), acknowledged))
-		if err == nil {
-			acknowledged++
+		require.NoError(t, db.Apply(t.Context(), change("k", strings.Repeat("v", 10_000), acknowledged)))
+		select {
+		case <-o.begun:
+			begun = true
+		default:
 		}
 	}
-	require.ErrorIs(t, err, backend.ErrFailed)
+	// A flush writes the manifest, too. The compaction waits until no flush can be the first to fail.
+	require.Eventually(t, func() bool {
+		logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+		return err == nil && len(logs) == 1 // only the log of the memtable that is in use
+	}, time.Minute, time.Millisecond)
+	close(o.flushed)
 	require.ErrorContains(t, <-told, "compact: the compaction failed")
+	require.ErrorIs(t, db.Apply(t.Context(), change("k", "v", acknowledged)), backend.ErrFailed)
 	// The watch reports the failure first, and ends the compaction then. No reader waits for long.
 	require.Eventually(t, func() bool { return db.compactions.active.Load() == nil },
 		time.Minute, time.Millisecond)
@@ -56,13 +64,14 @@ func TestCompactionThatFails(t *testing.T) {
 }
 
 // A failing logger makes the manifest unwritable, for Badger's descriptor of it, when a compaction
-// begins its first table.
+// begins its first table and flushed is closed.
 type failing struct {
 	slog.Handler
-	dir string
+	dir     string
+	begun   chan struct{} // closed when the compaction begins its first table
+	flushed chan struct{} // closed by the test when Badger flushes nothing
+	once    sync.Once
 
-	mu     sync.Mutex
-	begun  bool
 	fd     int // Badger's
 	copied int // of what it was
 	err    error
@@ -71,11 +80,12 @@ type failing struct {
 func (*failing) Enabled(context.Context, slog.Level) bool { return true }
 
 func (f *failing) Handle(_ context.Context, r slog.Record) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.begun && strings.Contains(r.Message, "LOG Compact. Added") {
-		f.begun = true
-		f.fd, f.copied, f.err = unwritable(filepath.Join(f.dir, badger.ManifestFilename))
+	if strings.Contains(r.Message, "LOG Compact. Added") {
+		f.once.Do(func() {
+			close(f.begun)
+			<-f.flushed
+			f.fd, f.copied, f.err = unwritable(filepath.Join(f.dir, badger.ManifestFilename))
+		})
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func (c *Cluster) Barrier(ctx context.Context) error {
 func (c *Cluster) untilDeadline(r *request) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Duration(r.began - c.cfg.clock().mono + int64(Bound(r.freshness)))
+	return time.Duration(r.began - c.cfg.Clock().Mono + int64(Bound(r.freshness)))
 }
 
 func (c *Cluster) count(n *uint64) {
@@ -82,7 +82,7 @@ func (c *Cluster) newRequest(floor int64) *request {
 	defer c.mu.Unlock()
 	c.lastNumber++
 	r := &request{
-		number: c.lastNumber, floor: floor, began: c.cfg.clock().mono, freshness: c.freshness,
+		number: c.lastNumber, floor: floor, began: c.cfg.Clock().Mono, freshness: c.freshness,
 		written: make(chan struct{}), done: make(chan struct{}),
 	}
 	c.requests = append(c.requests, r)
@@ -129,7 +129,7 @@ func (m *membership) placeLocked(number uint64, at backend.Position) {
 // process has no ack to send: the process has applied the position once the batch is applied.
 func (m *membership) hasAcked(r *request, id string, other *member) bool {
 	switch {
-	case m.cfg.wrong.has(returnEarly):
+	case m.cfg.Wrong.has(ReturnEarly):
 		return true
 	case r.floor != 0:
 		return other.watermark >= r.floor

@@ -138,8 +138,9 @@ type Config struct {
 	// Log receives the ends of memberships. nil means no log.
 	Log *slog.Logger
 
-	wrong Variant        // for tests
-	clock func() instant // for tests; nil means the clocks of the machine
+	// Tests set Wrong and Clock. A nil Clock means the clocks of the machine.
+	Wrong Variant
+	Clock func() Instant
 }
 
 // DefaultFreshness is the D of a new store. An etcd cluster elects a new leader within this time,
@@ -179,9 +180,10 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	c.gate.init(cfg.wrong)
-	if c.cfg.clock == nil {
-		c.cfg.clock = c.gate.now
+	c.gate.init(cfg.Wrong)
+	c.gate.clock = cfg.Clock
+	if c.cfg.Clock == nil {
+		c.cfg.Clock = c.gate.now
 	}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.done.Go(c.run)
@@ -273,14 +275,14 @@ func (c *Cluster) Guard() (backend.Change, error) {
 func (c *Cluster) run() {
 	pause := minPause
 	for c.ctx.Err() == nil {
-		began := c.cfg.clock().mono
+		began := c.cfg.Clock().Mono
 		err := c.runMembership()
 		if c.ctx.Err() != nil {
 			return
 		}
 		c.log.Warn("API key store lost contact with the other processes, and joins again",
 			"error", err)
-		if c.cfg.clock().mono-began > int64(4*maxPause) {
+		if c.cfg.Clock().Mono-began > int64(4*maxPause) {
 			pause = minPause
 		}
 		c.sleep(c.ctx, pause)

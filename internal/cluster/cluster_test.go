@@ -352,7 +352,7 @@ func TestWatermarkWaitsForPendingStamps(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		all := w.joined(t, "a", "b")
 		for _, p := range all {
-			stamp := p.stamps.begin(p.clock().wall)
+			stamp := p.stamps.begin(p.clock().Wall)
 			done := make(chan int64)
 			go func() {
 				last, err := all[0].c.Watermark(t.Context())
@@ -373,7 +373,7 @@ func TestWatermarkWaitsForPendingStamps(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), testFreshness)
 		defer cancel()
-		all[1].stamps.begin(all[1].clock().wall)
+		all[1].stamps.begin(all[1].clock().Wall)
 		_, err := all[0].c.Watermark(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	})

@@ -7,7 +7,7 @@ import "context"
 // engine delays the next heartbeat once.
 func (m *membership) evictSilent() {
 	patience := 2 * Bound(m.freshness)
-	if m.cfg.wrong.has(evictEarly) {
+	if m.cfg.Wrong.has(EvictEarly) {
 		patience = m.freshness / 4
 	}
 	type silent struct {
@@ -16,7 +16,7 @@ func (m *membership) evictSilent() {
 	}
 	var all []silent
 	m.mu.Lock()
-	now := m.cfg.clock().mono
+	now := m.cfg.Clock().Mono
 	for id, other := range m.members {
 		if id != string(m.id[:]) && now-other.lastSeen > int64(patience) {
 			all = append(all, silent{append([]byte{memberSpace}, id...), other.revision})

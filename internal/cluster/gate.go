@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// An instant is one reading of both clocks of the process.
-type instant struct {
-	mono int64 // nanoseconds of the monotonic clock since the origin of the gate
-	wall int64 // nanoseconds since the Unix epoch
+// An Instant is one reading of both clocks of the process.
+type Instant struct {
+	Mono int64 // nanoseconds of the monotonic clock since the origin of the gate
+	Wall int64 // nanoseconds since the Unix epoch
 }
 
 // A gate is open while the process has a valid proof.
@@ -28,7 +28,8 @@ type gate struct {
 	wall  atomic.Int64
 	// The origin is a field, so that a gate in a bubble of testing/synctest uses the bubble's time.
 	origin time.Time
-	_      [64]byte // keeps the fields that change out of the cache line of the gate
+	clock  func() Instant // for tests: Config.Clock
+	_      [64]byte       // keeps the fields that change out of the cache line of the gate
 
 	wrong Variant
 	moved chan struct{} // has an element if until may have moved while the watcher waited for that
@@ -44,30 +45,33 @@ func (g *gate) init(wrong Variant) {
 // that admits a caller calls Fresh first, see invariant 3. Fresh takes no lock, allocates nothing,
 // and reads both clocks once.
 func (c *Cluster) Fresh() bool {
+	if c.gate.clock != nil {
+		return c.gate.openAt(c.gate.clock())
+	}
 	now := time.Now()
 	return int64(now.Sub(c.gate.origin)) < c.gate.until.Load() &&
 		now.UnixNano() < c.gate.wall.Load()
 }
 
 // openAt is Fresh, for a moment that was read from the clocks just before.
-func (g *gate) openAt(now instant) bool {
-	return now.mono < g.until.Load() && now.wall < g.wall.Load()
+func (g *gate) openAt(now Instant) bool {
+	return now.Mono < g.until.Load() && now.Wall < g.wall.Load()
 }
 
 // now reads both clocks.
-func (g *gate) now() instant {
+func (g *gate) now() Instant {
 	now := time.Now()
-	return instant{int64(now.Sub(g.origin)), now.UnixNano()}
+	return Instant{int64(now.Sub(g.origin)), now.UnixNano()}
 }
 
 // raise keeps the gate open until a proof that began at s has run out, and reports whether the gate
 // is open now. A proof that has run out already changes nothing.
-func (g *gate) raise(s, now instant, freshness time.Duration) (open bool) {
-	until, wall := s.mono+int64(freshness), s.wall+int64(freshness)
-	if g.wrong.has(gateAlwaysOpen) {
+func (g *gate) raise(s, now Instant, freshness time.Duration) (open bool) {
+	until, wall := s.Mono+int64(freshness), s.Wall+int64(freshness)
+	if g.wrong.has(GateAlwaysOpen) {
 		until, wall = 1<<62, 1<<62
 	}
-	if now.mono < until && until > g.until.Load() {
+	if now.Mono < until && until > g.until.Load() {
 		g.wall.Store(wall)
 		g.until.Store(until)
 		g.wake()
@@ -77,7 +81,7 @@ func (g *gate) raise(s, now instant, freshness time.Duration) (open bool) {
 
 // close closes the gate until the next raise.
 func (g *gate) close() {
-	if g.wrong.has(gateAlwaysOpen) {
+	if g.wrong.has(GateAlwaysOpen) {
 		return
 	}
 	g.until.Store(0)
@@ -100,7 +104,7 @@ func (c *Cluster) watchGate() {
 	for {
 		until := c.gate.until.Load()
 		if until != 0 && until != reported {
-			left := time.Duration(until - c.cfg.clock().mono)
+			left := time.Duration(until - c.cfg.Clock().Mono)
 			if left <= 0 {
 				reported = until
 				c.reportClosing(until)

@@ -10,7 +10,7 @@ import (
 
 // A heartbeat is one write of the member record that is not yet a proof.
 type heartbeat struct {
-	began     instant // before the write
+	began     Instant // before the write
 	confirmed bool
 }
 
@@ -60,7 +60,7 @@ func (m *membership) writeHeartbeat(revision *uint64) error {
 	err = m.cfg.Backend.Apply(ctx, backend.Change{
 		Key: m.memberKey(), Value: value, Expect: *revision, Restricts: true,
 	})
-	if m.cfg.wrong.has(beganLate) {
+	if m.cfg.Wrong.has(beganLate) {
 		m.began(key)
 	}
 	if err != nil {
@@ -84,13 +84,13 @@ func (m *membership) nextRecord() *record.Member {
 	m.watermark = watermark
 	return &record.Member{
 		Heartbeat: m.lastWritten, Applied: uint64(m.applied), Request: m.lastNumber,
-		Floor: floor, Watermark: watermark, Name: m.cfg.Name, Time: m.cfg.clock().wall,
+		Floor: floor, Watermark: watermark, Name: m.cfg.Name, Time: m.cfg.Clock().Wall,
 	}
 }
 
 // trackedAs returns the number by which a heartbeat is identified.
 func (m *membership) trackedAs(number, revision uint64) uint64 {
-	if m.cfg.wrong.has(byRevision) {
+	if m.cfg.Wrong.has(byRevision) {
 		return revision
 	}
 	return number
@@ -100,7 +100,7 @@ func (m *membership) trackedAs(number, revision uint64) uint64 {
 func (m *membership) began(number uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.heartbeats[number] = &heartbeat{began: m.cfg.clock()}
+	m.heartbeats[number] = &heartbeat{began: m.cfg.Clock()}
 }
 
 // confirmed notes that the write of a heartbeat with a request number returned nil.
@@ -124,7 +124,7 @@ func (m *membership) resolve(revision *uint64) error {
 		case errors.Is(err, backend.ErrNotFound), err == nil && e.Revision < *revision:
 			return errGone
 		case err == nil && e.Revision > *revision:
-			if m.cfg.wrong.has(byRevision) && e.Revision == *revision+1 {
+			if m.cfg.Wrong.has(byRevision) && e.Revision == *revision+1 {
 				m.confirmed(e.Revision, 0)
 			}
 			*revision = e.Revision
@@ -161,7 +161,7 @@ func (m *membership) proveLocked() {
 	}
 	last := uint64(0) // the last proof
 	for number, h := range m.heartbeats {
-		proves := h.confirmed || m.cfg.wrong.has(unconfirmed)
+		proves := h.confirmed || m.cfg.Wrong.has(unconfirmed)
 		if proves && number <= m.delivered && number > last {
 			last = number
 		}
@@ -169,7 +169,7 @@ func (m *membership) proveLocked() {
 	if last == 0 {
 		return
 	}
-	open := m.gate.raise(m.heartbeats[last].began, m.cfg.clock(), m.freshness)
+	open := m.gate.raise(m.heartbeats[last].began, m.cfg.Clock(), m.freshness)
 	for number := range m.heartbeats {
 		if number <= last {
 			delete(m.heartbeats, number)
@@ -186,7 +186,7 @@ func (m *membership) proveLocked() {
 func (m *membership) checkFeed() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := m.cfg.clock().mono
+	now := m.cfg.Clock().Mono
 	if now-m.lastDelivery > int64(m.freshness) {
 		m.lastDelivery = now
 		m.restartFeed()

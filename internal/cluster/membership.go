@@ -96,7 +96,7 @@ func (c *Cluster) join() (*membership, error) {
 	}
 	_, _ = rand.Read(m.id[:]) // never returns an error
 	m.ctx, m.cancel = context.WithCancelCause(c.ctx)
-	if c.cfg.wrong.has(flushEarly) {
+	if c.cfg.Wrong.has(flushEarly) {
 		c.cfg.Flush()
 	}
 	for {
@@ -127,7 +127,7 @@ func (m *membership) tryJoin() error {
 		return err
 	}
 	value, err := record.EncodeMember(&record.Member{
-		Request: number, Floor: h.floor, Name: m.cfg.Name, Time: m.cfg.clock().wall,
+		Request: number, Floor: h.floor, Name: m.cfg.Name, Time: m.cfg.Clock().Wall,
 	})
 	if err != nil {
 		return err
@@ -194,7 +194,7 @@ func (m *membership) followFeed(after *backend.Position) error {
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
 	m.mu.Lock()
-	m.restartFeed, m.lastDelivery = cancel, m.cfg.clock().mono
+	m.restartFeed, m.lastDelivery = cancel, m.cfg.Clock().Mono
 	m.mu.Unlock()
 	if *after == 0 {
 		// No heartbeat shows yet that the feed is silent.
@@ -228,7 +228,7 @@ func (m *membership) followFeed(after *backend.Position) error {
 
 // begin does steps 3 and 4: begin flushes the cache, and reads the membership table.
 func (m *membership) begin(ctx context.Context, start backend.Position) error {
-	if !m.cfg.wrong.has(flushEarly) {
+	if !m.cfg.Wrong.has(flushEarly) {
 		m.cfg.Flush()
 	}
 	ctx, cancel := m.limited(ctx, m.freshness)
@@ -239,7 +239,7 @@ func (m *membership) begin(ctx context.Context, start backend.Position) error {
 			return fmt.Errorf("cluster: read the membership table: %w", err)
 		}
 		if len(e.Key) == memberKeyLen {
-			members[memberID(e.Key)] = parseMember(e, m.cfg.clock().mono)
+			members[memberID(e.Key)] = parseMember(e, m.cfg.Clock().Mono)
 		}
 	}
 	// The header comes after the members: a member that left before the Scan could read its record
@@ -297,7 +297,7 @@ func (m *membership) applyBatch(b backend.Batch) error {
 	m.applied = b.Position
 	if number != 0 {
 		m.delivered = max(m.delivered, number)
-		m.lastDelivery = m.cfg.clock().mono
+		m.lastDelivery = m.cfg.Clock().Mono
 	}
 	m.finishLocked()
 	m.proveLocked()
@@ -352,7 +352,7 @@ func (m *membership) remove(ctx context.Context, key []byte, revision uint64, h 
 	m.mu.Lock()
 	floor := m.floor
 	m.mu.Unlock()
-	if floor > h.floor && !m.cfg.wrong.has(keepFloor) {
+	if floor > h.floor && !m.cfg.Wrong.has(keepFloor) {
 		h.floor = floor
 		if h.freshness == 0 {
 			h.freshness = m.freshness

@@ -134,15 +134,15 @@ func (w *world) add(name string, seed uint64) *process {
 	return p
 }
 
-func (p *process) clock() instant {
+func (p *process) clock() Instant {
 	mono := int64(float64(time.Since(p.world.start)-time.Duration(p.asleep.Load())) * p.rate)
-	return instant{mono + 1, time.Now().UnixNano() + p.shift.Load()}
+	return Instant{mono + 1, time.Now().UnixNano() + p.shift.Load()}
 }
 
 // join starts the Cluster of the process.
 func (p *process) join(ctx context.Context, freshness time.Duration) error {
 	c, err := Start(ctx, Config{
-		Backend: p.link, Freshness: freshness, Name: p.name, wrong: p.wrong, clock: p.clock,
+		Backend: p.link, Freshness: freshness, Name: p.name, Wrong: p.wrong, Clock: p.clock,
 		Changed: p.changed, Flush: p.flush, EndAll: p.endAll,
 		Stamps: p.stamps.raise,
 	})
@@ -184,7 +184,7 @@ func (p *process) endAll(error) {
 }
 
 // fresh is Fresh, with the clocks of the process.
-func (p *process) fresh() bool { return p.c.gate.openAt(p.clock()) }
+func (p *process) fresh() bool { return p.c.Fresh() }
 
 var errRefused = errors.New("refused")
 
@@ -321,7 +321,7 @@ func (p *process) commit(ctx context.Context, key string) (revision uint64, err 
 	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return 0, err
 	}
-	stamp := p.stamps.begin(p.clock().wall)
+	stamp := p.stamps.begin(p.clock().Wall)
 	err = p.link.Apply(ctx, guard,
 		backend.Change{Key: []byte(key), Expect: e.Revision, Restricts: true},
 		backend.Change{Key: eventKey(stamp), Value: guard.Key[1:]})

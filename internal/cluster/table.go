@@ -83,12 +83,12 @@ func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) 
 		// request of this state, if there is one.
 		return own, known.revision == e.Revision && known.request > 0
 	}
-	now := m.cfg.clock()
-	other := parseMember(e, now.mono)
+	now := m.cfg.Clock()
+	other := parseMember(e, now.Mono)
 	m.members[id] = other
 	m.raiseFloorLocked(other.floor)
 	m.ackedLocked(id, other)
-	m.checkClockLocked(other, now.wall)
+	m.checkClockLocked(other, now.Wall)
 	return own, other.request > 0 && (known == nil || other.request > known.request)
 }
 

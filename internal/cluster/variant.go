@@ -5,9 +5,9 @@ package cluster
 type Variant uint16
 
 const (
-	gateAlwaysOpen Variant = 1 << iota // once open, the gate never closes
-	returnEarly                        // Barrier waits for no ack
-	evictEarly                         // a member is evicted after D/4
+	GateAlwaysOpen Variant = 1 << iota // once open, the gate never closes
+	ReturnEarly                        // Barrier waits for no ack
+	EvictEarly                         // a member is evicted after D/4
 	unconfirmed                        // a heartbeat that was delivered is a proof
 	flushEarly                         // the cache is flushed before the member record is written
 	byRevision                         // a heartbeat is identified by the revision of the record

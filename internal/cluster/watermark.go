@@ -15,7 +15,7 @@ import (
 // Watermark returns ErrClosed after Close.
 func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
 	c.mu.Lock()
-	c.floor = max(c.floor, c.cfg.clock().wall)
+	c.floor = max(c.floor, c.cfg.Clock().Wall)
 	floor := c.floor
 	c.mu.Unlock()
 	r := c.newRequest(floor)

@@ -18,6 +18,6 @@ func chaosCatches(t *testing.T, wrong Variant) {
 	require.Fail(t, "not caught", "%d seeds", most)
 }
 
-func TestChaosCatchesAGateThatIsAlwaysOpen(t *testing.T) { chaosCatches(t, gateAlwaysOpen) }
-func TestChaosCatchesAnEarlyReturn(t *testing.T)         { chaosCatches(t, returnEarly) }
-func TestChaosCatchesAnEarlyEviction(t *testing.T)       { chaosCatches(t, evictEarly) }
+func TestChaosCatchesAGateThatIsAlwaysOpen(t *testing.T) { chaosCatches(t, GateAlwaysOpen) }
+func TestChaosCatchesAnEarlyReturn(t *testing.T)         { chaosCatches(t, ReturnEarly) }
+func TestChaosCatchesAnEarlyEviction(t *testing.T)       { chaosCatches(t, EvictEarly) }

@@ -76,7 +76,8 @@
 // [github.com/grpc-api-key/grpc-api-key/hashing.Keyring].
 //
 // This version can read a store that a later version has written. If a record holds a rule that
-// this version does not know, only the key of the record is refused.
+// this version does not know, only the key of the record is refused. If Open has to build indexes
+// over such a record, Open refuses the store.
 //
 // One process has a directory open at a time. Revocation is immediate in that process, and no other
 // process serves the keys.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -17,6 +18,10 @@ import (
 // The migration reads one key space after the other, and writes in batches. Each Apply also writes
 // how far the migration has come: the phase, and the last storage key that the phase has read. So a
 // migration that was killed continues exactly after its last batch.
+//
+// A record, a grave or an event that is damaged has no index entry, and the migration continues. If
+// a later version has written a record, a grave or an event, the migration ends with an error, and
+// a later version of the program continues the migration.
 type migration struct {
 	store    *Store
 	state    storeState
@@ -154,6 +159,11 @@ func (m *migration) each(
 			return s.scanError(ctx, buildingIndex, err)
 		}
 		changes, err := change(ctx, e)
+		if errors.Is(err, record.ErrNewer) {
+			// The indexes would lack the entry, so that RevokeAll would miss the key.
+			return invalid("the store was written by a later version of the library: " +
+				"upgrade the program")
+		}
 		if errors.Is(err, ErrCorrupt) {
 			m.damaged++
 			changes, err = nil, nil
@@ -243,7 +253,7 @@ func (m *migration) indexKey(ctx context.Context, e backend.Entry) ([]backend.Ch
 	}
 	remove := backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}
 	grave, err := m.store.readGrave(ctx, kr.id)
-	if errors.Is(err, ErrCorrupt) && !kr.purged() {
+	if errors.Is(err, ErrCorrupt) && !errors.Is(err, record.ErrNewer) && !kr.purged() {
 		// Verify admits the key whatever the grave holds, so RevokeAll must find the key.
 		m.damaged++
 		grave, err = &keyRecord{id: kr.id}, nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -255,6 +256,55 @@ func TestLaterIndexesAreRefused(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalid)
 	require.ErrorContains(t, err, "upgrade the program")
 	require.Equal(t, before, read(t, b))
+}
+
+// A later version has written a key, a grave of a key, or an event. Open refuses to build indexes
+// that would lack the entry. The later version continues the migration.
+func TestMigrationRefusesEntriesOfALaterVersion(t *testing.T) {
+	ctx := t.Context()
+	later := protowire.AppendTag(nil, 1, protowire.VarintType)
+	later = protowire.AppendVarint(later, record.Format+1)
+	for name, target := range map[string]func(b backend.Backend) backend.Entry{
+		"key":   func(b backend.Backend) backend.Entry { return anyOf(t, b, keySpace) },
+		"event": func(b backend.Backend) backend.Entry { return anyOf(t, b, eventSpace) },
+		"grave": func(b backend.Backend) backend.Entry {
+			id := token.ID(anyOf(t, b, keySpace).Key[1:])
+			return backend.Entry{Key: graveKey(id)}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := withoutIndexes(t, populated(t, 50))
+			e := target(b)
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: e.Key, Value: later,
+				Expect: e.Revision}))
+			_, err := New(open{b}, nil)
+			require.ErrorIs(t, err, ErrInvalid)
+			require.ErrorContains(t, err, "the store was written by a later version of the "+
+				"library: upgrade the program")
+
+			written, err := b.Get(ctx, e.Key)
+			require.NoError(t, err)
+			require.Equal(t, later, written.Value)
+			change := backend.Change{Key: e.Key, Value: e.Value, Expect: written.Revision}
+			change.Delete = e.Revision == 0
+			require.NoError(t, b.Apply(ctx, change))
+			s := newStoreOn(t, b)
+			defer s.Close()
+			requireIndexed(t, b)
+		})
+	}
+}
+
+// anyOf returns an entry of a key space: of a key, an entry whose key is not purged.
+func anyOf(t testing.TB, b backend.Backend, space byte) backend.Entry {
+	t.Helper()
+	for _, e := range read(t, b, space) {
+		if kr, err := parseKeyRecord(e); space != keySpace || err == nil && !kr.purged() {
+			return e
+		}
+	}
+	require.FailNow(t, "the key space is empty")
+	return backend.Entry{}
 }
 
 // A damaged record prevents no migration, and the log names the damage.

@@ -86,7 +86,8 @@ type Store struct {
 //   - ErrCorrupt, if the directory is damaged, or lacks something that was acknowledged: Open does
 //     not change the directory then (see Options.Recover and CheckIntegrity);
 //   - ErrInvalid, if the options are unusable, if the Hasher has another pepper than the keys of
-//     the store, or if a later version has written the indexes of the store;
+//     the store, or if a later version has written the indexes of the store, or an entry that Open
+//     has to index;
 //   - fs.ErrNotExist, if there is no store and Options.MustExist is set;
 //   - fs.ErrPermission, if the user of this process may not write a file: the text names the owner
 //     of the file and says what to do;

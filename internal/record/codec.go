@@ -53,8 +53,10 @@ func DecodeEvent(b []byte) (*Event, error) {
 	if err := proto.Unmarshal(b, e); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	if e.Format == 0 || e.Format > Format || e.Action == Action_ACTION_UNSPECIFIED ||
-		len(e.KeyId) != 16 || e.Revision == 0 {
+	if err := checkFormat(e.Format); err != nil {
+		return nil, err
+	}
+	if e.Action == Action_ACTION_UNSPECIFIED || len(e.KeyId) != 16 || e.Revision == 0 {
 		return nil, fmt.Errorf("%w: not a complete event of format %d", ErrInvalid, Format)
 	}
 	return e, nil

@@ -151,4 +151,6 @@ func TestMemberTable(t *testing.T) {
 	require.ErrorIs(t, err, ErrNewer)
 	_, err = DecodeMemberTable(newer)
 	require.ErrorIs(t, err, ErrNewer)
+	_, err = DecodeEvent(newer)
+	require.ErrorIs(t, err, ErrNewer)
 }

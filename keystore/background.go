@@ -2,7 +2,6 @@ package keystore
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -253,48 +252,6 @@ func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) 
 	return n, nil
 }
 
-// sweepEvents removes the events that are older than the retention. A storage engine may keep a
-// mark of each removed entry for some time. So a sweep does not read again the range of keys that
-// an earlier sweep has emptied.
-func (s *Store) sweepEvents(ctx context.Context) {
-	if s.retention <= 0 {
-		return
-	}
-	b := &s.background
-	from := []byte{eventSpace}
-	if b.swept != nil {
-		from = append(b.swept, 0) // the smallest key after swept
-	}
-	end := eventKey(max(0, time.Now().Add(-s.retention).UnixNano()))
-	last, err := s.remove(ctx, from, end, s.withIndexEntry)
-	if last != nil {
-		b.swept = last
-	}
-	if err != nil {
-		s.log.Warn("API key store could not remove old events, and will try again", "error", err)
-	}
-}
-
-// withIndexEntry returns the changes that remove an event and its entry in the event index. The
-// event of a creation may have no entry.
-func (s *Store) withIndexEntry(ctx context.Context, e backend.Entry) ([]backend.Change, error) {
-	changes := []backend.Change{{Key: e.Key, Expect: e.Revision, Delete: true}}
-	event, err := parseEvent(e)
-	if err != nil {
-		return changes, nil // a damaged event does not name its key
-	}
-	ctx, cancel := s.limitedRead(ctx)
-	defer cancel()
-	index, err := s.backend.Get(ctx, eventIndexKey(token.ID(event.KeyId), stampOf(e.Key)))
-	if err == nil {
-		changes = append(changes, backend.Change{Key: index.Key, Expect: index.Revision,
-			Delete: true})
-	} else if !errors.Is(err, backend.ErrNotFound) {
-		return nil, s.scanError(ctx, "remove", err)
-	}
-	return changes, nil
-}
-
 // remove deletes entries with from <= key < to, many in each write. For each entry, removal returns
 // the changes that remove the entry, or nil if the entry stays. The result is the key of the last
 // removed entry, or nil if no entry was removed.
@@ -305,11 +262,8 @@ func (s *Store) remove(
 	var batch []backend.Change
 	var read []byte // the key of the last entry in the batch
 	write := func() error {
-		ctx, cancel := s.limited(ctx)
-		defer cancel()
-		if err := s.backend.Apply(ctx, batch...); err != nil {
-			s.noteFailure(err)
-			return wrapErr("remove", err)
+		if err := s.applyRemovals(ctx, batch); err != nil {
+			return err
 		}
 		last, batch = read, nil
 		return nil

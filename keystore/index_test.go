@@ -157,7 +157,7 @@ func eventsOf(t testing.TB, s *Store, q EventQuery) (all []Event) {
 // sweep removes the events before a time, as the background does.
 func sweep(t testing.TB, s *Store, before time.Time) {
 	t.Helper()
-	_, err := s.remove(t.Context(), eventKey(0), eventKey(before.UnixNano()), s.withIndexEntry)
+	_, err := s.sweep(t.Context(), eventKey(0), before.UnixNano())
 	require.NoError(t, err)
 }
 

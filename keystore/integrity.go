@@ -15,9 +15,10 @@ import (
 )
 
 // CheckIntegrity reads everything that is stored, and returns ErrCorrupt if any of the data differs
-// from what was written, or if an index does not lead to the keys and events that there are. The
-// text of the error says what is damaged. CheckIntegrity checks the state of one moment while the
-// store continues to work, takes a few seconds for each million keys, and changes nothing.
+// from what was written, if an index does not lead to the keys and events that there are, or if the
+// event of the creation of a key is missing before the end of Options.EventRetention. The text of
+// the error says what is damaged. CheckIntegrity checks the state of one moment while the store
+// continues to work, takes a few seconds for each million keys, and changes nothing.
 //
 // Open checks the files, and each use of a key checks the record of the key. Call CheckIntegrity
 // from time to time, and before you keep a backup for good.
@@ -63,16 +64,18 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 //
 // The sum of the event index needs to know which events have no index entry, because the record of
 // their key leads to them. The check expects this of each key that was created since the store has
-// indexes, and was not restored: see led. The expectation is wrong for a key that was created while
-// the clock was set back. The look-ups do not need the expectation. So a wrong expectation costs
-// time, and causes no error.
+// indexes and since the swept mark, and was not restored: see leads. The expectation is wrong for a
+// key that was created while the clock was set back. The look-ups know of this exception. So a
+// wrong expectation costs time, and causes no error. If the expectation is right and the event is
+// missing, the sums differ, and the look-ups find that the event is lost.
 type integrityCheck struct {
 	store  *Store
 	seed   maphash.Seed
 	damage []error
 
 	owners, events indexSum
-	firstEvent     int64 // the stamp of the first event; MaxInt64: there is no event
+	// The records of keys that were created at or after since lead to the events of their creation.
+	since int64
 }
 
 // An indexSum compares an index with what the index should be.
@@ -100,15 +103,30 @@ func (c *integrityCheck) run(ctx context.Context) error {
 		}
 	}
 	if c.events.is != c.events.should {
-		return c.compareEvents(ctx)
+		if err := c.compareEvents(ctx); err != nil {
+			return err
+		}
+		return c.findCreations(ctx)
 	}
 	return nil
+}
+
+// readSince sets since.
+func (c *integrityCheck) readSince(ctx context.Context) error {
+	swept, _, err := c.store.sweptMark(ctx)
+	if errors.Is(err, ErrCorrupt) {
+		swept, err = math.MaxInt64, nil // the scan of the snapshot reports the damage
+	}
+	c.since = max(1, c.store.indexedSince, swept)
+	return err
 }
 
 // readSnapshot parses every entry, and adds up the sums.
 func (c *integrityCheck) readSnapshot(ctx context.Context) error {
 	s := c.store
-	c.firstEvent = math.MaxInt64
+	if err := c.readSince(ctx); err != nil {
+		return err
+	}
 	graves, stop := s.graves(ctx)
 	defer stop()
 	for e, err := range s.backend.Snapshot(ctx, nil, nil) {
@@ -137,15 +155,14 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		if err != nil {
 			return err
 		}
-		c.firstEvent = min(c.firstEvent, stampOf(e.Key))
 		c.events.should += c.hashEvent(token.ID(event.KeyId), stampOf(e.Key))
 	case graveSpace:
 		grave, err := parseGrave(e)
 		if err != nil {
 			return err
 		}
-		if grave.record != nil {
-			c.lead(grave)
+		if grave.record != nil && c.leads(grave) {
+			c.events.should -= c.hashEvent(grave.id, grave.record.CreatedAt)
 		}
 	case keySpace:
 		kr, err := parseKeyRecord(e)
@@ -161,7 +178,9 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		}
 		switch {
 		case grave == nil:
-			c.lead(kr)
+			if c.leads(kr) {
+				c.events.should -= c.hashEvent(kr.id, kr.record.CreatedAt)
+			}
 		case grave.record != nil:
 			return c.bothLiveAndDead(ctx, kr.id)
 		}
@@ -181,14 +200,9 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 	return nil
 }
 
-// lead subtracts the event of the creation of a key from the event index, if the record of the key
-// or of the grave should lead to the event.
-func (c *integrityCheck) lead(kr *keyRecord) {
-	created := kr.record.CreatedAt
-	if created >= c.store.indexedSince && created >= c.firstEvent {
-		c.events.should -= c.hashEvent(kr.id, created)
-	}
-}
+// leads reports whether the record of a key or of a full grave should lead to the event of the
+// creation of the key. The key has no grave, or the record is the record of its grave.
+func (c *integrityCheck) leads(kr *keyRecord) bool { return kr.record.CreatedAt >= c.since }
 
 func (c *integrityCheck) hash(key []byte) uint64 { return maphash.Bytes(c.seed, key) }
 
@@ -380,12 +394,85 @@ func (c *integrityCheck) compareEvents(ctx context.Context) error {
 	})
 }
 
+// findCreations looks up the event of the creation of each key whose record or grave should lead to
+// the event. compareEvents cannot find that such an event is lost, because the event may have no
+// index entry.
+func (c *integrityCheck) findCreations(ctx context.Context) error {
+	err := c.scan(ctx, graveSpace, func(e backend.Entry) error {
+		grave, err := parseGrave(e)
+		if err != nil || grave.record == nil {
+			return err
+		}
+		return c.findCreation(ctx, grave)
+	})
+	if err != nil {
+		return err
+	}
+	return c.scan(ctx, keySpace, func(e backend.Entry) error {
+		kr, err := parseKeyRecord(e)
+		if err != nil || kr.purged() {
+			return err
+		}
+		return c.findCreation(ctx, kr)
+	})
+}
+
+// findCreation looks up the event of the creation of a key. The record is the record of the key or
+// of its grave. The key may change meanwhile, but only a sweep removes the event.
+func (c *integrityCheck) findCreation(ctx context.Context, kr *keyRecord) error {
+	s, created := c.store, kr.record.CreatedAt
+	if !c.leads(kr) {
+		return nil
+	}
+	found, err := s.eventOf(ctx, kr.id, created)
+	isCreation := func(f foundEvent) bool {
+		return f.event != nil && f.event.Action == record.Action_ACTION_CREATE
+	}
+	if err != nil || isCreation(found) {
+		return err
+	}
+	if !kr.purged() {
+		e, err := s.backend.Get(ctx, graveKey(kr.id))
+		if err == nil && len(e.Value) == 0 {
+			return nil // a Restore has added the key
+		}
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return err
+		}
+	}
+	// If the clock was set back, the event has a later stamp, and the event index leads to the
+	// event.
+	indexed, damaged := false, error(nil)
+	_, err = s.indexedEvents(ctx, kr.id, false, created, math.MaxInt64-1,
+		func(f foundEvent, err error) bool {
+			if err != nil {
+				damaged = err
+				return true
+			}
+			indexed = isCreation(f)
+			return !indexed
+		})
+	if err == nil {
+		err = damaged
+	}
+	if err != nil || indexed {
+		return err
+	}
+	if err := c.readSince(ctx); err != nil || !c.leads(kr) {
+		return err // a sweep has removed the event since
+	}
+	return fmt.Errorf("%w: the event of the creation of key %s is missing", ErrCorrupt, kr.id)
+}
+
 // scan calls check for each entry of a key space, and notes the damage that check returns. scan
 // returns any other error of check.
 func (c *integrityCheck) scan(
 	ctx context.Context, space byte, check func(backend.Entry) error,
 ) error {
 	s := c.store
+	if len(c.damage) >= enough {
+		return nil
+	}
 	from, to := spaceOf(space)
 	for e, err := range s.backend.Scan(ctx, from, to) {
 		if err == nil {

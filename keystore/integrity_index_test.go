@@ -115,6 +115,9 @@ func TestCheckIntegrityNamesDamagedIndexes(t *testing.T) {
 			change := backend.Change{Key: e.Key, Value: value, Expect: e.Revision}
 			require.NoError(t, b.Apply(ctx, change))
 		}, "the event index does not lead to the event of"},
+		"a lost event of the creation": {func(t *testing.T, b backend.Backend, id token.ID) {
+			remove(t, b, eventKey(createdIn(t, b, storageKey(id))))
+		}, "the event of the creation of key"},
 		"a value in an index": {func(t *testing.T, b backend.Backend, id token.ID) {
 			change := backend.Change{Key: ownerKey("a", id), Value: []byte("x"), Expect: 1}
 			require.NoError(t, b.Apply(ctx, change))
@@ -148,6 +151,104 @@ func TestCheckIntegrityNamesDamagedIndexes(t *testing.T) {
 			require.ErrorContains(t, err, tt.text)
 		})
 	}
+}
+
+// CheckIntegrity names each key whose event of the creation is lost, also if the event was the only
+// event, or the first, or if the key is purged. The events that a sweep has removed are not lost.
+func TestCheckIntegrityFindsLostCreations(t *testing.T) {
+	ctx := t.Context()
+	b := backendtest.NewMemory()
+	s := newStoreOn(t, b)
+	defer s.Close()
+	var keys [4]*Key
+	for i := range keys {
+		issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+		require.NoError(t, err)
+		keys[i] = issued.Key
+	}
+	require.NoError(t, s.Revoke(ctx, keys[1].ID, ""))
+	n, err := s.Purge(ctx, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.NoError(t, s.CheckIntegrity(ctx))
+	for i, k := range keys {
+		remove(t, b, eventKey(k.CreatedAt.UnixNano()))
+		err = s.CheckIntegrity(ctx)
+		require.ErrorIs(t, err, ErrCorrupt)
+		for _, lost := range keys[:i+1] {
+			require.ErrorContains(t, err, "the event of the creation of key "+lost.ID+" is missing")
+		}
+		for _, kept := range keys[i+1:] {
+			require.NotContains(t, err.Error(), kept.ID)
+		}
+	}
+	sweep(t, s, time.Now())
+	require.NoError(t, s.CheckIntegrity(ctx), "the sweep would have removed the events")
+}
+
+// After sweeps with any retention, after a Restore, and with the clock set back, no event counts as
+// lost.
+func TestCheckIntegrityKnowsOfSweeps(t *testing.T) {
+	ctx := t.Context()
+	b := backendtest.NewMemory()
+	s := newStoreOn(t, b)
+	for i := range 8 {
+		issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+		require.NoError(t, err)
+		if i%2 == 0 {
+			require.NoError(t, s.Revoke(ctx, issued.Key.ID, ""))
+		}
+	}
+	_, err := s.Purge(ctx, time.Now())
+	require.NoError(t, err)
+	sweep(t, s, time.Now())
+	require.Empty(t, read(t, b, eventSpace, eventIndexSpace))
+	require.NoError(t, s.CheckIntegrity(ctx))
+	var saved strings.Builder
+	require.NoError(t, s.Backup(ctx, &saved))
+	require.NoError(t, s.Close())
+
+	// The next Open keeps events forever.
+	s = newStoreOn(t, b)
+	defer s.Close()
+	owners, events := checkBySum(t, s)
+	require.True(t, owners)
+	require.True(t, events)
+	issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+	require.NoError(t, err)
+	ahead := time.Now().Add(time.Hour).UnixNano()
+	require.NoError(t, s.sequencer.Resume(func(from, to int64) (int64, error) {
+		if from <= ahead && ahead < to {
+			return ahead, nil
+		}
+		return -1, nil
+	}))
+	_, err = s.Create(ctx, Spec{Name: "n", Owner: "a"})
+	require.NoError(t, err)
+	require.NoError(t, s.CheckIntegrity(ctx))
+	remove(t, b, eventKey(issued.Key.CreatedAt.UnixNano()))
+	require.ErrorContains(t, s.CheckIntegrity(ctx), issued.Key.ID)
+
+	other := newStoreOn(t, backendtest.NewMemory())
+	defer other.Close()
+	require.NoError(t, other.Restore(ctx, strings.NewReader(saved.String())))
+	_, err = other.Purge(ctx, time.Now())
+	require.NoError(t, err)
+	require.NoError(t, other.CheckIntegrity(ctx))
+	c := &integrityCheck{store: other}
+	require.NoError(t, c.readSince(ctx))
+	require.NoError(t, c.findCreations(ctx))
+	require.Empty(t, c.damage, "the events of the creations are in the first store")
+}
+
+// createdIn returns the CreatedAt of a record.
+func createdIn(t *testing.T, b backend.Backend, key []byte) int64 {
+	t.Helper()
+	e, err := b.Get(t.Context(), key)
+	require.NoError(t, err)
+	kr, err := parseKeyRecord(e)
+	require.NoError(t, err)
+	return kr.record.CreatedAt
 }
 
 func remove(t *testing.T, b backend.Backend, key []byte) {

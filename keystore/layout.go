@@ -17,6 +17,7 @@ import (
 //	                       graveyard.go
 //	'h' scheme             a check value of the Hasher: the digest of a fixed text
 //	'k' id[16]             the record.Record of a key that is not purged
+//	's'                    the swept mark, a stamp: see sweep.go
 //	'u' id[16]             the minute of the key's last use since the Unix epoch, as a varint
 //	'w'                    the state of the whole store: see storeState
 //	'x' id[16] stamp[8]    nothing: the event with this stamp is an event of the key; see index.go
@@ -29,6 +30,7 @@ const (
 	graveSpace      = 'g'
 	checkSpace      = 'h'
 	keySpace        = 'k'
+	sweptSpace      = 's'
 	usageSpace      = 'u'
 	stateSpace      = 'w'
 	eventIndexSpace = 'x'
@@ -79,6 +81,8 @@ func checkEntry(e backend.Entry) (err error) {
 		_, err = parseCheck(e)
 	case stateSpace:
 		_, err = parseState(e)
+	case sweptSpace:
+		_, err = parseSwept(e)
 	case graveSpace:
 		_, err = parseGrave(e)
 	case ownerIndexSpace:

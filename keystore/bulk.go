@@ -208,7 +208,9 @@ func revoke(r *record.Record, reason string) {
 // A few bytes of each key remain forever, so that Restore cannot bring the key back.
 //
 // Purge removes no other key. A key that is only disabled remains. A key whose expiry is moved by
-// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll.
+// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll. If the
+// bytes that would remain of a key are damaged already, the key stays, and Purge returns ErrCorrupt
+// at the end.
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {
@@ -224,10 +226,18 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			!k.ExpiresAt.IsZero() && k.ExpiresAt.Before(before)
 	}
 	done := 0
-	var corrupt error
+	var corrupt []error
+	note := func(err error) {
+		if len(corrupt) == enough {
+			err = errors.New("and there is more damage: call CheckIntegrity")
+		}
+		if len(corrupt) <= enough {
+			corrupt = append(corrupt, err)
+		}
+	}
 	for batch, err := range s.batches(ctx, Query{}, 0, maxChanges, dead) {
 		if errors.Is(err, ErrCorrupt) {
-			corrupt = err
+			note(err)
 			continue
 		}
 		if err != nil {
@@ -243,13 +253,15 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 				return true, nil
 			})
 		done += len(purged)
-		if err != nil {
+		s.usage.forget(purged)
+		if errors.Is(err, ErrCorrupt) {
+			note(err)
+		} else if err != nil {
 			return done, err
 		}
-		s.usage.forget(purged)
 	}
 	s.forgetUsage(ctx)
-	return done, corrupt
+	return done, errors.Join(corrupt...)
 }
 
 // revokeChanges is how many changes the revocation of a key takes: of the record, the event and the

@@ -121,17 +121,19 @@ func (s *Store) changeInTurn(
 
 // changeAll makes the same change to several keys in one write, and returns the new values of
 // the keys for which edit reported a change. See change for the rest. If another writer has
-// changed one of the keys since the key was read, changeAll reads and changes the keys again, one
-// by one.
+// changed one of the keys since the key was read, or if one of the keys is damaged, changeAll reads
+// and changes the keys again, one by one. changeAll passes over damaged keys, and returns an error
+// that wraps ErrCorrupt and names the damaged keys, with the new values of the other keys.
 func (s *Store) changeAll(
 	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
 	edit func(*keyRecord) (bool, error),
 ) ([]*cachedKey, error) {
 	changed, err := s.changeTogether(ctx, batch, event, unknownCause, edit)
-	if !errors.Is(err, backend.ErrConflict) {
+	if !errors.Is(err, backend.ErrConflict) && !errors.Is(err, ErrCorrupt) {
 		return changed, err
 	}
 	changed = nil
+	var damaged []error
 	for _, kr := range batch {
 		was := false
 		e, err := s.change(ctx, kr.id, proto.CloneOf(event), unknownCause,
@@ -140,14 +142,16 @@ func (s *Store) changeAll(
 				was, err = edit(&keyRecord{id: kr.id, record: r})
 				return was, err
 			})
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		switch {
+		case errors.Is(err, ErrCorrupt):
+			damaged = append(damaged, err)
+		case err != nil && !errors.Is(err, ErrNotFound):
 			return changed, err
-		}
-		if err == nil && was {
+		case err == nil && was:
 			changed = append(changed, e)
 		}
 	}
-	return changed, nil
+	return changed, errors.Join(damaged...)
 }
 
 func (s *Store) changeTogether(

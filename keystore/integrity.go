@@ -21,7 +21,8 @@ import (
 // continues to work, takes a few seconds for each million keys, and changes nothing.
 //
 // Open checks the files, and each use of a key checks the record of the key. Call CheckIntegrity
-// from time to time, and before you keep a backup for good.
+// from time to time, and before you keep a backup for good. To mend a damaged index, see
+// Options.RebuildIndexes.
 func (s *Store) CheckIntegrity(ctx context.Context) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -52,6 +53,10 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	if len(c.damage) == 0 {
 		return nil
 	}
+	if c.index {
+		c.damage = append(c.damage, errors.New("to mend the indexes, open the store once with "+
+			"Options.RebuildIndexes"))
+	}
 	return fmt.Errorf("keystore: check: %w", errors.Join(c.damage...))
 }
 
@@ -76,6 +81,8 @@ type integrityCheck struct {
 	owners, events indexSum
 	// The records of keys that were created at or after since lead to the events of their creation.
 	since int64
+	// index is true if an index is damaged, so that Options.RebuildIndexes mends the damage.
+	index bool
 }
 
 // An indexSum compares an index with what the index should be.
@@ -186,11 +193,13 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		}
 	case ownerIndexSpace:
 		if _, err := parseOwnerKey(e); err != nil {
+			c.index = true
 			return err
 		}
 		c.owners.is += c.hash(e.Key)
 	case eventIndexSpace:
 		if _, _, err := parseEventIndexKey(e); err != nil {
+			c.index = true
 			return err
 		}
 		c.events.is += c.hash(e.Key)
@@ -319,13 +328,19 @@ func (c *integrityCheck) checkOwner(ctx context.Context, id token.ID, entry []by
 			return err
 		case now != revision: // another change has come in between
 		case entry == nil:
-			return fmt.Errorf("%w: the owner index does not lead to key %s", ErrCorrupt, id)
+			return c.damagedIndex("the owner index does not lead to key %s", id)
 		default:
-			return fmt.Errorf("%w: the owner index leads to key %s, which does not exist or has "+
-				"another owner", ErrCorrupt, id)
+			return c.damagedIndex("the owner index leads to key %s, which does not exist or has "+
+				"another owner", id)
 		}
 	}
 	return nil // others keep changing the key
+}
+
+// damagedIndex returns ErrCorrupt for an entry of an index that is missing or wrong.
+func (c *integrityCheck) damagedIndex(format string, args ...any) error {
+	c.index = true
+	return fmt.Errorf("%w: "+format, append([]any{ErrCorrupt}, args...)...)
 }
 
 // ownerOf returns the owner of a key, and the revision of the record. Without a record, the results
@@ -369,8 +384,8 @@ func (c *integrityCheck) compareEvents(ctx context.Context) error {
 		if err != nil || !there {
 			return err
 		}
-		return fmt.Errorf("%w: the event index does not lead to the event of %s of key %s",
-			ErrCorrupt, fromNanos(stamp), id)
+		return c.damagedIndex("the event index does not lead to the event of %s of key %s",
+			fromNanos(stamp), id)
 	})
 	if err != nil {
 		return err
@@ -388,9 +403,8 @@ func (c *integrityCheck) compareEvents(ctx context.Context) error {
 		if err != nil || !there {
 			return err
 		}
-		return fmt.Errorf("%w: the event index leads to an event of %s of key %s, which does "+
-			"not exist",
-			ErrCorrupt, fromNanos(stamp), id)
+		return c.damagedIndex("the event index leads to an event of %s of key %s, which does "+
+			"not exist", fromNanos(stamp), id)
 	})
 }
 

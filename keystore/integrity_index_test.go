@@ -251,6 +251,106 @@ func createdIn(t *testing.T, b backend.Backend, key []byte) int64 {
 	return kr.record.CreatedAt
 }
 
+// An index entry is missing, surplus, or has the wrong form. CheckIntegrity says how to mend the
+// index, and an Open with RebuildIndexes mends the index.
+func TestRebuildIndexes(t *testing.T) {
+	ctx := t.Context()
+	write := func(t *testing.T, b backend.Backend, key []byte, value string, expect uint64) {
+		t.Helper()
+		change := backend.Change{Key: key, Value: []byte(value), Expect: expect}
+		require.NoError(t, b.Apply(ctx, change))
+	}
+	first := func(t *testing.T, b backend.Backend, space byte) backend.Entry {
+		t.Helper()
+		all := sorted(read(t, b, space))
+		require.NotEmpty(t, all)
+		return all[len(all)/2]
+	}
+	for name, damage := range map[string]func(t *testing.T, b backend.Backend, id token.ID){
+		"a missing owner entry": func(t *testing.T, b backend.Backend, id token.ID) {
+			remove(t, b, ownerKey("a", id))
+		},
+		"a surplus owner entry": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, ownerKey("another", id), "", 0)
+		},
+		"an owner entry of no key": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, ownerKey("a", token.ID{}), "", 0)
+		},
+		"an owner entry with a value": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, ownerKey("a", id), "x", 1)
+		},
+		"an owner entry that is too short": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, ownerPrefix("a"), "", 0)
+		},
+		"a missing event entry": func(t *testing.T, b backend.Backend, _ token.ID) {
+			remove(t, b, first(t, b, eventIndexSpace).Key)
+		},
+		"a surplus event entry": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, eventIndexKey(id, 7), "", 0)
+		},
+		"an event entry with a value": func(t *testing.T, b backend.Backend, _ token.ID) {
+			write(t, b, first(t, b, eventIndexSpace).Key, "x", 1)
+		},
+		"an event entry that is too long": func(t *testing.T, b backend.Backend, id token.ID) {
+			write(t, b, append(eventIndexKey(id, 7), 0), "", 0)
+		},
+		"no index entry": func(t *testing.T, b backend.Backend, _ token.ID) {
+			for key := range read(t, b, ownerIndexSpace, eventIndexSpace) {
+				remove(t, b, []byte(key))
+			}
+		},
+		"only surplus entries": func(t *testing.T, b backend.Backend, id token.ID) {
+			for key := range read(t, b, ownerIndexSpace, eventIndexSpace) {
+				remove(t, b, []byte(key))
+			}
+			write(t, b, ownerKey("another", id), "", 0)
+			write(t, b, eventIndexKey(id, 7), "", 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := populated(t, 300)
+			s := newStoreOn(t, b)
+			issued, err := s.Create(ctx, Spec{Name: "n", Owner: "a"})
+			require.NoError(t, err)
+			require.NoError(t, s.Disable(ctx, issued.Key.ID, ""))
+			id, err := parseID("", issued.Key.ID)
+			require.NoError(t, err)
+			require.NoError(t, s.CheckIntegrity(ctx))
+			damage(t, b, id)
+			err = s.CheckIntegrity(ctx)
+			require.ErrorIs(t, err, ErrCorrupt)
+			require.ErrorContains(t, err, "open the store once with Options.RebuildIndexes")
+			require.NoError(t, s.Close())
+
+			s = newStoreOn(t, b)
+			require.ErrorIs(t, s.CheckIntegrity(ctx), ErrCorrupt)
+			require.NoError(t, s.Close())
+			s, err = New(open{b}, &Options{RebuildIndexes: true})
+			require.NoError(t, err)
+			defer s.Close()
+			require.NoError(t, s.CheckIntegrity(ctx))
+			requireIndexed(t, b)
+			requireSameAnswers(t, s)
+			live(t, s, rand.New(rand.NewPCG(5, 6)), 50)
+			requireIndexed(t, b)
+			require.NoError(t, s.CheckIntegrity(ctx))
+		})
+	}
+}
+
+// Damage that RebuildIndexes cannot mend is named without the advice.
+func TestCheckIntegrityAdvisesARebuildOnlyOfIndexes(t *testing.T) {
+	b := populated(t, 50)
+	e := anyOf(t, b, keySpace)
+	require.NoError(t, b.Apply(t.Context(), backend.Change{Key: e.Key, Value: []byte("x"),
+		Expect: e.Revision}))
+	s := newStoreOn(t, b)
+	defer s.Close()
+	err := s.CheckIntegrity(t.Context())
+	require.ErrorIs(t, err, ErrCorrupt)
+	require.NotContains(t, err.Error(), "RebuildIndexes")
+}
+
 func remove(t *testing.T, b backend.Backend, key []byte) {
 	t.Helper()
 	e, err := b.Get(t.Context(), key)

@@ -13,7 +13,8 @@ import (
 )
 
 // A migration builds the indexes of a store that a program without indexes has made or changed, and
-// moves the purged keys to the graveyard. Open waits for the end of the migration.
+// moves the purged keys to the graveyard. With Options.RebuildIndexes, a migration builds the
+// indexes of any store again. Open waits for the end of the migration.
 //
 // The migration reads one key space after the other, and writes in batches. Each Apply also writes
 // how far the migration has come: the phase, and the last storage key that the phase has read. So a
@@ -73,8 +74,10 @@ func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 	case index.version > indexVersion:
 		return false, invalid("the store has indexes of version %d, and this program knows "+
 			"version %d: upgrade the program", index.version, indexVersion)
-	case index.version == indexVersion:
-		return index.phase != phaseDone, nil
+	case index.version == indexVersion && index.phase != phaseDone:
+		return true, nil
+	case index.version == indexVersion && !s.rebuildIndexes:
+		return false, nil
 	}
 	*index = indexState{version: indexVersion, phase: phaseKeys, since: time.Now().UnixNano()}
 	remains, err := m.has(ctx, eventIndexSpace, ownerIndexSpace)

@@ -175,6 +175,55 @@ func TestMigrationIsKilledAtEachStep(t *testing.T) {
 	}
 }
 
+// A rebuild of damaged indexes is killed before or after any of its writes. The next Open continues
+// the rebuild, also without RebuildIndexes, and no store serves before the indexes are complete.
+func TestRebuildIsKilledAtEachStep(t *testing.T) {
+	b := populated(t, 1500)
+	for _, space := range []byte{ownerIndexSpace, eventIndexSpace} {
+		for _, e := range sorted(read(t, b, space))[:10] {
+			remove(t, b, e.Key)
+		}
+	}
+	for _, made := range []bool{false, true} {
+		for kill, done := 1, false; !done; kill++ {
+			c := copyOf(t, b)
+			n := 0
+			failing := &stepped{Backend: c}
+			failing.before = func([]backend.Change) error {
+				if n++; n == kill && !made || n > kill {
+					return errKilled
+				}
+				return nil
+			}
+			failing.after = func() error {
+				if n == kill && made {
+					return errKilled
+				}
+				return nil
+			}
+			s, err := New(open{failing}, &Options{RebuildIndexes: true})
+			if done = err == nil; done {
+				require.Greater(t, kill, 6)
+				_ = s.Close()
+			} else {
+				require.ErrorIs(t, err, errKilled)
+			}
+			state, err := c.Get(t.Context(), stateKey)
+			require.NoError(t, err)
+			parsed, err := parseState(state)
+			require.NoError(t, err)
+			if kill == 1 && !made {
+				require.Equal(t, byte(phaseDone), parsed.index.phase, "nothing has begun")
+				continue
+			}
+			s = newStoreOn(t, c)
+			require.NoError(t, s.CheckIntegrity(t.Context()))
+			require.NoError(t, s.Close())
+			requireIndexed(t, c)
+		}
+	}
+}
+
 // A second store opens the backend during the migration of the first store. Both stores finish the
 // migration together.
 func TestTwoStoresMigrate(t *testing.T) {

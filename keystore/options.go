@@ -81,6 +81,15 @@ type Options struct {
 	// fs.ErrNotExist, and Open makes nothing. Set MustExist in a service once the store of the
 	// service was made. New does not use MustExist.
 	MustExist bool
+	// RebuildIndexes makes Open and New remove all indexes and build the indexes again from the keys
+	// and the events. Set RebuildIndexes for one Open after CheckIntegrity has named a damaged
+	// index, while no other process has the store open. Open returns once the indexes are complete,
+	// after about a minute for each million keys and events. If the process is killed before
+	// the end, the next Open continues, whether RebuildIndexes is set or not.
+	//
+	// RebuildIndexes brings no lost key and no lost event back. CheckIntegrity does not name an
+	// event that was lost before the rebuild.
+	RebuildIndexes bool
 	// Observer is notified of what happens in the store. Nil means that there is no Observer. The
 	// store logs a panic of the Observer.
 	Observer Observer

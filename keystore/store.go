@@ -52,6 +52,8 @@ type Store struct {
 	interner  intern.Interner // of the owners and scopes of cached keys
 	shared    sharedTerms     // of cached keys
 	usage     usage
+
+	rebuildIndexes bool // Options.RebuildIndexes
 	// indexedSince is the indexState.since of the indexes; written by Open only.
 	indexedSince int64
 
@@ -178,6 +180,8 @@ func newStore(opts *Options) (*Store, error) {
 		observer:    guardObserver(o.Observer, panics),
 		maxLifetime: o.MaxLifetime,
 		retention:   o.EventRetention,
+
+		rebuildIndexes: o.RebuildIndexes,
 	}
 	s.serves, s.stopServing = context.WithCancel(context.Background())
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed

@@ -208,9 +208,9 @@ func revoke(r *record.Record, reason string) {
 // A few bytes of each key remain forever, so that Restore cannot bring the key back.
 //
 // Purge removes no other key. A key that is only disabled remains. A key whose expiry is moved by
-// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll. If the
-// bytes that would remain of a key are damaged already, the key stays, and Purge returns ErrCorrupt
-// at the end.
+// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll. If
+// the bytes that would remain of a key are damaged already, the key stays, and Purge returns
+// ErrCorrupt at the end.
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {

@@ -3,17 +3,18 @@ package keystore
 import (
 	"encoding/binary"
 	"sync"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/intern"
 )
 
 // A sharedTerms holds the terms that cached keys share. The number of terms is limited, so that the
-// map takes less memory than the sharing saves. After the limit is reached, each key has its own
-// terms.
+// map takes less memory than the sharing saves. The sharedTerms forgets terms that no key has asked
+// for in a long time. Keys that have forgotten terms keep the terms, and the next key brings equal
+// terms that are shared from then on.
 type sharedTerms struct {
 	mu  sync.Mutex // guards all below
-	all map[string]*terms
+	all intern.Recent[*terms]
 }
-
-const maxSharedTerms = 4096
 
 // share returns terms that are equal to t. The terms t are plain, and have neither metadata nor a
 // previous secret. So terms with the same scopes, revision and number of rotations are equal.
@@ -26,14 +27,9 @@ func (st *sharedTerms) share(t *terms) *terms {
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if shared, ok := st.all[string(name)]; ok {
+	if shared, ok := st.all.Get(string(name)); ok {
 		return shared
 	}
-	if st.all == nil {
-		st.all = make(map[string]*terms)
-	}
-	if len(st.all) < maxSharedTerms {
-		st.all[string(name)] = t
-	}
+	st.all.Put(string(name), t)
 	return t
 }

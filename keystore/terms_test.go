@@ -6,11 +6,13 @@ import (
 	"math"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
+	"github.com/grpc-api-key/grpc-api-key/internal/intern"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
@@ -87,12 +89,44 @@ func TestWhichKeysShareTerms(t *testing.T) {
 		require.True(t, one.plain, name)
 		require.NotSame(t, one, two, name)
 	}
-	for n := range 2 * maxSharedTerms {
+	for n := range 3 * intern.Max {
 		r := base()
 		r.Scopes = []string{fmt.Sprint(n)}
 		require.Equal(t, r.Scopes, shared(keyRecord{record: r}).scopes)
+		require.LessOrEqual(t, s.shared.all.Len(), intern.Max, "strangers cannot make it grow")
+		if n%(intern.Max/4) == 0 {
+			require.Same(t, want, shared(keyRecord{record: base(), revision: 1}))
+		}
 	}
-	require.Len(t, s.shared.all, maxSharedTerms, "strangers cannot make it grow")
+	r := base()
+	r.Scopes = []string{"new"}
+	one = shared(keyRecord{record: r})
+	require.Same(t, one, shared(keyRecord{record: r}), "after the churn, new terms are shared")
+}
+
+// Owners and scopes come and go. The memory of the terms and texts is bounded, and keys with new
+// scopes share their terms and texts.
+func TestTermsAreSharedAfterAChurn(t *testing.T) {
+	s := newRig(t, fence.TwoPhase).store
+	ctx := t.Context()
+	verified := func(owner, scope string) *cachedKey {
+		issued, err := s.Create(ctx, Spec{Name: "n", Owner: owner, Scopes: []string{scope}})
+		require.NoError(t, err)
+		_, err = s.Verify(ctx, issued.Secret.Reveal())
+		require.NoError(t, err)
+		id, ok := token.Parse(issued.Secret.Reveal())
+		require.True(t, ok)
+		e, _ := s.fence.Get(id, nil)
+		require.NotNil(t, e)
+		return e
+	}
+	for n := range intern.Max + 100 {
+		verified(fmt.Sprint("owner ", n), fmt.Sprint("scope:", n))
+	}
+	require.LessOrEqual(t, s.shared.all.Len(), intern.Max)
+	one, two := verified("new", "new:scope"), verified("new", "new:scope")
+	require.Same(t, one.terms(), two.terms())
+	require.Same(t, unsafe.StringData(one.key.Owner), unsafe.StringData(two.key.Owner))
 }
 
 // No clock makes a minute look recorded that is not, not even the clock of a machine that counts

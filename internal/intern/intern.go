@@ -4,18 +4,16 @@ package intern
 
 import "sync"
 
-// maxStrings is how many strings an Interner keeps.
-const maxStrings = 4096
-
 // An Interner keeps one copy of each string. The zero Interner is ready for use. An Interner is
 // safe for concurrent use.
 //
-// The invariant: an Interner keeps at most maxStrings strings, so that the map takes less memory
-// than the sharing saves. After the limit is reached, each caller keeps its own copy of a new
-// string. An Interner never forgets a string.
+// The invariant: an Interner keeps at most Max strings, so that the map takes less memory than the
+// sharing saves. The Interner forgets strings that were not interned for long. Callers of a
+// forgotten string keep their shared copy, and the next caller brings the copy that is shared from
+// then on.
 type Interner struct {
 	mu     sync.Mutex // guards all below
-	shared map[string]string
+	shared Recent[string]
 }
 
 // Intern returns the shared copy of a string.
@@ -36,14 +34,9 @@ func (n *Interner) InternAll(all []string) {
 }
 
 func (n *Interner) internLocked(s string) string {
-	if one, ok := n.shared[s]; ok {
+	if one, ok := n.shared.Get(s); ok {
 		return one
 	}
-	if n.shared == nil {
-		n.shared = make(map[string]string)
-	}
-	if len(n.shared) < maxStrings {
-		n.shared[s] = s
-	}
+	n.shared.Put(s, s)
 	return s
 }

@@ -2,6 +2,7 @@ package intern
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -35,14 +36,50 @@ func TestEqualStringsBecomeOne(t *testing.T) {
 // No number of strings makes an Interner grow beyond the limit.
 func TestTheNumberOfStringsIsLimited(t *testing.T) {
 	var n Interner
+	often := n.Intern(strings.Clone("often"))
 	early := n.Intern(strings.Clone("early"))
-	for i := range 2 * maxStrings {
+	for i := range 10 * Max {
 		require.Equal(t, fmt.Sprint(i), n.Intern(fmt.Sprint(i)))
+		require.LessOrEqual(t, n.shared.Len(), Max)
+		if i%(Max/4) == 0 {
+			require.True(t, same(often, n.Intern(strings.Clone("often"))), "used strings stay")
+		}
 	}
-	require.Len(t, n.shared, maxStrings)
-	require.Equal(t, "late", n.Intern("late"))
-	require.NotContains(t, n.shared, "late")
-	require.True(t, same(early, n.Intern(strings.Clone("early"))), "kept strings stay")
+	require.Greater(t, n.shared.Len(), Max/2)
+	late := n.Intern(strings.Clone("late"))
+	require.True(t, same(late, n.Intern(strings.Clone("late"))), "new strings are shared")
+	again := n.Intern(strings.Clone("early"))
+	require.False(t, same(early, again), "the Interner has forgotten the string")
+	require.True(t, same(again, n.Intern(strings.Clone("early"))))
+}
+
+// Random uses of a Recent: no entry is wrong, the number of entries is limited, and an entry is
+// there if fewer than Max/2 other names were used since.
+func TestRecent(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var r Recent[int]
+	last := make(map[string]int) // the step of the last use of each name
+	for step := range 20 * Max {
+		n := random.IntN(Max)
+		if random.IntN(2) == 0 {
+			n = random.IntN(Max / 4)
+		}
+		name := fmt.Sprint(n)
+		v, ok := r.Get(name)
+		if ok {
+			require.Equal(t, n, v)
+		} else {
+			r.Put(name, n)
+		}
+		if at, used := last[name]; used && step-at < Max/2 {
+			require.True(t, ok)
+		}
+		last[name] = step
+		require.LessOrEqual(t, r.Len(), Max)
+		if v, ok = r.Get(name); !ok || v != n {
+			require.FailNow(t, "the entry that was used last is gone")
+		}
+	}
 }
 
 func TestAStringThatIsKeptCostsNoAllocation(t *testing.T) {

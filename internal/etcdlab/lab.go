@@ -1,0 +1,197 @@
+package etcdlab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/etcdutl/v3/snapshot"
+	"go.uber.org/zap"
+)
+
+// Config are the settings of a Lab. The zero Config is one member with etcd's defaults.
+type Config struct {
+	// Members is the number of members; 0 means 1.
+	Members int
+	// QuotaBytes is the quota of the database of each member; 0 means etcd's default.
+	QuotaBytes int64
+	// MaxTxnOps is the largest number of operations in a transaction; 0 means etcd's default.
+	MaxTxnOps uint
+	// NoSync makes the members write without waiting for the disk. A member that is killed still
+	// loses nothing, unless the machine ends too.
+	NoSync bool
+	// Certificate, Key and CA are the names of PEM files. If CA is not empty, the members use TLS
+	// with the certificate, and require a certificate of the CA from each client.
+	Certificate, Key, CA string
+}
+
+// A Lab is a cluster of etcd. The members end with the test.
+type Lab struct {
+	Members []*Member
+	dir     string
+}
+
+// Start starts a cluster.
+func Start(t testing.TB, c Config) *Lab {
+	t.Helper()
+	// The ports were free a moment ago. If another process has taken one of them, Start tries other
+	// ports.
+	var err error
+	for range 5 {
+		l := newLab(t, c)
+		if err = l.start(); err == nil {
+			t.Cleanup(l.end)
+			return l
+		}
+		l.end()
+	}
+	require.NoError(t, err)
+	return nil
+}
+
+func newLab(t testing.TB, c Config) *Lab {
+	l := &Lab{dir: t.TempDir()}
+	scheme := "http"
+	if c.CA != "" {
+		scheme = "https"
+	}
+	var cluster []string
+	ports := freePorts(t, 2*max(c.Members, 1))
+	for i := range max(c.Members, 1) {
+		s := settings{
+			Name: fmt.Sprint("m", i), Dir: filepath.Join(l.dir, fmt.Sprint("m", i)), Token: "lab",
+			ClientURL:  fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[2*i]),
+			PeerURL:    fmt.Sprintf("http://127.0.0.1:%d", ports[2*i+1]),
+			QuotaBytes: c.QuotaBytes, MaxTxnOps: c.MaxTxnOps, NoSync: c.NoSync,
+			Certificate: c.Certificate, Key: c.Key, CA: c.CA,
+		}
+		cluster = append(cluster, s.Name+"="+s.PeerURL)
+		l.Members = append(l.Members, &Member{settings: s})
+	}
+	for _, m := range l.Members {
+		m.settings.Cluster = strings.Join(cluster, ",")
+	}
+	return l
+}
+
+// freePorts returns n ports of 127.0.0.1 that no process uses now.
+func freePorts(t testing.TB, n int) (ports []int) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+// start starts all members, and waits until they serve clients.
+func (l *Lab) start() error {
+	for _, m := range l.Members {
+		if err := m.start(); err != nil {
+			return err
+		}
+	}
+	for _, m := range l.Members {
+		if err := m.wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) end() {
+	for _, m := range l.Members {
+		m.Kill()
+	}
+}
+
+// Endpoints returns the URLs of all members.
+func (l *Lab) Endpoints() (urls []string) {
+	for _, m := range l.Members {
+		urls = append(urls, m.URL())
+	}
+	return urls
+}
+
+// Client returns a client of all members, with the settings that the documentation of etcdstore
+// recommends. Each change of the settings is optional. The client is closed at the end of the test.
+func (l *Lab) Client(t testing.TB, changes ...func(*clientv3.Config)) *clientv3.Client {
+	t.Helper()
+	c := clientv3.Config{
+		Endpoints: l.Endpoints(), DialKeepAliveTime: 10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second, PermitWithoutStream: true,
+		DialTimeout: patience, Logger: zap.NewNop(),
+	}
+	for _, change := range changes {
+		change(&c)
+	}
+	client, err := clientv3.New(c)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// Leader returns the member that leads, according to the members that answer.
+func (l *Lab) Leader(t testing.TB, client *clientv3.Client) *Member {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for time.Now().Before(deadline) {
+		for _, m := range l.Members {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			r, err := client.Status(ctx, m.URL())
+			cancel()
+			if err == nil && r.Leader == r.Header.MemberId {
+				return m
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.Fail(t, "etcd has no leader")
+	return nil
+}
+
+// Snapshot writes a snapshot of the database of the first member to a file, as etcdctl snapshot
+// save does.
+func (l *Lab) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	r, err := client.Snapshot(ctx)
+	require.NoError(t, err)
+	defer r.Close()
+	f, err := os.CreateTemp(l.dir, "*.snapshot")
+	require.NoError(t, err)
+	_, err = io.Copy(f, r)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	return f.Name()
+}
+
+// Restore stops all members, replaces their data by a snapshot, as etcdutl snapshot restore does,
+// and starts the members. The cluster has another cluster ID if the token is another one; the first
+// token is "lab".
+func (l *Lab) Restore(t testing.TB, file, token string) {
+	t.Helper()
+	for _, m := range l.Members {
+		m.Stop()
+	}
+	for _, m := range l.Members {
+		require.NoError(t, m.wipe())
+		m.settings.Token = token
+		require.NoError(t, snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
+			SnapshotPath: file, Name: m.settings.Name, OutputDataDir: m.settings.Dir,
+			PeerURLs: []string{m.settings.PeerURL}, InitialCluster: m.settings.Cluster,
+			InitialClusterToken: token,
+		}))
+	}
+	require.NoError(t, l.start())
+}

@@ -1,0 +1,162 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// pageEntries is the largest number of entries that one request reads.
+const pageEntries = 256
+
+// Get implements backend.Backend.
+func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	r, generation, err := b.read(ctx, "read", b.base+string(key))
+	if err != nil {
+		return backend.Entry{}, err
+	}
+	if len(r.Kvs) == 0 || len(key) == 0 { // the key base alone is the marker
+		return backend.Entry{}, backend.ErrNotFound
+	}
+	e, err := b.parse(r.Kvs[0])
+	if err != nil {
+		return backend.Entry{}, err
+	}
+	b.history.note(generation, e, r.Kvs[0].ModRevision)
+	return e, nil
+}
+
+// read makes one linearizable read, and returns the generation of the response too.
+func (b *Backend) read(
+	ctx context.Context, op, key string, opts ...clientv3.OpOption,
+) (*clientv3.GetResponse, uint64, error) {
+	joined, end, err := b.begin(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer end()
+	for {
+		before := b.history.now()
+		r, err := b.kv.Get(joined, key, opts...)
+		if err != nil {
+			return nil, 0, b.wrap(ctx, op, err)
+		}
+		if b.history.observe(b, before, r.Header) == nil {
+			return r, before.generation, nil
+		}
+		// The history changed during the read. A second read shows the present history.
+	}
+}
+
+// bounds returns the range of etcd's keys for a range of storage keys. A range with from >= to is
+// empty. The marker of the store is in no range.
+func (b *Backend) bounds(from, to []byte) (start, end string) {
+	start = b.base + string(from)
+	if len(from) == 0 {
+		start = b.base + "\x00"
+	}
+	if to == nil {
+		return start, clientv3.GetPrefixRangeEnd(b.base)
+	}
+	return start, b.base + string(to)
+}
+
+// Scan implements backend.Backend. Scan reads 256 entries with one request.
+func (b *Backend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	start, end := b.bounds(from, to)
+	return func(yield func(backend.Entry, error) bool) {
+		b.scan(ctx, start, end, yield, func(at string) (*clientv3.GetResponse, error) {
+			r, _, err := b.read(ctx, "read", at, clientv3.WithRange(end),
+				clientv3.WithLimit(pageEntries))
+			return r, err
+		})
+	}
+}
+
+// Snapshot implements backend.Backend. Snapshot reads all entries as of the revision of the first
+// request. If etcd compacts the revision before Snapshot has read everything, Snapshot yields an
+// error: etcd must keep its history for longer than a Snapshot takes.
+func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	start, end := b.bounds(from, to)
+	return func(yield func(backend.Entry, error) bool) {
+		var revision int64 // of the snapshot; 0: no page was read
+		var first uint64   // the generation of the first page
+		b.scan(ctx, start, end, yield, func(at string) (*clientv3.GetResponse, error) {
+			r, generation, err := b.read(ctx, "read a snapshot", at, clientv3.WithRange(end),
+				clientv3.WithLimit(pageEntries), clientv3.WithRev(revision))
+			switch {
+			case errors.Is(err, rpctypes.ErrCompacted):
+				return nil, fmt.Errorf("etcdstore: read a snapshot: etcd has compacted revision %d "+
+					"while the snapshot was read: keep the history for longer: start etcd with "+
+					"--auto-compaction-mode=periodic and a longer --auto-compaction-retention: %w",
+					revision, rpctypes.ErrCompacted)
+			case err != nil:
+				return nil, err
+			case revision == 0:
+				revision, first = r.Header.Revision, generation
+			case generation != first:
+				return nil, fmt.Errorf("etcdstore: read a snapshot: %w while the snapshot was "+
+					"read: read the snapshot again", errRestored)
+			}
+			return r, nil
+		})
+	}
+}
+
+// scan yields the pages of a range. page reads the entries from a key on.
+func (b *Backend) scan(ctx context.Context, start, end string,
+	yield func(backend.Entry, error) bool, page func(at string) (*clientv3.GetResponse, error),
+) {
+	for at := start; ; {
+		if err := b.ended(ctx); err != nil {
+			yield(backend.Entry{}, err)
+			return
+		}
+		if at >= end {
+			return
+		}
+		r, err := page(at)
+		if err != nil {
+			yield(backend.Entry{}, err)
+			return
+		}
+		if !b.yieldAll(ctx, r.Kvs, yield) || !r.More || len(r.Kvs) == 0 {
+			return
+		}
+		at = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// yieldAll yields entries, and reports whether the iteration continues. An iteration that ends with
+// an error has yielded the error.
+func (b *Backend) yieldAll(
+	ctx context.Context, kvs []*mvccpb.KeyValue, yield func(backend.Entry, error) bool,
+) bool {
+	// An error after the last entry of a page comes with the next step, not before the body has
+	// seen the page: a body that calls Close must see ErrClosed even if no page follows.
+	for _, kv := range kvs {
+		e, err := b.parse(kv)
+		if err == nil {
+			err = b.ended(ctx)
+		}
+		if err != nil {
+			yield(backend.Entry{}, err)
+			return false
+		}
+		if !yield(e, nil) {
+			return false
+		}
+	}
+	if err := b.ended(ctx); err != nil && len(kvs) > 0 {
+		yield(backend.Entry{}, err)
+		return false
+	}
+	return true
+}

@@ -84,7 +84,8 @@ import (
 //     arrives.
 //  8. (floor) Each process issues only stamps above every floor that was in the table when the
 //     process joined. The header carries the floors of members that are gone: the Apply that
-//     deletes a member record also raises the floor in the header.
+//     deletes a member record also raises the floor in the header. So that a reader finds the
+//     events of gone members too, the header also carries the last stamps of these members.
 //
 // The protocol compares only times of one process: its monotonic clock, and for a machine that
 // sleeps also its wall clock, see gate. Clocks of other processes and of the engine play no part,
@@ -105,6 +106,7 @@ type Cluster struct {
 	lastNumber uint64 // of the newest request
 	requests   []*request
 	floor      int64 // the highest floor that the process knows
+	latest     int64 // the highest stamp that a process is known to have issued
 	lastError  error // why the last membership ended, or could not start
 	counts     Stats
 
@@ -129,10 +131,11 @@ type Config struct {
 	// EndAll ends every bound context. EndAll may be called several times.
 	EndAll func(cause error)
 	// Stamps makes the process issue no event stamp at or below floor from now on, and returns the
-	// watermark of the process: no stamp at or below the watermark is pending or will be issued. A
-	// stamp stays pending until its outcome is certain. Stamps must not call the Cluster. A nil
-	// Stamps means that the process issues no stamps.
-	Stamps func(floor int64) (watermark int64)
+	// watermark of the process and the last stamp: no stamp at or below the watermark is pending or
+	// will be issued, and no stamp above last was issued. A stamp stays pending until its outcome
+	// is certain. Stamps must not call the Cluster. A nil Stamps means that the process issues no
+	// stamps.
+	Stamps func(floor int64) (watermark, last int64)
 	// Name is a name of the process, for people who read the membership table.
 	Name string
 	// Log receives the ends of memberships. nil means no log.
@@ -269,6 +272,23 @@ func (c *Cluster) Guard() (backend.Change, error) {
 		return backend.Change{}, ErrNoMembership
 	}
 	return backend.Change{Key: c.member.guardKey(), Expect: guardRevision, Check: true}, nil
+}
+
+// First reports whether this process has the lowest ID of all members, so that one process does the
+// work that no process has to do twice. Two processes may believe to be first for a moment.
+func (c *Cluster) First() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.member == nil {
+		return false
+	}
+	own := string(c.member.id[:])
+	for id := range c.member.members {
+		if id < own {
+			return false
+		}
+	}
+	return true
 }
 
 // run has one membership after the other until Close.

@@ -379,6 +379,58 @@ func TestWatermarkWaitsForPendingStamps(t *testing.T) {
 	})
 }
 
+// Watermark includes the events of a process whose clock is ahead, also after the process has left.
+func TestWatermarkOfAClockThatIsAhead(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		all := w.joined(t, "a", "b")
+		a, b := all[0], all[1]
+		event := func() (stamp int64) {
+			stamp = b.stamps.begin(max(b.stamps.last, b.clock().Wall) + int64(time.Hour))
+			b.stamps.end(stamp)
+			return stamp
+		}
+		stamp := event()
+		last, err := a.c.Watermark(t.Context())
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, last, stamp)
+
+		stamp = event()
+		b.c.Close()
+		last, err = a.c.Watermark(t.Context())
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, last, stamp)
+		require.Greater(t, a.stamps.begin(0), stamp)
+	})
+}
+
+// A process is first if no member has a lower ID.
+func TestFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		all := w.joined(t, "a", "b", "c")
+		first := func() (n int) {
+			for _, p := range all {
+				if p.c.First() {
+					n++
+				}
+			}
+			return n
+		}
+		synctest.Wait()
+		require.Equal(t, 1, first())
+		for range 2 {
+			for i, p := range all {
+				if p.c.First() {
+					p.c.Close()
+					all = append(all[:i:i], all[i+1:]...)
+					break
+				}
+			}
+			synctest.Wait()
+			require.Equal(t, 1, first())
+		}
+	})
+}
+
 // A member that is silent delays Watermark until the member is evicted. Then no stamp of the member
 // is pending any more, because of the guard entry.
 func TestWatermarkEndsWithAnEviction(t *testing.T) {

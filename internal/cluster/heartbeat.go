@@ -76,15 +76,16 @@ func (m *membership) nextRecord() *record.Member {
 	m.mu.Lock()
 	floor := m.floor
 	m.mu.Unlock()
-	watermark := m.stamps(floor)
+	watermark, last := m.stamps(floor)
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lastWritten++
 	m.watermark = watermark
+	m.latest = max(m.latest, last)
 	return &record.Member{
 		Heartbeat: m.lastWritten, Applied: uint64(m.applied), Request: m.lastNumber,
-		Floor: floor, Watermark: watermark, Name: m.cfg.Name, Time: m.cfg.Clock().Wall,
+		Floor: floor, Watermark: watermark, Last: last, Name: m.cfg.Name, Time: m.cfg.Clock().Wall,
 	}
 }
 

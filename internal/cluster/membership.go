@@ -252,6 +252,7 @@ func (m *membership) begin(ctx context.Context, start backend.Position) error {
 	m.raiseFloorLocked(h.floor)
 	for _, other := range members {
 		m.raiseFloorLocked(other.floor)
+		m.latest = max(m.latest, other.last)
 	}
 	floor := m.floor
 	m.mu.Unlock()
@@ -329,6 +330,10 @@ func (m *membership) leave() {
 }
 
 func (m *membership) tryLeave() error {
+	_, last := m.stamps(0)
+	m.mu.Lock()
+	m.latest = max(m.latest, last)
+	m.mu.Unlock()
 	ctx, cancel := m.limited(context.WithoutCancel(m.ctx), m.freshness)
 	defer cancel()
 	e, err := m.cfg.Backend.Get(ctx, m.memberKey())
@@ -350,7 +355,7 @@ func (m *membership) remove(ctx context.Context, key []byte, revision uint64, h 
 		{Key: guardKeyOf(key), Expect: guardRevision, Delete: true, Restricts: true},
 	}
 	m.mu.Lock()
-	floor := m.floor
+	floor := max(m.floor, m.latest)
 	m.mu.Unlock()
 	if floor > h.floor && !m.cfg.Wrong.has(keepFloor) {
 		h.floor = floor

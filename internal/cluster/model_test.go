@@ -112,7 +112,7 @@ func (s *stamps) end(stamp int64) {
 	delete(s.pending, stamp)
 }
 
-func (s *stamps) raise(floor int64) (watermark int64) {
+func (s *stamps) raise(floor int64) (watermark, last int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = max(s.last, floor)
@@ -120,7 +120,7 @@ func (s *stamps) raise(floor int64) (watermark int64) {
 	for stamp := range s.pending {
 		watermark = min(watermark, stamp-1)
 	}
-	return watermark
+	return watermark, s.last
 }
 
 // add makes a process that has not joined yet.

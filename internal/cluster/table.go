@@ -50,6 +50,7 @@ type member struct {
 	request   uint64
 	floor     int64
 	watermark int64
+	last      int64
 	time      int64 // the wall clock of the member when the record was written
 	lastSeen  int64 // when this process saw the revision, on its monotonic clock
 }
@@ -63,7 +64,8 @@ func parseMember(e backend.Entry, now int64) *member {
 	}
 	return &member{
 		revision: e.Revision, heartbeat: r.Heartbeat, applied: backend.Position(r.Applied),
-		request: r.Request, floor: r.Floor, watermark: r.Watermark, time: r.Time, lastSeen: now,
+		request: r.Request, floor: r.Floor, watermark: r.Watermark, last: r.Last, time: r.Time,
+		lastSeen: now,
 	}
 }
 
@@ -87,6 +89,7 @@ func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) 
 	other := parseMember(e, now.Mono)
 	m.members[id] = other
 	m.raiseFloorLocked(other.floor)
+	m.latest = max(m.latest, other.last)
 	m.ackedLocked(id, other)
 	m.checkClockLocked(other, now.Wall)
 	return own, other.request > 0 && (known == nil || other.request > known.request)
@@ -95,10 +98,10 @@ func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) 
 // raiseFloorLocked notes a floor of any process. The heartbeat writer passes the floor to Stamps.
 func (m *membership) raiseFloorLocked(floor int64) { m.floor = max(m.floor, floor) }
 
-// stamps calls Config.Stamps, and returns the watermark.
-func (m *membership) stamps(floor int64) (watermark int64) {
+// stamps calls Config.Stamps.
+func (m *membership) stamps(floor int64) (watermark, last int64) {
 	if m.cfg.Stamps == nil {
-		return floor
+		return floor, 0
 	}
 	return m.cfg.Stamps(floor)
 }

@@ -13,9 +13,26 @@ import (
 // Watermark until the member is evicted, and a member that waits for the outcome of an Apply delays
 // Watermark until the outcome is certain. If ctx ends first, Watermark returns the error of ctx.
 // Watermark returns ErrClosed after Close.
+//
+// The stamp is at or above the stamp of every change that had returned before the call, in any
+// process, except a process that died without Close. If the clock of another process is ahead, the
+// first answers show this, and Watermark asks again with a higher floor. When Watermark returns, the
+// process has applied the changes of all these events.
 func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
+	last, err = c.watermarkAt(ctx)
 	c.mu.Lock()
-	c.floor = max(c.floor, c.cfg.Clock().Wall)
+	behind := max(c.latest, c.floor) > last
+	c.mu.Unlock()
+	if err == nil && behind {
+		last, err = c.watermarkAt(ctx)
+	}
+	return last, err
+}
+
+// watermarkAt makes one request with a floor, and waits until each member has reached the floor.
+func (c *Cluster) watermarkAt(ctx context.Context) (last int64, err error) {
+	c.mu.Lock()
+	c.floor = max(c.floor, c.cfg.Clock().Wall, c.latest)
 	floor := c.floor
 	c.mu.Unlock()
 	r := c.newRequest(floor)

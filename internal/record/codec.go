@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -46,6 +47,19 @@ func Encode(r *Record) ([]byte, error) {
 	}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(r)
 }
+
+// AppendLastStamp sets LastStamp in the bytes of a record that has no LastStamp.
+func AppendLastStamp(b []byte, stamp int64) []byte {
+	b = protowire.AppendTag(b, lastStampNumber, protowire.Fixed64Type)
+	return protowire.AppendFixed64(b, uint64(stamp))
+}
+
+// lastStampNumber is the number of the field last_stamp of Record. LastStampSize is how many bytes
+// AppendLastStamp appends.
+const (
+	lastStampNumber = 22
+	LastStampSize   = 2 + 8
+)
 
 // DecodeEvent parses and checks an event, as Decode does for a record.
 func DecodeEvent(b []byte) (*Event, error) {

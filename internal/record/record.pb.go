@@ -40,21 +40,25 @@ const (
 	Action_ACTION_REHASH      Action = 7
 	Action_ACTION_RESTORE     Action = 8
 	Action_ACTION_PURGE       Action = 9
+	// No change was made: the event takes the stamp of a change whose outcome was unknown, so that the
+	// change can no longer be made. No reader of events receives the event.
+	Action_ACTION_VOID Action = 10
 )
 
 // Enum value maps for Action.
 var (
 	Action_name = map[int32]string{
-		0: "ACTION_UNSPECIFIED",
-		1: "ACTION_CREATE",
-		2: "ACTION_UPDATE",
-		3: "ACTION_ROTATE",
-		4: "ACTION_DISABLE",
-		5: "ACTION_ENABLE",
-		6: "ACTION_REVOKE",
-		7: "ACTION_REHASH",
-		8: "ACTION_RESTORE",
-		9: "ACTION_PURGE",
+		0:  "ACTION_UNSPECIFIED",
+		1:  "ACTION_CREATE",
+		2:  "ACTION_UPDATE",
+		3:  "ACTION_ROTATE",
+		4:  "ACTION_DISABLE",
+		5:  "ACTION_ENABLE",
+		6:  "ACTION_REVOKE",
+		7:  "ACTION_REHASH",
+		8:  "ACTION_RESTORE",
+		9:  "ACTION_PURGE",
+		10: "ACTION_VOID",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -67,6 +71,7 @@ var (
 		"ACTION_REHASH":      7,
 		"ACTION_RESTORE":     8,
 		"ACTION_PURGE":       9,
+		"ACTION_VOID":        10,
 	}
 )
 
@@ -188,8 +193,11 @@ type Record struct {
 	NotBefore       int64      `protobuf:"varint,19,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	RateLimit       *RateLimit `protobuf:"bytes,20,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
 	PurgedAt        int64      `protobuf:"varint,21,opt,name=purged_at,json=purgedAt,proto3" json:"purged_at,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The stamp of the event of the last change, if several processes change the store. The stamp of
+	// the next change must be greater, whatever the clock of its process shows.
+	LastStamp     int64 `protobuf:"fixed64,22,opt,name=last_stamp,json=lastStamp,proto3" json:"last_stamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -365,6 +373,13 @@ func (x *Record) GetRateLimit() *RateLimit {
 func (x *Record) GetPurgedAt() int64 {
 	if x != nil {
 		return x.PurgedAt
+	}
+	return 0
+}
+
+func (x *Record) GetLastStamp() int64 {
+	if x != nil {
+		return x.LastStamp
 	}
 	return 0
 }
@@ -649,7 +664,9 @@ type Member struct {
 	// A name of the process, for people.
 	Name string `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
 	// The wall clock of the process at the time of the write, in nanoseconds since the Unix epoch.
-	Time          int64 `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	Time int64 `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	// The last stamp that the process has issued, or a floor.
+	Last          int64 `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -740,6 +757,13 @@ func (x *Member) GetTime() int64 {
 	return 0
 }
 
+func (x *Member) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 // MemberTable is the header of the membership table.
 type MemberTable struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -807,7 +831,7 @@ var File_grpcapikey_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\xbd\x06\n" +
+	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\xdc\x06\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -836,7 +860,9 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"not_before\x18\x13 \x01(\x03R\tnotBefore\x12>\n" +
 	"\n" +
 	"rate_limit\x18\x14 \x01(\v2\x1f.grpcapikey.record.v1.RateLimitR\trateLimit\x12\x1b\n" +
-	"\tpurged_at\x18\x15 \x01(\x03R\bpurgedAt\x1a;\n" +
+	"\tpurged_at\x18\x15 \x01(\x03R\bpurgedAt\x12\x1d\n" +
+	"\n" +
+	"last_stamp\x18\x16 \x01(\x10R\tlastStamp\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
@@ -858,7 +884,7 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\x06key_id\x18\x03 \x01(\fR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xce\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xe2\x01\n" +
 	"\x06Member\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
 	"\theartbeat\x18\x02 \x01(\x04R\theartbeat\x12\x18\n" +
@@ -867,11 +893,12 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\x05floor\x18\x05 \x01(\x03R\x05floor\x12\x1c\n" +
 	"\twatermark\x18\x06 \x01(\x03R\twatermark\x12\x12\n" +
 	"\x04name\x18\a \x01(\tR\x04name\x12\x12\n" +
-	"\x04time\x18\b \x01(\x03R\x04time\"Y\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\x12\x12\n" +
+	"\x04last\x18\t \x01(\x03R\x04last\"Y\n" +
 	"\vMemberTable\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
 	"\tfreshness\x18\x02 \x01(\x03R\tfreshness\x12\x14\n" +
-	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xcc\x01\n" +
+	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xdd\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_CREATE\x10\x01\x12\x11\n" +
@@ -882,7 +909,9 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\rACTION_REVOKE\x10\x06\x12\x11\n" +
 	"\rACTION_REHASH\x10\a\x12\x12\n" +
 	"\x0eACTION_RESTORE\x10\b\x12\x10\n" +
-	"\fACTION_PURGE\x10\t*o\n" +
+	"\fACTION_PURGE\x10\t\x12\x0f\n" +
+	"\vACTION_VOID\x10\n" +
+	"*o\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +

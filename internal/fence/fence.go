@@ -76,10 +76,11 @@ type ID = [16]byte
 // Each invariant except 5 is maintained under the lock of the shard. Invariants 5 to 7 are on the
 // type table, which finds values without a lock.
 //
-//  1. A cached value is the committed value. Put installs a value only if the generation has not
-//     moved since before the value was read from the store, and no writer is between Begin and End
-//     for the ID. Begin evicts the value before the commit. So a hit takes effect at step 1, and a
-//     miss takes effect at step 2. Both return what is committed at that step, in commit order.
+//  1. If one process makes all changes, a cached value is the committed value. Put installs a value
+//     only if the generation has not moved since before the value was read from the store, and no
+//     writer is between Begin and End for the ID. Begin evicts the value before the commit. So a
+//     hit takes effect at step 1, and a miss takes effect at step 2. Both return what is committed
+//     at that step, in commit order.
 //  2. While pending[id] > 0, id is not cached. Readers read the store, and either see the change or
 //     do not. A reader that has seen the change cannot return to an older cached value, because the
 //     cache has no value for id. (Moving the generation only after the commit breaks this
@@ -97,6 +98,22 @@ type ID = [16]byte
 //     another End of the same ID finds the binding too, and does not return before the binding has
 //     ended. Bindings ended by the new value are removed as a batch. The Ended and AfterEnd
 //     callbacks run only after every one of these bindings has been marked ended.
+//
+// # Several processes
+//
+// If several processes change the store, Begin and End still surround the changes of this process,
+// and the process calls Publish for the changes of all processes, in the order of the changes. Then
+// invariant 1 is weaker: a cached value is the committed value, or an older value whose successor
+// was not published yet. Two more invariants hold:
+//
+//  8. After the Publish of a value, no older value of the ID is cached, and each binding of the ID
+//     has received the value or was registered with the value or a later value. The reason: Publish
+//     moves the generation and the notifications in the critical section that evicts the ID. A
+//     reader with an earlier ticket neither installs a value nor registers a binding. A reader
+//     with a later ticket reads the store after the call of Publish.
+//  9. After Flush has reached a shard, the same holds for every value of the shard that was
+//     committed before Flush, published or not: no value that was read before is cached, and no
+//     binding with such a value is registered.
 //
 // # Alternatives
 //
@@ -361,7 +378,9 @@ func (s *shard[V]) releaseLocked(id ID, all ...*Binding[V]) {
 
 // Begin is phase A. Call Begin before the change of id is committed. Every Begin has one End, with
 // one exception. If the outcome of the change is unknown, the change may still take effect at any
-// time. Then End is never called, and id stays out of the cache.
+// time. Then End is never called, and id stays out of the cache. If Publish reports each change
+// that takes effect, call Cut and then End with nil instead: an ID must not stay out of the cache
+// for good after each call of the network that fails.
 func (f *Fence[V]) Begin(id ID) {
 	s := f.shard(id)
 	s.mu.Lock()
@@ -390,6 +409,65 @@ func (f *Fence[V]) End(id ID, v *V) {
 	}
 	s.mu.Unlock()
 	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
+}
+
+// Publish is Begin and End in one critical section, for a value that another process has committed.
+// Publish evicts id, and notifies every binding of id of the value before Publish returns.
+//
+// A Get of the store that starts after the call of Publish must return v or a later value. Then
+// invariant 8 holds. Publish may run between a Begin and an End of the same ID.
+func (f *Fence[V]) Publish(id ID, v *V) {
+	s := f.shard(id)
+	s.mu.Lock()
+	f.invalidateLocked(s, id, true, true)
+	bindings := s.startNotifyLocked(id)
+	s.mu.Unlock()
+	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
+}
+
+// Flush evicts every value, prevents the install of the values that were read before, and ends
+// every binding, because a process that has missed changes does not know what its values are worth.
+//
+// A binding that is registered after Flush has reached its shard has a value that was read after
+// Flush: see invariant 9.
+func (f *Fence[V]) Flush(cause error) {
+	f.endAll(cause, func(s *shard[V]) {
+		s.gen++
+		s.notifications++
+		f.clearLocked(s)
+	})
+}
+
+// EndAll ends every binding that is registered when EndAll reaches the shard of the binding. The
+// cached values stay.
+func (f *Fence[V]) EndAll(cause error) { f.endAll(cause, func(*shard[V]) {}) }
+
+// endAll calls before under the lock of each shard, and ends every binding of the shard.
+func (f *Fence[V]) endAll(cause error, before func(*shard[V])) {
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		before(s)
+		ids := slices.Collect(maps.Keys(s.bound))
+		bindings := make([][]*Binding[V], len(ids))
+		for j, id := range ids {
+			bindings[j] = s.startNotifyLocked(id)
+		}
+		s.mu.Unlock()
+		for j, id := range ids {
+			s.notify(id, bindings[j], func(b *Binding[V]) bool { b.Cut(cause); return true })
+		}
+	}
+}
+
+// clearLocked evicts every value of a shard.
+func (f *Fence[V]) clearLocked(s *shard[V]) {
+	for _, v := range s.ring {
+		f.table.removeLocked(f.table.node(v).ID)
+	}
+	f.counts.cached.Add(-int64(len(s.ring)))
+	clear(s.ring)
+	s.ring, s.hand = s.ring[:0], 0
 }
 
 // Notify calls every binding of id with a value that another writer has committed but may not have

@@ -469,6 +469,7 @@ func prober(w *world) []func() {
 func binder(w *world) []func() {
 	b := &Binding[value]{
 		Changed:  func(v *value) bool { w.ended = v.n == newValue; return w.ended },
+		Cut:      func(error) { w.ended = true },
 		AfterEnd: func() {},
 	}
 	var (
@@ -504,6 +505,16 @@ func writer(w *world) []func() {
 		func() { w.fence.Begin(id(1)) },
 		func() { w.store = newValue },
 		func() { w.fence.End(id(1), val(1, newValue)); w.done = min(w.done, w.now) },
+	}
+}
+
+// remote returns a change by another process: the commit, and then a verb of the fence.
+func remote(verb func(*Fence[value])) func(*world) []func() {
+	return func(w *world) []func() {
+		return []func(){
+			func() { w.store = newValue },
+			func() { verb(w.fence); w.done = min(w.done, w.now) },
+		}
 	}
 }
 
@@ -633,6 +644,93 @@ func TestEveryInterleaving(t *testing.T) {
 		"%d interleavings, cold and warm, for each of %d casts and %d sets of steps: "+
 			"right steps are never wrong, and wrong steps are caught", schedules, len(casts),
 		len(variants))
+}
+
+// After Publish or Flush has returned, no reader and no binding has the old value. Before, a reader
+// may see the old value after another reader has seen the new value.
+func TestEveryInterleavingWithAnotherProcess(t *testing.T) {
+	for name, tt := range map[string]struct {
+		verb  func(*Fence[value])
+		right bool
+	}{
+		"Publish": {func(f *Fence[value]) { f.Publish(id(1), val(1, newValue)) }, true},
+		"Flush":   {func(f *Fence[value]) { f.Flush(errors.New("cause")) }, true},
+		"only the bindings are notified": {
+			func(f *Fence[value]) { f.Notify(id(1), val(1, newValue)) }, false,
+		},
+		"only the bindings are ended": {
+			func(f *Fence[value]) { f.EndAll(errors.New("cause")) }, false,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			violations := 0
+			for _, warm := range []bool{false, true} {
+				for _, first := range []func(*world) []func(){reader, binder} {
+					_, wrong := explore(TwoPhase, warm, first, reader, prober, remote(tt.verb))
+					delete(wrong, "old value seen after the new value")
+					t.Logf("warm %v, wrong: %v", warm, wrong)
+					for _, n := range wrong {
+						violations += n
+					}
+				}
+			}
+			require.Equal(t, tt.right, violations == 0)
+		})
+	}
+}
+
+// Publish and Begin with End may overlap, in any order.
+func TestPublishBesideAnOwnChange(t *testing.T) {
+	f := newFence(4)
+	load(f, 1, 1)
+	f.Begin(id(1))
+	f.Publish(id(1), val(1, 2))
+	load(f, 1, 2)
+	require.False(t, cached(f, 1), "a change is pending")
+	f.End(id(1), val(1, 2))
+	load(f, 1, 2)
+	require.True(t, cached(f, 1))
+	f.Publish(id(1), val(1, 2))
+	require.False(t, cached(f, 1))
+}
+
+// Flush empties every shard, and a fence works as a new fence afterwards. EndAll keeps the values.
+func TestFlushAndEndAll(t *testing.T) {
+	const most = 1 << 12
+	f := newFence(most)
+	fill := func() {
+		for n := range most {
+			v := &value{Node: Node{ID: ID{8: byte(n >> 8), 14: byte(n >> 8), 15: byte(n)}}}
+			_, ticket := f.Get(v.ID, nil)
+			f.Put(v.ID, v, ticket, nil)
+		}
+	}
+	fill()
+	ended := 0
+	b := &Binding[value]{Cut: func(error) { ended++ }, AfterEnd: func() {}}
+	bind(t, f, 1, b)
+	cachedValues := f.Stats().Cached
+	require.NotZero(t, cachedValues)
+	f.EndAll(errors.New("cause"))
+	require.Equal(t, 1, ended)
+	require.Zero(t, f.Stats().Bound)
+	require.Equal(t, cachedValues, f.Stats().Cached)
+
+	bind(t, f, 1, b)
+	f.Flush(errors.New("cause"))
+	require.Equal(t, 2, ended)
+	require.Zero(t, f.Stats().Bound)
+	require.Zero(t, f.Stats().Cached)
+	for n := range most {
+		v, _ := f.Get(ID{8: byte(n >> 8), 14: byte(n >> 8), 15: byte(n)}, nil)
+		require.Nil(t, v)
+	}
+	fill()
+	require.Equal(t, cachedValues, f.Stats().Cached)
+
+	noCache := newFence(0)
+	noCache.Flush(nil)
+	noCache.EndAll(nil)
 }
 
 // A second writer finds that a first writer has committed the change but has stopped before phase

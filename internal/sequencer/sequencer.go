@@ -33,10 +33,13 @@ type Sequencer struct {
 
 // Begin returns a new pending stamp: the time, or a little later. adds means that the change may
 // add a key.
-func (s *Sequencer) Begin(adds bool) int64 {
+func (s *Sequencer) Begin(adds bool) int64 { return s.BeginAfter(0, adds) }
+
+// BeginAfter is Begin with a stamp that is greater than another stamp, whatever the clock shows.
+func (s *Sequencer) BeginAfter(other int64, adds bool) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = max(s.last+1, time.Now().UnixNano())
+	s.last = max(s.last+1, time.Now().UnixNano(), min(other, maxStamp)+1)
 	if s.pending == nil {
 		s.pending = make(map[int64]bool)
 	}
@@ -45,6 +48,24 @@ func (s *Sequencer) Begin(adds bool) int64 {
 		s.addsStarted++
 	}
 	return s.last
+}
+
+// maxStamp is the largest stamp that another process may have issued. The stamps that a Sequencer
+// gives out after maxStamp do not overflow.
+const maxStamp = math.MaxInt64 / 2
+
+// Raise makes all later stamps greater than floor, for another process that reads the events up to
+// floor. The results are of this moment. No stamp at or below watermark is pending or will be given
+// out. No stamp above last was given out.
+func (s *Sequencer) Raise(floor int64) (watermark, last int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = max(s.last, min(floor, maxStamp))
+	watermark = s.last
+	for stamp := range s.pending {
+		watermark = min(watermark, stamp-1)
+	}
+	return watermark, s.last
 }
 
 // Pass makes all later stamps greater than stamp, unless stamp is in the future. A reader that
@@ -170,6 +191,7 @@ func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last, s.ended = last, last
+	s.last = max(s.last, last) // Raise may have been called before
+	s.ended = s.last
 	return nil
 }

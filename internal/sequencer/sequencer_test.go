@@ -260,3 +260,41 @@ func TestResumeReturnsTheErrorOfStorage(t *testing.T) {
 	err := s.Resume(func(int64, int64) (int64, error) { return -1, broken })
 	require.Equal(t, broken, err)
 }
+
+// Raise serves a reader in another process: all later stamps are above the floor, and the
+// watermark is below every pending stamp.
+func TestRaise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		now := time.Now().UnixNano()
+		floor := now + int64(time.Hour)
+		watermark, last := s.Raise(floor)
+		require.Equal(t, floor, watermark)
+		require.Equal(t, floor, last)
+		require.NoError(t, s.Resume(func(from, to int64) (int64, error) { return -1, nil }))
+		first := s.Begin(false)
+		require.Equal(t, floor+1, first, "Resume does not go back below the floor")
+		second := s.Begin(false)
+		watermark, last = s.Raise(floor)
+		require.Equal(t, floor, watermark)
+		require.Equal(t, second, last)
+		s.End(first)
+		watermark, _ = s.Raise(0)
+		require.Equal(t, first, watermark)
+		s.End(second)
+		watermark, _ = s.Raise(math.MaxInt64)
+		require.Greater(t, s.Begin(false), watermark, "no overflow")
+	})
+}
+
+// A stamp is above the stamp that BeginAfter names, whatever the clock shows.
+func TestBeginAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s Sequencer
+		now := time.Now().UnixNano()
+		require.Equal(t, now, s.BeginAfter(now-1, false))
+		require.Equal(t, now+1, s.BeginAfter(0, false))
+		require.Equal(t, now+101, s.BeginAfter(now+100, false))
+		require.Positive(t, s.BeginAfter(math.MaxInt64, false))
+	})
+}

@@ -91,7 +91,8 @@ func formOf(space byte) backupfile.Form {
 // Restore adds the keys of a backup to the keys of the store. If both have a key, the higher
 // revision wins, except that a key revoked or purged in either is revoked or purged afterwards. The
 // changes are in force when Restore returns, on live contexts too. Restore writes an event for each
-// changed key, with ActionRestore.
+// changed key, with ActionRestore. ErrNotEverywhere means that all keys were restored, and that the
+// changes may not be in force in another process yet.
 //
 // Restore reads the stream to the end and checks the whole stream before the first change. If the
 // backup is damaged, cut off, or followed by other data, the error is ErrCorrupt. The error is
@@ -136,7 +137,12 @@ func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error
 	defer s.background.uncount()
 	s.usage.lose() // the backup lacks the uses of its keys after the backup was made
 	defer s.usage.lose()
-	return s.restore(ctx, second, frames, sum)
+	if err := s.restore(ctx, second, frames, sum); err != nil {
+		return err
+	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	return s.barrier(ctx, "restore")
 }
 
 // twice returns a reader of the content of r, and a function that returns a second reader of the
@@ -289,7 +295,7 @@ func (s *Store) restore(
 		}
 		// The size includes the event. The record of the store may also gain a revocation reason.
 		size += len(e.Value) + maxText + maxReason + 384
-		full := end || len(batch) == backend.MaxChanges/maxChanges || size > backend.MaxApplySize
+		full := end || len(batch) == maxKeyChanges/maxChanges || size > backend.MaxApplySize
 		if len(batch) > 0 && (full || batch[0].Key[0] != e.Key[0]) {
 			// The keys of a backup depend on the check values, and a key may be both among the
 			// graves and among the keys. So a key space begins after the end of the one before.
@@ -375,15 +381,20 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 	case usageSpace:
 		merge = s.restoreUsage
 	}
-	for attempt := range changeAttempts {
+	for attempt := 0; ; attempt++ {
 		n, err := merge(ctx, batch, attempt)
 		changed += n
-		if !errors.Is(err, backend.ErrConflict) {
+		if !mayRetry(err) {
 			return changed, err
 		}
+		if !s.retries(ctx, err, attempt, false) {
+			return changed, s.contention(ctx, "restore", err)
+		}
 	}
-	return changed, wrapErr("restore", errors.New("too much contention on the keys of the backup"))
 }
+
+// maxKeysSize is the largest size of the changes of keys in one Apply, beside a guard.
+const maxKeysSize = backend.MaxApplySize - 64
 
 func (s *Store) restoreKeys(
 	ctx context.Context, batch []backend.Entry, attempt int,
@@ -420,7 +431,7 @@ func (s *Store) restoreKeys(
 		}
 		// The merged record may be the record of the store. The record of the store may be larger
 		// than the saved record, and the batch was sized by the saved records.
-		if size+p.size() > backend.MaxApplySize {
+		if size+p.size() > maxKeysSize {
 			if err := flush(); err != nil {
 				return changed, err
 			}
@@ -446,7 +457,7 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	} else if !errors.Is(err, backend.ErrNotFound) {
 		return nil, s.scanError(ctx, "restore", err)
 	}
-	before := prior{revision: have.revision, owner: have.record.GetOwner()}
+	before := priorOf(have)
 	if have.record == nil || saved.purged() {
 		grave, err := s.readGrave(ctx, saved.id)
 		if err != nil {

@@ -39,6 +39,7 @@ import (
 //	markAdmitted   a value in pending does not admit the context
 //	the timer      the key, or the secret of the session, has expired
 //	release        the owner closes the session
+//	endStale       Cause, Err or Done has found the gate closed: see processes
 //
 // After changed and Cut, the fence releases the binding, calls report, and calls followUp in the
 // background. The other three use cut, which does the same without delay. The lock mu is not held
@@ -99,11 +100,13 @@ func (s *Store) newBoundContext(ctx context.Context, id token.ID) *boundContext 
 
 func (b *boundContext) Done() <-chan struct{} {
 	b.doneUsed.Store(true)
+	_ = b.Cause()
 	b.cancel()
 	return b.Context.Done()
 }
 
 func (b *boundContext) Err() error {
+	_ = b.Cause()
 	b.cancel()
 	return b.Context.Err()
 }
@@ -115,11 +118,32 @@ func (b *boundContext) key() *Key { return &b.admittedBy.key }
 func (b *boundContext) allow() error { return b.admittedBy.grants.allow() }
 
 // Cause implements Session.Cause. The end of the parent context does not count.
+//
+// Cause asks the gate of a store of several processes: no message of a stream passes while the gate
+// is closed, even if the goroutine that ends the contexts has not run yet. The functions of this
+// file call endCause instead, because some of them hold mu.
 func (b *boundContext) Cause() error {
+	if cause := b.endCause(); cause != nil || b.store.isFresh() {
+		return cause
+	}
+	return b.endStale()
+}
+
+// endCause returns why the context has ended, or nil.
+func (b *boundContext) endCause() error {
 	if cause := b.cause.Load(); cause != nil {
 		return *cause
 	}
 	return nil
+}
+
+// endStale ends the context because the gate is closed, and returns why the context has ended. The
+// context stays ended when the gate opens again. The caller may hold a lock that the observer or
+// the function given to OnEnd takes, so these run in another goroutine.
+func (b *boundContext) endStale() error {
+	b.stop(errStale)
+	go b.cut(errStale)
+	return b.endCause()
 }
 
 // cancel cancels the embedded Context if cause is set. stop may have skipped this step.
@@ -145,7 +169,7 @@ func (b *boundContext) stop(cause error) {
 // set countsEnd. So at least one of the two calls sees both.
 func (b *boundContext) countEnd() {
 	if b.endedByStore() && b.countsEnd.CompareAndSwap(true, false) {
-		b.store.counts.ended[reasonOf(b.Cause())].Add(1)
+		b.store.counts.ended[reasonOf(b.endCause())].Add(1)
 	}
 }
 
@@ -216,7 +240,7 @@ func (b *boundContext) announced() {
 	b.mu.Lock()
 	b.reported = false
 	b.mu.Unlock()
-	if b.Cause() != nil {
+	if b.endCause() != nil {
 		b.report()
 	}
 }
@@ -225,7 +249,7 @@ func (b *boundContext) announced() {
 // end the context, or if the context has already ended.
 func (b *boundContext) judgeLocked(e *cachedKey) error {
 	t, first, current := e.terms(), b.admittedBy.terms(), b.current.terms()
-	if b.Cause() != nil || t.revision <= first.revision {
+	if b.endCause() != nil || t.revision <= first.revision {
 		return nil
 	}
 	late := t.revision <= current.revision
@@ -291,7 +315,7 @@ func (b *boundContext) report() {
 	b.mu.Unlock()
 	if !again && b.store.observer != nil {
 		b.store.observer.Ended(BindEnd{
-			KeyID: b.id.String(), Cause: b.Cause(), After: time.Since(b.since),
+			KeyID: b.id.String(), Cause: b.endCause(), After: time.Since(b.since),
 		})
 	}
 }
@@ -321,7 +345,7 @@ func (b *boundContext) release() {
 
 // endedByStore reports whether the store has ended the context, and not the owner or the parent.
 func (b *boundContext) endedByStore() bool {
-	cause := b.Cause()
+	cause := b.endCause()
 	return cause != nil && cause != context.Canceled
 }
 
@@ -346,7 +370,7 @@ func (b *boundContext) OnEnd(f func()) (stop func() bool) {
 	return func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.onEnd == nil || b.Cause() != nil {
+		if b.onEnd == nil || b.endCause() != nil {
 			return false
 		}
 		b.onEnd = nil

@@ -35,6 +35,10 @@ type RevokeAllOptions struct {
 // as with Revoke. RevokeAll refuses a Query that selects every key, unless RevokeAllOptions.All
 // is set. An Owner from a variable that was not set must not revoke every key.
 //
+// If several processes have the store open, RevokeAll waits for the other processes once, at the
+// end. ErrNotEverywhere means that all selected keys are revoked, and that another process may
+// admit a key for a moment.
+//
 // RevokeAll evaluates the query once per key. If the Create of a key was running when the call
 // began, RevokeAll evaluates the key after the Create has finished. RevokeAll also evaluates the
 // keys that are created while RevokeAll reads the selection. RevokeAll does not see changes made
@@ -96,19 +100,46 @@ func (s *Store) RevokeAll(
 		}
 		return done, corrupt
 	}
-	_, finished := s.sequencer.Adds()
+	added := s.watchAdded(ctx)
 	failed, corrupt := s.revokeAll(ctx, q, reason, report)
-	started, _ := s.sequencer.Adds()
-	if failed == nil && started != finished && (q.Limit <= 0 || done < q.Limit) {
+	if failed == nil && (q.Limit <= 0 || done < q.Limit) {
 		// A key that was added during the call may sort before keys that were already read,
 		// because the ID is created before the key is stored. The key is in storage after the
 		// pending changes have finished. A second read finds the key.
-		if _, failed = s.awaitChanges(ctx); failed == nil {
+		var again bool
+		if again, failed = added(); failed == nil && again {
 			q.Limit = max(0, q.Limit-done)
 			failed, corrupt = s.revokeAll(ctx, q, reason, report)
 		}
 	}
+	if failed == nil {
+		ctx, cancel := s.limited(ctx)
+		failed = s.barrier(ctx, "revoke")
+		cancel()
+	}
 	return done, errors.Join(failed, corrupt)
+}
+
+// watchAdded returns a function that reports whether a key may have been added since the call of
+// watchAdded, in any process. The function first waits for the changes that are under way, if any
+// of them may add a key.
+func (s *Store) watchAdded(ctx context.Context) (added func() (bool, error)) {
+	if p := s.processes; p != nil {
+		before := p.added.Load()
+		return func() (bool, error) {
+			_, err := s.awaitChanges(ctx)
+			return p.added.Load() != before, err
+		}
+	}
+	_, finished := s.sequencer.Adds()
+	return func() (bool, error) {
+		started, _ := s.sequencer.Adds()
+		if started == finished {
+			return false, nil
+		}
+		_, err := s.awaitChanges(ctx)
+		return true, err
+	}
 }
 
 // wantsRevoked reports whether RevokeAll has to revoke a key.
@@ -261,12 +292,17 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 		}
 	}
 	s.forgetUsage(ctx)
-	return done, errors.Join(corrupt...)
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	return done, errors.Join(s.barrier(ctx, "purge"), errors.Join(corrupt...))
 }
 
 // revokeChanges is how many changes the revocation of a key takes: of the record, the event and the
 // event index.
 const revokeChanges = 3
+
+// maxKeyChanges is the largest number of changes of keys in one Apply, beside a guard.
+const maxKeyChanges = backend.MaxChanges - 1
 
 // sizeOf returns an upper bound of the space that the change of a key takes in a write: a record,
 // an event, and index entries, with a text of so many bytes in the record and in the event.
@@ -300,7 +336,7 @@ func (s *Store) batches(
 				}
 				batch = append(batch, kr)
 				limit--
-				if limit == 0 || len(batch) == backend.MaxChanges/changes {
+				if limit == 0 || len(batch) == maxKeyChanges/changes {
 					on = yield(batch, nil) && limit != 0
 					batch, size = nil, 0
 				}

@@ -42,16 +42,36 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		issued, err := s.create(ctx, spec, now, actor)
+		if s.processes == nil || !mayRetry(err) {
+			return issued, err
+		}
+		// The stamp or the guard entry has caused the conflict, and nothing was written.
+		if !s.retries(ctx, err, attempt, false) {
+			return nil, s.contention(ctx, "create", err)
+		}
+	}
+}
+
+// create makes one attempt of Create.
+func (s *Store) create(
+	ctx context.Context, spec Spec, now time.Time, actor string,
+) (*Issued, error) {
+	guard, err := s.guard() // before the stamp: see processes
+	if err != nil {
+		return nil, err
+	}
 	// The stamp must begin before the ID is made: RevokeAll depends on this order.
 	stamp := s.sequencer.Begin(true)
 	p, text, err := s.prepareNew(spec, now, stamp, actor)
 	if err != nil {
-		s.sequencer.End(stamp)
+		s.endStamps(stamp)
 		return nil, err
 	}
-	p.stamp = stamp
-	ctx, cancel := s.limited(ctx)
-	defer cancel()
+	p.stamp, p.guard = stamp, guard
 	err = s.commit(ctx, nil, p) // no context is bound to a new key
 	if err != nil {
 		return nil, err
@@ -107,8 +127,9 @@ const maxLead = time.Second
 //
 // ErrNotFound means that there is no such key. ErrInvalid means that an argument cannot be used.
 // ErrConflict means that the key does not have the revision of IfRevision. After these three
-// errors, nothing was done. After any other error, the key may be revoked or not, and the contexts
-// of this process under the key are cancelled: call Revoke again.
+// errors, nothing was done. ErrNotEverywhere means that the key is revoked, and that another
+// process may admit the key for a moment. After any other error, the key may be revoked or not, and
+// the contexts of this process under the key are cancelled: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.deactivate(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked,
@@ -158,7 +179,8 @@ func (s *Store) deactivate(
 		return err
 	}
 	_, err = s.change(ctx, parsed, &record.Event{Action: action, Reason: reason}, cause, edit)
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) &&
+		!errors.Is(err, ErrNotEverywhere) {
 		s.fence.Cut(parsed, cause)
 	}
 	return err
@@ -197,8 +219,8 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 // with the Spec that change made. ErrKeyRevoked means that the key is revoked. ErrNotFound means
 // that there is no such key. ErrConflict means that the key does not have the revision of
 // IfRevision. After each of these errors, nothing was done. After an ErrUnavailable
-// because of contention, nothing was done either. After any other error, the change may have been
-// made.
+// because of contention, nothing was done either. With ErrNotEverywhere, the change was made, and
+// Update returns the key too. After any other error, the change may have been made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -230,10 +252,10 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 		spec.writeTo(r)
 		return !proto.Equal(before, r), checkSize(r, proto.Size(before))
 	})
-	if err != nil {
+	if e == nil {
 		return nil, err
 	}
-	return &e.key, nil
+	return &e.key, err
 }
 
 // Rotate gives a key a new secret. The ID and everything else stay. The previous secret works
@@ -246,10 +268,10 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 //
 // Rotate returns ErrInvalid if the grace is negative or over ten years. Rotate returns
 // ErrKeyRevoked if the key is revoked, ErrNotFound if there is no such key, and ErrConflict if the
-// key does not have the revision of IfRevision. After any other
-// error, the key may have been rotated to a secret that no caller has. To find out, call Get and
-// compare the Revision. Then rotate the key again, but consider the clients that still use the
-// first secret.
+// key does not have the revision of IfRevision. With ErrNotEverywhere, the key was rotated, and
+// Rotate returns the new secret too. After any other error, the key may have been rotated to a
+// secret that no caller has. To find out, call Get and compare the Revision. Then rotate the key
+// again, but consider the clients that still use the first secret.
 func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Issued, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -284,10 +306,10 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 		r.Rotations++
 		return true, nil
 	})
-	if err != nil {
+	if e == nil {
 		return nil, err
 	}
-	return &Issued{Key: &e.key, Secret: newSecret(text)}, nil
+	return &Issued{Key: &e.key, Secret: newSecret(text)}, err
 }
 
 const maxGrace = 10 * 365 * 24 * time.Hour

@@ -16,7 +16,8 @@ import (
 
 // changeAttempts is how often a change starts again because another change of the same key was
 // committed first. In one process, the changequeue.Queue keeps the number of attempts low. Writes
-// of many keys, and other processes, can still come first.
+// of many keys can still come first. With several processes, Options.Timeout limits the attempts:
+// see retries.
 const changeAttempts = 16
 
 // change reads a record, applies edit, and commits the result with the audit event, through the
@@ -25,7 +26,8 @@ const changeAttempts = 16
 //
 // edit may run several times, each time on a fresh record, and reports whether the record changed.
 // If edit returns an error, change returns the error, and nothing is done. If the outcome of the
-// write is unknown, the live contexts of the key end with unknownCause.
+// write is unknown, the live contexts of the key end with unknownCause. Together with
+// ErrNotEverywhere, change returns the new cachedKey too.
 func (s *Store) change(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
 	edit func(*record.Record) (changed bool, err error),
@@ -40,6 +42,19 @@ func (s *Store) change(
 	event.Actor = actor
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
+	e, err := s.changeHere(ctx, id, event, unknownCause, edit)
+	if err == nil && event.Action != record.Action_ACTION_REHASH { // the old digest still matches
+		err = s.barrier(ctx, string(actions[event.Action]))
+	}
+	return e, err
+}
+
+// changeHere is change up to the moment when the change is in force in this process. The caller has
+// set the actor of the event and the timeout of ctx.
+func (s *Store) changeHere(
+	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
+	edit func(*record.Record) (changed bool, err error),
+) (*cachedKey, error) {
 	e, w, err := s.changeInTurn(ctx, id, event, unknownCause, edit)
 	switch {
 	case w != nil:
@@ -71,7 +86,7 @@ func (s *Store) changeInTurn(
 		return nil, nil, endOf(ctx)
 	}
 	defer turn.Release()
-	for attempt := range changeAttempts {
+	for attempt := 0; ; attempt++ {
 		kr, err := s.get(ctx, id)
 		if errors.Is(err, ErrNotFound) {
 			err = noKey(string(actions[event.Action]), id)
@@ -82,7 +97,7 @@ func (s *Store) changeInTurn(
 		if err := condition.check(string(actions[event.Action]), id, kr.revision); err != nil {
 			return nil, nil, err
 		}
-		before := prior{revision: kr.revision, owner: kr.record.Owner}
+		before := priorOf(kr)
 		changed, err := edit(kr.record)
 		if err != nil {
 			return nil, nil, err
@@ -99,24 +114,34 @@ func (s *Store) changeInTurn(
 		if err != nil {
 			return nil, nil, err
 		}
-		if !turn.MustYield() {
+		lost := backend.ErrConflict
+		yields := turn.MustYield()
+		if !yields {
 			w, err := s.begin(ctx, unknownCause, p)
 			if err == nil {
 				err = w.answer(ctx)
 			}
-			if !errors.Is(err, backend.ErrConflict) {
+			if !mayRetry(err) {
 				if err == nil && mended {
 					s.log.Warn("API key store has mended its damaged index", "id", id.String())
 				}
 				return p.key, w, err
 			}
-			w.waitPublished() // after a conflict, no observer is notified
+			if w != nil {
+				w.waitPublished() // after a conflict, no observer is notified
+			}
+			lost = err
 		}
 		if err := turn.Retry(ctx); err != nil {
 			return nil, nil, endOf(ctx)
 		}
+		if yields && s.processes != nil {
+			continue // the change has lost no race against another process
+		}
+		if !s.retries(ctx, lost, attempt, restricts(event)) {
+			return nil, nil, s.contention(ctx, "change", lost)
+		}
 	}
-	return nil, nil, wrapErr("change", errors.New("too much contention on this key"))
 }
 
 // changeAll makes the same change to several keys in one write, and returns the new values of
@@ -136,7 +161,7 @@ func (s *Store) changeAll(
 	var damaged []error
 	for _, kr := range batch {
 		was := false
-		e, err := s.change(ctx, kr.id, proto.CloneOf(event), unknownCause,
+		e, err := s.changeOne(ctx, kr.id, event, unknownCause,
 			func(r *record.Record) (bool, error) {
 				var err error
 				was, err = edit(&keyRecord{id: kr.id, record: r})
@@ -152,6 +177,25 @@ func (s *Store) changeAll(
 		}
 	}
 	return changed, errors.Join(damaged...)
+}
+
+// changeOne is change without the wait for other processes.
+func (s *Store) changeOne(
+	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
+	edit func(*record.Record) (changed bool, err error),
+) (*cachedKey, error) {
+	if err := s.ready(ctx); err != nil {
+		return nil, err
+	}
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := proto.CloneOf(event)
+	own.Actor = actor
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	return s.changeHere(ctx, id, own, unknownCause, edit)
 }
 
 func (s *Store) changeTogether(
@@ -170,7 +214,7 @@ func (s *Store) changeTogether(
 	var all []*prepared
 	var entries []*cachedKey
 	for _, kr := range batch {
-		before := prior{revision: kr.revision, owner: kr.record.Owner}
+		before := priorOf(kr)
 		kr := &keyRecord{id: kr.id, record: proto.CloneOf(kr.record), revision: kr.revision + 1}
 		changed, err := edit(kr)
 		if err == nil && changed {
@@ -189,7 +233,11 @@ func (s *Store) changeTogether(
 	if len(all) == 0 {
 		return nil, nil
 	}
-	if err := s.commit(ctx, unknownCause, all...); err != nil {
+	err = s.commit(ctx, unknownCause, all...)
+	if errors.Is(err, errNoMembership) {
+		err = backend.ErrConflict // nothing was written: change the keys one by one, with patience
+	}
+	if err != nil {
 		return nil, err
 	}
 	return entries, nil
@@ -197,9 +245,12 @@ func (s *Store) changeTogether(
 
 // A prepared is a new state of a key and the event of the change, both not yet written.
 type prepared struct {
-	key          *cachedKey // what the key becomes
-	event        *record.Event
-	stamp        int64 // of the event; zero until assignStamp
+	key       *cachedKey // what the key becomes
+	event     *record.Event
+	stamp     int64 // of the event; zero until assignStamp
+	lastStamp int64 // of the event of the change before, or 0
+	// the guard that the stamp was given under; nil until there is a stamp, or in one process
+	guard        *backend.Change
 	encodedEvent []byte
 	indexesEvent bool // the change adds the event to the event index
 
@@ -216,8 +267,16 @@ const maxChanges = 5
 type prior struct {
 	revision uint64 // of the record; 0: there is no record
 	owner    string // empty: the key has no owner, or there is no record
+	// the stamp of the event of the last change; 0: not known
+	lastStamp int64
 	// the revision of the grave; 0: there is no grave, or the change writes no grave
 	grave uint64
+}
+
+// priorOf returns the state of a key that has a record.
+func priorOf(kr *keyRecord) prior {
+	return prior{revision: kr.revision, owner: kr.record.GetOwner(),
+		lastStamp: kr.record.GetLastStamp()}
 }
 
 // prepareChange is prepare for the change of a key that has a record.
@@ -239,6 +298,7 @@ func (s *Store) prepareChange(
 
 // prepare encodes a record at its new revision, and the event of the change.
 func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prepared, error) {
+	kr.record.LastStamp = 0 // assignStamp sets the stamp
 	value, err := record.Encode(kr.record)
 	if err != nil {
 		return nil, wrapErr("encode", err)
@@ -248,7 +308,8 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 	if err != nil {
 		return nil, wrapErr("encode", err)
 	}
-	p := &prepared{key: kr.cached(), event: event, encodedEvent: encodedEvent}
+	p := &prepared{key: kr.cached(), event: event, encodedEvent: encodedEvent,
+		lastStamp: before.lastStamp}
 	p.indexesEvent = !p.creates()
 	key := storageKey(kr.id)
 	changes := p.space[:0]
@@ -285,10 +346,23 @@ func restricts(event *record.Event) bool {
 func (p *prepared) creates() bool { return p.event.Action == record.Action_ACTION_CREATE }
 
 // assignStamp gives the event its place in the order of events. From then on, readers of events
-// wait for the change, until sequencer.End. A second call does nothing.
+// wait for the change, until sequencer.End. If there is a stamp already, assignStamp keeps the
+// stamp.
+//
+// With several processes, the record keeps the stamp, so that the stamps of a key ascend although
+// the clocks of the processes differ.
 func (p *prepared) assignStamp(s *sequencer.Sequencer) {
 	if p.stamp == 0 {
-		p.stamp = s.Begin(p.creates() || p.event.Action == record.Action_ACTION_RESTORE)
+		adds := p.creates() || p.event.Action == record.Action_ACTION_RESTORE
+		p.stamp = s.BeginAfter(p.lastStamp, adds)
+	}
+	if p.guard == nil {
+		return
+	}
+	for i := range p.keyChanges {
+		if c := &p.keyChanges[i]; c.Key[0] == keySpace && !c.Delete {
+			c.Value = record.AppendLastStamp(c.Value, p.stamp)
+		}
 	}
 }
 
@@ -307,7 +381,7 @@ func (p *prepared) size() (n int) {
 	for _, c := range p.appendTo(nil) {
 		n += len(c.Key) + len(c.Value)
 	}
-	return n
+	return n + record.LastStampSize
 }
 
 // commit makes all of the changes or none, through the phases of the fence. commit returns when the
@@ -335,13 +409,21 @@ type write struct {
 // begin starts to write the changes, all or none. If the store is closing, begin returns ErrClosed
 // and writes nothing.
 func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared) (*write, error) {
+	guard := all[0].guard
+	if all[0].stamp == 0 {
+		var err error
+		if guard, err = s.guard(); err != nil {
+			return nil, err
+		}
+	}
 	stamps := make([]int64, 0, len(all))
 	for _, p := range all {
+		p.guard = guard
 		p.assignStamp(&s.sequencer)
 		stamps = append(stamps, p.stamp)
 	}
 	if !s.enter() {
-		s.sequencer.End(stamps...)
+		s.endStamps(stamps...)
 		return nil, ErrClosed
 	}
 	// The keyChanges of the first key lie in its space already, so the event follows them.
@@ -355,20 +437,59 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		}
 		changes = p.appendTo(changes)
 	}
+	if guard != nil {
+		changes = append(changes, *guard)
+	}
 	w := &write{store: s, answers: make(chan error, 1), published: make(chan struct{})}
 	go func() {
 		defer s.writes.Done()
 		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
 		defer close(w.published)
-		err := s.backend.Apply(context.WithoutCancel(ctx), changes...)
+		err := s.apply(ctx, changes)
 		// From publish on, observers are notified, and an observer may call the store. So
 		// everything that the call of an observer could wait for ends first: the stamps here, and
 		// the turn of the key when the answer arrives.
-		s.sequencer.End(stamps...)
+		mustResolve := guard != nil && outcomeUnknown(err)
+		if !mustResolve {
+			s.endStamps(stamps...)
+		}
 		w.answers <- err
 		s.publish(err, unknownCause, all)
+		if mustResolve {
+			s.writes.Go(func() {
+				if s.resolve(all[0]) {
+					s.endStamps(stamps...)
+				}
+			})
+		}
 	}()
 	return w, nil
+}
+
+// apply is Apply of the backend, for a write that nothing can withdraw. A write to a store of
+// several processes ends with the timeout: the network may have lost the answer.
+func (s *Store) apply(ctx context.Context, changes []backend.Change) error {
+	ctx = context.WithoutCancel(ctx)
+	if s.processes != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = s.limited(ctx)
+		defer cancel()
+	}
+	return s.backend.Apply(ctx, changes...)
+}
+
+// endStamps ends the stamps of changes whose outcome is certain.
+func (s *Store) endStamps(stamps ...int64) {
+	s.sequencer.End(stamps...)
+	if s.processes != nil {
+		s.processes.cluster.StampsMoved()
+	}
+}
+
+// outcomeUnknown reports whether an error of Apply leaves the outcome unknown.
+func outcomeUnknown(err error) bool {
+	return err != nil && !errors.Is(err, backend.ErrConflict) &&
+		!errors.Is(err, backend.ErrFull) && !errors.Is(err, backend.ErrTooLarge)
 }
 
 // enter reports whether a write may start. No write starts once the store is closing. After true,
@@ -421,13 +542,15 @@ func (s *Store) publish(err, unknownCause error, all []*prepared) {
 		case p.creates():
 		case err == nil:
 			s.fence.End(p.key.ID, p.key)
-		case errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrFull),
-			errors.Is(err, backend.ErrTooLarge):
+		case !outcomeUnknown(err):
 			s.fence.End(p.key.ID, nil) // nothing was changed
 		default:
 			// Without an End, the key stays out of the cache, and every use of the key reads the
 			// store. The store does not know what the live contexts of the key still permit.
 			s.fence.Cut(p.key.ID, unknownCause)
+			if s.processes != nil {
+				s.fence.End(p.key.ID, nil) // the feed delivers the change if the change was made
+			}
 		}
 	}
 	if err == nil {

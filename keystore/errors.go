@@ -57,6 +57,14 @@ var (
 	// Bind was in use. The change removed a scope, for example, or set an earlier expiry. The
 	// caller may bind the key again.
 	ErrNarrowed = errors.New("API key narrowed")
+	// ErrNotEverywhere means that a change was made and is durable, but that the call ended before
+	// every process was known to have taken the change. In this process, the change is in force. In
+	// every other process, the change is in force 1.2 times the freshness of the store after the
+	// call has made the change, whatever happens: see Options.Freshness. The error also wraps the
+	// reason why the call ended: the error of the context, ErrUnavailable after Options.Timeout, or
+	// ErrClosed. To wait, call the method again: it has nothing left to change, and waits for the
+	// other processes.
+	ErrNotEverywhere = errors.New("the change is made, but may not be in force in every process yet")
 	// ErrKeyRevoked means that Update, Rotate, Disable or Enable cannot change the key, because the
 	// key is revoked. ErrKeyRevoked is about the key that the call names, and not about the caller,
 	// so ErrKeyRevoked does not wrap ErrDenied. Verify and Bind return ErrRevoked instead.

@@ -177,6 +177,7 @@ func (s *Store) readEvents(
 		switch {
 		case err != nil:
 			more = yield(Event{}, err)
+		case f.event.Action == record.Action_ACTION_VOID:
 		case q.selects(f.event):
 			more = yield(publicEvent(f.stamp, f.event), nil)
 		}
@@ -185,14 +186,21 @@ func (s *Store) readEvents(
 	return more && err == nil, err
 }
 
-// awaitChanges waits for the changes that are under way, and returns the last stamp given before
-// the call.
+// awaitChanges waits for the changes that are under way, in all processes, and returns the last
+// stamp given before the call, or a later stamp.
 func (s *Store) awaitChanges(ctx context.Context) (int64, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	last, err := s.sequencer.Wait(ctx)
+	wait := s.sequencer.Wait
+	if s.processes != nil {
+		wait = s.processes.cluster.Watermark
+	}
+	last, err := wait(ctx)
 	if err != nil {
-		return 0, endOf(ctx)
+		if ended := endOf(ctx); ended != nil {
+			return 0, ended
+		}
+		return 0, ErrClosed
 	}
 	return last, nil
 }

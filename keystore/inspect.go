@@ -55,6 +55,9 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
+	if !s.isFresh() {
+		return nil, errStale // Verify refuses every token
+	}
 	id, ok := token.Parse(text)
 	if !ok {
 		return &Inspection{Refusal: ErrMalformed}, nil

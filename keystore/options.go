@@ -61,6 +61,24 @@ type Options struct {
 	// read of the store's own directory cannot be interrupted, so Timeout does not bound the read
 	// either.
 	Timeout time.Duration
+	// Freshness is for a backend.Feeder, which several processes may have open at the same time.
+	// Freshness is how long a process may admit callers after its last proof that it knows every
+	// change of every process. A process that loses contact with the storage, or with the feed of
+	// the changes, refuses every call with ErrUnavailable after Freshness at the latest, and ends
+	// its sessions. Without failures, each process has a new proof every quarter of Freshness.
+	//
+	// Freshness also bounds how long a change waits for a process that does not answer: 1.2 times
+	// Freshness, because clocks do not run at the same speed. Timeout must be longer than that.
+	//
+	// Freshness belongs to the store, and all processes have the same value. 0 means the value of
+	// the store, or 3 s for a new store. Any other value than the value of the store gives
+	// ErrInvalid, unless no other process has the store open: then the store takes the value. The
+	// shortest value is 400 ms. 3 s is longer than an election of etcd. A shorter value closes the
+	// gates of all processes when the leader of the storage fails.
+	//
+	// For Open, and for New with a backend that is not a Feeder, a Freshness other than 0 gives
+	// ErrInvalid: the store belongs to one process.
+	Freshness time.Duration
 	// Recover lets Open open a damaged directory with the data that remains. Open calls Recover
 	// once, before Open returns. The argument is an error that wraps ErrCorrupt. The error says
 	// what was damaged, and how much of the written data remains.

@@ -15,6 +15,7 @@ import (
 //	narrowed                ErrNarrowed
 //	key_revoked             ErrKeyRevoked
 //	conflict                ErrConflict
+//	not_everywhere          ErrNotEverywhere
 //	not_found, invalid      ErrNotFound, ErrInvalid
 //	locked, corrupt         ErrLocked, ErrCorrupt
 //	closed, unavailable     ErrClosed, ErrUnavailable
@@ -74,6 +75,7 @@ var reasons = [...]struct {
 	{ErrNarrowed, "narrowed", refusal | sessionEnd},
 	{ErrKeyRevoked, "key_revoked", 0},
 	{ErrConflict, "conflict", 0},
+	{ErrNotEverywhere, "not_everywhere", 0},
 	{ErrNotFound, "not_found", 0},
 	{ErrInvalid, "invalid", 0},
 	{ErrLocked, "locked", 0},

@@ -43,6 +43,7 @@ type Store struct {
 	maxLifetime time.Duration
 	retention   time.Duration // of events; 0 or less: forever
 
+	freshness            time.Duration // Options.Freshness
 	timeout              time.Duration // of a mutation; 0 or less: none
 	readsUninterruptible bool          // reads have no timeout, because a timeout would not help
 
@@ -56,6 +57,8 @@ type Store struct {
 	rebuildIndexes bool // Options.RebuildIndexes
 	// indexedSince is the indexState.since of the indexes; written by Open only.
 	indexedSince int64
+	// processes is nil if the store belongs to this process alone.
+	processes *processes
 
 	counts *storeCounts
 
@@ -128,6 +131,13 @@ func Open(dir string, opts *Options) (*Store, error) {
 // New makes a store on any backend. The store owns the backend from then on: Close closes the
 // backend. After an error, the backend still belongs to the caller. Nil options mean the defaults.
 // If the options are unusable, New returns ErrInvalid, as Open does, and the text gives the reason.
+//
+// If the backend is a backend.Feeder, several processes may have the store open at the same time:
+// see the package comment. New then joins the other processes, and returns once this process may
+// admit callers. If that takes longer than Options.Timeout, New returns ErrUnavailable.
+//
+// Any other backend belongs to one Store. Do not open a second Store on the same data, in this
+// process or in another process: a key that is revoked in one Store would stay valid in the other.
 func New(b backend.Backend, opts *Options) (*Store, error) {
 	if b == nil {
 		return nil, invalid("the backend is nil")
@@ -145,6 +155,20 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 // start begins to work on a backend.
 func (s *Store) start(b backend.Backend) error {
 	s.backend = b
+	if err := s.joinProcesses(); err != nil {
+		return err
+	}
+	err := s.prepareBackend()
+	if err == nil {
+		s.startBackground()
+	} else if s.processes != nil {
+		s.processes.cluster.Close()
+	}
+	return err
+}
+
+// prepareBackend checks what the backend holds, and continues after it.
+func (s *Store) prepareBackend() error {
 	if err := s.checkHasher(); err != nil {
 		return err
 	}
@@ -155,7 +179,6 @@ func (s *Store) start(b backend.Backend) error {
 		return wrapErr("open", err)
 	}
 	s.resumeUsage()
-	s.startBackground()
 	return nil
 }
 
@@ -176,6 +199,8 @@ func newStore(opts *Options) (*Store, error) {
 		counts:  new(storeCounts),
 		closed:  make(chan struct{}),
 		timeout: o.Timeout,
+
+		freshness: o.Freshness,
 
 		observer:    guardObserver(o.Observer, panics),
 		maxLifetime: o.MaxLifetime,
@@ -218,6 +243,7 @@ func (s *Store) Close() error {
 		s.stopServing()
 		s.fence.Close(ErrClosed)
 		s.stopBackground()
+		s.leaveProcesses()
 		close(s.closed)
 	}
 	<-s.closed
@@ -244,9 +270,18 @@ type Stats struct {
 	// Changes counts the changes of keys that this Store has made, by the action.
 	Changes map[Action]uint64
 	// Ended counts the sessions that the store has ended, by the Reason of the cause: revoked,
-	// disabled, not_yet_valid, narrowed, expired or closed. A session that ends with Close of the
+	// disabled, not_yet_valid, narrowed, expired or closed; or unavailable, if this process was out
+	// of contact with the other processes of the store. A session that ends with Close of the
 	// session, or whose context ends, does not count.
 	Ended map[string]uint64
+	// Processes is the number of processes that have the store open, including this process, as
+	// far as this process knows: 1 if the backend is not a backend.Feeder. A process that died
+	// counts until the other processes have removed it, after about three times the freshness of
+	// the store. 0 means that this process is out of contact with the other processes.
+	Processes int
+	// Fresh reports whether this process may admit callers: see Options.Freshness. If the backend
+	// is not a backend.Feeder, Fresh is true until Close.
+	Fresh bool
 	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have
 	// not ended.
 	Cached, Live int
@@ -267,6 +302,11 @@ func (s *Store) Stats() Stats {
 	cache := s.fence.Stats()
 	st.Hits += cache.Hits
 	st.Misses, st.Cached, st.Live = cache.Misses, cache.Cached, cache.Bound
+	st.Processes, st.Fresh = 1, s.down.Load() != &ErrClosed && s.isFresh()
+	if s.processes != nil {
+		st.Processes = s.processes.cluster.Stats().Processes
+		st.Ended[reasons[reasonOf(errStale)].word] += 0 // the word can occur
+	}
 	b := &s.background
 	b.mu.Lock()
 	defer b.mu.Unlock()

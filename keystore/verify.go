@@ -19,6 +19,9 @@ import (
 // the reason, or is a *RateLimitError. If the store cannot decide, the error is ErrUnavailable,
 // ErrCorrupt or ErrClosed. If ctx is done, the error is the error of ctx.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
+	if s.processes != nil && !s.processes.cluster.Fresh() {
+		return nil, s.refuse(text, s.refuseStale(ctx))
+	}
 	e, err := s.admit(ctx, text)
 	if err != nil {
 		return nil, s.refuse(text, err)
@@ -29,8 +32,8 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// admit returns the key for a token, or the reason for a refusal. For a key in the front of the
-// fence, admit takes no lock. admit leaves every other key to admitBound.
+// admit returns the key for a token, or the reason for a refusal. The caller has asked the gate. For
+// a key in the front of the fence, admit takes no lock. admit leaves every other key to admitBound.
 func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -130,7 +133,9 @@ func (s *Store) refuse(text string, err error) error {
 //     disabled, or ErrNarrowed if the key was narrowed: the session has ended before the call that
 //     changed the key returns;
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
-//   - ErrClosed, if the store was closed.
+//   - ErrClosed, if the store was closed;
+//   - ErrUnavailable, if several processes have the store open, and this process has lost contact
+//     with the others: see Options.Freshness.
 //
 // The session also ends with ctx. Call Close of the session when the work is over. The store keeps
 // the session until Close is called.
@@ -140,6 +145,9 @@ func (s *Store) refuse(text string, err error) error {
 func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, s.refuse(text, err)
+	}
+	if !s.isFresh() {
+		return nil, s.refuse(text, s.refuseStale(ctx))
 	}
 	id, ok := token.Parse(text)
 	if !ok {
@@ -152,9 +160,14 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 		return nil, s.refuse(text, err)
 	}
 	b.markAdmitted(e, rotation)
-	// The context may have ended after admitBound. Bind returns the error of ctx and not the cause
-	// of ctx, because the cause may be a denial of another key.
-	err = b.Cause()
+	// The context may have ended after admitBound, and the gate may have closed: Cause asks the
+	// gate again. Bind returns the error of ctx and not the cause of ctx, because the cause may be a
+	// denial of another key.
+	if s.processes != nil && s.processes.wrong.has(noSecondLook) {
+		err = b.endCause()
+	} else {
+		err = b.Cause()
+	}
 	if err == nil {
 		err = ctx.Err()
 	}

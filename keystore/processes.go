@@ -72,7 +72,7 @@ func (s *Store) joinProcesses() error {
 	s.processes = p
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()
-	c, err := cluster.Start(ctx, cluster.Config{
+	cfg := cluster.Config{
 		Backend:   feeder,
 		Freshness: freshness,
 		Changed:   s.publishDelivered,
@@ -81,7 +81,11 @@ func (s *Store) joinProcesses() error {
 		Stamps:    s.sequencer.Raise,
 		Name:      processName(),
 		Log:       s.log,
-	})
+	}
+	if s.configureCluster != nil {
+		s.configureCluster(&cfg)
+	}
+	c, err := cluster.Start(ctx, cfg)
 	switch {
 	case errors.Is(err, cluster.ErrFreshness), errors.Is(err, record.ErrNewer):
 		return invalid("Options.Freshness: %s", strings.TrimPrefix(err.Error(), "cluster: "))

@@ -12,6 +12,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
 	"github.com/grpc-api-key/grpc-api-key/internal/changequeue"
+	"github.com/grpc-api-key/grpc-api-key/internal/cluster"
 	"github.com/grpc-api-key/grpc-api-key/internal/fence"
 	"github.com/grpc-api-key/grpc-api-key/internal/intern"
 	"github.com/grpc-api-key/grpc-api-key/internal/sequencer"
@@ -59,6 +60,9 @@ type Store struct {
 	indexedSince int64
 	// processes is nil if the store belongs to this process alone.
 	processes *processes
+	// configureCluster changes the Config of the cluster before the store joins. Only tests set
+	// configureCluster.
+	configureCluster func(*cluster.Config)
 
 	counts *storeCounts
 

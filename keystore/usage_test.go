@@ -215,6 +215,7 @@ func TestUsesBeforeACrashAreUnknown(t *testing.T) {
 					require.NoError(t, err)
 				}
 				time.Sleep(2 * time.Hour)
+				synctest.Wait() // the store has written the uses of the last minute
 				require.NoError(t, verify(t, s, used.Secret.Reveal()))
 				b.dead.Store(true)
 				require.NoError(t, s.Close())

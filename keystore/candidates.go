@@ -5,21 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
+// A candidate is a record that a query may select. use is the last use of the key, or nil if the
+// last use was not read together with the record.
+type candidate struct {
+	*keyRecord
+	use *keyUse
+}
+
 // candidates yields the records that a query may select, in the order of the query. With an owner,
 // candidates reads only the keys of the owner, and perhaps of owners with the same hash: the caller
 // decides by the record. candidates reads during the iteration, and holds neither a lock nor the
-// index.
+// index. used means that the caller wants to know the last uses.
 //
 // With ErrCorrupt, which concerns one key, yield gets a keyRecord that may be nil, or may have only
 // the ID. The iteration continues while yield returns true. candidates returns any other error.
 func (s *Store) candidates(
-	ctx context.Context, q *Query, yield func(*keyRecord, error) bool,
+	ctx context.Context, q *Query, used bool, yield func(candidate, error) bool,
 ) error {
 	from, to := spaceOf(keySpace)
 	if q.Owner != "" {
@@ -39,34 +47,145 @@ func (s *Store) candidates(
 	if err != nil {
 		return err
 	}
+	if q.Owner != "" {
+		return s.ownedKeys(ctx, q, used, entries, yield)
+	}
 	for e, err := range entries {
 		if err != nil {
-			err = s.scanError(ctx, "list", err)
-			if errors.Is(err, ErrCorrupt) {
-				return fmt.Errorf("%w; the keys behind it were not read", err)
-			}
-			return err
+			return s.listError(ctx, err)
 		}
-		var kr *keyRecord
-		if q.Owner != "" {
-			kr, err = s.ownedBy(ctx, e)
-			if errors.Is(err, ErrNotFound) {
-				continue // purged since the scan has read the index entry
-			}
-			if err != nil && !errors.Is(err, ErrCorrupt) {
-				return err
-			}
-		} else {
-			kr, err = parseKeyRecord(e)
-		}
+		kr, err := parseKeyRecord(e)
 		if err == nil && kr.purged() {
 			continue
 		}
-		if !yield(kr, err) {
+		if !yield(candidate{keyRecord: kr}, err) {
 			return nil
 		}
 	}
 	return nil
+}
+
+// listError returns the error that ends a list because a scan has returned err.
+func (s *Store) listError(ctx context.Context, err error) error {
+	err = s.scanError(ctx, "list", err)
+	if errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("%w; the keys behind it were not read", err)
+	}
+	return err
+}
+
+// An allGetter is a backend that reads several entries in less time than one after the other. An
+// entry that does not exist has Revision 0.
+type allGetter interface {
+	GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error)
+}
+
+// maxTogether is how many keys ownedKeys reads together, if the backend is an allGetter.
+const maxTogether = 16
+
+// ownedKeys yields the records that the entries of the owner index lead to: see candidates.
+func (s *Store) ownedKeys(
+	ctx context.Context, q *Query, used bool, entries iter.Seq2[backend.Entry, error],
+	yield func(candidate, error) bool,
+) error {
+	most := 1
+	all, _ := s.backend.(allGetter)
+	if all != nil {
+		most = maxTogether
+	}
+	if q.Limit > 0 {
+		most = min(most, q.Limit)
+	}
+	ids := make([]token.ID, 0, maxTogether)
+	flush := func() (more bool, err error) {
+		more, err = s.readOwned(ctx, all, ids, used, yield)
+		ids = ids[:0]
+		return more, err
+	}
+	for e, failed := range entries {
+		var id token.ID
+		var damaged error
+		if failed == nil {
+			if id, damaged = parseOwnerKey(e); damaged == nil {
+				if ids = append(ids, id); len(ids) < most {
+					continue
+				}
+			}
+		}
+		if more, err := flush(); err != nil || !more {
+			return err
+		}
+		if failed != nil {
+			return s.listError(ctx, failed)
+		}
+		if damaged != nil && !yield(candidate{}, damaged) {
+			return nil
+		}
+	}
+	_, err := flush()
+	return err
+}
+
+// readOwned yields the records of keys that the owner index leads to. more is true if yield has
+// always returned true. all may be nil.
+func (s *Store) readOwned(
+	ctx context.Context, all allGetter, ids []token.ID, used bool,
+	yield func(candidate, error) bool,
+) (more bool, err error) {
+	var records, written []backend.Entry
+	uses := make([]keyUse, len(ids))
+	if all != nil && len(ids) > 1 {
+		if records, written, err = s.readTogether(ctx, all, ids, used, uses); err != nil {
+			records = nil // one of the entries is damaged: read the keys one by one
+		}
+	}
+	for i, id := range ids {
+		var c candidate
+		if records == nil {
+			c.keyRecord, err = s.ownedBy(ctx, id)
+		} else if err = errNoKey; records[i].Revision > 0 {
+			c.keyRecord, err = parseKeyRecord(records[i])
+			if used {
+				uses[i].written = written[i]
+				c.use = &uses[i]
+			}
+		}
+		if errors.Is(err, ErrNotFound) || err == nil && c.purged() {
+			continue // purged since the scan has read the index entry
+		}
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return false, err
+		}
+		if !yield(c, err) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// readTogether reads the records of keys, and, if used is true, the last uses, except for the field
+// written of uses.
+func (s *Store) readTogether(
+	ctx context.Context, all allGetter, ids []token.ID, used bool, uses []keyUse,
+) (records, written []backend.Entry, err error) {
+	keys := make([][]byte, 0, 2*len(ids))
+	for _, id := range ids {
+		keys = append(keys, storageKey(id))
+	}
+	if used {
+		s.usage.advance(time.Now())
+		for i, id := range ids {
+			uses[i].recent = s.recentUse(id)
+			keys = append(keys, usageKey(id))
+		}
+	}
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	entries, err := all.GetAll(ctx, keys)
+	if err != nil {
+		return nil, nil, err
+	}
+	return entries[:len(ids)], entries[len(ids):], nil
 }
 
 // idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A
@@ -120,12 +239,8 @@ func after(prefix []byte) []byte {
 	}
 }
 
-// ownedBy reads the record that an entry of the owner index leads to.
-func (s *Store) ownedBy(ctx context.Context, e backend.Entry) (*keyRecord, error) {
-	id, err := parseOwnerKey(e)
-	if err != nil {
-		return nil, err
-	}
+// ownedBy reads the record of a key that an entry of the owner index leads to.
+func (s *Store) ownedBy(ctx context.Context, id token.ID) (*keyRecord, error) {
 	ctx, cancel := s.limitedRead(ctx)
 	defer cancel()
 	kr, err := s.get(ctx, id)

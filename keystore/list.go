@@ -181,7 +181,8 @@ func (s *Store) list(
 	used = used || !q.UnusedSince.IsZero()
 	left := q.Limit
 	var failed error
-	err := s.candidates(ctx, &q, func(kr *keyRecord, err error) bool {
+	err := s.candidates(ctx, &q, used, func(c candidate, err error) bool {
+		kr := c.keyRecord
 		if err != nil {
 			return yield(kr, nil, err)
 		}
@@ -190,7 +191,7 @@ func (s *Store) list(
 			return true
 		}
 		if used {
-			key.LastUsedAt, err = s.lastUsed(ctx, kr.id)
+			key.LastUsedAt, err = s.lastUsedOf(ctx, c)
 		}
 		if errors.Is(err, ErrCorrupt) {
 			return yield(kr, nil, fmt.Errorf("key %s: %w", key.ID, err))

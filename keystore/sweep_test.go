@@ -94,29 +94,32 @@ func TestSweepIsKilledAtEachStep(t *testing.T) {
 	for _, made := range []bool{false, true} {
 		for kill, done := 1, false; !done; kill++ {
 			c := copyOf(t, b)
-			n := 0
+			n, armed := 0, false
 			failing := &stepped{Backend: c}
 			failing.before = func([]backend.Change) error {
+				if !armed {
+					return nil
+				}
 				if n++; n == kill && !made || n > kill {
 					return errKilled
 				}
 				return nil
 			}
 			failing.after = func() error {
-				if n == kill && made {
+				if armed && n == kill && made {
 					return errKilled
 				}
 				return nil
 			}
-			s := newStoreOn(t, c)
-			s.backend = failing
+			s := newStoreOn(t, failing)
+			armed = true
 			_, err := s.sweep(t.Context(), eventKey(0), time.Now().UnixNano())
 			if done = err == nil; done {
 				require.Greater(t, kill, 4)
 			} else {
 				require.ErrorIs(t, err, errKilled)
 			}
-			s.backend = c
+			armed = false
 			events, index := read(t, c, eventSpace), read(t, c, eventIndexSpace)
 			for _, e := range index {
 				_, stamp, err := parseEventIndexKey(e)

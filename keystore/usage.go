@@ -317,21 +317,65 @@ func (s *Store) forgetUsage(ctx context.Context) {
 // now. Otherwise the result is the later of the written minute and the pending minute.
 func (s *Store) lastUsed(ctx context.Context, id token.ID) (time.Time, error) {
 	s.usage.advance(time.Now())
-	// IsBound must come first: the end of a context is noted as a use before the context is
-	// unbound.
-	if s.fence.IsBound(id) {
-		return time.Unix(s.usage.minute.Load()*60, 0).UTC(), nil
+	// recentUse must come before readUsage: a flush in between moves the minute to the backend.
+	recent := s.recentUse(id)
+	if recent.bound {
+		return recent.last(0), nil
 	}
-	// pending must come before readUsage: a flush in between moves the minute to the backend.
-	pending := s.usage.pending(id)
 	minute, _, err := s.readUsage(ctx, id)
 	if err != nil {
 		return time.Time{}, err
 	}
-	if minute = max(minute, pending); minute == 0 {
-		return time.Time{}, nil
+	return recent.last(minute), nil
+}
+
+// lastUsedOf is lastUsed for a candidate.
+func (s *Store) lastUsedOf(ctx context.Context, c candidate) (time.Time, error) {
+	if c.use == nil {
+		return s.lastUsed(ctx, c.id)
 	}
-	return time.Unix(minute*60, 0).UTC(), nil
+	if c.use.recent.bound || c.use.written.Revision == 0 {
+		return c.use.recent.last(0), nil
+	}
+	minute, err := parseUsage(c.use.written)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return c.use.recent.last(minute), nil
+}
+
+// A keyUse is the last use of a key: what the store has not written yet, and then what the backend
+// has. The Revision of written is 0 if the backend has no entry.
+type keyUse struct {
+	recent  recentUse
+	written backend.Entry
+}
+
+// A recentUse is the last use of a key that is perhaps not written yet. The minute is 0 if there is
+// none. bound means that the key has a live context from Bind, so that the key is in use now.
+type recentUse struct {
+	minute int64
+	bound  bool
+}
+
+// recentUse returns the recentUse of a key. The caller has advanced the minute.
+func (s *Store) recentUse(id token.ID) recentUse {
+	// IsBound must come first: the end of a context is noted as a use before the context is
+	// unbound.
+	if s.fence.IsBound(id) {
+		return recentUse{s.usage.minute.Load(), true}
+	}
+	return recentUse{s.usage.pending(id), false}
+}
+
+// last returns the time of the last use, if the backend has this minute. The time is zero if there
+// was no use.
+func (r recentUse) last(written int64) time.Time {
+	minute := max(r.minute, written)
+	if minute == 0 {
+		return time.Time{}
+	}
+	return time.Unix(minute*60, 0).UTC()
 }
 
 // readUsage reads the written minute of a key and the revision of the entry. Both are 0 if the

@@ -292,6 +292,25 @@ func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) 
 	return e, err
 }
 
+// GetAll returns the entries of several keys, all as of one point in time that Get might read at.
+// An entry that does not exist has Revision 0. GetAll takes less time than as many calls of Get. If
+// one of the entries cannot be read, GetAll returns an error and no entry.
+func (db *DB) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	all := make([]backend.Entry, len(keys))
+	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) (err error) {
+		for i, key := range keys {
+			if all[i], _, err = get(txn, key); err != nil && !errors.Is(err, backend.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
 // A page is what Scan and Snapshot read in one step. A page ends after pageEntries entries, deleted
 // entries included, or after pageBytes bytes, whichever comes first.
 const (

@@ -36,6 +36,7 @@ func open(t testing.TB, client *clientv3.Client, prefix string) *etcdstore.Backe
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	l := Start(t, Config{NoSync: true})
 	client := l.Client(t)
 	backendtest.Run(t, func(t *testing.T) backend.Backend { return open(t, client, newPrefix()) })
@@ -64,7 +65,15 @@ func (e *engine) Trim() {
 	require.NoError(e.t, err)
 }
 
+// Save returns a function that restores etcd from a snapshot, with another cluster ID. TestRestore
+// has the same cluster ID too.
+func (e *engine) Save() (restore func()) {
+	file := e.lab.Snapshot(e.t, e.clients[0])
+	return func() { e.lab.Restore(e.t, file, "another") }
+}
+
 func TestFeedConformance(t *testing.T) {
+	t.Parallel()
 	l := Start(t, Config{NoSync: true})
 	clients := []*clientv3.Client{l.Client(t), l.Client(t), l.Client(t)}
 	backendtest.RunFeed(t, func(t *testing.T) backendtest.Engine {

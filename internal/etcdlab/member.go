@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"golang.org/x/crypto/bcrypt"
 )
 
 // memberEnv names the environment variable that has the settings of a member. The variable makes
@@ -72,6 +73,7 @@ func runMember(text string) error {
 	if s.MaxTxnOps > 0 {
 		c.MaxTxnOps = s.MaxTxnOps
 	}
+	c.BcryptCost = uint(bcrypt.MinCost) // the tests have no password that is worth a guess
 	c.LogLevel, c.LogOutputs = "error", []string{"stderr"}
 	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Hour, time.Hour
 	if s.CA != "" {

@@ -71,14 +71,15 @@ func advise(prefix string, err error, text string) string {
 		errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail),
 		errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost):
 		return "etcd has no leader now: check that a majority of its members is running"
-	case has("certificate required"), has("bad certificate"):
+	case has("remote error: tls:"):
 		return "the server requires a client certificate that it trusts: set Certificates in TLS " +
 			"of the client's Config"
 	case has("failed to verify certificate"):
 		return "the client does not trust the certificate of the server: check RootCAs and " +
 			"ServerName in TLS of the client's Config"
-	case has("first record does not look like a TLS handshake"):
-		return "the server does not use TLS: begin the endpoint with http://"
+	case has("authentication handshake failed"): // EOF, or no TLS record
+		return "if the server does not use TLS, begin the endpoint with http://, and leave TLS of " +
+			"the client's Config nil"
 	case has("error reading server preface"):
 		return "if the server uses TLS, begin the endpoint with https://, or set TLS of the " +
 			"client's Config"

@@ -24,7 +24,7 @@ import (
 // the Watcher continues without a check, even on an etcd that was restored. The Watcher also
 // buffers, without a bound, what the caller has not read. After the end of a stream, Feed opens
 // another stream, and first checks whether etcd still has the history of the last position; see
-// history. If streams fail for 10 s, Feed ends with the error.
+// history. If streams fail for 30 s, Feed ends with the error.
 //
 // The stream requires a leader: a member of etcd that is cut off from the leader ends the stream,
 // so that the next stream can reach another member.
@@ -59,7 +59,7 @@ type feed struct {
 // After the end of a stream, a feed opens another stream. The feed gives up after feedPatience
 // without a response, so that the caller learns why.
 const (
-	feedPatience = 10 * time.Second
+	feedPatience = 30 * time.Second
 	minFeedPause = 20 * time.Millisecond
 	maxFeedPause = 500 * time.Millisecond
 )

@@ -211,7 +211,8 @@ func (b *Backend) askServer(ctx context.Context, i int, endpoint string, answers
 // isWorthWaiting reports whether an endpoint with this error may answer later.
 func isWorthWaiting(err error) bool {
 	text := err.Error()
-	if strings.Contains(text, "tls:") || strings.Contains(text, "server preface") ||
+	if strings.Contains(text, "tls:") || strings.Contains(text, "handshake failed") ||
+		strings.Contains(text, "server preface") ||
 		strings.Contains(text, "unexpected HTTP status code") {
 		return false
 	}

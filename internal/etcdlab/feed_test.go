@@ -1,0 +1,309 @@
+package etcdlab
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
+)
+
+// A loop over a Feed leaves no goroutine, however the loop ends, and Close leaves none.
+func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
+	l := Start(t, Config{NoSync: true})
+	client := l.Client(t)
+	use(t, open(t, client, "/warm-up/"))
+	b, err := etcdstore.Open(context.Background(), client, newPrefix(), nil)
+	require.NoError(t, err)
+	require.NoError(t, b.Apply(context.Background(), backend.Change{Key: []byte("k")}))
+	before := goleak.IgnoreCurrent()
+	none := func(what string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return goleak.Find(before) == nil }, patience,
+			time.Millisecond, "%s: %v", what, goleak.Find(before))
+	}
+	endings := map[string]func(batch backend.Batch, cancel context.CancelFunc) (stop bool){
+		"break":  func(backend.Batch, context.CancelFunc) bool { return true },
+		"cancel": func(_ backend.Batch, cancel context.CancelFunc) bool { cancel(); return false },
+		"cancel later": func(_ backend.Batch, cancel context.CancelFunc) bool {
+			time.AfterFunc(20*time.Millisecond, cancel)
+			return false
+		},
+	}
+	for name, end := range endings {
+		for range 5 {
+			ctx, cancel := context.WithCancel(context.Background())
+			for batch, err := range b.Feed(ctx, nil, nil, 0) {
+				if err != nil {
+					require.ErrorIs(t, err, context.Canceled, name)
+				} else if end(batch, cancel) {
+					break
+				}
+			}
+			cancel()
+		}
+		none(name)
+	}
+	for range b.Scan(context.Background(), nil, nil) {
+		break
+	}
+	for range b.Snapshot(context.Background(), nil, nil) {
+		break
+	}
+	none("a scan and a snapshot")
+	ended := make(chan error, 1)
+	started := make(chan struct{}, 1)
+	go func() {
+		for _, err := range b.Feed(context.Background(), nil, nil, 0) {
+			if err != nil {
+				ended <- err
+			} else {
+				started <- struct{}{}
+			}
+		}
+	}()
+	<-started
+	require.NoError(t, b.Close())
+	require.ErrorIs(t, <-ended, backend.ErrClosed)
+	none("Close")
+}
+
+// Another program writes below the prefix. The damage is reported, and ends no feed.
+func TestDamagedEntry(t *testing.T) {
+	t.Parallel()
+	l := Start(t, Config{NoSync: true})
+	client := l.Client(t)
+	prefix := newPrefix()
+	b := open(t, client, prefix)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	step := 0
+	for batch, err := range b.Feed(ctx, []byte("k"), nil, 0) {
+		require.NoError(t, err)
+		put := func(key, value string) {
+			_, err := client.Put(ctx, prefix+"\x00"+key, value)
+			require.NoError(t, err)
+		}
+		if step++; step > 1 {
+			require.Len(t, batch.Changes, 1)
+		}
+		switch step {
+		case 1:
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Value: []byte("v")}))
+		case 2:
+			put("k", "short")
+		case 3:
+			e := batch.Changes[0]
+			require.Equal(t, "k", string(e.Key))
+			require.Nil(t, e.Value)
+			require.NotZero(t, e.Revision)
+			_, err := b.Get(ctx, []byte("k"))
+			require.ErrorIs(t, err, backend.ErrCorrupt)
+			for _, expect := range []uint64{0, 1, 2} {
+				require.Error(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Expect: expect}))
+			}
+			for _, err := range b.Scan(ctx, nil, nil) {
+				require.ErrorIs(t, err, backend.ErrCorrupt)
+			}
+			put("k", string(binary.BigEndian.AppendUint64(nil, 0)))
+		case 4:
+			require.Nil(t, batch.Changes[0].Value)
+			require.NotZero(t, batch.Changes[0].Revision)
+			_, err := client.Delete(ctx, prefix+"\x00k")
+			require.NoError(t, err)
+		case 5:
+			require.Equal(t, []backend.Entry{{Key: []byte("k")}}, batch.Changes)
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: []byte("k")}))
+			return
+		}
+	}
+}
+
+// etcd compacts what a reader has not read.
+func TestCompaction(t *testing.T) {
+	t.Parallel()
+	l := Start(t, Config{NoSync: true})
+	client := l.Client(t)
+	b := open(t, client, newPrefix())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for n := range 6 {
+		var changes []backend.Change
+		for m := range 100 {
+			changes = append(changes, backend.Change{Key: fmt.Appendf(nil, "k%d%02d", n, m)})
+		}
+		require.NoError(t, b.Apply(ctx, changes...))
+	}
+	compact := func() {
+		r, err := client.Put(ctx, "/other", "")
+		require.NoError(t, err)
+		_, err = client.Compact(ctx, r.Header.Revision)
+		require.NoError(t, err)
+	}
+
+	n := 0
+	var last error
+	for _, err := range b.Snapshot(ctx, nil, nil) {
+		if last = err; n == 0 {
+			compact()
+		}
+		n++
+	}
+	require.ErrorContains(t, last, "--auto-compaction-retention")
+	require.ErrorContains(t, last, "has compacted revision")
+
+	// A feed that was cut off for the time of a compaction, with and without a restart of etcd.
+	for _, restart := range []bool{false, true} {
+		var after backend.Position
+		for batch, err := range b.Feed(ctx, nil, nil, 0) {
+			require.NoError(t, err)
+			after = batch.Position
+			break
+		}
+		require.NoError(t, b.Apply(ctx, backend.Change{Key: fmt.Append(nil, "during ", restart)}))
+		compact()
+		if restart {
+			l.Members[0].Kill()
+			require.NoError(t, l.Members[0].Start())
+		}
+		last = nil
+		for _, err := range b.Feed(ctx, nil, nil, after) {
+			require.NoError(t, last)
+			last = err
+		}
+		require.ErrorIs(t, last, backend.ErrGap)
+		require.ErrorContains(t, last, "--auto-compaction-retention")
+	}
+}
+
+// A feed of another prefix keeps its position over a compaction, if it has missed nothing that is
+// compacted.
+func TestCompactionOfWhatWasRead(t *testing.T) {
+	t.Parallel()
+	l := Start(t, Config{NoSync: true})
+	client := l.Client(t)
+	b := open(t, client, newPrefix())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var after backend.Position
+	revision := uint64(0)
+	write := func() {
+		require.NoError(t, b.Apply(ctx, backend.Change{Key: []byte("k"), Expect: revision}))
+		revision++
+	}
+	for batch, err := range b.Feed(ctx, nil, nil, 0) {
+		require.NoError(t, err)
+		if after = batch.Position; len(batch.Changes) > 0 {
+			break
+		}
+		write()
+	}
+	_, err := client.Compact(ctx, int64(after))
+	require.NoError(t, err)
+	write()
+	for batch, err := range b.Feed(ctx, nil, nil, after) {
+		require.NoError(t, err)
+		require.Equal(t, revision, batch.Changes[0].Revision)
+		break
+	}
+}
+
+// An etcd that was restored has another history, whether or not the cluster ID is another one.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	for _, token := range []string{"lab", "another"} {
+		t.Run(token, func(t *testing.T) {
+			t.Parallel()
+			testRestore(t, token)
+		})
+	}
+}
+
+func testRestore(t *testing.T, token string) {
+	l := Start(t, Config{NoSync: true})
+	client, other := l.Client(t), l.Client(t)
+	prefix := newPrefix()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	b, second, behind := open(t, client, prefix), open(t, other, prefix), open(t, other, prefix)
+	change := func(key, value string, expect uint64) backend.Change {
+		return backend.Change{Key: []byte(key), Value: []byte(value), Expect: expect}
+	}
+	require.NoError(t, b.Apply(ctx, change("k", "active", 0)))
+	file := l.Snapshot(t, client)
+
+	// A running feed, and a feed that has stopped after the change that the restore will lose.
+	running := make(chan error, 1)
+	read := make(chan backend.Position, 10)
+	go func() {
+		var last error
+		for batch, err := range b.Feed(ctx, nil, nil, 0) {
+			if last = err; err == nil {
+				read <- batch.Position
+			}
+		}
+		running <- last
+	}()
+	<-read
+	var stopped, start backend.Position
+	for batch, err := range behind.Feed(ctx, nil, nil, 0) {
+		require.NoError(t, err)
+		if len(batch.Changes) > 0 {
+			stopped = batch.Position
+			break
+		}
+		start = batch.Position
+		require.NoError(t, second.Apply(ctx, change("k", "revoked", 1)))
+	}
+	<-read
+	require.NoError(t, b.Apply(ctx, change("lost", "", 0)))
+	l.Restore(t, file, token)
+
+	// The new history goes past the positions of the old one, in the same keys, before the old
+	// readers come back.
+	fresh := open(t, l.Client(t), prefix)
+	e, err := fresh.Get(ctx, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, "active", string(e.Value))
+	for n := range uint64(5) {
+		require.NoError(t, fresh.Apply(ctx, change("k", fmt.Sprint("new ", n), n+1)))
+	}
+	require.ErrorIs(t, <-running, backend.ErrGap)
+	for range 2 {
+		last := error(nil)
+		for batch, err := range behind.Feed(ctx, nil, nil, stopped) {
+			require.Empty(t, batch)
+			last = err
+		}
+		require.ErrorIs(t, last, backend.ErrGap)
+	}
+	for _, err := range behind.Feed(ctx, nil, nil, start) {
+		require.ErrorIs(t, err, backend.ErrGap, "this Backend has noticed")
+	}
+	e, err = b.Get(ctx, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, "new 4", string(e.Value))
+	require.ErrorIs(t, b.Apply(ctx, change("k", "", 2)), backend.ErrConflict)
+	require.NoError(t, b.Apply(ctx, change("k", "", 6)))
+
+	for _, f := range []*etcdstore.Backend{b, behind} {
+		begun := false
+		for batch, err := range f.Feed(ctx, nil, nil, 0) {
+			require.NoError(t, err)
+			if begun {
+				break
+			}
+			begun = true
+			require.Empty(t, batch.Changes)
+			e, err := f.Get(ctx, []byte("k"))
+			require.NoError(t, err)
+			require.NoError(t, f.Apply(ctx, change("k", "later", e.Revision)))
+		}
+	}
+}

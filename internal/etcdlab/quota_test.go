@@ -17,14 +17,27 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
 
-// fill writes large entries until a write fails, and returns the error.
-func fill(t *testing.T, ctx context.Context, b *etcdstore.Backend) (written int, err error) {
-	for ; err == nil; written++ {
-		require.Less(t, written, 10_000, "the database is never full")
-		err = b.Apply(ctx, backend.Change{Key: fmt.Appendf(nil, "fill%05d", written),
+// fill writes large entries until the database has 90 % of the quota. The Backend also counts what
+// it has written lately, so a write may be refused, and pass later.
+func fill(
+	t *testing.T, ctx context.Context, client *clientv3.Client, b *etcdstore.Backend, quota int64,
+) (written int, err error) {
+	for {
+		err := b.Apply(ctx, backend.Change{Key: fmt.Appendf(nil, "fill%05d", written),
 			Value: make([]byte, backend.MaxValueSize)})
+		if err == nil {
+			written++
+			require.Less(t, written, 10_000, "the database is never full")
+			continue
+		}
+		require.ErrorIs(t, err, backend.ErrFull)
+		r, statusErr := client.Status(ctx, client.Endpoints()[0])
+		require.NoError(t, statusErr)
+		if r.DbSize*10 >= quota*9 {
+			return written, err
+		}
+		time.Sleep(20 * time.Millisecond) // the Backend asks for the status once a second
 	}
-	return written - 1, err
 }
 
 // alarms returns the number of alarms of etcd.
@@ -39,16 +52,17 @@ func alarms(t *testing.T, client *clientv3.Client) int {
 // Near the quota, what restricts keys still passes, and etcd is never full.
 func TestQuota(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true, QuotaBytes: 16 << 20})
+	const quota = 32 << 20
+	l := Start(t, Config{NoSync: true, QuotaBytes: quota})
 	client := l.Client(t)
 	b := open(t, client, newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	written, err := fill(t, ctx, b)
+	written, err := fill(t, ctx, client, b, quota)
 	require.ErrorIs(t, err, backend.ErrFull)
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	require.ErrorContains(t, err, "defrag")
-	require.ErrorContains(t, err, "quota of 16 MiB")
+	require.ErrorContains(t, err, "quota of 32 MiB")
 	require.Zero(t, alarms(t, client), "etcd is not full")
 	_, err = b.Get(ctx, fmt.Appendf(nil, "fill%05d", written))
 	require.ErrorIs(t, err, backend.ErrNotFound, "the refused change was not made")

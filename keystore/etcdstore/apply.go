@@ -142,7 +142,7 @@ func (b *Backend) try(ctx context.Context, t *transaction) (written bool, err er
 	}
 	if ready && r.Succeeded {
 		b.history.remember(before.generation, t.changes, r.Header.Revision)
-		b.quota.wrote(t.bytes)
+		b.quota.wrote(b, t.bytes)
 		return true, nil
 	}
 	for i, one := range r.Responses {

@@ -231,3 +231,29 @@ func TestQuota(t *testing.T) {
 		require.Equal(t, tt.full, q.full)
 	}
 }
+
+// What was written since the last status counts too, until the status includes it.
+func TestQuotaCountsWrites(t *testing.T) {
+	b := &Backend{}
+	b.quota.kick = make(chan struct{}, 1)
+	status := func(size int64) {
+		b.quota.mu.Lock()
+		b.quota.before, b.quota.written = b.quota.written, 0 // as watchQuota does
+		b.quota.mu.Unlock()
+		b.quota.noteStatus(b, []*pb.StatusResponse{{DbSize: size, DbSizeQuota: 100_000}})
+	}
+	write := func() error { return b.quota.allows(b, []backend.Change{{Key: []byte("k")}}) }
+	status(80_000)
+	b.quota.wrote(b, 500)
+	require.Empty(t, b.quota.kick)
+	b.quota.wrote(b, 501)
+	require.Len(t, b.quota.kick, 1, "more than a hundredth of the quota")
+	b.quota.wrote(b, 8_000)
+	require.NoError(t, write())
+	b.quota.wrote(b, 1_000)
+	require.ErrorIs(t, write(), backend.ErrFull)
+	status(80_500)
+	require.ErrorIs(t, write(), backend.ErrFull, "the status may not include the writes")
+	status(80_500)
+	require.NoError(t, write())
+}

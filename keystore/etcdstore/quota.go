@@ -38,8 +38,9 @@ type quota struct {
 	full    bool
 	size    int64     // of the fullest member
 	limit   int64     // of the fullest member; 0: the member has no quota
-	written int64     // about what this Backend has written since the last status
-	asked   time.Time // when the last status began
+	written int64     // about what this Backend has written since it asked for the last status
+	before  int64     // the same, for the time before: the last status may not include this
+	asked   time.Time // when the Backend asked for the last status
 }
 
 // allows returns ErrFull if the database is too full for the changes.
@@ -92,12 +93,21 @@ func (q *quota) setLocked(b *Backend, full bool, size, limit int64) {
 	}
 }
 
+// isFullLocked reports whether the database has 90 % of the quota, with all that this Backend has
+// written and the last status may not include.
+func (q *quota) isFullLocked() bool {
+	return q.limit > 0 && float64(q.size+q.before+q.written) >= 0.9*float64(q.limit)
+}
+
 // wrote notes a write. After a hundredth of the quota, the next status does not wait.
-func (q *quota) wrote(bytes int64) {
+func (q *quota) wrote(b *Backend, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.written += bytes; q.limit > 0 && q.written > q.limit/100 {
-		q.written = 0
+	q.written += bytes
+	if !q.full && q.isFullLocked() {
+		q.setLocked(b, true, q.size, q.limit)
+	}
+	if q.limit > 0 && q.written > q.limit/100 {
 		q.ask()
 	}
 }
@@ -134,7 +144,8 @@ func (q *quota) noteStatus(b *Backend, answers []*pb.StatusResponse) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.setLocked(b, alarm || highest >= 0.9, size, limit)
+	q.size, q.limit = size, limit
+	q.setLocked(b, alarm || q.isFullLocked(), size, limit)
 }
 
 // watchQuota asks for the status of the endpoints until Close.
@@ -150,7 +161,7 @@ func (b *Backend) watchQuota() {
 			return
 		}
 		b.quota.mu.Lock()
-		b.quota.asked, b.quota.written = time.Now(), 0
+		b.quota.asked, b.quota.before, b.quota.written = time.Now(), b.quota.written, 0
 		b.quota.mu.Unlock()
 		b.quota.noteStatus(b, b.statuses())
 	}

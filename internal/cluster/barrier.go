@@ -127,15 +127,16 @@ func (m *membership) placeLocked(number uint64, at backend.Position) {
 
 // hasAcked reports whether the record of a member is an ack of a request. For a Barrier, the own
 // process has no ack to send: the process has applied the position once the batch is applied.
+//
+// A Watermark needs the ack too, and not only the watermark. The watermark of a member whose clock
+// is ahead may have reached the floor long ago, and only an answer to the request has the last
+// stamp of the member.
 func (m *membership) hasAcked(r *request, id string, other *member) bool {
-	switch {
-	case m.cfg.Wrong.has(ReturnEarly):
+	if m.cfg.Wrong.has(ReturnEarly) {
 		return true
-	case r.floor != 0:
-		return other.watermark >= r.floor
-	default:
-		return id == string(m.id[:]) || other.applied >= r.at
 	}
+	acked := id == string(m.id[:]) || other.applied >= r.at
+	return acked && (r.floor == 0 || other.watermark >= r.floor)
 }
 
 // ackedLocked notes a new record of a member.

@@ -394,6 +394,13 @@ func TestWatermarkOfAClockThatIsAhead(t *testing.T) {
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, last, stamp)
 
+		// The record of b shows a watermark above the clock of a already, and b answers late.
+		b.link.set(func(f *fault) { f.delay = testFreshness / 40 })
+		stamp = event()
+		last, err = a.c.Watermark(t.Context())
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, last, stamp)
+
 		stamp = event()
 		b.c.Close()
 		last, err = a.c.Watermark(t.Context())

@@ -77,6 +77,32 @@ func has(text, quote string) bool {
 }
 
 var provocations = map[string]func(t *testing.T) error{
+	"later version": func(t *testing.T) error {
+		b := populated(t)
+		state, err := b.Get(t.Context(), []byte("w"))
+		require.NoError(t, err)
+		key := first(t, b, "k")
+		later := []byte{1 << 3, 99} // the format
+		require.NoError(t, b.Apply(t.Context(),
+			backend.Change{Key: key.Key, Value: later, Expect: key.Revision},
+			backend.Change{Key: state.Key, Expect: state.Revision, Delete: true}))
+		_, err = keystore.New(b, nil)
+		return err
+	},
+	"damaged index": func(t *testing.T) error {
+		b := populated(t)
+		entry := first(t, b, "y")
+		require.NoError(t, b.Apply(t.Context(),
+			backend.Change{Key: entry.Key, Expect: entry.Revision, Delete: true}))
+		return integrity(t, b)
+	},
+	"lost event": func(t *testing.T) error {
+		b := populated(t)
+		event := first(t, b, "e")
+		require.NoError(t, b.Apply(t.Context(),
+			backend.Change{Key: event.Key, Expect: event.Revision, Delete: true}))
+		return integrity(t, b)
+	},
 	"plaintext connection": func(t *testing.T) error {
 		_, err := dial(t, "passthrough:nobody", grpc.WithPerRPCCredentials(keycreds.New("key")))
 		return err
@@ -226,6 +252,45 @@ func openError(dir string, opts *keystore.Options) error {
 		err = errors.Join(errors.New("the store opened"), store.Close())
 	}
 	return err
+}
+
+// A staying backend stays open when a store closes.
+type staying struct{ backend.Backend }
+
+func (staying) Close() error { return nil }
+
+// populated returns a backend in memory with the keys of a store that was closed.
+func populated(t *testing.T) backend.Backend {
+	t.Helper()
+	b := staying{memory.New()}
+	store, err := keystore.New(b, nil)
+	require.NoError(t, err)
+	for range 5 {
+		keystoretest.MustCreate(t, store, keystore.Spec{Name: "test", Owner: "team"})
+	}
+	require.NoError(t, store.Close())
+	return b
+}
+
+// first returns the first entry whose storage key begins with a text.
+func first(t *testing.T, b backend.Backend, prefix string) backend.Entry {
+	t.Helper()
+	for e, err := range b.Scan(t.Context(), []byte(prefix), nil) {
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(string(e.Key), prefix))
+		return e
+	}
+	require.FailNow(t, "there is no such entry")
+	return backend.Entry{}
+}
+
+// integrity returns the error of CheckIntegrity.
+func integrity(t *testing.T, b backend.Backend) error {
+	t.Helper()
+	store, err := keystore.New(b, nil)
+	require.NoError(t, err)
+	defer store.Close()
+	return store.CheckIntegrity(t.Context())
 }
 
 // create creates a store with some keys in dir.

@@ -52,7 +52,9 @@ func storageKey(id token.ID) []byte {
 	return append(append(make([]byte, 0, 1+len(id)), keySpace), id[:]...)
 }
 
-func usageKey(id token.ID) []byte { return append([]byte{usageSpace}, id[:]...) }
+func usageKey(id token.ID) []byte {
+	return append(append(make([]byte, 0, 1+len(id)), usageSpace), id[:]...)
+}
 
 func toNanos(t time.Time) int64 {
 	if t.IsZero() {

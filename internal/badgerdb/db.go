@@ -213,7 +213,11 @@ func (db *DB) reportFailure(err error) {
 
 // decodeItem decodes a copy of an item.
 func decodeItem(item *badger.Item) (backend.Entry, uint64, error) {
-	key := item.KeyCopy(nil)
+	return decodeValue(item.KeyCopy(nil), item)
+}
+
+// decodeValue decodes a copy of the value of an item. The entry keeps key, the stored key.
+func decodeValue(key []byte, item *badger.Item) (backend.Entry, uint64, error) {
 	value, err := item.ValueCopy(nil)
 	if err != nil {
 		return backend.Entry{}, 0, readError(key[1:], err)
@@ -230,14 +234,15 @@ func readError(key []byte, err error) error {
 
 // get returns the entry of key as txn sees the entry, and the checksum, or ErrNotFound.
 func get(txn *badger.Txn, key []byte) (backend.Entry, uint64, error) {
-	item, err := txn.Get(layout.StoredKey(key))
+	stored := layout.StoredKey(key)
+	item, err := txn.Get(stored)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return backend.Entry{}, 0, backend.ErrNotFound
 	}
 	if err != nil {
 		return backend.Entry{}, 0, readError(key, err)
 	}
-	return decodeItem(item)
+	return decodeValue(stored, item)
 }
 
 // read calls f with a read transaction. The timestamp is db.durable.Load, or the timestamp of a

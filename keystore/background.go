@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,13 +52,24 @@ func (s *Store) startBackground() {
 	b.uncount()
 	prove := b.job(func() { s.writeProved(ctx) })
 	flush := b.job(func() {
+		if !s.waitForTurn(ctx) {
+			return
+		}
 		if err := s.flushUsage(ctx); err != nil {
 			s.log.Warn("API key store could not write when keys were last used, and will try again",
 				"error", err)
 		}
 	})
-	sweep := b.job(func() { s.sweepEvents(ctx) })
-	count := b.job(func() { s.countOutdated(ctx) })
+	sweep := b.job(func() {
+		if s.processes == nil || s.processes.cluster.First() {
+			s.sweepEvents(ctx)
+		}
+	})
+	count := b.job(func() {
+		if s.waitForTurn(ctx) {
+			s.countOutdated(ctx)
+		}
+	})
 	sweep()
 	count()
 	swept := time.Now().Truncate(time.Hour)
@@ -83,6 +95,26 @@ func (s *Store) startBackground() {
 		}
 	})
 }
+
+// waitForTurn returns after a random part of a minute, so that several processes do not all write
+// or read at the same time. If ctx ends first, waitForTurn returns false. In a store of one process,
+// waitForTurn does not wait.
+func (s *Store) waitForTurn(ctx context.Context) bool {
+	if s.processes == nil {
+		return true
+	}
+	timer := time.NewTimer(rand.N(maxTurn))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// maxTurn leaves some seconds of each minute for the work itself.
+const maxTurn = 50 * time.Second
 
 // job returns a function that starts f in a goroutine. If the last run of f still runs, the
 // function starts nothing and returns false. The function must not be called after stopBackground.

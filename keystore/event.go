@@ -114,7 +114,8 @@ func (q *EventQuery) selects(e *record.Event) bool {
 
 // Events yields the events of changes in the order of At, or newest first. The list contains every
 // change that had returned when Events was called, and may contain later changes. To continue
-// later, list again after the last event: no event is missed. An error comes with a zero Event.
+// later, list again after the last event: no event is missed. If several processes have the store
+// open, the list contains the events of all processes, and Events first asks each process. An error comes with a zero Event.
 // ErrCorrupt concerns one event, and the list can continue. Any other error ends the list.
 func (s *Store) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {

@@ -18,7 +18,10 @@ import (
 //
 // Follow holds no lock and no event while the loop body runs: a slow consumer reads the events from
 // the store later. But Options.EventRetention may remove an event that the consumer has not read.
-// While the storage has not answered a change, the events of later changes wait.
+// While the storage has not answered a change, the events of later changes wait. If several
+// processes have the store open, Follow yields the events of all processes. A process that died
+// delays the events until the other processes have removed it, for about three times the freshness
+// of the store.
 // Follow starts no goroutine, and each call may have a different query.
 func (s *Store) Follow(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
@@ -48,8 +51,9 @@ func (s *Store) follow(ctx context.Context, q EventQuery, yield func(Event, erro
 	yield = atMost(q.Limit, yield)
 	after := stampAt(q.After)
 	s.sequencer.Pass(after) // a change may follow in the same tick of the clock
+	w := eventWaiter{store: s}
 	for after < until {
-		last, final, err := s.awaitEvents(ctx, after, q.Until)
+		last, final, err := w.awaitEvents(ctx, after, q.Until)
 		if err != nil {
 			return err
 		}
@@ -63,15 +67,61 @@ func (s *Store) follow(ctx context.Context, q EventQuery, yield func(Event, erro
 	return nil
 }
 
+// An eventWaiter waits for events on behalf of one Follow.
+//
+// In a store of several processes, an eventWaiter asks all processes for a stamp up to which the
+// events can be read, when the feed has delivered a record of a key since the last time. The feed
+// delivers no record for the event of a Restore that adds only the grave of a purged key. So an
+// eventWaiter also asks every followInterval.
+type eventWaiter struct {
+	store   *Store
+	changed <-chan struct{} // closed after the next delivered record; nil: ask without delay
+}
+
+const followInterval = 10 * time.Second
+
+// next waits until there may be events after the stamp after, and returns the stamp up to which the
+// events can be read. There may also be no new event. If ctx ends first, next returns an error.
+func (w *eventWaiter) next(ctx context.Context, after int64) (int64, error) {
+	p := w.store.processes
+	if p == nil {
+		return w.store.sequencer.Next(ctx, after)
+	}
+	for {
+		if w.changed != nil {
+			timer := time.NewTimer(followInterval)
+			select {
+			case <-w.changed:
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return 0, ctx.Err()
+			}
+			timer.Stop()
+		}
+		changed := p.nextChange() // before the request, so that no record is missed
+		w.changed = nil
+		last, err := p.cluster.Watermark(ctx)
+		if err != nil {
+			return 0, err
+		}
+		w.changed = changed
+		if last > after {
+			return last, nil
+		}
+	}
+}
+
 // awaitEvents waits until there may be events after the stamp after, and returns the stamp up to
 // which the events can be read now. final means that the time until has passed, so that all later
 // events are after until. If until is zero, final is false.
-func (s *Store) awaitEvents(
+func (w *eventWaiter) awaitEvents(
 	ctx context.Context, after int64, until time.Time,
 ) (last int64, final bool, err error) {
+	s := w.store
 	for {
 		waiting, cancel := s.whileServing(ctx, until)
-		last, err := s.sequencer.Next(waiting, after)
+		last, err := w.next(waiting, after)
 		cancel()
 		switch {
 		case err == nil:

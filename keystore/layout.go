@@ -18,6 +18,9 @@ import (
 //	'h' scheme             a check value of the Hasher: the digest of a fixed text
 //	'k' id[16]             the record.Record of a key that is not purged
 //	's'                    the swept mark, a stamp: see sweep.go
+//	'm'                    the header of the membership table: see package cluster
+//	'm' member[16]         the member record of a process that has the store open
+//	'n' member[16]         nothing: the guard entry of the process
 //	'u' id[16]             the minute of the key's last use since the Unix epoch, as a varint
 //	'w'                    the state of the whole store: see storeState
 //	'x' id[16] stamp[8]    nothing: the event with this stamp is an event of the key; see index.go
@@ -31,6 +34,7 @@ const (
 	checkSpace      = 'h'
 	keySpace        = 'k'
 	sweptSpace      = 's'
+	memberSpace     = 'm'
 	usageSpace      = 'u'
 	stateSpace      = 'w'
 	eventIndexSpace = 'x'

@@ -77,6 +77,10 @@ type Query struct {
 	//   - If more than 1,048,576 keys are used within a minute, the store knows every use only
 	//     since the minute.
 	//
+	// If several processes have the store open, a use in another process is known within two
+	// minutes. When a process dies, its uses of the last minutes are lost, and the store knows
+	// every use only since the other processes have removed the dead process.
+	//
 	// If UnusedSince is earlier, the first key that would be selected gives ErrInvalid instead,
 	// and ends the list. The text of the error says since when all uses are known. To decide
 	// without the unknown uses, List the keys, look at LastUsedAt, and Revoke each key by ID.
@@ -179,6 +183,11 @@ func (s *Store) list(
 		return err
 	}
 	used = used || !q.UnusedSince.IsZero()
+	if s.processes != nil && !q.UnusedSince.IsZero() {
+		if err := s.syncUsage(ctx); err != nil {
+			return err
+		}
+	}
 	left := q.Limit
 	var failed error
 	err := s.candidates(ctx, &q, used, func(c candidate, err error) bool {

@@ -41,7 +41,8 @@ var errMoved = errors.New("another store has continued the migration")
 // migrate makes sure that the store has complete indexes. A recovery that may have lost index
 // entries has also removed the state, so that migrate builds the indexes again.
 func (s *Store) migrate(ctx context.Context) error {
-	for range changeAttempts {
+	began := time.Now()
+	for attempt := 0; ; attempt++ {
 		m := &migration{store: s, logged: time.Now()}
 		needed, err := m.resume(ctx)
 		if err == nil && needed {
@@ -51,9 +52,36 @@ func (s *Store) migrate(ctx context.Context) error {
 			s.indexedSince = m.state.index.since
 			return err
 		}
+		switch {
+		case s.processes == nil && attempt+1 == changeAttempts:
+			return wrapErr(buildingIndex, errors.New("others keep changing the indexes"))
+		case s.processes != nil && s.timeout > 0 && time.Since(began) > s.timeout:
+			return wrapErr(buildingIndex, errOtherBuilds)
+		}
 	}
-	return wrapErr(buildingIndex, errors.New("others keep changing the indexes"))
 }
+
+var errOtherBuilds = errors.New("another process builds the indexes of the store: " +
+	"open the store again when that process has finished")
+
+// awaitOther returns errMoved if another process works on the migration, and otherwise nil: the
+// process that has begun the migration has died. A live process writes more often than
+// migrationPause.
+func (m *migration) awaitOther(ctx context.Context) error {
+	if m.store.processes == nil {
+		return nil // only one Store has the backend open
+	}
+	time.Sleep(migrationPause)
+	ctx, cancel := m.store.limited(ctx)
+	defer cancel()
+	e, _, err := m.store.readState(ctx)
+	if err == nil && e.Revision != m.revision {
+		err = errMoved
+	}
+	return err
+}
+
+const migrationPause = 2 * time.Second
 
 // buildingIndex is the operation that errors name.
 const buildingIndex = "build the indexes"
@@ -75,7 +103,7 @@ func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 		return false, invalid("the store has indexes of version %d, and this program knows "+
 			"version %d: upgrade the program", index.version, indexVersion)
 	case index.version == indexVersion && index.phase != phaseDone:
-		return true, nil
+		return true, m.awaitOther(ctx)
 	case index.version == indexVersion && !s.rebuildIndexes:
 		return false, nil
 	}

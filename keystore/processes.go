@@ -93,11 +93,15 @@ func (s *Store) joinProcesses() error {
 		return wrapErr("join the other processes", err)
 	}
 	p.cluster = c
-	if err := s.checkFreshness(c.Freshness()); err != nil {
-		c.Close()
-		return err
+	err = s.checkFreshness(c.Freshness())
+	if others := c.Stats().Processes - 1; err == nil && s.rebuildIndexes && others > 0 {
+		err = invalid("Options.RebuildIndexes is set, but %d other processes have the store open: "+
+			"close the store in these processes first", others)
 	}
-	return nil
+	if err != nil {
+		c.Close()
+	}
+	return err
 }
 
 // checkFreshness returns ErrInvalid if the freshness is not usable with the timeout. 0 is usable:
@@ -339,6 +343,9 @@ func (s *Store) leaveProcesses() {
 		<-written
 	}
 	p.cluster.Close()
+	if err := s.completeUsage(context.Background()); err != nil {
+		s.log.Warn("API key store could not write that all uses of keys are known", "error", err)
+	}
 }
 
 // The shortest and the longest pause before a change tries again that lost a race against another

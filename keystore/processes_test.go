@@ -37,14 +37,29 @@ func fleetTest(t *testing.T, test func(t *testing.T, f *fleet)) {
 // A member is one process of a fleet.
 type member struct {
 	*Store
-	f    *fleet
-	link *badlink.Link
+	f     *fleet
+	link  *badlink.Link
+	apply *atomic.Pointer[applyHook] // runs instead of each Apply; nil: no hook
 }
+
+type applyHook func(ctx context.Context, changes []backend.Change,
+	next func(context.Context) error) error
+
+// onApply makes the hook run instead of each Apply from now on.
+func (m *member) onApply(hook applyHook) { m.apply.Store(&hook) }
 
 // open opens the store in a new process.
 func (f *fleet) open(opts *Options) *member {
 	f.Helper()
 	link := badlink.Open(f.shared)
+	apply := new(atomic.Pointer[applyHook])
+	link.OnApply = func(ctx context.Context, changes []backend.Change,
+		next func(context.Context) error) error {
+		if hook := apply.Load(); hook != nil {
+			return (*hook)(ctx, changes, next)
+		}
+		return next(ctx)
+	}
 	s, err := New(link, f.options(opts))
 	require.NoError(f, err)
 	synctest.Wait() // the other processes have noticed the new process
@@ -53,7 +68,7 @@ func (f *fleet) open(opts *Options) *member {
 		_ = s.Close()
 		link.Wait()
 	})
-	return &member{s, f, link}
+	return &member{s, f, link, apply}
 }
 
 func (f *fleet) options(opts *Options) *Options {
@@ -376,7 +391,7 @@ func lateRevival(f *fleet, wrong variant) (made bool) {
 	id := issued.Key.ID
 	require.NoError(f, a.Disable(f.Context(), id, ""))
 	arrive, arrived := make(chan struct{}), make(chan struct{})
-	b.link.OnApply = func(ctx context.Context, changes []backend.Change,
+	b.onApply(func(ctx context.Context, changes []backend.Change,
 		next func(context.Context) error) error {
 		if changes[0].Key[0] != keySpace {
 			return next(ctx)
@@ -389,7 +404,7 @@ func lateRevival(f *fleet, wrong variant) (made bool) {
 		}()
 		<-ctx.Done()
 		return ctx.Err()
-	}
+	})
 	require.Error(f, b.Enable(f.Context(), id))
 	for a.Stats().Processes > 1 {
 		time.Sleep(testFreshness / 4)
@@ -519,7 +534,7 @@ func TestALostAnswer(t *testing.T) {
 				session := a.binds(issued)
 				var lost atomic.Bool
 				lost.Store(true)
-				a.link.OnApply = func(ctx context.Context, changes []backend.Change,
+				a.onApply(func(ctx context.Context, changes []backend.Change,
 					next func(context.Context) error) error {
 					if changes[0].Key[0] != keySpace || !lost.CompareAndSwap(true, false) {
 						return next(ctx)
@@ -528,7 +543,7 @@ func TestALostAnswer(t *testing.T) {
 						require.NoError(t, next(ctx))
 					}
 					return errors.New("the connection is gone")
-				}
+				})
 				require.ErrorIs(t, a.Disable(ctx, id, ""), ErrUnavailable)
 				require.ErrorIs(t, session.Cause(), ErrDisabled, "the session fails closed")
 				for _, m := range []*member{a, b} {

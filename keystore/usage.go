@@ -33,6 +33,11 @@ import (
 //     used in between.
 //  3. The backend records the uses as complete only while no store is open, and only if every use
 //     has been written. So after a crash, since is the time of the next Open.
+//
+// If several processes have the store open, each process collects its own uses, and invariant 1
+// holds for these uses. The uses of other processes are known once written, within two minutes. The
+// state in the backend has the latest since of all processes: see syncUsage. A process that removes
+// a dead process moves since, because the unwritten uses of the dead process are lost.
 type usage struct {
 	minute atomic.Int64 // the current minute, counted from the Unix epoch; advance moves minute
 
@@ -48,6 +53,9 @@ type usage struct {
 	flushing sync.Mutex // held by each flush, so flushes run one at a time; guards all fields below
 	marked   bool       // the backend records that a store is open
 	revision uint64     // the revision of the storeState in the backend; valid only if marked
+	// the dead processes that this process has removed, and whose lost uses since covers
+	evictions uint64
+	reported  bool // the log has the error that another Store has the backend open
 }
 
 // maxUsed is the maximum number of keys in a usage. The use of a further key moves since.
@@ -161,8 +169,15 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	u := &s.usage
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
-	if !u.marked {
+	switch {
+	case s.processes != nil:
+		if err := s.syncUsageLocked(ctx); err != nil {
+			return err
+		}
+	case !u.marked:
 		_ = s.markUsage(ctx, false) // Open has failed to write the mark, and has logged a warning
+	default:
+		s.checkAlone(ctx)
 	}
 	u.advance(time.Now())
 	bound := s.fence.Bound()
@@ -183,6 +198,13 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	}()
 	for batch := range slices.Chunk(ids, backend.MaxChanges) {
 		written, err := s.writeUsage(ctx, batch)
+		// Another process has written a use of one of the keys since writeUsage has read the uses.
+		for range usageAttempts {
+			if s.processes == nil || !errors.Is(err, backend.ErrConflict) {
+				break
+			}
+			written, err = s.writeUsage(ctx, batch)
+		}
 		if err != nil {
 			return err
 		}
@@ -198,6 +220,9 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	return nil
 }
 
+// usageAttempts is how often a flush writes a batch again after a conflict with another process.
+const usageAttempts = 3
+
 // resumeUsage reads the time since when all uses are known, and marks the store as open.
 func (s *Store) resumeUsage() {
 	ctx, cancel := s.limited(context.Background())
@@ -206,12 +231,19 @@ func (s *Store) resumeUsage() {
 	now := time.Now()
 	u.minute.Store(minuteOf(now))
 	u.since = now
+	// The other processes know of every use since the time in the state.
+	others := s.processes != nil && s.processes.cluster.Stats().Processes > 1
 	if e, err := s.backend.Get(ctx, stateKey); err == nil {
-		if state, err := parseState(e); err == nil && state.complete && state.since.Before(now) {
+		state, err := parseState(e)
+		if err == nil && (state.complete || others) && state.since.Before(now) {
 			u.since = state.since
 		}
 	}
-	if err := s.markUsage(ctx, false); err != nil {
+	mark := func() error { return s.markUsage(ctx, false) }
+	if s.processes != nil {
+		mark = func() error { return s.syncUsage(ctx) }
+	}
+	if err := mark(); err != nil {
 		s.log.Warn("API key store could not write that it is open, and will try again: "+
 			"after a crash until then, uses may be missing", "error", err)
 	}
@@ -238,6 +270,9 @@ func (s *Store) markUsage(ctx context.Context, complete bool) error {
 	// use. A conflict means that another store has the backend open.
 	err := s.backend.Apply(ctx, backend.Change{Key: stateKey, Value: value, Expect: u.revision,
 		Restricts: true})
+	if errors.Is(err, backend.ErrConflict) {
+		s.reportSecondStore()
+	}
 	if err != nil {
 		s.noteFailure(err)
 		return wrapErr("write usage", err)
@@ -256,9 +291,142 @@ func (s *Store) closeUsage() error {
 	if err := s.flushUsage(context.Background()); err != nil {
 		return err
 	}
+	if s.processes != nil {
+		return nil // leaveProcesses marks the uses as complete
+	}
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
 	return s.markUsage(context.Background(), true)
+}
+
+// checkAlone reports if another Store has the backend open although the backend is not a Feeder.
+// Nothing can lock such a backend, but the other Store has changed the state of the store. The
+// store's own directory has a lock.
+func (s *Store) checkAlone(ctx context.Context) {
+	u := &s.usage
+	if s.readsUninterruptible || u.reported {
+		return
+	}
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	if e, err := s.backend.Get(ctx, stateKey); err == nil && e.Revision != u.revision {
+		s.reportSecondStore()
+	}
+}
+
+// reportSecondStore logs, once, that another Store has the backend open.
+func (s *Store) reportSecondStore() {
+	u := &s.usage
+	if s.processes != nil || u.reported {
+		return
+	}
+	u.reported = true
+	s.log.Error("another Store has opened the backend of this API key store: a key that is revoked " +
+		"in one Store stays valid in the other; close one of the two, and use a backend that is a " +
+		"backend.Feeder for a store of several processes")
+}
+
+// syncUsage makes usage.since and the since in the backend the later of the two, and marks the
+// store as open. In a store of several processes, syncUsage replaces markUsage.
+func (s *Store) syncUsage(ctx context.Context) error {
+	s.usage.flushing.Lock()
+	defer s.usage.flushing.Unlock()
+	return s.syncUsageLocked(ctx)
+}
+
+func (s *Store) syncUsageLocked(ctx context.Context) error {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	u := &s.usage
+	for range changeAttempts {
+		if evictions := s.processes.cluster.Stats().Evictions; evictions > u.evictions {
+			u.evictions = evictions
+			u.lose()
+		}
+		e, state, err := s.readState(ctx)
+		if err != nil {
+			return err
+		}
+		if state.index.version == indexVersion && state.index.phase != phaseDone {
+			return nil // another process builds the indexes: the state is the state of its work
+		}
+		u.mu.Lock()
+		if state.since.After(u.since) {
+			u.since = state.since
+		}
+		want := storeState{u.since, false, completeIndexes(s.indexedSince)}
+		u.mu.Unlock()
+		if state.index.version == indexVersion {
+			want.index = state.index
+		}
+		if e.Revision > 0 && string(want.encode()) == string(e.Value) {
+			return nil
+		}
+		err = s.backend.Apply(ctx, backend.Change{Key: stateKey, Value: want.encode(),
+			Expect: e.Revision, Restricts: true})
+		if errors.Is(err, backend.ErrConflict) {
+			continue // another process was first
+		}
+		if err != nil {
+			return wrapErr("write usage", err)
+		}
+		return nil
+	}
+	return wrapErr("write usage", errors.New("too much contention on the state of the store"))
+}
+
+// readState reads the storeState. If there is no state, or the state is damaged, the result is the
+// zero storeState, with the revision of the entry.
+func (s *Store) readState(ctx context.Context) (backend.Entry, storeState, error) {
+	e, err := s.backend.Get(ctx, stateKey)
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		s.noteFailure(err)
+		return backend.Entry{}, storeState{}, wrapErr("read usage", err)
+	}
+	state, err := parseState(e)
+	if err != nil {
+		state = storeState{}
+	}
+	return e, state, nil
+}
+
+// completeUsage marks the uses as complete, if no process has the store open any more. The caller
+// has left the other processes, after the last flush. Each process that joins writes the header of
+// the membership table. So if the header has not changed since before the table was empty, no
+// process has joined since.
+func (s *Store) completeUsage(ctx context.Context) error {
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	if s.processes.cluster.Stats().Evictions > s.usage.evictions {
+		if err := s.syncUsage(ctx); err != nil {
+			return err
+		}
+	}
+	e, state, err := s.readState(ctx)
+	if err != nil || state.complete || state.index.phase != phaseDone {
+		return err
+	}
+	header, err := s.backend.Get(ctx, []byte{memberSpace})
+	if err != nil {
+		return wrapErr("read usage", err)
+	}
+	from, to := spaceOf(memberSpace)
+	for e, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			return s.scanError(ctx, "read usage", err)
+		}
+		if len(e.Key) > len(header.Key) {
+			return nil // another process has the store open
+		}
+	}
+	state.complete = true
+	err = s.backend.Apply(ctx,
+		backend.Change{Key: stateKey, Value: state.encode(), Expect: e.Revision, Restricts: true},
+		backend.Change{Key: header.Key, Expect: header.Revision, Check: true})
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
+		return wrapErr("write usage", err)
+	}
+	return nil
 }
 
 // writeUsage writes the pending minutes of keys, and returns the pending minutes.

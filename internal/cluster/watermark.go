@@ -29,10 +29,12 @@ func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
 	return last, err
 }
 
-// watermarkAt makes one request with a floor, and waits until each member has reached the floor.
+// watermarkAt makes one request with a floor, and waits until each member has reached the floor. The
+// floor is above every known stamp and watermark, so each member answers with a new record, and the
+// record has the last stamp of the member.
 func (c *Cluster) watermarkAt(ctx context.Context) (last int64, err error) {
 	c.mu.Lock()
-	c.floor = max(c.floor, c.cfg.Clock().Wall, c.latest)
+	c.floor = max(c.floor+1, c.cfg.Clock().Wall, c.latest+1)
 	floor := c.floor
 	c.mu.Unlock()
 	r := c.newRequest(floor)

@@ -97,8 +97,8 @@ func (s *Store) startBackground() {
 }
 
 // waitForTurn returns after a random part of a minute, so that several processes do not all write
-// or read at the same time. If ctx ends first, waitForTurn returns false. In a store of one process,
-// waitForTurn does not wait.
+// or read at the same time. If ctx ends first, waitForTurn returns false. In a store of one
+// process, waitForTurn does not wait.
 func (s *Store) waitForTurn(ctx context.Context) bool {
 	if s.processes == nil {
 		return true

@@ -17,6 +17,9 @@
 // A Revoke that returns an error may or may not have taken effect. In both cases, Revoke has ended
 // the live contexts of the key in this process, and Revoke is safe to repeat.
 //
+// If several processes have the store open, the promise holds for all processes: see Several
+// processes.
+//
 // Every other change that narrows a key takes effect in the same way: Disable; an Update that
 // removes a scope, brings the expiry forward or tightens a restriction; and Rotate, at the end of
 // the grace. RevokeAll does for many keys what Revoke does for a single key.
@@ -43,6 +46,33 @@
 //
 // A Store is safe for concurrent use. Create, Verify and Revoke are linearizable for each key: each
 // behaves as if the whole call happened at one moment between call and return.
+//
+// # Several processes
+//
+// A store on a backend.Feeder may be open in several processes at the same time. Each process calls
+// [New] with a backend of its own, and each process has a cache.
+//
+//   - Changes, Get and List are linearizable for each key, across all processes.
+//   - Verify and Bind are exact once a change has returned: a call that begins later, in any
+//     process, sees the change. While the change is under way, Verify and Bind may answer either
+//     way, in different processes or one after the other in one process. In the process that makes
+//     the change, Verify and Bind are linearizable, as in a store of one process.
+//   - A change returns as soon as every process has taken the change and has ended the sessions
+//     that the change does not permit. That takes a few round trips. A process that does not answer
+//     delays a change by at most 1.2 times [Options.Freshness]: by then the process refuses every
+//     call. If the call of the change ends before, the call returns [ErrNotEverywhere].
+//   - A process that loses contact refuses every call with [ErrUnavailable] after
+//     Options.Freshness at the latest, and ends its sessions. The process joins again without help.
+//     If the storage itself is down for longer than Options.Freshness, all processes refuse all
+//     calls.
+//   - The events of all processes have one order, see [Event]. For each key, the events are in the
+//     order of the changes, whatever the clocks of the processes show.
+//   - RateLimit, Stats and Key.Live count what happens in one process. An expiry follows the clock
+//     of each process.
+//
+// The guarantee does not depend on the clocks of the processes showing the same time. But no clock
+// may run faster than another by a fifth. A virtual machine must not be stopped together with its
+// clocks for longer than a fifth of Options.Freshness.
 //
 // # Durability
 //
@@ -80,5 +110,5 @@
 // over such a record, Open refuses the store.
 //
 // One process has a directory open at a time. Revocation is immediate in that process, and no other
-// process serves the keys.
+// process serves the keys. For several processes, use a backend that is a backend.Feeder.
 package keystore

@@ -17,7 +17,8 @@ import (
 // exist without the other.
 type Event struct {
 	// At is when the change was made. No two events of a store have the same At. At ascends from
-	// each change of a key to the next, whatever the clock does. So At serves as a cursor.
+	// each change of a key to the next, whatever the clock does, or the clocks of several processes
+	// do. So At serves as a cursor.
 	At time.Time
 	// KeyID is the ID of the key. Revision is the revision that the change gave the key.
 	KeyID    string
@@ -115,8 +116,10 @@ func (q *EventQuery) selects(e *record.Event) bool {
 // Events yields the events of changes in the order of At, or newest first. The list contains every
 // change that had returned when Events was called, and may contain later changes. To continue
 // later, list again after the last event: no event is missed. If several processes have the store
-// open, the list contains the events of all processes, and Events first asks each process. An error comes with a zero Event.
-// ErrCorrupt concerns one event, and the list can continue. Any other error ends the list.
+// open, the list contains the events of all processes, and Events first asks each process.
+//
+// An error comes with a zero Event. ErrCorrupt concerns one event, and the list can continue. Any
+// other error ends the list.
 func (s *Store) Events(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if err := s.events(ctx, q, yield); err != nil {

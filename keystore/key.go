@@ -56,7 +56,8 @@ type Key struct {
 	LastUsedAt time.Time
 	// Live is the number of sessions that are bound to the key now, such as open streams: these
 	// sessions end if the key is revoked. Get, List and Inspect fill in Live. A session counts from
-	// Bind until its Close, unless the store ends the session before.
+	// Bind until its Close, unless the store ends the session before. If several processes have the
+	// store open, Live counts the sessions of this process only.
 	Live int
 	// Revision is 1 for a new key. Each change adds one.
 	Revision uint64

@@ -335,8 +335,9 @@ func TestOneProcessSweeps(t *testing.T) {
 	})
 }
 
-// A process that opens the store while another process builds the indexes waits for Options.Timeout,
-// and then says what to do. A process that has the store open does not mark the indexes as complete.
+// A process that opens the store while another process builds the indexes waits for
+// Options.Timeout, and then says what to do. A process that has the store open does not mark the
+// indexes as complete.
 func TestMigrationBesideOtherProcesses(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
 		ctx := t.Context()

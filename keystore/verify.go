@@ -32,8 +32,9 @@ func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	return &e.key, nil
 }
 
-// admit returns the key for a token, or the reason for a refusal. The caller has asked the gate. For
-// a key in the front of the fence, admit takes no lock. admit leaves every other key to admitBound.
+// admit returns the key for a token, or the reason for a refusal. The caller has asked the gate.
+// For a key in the front of the fence, admit takes no lock. admit leaves every other key to
+// admitBound.
 func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err

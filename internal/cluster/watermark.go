@@ -16,8 +16,8 @@ import (
 //
 // The stamp is at or above the stamp of every change that had returned before the call, in any
 // process, except a process that died without Close. If the clock of another process is ahead, the
-// first answers show this, and Watermark asks again with a higher floor. When Watermark returns, the
-// process has applied the changes of all these events.
+// first answers show this, and Watermark asks again with a higher floor. When Watermark returns,
+// the process has applied the changes of all these events.
 func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
 	last, err = c.watermarkAt(ctx)
 	c.mu.Lock()
@@ -29,9 +29,9 @@ func (c *Cluster) Watermark(ctx context.Context) (last int64, err error) {
 	return last, err
 }
 
-// watermarkAt makes one request with a floor, and waits until each member has reached the floor. The
-// floor is above every known stamp and watermark, so each member answers with a new record, and the
-// record has the last stamp of the member.
+// watermarkAt makes one request with a floor, and waits until each member has reached the floor.
+// The floor is above every known stamp and watermark, so each member answers with a new record, and
+// the record has the last stamp of the member.
 func (c *Cluster) watermarkAt(ctx context.Context) (last int64, err error) {
 	c.mu.Lock()
 	c.floor = max(c.floor+1, c.cfg.Clock().Wall, c.latest+1)

@@ -304,7 +304,7 @@ func (s *Store) closeUsage() error {
 // store's own directory has a lock.
 func (s *Store) checkAlone(ctx context.Context) {
 	u := &s.usage
-	if s.readsUninterruptible || u.reported {
+	if s.readsUninterruptible || u.reported || s.serving() != nil {
 		return
 	}
 	ctx, cancel := s.limited(ctx)

@@ -73,8 +73,10 @@ func (m *membership) writeHeartbeat(revision *uint64) error {
 
 // nextRecord returns the record of the next heartbeat.
 func (m *membership) nextRecord() *record.Member {
+	// An ack must have the last stamp of a moment after the request: see Watermark. So the stamps
+	// come after the position.
 	m.mu.Lock()
-	floor := m.floor
+	floor, applied, request := m.floor, m.applied, m.lastNumber
 	m.mu.Unlock()
 	watermark, last := m.stamps(floor)
 
@@ -84,7 +86,7 @@ func (m *membership) nextRecord() *record.Member {
 	m.watermark = watermark
 	m.latest = max(m.latest, last)
 	return &record.Member{
-		Heartbeat: m.lastWritten, Applied: uint64(m.applied), Request: m.lastNumber,
+		Heartbeat: m.lastWritten, Applied: uint64(applied), Request: request,
 		Floor: floor, Watermark: watermark, Last: last, Name: m.cfg.Name, Time: m.cfg.Clock().Wall,
 	}
 }

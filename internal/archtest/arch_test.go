@@ -115,6 +115,22 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// The stores in etcd and in PostgreSQL are separate modules. A user of a store in a directory
+// links neither, and has neither in go.sum.
+func TestADirectoryLinksNoServer(t *testing.T) {
+	servers := []string{"go.etcd.io/", "github.com/jackc/"}
+	for _, pkg := range []string{"keystore", "keystore/keystoretest", "interceptor"} {
+		for _, dep := range deps(t, pkg) {
+			for _, server := range servers {
+				require.False(t, strings.HasPrefix(dep, server), "%s depends on %s", pkg, dep)
+			}
+		}
+	}
+	for _, server := range servers {
+		require.NotContains(t, read(t, "go.sum"), server)
+	}
+}
+
 // Package expvar registers a handler on http.DefaultServeMux. Badger imports the package; that of
 // this module must not.
 func TestNobodyImportsExpvar(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"testing"
 	"time"
@@ -324,4 +325,34 @@ func TestPausedServer(t *testing.T) {
 		}
 	}, patience, time.Millisecond)
 	require.NoError(t, l.Members[0].Resume())
+}
+
+// A read through one member shows what was written through another member.
+func TestReadsThroughAnotherMember(t *testing.T) {
+	t.Parallel()
+	l := Start(t, Config{Members: 3, NoSync: true})
+	prefix := newPrefix()
+	var all []*etcdstore.Backend
+	for _, m := range l.Members {
+		all = append(all, open(t, l.Client(t, endpoints(m.URL())), prefix))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	key := []byte("k")
+	for n := range uint64(100) {
+		require.NoError(t, all[n%3].Apply(ctx, backend.Change{Key: key, Expect: n}))
+		for _, b := range all {
+			e, err := b.Get(ctx, key)
+			require.NoError(t, err)
+			require.Equal(t, n+1, e.Revision)
+		}
+		b := all[(n+1)%3]
+		for _, entries := range []func(context.Context, []byte, []byte) iter.Seq2[backend.Entry,
+			error]{b.Scan, b.ScanDown, b.Snapshot} {
+			for e, err := range entries(ctx, nil, nil) {
+				require.NoError(t, err)
+				require.Equal(t, n+1, e.Revision)
+			}
+		}
+	}
 }

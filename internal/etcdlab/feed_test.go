@@ -307,3 +307,37 @@ func testRestore(t *testing.T, token string) {
 		}
 	}
 }
+
+// A feed that is far behind gets its changes in responses that etcd has divided in the middle of an
+// Apply. Each Apply is still one Batch.
+func TestFragments(t *testing.T) {
+	t.Parallel()
+	l := Start(t, Config{NoSync: true})
+	b := open(t, l.Client(t), newPrefix())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	const applies, each = 40, 7
+	next := 0
+	for batch, err := range b.Feed(ctx, nil, nil, 0) {
+		require.NoError(t, err)
+		if next++; next == 1 { // the body writes everything before the feed begins to read
+			for n := range uint64(applies) {
+				var changes []backend.Change
+				for m := range each {
+					changes = append(changes, backend.Change{Key: fmt.Append(nil, m), Expect: n,
+						Value: make([]byte, 18<<10)})
+				}
+				require.NoError(t, b.Apply(ctx, changes...))
+			}
+			continue
+		}
+		require.Len(t, batch.Changes, each)
+		for _, e := range batch.Changes {
+			require.Equal(t, uint64(next-1), e.Revision)
+			require.Len(t, e.Value, 18<<10)
+		}
+		if next == applies+1 {
+			break
+		}
+	}
+}

@@ -257,3 +257,40 @@ func TestQuotaCountsWrites(t *testing.T) {
 	status(80_500)
 	require.NoError(t, write())
 }
+
+// Each of the signs of a restored etcd begins another generation, once, and ends what began before.
+func TestSignsOfARestore(t *testing.T) {
+	b := &Backend{}
+	h := &b.history
+	h.cluster = 1
+	header := func(cluster uint64, revision int64) *pb.ResponseHeader {
+		return &pb.ResponseHeader{ClusterId: cluster, Revision: revision}
+	}
+	early := h.now()
+	require.NoError(t, h.observe(b, early, header(1, 10)))
+	require.NoError(t, h.observe(b, early, header(1, 9)), "a call that was sent before")
+	h.start(0)
+	before := h.now()
+	require.ErrorIs(t, h.observe(b, before, header(1, 9)), errRestored, "a revision that went back")
+	require.Equal(t, uint64(1), h.generation)
+	require.ErrorIs(t, h.observe(b, before, header(1, 11)), errRestored,
+		"a call that was sent to the earlier history")
+	require.Equal(t, uint64(1), h.generation)
+	_, ok := h.resume()
+	require.False(t, ok, "positions of the earlier history")
+	require.ErrorIs(t, h.watched(b, 0, header(1, 9)), backend.ErrGap)
+	require.NoError(t, h.watched(b, 1, header(1, 3)), "a member that lags behind")
+
+	h.note(1, backend.Entry{Key: []byte("k"), Revision: 1}, 9)
+	require.ErrorIs(t, h.observe(b, h.now(), header(2, 100)), errRestored, "another cluster ID")
+	require.Equal(t, uint64(2), h.generation)
+	require.Empty(t, h.newer, "ModRevisions of the earlier history")
+	require.ErrorIs(t, h.watched(b, 2, header(1, 100)), backend.ErrGap, "another cluster ID")
+	require.Equal(t, uint64(3), h.generation)
+	h.start(3)
+	_, ok = h.resume()
+	require.True(t, ok)
+	require.ErrorIs(t, h.changed(b, 3, 50), backend.ErrGap)
+	_, ok = h.resume()
+	require.False(t, ok)
+}

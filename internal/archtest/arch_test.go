@@ -115,8 +115,8 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// The stores in etcd and in PostgreSQL are separate modules. A user of a store in a directory
-// links neither, and has neither in go.sum.
+// A store on a server is a separate module. A user of a store in a directory links no client of a
+// server, and has none in go.sum.
 func TestADirectoryLinksNoServer(t *testing.T) {
 	servers := []string{"go.etcd.io/", "github.com/jackc/"}
 	for _, pkg := range []string{"keystore", "keystore/keystoretest", "interceptor"} {

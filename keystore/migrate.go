@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/cluster"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -28,10 +29,12 @@ type migration struct {
 	state    storeState
 	revision uint64 // of the state in the backend; 0: the backend has no state
 
+	rebuild bool // a rebuild has to begin: see Options.RebuildIndexes
 	batch   []backend.Change
-	cursor  []byte // the last storage key that the batch covers
-	read    int    // the entries that this process has read
-	damaged int    // the records and events that cannot be read, and so have no index entry
+	alone   []backend.Change // the Check that no other process has the store open, or nothing
+	cursor  []byte           // the last storage key that the batch covers
+	read    int              // the entries that this process has read
+	damaged int              // the records and events that cannot be read, and so have no index entry
 	logged  time.Time
 }
 
@@ -42,12 +45,15 @@ var errMoved = errors.New("another store has continued the migration")
 // entries has also removed the state, so that migrate builds the indexes again.
 func (s *Store) migrate(ctx context.Context) error {
 	began := time.Now()
+	rebuild := s.rebuildIndexes
 	for attempt := 0; ; attempt++ {
-		m := &migration{store: s, logged: time.Now()}
+		m := &migration{store: s, logged: time.Now(), rebuild: rebuild}
 		needed, err := m.resume(ctx)
 		if err == nil && needed {
 			err = m.run(ctx)
 		}
+		// If another store has continued the rebuild, the rebuild does not begin again.
+		rebuild = m.rebuild
 		if !errors.Is(err, errMoved) {
 			s.indexedSince = m.state.index.since
 			return err
@@ -104,8 +110,10 @@ func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 			"version %d: upgrade the program", index.version, indexVersion)
 	case index.version == indexVersion && index.phase != phaseDone:
 		return true, m.awaitOther(ctx)
-	case index.version == indexVersion && !s.rebuildIndexes:
+	case index.version == indexVersion && !m.rebuild:
 		return false, nil
+	case index.version == indexVersion:
+		return true, m.beginRebuild(ctx)
 	}
 	*index = indexState{version: indexVersion, phase: phaseKeys, since: time.Now().UnixNano()}
 	remains, err := m.has(ctx, eventIndexSpace, ownerIndexSpace)
@@ -122,6 +130,28 @@ func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 		*index = completeIndexes(0)
 	}
 	return needed, err
+}
+
+// beginRebuild writes that the indexes are to be built again. Meanwhile a store would miss keys. So
+// no other process may have the store open. A process that opens the store afterwards waits for the
+// end of the rebuild.
+func (m *migration) beginRebuild(ctx context.Context) error {
+	if p := m.store.processes; p != nil {
+		alone, err := p.cluster.Alone(ctx)
+		if errors.Is(err, cluster.ErrNotAlone) {
+			return invalid("Options.RebuildIndexes is set, but another process has the store " +
+				"open: close the store in the other processes first")
+		}
+		if err != nil {
+			return m.store.scanError(ctx, buildingIndex, err)
+		}
+		m.alone = []backend.Change{alone}
+	}
+	m.state.index = indexState{version: indexVersion, phase: phaseClear,
+		since: time.Now().UnixNano()}
+	err := m.write(ctx)
+	m.rebuild, m.alone = m.rebuild && err != nil, nil
+	return err
 }
 
 // has reports whether one of the key spaces has an entry.
@@ -252,7 +282,7 @@ func (m *migration) apply(ctx context.Context) error {
 	// Restricts is set because RevokeAll depends on the indexes.
 	state := backend.Change{Key: stateKey, Value: m.state.encode(), Expect: m.revision,
 		Restricts: true}
-	return m.store.backend.Apply(ctx, append(m.batch, state)...)
+	return m.store.backend.Apply(ctx, append(append(m.batch, m.alone...), state)...)
 }
 
 // missing returns the changes of the batch that are still to be made.

@@ -103,9 +103,10 @@ type Options struct {
 	MustExist bool
 	// RebuildIndexes makes Open and New remove all indexes and build the indexes again from the keys
 	// and the events. Set RebuildIndexes for one Open after CheckIntegrity has named a damaged
-	// index, while no other process has the store open. Open returns once the indexes are complete,
-	// after about a minute for each million keys and events. If the process is killed before
-	// the end, the next Open continues, whether RebuildIndexes is set or not.
+	// index, while no other process has the store open: otherwise New returns ErrInvalid. Open and
+	// New return once the indexes are complete, after about a minute for each million keys and
+	// events. If the process is killed before the end, the next Open continues, whether
+	// RebuildIndexes is set or not.
 	//
 	// RebuildIndexes brings no lost key and no lost event back. CheckIntegrity does not name an
 	// event that was lost before the rebuild.

@@ -134,6 +134,90 @@ func took(call func()) time.Duration {
 	return time.Since(began)
 }
 
+// A joining link calls a function once, before the Apply that begins a rebuild of the indexes.
+type joining struct {
+	*badlink.Link
+	join func()
+}
+
+func (l *joining) Apply(ctx context.Context, changes ...backend.Change) error {
+	for _, c := range changes {
+		if string(c.Key) == string(stateKey) && l.join != nil {
+			join := l.join
+			l.join = nil
+			join()
+		}
+	}
+	return l.Link.Apply(ctx, changes...)
+}
+
+// A rebuild of the indexes is refused while another process has the store open, also if the other
+// process joins just before the rebuild begins. After the other process has left, the rebuild runs,
+// and a process that joins during the rebuild opens the store when the indexes are complete.
+func TestRebuildIndexesWithOtherProcesses(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a := f.open(nil)
+		for range 5 {
+			a.create(Spec{Owner: "o"})
+		}
+		rebuild := f.options(&Options{RebuildIndexes: true})
+		refused := func(b backend.Backend) {
+			t.Helper()
+			before := read(t, f.shared.Open(), ownerIndexSpace, eventIndexSpace)
+			_, err := New(b, rebuild)
+			require.ErrorIs(t, err, ErrInvalid)
+			require.ErrorContains(t, err, "Options.RebuildIndexes is set, but")
+			require.Equal(t, before, read(t, f.shared.Open(), ownerIndexSpace, eventIndexSpace))
+		}
+		refused(badlink.Open(f.shared))
+		require.NoError(t, a.Close())
+		// The other process has read that the indexes are complete, and has not written anything
+		// but its member record.
+		opened, hold := make(chan *Store, 1), make(chan struct{})
+		open := func() {
+			other := &joining{badlink.Open(f.shared), func() { <-hold }}
+			go func() {
+				s, err := New(other, f.options(nil))
+				if err != nil {
+					t.Error(err)
+				}
+				opened <- s
+			}()
+			synctest.Wait()
+		}
+		refused(&joining{badlink.Open(f.shared), open})
+		close(hold)
+		require.NoError(t, (<-opened).Close())
+
+		for key := range read(t, f.shared.Open(), ownerIndexSpace) {
+			remove(t, f.shared.Open(), []byte(key))
+		}
+		joined := make(chan *Store, 1)
+		link := &joining{Link: badlink.Open(f.shared)}
+		link.join = func() {
+			link.join = func() { // the second write of the rebuild
+				go func() {
+					s, err := New(badlink.Open(f.shared), f.options(nil))
+					if err != nil {
+						t.Error(err)
+					}
+					joined <- s
+				}()
+				synctest.Wait()
+			}
+		}
+		s, err := New(link, rebuild)
+		require.NoError(t, err)
+		for _, s := range []*Store{s, <-joined} {
+			n, err := s.Count(t.Context(), Query{Owner: "o"})
+			require.NoError(t, err)
+			require.Equal(t, 5, n)
+			require.NoError(t, s.CheckIntegrity(t.Context()))
+			defer s.Close()
+		}
+	})
+}
+
 // Once Revoke has returned in one process, no process admits the key, and no session of any process
 // is open. Without failures, Revoke takes a few round trips.
 func TestRevokeInAnotherProcess(t *testing.T) {

@@ -52,7 +52,7 @@ func alarms(t *testing.T, client *clientv3.Client) int {
 // Near the quota, what restricts keys still passes, and etcd is never full.
 func TestQuota(t *testing.T) {
 	t.Parallel()
-	const quota = 32 << 20
+	const quota = 16 << 20
 	l := Start(t, Config{NoSync: true, QuotaBytes: quota})
 	client := l.Client(t)
 	b := open(t, client, newPrefix())
@@ -62,7 +62,7 @@ func TestQuota(t *testing.T) {
 	require.ErrorIs(t, err, backend.ErrFull)
 	require.ErrorIs(t, err, syscall.ENOSPC)
 	require.ErrorContains(t, err, "defrag")
-	require.ErrorContains(t, err, "quota of 32 MiB")
+	require.ErrorContains(t, err, "quota of 16 MiB")
 	require.Zero(t, alarms(t, client), "etcd is not full")
 	_, err = b.Get(ctx, fmt.Appendf(nil, "fill%05d", written))
 	require.ErrorIs(t, err, backend.ErrNotFound, "the refused change was not made")

@@ -19,8 +19,9 @@
 //
 // The servers have version 3.5.18 or later, and the defaults of --max-txn-ops and
 // --max-request-bytes. Three or five members on separate machines serve the store while a minority
-// is down. Do not use the etcd of a Kubernetes cluster: its quota and its compaction belong to
-// Kubernetes.
+// is down. The endpoints of the client are the members. etcd's gRPC proxy is not supported: the
+// proxy merges the watches of several processes. Do not use the etcd of a Kubernetes cluster: its
+// quota and its compaction belong to Kubernetes.
 //
 // The user needs a role with the right readwrite on the prefix, and no other right:
 //

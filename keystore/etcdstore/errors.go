@@ -87,11 +87,14 @@ func advise(prefix string, err error, text string) string {
 		return "the endpoint is not a client URL of an etcd server"
 	case has("connection refused"), has("no such host"), has("i/o timeout"):
 		return "check the endpoints of the client's Config"
-	case has("the client connection is closing"):
+	case has(connClosing):
 		return "the etcd client was closed before the store"
 	}
 	return ""
 }
+
+// connClosing is in the error of a call on a client that was closed.
+const connClosing = "the client connection is closing"
 
 // redact removes the credentials of the client from a text.
 func redact(client *clientv3.Client, text string) string {
@@ -126,6 +129,9 @@ func codeOf(err error) codes.Code {
 // isTransient reports whether the same call may succeed later although no person changes anything.
 func isTransient(err error) bool {
 	if e := (*callError)(nil); !errors.As(err, &e) && !errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	if strings.Contains(err.Error(), connClosing) {
 		return false
 	}
 	switch codeOf(err) {

@@ -1,6 +1,7 @@
 package etcdstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -184,6 +185,11 @@ func TestErrors(t *testing.T) {
 	require.True(t, isTransient(explain(client, "/p/", "feed", rpctypes.ErrGRPCNoLeader)))
 	require.False(t, isTransient(explain(client, "/p/", "feed", rpctypes.ErrGRPCPermissionDenied)))
 	require.False(t, isTransient(gap(errRestored)))
+	require.NoError(t, client.Close())
+	closed := (&Backend{client: client, done: t.Context()}).wrap(t.Context(), "read", client.Sync(
+		context.Background()))
+	require.ErrorContains(t, closed, "the etcd client was closed before the store")
+	require.False(t, isTransient(closed))
 	require.False(t, isTransient(errors.New("another error")))
 	require.NotContains(t, fmt.Sprintf("%v %+v %#v", &Backend{client: client, prefix: "/p/"},
 		&Backend{client: client}, &Backend{client: client}), "s3cret")

@@ -110,7 +110,8 @@ func enableAuth(t *testing.T, l *Lab, roles map[string]clientv3.PermissionType, 
 	add("root", "root")
 	for name, right := range roles {
 		add(name, name)
-		_, err := c.RoleGrantPermission(ctx, name, prefix, clientv3.GetPrefixRangeEnd(prefix), right)
+		_, err := c.RoleGrantPermission(ctx, name, prefix, clientv3.GetPrefixRangeEnd(prefix),
+			right)
 		require.NoError(t, err)
 	}
 	add("stranger", "none")

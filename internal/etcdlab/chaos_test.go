@@ -21,7 +21,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
 
-var chaosFor = flag.Duration("duration", 8*time.Second, "how long TestChaos injects faults")
+var chaosFor = flag.Duration("duration", 6*time.Second, "how long TestChaos injects faults")
 
 // chaosFreshness is D of the stores of the chaos: short, so that cuts evict processes.
 const chaosFreshness = 800 * time.Millisecond

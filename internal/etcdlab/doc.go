@@ -1,7 +1,7 @@
 // Package etcdlab tests package etcdstore against real etcd servers. Each member of etcd runs in a
-// separate process, so a test can stop, kill, pause and restore a member. A Network puts TCP proxies
-// between a store and the members, and cuts them in one direction or both. The package is a separate
-// module, so that etcd's server never reaches the module graph of a user.
+// separate process, so a test can stop, kill, pause and restore a member. A Network puts TCP
+// proxies between a store and the members, and cuts the connections in one direction or both. The
+// package is a separate module, so that etcd's server never reaches the module graph of a user.
 //
 // TestChaos injects faults while stores revoke keys, and checks that no store admits a key once
 // Revoke has returned. For a long run:

@@ -145,8 +145,8 @@ func (w *workload) read(b *etcdstore.Backend, started chan struct{}) {
 					if key := string(e.Key); e.Revision == w.seen[key]+1 {
 						w.seen[key] = e.Revision
 					} else {
-						w.wrong = append(w.wrong, fmt.Sprintf("%s: the feed has revision %d after %d",
-							key, e.Revision, w.seen[key]))
+						w.wrong = append(w.wrong, fmt.Sprintf(
+							"%s: the feed has revision %d after %d", key, e.Revision, w.seen[key]))
 					}
 				}
 			}

@@ -47,7 +47,7 @@ func (l *Lab) Network(t testing.TB) Network {
 	return n
 }
 
-// Endpoints returns the URLs of the members behind the network.
+// Endpoints returns the URLs of the proxies, for the client of the process.
 func (n Network) Endpoints() (urls []string) {
 	for _, p := range n {
 		urls = append(urls, "http://"+p.listener.Addr().String())

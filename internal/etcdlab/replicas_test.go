@@ -39,8 +39,8 @@ func startReplicas(t *testing.T) *replicas {
 	return r
 }
 
-// A revocation in one store is in force in all stores once Revoke has returned: no call is admitted,
-// and every session has ended.
+// A revocation in one store is in force in all stores once Revoke has returned: no call is
+// admitted, and every session has ended.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
 	r := startReplicas(t)
@@ -239,8 +239,8 @@ func TestReplicasSurviveTheLeader(t *testing.T) {
 		}
 		t.Logf("%v without a write, %d calls refused, %d sessions ended", longest, refusals, ended)
 		require.NoError(t, leader.Start())
-		// A proof may be D/4 old when the leader dies, and a heartbeat may wait for D/4 for the dead
-		// leader. So D/2 remains for the election. On a busy machine, etcd takes longer.
+		// A proof may be D/4 old when the leader dies, and a heartbeat may wait for D/4 for the
+		// dead leader. So D/2 remains for the election. On a busy machine, etcd takes longer.
 		if longest < freshness/2 {
 			require.Zero(t, refusals, "a gate closed, and etcd was away for %v only", longest)
 			require.Zero(t, ended, "a session ended, and etcd was away for %v only", longest)

@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A user of the package links neither etcd's server nor another engine, and has no server in go.sum.
+// A user of the package links neither etcd's server nor another engine, and has no server in
+// go.sum.
 func TestImports(t *testing.T) {
 	const own = "github.com/grpc-api-key/grpc-api-key/"
 	out, err := exec.Command("go", "list", "-deps", ".").Output()

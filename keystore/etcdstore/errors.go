@@ -78,8 +78,8 @@ func advise(prefix string, err error, text string) string {
 		return "the client does not trust the certificate of the server: check RootCAs and " +
 			"ServerName in TLS of the client's Config"
 	case has("authentication handshake failed"): // EOF, or no TLS record
-		return "if the server does not use TLS, begin the endpoint with http://, and leave TLS of " +
-			"the client's Config nil"
+		return "if the server does not use TLS, begin the endpoint with http://, and leave TLS " +
+			"of the client's Config nil"
 	case has("error reading server preface"):
 		return "if the server uses TLS, begin the endpoint with https://, or set TLS of the " +
 			"client's Config"

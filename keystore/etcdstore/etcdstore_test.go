@@ -163,8 +163,8 @@ func TestErrors(t *testing.T) {
 		err  error
 		says string
 	}{
-		{status.Error(codes.Unavailable, "dial s3cret t0ken app:hunter2@ hunter2: connection refused"),
-			"check the endpoints"},
+		{status.Error(codes.Unavailable,
+			"dial s3cret t0ken app:hunter2@ hunter2: connection refused"), "check the endpoints"},
 		{rpctypes.ErrGRPCAuthFailed, "Password"},
 		{rpctypes.ErrGRPCUserEmpty, "Username"},
 		{rpctypes.ErrGRPCPermissionDenied, "readwrite /p/"},

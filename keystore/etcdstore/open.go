@@ -65,8 +65,8 @@ func Open(
 	}
 	switch {
 	case client == nil || client.ActiveConnection() == nil:
-		return nil, errors.New("etcdstore: open: the client is nil, or has no connection: make the " +
-			"client with clientv3.New")
+		return nil, errors.New("etcdstore: open: the client is nil, or has no connection: make " +
+			"the client with clientv3.New")
 	case prefix == "":
 		return nil, errors.New("etcdstore: open: the prefix is empty: choose a prefix such as " +
 			"\"/apikeys/prod/\"")

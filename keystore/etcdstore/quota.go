@@ -84,8 +84,8 @@ func (q *quota) setLocked(b *Backend, full bool, size, limit int64) {
 	q.full, q.size, q.limit = full, size, limit
 	switch {
 	case changed && full:
-		b.log.log(slog.LevelError, "etcd's database is nearly full: only changes that restrict keys "+
-			"are accepted: compact and defragment etcd, or raise --quota-backend-bytes",
+		b.log.log(slog.LevelError, "etcd's database is nearly full: only changes that restrict "+
+			"keys are accepted: compact and defragment etcd, or raise --quota-backend-bytes",
 			"prefix", b.prefix, "bytes", size, "quota", limit)
 	case changed:
 		b.log.log(slog.LevelInfo, "etcd's database has space again", "prefix", b.prefix,

@@ -93,10 +93,10 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 				clientv3.WithLimit(pageEntries), clientv3.WithRev(revision))
 			switch {
 			case errors.Is(err, rpctypes.ErrCompacted):
-				return nil, fmt.Errorf("etcdstore: read a snapshot: etcd has compacted revision %d "+
-					"while the snapshot was read: keep the history for longer: start etcd with "+
-					"--auto-compaction-mode=periodic and a longer --auto-compaction-retention: %w",
-					revision, rpctypes.ErrCompacted)
+				return nil, fmt.Errorf("etcdstore: read a snapshot: etcd has compacted revision "+
+					"%d while the snapshot was read: keep the history for longer: start etcd "+
+					"with --auto-compaction-mode=periodic and a longer "+
+					"--auto-compaction-retention: %w", revision, rpctypes.ErrCompacted)
 			case err != nil:
 				return nil, err
 			case revision == 0:

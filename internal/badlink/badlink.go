@@ -31,6 +31,9 @@ type Faults struct {
 	FeedDelay time.Duration
 	// FeedError, if not nil, ends each feed before the next Batch.
 	FeedError error
+	// Stopped holds every call and every Batch, as if the process of the Link was stopped: a call
+	// returns only once Stopped is false again, even if the context of the call has ended.
+	Stopped bool
 }
 
 // A Link is the handle of one process, with a network between the process and the store. The
@@ -53,6 +56,8 @@ type Link struct {
 	mu      sync.Mutex // guards all below
 	faults  Faults
 	changed chan struct{} // closed when faults change
+	feeds   int           // how many feeds have begun
+	mute    int           // feeds up to this number deliver nothing any more
 }
 
 // Open opens a handle of the store. The network is good.
@@ -70,6 +75,14 @@ func (l *Link) Set(f Faults) {
 	l.changed = make(chan struct{})
 }
 
+// MuteFeeds silences the feeds that run now, for good and without an error. Feeds that begin later
+// are not affected.
+func (l *Link) MuteFeeds() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mute = l.feeds
+}
+
 // Close closes the handle of the process. Changes that are on their way arrive later.
 func (l *Link) Close() error {
 	l.close.Do(func() { close(l.done) })
@@ -79,12 +92,26 @@ func (l *Link) Close() error {
 // Wait waits until no change is on its way.
 func (l *Link) Wait() { l.late.Wait() }
 
+// AwaitRunning waits while the process is stopped. A test calls AwaitRunning before each call of
+// the process.
+func (l *Link) AwaitRunning() {
+	_, _ = l.until(context.Background(), func(Faults) bool { return false })
+}
+
 // until waits while bad reports true for the faults, and returns the faults afterwards.
 func (l *Link) until(ctx context.Context, bad func(Faults) bool) (Faults, error) {
 	for {
 		l.mu.Lock()
 		f, changed := l.faults, l.changed
 		l.mu.Unlock()
+		if f.Stopped {
+			select {
+			case <-changed:
+				continue
+			case <-l.done:
+				return f, backend.ErrClosed
+			}
+		}
 		if err := ctx.Err(); err != nil {
 			return f, err
 		}
@@ -127,18 +154,21 @@ func (l *Link) request(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer l.AwaitRunning()
 	return l.sleep(ctx, f.Delay)
 }
 
 // answer returns err if the answer of a request reaches the caller. Otherwise answer waits for the
 // end of the context.
 func (l *Link) answer(ctx context.Context, err error) error {
+	l.AwaitRunning()
 	l.mu.Lock()
 	lost := l.faults.LoseAnswers
 	l.mu.Unlock()
 	if !lost {
 		return err
 	}
+	defer l.AwaitRunning()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -172,6 +202,7 @@ func (l *Link) apply(ctx context.Context, changes []backend.Change) error {
 	case err := <-outcome:
 		return l.answer(ctx, err)
 	case <-ctx.Done():
+		l.AwaitRunning()
 		return ctx.Err()
 	case <-l.done:
 		return backend.ErrClosed
@@ -235,8 +266,12 @@ func (l *Link) Feed(
 	ctx context.Context, from, to []byte, after backend.Position,
 ) iter.Seq2[backend.Batch, error] {
 	return func(yield func(backend.Batch, error) bool) {
+		l.mu.Lock()
+		l.feeds++
+		number := l.feeds
+		l.mu.Unlock()
 		for b, err := range l.own.Feed(ctx, from, to, after) {
-			if late := l.deliver(ctx); late != nil {
+			if late := l.deliver(ctx, number); late != nil {
 				err = late
 			}
 			if err != nil {
@@ -253,14 +288,24 @@ func (l *Link) Feed(
 	}
 }
 
-// deliver waits until a Batch, or an error of the engine, has reached the reader.
-func (l *Link) deliver(ctx context.Context) error {
-	f, err := l.until(ctx, func(f Faults) bool { return f.Silent && f.FeedError == nil })
+// deliver waits until a Batch, or an error of the engine, has reached the reader of a feed.
+func (l *Link) deliver(ctx context.Context, number int) error {
+	f, err := l.until(ctx, func(f Faults) bool {
+		return f.FeedError == nil && (f.Silent || l.isMute(number))
+	})
 	if err != nil {
 		return err
 	}
 	if f.FeedError != nil {
 		return f.FeedError
 	}
+	defer l.AwaitRunning()
 	return l.sleep(ctx, f.FeedDelay)
+}
+
+// isMute reports whether MuteFeeds has silenced a feed.
+func (l *Link) isMute(number int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return number <= l.mute
 }

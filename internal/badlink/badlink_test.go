@@ -142,3 +142,53 @@ func TestHooks(t *testing.T) {
 	require.Equal(t, []string{"before k", "after k", "get k", "batch"}, steps)
 	require.NoError(t, l.Close())
 }
+
+// A process that is stopped makes no call, and no call returns.
+func TestStoppedProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := backendtest.NewShared()
+		direct, l := s.Open(), Open(s)
+		stopped := func(during Faults, expect uint64) time.Duration {
+			l.Set(during)
+			begin := time.Now()
+			time.AfterFunc(time.Second, func() {
+				during.Stopped = true
+				l.Set(during)
+			})
+			time.AfterFunc(time.Hour, func() { l.Set(Faults{}) })
+			_ = write(l, expect, time.Minute)
+			return time.Since(begin)
+		}
+		require.Equal(t, time.Hour, stopped(Faults{Drop: true}, 0))
+		require.Zero(t, get(t, direct))
+		require.Equal(t, time.Hour, stopped(Faults{LoseAnswers: true}, 0))
+		require.EqualValues(t, 1, get(t, direct))
+		require.Equal(t, time.Hour, stopped(Faults{Delay: 2 * time.Second}, 1))
+		require.EqualValues(t, 2, get(t, direct), "the request was on its way")
+	})
+}
+
+// A feed that MuteFeeds has silenced stays silent. The next feed does not.
+func TestMuteFeeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := backendtest.NewShared()
+		direct, l := s.Open(), Open(s)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for b, err := range l.Feed(ctx, nil, nil, 0) {
+			if err != nil {
+				require.ErrorIs(t, err, context.Canceled)
+				break
+			}
+			require.Empty(t, b.Changes)
+			l.MuteFeeds()
+			require.NoError(t, write(direct, 0, time.Second))
+			time.AfterFunc(time.Hour, cancel)
+		}
+		for b, err := range l.Feed(t.Context(), nil, nil, s.Last()-1) {
+			require.NoError(t, err)
+			require.Equal(t, s.Last(), b.Position)
+			break
+		}
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,8 +21,10 @@ type trial struct {
 	history
 	seed  uint64
 	last  atomic.Int32
-	keys  []*played
 	began time.Time
+
+	keysMu sync.Mutex
+	keys   []*played
 }
 
 func newTrial(seed uint64, keys int) *trial {
@@ -31,7 +34,7 @@ func newTrial(seed uint64, keys int) *trial {
 // player returns one that goes on with the trial's keys on a store.
 func (t *trial) player(s *Store, opens int) *player {
 	return &player{store: s, opens: opens, seed: t.seed, last: &t.last, record: t.record,
-		keys: t.keys}
+		mu: &t.keysMu, keys: t.keys}
 }
 
 // errClock means that the trial says nothing: the wall clock was set meanwhile.
@@ -43,6 +46,13 @@ const hang = 30 * time.Second
 // finish looks at the contexts that are left, and judges the history. The events begin behind
 // after; it returns where they end.
 func (t *trial) finish(p *player, after time.Time) (time.Time, error) {
+	return t.finishWith(p, after, t.check)
+}
+
+// finishWith is finish with another verdict about the history of each key.
+func (t *trial) finishWith(
+	p *player, after time.Time, check func(n int, revisions serial) error,
+) (time.Time, error) {
 	events := make(map[string][]Event)
 	for e, err := range p.store.Events(context.Background(), EventQuery{After: after}) {
 		if err != nil {
@@ -63,7 +73,7 @@ func (t *trial) finish(p *player, after time.Time) (time.Time, error) {
 			continue // its Create has failed
 		}
 		revisions, err := serialOf(events[k.ID], t.of(n))
-		if err := t.check(n, revisions); err != nil {
+		if err := check(n, revisions); err != nil {
 			return after, err
 		}
 		if err == nil {

@@ -22,8 +22,26 @@ type player struct {
 	final  bool // keys may be revoked now as often as not: the history does not go on
 	deaf   bool // wrong: what Bind gives out does not end
 
-	mu   sync.Mutex
+	// Only for a history of several processes:
+
+	// process is the number of the process, from 1. Each opening of a store has its own.
+	process int
+	// limited returns the context of a call. nil means that no context of a call ends.
+	limited func() (context.Context, context.CancelFunc)
+	moment  func() int64 // the clock of the history; nil: now
+	peers   []*player    // one of them looks at a key after a change; nil: the player itself
+	resume  func()       // waits while the process is stopped; set with limited
+
+	mu   *sync.Mutex // guards keys; one lock for all players of a trial
 	keys []*played
+}
+
+// now returns the present moment of the history.
+func (p *player) now() int64 {
+	if p.moment != nil {
+		return p.moment()
+	}
+	return now()
 }
 
 // A played is a key with its secrets, the youngest last.
@@ -81,23 +99,35 @@ func resultOf(o *op, err error) string {
 
 // do calls f as an op.
 func (p *player) do(o op, f func(ctx context.Context) (*Key, string, error)) op {
-	o.N = p.last.Add(1)
-	o.Call = now()
+	parent := context.Background()
+	if p.limited != nil {
+		p.resume()
+		var cancel context.CancelFunc
+		parent, cancel = p.limited()
+		defer cancel()
+	}
+	o.N, o.Process = p.last.Add(1), p.process
+	o.Call = p.now()
 	p.record(o, "")
-	ctx := WithActor(context.Background(), strconv.Itoa(int(o.N)))
+	ctx := WithActor(parent, strconv.Itoa(int(o.N)))
 	if o.If != 0 {
 		ctx = IfRevision(ctx, o.If)
 	}
 	key, secret, err := f(ctx)
-	o.Return = now()
+	if parent.Err() != nil && errors.Is(err, parent.Err()) {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err) // the answer is not known
+	}
+	o.Return = p.now()
 	o.Result, o.Closing = resultOf(&o, err), errors.Is(err, ErrClosed)
 	if err == nil && key != nil {
 		o.Revision, o.ExpiresAt = key.Revision, toNanos(key.ExpiresAt)
 		o.Until = toNanos(key.PreviousUntil)
 	}
 	p.record(o, secret)
-	if k := p.played(o.Key); k != nil && o.Revision != 0 {
-		k.seen.Store(o.Revision)
+	if o.Revision != 0 {
+		if k := p.played(o.Key); k != nil {
+			k.seen.Store(o.Revision)
+		}
 	}
 	return o
 }
@@ -109,10 +139,9 @@ func (p *player) played(n int) *played {
 	return p.keys[n]
 }
 
-// create makes a key, for the first time that the history opens the store.
-func (p *player) create(client, n int, expires int64) {
+// create makes a key of an owner, for the first time that the history opens the store.
+func (p *player) create(client, n int, owner string, expires int64) {
 	var issued *Issued
-	owner := p.owner(n)
 	o := p.do(op{Client: client, Key: n, Kind: opCreate, SetExpires: true, Expires: expires,
 		Owner: owner},
 		func(ctx context.Context) (*Key, string, error) {
@@ -132,6 +161,12 @@ func (p *player) create(client, n int, expires int64) {
 
 // play has clients make so many ops each. It returns when all are through.
 func (p *player) play(clients, ops int) {
+	p.makeKeys()
+	p.runClients(0, clients, ops)
+}
+
+// makeKeys makes the keys of the history, or looks at them once if they exist.
+func (p *player) makeKeys() {
 	var wg sync.WaitGroup
 	for n, k := range p.keys {
 		wg.Go(func() {
@@ -142,14 +177,19 @@ func (p *player) play(clients, ops int) {
 					expires = now() + int64(2*time.Millisecond) +
 						r.Int64N(int64(8*time.Millisecond))
 				}
-				p.create(n, n, expires)
+				p.create(n, n, p.owner(n), expires)
 			} else {
 				p.get(n, n)
 			}
 		})
 	}
 	wg.Wait()
-	for client := range clients {
+}
+
+// runClients has the clients from first to end make so many ops each.
+func (p *player) runClients(first, end, ops int) {
+	var wg sync.WaitGroup
+	for client := first; client < end; client++ {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(p.seed, uint64(1000*p.opens+client)))
 			for i := 0; i < ops && p.store.serving() == nil; i++ {
@@ -223,7 +263,11 @@ func (p *player) one(client int, r *rand.Rand, late bool) {
 		})
 	}
 	p.sample(client, n)
-	p.verify(client, n, p.secret(r, n))
+	other := p
+	if len(p.peers) > 0 {
+		other = p.peers[r.IntN(len(p.peers))]
+	}
+	other.verify(client, n, other.secret(r, n))
 }
 
 // secret picks one of a key's: mostly the present one, or the one before.
@@ -304,7 +348,9 @@ func (p *player) bind(client, n int, secret numbered) {
 	var b bound
 	b.op = p.do(op{Client: client, Key: n, Kind: opBind, Secret: secret.N},
 		func(ctx context.Context) (key *Key, _ string, err error) {
-			b.ctx, key, b.release, err = parts(p.store.Bind(ctx, secret.Text))
+			// The session ends with its context, and the context of the call ends with the call.
+			b.ctx, key, b.release, err = parts(p.store.Bind(context.WithoutCancel(ctx),
+				secret.Text))
 			if p.deaf && err == nil {
 				b.ctx = context.WithoutCancel(b.ctx)
 			}
@@ -363,13 +409,15 @@ func (p *player) sample(client, n int) {
 }
 
 func (p *player) sampleOne(client int, b bound) {
-	o := op{N: p.last.Add(1), Client: client, Key: b.op.Key, Kind: opSample, Bound: b.op.N,
-		Call: now()}
-	cause := context.Cause(b.ctx)
-	o.Return = now()
+	o := op{N: p.last.Add(1), Client: client, Process: b.op.Process, Key: b.op.Key, Kind: opSample,
+		Bound: b.op.N, Call: p.now()}
+	cause := causeOfEnd(b.ctx, o.N%2 == 0)
+	o.Return = p.now()
 	switch {
 	case cause == nil:
 		o.Result = isAlive
+	case errors.Is(cause, ErrUnavailable):
+		o.Result = isStale
 	case errors.Is(cause, ErrClosed):
 		o.Result = isClosed
 	default:
@@ -378,14 +426,27 @@ func (p *player) sampleOne(client int, b bound) {
 	p.record(o, "")
 }
 
+// causeOfEnd returns why a context has ended, or nil: as each message of a stream asks the context,
+// or as a handler does.
+func causeOfEnd(ctx context.Context, message bool) error {
+	if b, ok := ctx.(*boundContext); ok && message {
+		return b.Cause()
+	}
+	return context.Cause(ctx)
+}
+
 // sampleAll looks at all contexts that there are.
 func (p *player) sampleAll() {
+	var all []bound
+	p.mu.Lock()
 	for _, k := range p.keys {
 		if k != nil {
-			for _, b := range k.bound {
-				p.sampleOne(0, b)
-			}
+			all = append(all, k.bound...)
 		}
+	}
+	p.mu.Unlock()
+	for _, b := range all {
+		p.sampleOne(0, b)
 	}
 }
 
@@ -403,9 +464,10 @@ func (p *player) release() {
 
 // close closes the store, as an op.
 func (p *player) close() error {
-	o := op{N: p.last.Add(1), Key: -1, Kind: opClose, Call: now(), Result: isOK}
+	o := op{N: p.last.Add(1), Process: p.process, Key: -1, Kind: opClose, Call: p.now(),
+		Result: isOK}
 	err := p.store.Close()
-	o.Return = now()
+	o.Return = p.now()
 	p.record(o, "")
 	return err
 }

@@ -31,6 +31,13 @@ package keystore
 //	job, report, victim                    linearizable_kill_test.go       rounds over kill -9
 //	did, sample                            linearizable_judge_test.go      tests of the two models
 //
+// Several processes on one store have two more tests. Both judge histories with the same two models,
+// and Verify and Bind by regular:
+//
+//	processArena                           linearizable_processes_test.go  rounds with porcupine
+//	regular, checkProcesses                linearizable_regular_test.go    the verdict
+//	chaos, chaosProcess                    processes_chaos_test.go         seeds in a bubble
+//
 // A jittery backend makes races common: the backend delays calls until another call of the key
 // arrives. A failing backend returns errors before and after a write. The other backends and
 // variants are wrong on purpose. TestLinearizableCatches and TestLinearizableOverKillsCatches have

@@ -21,11 +21,12 @@ const (
 	byDisabled
 	byChanged
 	byClosed
+	byStale
 )
 
 var causeOf = map[string]causes{
 	isRevoked: byRevoked, isExpired: byExpired, isDisabled: byDisabled, isNarrowed: byChanged,
-	isClosed: byClosed,
+	isClosed: byClosed, isStale: byStale,
 }
 
 // An ending is what ends a context, for one of the causes.
@@ -135,13 +136,16 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 		case o.Kind == opSample && o.Bound == bind.N:
 			all = append(all, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call,
 				Return: o.Return})
-		case o.Kind == opClose && o.Call >= bind.Call, o.Kind == opRevoke && o.Result == isOK:
+		case o.Kind == opClose && o.Process == bind.Process && o.Call >= bind.Call,
+			o.Kind == opRevoke && o.Result == isOK:
 			// A revocation of what is revoked already does not return before it is in force either.
 			end(o, causeOf[map[string]string{opClose: isClosed, opRevoke: isRevoked}[o.Kind]],
 				o.Call, o.Return)
-		case o.fails() != "" && o.Call < bind.Return && o.Return > bind.Call:
+		case o.fails() == "" || o.Process != bind.Process:
+			// A change that failed in another process ends contexts only if the change was made.
+		case o.Call < bind.Return && o.Return > bind.Call:
 			end(o, causeOf[o.fails()], o.Call, math.MaxInt64)
-		case o.fails() != "" && o.Call >= bind.Return:
+		case o.Call >= bind.Return:
 			// Revoke and Disable fail closed, whatever it was that failed; Close does that on its
 			// own.
 			to := o.Return
@@ -150,6 +154,20 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 			}
 			end(o, causeOf[o.fails()], o.Call, to)
 		}
+	}
+	if bind.Process != 0 {
+		// The process may lose contact at any time, and the context has then ended. If no caller
+		// looks at the context before another cause comes, the context shows this cause.
+		why := byStale
+		for _, o := range all {
+			if e, ok := o.Input.(ending); ok {
+				why |= e.why
+			}
+		}
+		for other := range may {
+			why |= other
+		}
+		end(nil, why, bind.Call, math.MaxInt64)
 	}
 	for why, from := range may {
 		all = append(all, porcupine.Operation{Input: ending{nil, why}, Call: from,

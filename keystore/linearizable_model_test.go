@@ -13,12 +13,13 @@ import (
 // round during which it is set does not count.
 type op struct {
 	// its number in the history; a secret goes by that of the op which made it, never by its text
-	N      int32
-	Client int
-	Key    int
-	Kind   string
-	Secret int32 // that Verify and Bind present
-	Bound  int32 // the Bind whose context a sample looks at
+	N       int32
+	Client  int
+	Process int // that made the call, in a history of several processes; otherwise 0
+	Key     int
+	Kind    string
+	Secret  int32 // that Verify and Bind present
+	Bound   int32 // the Bind whose context a sample looks at
 
 	If uint64 // the revision given to IfRevision; 0 is none
 
@@ -26,6 +27,7 @@ type op struct {
 	Expires    int64  // the expiry that they set; 0 is never
 	Owner      string // the owner that they set, or "" for none; and the owner that List selects
 	Grace      int64
+	All        bool // the Revoke of one of the keys that a RevokeAll selects
 
 	Call, Return int64
 	Result       string
@@ -50,6 +52,8 @@ const (
 	opRevoke  = "revoke"
 	opSample  = "sample" // has the context of a Bind ended, and why
 	opClose   = "close"  // of the store; Key is -1
+	// RevokeAll; Key is -1. For each key that the call may revoke, the history has a Revoke too.
+	opRevokeAll = "revoke all"
 )
 
 // Results of ops. What a store answers is named as it says; see resultOf.
@@ -65,6 +69,7 @@ const (
 	isAbsent   = "absent" // from a list
 	isClosed   = "closed"
 	isAlive    = "alive"    // of a sample
+	isStale    = "stale"    // of a sample: the process had lost contact with the store
 	isNothing  = "nothing"  // a read that was not answered says nothing, and is left out
 	inDoubt    = "in doubt" // a change that has failed or was cut off, and may have happened
 )
@@ -310,8 +315,8 @@ func asOperations(ops []*op) (all []porcupine.Operation) {
 // was bound, came upon it.
 func excused(bind *op, ops []*op) bool {
 	for _, o := range ops {
-		if o.fails() != "" && o.Call <= bind.Return && bind.Call <= o.Return &&
-			bind.Result == o.fails() {
+		if o.fails() != "" && o.Process == bind.Process && o.Call <= bind.Return &&
+			bind.Call <= o.Return && bind.Result == o.fails() {
 			return true
 		}
 	}
@@ -323,8 +328,8 @@ func excused(bind *op, ops []*op) bool {
 func (o *op) fails() string {
 	doubt := o.Result == inDoubt
 	switch o.Kind {
-	case opRevoke:
-		if doubt {
+	case opRevoke: // a RevokeAll that failed may not have come to the key
+		if doubt && !o.All {
 			return isRevoked
 		}
 	case opDisable:

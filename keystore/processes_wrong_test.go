@@ -1,0 +1,45 @@
+package keystore
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/cluster"
+)
+
+// The tests of this file show that the chaos detects errors of the protocol in whole stores. The
+// errors that chaos cannot find are forced, step by step: in processes_test.go, and in package
+// cluster.
+
+// chaosCatches runs seeds until one of them finds that a change was not in force: C2 or C4, and not
+// only C6.
+func chaosCatches(t *testing.T, wrong processVariant) {
+	const most = 100
+	count := make(tally)
+	for n := range uint64(most) {
+		found := runChaos(t, n+1, wrong, count, new(chaosFigures))
+		if i := slices.IndexFunc(found, func(err error) bool {
+			return strings.Contains(err.Error(), " C2: ") || strings.Contains(err.Error(), " C4: ")
+		}); i >= 0 {
+			text, _, _ := strings.Cut(found[i].Error(), "\n")
+			t.Logf("caught by seed %d: %s", n+1, text)
+			return
+		}
+	}
+	require.Fail(t, "not caught", "%d seeds", most)
+}
+
+func TestProcessesChaosCatchesAGateThatIsAlwaysOpen(t *testing.T) {
+	chaosCatches(t, processVariant{protocol: cluster.GateAlwaysOpen})
+}
+
+func TestProcessesChaosCatchesAnEarlyReturn(t *testing.T) {
+	chaosCatches(t, processVariant{protocol: cluster.ReturnEarly})
+}
+
+func TestProcessesChaosCatchesAnEarlyEviction(t *testing.T) {
+	chaosCatches(t, processVariant{protocol: cluster.EvictEarly})
+}

@@ -35,7 +35,8 @@
 //	RequireRules, and the method has no rule           PermissionDenied   METHOD_HAS_NO_RULE
 //	the key exceeds its RateLimit                      ResourceExhausted  RATE_LIMIT_EXCEEDED *
 //	LimitFailures: too many failures from the address  ResourceExhausted  AUTH_THROTTLED *
-//	the store is closed, failed, or did not answer     Unavailable        AUTH_BACKEND_UNAVAILABLE *
+//	the store is closed, failed, did not answer, or is
+//	out of contact with the other processes            Unavailable        AUTH_BACKEND_UNAVAILABLE *
 //	the server has two Authenticators in a row         Internal           AUTHENTICATED_TWICE
 //	the caller cancelled the call                      Canceled
 //	the deadline of the caller has passed              DeadlineExceeded

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -33,10 +34,26 @@ var (
 	changedStatus = newStatus(codes.Unavailable, "API_KEY_CHANGED",
 		"the API key was changed: open the stream again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
-	unavailableStatus = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
-		"the server cannot check API keys now: try again", nil,
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+	unavailableStatuses = newUnavailableStatuses()
 )
+
+// newUnavailableStatuses returns statuses that differ in the delay of the RetryInfo: from half a
+// second to one and a half seconds. All clients of a server may be refused at the same moment, and
+// must not all come back at the same moment.
+func newUnavailableStatuses() (all [16]*status.Status) {
+	for i := range all {
+		delay := time.Second/2 + time.Second*time.Duration(i)/time.Duration(len(all)-1)
+		all[i] = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
+			"the server cannot check API keys now: try again", nil,
+			&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
+	}
+	return all
+}
+
+// unavailableStatus returns one of the unavailableStatuses by chance.
+func unavailableStatus() *status.Status {
+	return unavailableStatuses[rand.IntN(len(unavailableStatuses))]
+}
 
 // syntaxStatuses are the statuses for mistakes in the syntax of a credential. The text of each one
 // tells the client which header to send.
@@ -136,7 +153,7 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err())
 	default:
-		return unavailableStatus
+		return unavailableStatus()
 	}
 }
 
@@ -166,6 +183,6 @@ func endStatus(cause error) *status.Status {
 	case errors.Is(cause, keystore.ErrNarrowed):
 		return changedStatus
 	default:
-		return unavailableStatus
+		return unavailableStatus()
 	}
 }

@@ -135,9 +135,15 @@ func (s *Store) restoreHolding(ctx context.Context, r io.Reader, most int) error
 	}
 	s.background.uncount()
 	defer s.background.uncount()
-	s.usage.lose() // the backup lacks the uses of its keys after the backup was made
-	defer s.usage.lose()
-	if err := s.restore(ctx, second, frames, sum); err != nil {
+	// The backup lacks the uses of its keys after the backup was made.
+	if err := s.loseUses(ctx); err != nil {
+		return err
+	}
+	err = s.restore(ctx, second, frames, sum)
+	if lost := s.loseUses(ctx); err == nil {
+		err = lost
+	}
+	if err != nil {
 		return err
 	}
 	ctx, cancel := s.limited(ctx)

@@ -17,6 +17,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -49,6 +50,42 @@ func BenchmarkVerifyHit(b *testing.B) {
 	b.ReportMetric(float64(hit.Nanoseconds())/batch, "ns/verify")
 	b.ReportMetric(float64(hash.Nanoseconds())/batch, "ns/sha256")
 	b.ReportMetric(float64(hit)/float64(hash), "x-sha256")
+}
+
+// The freshness gate of a store of several processes: hits with the gate against hits of a store of
+// one process, in turns. x-gate is the ratio of the medians.
+func BenchmarkVerifyHitGate(b *testing.B) {
+	const batch = 2000
+	var texts [2]string
+	var stores [2]*keystore.Store
+	for i, engine := range []backend.Backend{
+		backendtest.NewMemory(), backendtest.NewShared().Open(),
+	} {
+		s, err := keystore.New(engine, nil)
+		require.NoError(b, err)
+		b.Cleanup(func() { require.NoError(b, s.Close()) })
+		stores[i], texts[i] = s, create(b, s, keystore.Spec{}).Secret.Reveal()
+		for s.Stats().Cached == 0 { // the feed may deliver the new key after the first Verify
+			_, err = s.Verify(b.Context(), texts[i])
+			require.NoError(b, err)
+		}
+	}
+	ctx := b.Context()
+	var hits [2][]time.Duration
+	b.ReportAllocs()
+	for b.Loop() {
+		for i, s := range stores {
+			begin := time.Now()
+			for range batch {
+				_, _ = s.Verify(ctx, texts[i])
+			}
+			hits[i] = append(hits[i], time.Since(begin))
+		}
+	}
+	without, with := median(hits[0]), median(hits[1])
+	b.ReportMetric(float64(without.Nanoseconds())/batch, "ns/one-process")
+	b.ReportMetric(float64(with.Nanoseconds())/batch, "ns/gate")
+	b.ReportMetric(float64(with)/float64(without), "x-gate")
 }
 
 // Hits on one hot key, and on 65,536 keys at random, by one goroutine and by two, against the

@@ -2,8 +2,10 @@ package keystore
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -87,6 +89,16 @@ func checkEntry(e backend.Entry) (err error) {
 		_, err = parseCheck(e)
 	case stateSpace:
 		_, err = parseState(e)
+	case memberSpace:
+		if len(e.Key) == 1 {
+			_, err = record.DecodeMemberTable(e.Value)
+		} else {
+			_, err = record.DecodeMember(e.Value)
+		}
+		if err != nil {
+			err = fmt.Errorf("%w: the storage key %x of the membership table: %w", ErrCorrupt,
+				e.Key, err)
+		}
 	case sweptSpace:
 		_, err = parseSwept(e)
 	case graveSpace:

@@ -20,9 +20,11 @@ type Observer interface {
 	Refused(Refusal)
 	// Changed is called for each change of a key, after the change has taken effect, and before the
 	// call that made the change returns. Concurrent changes of one key may be reported in any
-	// order. Event.Revision has the right order.
+	// order. Event.Revision has the right order. If several processes have the store open, Changed
+	// is called in the process that made the change: see Store.Follow for the changes of all.
 	Changed(Event)
-	// Ended is called for each context from Bind that the store has ended.
+	// Ended is called for each context from Bind that the store has ended. If another process has
+	// changed the key, Ended is called in another goroutine, and the change does not wait for Ended.
 	Ended(BindEnd)
 }
 

@@ -131,6 +131,9 @@ func (s *Store) checkScheme(scheme string) error {
 			return nil
 		}
 		needed, err := s.needs(context.Background(), scheme)
+		// The keys of another process that has the store open need the check value of that process.
+		needed = needed || found && s.processes != nil &&
+			s.processes.cluster.Stats().Processes > 1
 		switch {
 		case err != nil:
 			return err

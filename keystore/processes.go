@@ -25,7 +25,7 @@ import (
 //     registration, and each Cause, Err and Done of a bound context asks. A bound context that
 //     finds the gate closed has ended for good.
 //  2. (feed) Each record that the feed delivers goes through Publish of the fence. A record that
-//     was deleted, or cannot be read, cuts the bindings of its key. After a gap in the feed, Flush
+//     was deleted, or cannot be read, ends the bindings of its key. After a gap in the feed, Flush
 //     evicts all keys and ends all bindings.
 //  3. (guard) Each Apply with an event Checks the guard entry of the process. The process gets the
 //     guard before the stamp of the event: so the stamp is above every floor that was in the table
@@ -149,7 +149,7 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 		}
 		id := token.ID(e.Key[1:])
 		if e.Revision == 0 { // purged
-			s.fence.Cut(id, ErrRevoked)
+			s.fence.Publish(id, nil, ErrRevoked)
 			continue
 		}
 		kr, err := parseKeyRecord(e)
@@ -157,10 +157,10 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			s.processes.added.Add(1)
 		}
 		if err != nil {
-			s.fence.Cut(id, ErrNarrowed)
+			s.fence.Publish(id, nil, ErrNarrowed)
 			continue
 		}
-		s.fence.Publish(id, kr.cached())
+		s.fence.Publish(id, kr.cached(), nil)
 	}
 	s.processes.noteChanged()
 }

@@ -526,3 +526,67 @@ func TestAppendLastStamp(t *testing.T) {
 	require.Equal(t, want, record.AppendLastStamp(b, r.LastStamp))
 	require.Len(t, want, len(b)+record.LastStampSize)
 }
+
+// An endedObserver calls the store when a session has ended.
+type endedObserver struct {
+	Observer
+	ended func(BindEnd)
+}
+
+func (o *endedObserver) Verified(Verification) {}
+func (o *endedObserver) Refused(Refusal)       {}
+func (o *endedObserver) Changed(Event)         {}
+func (o *endedObserver) Ended(e BindEnd)       { o.ended(e) }
+
+// An Observer that changes keys when a session ends, or that is slow, delays no change of another
+// process, and closes no gate.
+func TestAnObserverDelaysNoOtherProcess(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		ctx := t.Context()
+		observer := new(endedObserver)
+		a, b := f.open(nil), f.open(&Options{Observer: observer})
+		first, second := a.create(Spec{}), a.create(Spec{})
+		done := make(chan error, 1)
+		observer.ended = func(e BindEnd) {
+			if e.KeyID == first.Key.ID {
+				done <- b.Revoke(ctx, second.Key.ID, "")
+			}
+		}
+		session := b.binds(first)
+		// A change that has the stamp of another process tries again after a pause.
+		require.Less(t, took(func() {
+			require.NoError(t, a.Revoke(ctx, first.Key.ID, ""))
+			require.ErrorIs(t, session.Cause(), ErrRevoked)
+			require.NoError(t, <-done)
+		}), testFreshness/4)
+		require.ErrorIs(t, a.uses(second), ErrRevoked)
+
+		third := a.create(Spec{})
+		proceed := make(chan struct{})
+		observer.ended = func(BindEnd) { <-proceed }
+		b.binds(third)
+		require.Less(t, took(func() { require.NoError(t, a.Revoke(ctx, third.Key.ID, "")) }),
+			testFreshness/4)
+		time.Sleep(3 * testFreshness)
+		require.True(t, b.Stats().Fresh)
+		close(proceed)
+	})
+}
+
+// A process with another pepper is refused while other processes have the store open, even if the
+// store has no keys.
+func TestAnotherPepperBesideOtherProcesses(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		pepper := func(b byte) hashing.Hasher {
+			h, err := hashing.HMACSHA256("pepper", bytes.Repeat([]byte{b}, 32))
+			require.NoError(t, err)
+			return h
+		}
+		a := f.open(&Options{Hasher: pepper(1)})
+		_, err := New(badlink.Open(f.shared), f.options(&Options{Hasher: pepper(2)}))
+		require.ErrorIs(t, err, ErrInvalid)
+		require.ErrorContains(t, err, "another pepper")
+		require.NoError(t, a.Close())
+		f.open(&Options{Hasher: pepper(2)})
+	})
+}

@@ -55,6 +55,7 @@ type usage struct {
 	revision uint64     // the revision of the storeState in the backend; valid only if marked
 	// the dead processes that this process has removed, and whose lost uses since covers
 	evictions uint64
+	written   bool // Close has written all uses
 	reported  bool // the log has the error that another Store has the backend open
 }
 
@@ -127,6 +128,15 @@ func (u *usage) lose() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.since = time.Now()
+}
+
+// loseUses records that some uses until now may be unknown, in all processes.
+func (s *Store) loseUses(ctx context.Context) error {
+	s.usage.lose()
+	if s.processes == nil {
+		return nil
+	}
+	return s.syncUsage(ctx)
 }
 
 // forget drops the unwritten uses of keys that are gone.
@@ -291,11 +301,12 @@ func (s *Store) closeUsage() error {
 	if err := s.flushUsage(context.Background()); err != nil {
 		return err
 	}
+	u.flushing.Lock()
+	defer u.flushing.Unlock()
+	u.written = true
 	if s.processes != nil {
 		return nil // leaveProcesses marks the uses as complete
 	}
-	u.flushing.Lock()
-	defer u.flushing.Unlock()
 	return s.markUsage(context.Background(), true)
 }
 
@@ -397,7 +408,15 @@ func (s *Store) readState(ctx context.Context) (backend.Entry, storeState, error
 func (s *Store) completeUsage(ctx context.Context) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	if s.processes.cluster.Stats().Evictions > s.usage.evictions {
+	u := &s.usage
+	u.flushing.Lock()
+	written := u.written
+	lost := !written || s.processes.cluster.Stats().Evictions > u.evictions
+	u.flushing.Unlock()
+	if !written {
+		u.lose()
+	}
+	if lost {
 		if err := s.syncUsage(ctx); err != nil {
 			return err
 		}
@@ -405,6 +424,9 @@ func (s *Store) completeUsage(ctx context.Context) error {
 	e, state, err := s.readState(ctx)
 	if err != nil || state.complete || state.index.phase != phaseDone {
 		return err
+	}
+	if !written {
+		return nil
 	}
 	header, err := s.backend.Get(ctx, []byte{memberSpace})
 	if err != nil {

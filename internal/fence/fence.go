@@ -412,17 +412,27 @@ func (f *Fence[V]) End(id ID, v *V) {
 }
 
 // Publish is Begin and End in one critical section, for a value that another process has committed.
-// Publish evicts id, and notifies every binding of id of the value before Publish returns.
+// Publish evicts id, and notifies every binding of id of the value before Publish returns. A nil v
+// means that the value is gone or unknown: Publish then ends every binding of id with cause.
+//
+// Publish, Flush and EndAll call Ended in the background, and do not wait: their caller reads the
+// changes of all processes, and code of the user must not delay the next change.
 //
 // A Get of the store that starts after the call of Publish must return v or a later value. Then
 // invariant 8 holds. Publish may run between a Begin and an End of the same ID.
-func (f *Fence[V]) Publish(id ID, v *V) {
+func (f *Fence[V]) Publish(id ID, v *V, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
 	f.invalidateLocked(s, id, true, true)
 	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
-	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
+	afterwards(s.end(id, bindings, func(b *Binding[V]) bool {
+		if v == nil {
+			b.Cut(cause)
+			return true
+		}
+		return b.Changed(v)
+	}))
 }
 
 // Flush evicts every value, prevents the install of the values that were read before, and ends
@@ -444,6 +454,7 @@ func (f *Fence[V]) EndAll(cause error) { f.endAll(cause, func(*shard[V]) {}) }
 
 // endAll calls before under the lock of each shard, and ends every binding of the shard.
 func (f *Fence[V]) endAll(cause error, before func(*shard[V])) {
+	var ended []*Binding[V]
 	for i := range f.shards {
 		s := &f.shards[i]
 		s.mu.Lock()
@@ -455,9 +466,22 @@ func (f *Fence[V]) endAll(cause error, before func(*shard[V])) {
 		}
 		s.mu.Unlock()
 		for j, id := range ids {
-			s.notify(id, bindings[j], func(b *Binding[V]) bool { b.Cut(cause); return true })
+			cut := func(b *Binding[V]) bool { b.Cut(cause); return true }
+			ended = append(ended, s.end(id, bindings[j], cut)...)
 		}
 	}
+	afterwards(ended)
+}
+
+// afterwards calls Ended and AfterEnd of the bindings in the background.
+func afterwards[V any](ended []*Binding[V]) {
+	if len(ended) == 0 {
+		return
+	}
+	go func() {
+		callEnded(ended)
+		runAfterEnd(ended)
+	}()
 }
 
 // clearLocked evicts every value of a shard.
@@ -587,22 +611,37 @@ func (s *shard[V]) startNotifyLocked(id ID) []*Binding[V] {
 // notify calls each of the bindings, releases those that ended, and runs the Ended and AfterEnd
 // callbacks of the ended bindings. The caller must not hold the lock.
 func (s *shard[V]) notify(id ID, bindings []*Binding[V], call func(*Binding[V]) (ended bool)) {
-	ended := bindings[:0]
+	ended := s.end(id, bindings, call)
+	if len(ended) == 0 {
+		return
+	}
+	callEnded(ended)
+	go runAfterEnd(ended)
+}
+
+// end calls each of the bindings, and releases and returns those that ended. The caller must not
+// hold the lock.
+func (s *shard[V]) end(
+	id ID, bindings []*Binding[V], call func(*Binding[V]) (ended bool),
+) (ended []*Binding[V]) {
+	ended = bindings[:0]
 	for _, b := range bindings {
 		if call(b) {
 			ended = append(ended, b)
 		}
 	}
-	if len(ended) == 0 {
-		return
+	if len(ended) > 0 {
+		s.mu.Lock()
+		s.releaseLocked(id, ended...)
+		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	s.releaseLocked(id, ended...)
-	s.mu.Unlock()
+	return ended
+}
+
+func callEnded[V any](ended []*Binding[V]) {
 	for _, b := range ended {
 		if b.Ended != nil {
 			b.Ended()
 		}
 	}
-	go runAfterEnd(ended)
 }

@@ -653,8 +653,11 @@ func TestEveryInterleavingWithAnotherProcess(t *testing.T) {
 		verb  func(*Fence[value])
 		right bool
 	}{
-		"Publish": {func(f *Fence[value]) { f.Publish(id(1), val(1, newValue)) }, true},
-		"Flush":   {func(f *Fence[value]) { f.Flush(errors.New("cause")) }, true},
+		"Publish": {func(f *Fence[value]) { f.Publish(id(1), val(1, newValue), nil) }, true},
+		"Publish of nothing": {
+			func(f *Fence[value]) { f.Publish(id(1), nil, errors.New("cause")) }, true,
+		},
+		"Flush": {func(f *Fence[value]) { f.Flush(errors.New("cause")) }, true},
 		"only the bindings are notified": {
 			func(f *Fence[value]) { f.Notify(id(1), val(1, newValue)) }, false,
 		},
@@ -684,14 +687,39 @@ func TestPublishBesideAnOwnChange(t *testing.T) {
 	f := newFence(4)
 	load(f, 1, 1)
 	f.Begin(id(1))
-	f.Publish(id(1), val(1, 2))
+	f.Publish(id(1), val(1, 2), nil)
 	load(f, 1, 2)
 	require.False(t, cached(f, 1), "a change is pending")
 	f.End(id(1), val(1, 2))
 	load(f, 1, 2)
 	require.True(t, cached(f, 1))
-	f.Publish(id(1), val(1, 2))
+	f.Publish(id(1), val(1, 2), nil)
 	require.False(t, cached(f, 1))
+}
+
+// Publish, Flush and EndAll do not wait for Ended.
+func TestEndedInTheBackground(t *testing.T) {
+	for _, verb := range []func(*Fence[value]){
+		func(f *Fence[value]) { f.Publish(id(1), val(1, 2), nil) },
+		func(f *Fence[value]) { f.Publish(id(1), nil, nil) },
+		func(f *Fence[value]) { f.Flush(nil) },
+		func(f *Fence[value]) { f.EndAll(nil) },
+	} {
+		f := newFence(4)
+		proceed, done := make(chan struct{}), make(chan struct{})
+		marked := false
+		bind(t, f, 1, &Binding[value]{
+			Changed:  func(*value) bool { marked = true; return true },
+			Cut:      func(error) { marked = true },
+			Ended:    func() { <-proceed },
+			AfterEnd: func() { close(done) },
+		})
+		verb(f)
+		require.True(t, marked)
+		require.Zero(t, f.Stats().Bound)
+		close(proceed)
+		<-done
+	}
 }
 
 // Flush empties every shard, and a fence works as a new fence afterwards. EndAll keeps the values.

@@ -93,15 +93,11 @@ func (s *Store) joinProcesses() error {
 		return wrapErr("join the other processes", err)
 	}
 	p.cluster = c
-	err = s.checkFreshness(c.Freshness())
-	if others := c.Stats().Processes - 1; err == nil && s.rebuildIndexes && others > 0 {
-		err = invalid("Options.RebuildIndexes is set, but %d other processes have the store open: "+
-			"close the store in these processes first", others)
-	}
-	if err != nil {
+	if err := s.checkFreshness(c.Freshness()); err != nil {
 		c.Close()
+		return err
 	}
-	return err
+	return nil
 }
 
 // checkFreshness returns ErrInvalid if the freshness is not usable with the timeout. 0 is usable:

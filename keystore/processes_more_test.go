@@ -385,8 +385,8 @@ func TestMigrationBesideOtherProcesses(t *testing.T) {
 		require.Equal(t, 1, n)
 		require.NoError(t, b.CheckIntegrity(ctx))
 		_, err = New(badlink.Open(f.shared), f.options(&Options{RebuildIndexes: true}))
-		require.EqualError(t, err, "keystore: invalid argument: Options.RebuildIndexes is set, but 2 "+
-			"other processes have the store open: close the store in these processes first")
+		require.EqualError(t, err, "keystore: invalid argument: Options.RebuildIndexes is set, but "+
+			"another process has the store open: close the store in the other processes first")
 	})
 }
 

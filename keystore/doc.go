@@ -50,7 +50,7 @@
 // # Several processes
 //
 // A store on a backend.Feeder may be open in several processes at the same time. Each process calls
-// [New] with a backend of its own, and each process has a cache.
+// [New] with a separate backend, and each process has a separate cache.
 //
 //   - Changes, Get and List are linearizable for each key, across all processes.
 //   - Verify and Bind are exact once a change has returned: a call that begins later, in any

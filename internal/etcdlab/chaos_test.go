@@ -224,7 +224,7 @@ func (c *chaos) use(ctx context.Context, i int) {
 		default:
 			c.note("store %d: %v", i, err)
 		}
-		if n%20 == 0 {
+		if n%4 == 0 {
 			wait(ctx, time.Millisecond)
 		}
 	}

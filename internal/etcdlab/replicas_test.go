@@ -26,7 +26,7 @@ type replicas struct {
 // freshness is D. The election timeout of etcd's defaults is a third of D.
 const freshness = 3 * time.Second
 
-func startReplicas(t *testing.T) *replicas {
+func startReplicas(t testing.TB) *replicas {
 	r := &replicas{lab: Start(t, Config{Members: 3}), prefix: newPrefix()}
 	for range 3 {
 		s, err := keystore.New(open(t, r.lab.Client(t), r.prefix), &keystore.Options{
@@ -161,7 +161,8 @@ func (w *watch) end(t *testing.T) int64 {
 	return w.refusals.Load()
 }
 
-// A pulse writes to etcd all the time, and measures the longest time without a write.
+// A pulse writes to etcd all the time, and measures the longest time without a write. A pulse does
+// not wait for long for one write, because a dead leader never answers.
 type pulse struct {
 	stop    chan struct{}
 	done    chan struct{}
@@ -175,7 +176,7 @@ func (r *replicas) startPulse(t *testing.T) *pulse {
 		defer close(p.done)
 		last := time.Now()
 		for n := 0; ; n++ {
-			ctx, cancel := context.WithTimeout(context.Background(), freshness/4)
+			ctx, cancel := context.WithTimeout(context.Background(), freshness/15)
 			err := b.Apply(ctx, backend.Change{Key: fmt.Append(nil, n)})
 			cancel()
 			now := time.Now()

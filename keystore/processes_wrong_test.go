@@ -14,15 +14,16 @@ import (
 // errors that chaos cannot find are forced, step by step: in processes_test.go, and in package
 // cluster.
 
-// chaosCatches runs seeds until one of them finds that a change was not in force: C2 or C4, and not
-// only C6.
-func chaosCatches(t *testing.T, wrong processVariant) {
+// chaosCatches runs seeds until one of them finds a violation of one of the guarantees.
+func chaosCatches(t *testing.T, wrong processVariant, guarantees ...string) {
 	const most = 100
 	count := make(tally)
 	for n := range uint64(most) {
 		found := runChaos(t, n+1, wrong, count, new(chaosFigures))
 		if i := slices.IndexFunc(found, func(err error) bool {
-			return strings.Contains(err.Error(), " C2: ") || strings.Contains(err.Error(), " C4: ")
+			return slices.ContainsFunc(guarantees, func(name string) bool {
+				return strings.Contains(err.Error(), " "+name+": ")
+			})
 		}); i >= 0 {
 			text, _, _ := strings.Cut(found[i].Error(), "\n")
 			t.Logf("caught by seed %d: %s", n+1, text)
@@ -33,13 +34,17 @@ func chaosCatches(t *testing.T, wrong processVariant) {
 }
 
 func TestProcessesChaosCatchesAGateThatIsAlwaysOpen(t *testing.T) {
-	chaosCatches(t, processVariant{protocol: cluster.GateAlwaysOpen})
+	chaosCatches(t, processVariant{protocol: cluster.GateAlwaysOpen}, "C2", "C4")
 }
 
 func TestProcessesChaosCatchesAnEarlyReturn(t *testing.T) {
-	chaosCatches(t, processVariant{protocol: cluster.ReturnEarly})
+	chaosCatches(t, processVariant{protocol: cluster.ReturnEarly}, "C2", "C4")
 }
 
 func TestProcessesChaosCatchesAnEarlyEviction(t *testing.T) {
-	chaosCatches(t, processVariant{protocol: cluster.EvictEarly})
+	chaosCatches(t, processVariant{protocol: cluster.EvictEarly}, "C2", "C4")
+}
+
+func TestProcessesChaosCatchesAChangeWithoutItsGuard(t *testing.T) {
+	chaosCatches(t, processVariant{store: noGuard}, "C7")
 }

@@ -67,7 +67,8 @@ func TestChaos(t *testing.T) {
 		all.Go(func() { c.cutAtRandom(ctx, i) })
 	}
 	end := time.Now().Add(*chaosFor)
-	for time.Now().Before(end) {
+	seen := func() bool { return c.revocations.Load() > 0 && c.verified.Load() > 0 }
+	for time.Now().Before(end) || !seen() && time.Now().Before(end.Add(patience)) {
 		// A member dies and comes back.
 		wait(ctx, time.Second+rand.N(2*time.Second))
 		m := c.lab.Members[rand.IntN(len(c.lab.Members))]

@@ -351,6 +351,20 @@ func (b *boundContext) endedByStore() bool {
 
 // OnEnd implements Session.OnEnd: f is called when the store has ended the context.
 func (b *boundContext) OnEnd(f func()) (stop func() bool) {
+	if stop := b.setOnEnd(f); stop != nil {
+		return stop
+	}
+	// The caller does not hold mu: AfterFunc calls Done, and Done may end the context.
+	return context.AfterFunc(b, func() {
+		if b.endedByStore() {
+			f()
+		}
+	})
+}
+
+// setOnEnd is OnEnd if onEnd has no function yet. Otherwise setOnEnd returns nil: the field has
+// space for one function.
+func (b *boundContext) setOnEnd(f func()) (stop func() bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -359,12 +373,8 @@ func (b *boundContext) OnEnd(f func()) (stop func() bool) {
 			go f()
 		}
 		return func() bool { return false }
-	case b.onEnd != nil: // the field has space for one function
-		return context.AfterFunc(b, func() {
-			if b.endedByStore() {
-				f()
-			}
-		})
+	case b.onEnd != nil:
+		return nil
 	}
 	b.onEnd = f
 	return func() bool {

@@ -467,12 +467,12 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 }
 
 // apply is Apply of the backend, for a write that nothing can withdraw. A write to a store of
-// several processes ends with the timeout: the network may have lost the answer.
+// several processes has a timeout: the network may have lost the answer.
 func (s *Store) apply(ctx context.Context, changes []backend.Change) error {
 	ctx = context.WithoutCancel(ctx)
 	if s.processes != nil {
 		var cancel context.CancelFunc
-		ctx, cancel = s.limited(ctx)
+		ctx, cancel = s.limitedWrite(ctx)
 		defer cancel()
 	}
 	return s.backend.Apply(ctx, changes...)

@@ -53,8 +53,9 @@ type Options struct {
 	// means forever.
 	EventRetention time.Duration
 	// Timeout is the longest time that a call waits for storage, unless the context of the call
-	// ends earlier. 0 means 10 s. Negative means no limit. In a call that makes many writes,
-	// Timeout bounds each write.
+	// ends earlier. 0 means 10 s. Negative means no limit; but if several processes may have the
+	// store open, a write then ends after 10 s. In a call that makes many writes, Timeout bounds
+	// each write.
 	//
 	// Timeout does not bound calls that read many keys or events: List, Count, Events, Follow,
 	// RevokeAll, Purge, Backup, Restore and CheckIntegrity. Timeout does not bound an Observer. A
@@ -141,10 +142,13 @@ func (o *Options) withDefaults() Options {
 		s.CacheSize = 1 << 16
 	}
 	if s.Timeout == 0 {
-		s.Timeout = 10 * time.Second
+		s.Timeout = defaultTimeout
 	}
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
 	return s
 }
+
+// defaultTimeout is the Timeout if Options.Timeout is 0.
+const defaultTimeout = 10 * time.Second

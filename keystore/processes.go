@@ -258,9 +258,10 @@ func (s *Store) resolve(p *prepared) (certain bool) {
 		return false // impossible: the encoding of the event itself succeeded
 	}
 	for s.serving() == nil {
-		ctx, cancel := s.limited(s.serves)
+		ctx, cancel := s.limitedWrite(s.serves)
 		err := s.backend.Apply(ctx,
-			backend.Change{Key: eventKey(p.stamp), Value: void},
+			// RevokeAll waits for the outcome, so a full storage must accept the void event.
+			backend.Change{Key: eventKey(p.stamp), Value: void, Restricts: true},
 			backend.Change{Key: eventIndexKey(p.key.ID, p.stamp)})
 		cancel()
 		if !outcomeUnknown(err) && !errors.Is(err, backend.ErrFull) {
@@ -330,14 +331,7 @@ func (s *Store) leaveProcesses() {
 	if p == nil {
 		return
 	}
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		s.writes.Wait()
-	}()
-	if s.timeout > 0 { // otherwise a write has no end if the network has lost its answer
-		<-written
-	}
+	s.writes.Wait() // each write ends: see limitedWrite
 	p.cluster.Close()
 	if err := s.completeUsage(context.Background()); err != nil {
 		s.log.Warn("API key store could not write that all uses of keys are known", "error", err)

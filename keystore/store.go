@@ -357,6 +357,16 @@ func (s *Store) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, s.timeout, errSlow)
 }
 
+// limitedWrite is limited for a write to a store of several processes, which has a timeout even if
+// Options.Timeout is negative. The network may have lost the answer, and the readers of events in
+// all processes wait for the outcome.
+func (s *Store) limitedWrite(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.timeout <= 0 {
+		return context.WithTimeoutCause(ctx, defaultTimeout, errSlow)
+	}
+	return s.limited(ctx)
+}
+
 // limitedRead is limited for a read.
 func (s *Store) limitedRead(ctx context.Context) (context.Context, context.CancelFunc) {
 	if s.readsUninterruptible {

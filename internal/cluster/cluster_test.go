@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -486,6 +488,47 @@ func TestClockThatIsAheadIsReported(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		c.Close()
 		require.Equal(t, 1, bytes.Count(lines.Bytes(), []byte("difference=1m0s")), lines.String())
+	})
+}
+
+// A lockHandler counts the records that arrive while the lock is free.
+type lockHandler struct {
+	slog.Handler
+	locked func() bool
+	calls  *atomic.Int64
+}
+
+func (h lockHandler) Handle(context.Context, slog.Record) error {
+	if !h.locked() {
+		h.calls.Add(1)
+	}
+	return nil
+}
+
+// The Cluster holds no lock while a logger runs.
+func TestALoggerMayCallTheCluster(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var c *Cluster
+		var calls atomic.Int64
+		locked := func() bool {
+			free := c.mu.TryLock()
+			if free {
+				c.mu.Unlock()
+			}
+			return !free
+		}
+		c, err := Start(t.Context(), Config{
+			Backend: w.engine.Open(), Freshness: testFreshness,
+			Changed: func([]backend.Entry) {}, Flush: func() {}, EndAll: func(error) {},
+			Log: slog.New(lockHandler{slog.NewTextHandler(io.Discard, nil), locked, &calls}),
+		})
+		require.NoError(t, err)
+		p := w.add("ahead", 1)
+		p.shift.Store(int64(time.Minute))
+		w.joinAndClose(t, p)
+		time.Sleep(testFreshness)
+		c.Close()
+		require.EqualValues(t, 1, calls.Load())
 	})
 }
 

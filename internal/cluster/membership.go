@@ -39,6 +39,7 @@ type membership struct {
 	delivered    uint64                // the number of the last heartbeat that was delivered
 	watermark    int64                 // in the last heartbeat that began
 	lastDelivery int64                 // when a heartbeat was delivered, or the feed was started
+	clockAhead   time.Duration         // by how much a clock is ahead; 0: nothing to report
 	restartFeed  context.CancelFunc    // ends the running Feed, so that follow starts another
 }
 
@@ -290,7 +291,10 @@ func (m *membership) applyBatch(b backend.Batch) error {
 			number = m.ownDeliveredLocked(e, b.Position)
 		}
 	}
+	ahead := m.clockAhead
+	m.clockAhead = 0
 	m.mu.Unlock()
+	m.reportClock(ahead)
 	if len(records) > 0 {
 		m.cfg.Changed(records)
 	}

@@ -75,7 +75,15 @@ func (m *membership) checkClockLocked(other *member, now int64) {
 	if ahead <= maxAhead || m.clockReported != 0 && now-m.clockReported < int64(clockInterval) {
 		return
 	}
-	m.clockReported = now
+	m.clockReported, m.clockAhead = now, ahead
+}
+
+// reportClock logs what checkClockLocked has found. The caller does not hold the lock, because the
+// logger is code of the user.
+func (m *membership) reportClock(ahead time.Duration) {
+	if ahead == 0 {
+		return
+	}
 	m.log.Warn("API key store: the clocks of two processes differ, so keys expire at different "+
 		"times", "difference", ahead)
 }

@@ -22,6 +22,9 @@ type trial struct {
 	seed  uint64
 	last  atomic.Int32
 	began time.Time
+	// evicts means that processes may be evicted. An evicted process may have had no time to tell
+	// its last stamps, so a reader in another process may find the last events only later.
+	evicts bool
 
 	keysMu sync.Mutex
 	keys   []*played

@@ -143,13 +143,18 @@ func lifeOf(bind *op, ops []*op, revisions serial) (all []porcupine.Operation) {
 				o.Call, o.Return)
 		case o.fails() == "" || o.Process != bind.Process:
 			// A change that failed in another process ends contexts only if the change was made.
+		case o.Process != 0 && o.Result == inDoubt && o.Return <= bind.Call:
+			// The call has left before the answer of the engine, and what was bound since then is
+			// cut if the answer is lost.
+			end(o, causeOf[o.fails()], o.Call, math.MaxInt64)
 		case o.Call < bind.Return && o.Return > bind.Call:
 			end(o, causeOf[o.fails()], o.Call, math.MaxInt64)
 		case o.Call >= bind.Return:
 			// Revoke and Disable fail closed, whatever it was that failed; Close does that on its
 			// own.
 			to := o.Return
-			if o.Result != inDoubt || o.Closing || o.Kind != opRevoke && o.Kind != opDisable {
+			if o.Result != inDoubt || o.Closing || o.Kind != opRevoke && o.Kind != opDisable ||
+				o.All { // a RevokeAll that failed may not have come to the key
 				to = math.MaxInt64
 			}
 			end(o, causeOf[o.fails()], o.Call, to)

@@ -76,6 +76,9 @@ const (
 
 func (o *op) String() string {
 	what := o.Kind
+	if o.Process != 0 {
+		what = fmt.Sprintf("in process %d: %s", o.Process, what)
+	}
 	if o.Owner != "" {
 		what += " owner " + o.Owner
 	}
@@ -328,8 +331,8 @@ func excused(bind *op, ops []*op) bool {
 func (o *op) fails() string {
 	doubt := o.Result == inDoubt
 	switch o.Kind {
-	case opRevoke: // a RevokeAll that failed may not have come to the key
-		if doubt && !o.All {
+	case opRevoke:
+		if doubt {
 			return isRevoked
 		}
 	case opDisable:

@@ -43,7 +43,7 @@ func (t *trial) checkProcesses(n int, revisions serial) error {
 	if err := t.linearizable(n, "C5: ops", keyModel, changesAndGets(own)); err != nil {
 		return err
 	}
-	if what := regular(own, revisions); what != "" {
+	if what := regular(own, revisions, t.evicts); what != "" {
 		return t.violation(n, what)
 	}
 	for _, o := range own {
@@ -79,25 +79,26 @@ func changesAndGets(ops []*op) (all []porcupine.Operation) {
 // regular looks at each Verify, each Bind and each Events of a key, and returns what is wrong, or
 // "". The answer must be right for a state that the key had between the last change that had
 // returned before the call, and the last change that was called before the answer.
-func regular(ops []*op, revisions serial) string {
+func regular(ops []*op, revisions serial, evicts bool) string {
 	for _, o := range ops {
 		if o.Kind != opVerify && o.Kind != opBind && o.Kind != opEvents || o.Result == isNothing {
 			continue
 		}
-		first, last := 0, 0
+		first, last, none := 0, 0, true
 		for k, r := range revisions {
-			if r.by.Result == isOK && r.by.Return < o.Call {
-				first = k
+			late := evicts && o.Kind == opEvents && r.by.Process != o.Process // see trial.evicts
+			if r.by.Result == isOK && r.by.Return < o.Call && !late {
+				first, none = k, false
 			}
 			if r.by.Call <= o.Return {
 				last = k
 			}
 		}
-		if revokedBefore(ops, o.Call) {
+		if revokedBefore(ops, o.Call) && o.Kind != opEvents {
 			first = len(revisions) - 1 // nothing follows a revocation
 		}
 		if o.Kind == opEvents {
-			if o.Revision < uint64(first+1) || o.Revision > uint64(last+1) {
+			if !none && o.Revision < uint64(first+1) || o.Revision > uint64(last+1) {
 				return fmt.Sprintf("C10: op %d found %d events: there are %d to %d", o.N, o.Revision,
 					first+1, last+1)
 			}

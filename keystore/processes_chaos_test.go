@@ -93,6 +93,7 @@ func runChaos(
 	synctest.Test(t, func(t *testing.T) {
 		c.t, c.shared, c.start = t, backendtest.NewShared(), time.Now()
 		c.trial = newTrial(seed, chaosSlots)
+		c.evicts = true
 		c.run(rand.New(rand.NewPCG(seed, 0)))
 	})
 	found = append(c.breaches, c.verdict()...)
@@ -361,11 +362,12 @@ func (p *chaosProcess) heal() {
 	p.link.Set(p.now)
 }
 
-// wellSince reports whether the process has had no fault since a moment.
+// wellSince reports whether the process has had no fault since some time before a moment: enough
+// to join again after a gap.
 func (p *chaosProcess) wellSince(moment int64) bool {
 	p.faults.Lock()
 	defer p.faults.Unlock()
-	return !p.faulty && p.troubled.UnixNano() < moment
+	return !p.faulty && p.troubled.Add(4*chaosFreshness).UnixNano() < moment
 }
 
 func (p *chaosProcess) onApply(
@@ -477,16 +479,17 @@ func (p *chaosProcess) recordOp(o op, secret string) {
 	}
 }
 
-// checkRecovered checks C7: a process that was cut off joins again without help. The process may
-// lose contact again at any time, because other processes trim the log.
+// checkRecovered checks C7: a process that was cut off joins again without help. Other processes
+// may trim the log meanwhile, and the process then joins once more.
 func (p *chaosProcess) checkRecovered() {
-	for range 100 {
-		if isFresh(p.store) {
+	for !isFresh(p.store) {
+		if p.wellSince(time.Now().Add(-4 * chaosFreshness).UnixNano()) {
+			p.breach("C7: process %d does not join again: %+v", p.player.process,
+				p.store.processes.cluster.Stats())
 			return
 		}
 		pauseFor(context.Background(), chaosFreshness/25)
 	}
-	p.breach("C7: process %d does not join again", p.player.process)
 }
 
 // trouble is one fault of a process, after a time without.
@@ -536,10 +539,10 @@ func (p *chaosProcess) trouble(rng *rand.Rand) {
 		p.asleep.Store(slept + int64(time.Since(before)))
 		hold = 1
 	case 7: // a feed that lags has a gap
-		p.shared.Trim()
+		p.trim()
 		p.set(func(f *badlink.Faults) { f.Silent = true })
 		pauseFor(p.ctx, hold)
-		p.shared.Trim()
+		p.trim()
 	case 8:
 		p.set(func(f *badlink.Faults) { f.FeedError = errors.New("the feed is broken") })
 	case 9:
@@ -548,6 +551,19 @@ func (p *chaosProcess) trouble(rng *rand.Rand) {
 	}
 	pauseFor(p.ctx, hold)
 	p.heal()
+}
+
+// trim trims the log. Each process whose feed lags has a gap then, so trim is a fault of them all.
+func (c *chaos) trim() {
+	c.mu.Lock()
+	all := c.processes
+	c.mu.Unlock()
+	for _, p := range all {
+		p.faults.Lock()
+		p.troubled = time.Now()
+		p.faults.Unlock()
+	}
+	c.shared.Trim()
 }
 
 // slot returns a key that exists, or -1. Young keys are used more.

@@ -432,7 +432,7 @@ func (c *integrityCheck) findCreations(ctx context.Context) error {
 }
 
 // findCreation looks up the event of the creation of a key. The record is the record of the key or
-// of its grave. The key may change meanwhile, but only a sweep removes the event.
+// of its grave. The key may change during the look-up, but only a sweep removes the event.
 func (c *integrityCheck) findCreation(ctx context.Context, kr *keyRecord) error {
 	s, created := c.store, kr.record.CreatedAt
 	if !c.leads(kr) {

@@ -132,9 +132,9 @@ func (m *migration) resume(ctx context.Context) (needed bool, err error) {
 	return needed, err
 }
 
-// beginRebuild writes that the indexes are to be built again. Meanwhile a store would miss keys. So
-// no other process may have the store open. A process that opens the store afterwards waits for the
-// end of the rebuild.
+// beginRebuild writes that the indexes are to be built again. During the rebuild, another process
+// would miss keys. So no other process may have the store open. A process that opens the store
+// afterwards waits for the end of the rebuild.
 func (m *migration) beginRebuild(ctx context.Context) error {
 	if p := m.store.processes; p != nil {
 		alone, err := p.cluster.Alone(ctx)

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/sequencer"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -469,6 +470,37 @@ func TestDamagedMemberRecord(t *testing.T) {
 		time.Sleep(testFreshness)
 		require.Zero(t, took(func() { require.NoError(t, all[0].change(t.Context(), "ka")) }))
 		require.EqualValues(t, 1, all[1].c.Stats().Memberships)
+	})
+}
+
+// A floor that no clock can have is damage: no process takes over the floor. With the floor in the
+// header, every Watermark would wait for good, also after all processes have started again.
+func TestFloorBeyondAllStamps(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		start := func() *Cluster {
+			var stamps sequencer.Sequencer
+			c, err := Start(t.Context(), Config{
+				Backend: w.engine.Open(), Freshness: testFreshness, Stamps: stamps.Raise,
+				Changed: func([]backend.Entry) {}, Flush: func() {}, EndAll: func(error) {},
+			})
+			require.NoError(t, err)
+			return c
+		}
+		value, err := record.EncodeMember(&record.Member{Heartbeat: 1, Floor: record.MaxStamp + 1})
+		require.NoError(t, err)
+		key := append([]byte{memberSpace}, make([]byte, 16)...)
+		require.NoError(t, w.engine.Open().Apply(t.Context(),
+			backend.Change{Key: key, Value: value}, backend.Change{Key: guardKeyOf(key)}))
+		c := start()
+		time.Sleep(10 * testFreshness)
+		require.Equal(t, 1, c.Stats().Processes, "the damaged member was not evicted")
+		c.Close()
+		c = start()
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err = c.Watermark(ctx)
+		require.NoError(t, err)
 	})
 }
 

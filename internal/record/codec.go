@@ -3,10 +3,12 @@
 package record
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -139,7 +141,19 @@ func DecodeMember(b []byte) (*Member, error) {
 	if err := proto.Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	return m, checkFormat(m.Format)
+	return m, cmp.Or(checkFormat(m.Format), checkStamps(m.Floor, m.Watermark, m.Last))
+}
+
+// MaxStamp is the largest stamp in the membership table, in nanoseconds since the Unix epoch: a
+// moment of the year 2116. Only damage, or a wrong clock, makes a larger stamp. A process that took
+// over such a floor would make the other processes wait for the floor for good.
+const MaxStamp = math.MaxInt64 / 2
+
+func checkStamps(stamps ...int64) error {
+	if stamp := slices.Max(stamps); stamp > MaxStamp {
+		return fmt.Errorf("%w: the stamp %d is after the year 2116", ErrInvalid, stamp)
+	}
+	return nil
 }
 
 // EncodeMember returns the bytes of a member record.
@@ -161,11 +175,15 @@ func DecodeMemberTable(b []byte) (*MemberTable, error) {
 	if t.Freshness <= 0 {
 		return nil, fmt.Errorf("%w: the freshness is missing", ErrInvalid)
 	}
-	return t, nil
+	return t, checkStamps(t.Floor)
 }
 
-// EncodeMemberTable returns the bytes of the header of the membership table.
+// EncodeMemberTable returns the bytes of the header of the membership table. A floor above MaxStamp
+// is an error.
 func EncodeMemberTable(t *MemberTable) ([]byte, error) {
+	if err := checkStamps(t.Floor); err != nil {
+		return nil, err
+	}
 	t.Format = Format
 	return proto.MarshalOptions{Deterministic: true}.Marshal(t)
 }

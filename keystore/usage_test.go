@@ -317,6 +317,7 @@ func TestAStoreThatWasOpenedOnAFullDiskIsMarkedLater(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		b.dead.Store(false)
 		time.Sleep(2 * time.Minute)
+		synctest.Wait() // the store has written the mark, and the uses of the last minute
 		require.NoError(t, verify(t, s, used.Secret.Reveal()))
 		b.dead.Store(true)
 		require.NoError(t, s.Close())

@@ -21,11 +21,11 @@ var manyKeys = flag.Int("keys", 2000, "how many keys one RevokeAll of one of two
 //
 //	go test ./keystore -run OneBarrierForEachRevokeAll -keys 100000 -timeout 0
 func TestOneBarrierForEachRevokeAll(t *testing.T) {
+	others := goleak.IgnoreCurrent()
 	shared := backendtest.NewShared()
 	options := &Options{Freshness: time.Minute, Timeout: 10 * time.Minute}
 	a, err := New(shared.Open(), options)
 	require.NoError(t, err)
-	others := goleak.IgnoreCurrent()
 	b, err := New(shared.Open(), options)
 	require.NoError(t, err)
 
@@ -75,10 +75,10 @@ func TestOneBarrierForEachRevokeAll(t *testing.T) {
 	require.EqualValues(t, 1, after.Acked+after.Deadlines-before.Acked-before.Deadlines)
 
 	require.NoError(t, b.Close())
-	goleak.VerifyNone(t, others) // only the goroutines of a are left
 	require.Len(t, membersIn(t, shared), 2, "the member record and the guard entry of a")
 	require.NoError(t, a.Close())
 	require.Empty(t, membersIn(t, shared))
+	goleak.VerifyNone(t, others)
 	figures.Record(t, "%d keys, cached in another process, with %d sessions: one barrier, and then "+
 		"0 keys admitted and 0 sessions alive; RevokeAll took %v", *manyKeys, len(sessions),
 		took.Round(time.Millisecond))

@@ -1,6 +1,7 @@
 package fence
 
 import (
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -47,6 +48,24 @@ func TestAllEndBeforeAnyCallback(t *testing.T) {
 			followed.Wait()
 		})
 	}
+}
+
+// A change of another process notifies in a goroutine of the fence. An Ended that ends the goroutine
+// does not keep the contexts from being cancelled.
+func TestEndedThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFence(4)
+		load(f, 1, oldValue)
+		followed := false
+		f.Get(id(1), &Binding[value]{
+			Changed:  func(*value) bool { return true },
+			Ended:    runtime.Goexit,
+			AfterEnd: func() { followed = true },
+		})
+		f.Publish(id(1), val(1, newValue), nil)
+		synctest.Wait()
+		require.True(t, followed)
+	})
 }
 
 // An AfterEnd call that blocks delays the other calls once, wherever it is in the list. If every

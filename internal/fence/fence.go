@@ -479,8 +479,8 @@ func afterwards[V any](ended []*Binding[V]) {
 		return
 	}
 	go func() {
+		defer runAfterEnd(ended) // even if an Ended ends this goroutine
 		callEnded(ended)
-		runAfterEnd(ended)
 	}()
 }
 

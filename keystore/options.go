@@ -71,7 +71,8 @@ type Options struct {
 	// Freshness also bounds how long a change waits for a process that does not answer: 1.2 times
 	// Freshness, because clocks do not run at the same speed. Timeout must be longer than that.
 	// Events, Follow and RevokeAll wait until the other processes have removed a process that does
-	// not answer, for about three times Freshness.
+	// not answer, for about three times Freshness. With a shorter Timeout, Events and RevokeAll
+	// return ErrUnavailable until then: call them again.
 	//
 	// Freshness belongs to the store, and all processes have the same value. 0 means the value of
 	// the store, or 3 s for a new store. Any other value than the value of the store gives

@@ -264,8 +264,8 @@ func (db *DB) read(ctx context.Context, at func() uint64, f func(*badger.Txn) er
 	txn := db.badger.NewTransactionAt(at(), false)
 	defer txn.Discard()
 	err = db.guard(func() error { return f(txn) })
-	if doubt := db.compactions.waitVerified(); doubt != nil {
-		return doubt
+	if watchErr := db.compactions.waitVerified(); watchErr != nil {
+		return watchErr
 	}
 	return err
 }

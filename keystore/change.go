@@ -42,6 +42,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer s.counts.took[record.Action_ACTION_CREATE].since(now)
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	for attempt := 0; ; attempt++ {

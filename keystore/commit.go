@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -40,6 +41,7 @@ func (s *Store) change(
 		return nil, err
 	}
 	event.Actor = actor
+	defer s.counts.took[event.Action].since(time.Now())
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	e, err := s.changeHere(ctx, id, event, unknownCause, edit)
@@ -446,6 +448,7 @@ func (s *Store) begin(ctx context.Context, unknownCause error, all ...*prepared)
 		// Deferred, because an Observer may end the goroutine, as FailNow of a test does.
 		defer close(w.published)
 		err := s.apply(ctx, changes)
+		s.counts.noteWrite(err)
 		// From publish on, observers are notified, and an observer may call the store. So
 		// everything that the call of an observer could wait for ends first: the stamps here, and
 		// the turn of the key when the answer arrives.

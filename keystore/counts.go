@@ -1,10 +1,12 @@
 package keystore
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/striped"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
 // A storeCounts holds the counts of a Store. The counts are allocated apart from the Store, because
@@ -15,6 +17,11 @@ type storeCounts struct {
 	calls   striped.Counters
 	changes [numActions]atomic.Uint64 // by record.Action
 	ended   [numReasons]atomic.Uint64 // the sessions that the store has ended, by the cause
+
+	took         [numActions]durations // of the calls that change one key
+	barriers     durations             // the waits for other processes
+	fullWrites   atomic.Uint64         // the writes for which the storage had no space
+	failedWrites atomic.Uint64         // the other writes that failed
 }
 
 // numActions is one more than the largest record.Action.
@@ -51,5 +58,32 @@ func (c *storeCounts) fill(st *Stats) {
 	st.Changes = make(map[Action]uint64)
 	for number, action := range actions {
 		st.Changes[action] = c.changes[number].Load()
+	}
+	st.Durations = make(map[Action]Histogram)
+	for _, number := range timedActions {
+		st.Durations[actions[number]] = c.took[number].histogram()
+	}
+	st.Barriers = c.barriers.histogram()
+	st.FailedWrites = map[string]uint64{
+		"full": c.fullWrites.Load(), "failed": c.failedWrites.Load(),
+	}
+}
+
+// timedActions are the actions of Stats.Durations.
+var timedActions = [...]record.Action{
+	record.Action_ACTION_CREATE, record.Action_ACTION_UPDATE, record.Action_ACTION_ROTATE,
+	record.Action_ACTION_DISABLE, record.Action_ACTION_ENABLE, record.Action_ACTION_REVOKE,
+	record.Action_ACTION_REHASH,
+}
+
+// noteWrite counts the error of a write, unless err is nil, or concerns what was written: a
+// conflict with another write, or a write that is too large.
+func (c *storeCounts) noteWrite(err error) {
+	switch {
+	case err == nil, errors.Is(err, backend.ErrConflict), errors.Is(err, backend.ErrTooLarge):
+	case errors.Is(err, backend.ErrFull):
+		c.fullWrites.Add(1)
+	default:
+		c.failedWrites.Add(1)
 	}
 }

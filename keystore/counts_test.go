@@ -3,6 +3,7 @@ package keystore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -259,4 +261,30 @@ func TestStatsCountEachEndOnce(t *testing.T) {
 	require.Equal(t, o.changed.Load(), st.Changes[keystore.ActionCreate]+
 		st.Changes[keystore.ActionRevoke])
 	require.NoError(t, s.Close())
+}
+
+// A write that fails is counted by whether the storage was full. A conflict is no failure.
+func TestStatsCountFailedWrites(t *testing.T) {
+	s, b := withFaults(t, nil)
+	issued := create(t, s, keystore.Spec{})
+	failed := func() map[string]uint64 { return counted(s.Stats().FailedWrites) }
+	for _, tt := range []struct {
+		err  error
+		want map[string]uint64
+	}{
+		{fmt.Errorf("write: %w", backend.ErrFull), map[string]uint64{"full": 1}},
+		{errors.New("a disk"), map[string]uint64{"full": 1, "failed": 1}},
+		{backend.ErrTooLarge, map[string]uint64{"full": 1, "failed": 1}},
+	} {
+		b.fail.Store(&tt.err)
+		_, err := s.Create(t.Context(), keystore.Spec{Name: "n"})
+		require.Error(t, err)
+		require.Equal(t, tt.want, failed())
+	}
+	b.fail.Store(nil)
+	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
+	st := s.Stats()
+	require.EqualValues(t, 4, st.Durations[keystore.ActionCreate].Count, "whatever the result")
+	require.EqualValues(t, 1, st.Durations[keystore.ActionRevoke].Count)
+	require.Zero(t, st.Durations[keystore.ActionUpdate].Count)
 }

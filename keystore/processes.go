@@ -208,7 +208,9 @@ func (s *Store) barrier(ctx context.Context, doing string) error {
 	if s.processes == nil {
 		return nil
 	}
+	began := time.Now()
 	err := s.processes.cluster.Barrier(ctx)
+	s.counts.barriers.since(began)
 	if err == nil {
 		return nil
 	}

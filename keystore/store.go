@@ -273,6 +273,14 @@ type Stats struct {
 	Refusals map[string]uint64
 	// Changes counts the changes of keys that this Store has made, by the action.
 	Changes map[Action]uint64
+	// Durations has how long the calls that change one key took, by the action and whatever the
+	// result: Create, Update, Rotate, Disable, Enable and Revoke, until the change was in force in
+	// every process, and the rehash of a digest in the background.
+	Durations map[Action]Histogram
+	// FailedWrites counts the writes of changes and of last uses that failed, by one of two words:
+	// full, if the storage had no space, and failed. Most of the failed writes are those of a call
+	// that returned ErrUnavailable.
+	FailedWrites map[string]uint64
 	// Ended counts the sessions that the store has ended, by the Reason of the cause: revoked,
 	// disabled, not_yet_valid, narrowed, expired or closed; or unavailable, if this process was out
 	// of contact with the other processes of the store. A session that ends with Close of the
@@ -286,6 +294,19 @@ type Stats struct {
 	// Fresh reports whether this process may admit callers: see Options.Freshness. If the backend
 	// is not a backend.Feeder, Fresh is true until Close.
 	Fresh bool
+	// Freshness is the freshness of the store: see Options.Freshness. FeedLag is how long the
+	// storage took to confirm the last heartbeat of this process and to deliver it in the feed of
+	// the changes, or how long the process waits for this now, if that is longer. Barriers has how
+	// long calls waited until a change was in force in every process. LostTouch counts how often
+	// this process had no new proof in time, and refused all calls until the next proof.
+	// Removed counts the silent processes that this process has removed from the store. If the
+	// backend is not a backend.Feeder, all of these are 0.
+	Freshness, FeedLag time.Duration
+	Barriers           Histogram
+	LostTouch, Removed uint64
+	// Evicted counts the keys that left the memory because other keys needed the space: see
+	// Options.CacheSize.
+	Evicted uint64
 	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have
 	// not ended.
 	Cached, Live int
@@ -306,9 +327,13 @@ func (s *Store) Stats() Stats {
 	cache := s.fence.Stats()
 	st.Hits += cache.Hits
 	st.Misses, st.Cached, st.Live = cache.Misses, cache.Cached, cache.Bound
+	st.Evicted = cache.Evicted
 	st.Processes, st.Fresh = 1, s.down.Load() != &ErrClosed && s.isFresh()
 	if s.processes != nil {
-		st.Processes = s.processes.cluster.Stats().Processes
+		c := s.processes.cluster.Stats()
+		st.Processes, st.FeedLag = c.Processes, c.FeedLag
+		st.LostTouch, st.Removed = c.Closings, c.Evictions
+		st.Freshness = s.processes.cluster.Freshness()
 		st.Ended[reasons[reasonOf(errStale)].word] += 0 // the word can occur
 	}
 	b := &s.background

@@ -476,6 +476,7 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 		return minutes, nil
 	}
 	err = s.backend.Apply(ctx, changes...)
+	s.counts.noteWrite(err)
 	// A purge causes ErrConflict. The next flush writes the minutes again.
 	if err != nil && !errors.Is(err, backend.ErrConflict) {
 		s.noteFailure(err)

@@ -234,9 +234,13 @@ func (c *Cluster) Close() {
 	c.done.Wait()
 }
 
-// Stats holds counts since Start, and Processes, the present number of member records.
+// Stats holds counts since Start, and two present numbers: Processes, the number of member records,
+// and FeedLag. Both are 0 while the process has no membership.
 type Stats struct {
-	Processes   int
+	Processes int
+	// FeedLag is how long the last heartbeat took from the beginning of its write until the feed
+	// delivered it, or how long the oldest heartbeat waits for the feed, if that is longer.
+	FeedLag     time.Duration
 	Memberships uint64 // how often the process joined
 	Closings    uint64 // how often the gate closed because no proof came in time
 	Evictions   uint64 // how often this process evicted another process
@@ -249,8 +253,9 @@ func (c *Cluster) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.counts
-	if c.member != nil {
-		s.Processes = len(c.member.members)
+	if m := c.member; m != nil {
+		s.Processes = len(m.members)
+		s.FeedLag = m.feedLagLocked()
 	}
 	return s
 }

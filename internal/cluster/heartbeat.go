@@ -184,6 +184,17 @@ func (m *membership) proveLocked() {
 	}
 }
 
+// feedLagLocked returns Stats.FeedLag.
+func (m *membership) feedLagLocked() time.Duration {
+	lag, now := m.feedLag, m.cfg.Clock().Mono
+	for number, h := range m.heartbeats {
+		if number > m.delivered {
+			lag = max(lag, time.Duration(now-h.began.Mono))
+		}
+	}
+	return lag
+}
+
 // checkFeed starts the feed again if heartbeats are confirmed and none was delivered for D: the
 // feed may come from a server that was deposed.
 func (m *membership) checkFeed() {

@@ -39,6 +39,7 @@ type membership struct {
 	delivered    uint64                // the number of the last heartbeat that was delivered
 	watermark    int64                 // in the last heartbeat that began
 	lastDelivery int64                 // when a heartbeat was delivered, or the feed was started
+	feedLag      time.Duration         // of the last heartbeat that was delivered
 	clockAhead   time.Duration         // by how much a clock is ahead; 0: nothing to report
 	restartFeed  context.CancelFunc    // ends the running Feed, so that follow starts another
 }
@@ -303,6 +304,9 @@ func (m *membership) applyBatch(b backend.Batch) error {
 	if number != 0 {
 		m.delivered = max(m.delivered, number)
 		m.lastDelivery = m.cfg.Clock().Mono
+		if h := m.heartbeats[number]; h != nil {
+			m.feedLag = time.Duration(m.lastDelivery - h.began.Mono)
+		}
 	}
 	m.finishLocked()
 	m.proveLocked()

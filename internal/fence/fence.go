@@ -165,9 +165,10 @@ type shard[V any] struct {
 	bound   map[ID]map[*Binding[V]]struct{} // the registered bindings of each ID
 	closed  bool                            // no more bindings are registered
 
-	misses uint64
+	misses  uint64
+	evicted uint64
 
-	_ [40]byte // keeps two locks out of one cache line
+	_ [32]byte // keeps two locks out of one cache line
 }
 
 // A Binding is a set of callbacks that is bound to a key until the key no longer admits the owner
@@ -195,9 +196,10 @@ type Binding[V any] struct {
 // A Ticket is the state of a shard before a store read. The zero Ticket is not valid.
 type Ticket struct{ gen, notifications uint64 }
 
-// Stats holds counts since New (Hits, Misses) and current numbers (Cached, Bound).
+// Stats holds counts since New (Hits, Misses, Evicted) and current numbers (Cached, Bound).
 type Stats struct {
 	Hits, Misses  uint64 // of Get
+	Evicted       uint64 // the values that left a full cache
 	Cached, Bound int
 }
 
@@ -324,6 +326,7 @@ func (f *Fence[V]) evictLocked(s *shard[V]) (pos uint32) {
 		if !f.table.untouchLocked(id) || chances == 0 {
 			f.table.removeLocked(id)
 			f.counts.cached.Add(-1)
+			s.evicted++
 			return uint32(pos)
 		}
 	}
@@ -538,6 +541,7 @@ func (f *Fence[V]) Stats() Stats {
 		s.mu.Lock() // no deadlock: no other function holds two of these locks
 		defer s.mu.Unlock()
 		st.Misses += s.misses
+		st.Evicted += s.evicted
 		st.Cached += len(s.ring)
 		for _, set := range s.bound {
 			st.Bound += len(set)

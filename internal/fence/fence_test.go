@@ -63,7 +63,7 @@ func TestHitMissAndEviction(t *testing.T) {
 	load(f, 2, 2)
 	load(f, 3, 3)
 	load(f, 4, 4)
-	require.Equal(t, Stats{Hits: 1, Misses: 4, Cached: 3}, f.Stats())
+	require.Equal(t, Stats{Hits: 1, Misses: 4, Evicted: 1, Cached: 3}, f.Stats())
 	require.False(t, cached(f, 2), "the oldest untouched value was evicted")
 	require.True(t, cached(f, 1), "a hit gives a second chance")
 

@@ -41,6 +41,7 @@ type Authenticator struct {
 	failures    *failures   // nil: failures are not limited
 	mapper      ErrorMapper // nil: callers get the default status
 	log         refusalLog
+	observers   observers
 	syntax      syntaxStatuses
 
 	limitMessages, cancelUnary bool
@@ -67,6 +68,7 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 		failures:      c.failures,
 		mapper:        c.mapper,
 		log:           refusalLog{logger: c.logger},
+		observers:     c.observers,
 		syntax:        newSyntaxStatuses(c.credentials.headers[0]),
 		limitMessages: c.limitMessages,
 		cancelUnary:   c.cancelUnary,
@@ -117,7 +119,7 @@ func (a *Authenticator) Unary() grpc.UnaryServerInterceptor {
 		}
 		key, err := a.verify(call, r)
 		if err != nil {
-			return nil, a.refusalStatus(call, method, err).Err()
+			return nil, a.refusalStatus(call, method, true, err).Err()
 		}
 		call.key = key
 		return handler(call, req)
@@ -183,12 +185,13 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 		if a.needsNoKey(call.Context, r) {
 			return handler(srv, &publicStream{ss, call})
 		}
+		known := srv != nil // gRPC gives an UnknownServiceHandler no service
 		session, err := a.bind(call, r)
 		if err != nil {
-			return a.refusalStatus(call, info.FullMethod, err).Err()
+			return a.refusalStatus(call, info.FullMethod, known, err).Err()
 		}
 		defer session.Close()
-		s := a.newStream(ss, session, call, info.FullMethod)
+		s := a.newStream(ss, session, call, info.FullMethod, known)
 		defer s.finish()
 		err = handler(srv, s)
 		if ended := s.ended(); ended != nil {

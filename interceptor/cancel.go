@@ -37,10 +37,10 @@ func (a *Authenticator) callBound(
 ) (any, error) {
 	session, err := a.bind(call, r)
 	if err != nil {
-		return nil, a.refusalStatus(call, method, err).Err()
+		return nil, a.refusalStatus(call, method, true, err).Err()
 	}
 	defer session.Close()
-	s := a.newStream(unaryCall{ctx: call.Context}, session, call, method)
+	s := a.newStream(unaryCall{ctx: call.Context}, session, call, method, true)
 	defer s.finish()
 	reply, err := handler(s.ctx, req)
 	if ended := s.ended(); ended != nil {

@@ -17,6 +17,7 @@ type config struct {
 	failures    *failures    // nil: LimitFailures was not given
 	mapper      ErrorMapper  // nil: the caller gets the default status
 	logger      *slog.Logger // nil: LogRefusals was not given
+	observers   observers    // of Observe
 
 	limitMessages, cancelUnary bool
 }

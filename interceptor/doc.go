@@ -97,7 +97,8 @@
 // # Why a call was refused
 //
 // [LogRefusals] logs each refusal with the reason, the ID of the key, the method and the address of
-// the caller. [MapErrors] installs a function that gets the same facts as a [Refusal].
+// the caller. [MapErrors] installs a function that gets the same facts as a [Refusal]. [Observe]
+// installs functions that count or trace the refused calls.
 //
 // # Shutdown
 //

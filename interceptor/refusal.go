@@ -101,21 +101,26 @@ type scopeError struct{ status *status.Status }
 
 func (e *scopeError) Error() string { return e.status.Message() }
 
-// refusalStatus logs a refused call and returns the status for the client.
+// refusalStatus reports a refused call and returns the status for the client. known says that the
+// server has the method: see Call.
 func (a *Authenticator) refusalStatus(
-	ctx context.Context, fullMethod string, err error,
-) *status.Status {
-	return a.report(ctx, callRefused, fullMethod, err)
-}
-
-// report logs that a call was refused, or that a stream ended, because of err. It returns the
-// status for the client.
-func (a *Authenticator) report(
-	ctx context.Context, message, fullMethod string, err error,
+	ctx context.Context, fullMethod string, known bool, err error,
 ) *status.Status {
 	r, byDefault := a.newRefusal(ctx, fullMethod, err), a.defaultStatus(ctx, err)
-	a.log.logRefusal(ctx, message, r, byDefault.Code())
+	a.report(ctx, callRefused, known, r, byDefault.Code())
 	return a.mapStatus(ctx, r, byDefault)
+}
+
+// report logs a call that was refused, or that ended with its key, and notifies the observers. The
+// message is callRefused or callEnded. The code is the code before an ErrorMapper changes the
+// status.
+func (a *Authenticator) report(
+	ctx context.Context, message string, known bool, r *Refusal, code codes.Code,
+) {
+	a.log.logRefusal(ctx, message, r, code)
+	if len(a.observers) > 0 {
+		a.notify(ctx, newCall(message, known, r))
+	}
 }
 
 // defaultStatus returns the status for a refused call, before an ErrorMapper changes it.

@@ -167,9 +167,13 @@ func (a *Authenticator) mapStatus(
 // have separate buckets. The number of reasons bounds the memory. The next line of a reason reports
 // the number of dropped lines. If no line of the reason follows, this number is lost.
 //
-// Without LogRefusals, only two faults of the program are logged, to slog.Default and with the same
-// limits: a Verifier that returns no key and no error, and an ErrorMapper that panics. If logger is
-// nil, New returns an error.
+// The logger's handler gets the context of the call, without the credential. So a handler that adds
+// the IDs of the trace and the span to each line adds the IDs to these lines too: see LogHandler of
+// package otelkeys.
+//
+// Without LogRefusals, only three faults of the program are logged, to slog.Default and with the
+// same limits: a Verifier that returns no key and no error, an ErrorMapper that panics, and a
+// function of Observe that panics. If logger is nil, New returns an error.
 func LogRefusals(logger *slog.Logger) Option {
 	return Option{func(c *config) error {
 		if logger == nil {

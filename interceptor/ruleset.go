@@ -86,3 +86,9 @@ func (s *ruleSet) forMethod(fullMethod string) rule {
 	}
 	return rule{missing: s.required}
 }
+
+// names reports whether a rule names the method itself.
+func (s *ruleSet) names(fullMethod string) bool {
+	_, ok := s.methods[fullMethod]
+	return ok
+}

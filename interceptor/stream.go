@@ -81,10 +81,10 @@ type stream struct {
 	session      *keystore.Session
 	clientStatus func() *status.Status // after the end: what the client gets; always the same
 
-	logEnd func() // logs the end, once; nil without LogRefusals
+	reportEnd func() // reports the end, once; nil without LogRefusals and Observe
 
-	// onLimit logs that the key exceeds its rate limit, and returns the status for the client. It
-	// is nil without LimitMessages.
+	// onLimit reports that the key exceeds its rate limit, and returns the status for the client.
+	// It is nil without LimitMessages.
 	onLimit     func(error) *status.Status
 	limitStatus atomic.Pointer[status.Status] // set when a message has exceeded the rate limit
 
@@ -124,6 +124,7 @@ func modeOf(ctx context.Context) (mode, statusWriter) {
 // with the key. The context call does not, and goes to the ErrorMapper and the logger.
 func (a *Authenticator) newStream(
 	ss grpc.ServerStream, session *keystore.Session, call *callContext, fullMethod string,
+	known bool,
 ) *stream {
 	key := session.Key()
 	s := &stream{ServerStream: ss, session: session}
@@ -134,14 +135,18 @@ func (a *Authenticator) newStream(
 	s.clientStatus = sync.OnceValue(func() *status.Status {
 		return a.mapStatus(call, refusal(), endStatus(s.session.Cause()))
 	})
-	if a.log.logger != nil {
-		s.logEnd = sync.OnceFunc(func() {
-			a.log.logRefusal(call, callEnded, refusal(), endStatus(s.session.Cause()).Code())
+	if a.log.logger != nil || len(a.observers) > 0 {
+		s.reportEnd = sync.OnceFunc(func() {
+			code := endStatus(s.session.Cause()).Code()
+			a.report(call, callEnded, known, refusal(), code)
 		})
 	}
 	if a.limitMessages {
 		s.onLimit = func(err error) *status.Status {
-			return a.report(call, callEnded, fullMethod, &Refusal{KeyID: key.ID, err: err})
+			r := a.newRefusal(call, fullMethod, &Refusal{KeyID: key.ID, err: err})
+			byDefault := a.defaultStatus(call, err)
+			a.report(call, callEnded, known, r, byDefault.Code())
+			return a.mapStatus(call, r, byDefault)
 		}
 	}
 	s.mode, s.transport = modeOf(ss.Context())
@@ -154,7 +159,7 @@ func (a *Authenticator) newStream(
 		if endedByStore(s.session.Cause()) {
 			// An error means that the connection is closed, which unblocks the handler too.
 			_ = s.transport.WriteStatus(s.clientStatus())
-			s.logIfEnded()
+			s.reportIfEnded()
 		}
 	})
 	return s
@@ -164,7 +169,7 @@ func (a *Authenticator) newStream(
 // not run, except under ServeHTTP, where it may still write the status. If the key has ended, but
 // the handler returned before the watcher started, finish writes the status itself.
 func (s *stream) finish() {
-	defer s.logIfEnded()
+	defer s.reportIfEnded()
 	switch s.mode {
 	case foreign:
 	case serveHTTP:
@@ -178,11 +183,11 @@ func (s *stream) finish() {
 	}
 }
 
-// logIfEnded logs once that the stream ended with its key, if it did. Call logIfEnded after the
-// client got the status, because a logger may block.
-func (s *stream) logIfEnded() {
-	if s.logEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.session.Cause()) {
-		s.logEnd()
+// reportIfEnded reports once that the stream ended with its key, if it did. Call reportIfEnded after
+// the client got the status, because a logger may block.
+func (s *stream) reportIfEnded() {
+	if s.reportEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.session.Cause()) {
+		s.reportEnd()
 	}
 }
 

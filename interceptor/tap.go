@@ -47,7 +47,8 @@ func (a *Authenticator) Tap() tap.ServerInHandle {
 			return ctx, nil
 		}
 		held.add(ctx)
-		return ctx, a.refusalStatus(call, info.FullMethodName, err).Err()
+		known := a.rules.names(info.FullMethodName)
+		return ctx, a.refusalStatus(call, info.FullMethodName, known, err).Err()
 	}
 }
 

@@ -1,4 +1,4 @@
-package etcdlab
+package sharedlab
 
 import (
 	"bufio"
@@ -21,10 +21,10 @@ import (
 
 // memberEnv names the environment variable that has the settings of a member. The variable makes
 // the process a member.
-const memberEnv = "ETCDLAB_MEMBER"
+const memberEnv = "SHAREDLAB_MEMBER"
 
 // ready is the line that a member prints once the member serves clients.
-const ready = "etcdlab: ready"
+const ready = "sharedlab: ready"
 
 // patience is the longest time for which the lab waits for a step of etcd.
 const patience = time.Minute
@@ -46,7 +46,7 @@ func RunMember() {
 		return
 	}
 	if err := runMember(text); err != nil {
-		fmt.Fprintln(os.Stderr, "etcdlab:", err)
+		fmt.Fprintln(os.Stderr, "sharedlab:", err)
 		os.Exit(1)
 	}
 	os.Exit(0)

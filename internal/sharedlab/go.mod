@@ -1,4 +1,4 @@
-module github.com/grpc-api-key/grpc-api-key/internal/etcdlab
+module github.com/grpc-api-key/grpc-api-key/internal/sharedlab
 
 go 1.26.0
 

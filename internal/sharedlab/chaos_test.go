@@ -1,4 +1,4 @@
-package etcdlab
+package sharedlab
 
 import (
 	"context"

@@ -22,11 +22,12 @@ import (
 	"time"
 )
 
-// File is the file of the repository that holds the figures, relative to the root of the module.
+// File is the file of the repository that holds the figures, relative to the root, which is the
+// directory with the file LICENSE.
 const File = "benchmarks/LONGRUNS.md"
 
 var path = flag.String("figures", "",
-	"the Markdown file that gets the figures of this run, relative to the root of the module, "+
+	"the Markdown file that gets the figures of this run, relative to the root of the repository, "+
 		"such as "+File+"; if empty, the figures are only logged")
 
 // A Row is the last run of one test.
@@ -60,9 +61,18 @@ func RecordAs(t testing.TB, name, format string, args ...any) {
 	}
 }
 
-// record writes a row for the package in the working directory.
+// record writes a row for the package in the working directory. The package may be of a module of
+// its own inside the repository.
 func record(test, text string) error {
-	root, pkg, err := module()
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	module, err := findUp(dir, "go.mod")
+	if err != nil {
+		return err
+	}
+	root, err := findUp(module, "LICENSE")
 	if err != nil {
 		return err
 	}
@@ -70,8 +80,18 @@ func record(test, text string) error {
 	if !filepath.IsAbs(file) {
 		file = filepath.Join(root, file)
 	}
-	row := NewRow(pkg+" "+test, Command(pkg, os.Args[1:], raceEnabled()), text)
-	return Write(file, row)
+	within := func(base string) string {
+		rel, err := filepath.Rel(base, dir)
+		if err != nil {
+			return dir // impossible: dir is below base
+		}
+		return filepath.ToSlash(rel)
+	}
+	command := Command(within(module), os.Args[1:], raceEnabled())
+	if own, err := filepath.Rel(root, module); err == nil && own != "." {
+		command = "cd " + filepath.ToSlash(own) + " && GOWORK=off " + command
+	}
+	return Write(file, NewRow(within(root)+" "+test, command, text))
 }
 
 // NewRow returns a row with the present date and machine.
@@ -85,27 +105,20 @@ func NewRow(name, command, text string) Row {
 	}
 }
 
-// module returns the root of the module, and the path of the working directory below the root. The
-// working directory of a test is the directory of the package.
-func module() (root, pkg string, err error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", "", err
-	}
-	for root = dir; ; root = filepath.Dir(root) {
-		_, err := os.Stat(filepath.Join(root, "go.mod"))
+// findUp returns the first directory that has a file with the name: dir, or one above it.
+func findUp(dir, name string) (string, error) {
+	for at := dir; ; at = filepath.Dir(at) {
+		_, err := os.Stat(filepath.Join(at, name))
 		if err == nil {
-			break
+			return at, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return "", "", err
+			return "", err
 		}
-		if root == filepath.Dir(root) {
-			return "", "", fmt.Errorf("neither %s nor a directory above it has a go.mod", dir)
+		if at == filepath.Dir(at) {
+			return "", fmt.Errorf("neither %s nor a directory above it has a file %s", dir, name)
 		}
 	}
-	pkg, err = filepath.Rel(root, dir)
-	return root, filepath.ToSlash(pkg), err
 }
 
 // raceEnabled reports whether the test was built with -race.
@@ -120,7 +133,9 @@ func Command(pkg string, args []string, race bool) string {
 	if race {
 		words = append(words, "-race")
 	}
-	words = append(words, "./"+pkg)
+	if pkg != "." {
+		words = append(words, "./"+pkg)
+	}
 	for i := 0; i < len(args); i++ {
 		name, value, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
 		if test, ok := strings.CutPrefix(name, "test."); ok {

@@ -91,20 +91,27 @@ func TestCommand(t *testing.T) {
 	require.Equal(t, "go test -race ./keystore", Command("keystore", nil, true))
 }
 
-// A test records its figures in the file that the flag names.
+// A test records its figures in the file that the flag names, also if the package is of a module of
+// its own.
 func TestRecord(t *testing.T) {
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), nil, 0o644))
-	pkg := filepath.Join(dir, "some", "package")
-	require.NoError(t, os.MkdirAll(pkg, 0o755))
-	t.Chdir(pkg)
+	for _, file := range []string{"LICENSE", "go.mod", "some/package/x.go", "own/go.mod"} {
+		file = filepath.Join(dir, file)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, nil, 0o644))
+	}
 	defer func(before string) { *path = before }(*path)
 	*path = "LONGRUNS.md"
+	t.Chdir(filepath.Join(dir, "some/package"))
 	Record(t, "%d rounds", 7)
+	t.Chdir(filepath.Join(dir, "own"))
+	Record(t, "%d rounds", 8)
 	content, err := os.ReadFile(filepath.Join(dir, "LONGRUNS.md"))
 	require.NoError(t, err)
-	require.Contains(t, string(content), "\n| some/package TestRecord | `go test ")
-	require.Contains(t, string(content), " | 7 rounds |\n")
+	require.Regexp(t, `(?m)^\| some/package TestRecord \| .go test .*\./some/package.* \| 7 rounds`,
+		string(content))
+	require.Regexp(t, `(?m)^\| own TestRecord \| .cd own && GOWORK=off go test.* \| 8 rounds`,
+		string(content))
 }
 
 // The file of the repository has the form that Write expects, and sorted rows.

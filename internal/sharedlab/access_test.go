@@ -66,7 +66,7 @@ func TestTLS(t *testing.T) {
 	a := newAuthority(t)
 	_, certFile, keyFile := a.issue("server")
 	own, _, _ := a.issue("client")
-	l := Start(t, Config{NoSync: true, Certificate: certFile, Key: keyFile, CA: a.file()})
+	l := StartEtcd(t, EtcdConfig{NoSync: true, Certificate: certFile, Key: keyFile, CA: a.file()})
 	with := func(c *tls.Config) func(*clientv3.Config) {
 		return func(cfg *clientv3.Config) { cfg.TLS = c }
 	}
@@ -86,7 +86,7 @@ func TestTLS(t *testing.T) {
 
 func TestTLSClientOfAServerWithoutTLS(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	refused(t, l.Client(t, func(c *clientv3.Config) {
 		c.Endpoints = []string{strings.Replace(c.Endpoints[0], "http", "https", 1)}
 	}), "/p/", "if the server does not use TLS")
@@ -95,7 +95,7 @@ func TestTLSClientOfAServerWithoutTLS(t *testing.T) {
 const password = "correct horse battery staple"
 
 // enableAuth makes the user root, and a user for each role. Each role has one right on a prefix.
-func enableAuth(t *testing.T, l *Lab, roles map[string]clientv3.PermissionType, prefix string) {
+func enableAuth(t *testing.T, l *Etcd, roles map[string]clientv3.PermissionType, prefix string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c := l.Client(t)
@@ -121,7 +121,7 @@ func enableAuth(t *testing.T, l *Lab, roles map[string]clientv3.PermissionType, 
 
 func TestUserWithLeastRights(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	const prefix = "/apikeys/prod/"
 	enableAuth(t, l, map[string]clientv3.PermissionType{
 		"app":    clientv3.PermissionType(clientv3.PermReadWrite),
@@ -142,11 +142,29 @@ func TestUserWithLeastRights(t *testing.T) {
 	refused(t, as("stranger"), prefix, grant)
 	refused(t, l.Client(t), prefix, "etcd requires a user")
 
-	// The rights are taken away while the store is open.
-	b := open(t, app, prefix)
+	// etcd refuses the watch only: the user may read the marker of the store, and no entry.
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err := as("root").UserRevokeRole(ctx, "app", "app")
+	rooted := as("root")
+	_, err := rooted.RoleAdd(ctx, "marker")
+	require.NoError(t, err)
+	_, err = rooted.RoleGrantPermission(ctx, "marker", prefix+"\x00", "",
+		clientv3.PermissionType(clientv3.PermReadWrite))
+	require.NoError(t, err)
+	_, err = rooted.UserAdd(ctx, "marker", password)
+	require.NoError(t, err)
+	_, err = rooted.UserGrantRole(ctx, "marker", "marker")
+	require.NoError(t, err)
+	var last error
+	for _, err := range open(t, as("marker"), prefix).Feed(ctx, nil, nil, 0) {
+		require.NoError(t, last)
+		last = err
+	}
+	require.ErrorContains(t, last, grant)
+
+	// The rights are taken away while the store is open.
+	b := open(t, app, prefix)
+	_, err = rooted.UserRevokeRole(ctx, "app", "app")
 	require.NoError(t, err)
 	_, get := b.Get(ctx, []byte("k"))
 	feed := error(nil)

@@ -16,7 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	RunMember()
+	RunChild()
 	goleak.VerifyTestMain(m)
 }
 
@@ -37,7 +37,7 @@ func open(t testing.TB, client *clientv3.Client, prefix string) *etcdstore.Backe
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	backendtest.Run(t, func(t *testing.T) backend.Backend { return open(t, client, newPrefix()) })
 }
@@ -45,7 +45,7 @@ func TestConformance(t *testing.T) {
 // An engine is a prefix of a lab. Each handle has a client of its own, as each process has.
 type engine struct {
 	t       *testing.T
-	lab     *Lab
+	lab     *Etcd
 	prefix  string
 	clients []*clientv3.Client
 	next    atomic.Int64
@@ -74,7 +74,7 @@ func (e *engine) Save() (restore func()) {
 
 func TestFeedConformance(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	clients := []*clientv3.Client{l.Client(t), l.Client(t), l.Client(t)}
 	backendtest.RunFeed(t, func(t *testing.T) backendtest.Engine {
 		return &engine{t: t, lab: l, prefix: newPrefix(), clients: clients}

@@ -201,8 +201,8 @@ func (w *workload) end(b *etcdstore.Backend) {
 }
 
 // three starts three members, and opens four Backends with a client each.
-func three(t *testing.T) (*Lab, []*etcdstore.Backend) {
-	l := Start(t, Config{Members: 3})
+func three(t *testing.T) (*Etcd, []*etcdstore.Backend) {
+	l := StartEtcd(t, EtcdConfig{Members: 3})
 	prefix := newPrefix()
 	var all []*etcdstore.Backend
 	for range 4 {
@@ -282,7 +282,7 @@ func TestLostQuorum(t *testing.T) {
 // The only server is killed while changes are on their way, and starts again.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{})
+	l := StartEtcd(t, EtcdConfig{})
 	prefix := newPrefix()
 	var all []*etcdstore.Backend
 	for range 6 {
@@ -302,7 +302,7 @@ func TestKill(t *testing.T) {
 // A server that is stopped answers nothing: each call ends with its context.
 func TestPausedServer(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	b := open(t, l.Client(t), newPrefix())
 	require.NoError(t, b.Apply(context.Background(), backend.Change{Key: []byte("k")}))
 	require.NoError(t, l.Members[0].Pause())
@@ -330,7 +330,7 @@ func TestPausedServer(t *testing.T) {
 // A read through one member shows what was written through another member.
 func TestReadsThroughAnotherMember(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{Members: 3, NoSync: true})
+	l := StartEtcd(t, EtcdConfig{Members: 3, NoSync: true})
 	prefix := newPrefix()
 	var all []*etcdstore.Backend
 	for _, m := range l.Members {

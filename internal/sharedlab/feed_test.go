@@ -1,13 +1,16 @@
 package sharedlab
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -16,7 +19,7 @@ import (
 
 // A loop over a Feed leaves no goroutine, however the loop ends, and Close leaves none.
 func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	use(t, open(t, client, "/warm-up/"))
 	b, err := etcdstore.Open(context.Background(), client, newPrefix(), nil)
@@ -77,7 +80,7 @@ func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
 // Another program writes below the prefix. The damage is reported, and ends no feed.
 func TestDamagedEntry(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	prefix := newPrefix()
 	b := open(t, client, prefix)
@@ -128,7 +131,7 @@ func TestDamagedEntry(t *testing.T) {
 // etcd compacts what a reader has not read.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	b := open(t, client, newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -186,7 +189,7 @@ func TestCompaction(t *testing.T) {
 // compacted.
 func TestCompactionOfWhatWasRead(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	b := open(t, client, newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -214,6 +217,40 @@ func TestCompactionOfWhatWasRead(t *testing.T) {
 	}
 }
 
+// The last change that a feed has read is a deletion, and etcd is compacted at this deletion. The
+// feed continues, and does not take the missing deletion for another history.
+func TestCompactionOfADeletion(t *testing.T) {
+	t.Parallel()
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
+	client := l.Client(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var log bytes.Buffer
+	b, err := etcdstore.Open(ctx, client, newPrefix(), &etcdstore.Options{
+		Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	require.NoError(t, err)
+	key := []byte("k")
+	require.NoError(t, b.Apply(ctx, backend.Change{Key: key}))
+	var after backend.Position
+	for batch, err := range b.Feed(ctx, nil, nil, 0) {
+		require.NoError(t, err)
+		if after = batch.Position; len(batch.Changes) > 0 {
+			break
+		}
+		require.NoError(t, b.Apply(ctx, backend.Change{Key: key, Expect: 1, Delete: true}))
+	}
+	_, err = client.Compact(ctx, int64(after), clientv3.WithCompactPhysical())
+	require.NoError(t, err)
+	require.NoError(t, b.Apply(ctx, backend.Change{Key: key}))
+	for batch, err := range b.Feed(ctx, nil, nil, after) {
+		require.NoError(t, err)
+		require.Equal(t, []backend.Entry{{Key: key, Value: []byte{}, Revision: 1}}, batch.Changes)
+		break
+	}
+	require.NoError(t, b.Close())
+	require.NotContains(t, log.String(), "restored")
+}
+
 // An etcd that was restored has another history, whether or not the cluster ID is another one.
 func TestRestore(t *testing.T) {
 	t.Parallel()
@@ -226,7 +263,7 @@ func TestRestore(t *testing.T) {
 }
 
 func testRestore(t *testing.T, token string) {
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client, other := l.Client(t), l.Client(t)
 	prefix := newPrefix()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -312,7 +349,7 @@ func testRestore(t *testing.T, token string) {
 // Apply. Each Apply is still one Batch.
 func TestFragments(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	b := open(t, l.Client(t), newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

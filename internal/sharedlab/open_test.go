@@ -35,7 +35,7 @@ func late(t *testing.T, client *clientv3.Client, says ...string) {
 
 func TestOpenWithoutEtcd(t *testing.T) {
 	t.Parallel()
-	l := &Lab{}
+	l := &Etcd{}
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, closed.Close())
@@ -77,7 +77,7 @@ func TestOpenWithoutEtcd(t *testing.T) {
 
 func TestOpen(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
 	ctx := context.Background()
 
@@ -128,14 +128,14 @@ func TestOpen(t *testing.T) {
 
 func TestOpenWithFewOperations(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true, MaxTxnOps: 100})
+	l := StartEtcd(t, EtcdConfig{NoSync: true, MaxTxnOps: 100})
 	refused(t, l.Client(t), "/p/", "--max-txn-ops")
 }
 
 // Two stores share nothing, even if the prefix of one begins with the prefix of the other.
 func TestPrefixes(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	prefixes := []string{"/a/b", "/ab", "/a", "/a/", "/", "/b"} // in the order of Open
@@ -203,7 +203,7 @@ func TestPrefixes(t *testing.T) {
 // A page of ScanDown may be dense or sparse, and keys may have a long prefix in common.
 func TestScanDown(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true})
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	b := open(t, l.Client(t), newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -2,22 +2,20 @@ package sharedlab
 
 import (
 	"net"
-	"strings"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// A Cut says which bytes a Proxy keeps back. The connections stay open, as they do when a network
-// drops packets.
+// A Cut says in which directions nothing passes.
 type Cut struct {
-	ToMember, ToClient bool
+	ToServer, ToProcess bool
 }
 
-// A Proxy is the network between one process and one member of etcd.
+// A Proxy is the network between one process and one server of the store.
 type Proxy struct {
-	member   string // host and port
+	server   string // host and port
 	listener net.Listener
 	running  sync.WaitGroup
 
@@ -28,37 +26,44 @@ type Proxy struct {
 	closed  bool
 }
 
-// A Network has a Proxy for each member.
-type Network []*Proxy
+// A Network is the network between one process and all servers: a Proxy for each server. With a
+// link, the process lives in a network namespace, and the packets to the proxies can get lost.
+type Network struct {
+	proxies []*Proxy
+	link    *link // nil: the process and the proxies use 127.0.0.1
+}
 
-// Network returns the network of one process. The network ends with the test.
-func (l *Lab) Network(t testing.TB) Network {
-	var n Network
-	for _, m := range l.Members {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+// NewNetwork returns the network of one process. The network ends with the test.
+func NewNetwork(t testing.TB, servers Engine) *Network {
+	return newNetwork(t, servers, nil)
+}
+
+func newNetwork(t testing.TB, servers Engine, over *link) *Network {
+	n := &Network{link: over}
+	for _, server := range servers.Addresses() {
+		listener, err := over.listen()
 		require.NoError(t, err)
-		_, member, _ := strings.Cut(m.URL(), "://")
-		p := &Proxy{member: member, listener: listener, changed: make(chan struct{}),
+		p := &Proxy{server: server, listener: listener, changed: make(chan struct{}),
 			conns: make(map[net.Conn]struct{})}
 		p.running.Go(p.serve)
 		t.Cleanup(p.close)
-		n = append(n, p)
+		n.proxies = append(n.proxies, p)
 	}
 	return n
 }
 
-// Endpoints returns the URLs of the proxies, for the client of the process.
-func (n Network) Endpoints() (urls []string) {
-	for _, p := range n {
-		urls = append(urls, "http://"+p.listener.Addr().String())
+// Addresses returns the addresses of the proxies, for the process.
+func (n *Network) Addresses() (hostports []string) {
+	for _, p := range n.proxies {
+		hostports = append(hostports, p.listener.Addr().String())
 	}
-	return urls
+	return hostports
 }
 
-// Cut cuts the network between the process and all members. The zero Cut heals the network, and
-// what was kept back arrives late.
-func (n Network) Cut(c Cut) {
-	for _, p := range n {
+// Cut makes the proxies keep back what they receive, while the connections stay open. The zero Cut
+// ends this, and what was kept back arrives late.
+func (n *Network) Cut(c Cut) {
+	for _, p := range n.proxies {
 		p.mu.Lock()
 		p.cut = c
 		close(p.changed)
@@ -98,18 +103,18 @@ func (p *Proxy) serve() {
 		}
 		p.running.Go(func() {
 			defer p.remove(client)
-			member, err := net.Dial("tcp", p.member)
+			server, err := net.Dial("tcp", p.server)
 			if err != nil {
 				return
 			}
-			if !p.add(member) {
-				_ = member.Close()
+			if !p.add(server) {
+				_ = server.Close()
 				return
 			}
-			defer p.remove(member)
+			defer p.remove(server)
 			var both sync.WaitGroup
-			both.Go(func() { p.copy(member, client, func(c Cut) bool { return c.ToMember }) })
-			both.Go(func() { p.copy(client, member, func(c Cut) bool { return c.ToClient }) })
+			both.Go(func() { p.copy(server, client, func(c Cut) bool { return c.ToServer }) })
+			both.Go(func() { p.copy(client, server, func(c Cut) bool { return c.ToProcess }) })
 			both.Wait()
 		})
 	}

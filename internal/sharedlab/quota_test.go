@@ -53,7 +53,7 @@ func alarms(t *testing.T, client *clientv3.Client) int {
 func TestQuota(t *testing.T) {
 	t.Parallel()
 	const quota = 16 << 20
-	l := Start(t, Config{NoSync: true, QuotaBytes: quota})
+	l := StartEtcd(t, EtcdConfig{NoSync: true, QuotaBytes: quota})
 	client := l.Client(t)
 	b := open(t, client, newPrefix())
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -99,7 +99,7 @@ func TestQuota(t *testing.T) {
 // changed.
 func TestFullDatabase(t *testing.T) {
 	t.Parallel()
-	l := Start(t, Config{NoSync: true, QuotaBytes: 8 << 20})
+	l := StartEtcd(t, EtcdConfig{NoSync: true, QuotaBytes: 8 << 20})
 	client := l.Client(t)
 	prefix := newPrefix()
 	b := open(t, client, prefix)

@@ -18,7 +18,7 @@ import (
 // replicas are three key stores on one etcd of three members. Each store has its own client, as
 // each process has.
 type replicas struct {
-	lab    *Lab
+	lab    *Etcd
 	stores []*keystore.Store
 	prefix string
 }
@@ -27,7 +27,7 @@ type replicas struct {
 const freshness = 3 * time.Second
 
 func startReplicas(t testing.TB) *replicas {
-	r := &replicas{lab: Start(t, Config{Members: 3}), prefix: newPrefix()}
+	r := &replicas{lab: StartEtcd(t, EtcdConfig{Members: 3}), prefix: newPrefix()}
 	for range 3 {
 		s, err := keystore.New(open(t, r.lab.Client(t), r.prefix), &keystore.Options{
 			Freshness: freshness, Timeout: patience,

@@ -17,8 +17,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Config are the settings of a Lab. The zero Config is one member with etcd's defaults.
-type Config struct {
+// EtcdConfig has the settings of an Etcd. The zero EtcdConfig is one member with etcd's defaults.
+type EtcdConfig struct {
 	// Members is the number of members; 0 means 1.
 	Members int
 	// QuotaBytes is the quota of the database of each member; 0 means etcd's default.
@@ -33,20 +33,20 @@ type Config struct {
 	Certificate, Key, CA string
 }
 
-// A Lab is a cluster of etcd. The members end with the test.
-type Lab struct {
+// An Etcd is a cluster of etcd. The members end with the test.
+type Etcd struct {
 	Members []*Member
 	dir     string
 }
 
-// Start starts a cluster.
-func Start(t testing.TB, c Config) *Lab {
+// StartEtcd starts a cluster.
+func StartEtcd(t testing.TB, c EtcdConfig) *Etcd {
 	t.Helper()
-	// The ports were free a moment ago. If another process has taken one of them, Start tries other
-	// ports.
+	// The ports were free a moment ago. If another process has taken one of them, StartEtcd tries
+	// other ports.
 	var err error
 	for range 5 {
-		l := newLab(t, c)
+		l := newEtcd(t, c)
 		if err = l.start(); err == nil {
 			t.Cleanup(l.end)
 			return l
@@ -57,8 +57,8 @@ func Start(t testing.TB, c Config) *Lab {
 	return nil
 }
 
-func newLab(t testing.TB, c Config) *Lab {
-	l := &Lab{dir: t.TempDir()}
+func newEtcd(t testing.TB, c EtcdConfig) *Etcd {
+	l := &Etcd{dir: t.TempDir()}
 	scheme := "http"
 	if c.CA != "" {
 		scheme = "https"
@@ -94,7 +94,7 @@ func freePorts(t testing.TB, n int) (ports []int) {
 }
 
 // start starts all members, and waits until they serve clients.
-func (l *Lab) start() error {
+func (l *Etcd) start() error {
 	for _, m := range l.Members {
 		if err := m.start(); err != nil {
 			return err
@@ -108,29 +108,34 @@ func (l *Lab) start() error {
 	return nil
 }
 
-func (l *Lab) end() {
+func (l *Etcd) end() {
 	for _, m := range l.Members {
 		m.Kill()
 	}
 }
 
 // Endpoints returns the URLs of all members.
-func (l *Lab) Endpoints() (urls []string) {
+func (l *Etcd) Endpoints() (urls []string) {
 	for _, m := range l.Members {
 		urls = append(urls, m.URL())
 	}
 	return urls
 }
 
+// Addresses implements Engine.
+func (l *Etcd) Addresses() (hostports []string) {
+	for _, url := range l.Endpoints() {
+		_, hostport, _ := strings.Cut(url, "://")
+		hostports = append(hostports, hostport)
+	}
+	return hostports
+}
+
 // Client returns a client of all members, with the settings that the documentation of etcdstore
 // recommends. Each change of the settings is optional. The client is closed at the end of the test.
-func (l *Lab) Client(t testing.TB, changes ...func(*clientv3.Config)) *clientv3.Client {
+func (l *Etcd) Client(t testing.TB, changes ...func(*clientv3.Config)) *clientv3.Client {
 	t.Helper()
-	c := clientv3.Config{
-		Endpoints: l.Endpoints(), DialKeepAliveTime: 10 * time.Second,
-		DialKeepAliveTimeout: 3 * time.Second, PermitWithoutStream: true,
-		DialTimeout: patience, Logger: zap.NewNop(),
-	}
+	c := clientConfig(l.Endpoints())
 	for _, change := range changes {
 		change(&c)
 	}
@@ -141,7 +146,7 @@ func (l *Lab) Client(t testing.TB, changes ...func(*clientv3.Config)) *clientv3.
 }
 
 // Leader returns the member that leads, according to the members that answer.
-func (l *Lab) Leader(t testing.TB, client *clientv3.Client) *Member {
+func (l *Etcd) Leader(t testing.TB, client *clientv3.Client) *Member {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
@@ -161,7 +166,7 @@ func (l *Lab) Leader(t testing.TB, client *clientv3.Client) *Member {
 
 // Snapshot writes a snapshot of the database of the first member to a file, as etcdctl snapshot
 // save does.
-func (l *Lab) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
+func (l *Etcd) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -176,13 +181,13 @@ func (l *Lab) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
 	return f.Name()
 }
 
-// Restore stops all members, replaces their data by a snapshot, as etcdutl snapshot restore does,
+// Restore kills all members, replaces their data by a snapshot, as etcdutl snapshot restore does,
 // and starts the members. The cluster has another cluster ID if the token is another one; the first
 // token is "lab".
-func (l *Lab) Restore(t testing.TB, file, token string) {
+func (l *Etcd) Restore(t testing.TB, file, token string) {
 	t.Helper()
 	for _, m := range l.Members {
-		m.Stop()
+		m.Kill()
 	}
 	for _, m := range l.Members {
 		require.NoError(t, m.wipe())

@@ -29,16 +29,7 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 		return nil, err
 	}
 	now := time.Now()
-	if err := spec.check(new(Spec)); err != nil {
-		return nil, err
-	}
-	if err := spec.checkTimes(now, s.maxLifetime); err != nil {
-		return nil, err
-	}
-	if err := refuseCondition(ctx, "Create"); err != nil {
-		return nil, err
-	}
-	actor, err := actorOf(ctx)
+	actor, err := s.checkNew(ctx, &spec, now)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +46,20 @@ func (s *Store) Create(ctx context.Context, spec Spec) (*Issued, error) {
 			return nil, s.contention(ctx, "create", err)
 		}
 	}
+}
+
+// checkNew makes the checks of Create that need no record, and returns the actor.
+func (s *Store) checkNew(ctx context.Context, spec *Spec, now time.Time) (actor string, err error) {
+	if err := spec.check(new(Spec)); err != nil {
+		return "", err
+	}
+	if err := spec.checkTimes(now, s.maxLifetime); err != nil {
+		return "", err
+	}
+	if err := refuseCondition(ctx, "Create"); err != nil {
+		return "", err
+	}
+	return actorOf(ctx)
 }
 
 // create makes one attempt of Create.
@@ -232,31 +237,37 @@ func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error)
 	}
 	event := &record.Event{Action: record.Action_ACTION_UPDATE}
 	e, err := s.change(ctx, parsed, event, ErrNarrowed, func(r *record.Record) (bool, error) {
-		if err := refuseRevoked("update", id, r); err != nil {
-			return false, err
-		}
-		before := proto.Clone(r)
-		key := &(&keyRecord{record: r}).cached().key
-		spec, had := key.spec(), key.spec()
-		if err := change(&spec); err != nil {
-			return false, err
-		}
-		if err := spec.check(&had); err != nil {
-			return false, err
-		}
-		// Compare times, not nanoseconds: the beginning of 1970 does not mean never.
-		if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) {
-			if err := spec.checkTimes(time.Now(), s.maxLifetime); err != nil {
-				return false, err
-			}
-		}
-		spec.writeTo(r)
-		return !proto.Equal(before, r), checkSize(r, proto.Size(before))
+		return s.edit(r, id, change)
 	})
 	if e == nil {
 		return nil, err
 	}
 	return &e.key, err
+}
+
+// edit lets change change the Spec of the record of a key, and reports whether the record is
+// another one now.
+func (s *Store) edit(r *record.Record, id string, change func(*Spec) error) (bool, error) {
+	if err := refuseRevoked("update", id, r); err != nil {
+		return false, err
+	}
+	before := proto.Clone(r)
+	key := &(&keyRecord{record: r}).cached().key
+	spec, had := key.spec(), key.spec()
+	if err := change(&spec); err != nil {
+		return false, err
+	}
+	if err := spec.check(&had); err != nil {
+		return false, err
+	}
+	// Compare times, not nanoseconds: the beginning of 1970 does not mean never.
+	if !spec.ExpiresAt.Equal(fromNanos(r.ExpiresAt)) {
+		if err := spec.checkTimes(time.Now(), s.maxLifetime); err != nil {
+			return false, err
+		}
+	}
+	spec.writeTo(r)
+	return !proto.Equal(before, r), checkSize(r, proto.Size(before))
 }
 
 // Rotate gives a key a new secret. The ID and everything else stay. The previous secret works

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 )
 
 // RequireRules refuses every call of a method without a rule, with PermissionDenied, before the
@@ -54,9 +56,9 @@ var (
 	// credential.
 	errTwice = errors.New("two Authenticators on one call")
 
-	noRuleStatus = newStatus(codes.PermissionDenied, "METHOD_HAS_NO_RULE",
+	noRuleStatus = errinfo.New(codes.PermissionDenied, "METHOD_HAS_NO_RULE",
 		"this method has no rule, and the server refuses methods without a rule", nil)
-	twiceStatus = newStatus(codes.Internal, "AUTHENTICATED_TWICE",
+	twiceStatus = errinfo.New(codes.Internal, "AUTHENTICATED_TWICE",
 		"the call passed two Authenticators: "+
 			"give the server the ServerOptions of one Authenticator, once", nil)
 )

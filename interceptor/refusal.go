@@ -11,27 +11,25 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-const domain = "github.com/grpc-api-key/grpc-api-key"
-
 // The default statuses of refused calls and ended streams. The package comment lists all of them.
 var (
-	invalidStatus = newStatus(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
-	severalStatus = newStatus(codes.Unauthenticated, "CREDENTIALS_SEVERAL",
+	invalidStatus = errinfo.New(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
+	severalStatus = errinfo.New(codes.Unauthenticated, "CREDENTIALS_SEVERAL",
 		"the call carries several credentials: send one (gRPC sends the credentials of a call "+
 			"in addition to those of the connection)", nil)
-	insecureStatus = newStatus(codes.Unauthenticated, "INSECURE_TRANSPORT",
+	insecureStatus = errinfo.New(codes.Unauthenticated, "INSECURE_TRANSPORT",
 		"this server accepts API keys over TLS only", nil)
-	revokedStatus = newStatus(codes.Unauthenticated, "API_KEY_REVOKED",
+	revokedStatus = errinfo.New(codes.Unauthenticated, "API_KEY_REVOKED",
 		"the API key was revoked", nil)
-	expiredStatus = newStatus(codes.Unauthenticated, "API_KEY_EXPIRED",
+	expiredStatus = errinfo.New(codes.Unauthenticated, "API_KEY_EXPIRED",
 		"the API key, or this secret of the key, has expired", nil)
-	changedStatus = newStatus(codes.Unavailable, "API_KEY_CHANGED",
+	changedStatus = errinfo.New(codes.Unavailable, "API_KEY_CHANGED",
 		"the API key was changed: open the stream again", nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
 	unavailableStatuses = newUnavailableStatuses()
@@ -43,7 +41,7 @@ var (
 func newUnavailableStatuses() (all [16]*status.Status) {
 	for i := range all {
 		delay := time.Second/2 + time.Second*time.Duration(i)/time.Duration(len(all)-1)
-		all[i] = newStatus(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
+		all[i] = errinfo.New(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
 			"the server cannot check API keys now: try again", nil,
 			&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
 	}
@@ -63,7 +61,7 @@ func newSyntaxStatuses(h header) syntaxStatuses {
 	value := strings.TrimLeft(h.schemes[0]+" <key>", " ")
 	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, value)
 	refuse := func(reason, text string) *status.Status {
-		return newStatus(codes.Unauthenticated, reason, text+": "+send, nil)
+		return errinfo.New(codes.Unauthenticated, reason, text+": "+send, nil)
 	}
 	return syntaxStatuses{
 		missing: refuse("CREDENTIALS_MISSING", "the call has no API key"),
@@ -74,26 +72,9 @@ func newSyntaxStatuses(h header) syntaxStatuses {
 	}
 }
 
-func scopeStatus(scopes []string) *status.Status {
-	return newStatus(codes.PermissionDenied, "INSUFFICIENT_SCOPE",
-		"the API key lacks a scope that this method needs",
-		map[string]string{"scopes": strings.Join(scopes, " ")})
-}
-
 func retryStatus(reason, text string, after time.Duration) *status.Status {
-	return newStatus(codes.ResourceExhausted, reason, text, nil,
+	return errinfo.New(codes.ResourceExhausted, reason, text, nil,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(max(0, after))})
-}
-
-func newStatus(
-	code codes.Code, reason, text string, metadata map[string]string, more ...protoadapt.MessageV1,
-) *status.Status {
-	info := &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: metadata}
-	st, err := status.New(code, text).WithDetails(append([]protoadapt.MessageV1{info}, more...)...)
-	if err != nil {
-		panic(err) // WithDetails accepts every message that is linked into the program
-	}
-	return st
 }
 
 // A scopeError means that a valid key lacks a scope.

@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/grpc/status"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -64,7 +65,7 @@ func (s *ruleSet) add(fullMethod string, r rule) error {
 		return fmt.Errorf("%q already has a rule: give each method one rule", fullMethod)
 	}
 	if len(r.scopes) > 0 {
-		r.deniedStatus = scopeStatus(r.scopes)
+		r.deniedStatus = errinfo.MissingScope(r.scopes)
 	}
 	rules[name] = r
 	return nil

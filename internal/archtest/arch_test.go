@@ -58,7 +58,14 @@ func TestImports(t *testing.T) {
 		{"keystore", below, []string{grpc}},
 		{"keystore/keystoretest", append(below, "keystore", "internal/memory"),
 			[]string{grpc, "github.com/stretchr/"}},
-		{"interceptor", append(below, "keystore"), nil},
+		{"interceptor", append(below, "keystore", "internal/errinfo"), nil},
+		{"interceptor/admin/adminpb", nil, []string{badger}},
+		{
+			"interceptor/admin", append(below, "keystore", "internal/errinfo", "interceptor",
+				"internal/manage", "interceptor/admin/adminpb"), nil,
+		},
+		{"internal/manage", append(below, "keystore"), []string{grpc}},
+		{"internal/errinfo", nil, []string{badger}},
 		{"internal/backupfile", []string{"internal/record", "keystore/backend"},
 			[]string{badger, grpc}},
 		{"internal/cluster", []string{"internal/record", "keystore/backend"},
@@ -128,6 +135,65 @@ func TestADirectoryLinksNoServer(t *testing.T) {
 	}
 	for _, server := range servers {
 		require.NotContains(t, read(t, "go.sum"), server)
+	}
+}
+
+// A user of keystore and interceptor links exactly these modules, and the admin service adds none.
+// What only some users need stays in packages that the others do not import, or in modules of its
+// own.
+func TestModulesThatAUserLinks(t *testing.T) {
+	modules := func(pkg string) []string {
+		all := list(t, "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", module+pkg)
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	store := []string{
+		"github.com/cespare/xxhash/v2",
+		"github.com/dgraph-io/badger/v4",
+		"github.com/dgraph-io/ristretto/v2",
+		"github.com/dustin/go-humanize",
+		"github.com/go-logr/logr",
+		"github.com/go-logr/stdr",
+		"github.com/google/flatbuffers",
+		"github.com/google/uuid",
+		"github.com/grpc-api-key/grpc-api-key",
+		"github.com/hashicorp/golang-lru/v2",
+		"github.com/klauspost/compress",
+		"go.opentelemetry.io/auto/sdk",
+		"go.opentelemetry.io/otel",
+		"go.opentelemetry.io/otel/metric",
+		"go.opentelemetry.io/otel/trace",
+		"golang.org/x/sys",
+		"golang.org/x/time",
+		"google.golang.org/protobuf",
+	}
+	require.Equal(t, store, modules("keystore"))
+	server := append([]string{"golang.org/x/net", "golang.org/x/text",
+		"google.golang.org/genproto/googleapis/rpc", "google.golang.org/grpc"}, store...)
+	slices.Sort(server)
+	require.Equal(t, server, modules("interceptor"))
+	require.Equal(t, server, modules("interceptor/admin"))
+}
+
+// Badger links OpenTelemetry, but the packages of a server call nothing of it. Only a program
+// imports what a command line needs.
+func TestWhatThePackagesOfAServerImport(t *testing.T) {
+	const format = `{{$p := .ImportPath}}{{range .Imports}}{{$p}}>{{.}}{{"\n"}}{{end}}`
+	imports := list(t, "-f", format, module+"...")
+	require.Contains(t, imports, module+"interceptor>"+module+"keystore")
+	for _, line := range imports {
+		importer, imported, _ := strings.Cut(line, ">")
+		pkg := strings.TrimPrefix(importer, module)
+		for _, cli := range []string{"github.com/urfave/", "golang.org/x/term",
+			"github.com/schollz/"} {
+			if strings.HasPrefix(imported, cli) {
+				require.True(t, strings.HasPrefix(pkg, "cmd/"), "%s imports %s", pkg, imported)
+			}
+		}
+		if strings.HasPrefix(imported, "go.opentelemetry.io/") {
+			require.NotContains(t, []string{"keystore", "interceptor", "interceptor/admin"}, pkg,
+				"imports %s", imported)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package manage has what all ways to manage a store share: who may change which key, the answers to
-// repeated requests, and the number of keys in each state. Package manage knows nothing of gRPC or
-// HTTP.
+// Package manage has what all ways to manage a store share: who may change which key, the answers
+// to repeated requests, and the number of keys in each state. Package manage knows nothing of gRPC
+// or HTTP.
 package manage
 
 import (

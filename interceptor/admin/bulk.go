@@ -1,0 +1,175 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A batchRevocation is one call of BatchRevokeKeys.
+//
+// The call first counts the selected keys, and then revokes keys. RevokeAll evaluates the filter
+// again, so the keys may be other keys than those that were counted. If the client has set
+// expected, RevokeAll revokes at most this number of keys.
+type batchRevocation struct {
+	*call
+	request *adminpb.BatchRevokeKeysRequest
+	query   keystore.Query
+	stream  grpc.ServerStreamingServer[adminpb.BatchRevokeKeysResponse]
+	total   int64
+	// own says that the caller's own key is among the selected keys, so that the stream ends in
+	// the middle of the call.
+	own bool
+}
+
+func (s *keyService) BatchRevokeKeys(
+	r *adminpb.BatchRevokeKeysRequest,
+	stream grpc.ServerStreamingServer[adminpb.BatchRevokeKeysResponse],
+) error {
+	_, err := answer(s.Server, stream.Context(), adminpb.KeyService_BatchRevokeKeys_FullMethodName,
+		r, func(c *call) (struct{}, error) {
+			b := &batchRevocation{call: c, request: r, stream: stream}
+			return struct{}{}, b.run()
+		})
+	return err
+}
+
+func (b *batchRevocation) run() (err error) {
+	r := b.request
+	if b.query, err = queryOf(r.Filter); err != nil {
+		return err
+	}
+	if !r.All && proto.Size(r.Filter) == 0 {
+		return errNothingSelected
+	}
+	if r.Expected != nil && *r.Expected < 0 {
+		return invalid("expected is negative")
+	}
+	if r.ValidateOnly {
+		return b.preview()
+	}
+	if b.total, err = b.count(); err != nil {
+		return err
+	}
+	if r.Expected == nil {
+		return b.revoke()
+	}
+	if b.total > *r.Expected {
+		return errSelection(*r.Expected, b.total)
+	}
+	if b.query.Limit = int(*r.Expected); b.query.Limit == 0 {
+		return nil // a Limit of 0 would mean no limit
+	}
+	if err := b.revoke(); err != nil {
+		return err
+	}
+	more, err := b.count()
+	if err == nil && more > 0 {
+		err = errSelection(*r.Expected, *r.Expected+more)
+	}
+	return err
+}
+
+func errSelection(expected, found int64) error {
+	return refuse(codes.FailedPrecondition, "SELECTION_CHANGED",
+		fmt.Sprintf("the filter selects %d keys, and %d were expected: look at the keys again",
+			found, expected),
+		map[string]string{
+			"expected": strconv.FormatInt(expected, 10), "found": strconv.FormatInt(found, 10),
+		})
+}
+
+// count returns the number of keys that are selected now, and sets own.
+func (b *batchRevocation) count() (total int64, err error) {
+	q := b.query
+	q.Limit = 0
+	own := b.caller.Key()
+	_, err = b.store.RevokeAll(b.ctx, q, b.request.Reason, &keystore.RevokeAllOptions{
+		All: b.request.All, DryRun: true,
+		Progress: func(k *keystore.Key, done int) {
+			total = int64(done)
+			b.own = b.own || own != nil && own.ID == k.ID
+		},
+	})
+	if errors.Is(err, keystore.ErrCorrupt) {
+		err = nil // revoke finds the damage too
+	}
+	return total, err
+}
+
+// preview sends the selected keys.
+func (b *batchRevocation) preview() error {
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	n, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, &keystore.RevokeAllOptions{
+		All: b.request.All, DryRun: true,
+		Progress: func(k *keystore.Key, done int) {
+			if b.send(k, done) != nil {
+				cancel()
+			}
+		},
+	})
+	if e := b.request.Expected; err == nil && e != nil && int64(n) > *e {
+		err = errSelection(*e, int64(n))
+	}
+	return err
+}
+
+func (b *batchRevocation) send(k *keystore.Key, done int) error {
+	return b.stream.Send(&adminpb.BatchRevokeKeysResponse{
+		Key: keyProto(k), Done: int64(done), Total: b.total})
+}
+
+// maxUnsent is how many revoked keys wait to be sent. Then a slow client delays the revocation.
+const maxUnsent = 1024
+
+// revoke revokes the selected keys, and sends each revoked key. A goroutine sends, so that the
+// store writes in the meantime.
+//
+// If the client goes, or the caller's key is narrowed, revoke stops, and the client can repeat the
+// call. But if the caller's own key is among the selected keys, no caller could repeat the call
+// with the key: revoke then continues after the key was revoked.
+func (b *batchRevocation) revoke() error {
+	ctx := b.ctx
+	if b.own {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(b.ctx, func() {
+		if !b.own || !errors.Is(context.Cause(b.ctx), keystore.ErrRevoked) {
+			cancel()
+		}
+	})
+	defer stop()
+	type revoked struct {
+		key  *keystore.Key
+		done int
+	}
+	unsent := make(chan revoked, maxUnsent)
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		gone := false
+		for r := range unsent {
+			if gone = gone || b.send(r.key, r.done) != nil; gone && !b.own {
+				cancel()
+			}
+		}
+	})
+	_, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, &keystore.RevokeAllOptions{
+		All:      b.request.All,
+		Progress: func(k *keystore.Key, done int) { unsent <- revoked{k, done} },
+	})
+	close(unsent)
+	sender.Wait()
+	return err
+}

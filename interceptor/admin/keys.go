@@ -1,0 +1,374 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net/netip"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/internal/manage"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// A keyService is the KeyService of a Server.
+type keyService struct {
+	adminpb.UnimplementedKeyServiceServer
+	*Server
+}
+
+func (s *keyService) CreateKey(
+	ctx context.Context, r *adminpb.CreateKeyRequest,
+) (*adminpb.CreateKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_CreateKey_FullMethodName, r,
+		func(c *call) (*adminpb.CreateKeyResponse, error) {
+			if r.ValidateOnly {
+				key, err := c.store.Preview(c.ctx, "", c.edit(r.GetKey(), []string{"*"}))
+				if err != nil {
+					return nil, err
+				}
+				return &adminpb.CreateKeyResponse{Key: keyProto(key)}, nil
+			}
+			return once(c, r.RequestId, r, c.create)
+		})
+}
+
+func (c *call) create(r *adminpb.CreateKeyRequest) (*adminpb.CreateKeyResponse, error) {
+	var spec keystore.Spec
+	if err := c.edit(r.GetKey(), []string{"*"})(&spec); err != nil {
+		return nil, err
+	}
+	issued, err := c.store.Create(c.ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return &adminpb.CreateKeyResponse{
+		Key: keyProto(issued.Key), Secret: issued.Secret.Reveal()}, nil
+}
+
+// edit returns the change of a Spec that a caller wants: the fields of k that the mask names,
+// within the ceiling of the caller.
+func (c *call) edit(k *adminpb.Key, mask []string) func(*keystore.Spec) error {
+	if k == nil {
+		k = new(adminpb.Key)
+	}
+	return func(spec *keystore.Spec) error {
+		fields, err := masked(k, mask)
+		if err != nil {
+			return err
+		}
+		if err := c.caller.MayChange(spec.Scopes); err != nil {
+			return err
+		}
+		before := *spec
+		for _, field := range fields {
+			if err := field.copy(spec, k); err != nil {
+				return err
+			}
+		}
+		if err := c.caller.MayGrant(spec.Scopes); err != nil {
+			return err
+		}
+		isNew := before.Name == "" // a key has a name
+		if !isNew && spec.ExpiresAt.Equal(before.ExpiresAt) {
+			return nil
+		}
+		return c.caller.MayLast(spec.ExpiresAt)
+	}
+}
+
+func (s *keyService) GetKey(
+	ctx context.Context, r *adminpb.GetKeyRequest,
+) (*adminpb.GetKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_GetKey_FullMethodName, r,
+		func(c *call) (*adminpb.GetKeyResponse, error) {
+			id, err := idOf("name", r.Name)
+			if err != nil {
+				return nil, err
+			}
+			key, err := c.store.Get(c.ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			return &adminpb.GetKeyResponse{Key: keyProto(key)}, nil
+		})
+}
+
+func (s *keyService) UpdateKey(
+	ctx context.Context, r *adminpb.UpdateKeyRequest,
+) (*adminpb.UpdateKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_UpdateKey_FullMethodName, r,
+		func(c *call) (*adminpb.UpdateKeyResponse, error) {
+			id, err := c.target("key.name", r.GetKey().GetName(), r.GetKey().GetEtag())
+			if err != nil {
+				return nil, err
+			}
+			edit := c.edit(r.GetKey(), r.GetUpdateMask().GetPaths())
+			if r.ValidateOnly {
+				key, err := c.store.Preview(c.ctx, id, edit)
+				if err != nil {
+					return nil, err
+				}
+				return &adminpb.UpdateKeyResponse{Key: keyProto(key)}, nil
+			}
+			key, err := c.store.Update(c.ctx, id, edit)
+			if err != nil {
+				return nil, err
+			}
+			m, err := c.withUse(key)
+			return &adminpb.UpdateKeyResponse{Key: m}, err
+		})
+}
+
+// target returns the ID in the name of the key that a call changes. If the etag is not empty, the
+// call changes the key only at the revision in the etag.
+func (c *call) target(field, name, etag string) (id string, err error) {
+	id, err = idOf(field, name)
+	if err != nil {
+		return "", err
+	}
+	c.revision, err = revisionOf(etag)
+	if c.revision != 0 {
+		c.ctx = keystore.IfRevision(c.ctx, c.revision)
+	}
+	return id, err
+}
+
+// withUse returns the message for a key that a change has returned, with what only Get fills in.
+func (c *call) withUse(key *keystore.Key) (*adminpb.Key, error) {
+	m := keyProto(key)
+	now, err := c.store.Get(c.ctx, key.ID)
+	if err != nil && !errors.Is(err, keystore.ErrNotFound) { // purged since
+		return nil, err
+	}
+	if err == nil {
+		m.LastUseTime, m.LiveStreams = timeProto(now.LastUsedAt), count32(now.Live)
+	}
+	return m, nil
+}
+
+func (s *keyService) RotateKey(
+	ctx context.Context, r *adminpb.RotateKeyRequest,
+) (*adminpb.RotateKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_RotateKey_FullMethodName, r,
+		func(c *call) (*adminpb.RotateKeyResponse, error) {
+			return once(c, r.RequestId, r, c.rotate)
+		})
+}
+
+func (c *call) rotate(r *adminpb.RotateKeyRequest) (*adminpb.RotateKeyResponse, error) {
+	id, err := c.target("name", r.Name, r.Etag)
+	if err != nil {
+		return nil, err
+	}
+	if r.Grace != nil && r.Grace.CheckValid() != nil {
+		return nil, invalid("grace is not a duration")
+	}
+	var issued *keystore.Issued
+	err = c.permitted(id, c.mayRotate, func(ctx context.Context) (err error) {
+		issued, err = c.store.Rotate(ctx, id, r.GetGrace().AsDuration())
+		return err
+	})
+	elsewhere := issued != nil && errors.Is(err, keystore.ErrNotEverywhere)
+	if elsewhere && c.settle(id) == nil {
+		elsewhere = false
+	}
+	if err != nil && issued == nil {
+		return nil, err
+	}
+	// From here on, an error would lose the secret.
+	m, err := c.withUse(issued.Key)
+	if err != nil {
+		m = keyProto(issued.Key)
+	}
+	return &adminpb.RotateKeyResponse{
+		Key: m, Secret: issued.Secret.Reveal(), NotEverywhere: elsewhere}, nil
+}
+
+// settle waits until every process has the last change of a key. An Update that changes nothing
+// waits for the other processes.
+func (c *call) settle(id string) error {
+	ctx := keystore.WithActor(context.Background(), c.caller.Actor()) // without the revision
+	_, err := c.store.Update(ctx, id, func(*keystore.Spec) error { return nil })
+	return err
+}
+
+// permitted makes a change of a key, if the key is one that the caller may change so. The store
+// compares the revision inside the write, so no other change comes between the check and the
+// change. If another change was first, and the request has no etag, permitted begins again.
+func (c *call) permitted(
+	id string, may func(*keystore.Key) error, change func(context.Context) error,
+) error {
+	if c.caller.Has(manage.Admin) {
+		return change(c.ctx)
+	}
+	for {
+		key, err := c.store.Get(c.ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := may(key); err != nil {
+			return err
+		}
+		if c.revision != 0 && c.revision != key.Revision {
+			return errEtag
+		}
+		err = change(keystore.IfRevision(c.ctx, key.Revision))
+		if c.revision != 0 || !errors.Is(err, keystore.ErrConflict) {
+			return err
+		}
+	}
+}
+
+// mayRotate returns an error if the caller may not have a secret of the key.
+func (c *call) mayRotate(key *keystore.Key) error {
+	if err := c.mayEnable(key); err != nil {
+		return err
+	}
+	return c.caller.MayLast(key.ExpiresAt)
+}
+
+// mayEnable returns an error if the caller may not put the key into force.
+func (c *call) mayEnable(key *keystore.Key) error {
+	scopes := key.Scopes()
+	if err := c.caller.MayChange(scopes); err != nil {
+		return err
+	}
+	return c.caller.MayGrant(scopes)
+}
+
+func (s *keyService) EnableKey(
+	ctx context.Context, r *adminpb.EnableKeyRequest,
+) (*adminpb.EnableKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_EnableKey_FullMethodName, r,
+		func(c *call) (*adminpb.EnableKeyResponse, error) {
+			id, err := c.target("name", r.Name, r.Etag)
+			if err != nil {
+				return nil, err
+			}
+			err = c.permitted(id, c.mayEnable, func(ctx context.Context) error {
+				return c.store.Enable(ctx, id)
+			})
+			if err != nil {
+				return nil, err
+			}
+			key, err := c.store.Get(c.ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			return &adminpb.EnableKeyResponse{Key: keyProto(key)}, nil
+		})
+}
+
+func (s *keyService) DisableKey(
+	ctx context.Context, r *adminpb.DisableKeyRequest,
+) (*adminpb.DisableKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_DisableKey_FullMethodName, r,
+		func(c *call) (*adminpb.DisableKeyResponse, error) {
+			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, c.store.Disable)
+			if err != nil {
+				return nil, err
+			}
+			return &adminpb.DisableKeyResponse{Key: key, EndedStreams: ended}, nil
+		})
+}
+
+func (s *keyService) RevokeKey(
+	ctx context.Context, r *adminpb.RevokeKeyRequest,
+) (*adminpb.RevokeKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_RevokeKey_FullMethodName, r,
+		func(c *call) (*adminpb.RevokeKeyResponse, error) {
+			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, c.store.Revoke)
+			if err != nil {
+				return nil, err
+			}
+			return &adminpb.RevokeKeyResponse{Key: key, EndedStreams: ended}, nil
+		})
+}
+
+// stop disables or revokes a key. In contrast to permitted, stop does not compare the revision: a
+// revocation must not lose against a caller who keeps changing the key. If the key gets keys:admin
+// between the check and the change, the outcome is as if the key had been stopped before.
+func (c *call) stop(
+	name, reason, etag string, change func(ctx context.Context, id, reason string) error,
+) (key *adminpb.Key, ended int32, err error) {
+	id, err := c.target("name", name, etag)
+	if err != nil {
+		return nil, 0, err
+	}
+	before, err := c.store.Get(c.ctx, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := c.caller.MayChange(before.Scopes()); err != nil {
+		return nil, 0, err
+	}
+	if err := change(c.ctx, id, reason); err != nil {
+		return nil, 0, err
+	}
+	after, err := c.store.Get(c.ctx, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	return keyProto(after), count32(max(0, before.Live-after.Live)), nil
+}
+
+func (s *keyService) LookupKey(
+	ctx context.Context, r *adminpb.LookupKeyRequest,
+) (*adminpb.LookupKeyResponse, error) {
+	return answer(s.Server, ctx, adminpb.KeyService_LookupKey_FullMethodName, r,
+		func(c *call) (*adminpb.LookupKeyResponse, error) {
+			var addr netip.Addr // not the address of this caller
+			if r.ClientAddress != "" {
+				var err error
+				if addr, err = netip.ParseAddr(r.ClientAddress); err != nil {
+					return nil, invalid("client_address is not an IP address: " +
+						"write 192.0.2.1 or 2001:db8::1")
+				}
+			}
+			i, err := c.store.Inspect(keystore.WithClientAddr(c.ctx, addr), r.Token)
+			if err != nil {
+				return nil, err
+			}
+			response := &adminpb.LookupKeyResponse{Refusal: keystore.Reason(i.Refusal)}
+			if i.KeyID != "" {
+				response.ClaimedName = namePrefix + i.KeyID
+			}
+			if i.Key != nil {
+				response.Key = keyProto(i.Key)
+			}
+			return response, nil
+		})
+}
+
+// once makes a call that gives out a secret. If the request has an id, a repeat of the request gets
+// the same answer. The call then runs to its end even if the client has gone, because a client who
+// has lost the connection repeats the request.
+func once[Q proto.Message, A any](
+	c *call, id string, request Q, do func(Q) (A, error),
+) (A, error) {
+	if id == "" {
+		return do(request)
+	}
+	var none A
+	if len(id) != 36 || uuid.Validate(id) != nil {
+		return none, invalid("request_id is not a UUID: write, for example, " +
+			"f81d4fae-7dec-41d0-a765-00a0c91e6bf6")
+	}
+	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
+	if err != nil {
+		return none, invalid("the request cannot be encoded")
+	}
+	waiting := c.ctx
+	c.ctx = context.WithoutCancel(c.ctx)
+	value, err := c.answers.Do(waiting, manage.Request{
+		Actor: c.caller.Actor(), Method: c.method, ID: id,
+	}, sha256.Sum256(wire), func() (any, error) { return do(request) })
+	if err != nil {
+		return none, err
+	}
+	return value.(A), nil
+}

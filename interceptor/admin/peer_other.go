@@ -1,0 +1,7 @@
+//go:build !darwin && !freebsd && !linux
+
+package admin
+
+import "errors"
+
+func peerOfSocket(int) (peerUser, error) { return peerUser{}, errors.ErrUnsupported }

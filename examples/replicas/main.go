@@ -5,8 +5,8 @@
 //	cd examples/replicas && go run .
 //	go run -C examples/replicas .       # the same, from the root of the repository
 //
-// Each server, and each of the three members of etcd, is a process, and listens on loopback. Package
-// server is the code of a server. The command needs Linux or macOS.
+// Each server, and each of the three members of etcd, is a process, and listens on loopback.
+// Package server is the code of a server. The command needs Linux or macOS.
 package main
 
 import (

@@ -112,7 +112,7 @@ func TestKubernetes(t *testing.T) {
 
 	// The containers run with their arguments, as the user and in directories such as the kubelet
 	// makes them.
-	n := newNode(t)
+	n := newNode(t, "../..", "./examples/guides/service")
 	for _, keys := range []string{"/var/lib/orders", "/var/lib/orders/keys"} {
 		args := slices.Clone(job.Spec.Template.Spec.Containers[0].Args)
 		args[slices.Index(args, "-keys="+arg["-keys"])] = "-keys=" + keys
@@ -178,7 +178,8 @@ type node struct {
 	roots                              credentials.TransportCredentials
 }
 
-func newNode(t *testing.T) *node {
+// newNode builds the program of the image from a package of a module.
+func newNode(t *testing.T, module, pkg string) *node {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("NOT RUN: the containers run as another user, which only root can start")
@@ -190,37 +191,44 @@ func newNode(t *testing.T) *node {
 	require.NoError(t, os.Chmod(root, 0o755))
 	n := &node{root: root, program: filepath.Join(root, "orders"), listen: freePort(t),
 		health: freePort(t)}
-	build := exec.Command("go", "build", "-o", n.program, "./examples/guides/service")
-	build.Dir = "../.."
+	build := exec.Command("go", "build", "-o", n.program, pkg)
+	build.Dir = module
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
-	const group = 65532
 	for _, volume := range []string{
 		"/var/lib/orders", "/var/lib/orders-backups", "/etc/orders/pepper", "/etc/orders/tls",
+		"/etc/orders/etcd",
 	} {
 		require.NoError(t, os.MkdirAll(n.path(volume), 0o755))
 		require.NoError(t, os.Chown(n.path(volume), 0, group))
 		require.NoError(t, os.Chmod(n.path(volume), 0o775|os.ModeSetgid))
 	}
 	require.NoError(t, os.Mkdir(n.path("/var/lib/orders/lost+found"), 0o700))
-	secret := func(path string, content []byte) {
-		require.NoError(t, os.WriteFile(n.path(path), content, 0o440))
-		require.NoError(t, os.Chown(n.path(path), 0, group))
-	}
-	secret("/etc/orders/pepper/pepper", []byte(base64.StdEncoding.EncodeToString([]byte(pepper))))
+	n.secret(t, "/etc/orders/pepper/pepper",
+		[]byte(base64.StdEncoding.EncodeToString([]byte(pepper))))
 	cert, certPEM, err := throwaway.Certificate()
 	require.NoError(t, err)
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	require.NoError(t, err)
-	secret("/etc/orders/tls/tls.crt", certPEM)
-	secret("/etc/orders/tls/tls.key",
+	n.secret(t, "/etc/orders/tls/tls.crt", certPEM)
+	n.secret(t, "/etc/orders/tls/tls.key",
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(certPEM))
 	n.roots = credentials.NewTLS(&tls.Config{RootCAs: roots})
 	return n
+}
+
+// group is the fsGroup of the pods.
+const group = 65532
+
+// secret writes a file of a volume that is a secret.
+func (n *node) secret(t *testing.T, path string, content []byte) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(n.path(path), content, 0o440))
+	require.NoError(t, os.Chown(n.path(path), 0, group))
 }
 
 func freePort(t *testing.T) string {

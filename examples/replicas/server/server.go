@@ -1,5 +1,5 @@
-// Package server is a gRPC server that shares its API keys with other servers. Any number of servers
-// have the same store open, and each server creates and revokes keys for all servers.
+// Package server is a gRPC server that shares its API keys with other servers. Any number of
+// servers have the same store open, and each server creates and revokes keys for all servers.
 //
 // The two methods of the server are from grpc.testing.TestService: a unary call and a stream.
 // Replace the two methods with your methods.

@@ -76,15 +76,25 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			return e, nil
 		}
 	}
-	id, ok := token.Parse(text)
-	if !ok {
-		return nil, ErrMalformed
+	id, err := parse(text)
+	if err != nil {
+		return nil, err
 	}
 	e, _, err := s.admitBound(ctx, id, text, sum, nil)
 	if err == nil {
 		s.counts.calls.Add(otherAdmitted)
 	}
 	return e, err
+}
+
+// parse returns the ID of the key for a token, or ErrMalformed. The checksum saves a look at the
+// cache, and a read of the store, for a mistyped token.
+func parse(text string) (token.ID, error) {
+	id, ok := token.Parse(text)
+	if !ok || !token.ChecksumOK(text) {
+		return token.ID{}, ErrMalformed
+	}
+	return id, nil
 }
 
 // A summer is a Hasher whose digests are the SHA-256 of the token.
@@ -150,9 +160,9 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	if !s.isFresh() {
 		return nil, s.refuse(text, s.refuseStale(ctx))
 	}
-	id, ok := token.Parse(text)
-	if !ok {
-		return nil, s.refuse(text, ErrMalformed)
+	id, err := parse(text)
+	if err != nil {
+		return nil, s.refuse(text, err)
 	}
 	b := s.newBoundContext(ctx, id)
 	e, rotation, err := s.admitBound(ctx, id, text, nil, &b.Binding)
@@ -316,11 +326,6 @@ func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
 func (s *Store) find(
 	ctx context.Context, id token.ID, text string, sum *[sha256.Size]byte,
 ) (*cachedKey, error) {
-	// The checksum saves a read of the store for a mistyped token. A hit needs no checksum, because
-	// the digest covers the whole text.
-	if !token.ChecksumOK(text) {
-		return nil, ErrMalformed
-	}
 	ctx, cancel := s.limitedRead(ctx)
 	defer cancel()
 	kr, err := s.get(ctx, id)

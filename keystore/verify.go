@@ -43,10 +43,11 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 	// refusal. So a hit needs only the ID. Locate reads the ID at its position in tokens of the
 	// store's own format.
 	var sum *[sha256.Size]byte // of the text; nil: not computed
-	if hi, lo, ok := s.format.Locate(text); ok {
+	if hi, lo, ok := s.format.Locate(text); ok && s.fence.MayHit(lo) {
 		// The sum comes before the look-up. A processor works some hundred instructions ahead, so
 		// in this order the processor fetches the memory of the key while it hashes. In the other
-		// order, a hit among many keys would take half as long again.
+		// order, a hit among many keys would take half as long again. MayHit makes no hit wait,
+		// because the processor does not wait for the result of a condition that is usually true.
 		var memory [sha256.Size]byte
 		if s.summer != nil {
 			memory = s.summer.Sum256(text)

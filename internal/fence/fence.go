@@ -247,6 +247,10 @@ func (f *Fence[V]) shard(id ID) *shard[V] {
 // to. The processor loads nothing else while it counts, so the caller should count at the end.
 func (f *Fence[V]) Hit(hi, lo uint64) *V { return f.table.get(hi, lo) }
 
+// MayHit reports whether Hit may find the value of an ID whose last eight bytes are lo. If MayHit
+// is false, Hit would return nil at this moment.
+func (f *Fence[V]) MayHit(lo uint64) bool { return f.table.mayHave(lo) }
+
 // Get returns the current value of id if the value is cached, and registers b with the value unless
 // b is nil. Otherwise Get returns nil and the ticket for Put, and registers nothing.
 func (f *Fence[V]) Get(id ID, b *Binding[V]) (*V, Ticket) {

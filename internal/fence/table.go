@@ -111,6 +111,15 @@ func (t *table[V]) get(hi, lo uint64) *V {
 	return nil
 }
 
+// mayHave reports whether get may find a value. mayHave loads nothing but the first bucket.
+func (t *table[V]) mayHave(lo uint64) bool {
+	if len(t.chains) == 0 {
+		return false
+	}
+	b, tag := t.chainFor(lo)
+	return matches(b.tags.Load(), tag) != 0 || b.next.Load() != nil
+}
+
 // matches returns a word whose byte i has its high bit set if byte i of tags is the tag. Above the
 // lowest such byte, the bit may also be set without a match. The bytes that are no tags never
 // match.

@@ -32,6 +32,9 @@ func TestHitTakesNoLock(t *testing.T) {
 	require.EqualValues(t, 1, v.n)
 }
 
+// Without a cache there is no hit.
+func TestNoCacheHasNoHit(t *testing.T) { require.False(t, newFence(0).MayHit(1)) }
+
 // No two shards write the same bucket, and the table has at most maxChains chains.
 func TestTableSize(t *testing.T) {
 	for _, tt := range []struct{ size, shards, chains int }{
@@ -51,6 +54,7 @@ func TestTableComparesWholeIDs(t *testing.T) {
 	_, ticket := f.Get(first, nil)
 	f.Put(first, &value{Node: Node{ID: first}}, ticket, nil)
 	require.NotNil(t, f.Hit(words(first)))
+	_, firstTag := f.table.chainFor(lowBits(first))
 	tags := make(map[uint64]bool)
 	for n := byte(2); n <= 101; n++ {
 		for _, other := range []ID{{7: n, 15: 1}, {7: 1, 15: n}} {
@@ -58,6 +62,7 @@ func TestTableComparesWholeIDs(t *testing.T) {
 		}
 		_, tag := f.table.chainFor(lowBits(id(n)))
 		tags[tag] = true
+		require.Equal(t, tag == firstTag, f.MayHit(lowBits(id(n))))
 	}
 	require.Len(t, tags, 100)
 }
@@ -69,6 +74,7 @@ func TestChain(t *testing.T) {
 	crowded := func(n int) ID { return ID{14: byte(n), 15: 1} }
 	f := newFence(crowd)
 	f.table.chains = f.table.chains[:1]
+	require.False(t, f.MayHit(1))
 	for n := range crowd {
 		_, ticket := f.Get(crowded(n), nil)
 		f.Put(crowded(n), &value{Node: Node{ID: crowded(n)}, n: int64(n)}, ticket, nil)
@@ -76,6 +82,7 @@ func TestChain(t *testing.T) {
 	}
 	require.Zero(t, uintptr(unsafe.Pointer(f.table.chains[0].next.Load()))%64, "not one line")
 	for n := range crowd {
+		require.True(t, f.MayHit(lowBits(crowded(n))))
 		require.EqualValues(t, n, f.Hit(words(crowded(n))).n)
 	}
 	require.Equal(t, crowd, f.Stats().Cached)

@@ -119,12 +119,14 @@ func (m *membership) confirmed(number, request uint64) {
 }
 
 // resolve reads the revision of the member record after a heartbeat with an unknown outcome.
-// resolve returns errGone if the member record was deleted, or has an earlier revision.
+// resolve returns errGone if the member record was deleted, has an earlier revision, or has lost its
+// revision.
 func (m *membership) resolve(revision *uint64) error {
 	for {
 		e, err := m.readOwn()
 		switch {
-		case errors.Is(err, backend.ErrNotFound), err == nil && e.Revision < *revision:
+		case errors.Is(err, backend.ErrNotFound), errors.Is(err, backend.ErrCorrupt),
+			err == nil && e.Revision < *revision:
 			return errGone
 		case err == nil && e.Revision > *revision:
 			if m.cfg.Wrong.has(byRevision) && e.Revision == *revision+1 {

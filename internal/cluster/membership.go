@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	mathrand "math/rand/v2"
 	"sync"
 	"time"
@@ -13,9 +14,10 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// errGone ends a membership whose member record was deleted, or was put back to an earlier
-// revision because the engine was restored.
-var errGone = errors.New("cluster: the member record of this process was deleted or restored")
+// errGone ends a membership whose member record was deleted or damaged, or was put back to an
+// earlier revision because the engine was restored.
+var errGone = errors.New(
+	"cluster: the member record of this process was deleted, damaged or restored")
 
 // A membership is the period in which the process has one member record. The fields under the
 // comment are guarded by the lock of the Cluster; no other field is written after join.
@@ -41,6 +43,7 @@ type membership struct {
 	lastDelivery int64                 // when a heartbeat was delivered, or the feed was started
 	feedLag      time.Duration         // of the last heartbeat that was delivered
 	clockAhead   time.Duration         // by how much a clock is ahead; 0: nothing to report
+	damaged      []damagedMember       // to report
 	restartFeed  context.CancelFunc    // ends the running Feed, so that follow starts another
 }
 
@@ -79,7 +82,7 @@ func (c *Cluster) runMembership() error {
 // isPermanent reports whether no membership can start until a person changes something.
 func isPermanent(err error) bool {
 	return errors.Is(err, ErrFreshness) || errors.Is(err, record.ErrNewer) ||
-		errors.Is(err, backend.ErrClosed)
+		errors.Is(err, errHeader) || errors.Is(err, backend.ErrClosed)
 }
 
 // join is step 1 of a membership: join writes the member record and the guard entry. join returns
@@ -237,11 +240,21 @@ func (m *membership) begin(ctx context.Context, start backend.Position) error {
 	defer cancel()
 	members := make(map[string]*member)
 	for e, err := range m.cfg.Backend.Scan(ctx, []byte{memberSpace}, []byte{memberSpace + 1}) {
+		if errors.Is(err, backend.ErrCorrupt) {
+			return fmt.Errorf("cluster: read the membership table: %w: the other processes remove "+
+				"a damaged member record: if there are none, stop all processes of the store, and "+
+				"delete the entry", err)
+		}
 		if err != nil {
 			return fmt.Errorf("cluster: read the membership table: %w", err)
 		}
-		if len(e.Key) == memberKeyLen {
-			members[memberID(e.Key)] = parseMember(e, m.cfg.Clock().Mono)
+		if len(e.Key) != memberKeyLen {
+			continue
+		}
+		other := parseMember(e, 0, m.cfg.Clock().Mono)
+		members[memberID(e.Key)] = other
+		if other.damaged != nil {
+			m.reportDamage(damagedMember{e.Key, other.damaged})
 		}
 	}
 	// The header comes after the members: a member that left before the Scan could read its record
@@ -282,7 +295,7 @@ func (m *membership) applyBatch(b backend.Batch) error {
 			m.headerChangedLocked(e)
 			continue
 		}
-		own, requested := m.memberChangedLocked(e)
+		own, requested := m.memberChangedLocked(e, b.Position)
 		if own && e.Revision == 0 {
 			m.mu.Unlock()
 			return errGone
@@ -292,10 +305,11 @@ func (m *membership) applyBatch(b backend.Batch) error {
 			number = m.ownDeliveredLocked(e, b.Position)
 		}
 	}
-	ahead := m.clockAhead
-	m.clockAhead = 0
+	ahead, damaged := m.clockAhead, m.damaged
+	m.clockAhead, m.damaged = 0, nil
 	m.mu.Unlock()
 	m.reportClock(ahead)
+	m.reportDamage(damaged...)
 	if len(records) > 0 {
 		m.cfg.Changed(records)
 	}
@@ -345,6 +359,9 @@ func (m *membership) tryLeave() error {
 	ctx, cancel := m.limited(context.WithoutCancel(m.ctx), m.freshness)
 	defer cancel()
 	e, err := m.cfg.Backend.Get(ctx, m.memberKey())
+	if errors.Is(err, backend.ErrCorrupt) {
+		e.Revision, err = damagedRevision, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -352,15 +369,21 @@ func (m *membership) tryLeave() error {
 	if err != nil {
 		return err
 	}
-	return m.remove(ctx, e.Key, e.Revision, h)
+	return m.remove(ctx, m.memberKey(), e.Revision, h)
 }
+
+// damagedRevision is the revision at which a Feeder deletes an entry whose revision is damaged.
+const damagedRevision = math.MaxUint64
 
 // remove deletes a member record at a revision, and the guard entry of the member, and carries the
 // floor on in the header.
 func (m *membership) remove(ctx context.Context, key []byte, revision uint64, h header) error {
+	guard, err := m.removeGuard(ctx, guardKeyOf(key))
+	if err != nil {
+		return err
+	}
 	changes := []backend.Change{
-		{Key: key, Expect: revision, Delete: true, Restricts: true},
-		{Key: guardKeyOf(key), Expect: guardRevision, Delete: true, Restricts: true},
+		{Key: key, Expect: revision, Delete: true, Restricts: true}, guard,
 	}
 	m.mu.Lock()
 	floor := max(m.floor, m.latest)
@@ -377,4 +400,19 @@ func (m *membership) remove(ctx context.Context, key []byte, revision uint64, h 
 		changes = append(changes, change)
 	}
 	return m.cfg.Backend.Apply(ctx, changes...)
+}
+
+// removeGuard returns the Change that makes sure that a guard entry is gone. A member record that
+// was not written by a process may have no guard entry, or another one.
+func (m *membership) removeGuard(ctx context.Context, key []byte) (backend.Change, error) {
+	e, err := m.cfg.Backend.Get(ctx, key)
+	switch {
+	case errors.Is(err, backend.ErrNotFound):
+		return backend.Change{Key: key, Check: true}, nil
+	case errors.Is(err, backend.ErrCorrupt):
+		e.Revision = damagedRevision
+	case err != nil:
+		return backend.Change{}, err
+	}
+	return backend.Change{Key: key, Expect: e.Revision, Delete: true, Restricts: true}, nil
 }

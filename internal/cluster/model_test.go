@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,7 @@ type process struct {
 	name string
 	link *link
 	c    *Cluster
+	log  *slog.Logger // nil: no log
 
 	rate   float64      // of the monotonic clock
 	asleep atomic.Int64 // how long the monotonic clock has stood still
@@ -144,7 +146,7 @@ func (p *process) join(ctx context.Context, freshness time.Duration) error {
 	c, err := Start(ctx, Config{
 		Backend: p.link, Freshness: freshness, Name: p.name, Wrong: p.wrong, Clock: p.clock,
 		Changed: p.changed, Flush: p.flush, EndAll: p.endAll,
-		Stamps: p.stamps.raise,
+		Stamps: p.stamps.raise, Log: p.log,
 	})
 	p.c = c
 	return err

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -53,14 +54,26 @@ type member struct {
 	last      int64
 	time      int64 // the wall clock of the member when the record was written
 	lastSeen  int64 // when this process saw the revision, on its monotonic clock
+	damaged   error // why the record cannot be used, or nil
 }
 
-// parseMember parses a member record. A damaged record counts as a member that has acked nothing.
-// The damage ends with the next heartbeat of the member.
-func parseMember(e backend.Entry, now int64) *member {
+// parseMember parses a member record that the feed has delivered at a position. A damaged record
+// counts as a member that has acked nothing. The damage ends with the next heartbeat of the member.
+// Without a next heartbeat, the member is evicted.
+//
+// A member writes its record after it has applied what the record acks. So an ack of the position
+// of the record itself, or of a later position, is damage. A record that was read from the table
+// has the position 0, and acks nothing: all requests of this membership are made later.
+func parseMember(e backend.Entry, at backend.Position, now int64) *member {
 	r, err := record.DecodeMember(e.Value)
+	if err == nil && at != 0 && r.Applied >= uint64(at) {
+		err = fmt.Errorf("%w: the record acks a position after its own", record.ErrInvalid)
+	}
 	if err != nil {
-		return &member{revision: e.Revision, lastSeen: now}
+		return &member{revision: e.Revision, lastSeen: now, damaged: err}
+	}
+	if at == 0 {
+		r.Applied = 0
 	}
 	return &member{
 		revision: e.Revision, heartbeat: r.Heartbeat, applied: backend.Position(r.Applied),
@@ -69,9 +82,11 @@ func parseMember(e backend.Entry, now int64) *member {
 	}
 }
 
-// memberChangedLocked notes a change of a member record. own means that the record is the record of
-// this process. requested means that the member waits for an ack of a new request.
-func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) {
+// memberChangedLocked notes a change of a member record at a position. own means that the record is
+// the record of this process. requested means that the member waits for an ack of a new request.
+func (m *membership) memberChangedLocked(
+	e backend.Entry, at backend.Position,
+) (own, requested bool) {
 	id := memberID(e.Key)
 	own = id == string(m.id[:])
 	if e.Revision == 0 {
@@ -86,13 +101,31 @@ func (m *membership) memberChangedLocked(e backend.Entry) (own, requested bool) 
 		return own, known.revision == e.Revision && known.request > 0
 	}
 	now := m.cfg.Clock()
-	other := parseMember(e, now.Mono)
+	other := parseMember(e, at, now.Mono)
 	m.members[id] = other
+	if other.damaged != nil && (known == nil || known.damaged == nil) {
+		m.damaged = append(m.damaged, damagedMember{e.Key, other.damaged})
+	}
 	m.raiseFloorLocked(other.floor)
 	m.latest = max(m.latest, other.last)
 	m.ackedLocked(id, other)
 	m.checkClockLocked(other, now.Wall)
 	return own, other.request > 0 && (known == nil || other.request > known.request)
+}
+
+// A damagedMember is a member record that cannot be used.
+type damagedMember struct {
+	key []byte
+	err error
+}
+
+// reportDamage logs damaged member records. The caller does not hold the lock.
+func (m *membership) reportDamage(all ...damagedMember) {
+	for _, d := range all {
+		m.log.Warn("API key store found a damaged member record: the record acks nothing, and is "+
+			"removed if its process does not write it again", "entry", hex.EncodeToString(d.key),
+			"error", d.err)
+	}
 }
 
 // raiseFloorLocked notes a floor of any process. The heartbeat writer passes the floor to Stamps.
@@ -119,19 +152,33 @@ func (m *membership) readHeader(ctx context.Context) (header, error) {
 	if errors.Is(err, backend.ErrNotFound) {
 		return header{}, nil
 	}
-	if err != nil {
-		return header{}, fmt.Errorf("cluster: read the header of the membership table: %w", err)
+	if err == nil {
+		return parseHeader(e)
 	}
-	return parseHeader(e)
+	if errors.Is(err, backend.ErrCorrupt) {
+		err = damagedHeader(err)
+	}
+	return header{}, fmt.Errorf("cluster: read the header of the membership table: %w", err)
 }
 
 func parseHeader(e backend.Entry) (header, error) {
 	t, err := record.DecodeMemberTable(e.Value)
+	if err != nil && !errors.Is(err, record.ErrNewer) {
+		err = damagedHeader(err)
+	}
 	if err != nil {
 		return header{}, fmt.Errorf("cluster: header of the membership table: %w", err)
 	}
 	return header{e.Revision, time.Duration(t.Freshness), t.Floor}, nil
 }
+
+// errHeader means that the header is damaged. No process can join until a person deletes the
+// header, because a process that joins must know the D of the members.
+var errHeader = fmt.Errorf("%w: stop all processes of the store, delete the entry %q, and start "+
+	"the processes again: the first process writes the entry anew", backend.ErrCorrupt,
+	string(memberSpace))
+
+func damagedHeader(err error) error { return fmt.Errorf("%w: %w", errHeader, err) }
 
 // change returns the Change that writes the header, if the header is still at its revision.
 func (h header) change() (backend.Change, error) {
@@ -143,14 +190,19 @@ func (h header) change() (backend.Change, error) {
 }
 
 // headerChangedLocked notes a change of the header. A header that is damaged or deleted stops no
-// member: the next process that joins reports the damage, or writes a new header.
+// member: the next process that joins reports the damage, or writes a new header. The next removal
+// of a member that raises the floor replaces a damaged header.
 func (m *membership) headerChangedLocked(e backend.Entry) {
-	if e.Revision == 0 {
+	switch {
+	case e.Revision == 0:
 		m.header = header{}
+		return
+	case e.Revision <= m.header.revision:
 		return
 	}
 	h, err := parseHeader(e)
-	if err != nil || h.revision <= m.header.revision {
+	if err != nil {
+		m.header.revision = e.Revision
 		return
 	}
 	m.header = h

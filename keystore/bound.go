@@ -42,8 +42,9 @@ import (
 //	endStale       Cause, Err or Done has found the gate closed: see processes
 //
 // After changed and Cut, the fence releases the binding, calls report, and calls followUp in the
-// background. The other three use cut, which does the same without delay. The lock mu is not held
-// while stop, report or the function given to OnEnd runs: each may run code of the caller.
+// background. The timer and endStale use EndOne of the fence, and the other two use cut, which do
+// the same without delay. The lock mu is not held while stop, report or the function given to OnEnd
+// runs: each may run code of the caller.
 //
 // The invariants:
 //
@@ -142,7 +143,7 @@ func (b *boundContext) endCause() error {
 // the function given to OnEnd takes, so these run in another goroutine.
 func (b *boundContext) endStale() error {
 	b.stop(errStale)
-	go b.cut(errStale)
+	go b.store.fence.EndOne(b.id, &b.Binding, errStale)
 	return b.endCause()
 }
 
@@ -288,7 +289,7 @@ func (b *boundContext) armLocked(until time.Time) {
 		}
 		b.mu.Unlock()
 		if expired {
-			b.cut(ErrExpired)
+			b.store.fence.EndOne(b.id, &b.Binding, ErrExpired)
 		}
 	})
 	b.timer = timer

@@ -22,6 +22,9 @@ func openProcess(
 	if err != nil {
 		return nil, err
 	}
+	if clock != nil {
+		s.sequencer.Clock = func() int64 { return clock().Wall }
+	}
 	s.configureCluster = func(cfg *cluster.Config) { cfg.Wrong, cfg.Clock = wrong.protocol, clock }
 	if err := s.start(guardBackend(b, s.panics)); err != nil {
 		return nil, err

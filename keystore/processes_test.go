@@ -71,6 +71,19 @@ func (f *fleet) open(opts *Options) *member {
 	return &member{s, f, link, apply}
 }
 
+// openAt opens the store in a new process, whose wall clock is ahead by shift.
+func (f *fleet) openAt(shift *atomic.Int64, opts *Options) *member {
+	link, start := badlink.Open(f.shared), time.Now()
+	s, err := openProcess(link, f.options(opts), rightProcesses,
+		func() cluster.Instant {
+			return cluster.Instant{Mono: int64(time.Since(start)) + 1,
+				Wall: time.Now().UnixNano() + shift.Load()}
+		})
+	require.NoError(f, err)
+	f.Cleanup(func() { _ = s.Close() })
+	return &member{Store: s, f: f, link: link}
+}
+
 func (f *fleet) options(opts *Options) *Options {
 	var o Options
 	if opts != nil {

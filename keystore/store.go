@@ -248,6 +248,7 @@ func (s *Store) Close() error {
 		s.fence.Close(ErrClosed)
 		s.stopBackground()
 		s.leaveProcesses()
+		s.awaitReports()
 		close(s.closed)
 	}
 	<-s.closed
@@ -258,6 +259,21 @@ func (s *Store) Close() error {
 	}
 	return nil
 }
+
+// awaitReports waits until no goroutine of the store notifies the observer of the end of a context.
+// The observer may be stuck, or may call Close, so awaitReports gives up after reportPatience.
+func (s *Store) awaitReports() {
+	timer := time.NewTimer(reportPatience)
+	defer timer.Stop()
+	select {
+	case <-s.fence.Quiesce():
+	case <-timer.C:
+		s.log.Warn("API key store closes while Observer.Ended is still running")
+	}
+}
+
+// reportPatience is how long Close waits for an observer, beyond the changes that are under way.
+const reportPatience = 5 * time.Second
 
 // Stats describes a store at work. Each of the maps has every word that it can have, also with a
 // count of 0. The caller may change the maps.

@@ -132,11 +132,12 @@ type ID = [16]byte
 // the hand. A ring costs 8 bytes a value; a list and a map, as in an LRU, would cost 150.
 type Fence[V any] struct {
 	// No field is written after New; a test may call Break before the first use.
-	shards []shard[V]
-	table  table[V]
-	size   int64
-	counts *counts
-	steps  Variant
+	shards  []shard[V]
+	table   table[V]
+	size    int64
+	counts  *counts
+	steps   Variant
+	reports *reports
 }
 
 // counts is allocated apart from the Fence, because hits and installs write to the counts while the
@@ -221,10 +222,11 @@ func New[V any](size int, node func(*V) *Node) *Fence[V] {
 		n = maxShards
 	}
 	f := &Fence[V]{
-		shards: make([]shard[V], n),
-		size:   int64(size),
-		counts: new(counts),
-		steps:  TwoPhase,
+		shards:  make([]shard[V], n),
+		size:    int64(size),
+		counts:  new(counts),
+		steps:   TwoPhase,
+		reports: new(reports),
 	}
 	if size > 0 {
 		f.table = newTable(size, n, node)
@@ -423,7 +425,7 @@ func (f *Fence[V]) End(id ID, v *V) {
 // means that the value is gone or unknown: Publish then ends every binding of id with cause.
 //
 // Publish, Flush and EndAll call Ended in the background, and do not wait: their caller reads the
-// changes of all processes, and code of the user must not delay the next change.
+// changes of all processes, and code of the user must not delay the next change. Quiesce waits.
 //
 // A Get of the store that starts after the call of Publish must return v or a later value. Then
 // invariant 8 holds. Publish may run between a Begin and an End of the same ID.
@@ -433,7 +435,7 @@ func (f *Fence[V]) Publish(id ID, v *V, cause error) {
 	f.invalidateLocked(s, id, true, true)
 	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
-	afterwards(s.end(id, bindings, func(b *Binding[V]) bool {
+	f.afterwards(s.end(id, bindings, func(b *Binding[V]) bool {
 		if v == nil {
 			b.Cut(cause)
 			return true
@@ -477,16 +479,31 @@ func (f *Fence[V]) endAll(cause error, before func(*shard[V])) {
 			ended = append(ended, s.end(id, bindings[j], cut)...)
 		}
 	}
-	afterwards(ended)
+	f.afterwards(ended)
+}
+
+// EndOne ends one binding, on behalf of no change, and calls Ended and AfterEnd. Ended may be
+// called in a goroutine that no call waits for, so Quiesce waits for EndOne up to the end of Ended.
+// After Quiesce, EndOne does nothing.
+func (f *Fence[V]) EndOne(id ID, b *Binding[V], cause error) {
+	if !f.reports.begin() {
+		return // Close has ended the binding
+	}
+	defer b.AfterEnd() // even if Ended ends this goroutine
+	defer f.reports.end()
+	b.Cut(cause)
+	f.Release(id, b)
+	callEnded([]*Binding[V]{b})
 }
 
 // afterwards calls Ended and AfterEnd of the bindings in the background.
-func afterwards[V any](ended []*Binding[V]) {
-	if len(ended) == 0 {
+func (f *Fence[V]) afterwards(ended []*Binding[V]) {
+	if len(ended) == 0 || !f.reports.begin() {
 		return
 	}
 	go func() {
 		defer runAfterEnd(ended) // even if an Ended ends this goroutine
+		defer f.reports.end()
 		callEnded(ended)
 	}()
 }
@@ -522,7 +539,8 @@ func (f *Fence[V]) Cut(id ID, cause error) {
 	s.notify(id, bindings, func(b *Binding[V]) bool { b.Cut(cause); return true })
 }
 
-// Close ends every binding. After Close, no binding can be registered.
+// Close ends every binding. After Close, no binding can be registered. Close does not wait for the
+// calls of Ended that Publish, Flush, EndAll and EndOne have begun: see Quiesce.
 func (f *Fence[V]) Close(cause error) {
 	for i := range f.shards {
 		s := &f.shards[i]

@@ -20,6 +20,10 @@ import (
 // knows whether the event has been written. So once a stamp and all earlier stamps are no longer
 // pending, no event with an earlier stamp will appear. A reader may use the stamp as a cursor.
 type Sequencer struct {
+	// Clock returns the time in nanoseconds since the Unix epoch. Nil means the clock of the
+	// machine. Set Clock before the first use.
+	Clock func() int64
+
 	mu      sync.Mutex
 	last    int64
 	ended   int64          // the last stamp that is no longer pending
@@ -31,6 +35,13 @@ type Sequencer struct {
 	addsStarted, addsFinished uint64
 }
 
+func (s *Sequencer) now() int64 {
+	if s.Clock != nil {
+		return s.Clock()
+	}
+	return time.Now().UnixNano()
+}
+
 // Begin returns a new pending stamp: the time, or a little later. adds means that the change may
 // add a key.
 func (s *Sequencer) Begin(adds bool) int64 { return s.BeginAfter(0, adds) }
@@ -39,7 +50,7 @@ func (s *Sequencer) Begin(adds bool) int64 { return s.BeginAfter(0, adds) }
 func (s *Sequencer) BeginAfter(other int64, adds bool) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = max(s.last+1, time.Now().UnixNano(), min(other, maxStamp)+1)
+	s.last = max(s.last+1, s.now(), min(other, maxStamp)+1)
 	if s.pending == nil {
 		s.pending = make(map[int64]bool)
 	}
@@ -74,7 +85,7 @@ func (s *Sequencer) Raise(floor int64) (watermark, last int64) {
 func (s *Sequencer) Pass(stamp int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if stamp <= time.Now().UnixNano() {
+	if stamp <= s.now() {
 		s.last = max(s.last, stamp)
 	}
 }
@@ -177,7 +188,7 @@ func (s *Sequencer) waitMovedLocked(ctx context.Context) error {
 func (s *Sequencer) Resume(first func(from, to int64) (int64, error)) error {
 	// The last stamp is last, or is between last and end. The stamp of this moment is still free,
 	// unless first finds it.
-	last, end := time.Now().UnixNano()-1, int64(math.MaxInt64)
+	last, end := s.now()-1, int64(math.MaxInt64)
 	for from := last + 1; end-last > 1; from = last + (end-last)/2 {
 		stamp, err := first(from, end)
 		switch {

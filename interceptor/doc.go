@@ -104,7 +104,8 @@
 //
 // [Shutdown] stops a server and its store in the right order: no valid call fails, and every stream
 // ends. If the store is closed first, the server refuses every call until the server has stopped.
-// [WatchHealth] reports to probes that a store has stopped.
+// [WatchHealth] reports to probes that a store has stopped, or is out of contact with the other
+// processes of the store.
 //
 // # Order of interceptors
 //

@@ -40,7 +40,7 @@
 //
 // Store.Inspect tells an operator to which key a token belongs, and why Verify refuses the token.
 // Reason names an error with a word. Store.Err reports whether the store has stopped, for a health
-// check.
+// check. Store.Fresh reports whether the process may admit callers now.
 //
 // # Concurrency
 //

@@ -307,8 +307,7 @@ type Stats struct {
 	// counts until the other processes have removed it, after about three times the freshness of
 	// the store. 0 means that this process is out of contact with the other processes.
 	Processes int
-	// Fresh reports whether this process may admit callers: see Options.Freshness. If the backend
-	// is not a backend.Feeder, Fresh is true until Close.
+	// Fresh is the result of Store.Fresh: whether this process may admit callers.
 	Fresh bool
 	// Freshness is the freshness of the store: see Options.Freshness. FeedLag is how long the
 	// storage took to confirm the last heartbeat of this process and to deliver it in the feed of
@@ -344,7 +343,7 @@ func (s *Store) Stats() Stats {
 	st.Hits += cache.Hits
 	st.Misses, st.Cached, st.Live = cache.Misses, cache.Cached, cache.Bound
 	st.Evicted = cache.Evicted
-	st.Processes, st.Fresh = 1, s.down.Load() != &ErrClosed && s.isFresh()
+	st.Processes, st.Fresh = 1, s.Fresh()
 	if s.processes != nil {
 		c := s.processes.cluster.Stats()
 		st.Processes, st.FeedLag = c.Processes, c.FeedLag
@@ -363,10 +362,20 @@ func (s *Store) Stats() Stats {
 // ErrClosed. After a failure of the storage that only a new Open can end, the error wraps
 // ErrUnavailable and says what failed. The error never changes back to nil.
 //
-// Temporary trouble, such as a full disk, does not stop a store. Err is cheap and does not use the
-// storage, so Err suits a health check. Err reports a failure once a call, or the background work
-// of each minute, has met the failure.
+// Temporary trouble does not stop a store: a full disk, or lost contact with the other processes of
+// the store, see Fresh. Err is cheap and does not use the storage, so Err suits a health check. Err
+// reports a failure once a call, or the background work of each minute, has met the failure.
 func (s *Store) Err() error { return s.serving() }
+
+// Fresh reports whether this process may admit callers. Fresh is false while this process is out of
+// contact with the other processes of the store: Verify and Bind then return ErrUnavailable. The
+// process joins again without help, and Fresh is true again. See Options.Freshness. If the backend
+// is not a backend.Feeder, Fresh is true until Close. After Close, Fresh is false.
+//
+// Fresh is cheap and does not use the storage, so Fresh suits a check whether to send calls to this
+// process. For a check whether to restart the process, use Err: a restart does not bring the other
+// processes, or the storage, into reach.
+func (s *Store) Fresh() bool { return s.down.Load() != &ErrClosed && s.isFresh() }
 
 // serving returns nil, ErrClosed, or ErrUnavailable.
 func (s *Store) serving() error {

@@ -88,9 +88,13 @@ func (s *Store) ownedKeys(
 	ctx context.Context, q *Query, used bool, entries iter.Seq2[backend.Entry, error],
 	yield func(candidate, error) bool,
 ) error {
+	complete, err := s.indexCheck(ctx)
+	if err != nil {
+		return err
+	}
 	most := 1
 	all, _ := s.backend.(allGetter)
-	if all != nil {
+	if all != nil || s.processes != nil {
 		most = maxTogether
 	}
 	if q.Limit > 0 {
@@ -98,6 +102,9 @@ func (s *Store) ownedKeys(
 	}
 	ids := make([]token.ID, 0, maxTogether)
 	flush := func() (more bool, err error) {
+		if err := complete(); err != nil {
+			return false, err
+		}
 		more, err = s.readOwned(ctx, all, ids, used, yield)
 		ids = ids[:0]
 		return more, err
@@ -122,7 +129,7 @@ func (s *Store) ownedKeys(
 			return nil
 		}
 	}
-	_, err := flush()
+	_, err = flush()
 	return err
 }
 
@@ -309,14 +316,44 @@ func (s *Store) indexedEvents(
 	ctx context.Context, id token.ID, newest bool, first, last int64,
 	yield func(foundEvent, error) bool,
 ) (more bool, err error) {
+	complete, err := s.indexCheck(ctx)
+	if err != nil {
+		return false, err
+	}
 	entries, err := s.scan(ctx, newest, eventIndexKey(id, first), eventIndexKey(id, last+1))
 	if err != nil {
 		return false, err
 	}
-	for e, err := range entries {
-		if err != nil {
-			return false, s.scanError(ctx, "events", err)
+	page := make([]backend.Entry, 0, maxTogether)
+	flush := func() (more bool, err error) {
+		if err := complete(); err != nil {
+			return false, err
 		}
+		more, err = s.readIndexed(ctx, id, page, yield)
+		page = page[:0]
+		return more, err
+	}
+	for e, failed := range entries {
+		if failed == nil {
+			if page = append(page, e); s.processes != nil && len(page) < maxTogether {
+				continue
+			}
+		}
+		if more, err := flush(); err != nil || !more {
+			return false, err
+		}
+		if failed != nil {
+			return false, s.scanError(ctx, "events", failed)
+		}
+	}
+	return flush()
+}
+
+// readIndexed yields the events that entries of the event index lead to: see indexedEvents.
+func (s *Store) readIndexed(
+	ctx context.Context, id token.ID, entries []backend.Entry, yield func(foundEvent, error) bool,
+) (more bool, err error) {
+	for _, e := range entries {
 		var f foundEvent
 		_, stamp, err := parseEventIndexKey(e)
 		if err == nil {

@@ -30,6 +30,55 @@ import (
 // reads a little more if two owners have the same hash. A reader skips an index entry whose record
 // is gone by now, or whose record has another owner by now.
 
+// indexCheck returns a function that a reader of an index calls after it has read a part of the
+// index, and before it uses the part. If the index was incomplete at some moment since the call of
+// indexCheck, the function, or indexCheck itself, returns ErrUnavailable. In a store of one process,
+// the indexes are complete, because Open builds them.
+//
+// In a store of several processes, a rebuild begins while no other process is a member. But a
+// process that was suspended, and was evicted, may wake up during the rebuild, and would miss keys
+// and events. The rebuild writes its phase and its beginning before it removes the first entry.
+func (s *Store) indexCheck(ctx context.Context) (complete func() error, err error) {
+	if s.processes == nil {
+		return func() error { return nil }, nil
+	}
+	began, err := s.indexesComplete(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		now, err := s.indexesComplete(ctx)
+		if err == nil && now != began {
+			err = wrapErr("read an index", errRebuilt)
+		}
+		return err
+	}, nil
+}
+
+// indexesComplete returns when the present indexes were begun, or ErrUnavailable if they are not
+// complete.
+func (s *Store) indexesComplete(ctx context.Context) (since int64, err error) {
+	ctx, cancel := s.limitedRead(ctx)
+	defer cancel()
+	e, err := s.backend.Get(ctx, stateKey)
+	if errors.Is(err, backend.ErrNotFound) {
+		return 0, nil // no index was ever built: all keys were created with their index entries
+	}
+	if err != nil {
+		return 0, s.scanError(ctx, "read an index", err)
+	}
+	state, err := parseState(e)
+	if err != nil {
+		return 0, wrapErr("read an index", err)
+	}
+	if state.index.phase != phaseDone {
+		err = wrapErr("read an index", errRebuilt)
+	}
+	return state.index.since, err
+}
+
+var errRebuilt = errors.New("another process builds the indexes of the store: try again later")
+
 // ownerHash is how many bytes of the SHA-256 of an owner the owner index has.
 const ownerHash = 8
 

@@ -27,6 +27,10 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
+	complete, err := s.indexCheck(ctx)
+	if err != nil {
+		return err
+	}
 	c := &integrityCheck{store: s, seed: maphash.MakeSeed()}
 	var wg sync.WaitGroup
 	var damaged, failed error
@@ -39,8 +43,11 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 			}
 		})
 	}
-	err := c.run(ctx)
+	err = c.run(ctx)
 	wg.Wait()
+	if err == nil && c.index {
+		err = complete() // what another process has not built yet is no damage
+	}
 	if failed != nil {
 		return failed
 	}

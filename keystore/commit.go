@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -312,6 +313,9 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 	}
 	p := &prepared{key: kr.cached(), event: event, encodedEvent: encodedEvent,
 		lastStamp: before.lastStamp}
+	if s.isWrong(noLastStamp) {
+		p.lastStamp = 0
+	}
 	p.indexesEvent = !p.creates()
 	key := storageKey(kr.id)
 	changes := p.space[:0]
@@ -331,6 +335,10 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 		if before.revision == 0 && !p.creates() { // a Restore adds the key: see graveyard.go
 			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave})
 		}
+	}
+	if s.isWrong(noGrave) {
+		changes = slices.DeleteFunc(changes,
+			func(c backend.Change) bool { return c.Key[0] == graveSpace })
 	}
 	p.keyChanges = appendOwnerChanges(changes, kr.id, before.owner, kr.record.Owner)
 	return p, nil

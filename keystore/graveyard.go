@@ -27,7 +27,11 @@ import (
 //     may have existed before. Each of these changes writes the grave of the key in the same Apply,
 //     with the revision of the grave that the change has read. No change deletes a grave.
 //
-// Invariant 1 follows from invariant 2. Suppose that Restore finds neither a record nor a grave.
+//  3. No event of a key follows the event that filled its grave. So a full grave needs no stamp of
+//     the last event, as the record of a key in a store of several processes does.
+//
+// Invariant 3 follows from invariant 1: all changes of a key but the first read a record, or write
+// a full grave. Invariant 1 follows from invariant 2. Suppose that Restore finds neither a record nor a grave.
 // Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
 // record, and the revision of the record alone would not show that time has passed. But the
 // revision of the grave does: the first Restore expects no grave, and gets ErrConflict. For this

@@ -23,7 +23,8 @@ import (
 
 // The chaos of processes: several stores on one engine in memory, in a bubble of testing/synctest,
 // each behind a network with random faults. Clients of each process change and use keys. When all
-// is over, the history is judged: see linearizable_regular_test.go, and verdict.
+// is over, the history is judged: see linearizable_regular_test.go, and verdict. The stamps of the
+// events are from the clocks of the processes, and these clocks differ by minutes.
 
 var seeds = flag.Int("seeds", 20, "how many seeds of the chaos of processes to run")
 
@@ -77,6 +78,11 @@ type chaos struct {
 	ctx    context.Context // of the clients and of the faults
 	clock  atomic.Int64    // the last moment
 
+	guests []*guest
+	young  []byte    // a backup of the guests: all are active
+	old    []byte    // a later backup: all are revoked or disabled
+	died   time.Time // the guests of the backup old were revoked before
+
 	mu        sync.Mutex // guards all below
 	created   int        // slots
 	processes []*chaosProcess
@@ -129,6 +135,7 @@ func (c *chaos) breach(format string, args ...any) {
 }
 
 func (c *chaos) run(rng *rand.Rand) {
+	c.invite()
 	time.Sleep(time.Duration(rng.Int64N(int64(time.Minute)))) // uses are noted by the minute
 	var cancel context.CancelFunc
 	c.ctx, cancel = context.WithCancel(context.Background())
@@ -163,6 +170,7 @@ func (c *chaos) checkRemains() {
 		c.events = append(c.events, e)
 	}
 	c.checkUsage(p.store)
+	c.checkGuests(p)
 	if err := p.player.close(); err != nil {
 		c.breach("Close: %v", err)
 	}
@@ -609,6 +617,10 @@ func (p *chaosProcess) createNext(client int) {
 func (p *chaosProcess) read(ctx context.Context, client int, rng *rand.Rand) {
 	for ctx.Err() == nil {
 		pauseFor(ctx, time.Duration(rng.Int64N(int64(chaosFreshness/8))))
+		if rng.IntN(6) == 0 {
+			p.meet(rng)
+			continue
+		}
 		n := p.slot(rng)
 		if n < 0 {
 			continue
@@ -634,6 +646,10 @@ func (p *chaosProcess) read(ctx context.Context, client int, rng *rand.Rand) {
 func (p *chaosProcess) write(ctx context.Context, client int, rng *rand.Rand) {
 	for ctx.Err() == nil {
 		pauseFor(ctx, time.Duration(rng.Int64N(int64(chaosFreshness/3))))
+		if rng.IntN(6) == 0 {
+			p.host(rng)
+			continue
+		}
 		n := p.slot(rng)
 		x := rng.IntN(100)
 		if n < 0 || x < 16 {
@@ -729,7 +745,7 @@ func (p *chaosProcess) revokeAll(client int) {
 
 // follow follows the events from the beginning, and continues after each error.
 func (p *chaosProcess) follow(ctx context.Context) {
-	after := p.chaos.start
+	after := p.chaos.start.Add(-time.Hour) // a clock may be behind
 	for ctx.Err() == nil {
 		for e, err := range p.store.Follow(ctx, EventQuery{After: after}) {
 			if err != nil {

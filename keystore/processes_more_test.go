@@ -3,6 +3,7 @@ package keystore
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -138,6 +139,49 @@ func TestStampsOfOneKeyAscendAcrossClocks(t *testing.T) {
 			require.EqualValues(t, i+1, e.Revision)
 		}
 		require.EqualValues(t, 11, key.Revision)
+	})
+}
+
+// No event of a key follows the purge of the key, although the clocks of the processes differ by
+// hours, and although each process restores backups of the key from before the purge.
+func TestNoEventFollowsAPurge(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		ctx := t.Context()
+		var fast, slow atomic.Int64
+		fast.Store(int64(time.Hour))
+		slow.Store(-int64(time.Hour))
+		a, b := f.openAt(&fast, nil), f.openAt(&slow, nil)
+		save := func() io.Reader {
+			var backup bytes.Buffer
+			require.NoError(t, b.Backup(ctx, &backup))
+			return bytes.NewReader(backup.Bytes())
+		}
+		id := a.create(Spec{}).Key.ID
+		other := a.create(Spec{}).Key.ID
+		active := save()
+		require.NoError(t, a.Revoke(ctx, id, ""))
+		revoked := save()
+		time.Sleep(time.Second)
+		n, err := a.Purge(ctx, time.Now())
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		purged := save()
+		for _, backup := range []io.Reader{active, revoked, purged} {
+			require.NoError(t, b.Restore(ctx, backup))
+		}
+		require.NoError(t, b.Disable(ctx, other, ""))
+		_, err = b.Get(ctx, id)
+		require.ErrorIs(t, err, ErrNotFound)
+		var actions []Action
+		last := time.Time{}
+		for _, e := range b.events(time.Time{}) {
+			require.True(t, e.At.After(last))
+			last = e.At
+			if e.KeyID == id {
+				actions = append(actions, e.Action)
+			}
+		}
+		require.Equal(t, []Action{ActionCreate, ActionRevoke, ActionPurge}, actions)
 	})
 }
 

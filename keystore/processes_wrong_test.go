@@ -48,3 +48,15 @@ func TestProcessesChaosCatchesAnEarlyEviction(t *testing.T) {
 func TestProcessesChaosCatchesAChangeWithoutItsGuard(t *testing.T) {
 	chaosCatches(t, processVariant{store: noGuard}, "C7")
 }
+
+func TestProcessesChaosCatchesStampsThatFollowOnlyTheClock(t *testing.T) {
+	chaosCatches(t, processVariant{store: noLastStamp}, "C10")
+}
+
+func TestProcessesChaosCatchesARestoreThatReturnsEarly(t *testing.T) {
+	chaosCatches(t, processVariant{store: noRestoreBarrier}, "C2", "C4")
+}
+
+func TestProcessesChaosCatchesARestoreOfPurgedKeys(t *testing.T) {
+	chaosCatches(t, processVariant{store: noGrave}, "purged guests")
+}

@@ -5,8 +5,14 @@ package keystore
 type variant uint8
 
 const (
-	noSecondLook variant = 1 << iota // Bind does not ask the gate after the registration
-	noGuard                          // a change does not Check the guard entry
+	noSecondLook     variant = 1 << iota // Bind does not ask the gate after the registration
+	noGuard                              // a change does not Check the guard entry
+	noLastStamp                          // a stamp is not after the last stamp of its key
+	noGrave                              // Purge and Restore write no grave
+	noRestoreBarrier                     // Restore does not wait for the other processes
 )
 
 func (v variant) has(wrong variant) bool { return v&wrong != 0 }
+
+// isWrong reports whether the store has an error.
+func (s *Store) isWrong(v variant) bool { return s.processes != nil && s.processes.wrong.has(v) }

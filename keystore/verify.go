@@ -175,7 +175,7 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	// The context may have ended after admitBound, and the gate may have closed: Cause asks the
 	// gate again. Bind returns the error of ctx and not the cause of ctx, because the cause may be a
 	// denial of another key.
-	if s.processes != nil && s.processes.wrong.has(noSecondLook) {
+	if s.isWrong(noSecondLook) {
 		err = b.endCause()
 	} else {
 		err = b.Cause()

@@ -70,6 +70,11 @@ func (s *Store) joinProcesses() error {
 	}
 	p := new(processes)
 	s.processes = p
+	s.reads = newSharedReads(func(ctx context.Context, id token.ID) (backend.Entry, error) {
+		ctx, cancel := s.limitedWrite(ctx)
+		defer cancel()
+		return s.backend.Get(ctx, storageKey(id))
+	})
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()
 	cfg := cluster.Config{

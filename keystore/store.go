@@ -60,6 +60,8 @@ type Store struct {
 	indexedSince int64
 	// processes is nil if the store belongs to this process alone.
 	processes *processes
+	// reads are the reads of Verify and Bind; nil if the store belongs to this process alone.
+	reads *sharedReads
 	// configureCluster changes the Config of the cluster before the store joins. Only tests set
 	// configureCluster.
 	configureCluster func(*cluster.Config)
@@ -254,6 +256,9 @@ func (s *Store) Close() error {
 	<-s.closed
 	err := s.backend.Close() // does nothing if the backend is closed already
 	s.writes.Wait()
+	if s.reads != nil && err == nil {
+		s.reads.close()
+	}
 	if err != nil {
 		return wrapErr("close", err)
 	}
@@ -448,6 +453,11 @@ func (s *Store) scanError(ctx context.Context, doing string, err error) error {
 // errors of this package, or the error of the context if the caller has ended the context.
 func (s *Store) get(ctx context.Context, id token.ID) (*keyRecord, error) {
 	e, err := s.backend.Get(ctx, storageKey(id))
+	return s.decode(ctx, e, err)
+}
+
+// decode is get after the read has returned e and err.
+func (s *Store) decode(ctx context.Context, e backend.Entry, err error) (*keyRecord, error) {
 	// Most backends return ErrNotFound itself. The comparison without errors.Is keeps a flood of
 	// unknown keys cheap.
 	if err == backend.ErrNotFound {

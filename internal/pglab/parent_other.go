@@ -1,0 +1,7 @@
+//go:build !linux
+
+package pglab
+
+import "syscall"
+
+func endWithParent(*syscall.SysProcAttr) {}

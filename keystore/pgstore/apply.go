@@ -1,0 +1,302 @@
+package pgstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// Each commit waits for a disk, and for a standby, and no other change is made in the meantime. So
+// calls of Apply that run at the same time share a commit. A group is one transaction, and one
+// round trip.
+const (
+	// maxGroup and maxGroupChanges are the largest numbers of calls and of changes in a group. A
+	// call with more changes is a group.
+	maxGroup        = 64
+	maxGroupChanges = 512
+	// maxWriters is the number of groups under way. The second group waits on the server for the
+	// end of the first.
+	maxWriters = 2
+	// maxAttempts is the number of connections that a group tries, if the connections are broken
+	// before the group is sent.
+	maxAttempts = 3
+	// fullPause is the time for which a full disk refuses changes without Restricts.
+	fullPause = time.Second
+)
+
+// A committer forms groups of the calls of Apply.
+//
+// Invariants:
+//
+//  1. No two calls of a group write the same key, and none writes a key that another checks. So the
+//     order of the calls in a group makes no difference, and one call may conflict while the others
+//     are made.
+//  2. A call is in the queue, or in one group. A call that has left the queue without a group was
+//     not sent, and will not be sent.
+//  3. A group that one of its callers has left is late: another writer may start. A group that all
+//     callers have left is canceled. So a connection that is dead delays the callers of one group,
+//     and no others.
+type committer struct {
+	mu      sync.Mutex // guards all below, and the fields of calls and groups that name mu
+	queue   []*call
+	writers int       // the running writers whose group is not late
+	full    time.Time // when the disk was full last
+}
+
+// A call is one call of Apply.
+type call struct {
+	changes []backend.Change // a copy, because the caller may return first
+	result  chan error       // receives the result
+	group   *group           // guarded by mu; nil: in the queue
+}
+
+// A group is some calls that are made together.
+type group struct {
+	calls   []*call
+	cancel  context.CancelFunc
+	waiting int  // guarded by mu; the callers that wait
+	late    bool // guarded by mu
+}
+
+// Apply implements backend.Backend. Apply is one round trip.
+func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
+	if err := backend.CheckChanges(b, changes); err != nil {
+		return err
+	}
+	joined, end, err := b.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	c := &call{changes: cloneChanges(changes), result: make(chan error, 1)}
+	if err := b.enqueue(c); err != nil {
+		return err
+	}
+	select {
+	case err = <-c.result:
+	case <-joined.Done():
+		b.leave(c)
+		return b.ended(ctx)
+	}
+	switch {
+	case err == nil, errors.Is(err, backend.ErrConflict):
+		return err
+	case codeOf(err) == codeDiskFull:
+		return b.fullError(err)
+	}
+	return b.wrap(ctx, "write", err)
+}
+
+func cloneChanges(changes []backend.Change) []backend.Change {
+	changes = slices.Clone(changes)
+	for i := range changes {
+		changes[i].Key = bytes.Clone(changes[i].Key)
+		changes[i].Value = bytes.Clone(changes[i].Value)
+	}
+	return changes
+}
+
+func restricts(changes []backend.Change) bool {
+	return slices.ContainsFunc(changes, func(c backend.Change) bool { return c.Restricts })
+}
+
+// enqueue adds a call to the queue, and starts a writer if fewer than maxWriters run.
+func (b *Backend) enqueue(c *call) error {
+	m := &b.committer
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.full.IsZero() && time.Since(m.full) < fullPause && !restricts(c.changes) {
+		return b.fullError(errors.New("what is free is for changes that restrict keys"))
+	}
+	m.queue = append(m.queue, c)
+	b.startWriterLocked()
+	return nil
+}
+
+// startWriterLocked starts a writer if there is work for the writer. The caller is a running call.
+func (b *Backend) startWriterLocked() {
+	if m := &b.committer; m.writers < maxWriters && len(m.queue) > 0 {
+		m.writers++
+		b.calls.Add(1)
+		go b.write()
+	}
+}
+
+// leave notes that the caller of a call no longer waits.
+func (b *Backend) leave(c *call) {
+	m := &b.committer
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := c.group
+	if g == nil {
+		m.queue = slices.DeleteFunc(m.queue, func(other *call) bool { return other == c })
+		return
+	}
+	if g.waiting--; g.waiting == 0 {
+		g.cancel()
+	}
+	if !g.late {
+		g.late = true
+		m.writers--
+		b.startWriterLocked()
+	}
+}
+
+// write makes groups until the queue is empty.
+func (b *Backend) write() {
+	defer b.calls.Done()
+	for {
+		ctx, cancel := context.WithCancel(b.done)
+		g := b.committer.next(cancel)
+		if g == nil {
+			cancel()
+			return
+		}
+		failed, err := b.commit(ctx, g)
+		cancel()
+		if b.committer.finish(g, failed, err) {
+			return
+		}
+	}
+}
+
+// next returns the next group, or nil if the writer ends.
+func (m *committer) next(cancel context.CancelFunc) *group {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.queue) == 0 {
+		m.writers--
+		return nil
+	}
+	g := &group{cancel: cancel}
+	uses := make(map[string]bool) // the keys of the group: whether the group writes the key
+	size := 0
+	m.queue = slices.DeleteFunc(m.queue, func(c *call) bool {
+		fits := len(g.calls) == 0 ||
+			len(g.calls) < maxGroup && size+len(c.changes) <= maxGroupChanges
+		if !fits || !addKeys(uses, c.changes) {
+			return false
+		}
+		c.group = g
+		g.calls = append(g.calls, c)
+		size += len(c.changes)
+		return true
+	})
+	g.waiting = len(g.calls)
+	return g
+}
+
+// addKeys adds the keys of changes to those of a group. If invariant 1 does not allow this, addKeys
+// returns false and adds nothing.
+func addKeys(uses map[string]bool, changes []backend.Change) bool {
+	for i := range changes {
+		if writes, ok := uses[string(changes[i].Key)]; ok && (writes || !changes[i].Check) {
+			return false
+		}
+	}
+	for i := range changes {
+		uses[string(changes[i].Key)] = !changes[i].Check
+	}
+	return true
+}
+
+// finish reports the result of a group to the callers, and whether the writer ends.
+func (m *committer) finish(g *group, failed []int32, err error) (ends bool) {
+	m.mu.Lock()
+	if codeOf(err) == codeDiskFull {
+		m.full = time.Now()
+	} else if err == nil {
+		m.full = time.Time{}
+	}
+	ends = g.late
+	g.late = true // the group no longer counts as a writer's
+	m.mu.Unlock()
+	for i, c := range g.calls {
+		switch {
+		case codeOf(err) == codeConflict, slices.Contains(failed, int32(i+1)):
+			c.result <- backend.ErrConflict
+		default:
+			c.result <- err
+		}
+	}
+	return ends
+}
+
+// commit makes a group, and returns the numbers of the calls that conflict. The calls are numbered
+// from 1.
+func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err error) {
+	args := arguments(g.calls)
+	args = append([]any{!b.unreplicated}, args...)
+	for attempt := 1; ; attempt++ {
+		failed, err = b.tryCommit(ctx, args)
+		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !pgconn.SafeToRetry(err) {
+			return failed, err
+		}
+	}
+}
+
+func (b *Backend) tryCommit(ctx context.Context, args []any) (failed []int32, err error) {
+	conn, err := b.own.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	state := stateOf(conn.Conn().PgConn())
+	state.warning = ""
+	err = conn.QueryRow(ctx, b.sql.apply, args...).Scan(&failed)
+	switch {
+	case err == nil && state.warning != "":
+		// The change is committed, and perhaps on no standby.
+		return nil, fmt.Errorf("the outcome is unknown: PostgreSQL has warned: %s", state.warning)
+	case codeOf(err) == codeReadOnly:
+		closeConn(conn) // the next connection may lead to another server
+	}
+	return failed, err
+}
+
+func closeConn(conn *pgxpool.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = conn.Conn().Close(ctx)
+}
+
+// arguments returns the arguments of the function apply of schema.sql, without the first.
+func arguments(calls []*call) []any {
+	n := 0
+	for _, c := range calls {
+		n += len(c.changes)
+	}
+	numbers, kinds := make([]int32, 0, n), make([]string, 0, n)
+	keys, values := make([][]byte, 0, n), make([][]byte, 0, n)
+	expects, revisions := make([]int64, 0, n), make([]int64, 0, n)
+	notify := false
+	for i, one := range calls {
+		notify = notify || restricts(one.changes)
+		for j := range one.changes {
+			c := &one.changes[j]
+			kind, value, revision := "write", c.Value, c.NewRevision()
+			switch {
+			case c.Check:
+				kind, value, revision = "check", nil, 0
+			case c.Delete:
+				kind, value, revision = "delete", nil, 0
+			case value == nil:
+				value = []byte{}
+			}
+			numbers, kinds = append(numbers, int32(i+1)), append(kinds, kind)
+			keys, values = append(keys, c.Key), append(values, value)
+			expects = append(expects, int64(c.Expect))
+			revisions = append(revisions, int64(revision))
+		}
+	}
+	return []any{notify, len(calls), numbers, kinds, keys, values, expects, revisions}
+}

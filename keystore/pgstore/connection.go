@@ -1,0 +1,146 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	// maxOwn is the largest number of own connections, without those of feeds.
+	maxOwn = 8
+	// minVersion is the first version of PostgreSQL that the store accepts, as the server writes
+	// the number.
+	minVersion = 140000
+)
+
+// newOwnPool returns a pool for the writes, feeds and snapshots. The pool of the caller cannot
+// serve these:
+//
+//   - A commit may succeed with a warning that the commit is perhaps on no standby. Only the
+//     OnNotice of the configuration of a connection sees the warning.
+//   - A statement timeout must not end the wait for the standby.
+//   - A heartbeat must not wait for a connection of an exhausted pool.
+func (b *Backend) newOwnPool() (*pgxpool.Pool, error) {
+	c := b.pool.Config()
+	c.MaxConns, c.MinConns, c.MinIdleConns = maxOwn, 0, 0
+	c.BeforeAcquire, c.PrepareConn, c.AfterRelease, c.BeforeClose = nil, nil, nil, nil
+	notice := c.ConnConfig.OnNotice
+	c.ConnConfig.OnNotice = func(conn *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			stateOf(conn).warning = n.Message
+		}
+		if notice != nil {
+			notice(conn, n)
+		}
+	}
+	c.ConnConfig.OnNotification = func(conn *pgconn.PgConn, _ *pgconn.Notification) {
+		stateOf(conn).notified = true
+	}
+	after := c.AfterConnect
+	c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if after != nil {
+			if err := after(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return b.setUp(ctx, conn)
+	}
+	return pgxpool.NewWithConfig(context.Background(), c)
+}
+
+// A connState is what an own connection has received from the server. Only the goroutine that uses
+// the connection uses its connState.
+type connState struct {
+	warning  string // of the last statement; "": none
+	notified bool
+}
+
+func stateOf(conn *pgconn.PgConn) *connState {
+	data := conn.CustomData()
+	s, ok := data["pgstore"].(*connState)
+	if !ok {
+		s = new(connState)
+		data["pgstore"] = s
+	}
+	return s
+}
+
+// settings are those of an own connection. A setting that the server does not know is left out.
+//
+//   - The warning about the wait for a standby must arrive.
+//   - apply needs that each of its statements sees the commits before the statement.
+//   - A timeout in the wait for a standby would make the change visible without the standby.
+const settings = `
+select set_config(s.name, c.value, false)
+from (values
+	('client_min_messages', 'warning'),
+	('default_transaction_isolation', 'read committed'),
+	('statement_timeout', '0'),
+	('transaction_timeout', '0'),
+	('lock_timeout', '0'),
+	('idle_in_transaction_session_timeout', '0'),
+	('idle_session_timeout', '0')
+) c(name, value) join pg_settings s on s.name = c.name`
+
+const serverState = `
+select current_setting('server_version_num')::int, current_setting('server_version'),
+	pg_is_in_recovery(), current_setting('fsync'),
+	current_setting('synchronous_standby_names'), current_setting('synchronous_commit')`
+
+// setUp prepares a new connection, and returns an error if the server cannot serve the store.
+func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, settings); err != nil {
+		return err
+	}
+	var number int
+	var version, fsync, standbys, commit string
+	var standby bool
+	err := conn.QueryRow(ctx, serverState).Scan(&number, &version, &standby, &fsync, &standbys,
+		&commit)
+	switch {
+	case err != nil:
+		return err
+	case number < minVersion:
+		return b.refuse("the server has version %s of PostgreSQL: the store needs version %d or "+
+			"later: update PostgreSQL", version, minVersion/10000)
+	case standby:
+		return errStandby
+	case commit == "off":
+		return b.refuse("synchronous_commit is off, so a crash of the server loses the last " +
+			"changes: set synchronous_commit to on, for example with \"alter role ROLE set " +
+			"synchronous_commit = on\"")
+	case !b.unreplicated && standbys == "":
+		return b.refuse("synchronous_standby_names is empty: %s", adviceUnreplicated)
+	case !b.unreplicated && commit == "local":
+		return b.refuse("synchronous_commit is %s: %s", commit, adviceUnreplicated)
+	}
+	if fsync != "on" {
+		b.log.log(slog.LevelWarn, "fsync is off: a crash of the server's machine loses changes and "+
+			"damages the database", "schema", b.schema)
+	}
+	return nil
+}
+
+// errStandby is the error of an own connection to a standby. After a failover, the same connection
+// string may lead to a primary.
+var errStandby = fmt.Errorf("the server is a standby (hot standby): %s", adviceStandby)
+
+// isUnreachable reports whether an error says that there is no server, or no primary, at present.
+func isUnreachable(err error) bool {
+	var n net.Error
+	var c *pgconn.ConnectError
+	switch {
+	case errors.Is(err, errStandby), pgconn.SafeToRetry(err), pgconn.Timeout(err):
+		return true
+	case errors.As(err, &n):
+		return true
+	}
+	return errors.As(err, &c) && codeOf(err) == ""
+}

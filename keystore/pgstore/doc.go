@@ -1,0 +1,59 @@
+// Package pgstore keeps the entries of a key store in PostgreSQL, for many processes. The package
+// is a separate module, so that only its users have a client of PostgreSQL in their module graph.
+//
+//	pool, err := pgxpool.New(ctx, "postgres://app@pg-0,pg-1/app"+
+//		"?target_session_attrs=read-write&sslmode=verify-full&sslrootcert=ca.crt")
+//	b, err := pgstore.Open(ctx, pool, "apikeys", nil)
+//	store, err := keystore.New(b, nil)
+//
+// TLS, the user and the password belong to the connection string. No error and no log message of
+// this package has a credential.
+//
+// # What PostgreSQL must be
+//
+// The server has version 14 or later. The tests run with version 15. The store uses nothing that
+// the documents of the versions 14 to 18 describe differently.
+//
+// Commits wait for a standby: synchronous_standby_names is not empty, and synchronous_commit is on,
+// remote_apply or remote_write. Name two standbys, as in "ANY 1 (a, b)", so that the store continues
+// while one standby is down. Open refuses a server without synchronous replication, and while the
+// setting is empty, every change fails. Only a standby that the server waits for may be promoted.
+// The old primary, if it is still alive, then confirms no change any more, so its processes refuse
+// every call after at most Options.Freshness of package keystore.
+//
+// Options.Unreplicated allows a server that no standby replaces. If a standby is promoted all the
+// same, revocations that have returned may be lost, and processes that still reach the old primary
+// continue to admit keys that are revoked on the new one.
+//
+// # Rights
+//
+// A role that may create schemas in the database needs nothing else: Open makes the tables. To let
+// an application have the least rights, the owner of the database runs the SQL of Schema, and then:
+//
+//	grant usage on schema apikeys to app
+//	grant select on all tables in schema apikeys to app
+//	grant execute on all functions in schema apikeys to app
+//
+// This role cannot write to the tables. The function apply makes each change, with the rights of
+// the role that ran the SQL of Schema, and keeps the order of the changes.
+//
+// # Connections
+//
+// Get and the scans use the pool of the caller. A Backend also opens up to 8 connections of its
+// own, and one more for each running Feed, with the configuration of the pool. Changes that are made
+// at the same time share a commit.
+//
+// # Layout
+//
+// The table entry has a row for each entry. The table log has a row for each Apply, with a position;
+// the positions have no holes. A position of a feed is a position of the log. The tables head and
+// log must not be changed by other programs.
+//
+// # A restored server
+//
+// A server that is restored from a backup has lost the changes since the backup, such as
+// revocations. A standby that is promoted under Options.Unreplicated may have lost the last changes
+// too. Each row of the log has a random tag, so a Backend notices when a position means another
+// change. The feeds then end with backend.ErrGap, and a message goes to the Logger. Restore the
+// store's own backup on top of the restored server, or revoke the keys again.
+package pgstore

@@ -1,0 +1,224 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+const (
+	// pageBatches is the largest number of Batches that one request reads.
+	pageBatches = 128
+	// feedPoll is the time after which a feed looks for changes that no notification has announced.
+	feedPoll = 50 * time.Millisecond
+	// closeTimeout bounds the end of a connection, which tells the server that the connection ends.
+	closeTimeout = time.Second
+)
+
+// Feed implements backend.Feeder. A position is the number of an Apply; the positions have no holes.
+//
+// Feed reads the log on a connection of its own. A change with Restricts wakes Feed by LISTEN and
+// NOTIFY; Feed looks for other changes every 50 ms. If the connection breaks, Feed ends with the
+// error.
+func (b *Backend) Feed(
+	ctx context.Context, from, to []byte, after backend.Position,
+) iter.Seq2[backend.Batch, error] {
+	if from == nil {
+		from = []byte{}
+	}
+	return func(yield func(backend.Batch, error) bool) {
+		f := feed{Backend: b, caller: ctx, from: from, to: to, at: after, yield: yield}
+		if err := f.run(); !errors.Is(err, errStopped) {
+			yield(backend.Batch{}, err)
+		}
+	}
+}
+
+// errStopped ends a feed because the caller has ended the loop.
+var errStopped = errors.New("the caller has ended the loop")
+
+// A feed is one loop over a Feed.
+type feed struct {
+	*Backend
+	caller     context.Context
+	from, to   []byte
+	at         backend.Position // the feed has passed everything up to here; 0: not begun
+	tag        tag              // of at
+	generation uint64           // of at
+	yield      func(backend.Batch, error) bool
+	conn       *pgx.Conn
+}
+
+// run runs the feed, and returns why the feed ended.
+func (f *feed) run() error {
+	ctx, stop, err := f.join(f.caller)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	resumes := f.at != 0
+	if f.generation = f.history.now(); resumes {
+		var ok bool
+		if f.tag, f.generation, ok = f.history.recall(f.at); !ok {
+			return gap(fmt.Errorf("position %d is not one of the last %d positions that the "+
+				"feeds have yielded", f.at, maxTags))
+		}
+	}
+	pooled, err := f.own.Acquire(ctx)
+	if err != nil {
+		return f.wrap(f.caller, "feed", err)
+	}
+	f.conn = pooled.Hijack() // LISTEN belongs to the connection
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		_ = f.conn.Close(ctx)
+	}()
+	if _, err := f.conn.Exec(ctx, f.sql.listen); err != nil {
+		return f.wrap(f.caller, "feed", err)
+	}
+	if !resumes {
+		if err := f.begin(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		state := stateOf(f.conn.PgConn())
+		state.notified = false
+		n, err := f.page(ctx)
+		if err != nil {
+			return err
+		}
+		if n == 0 && !state.notified {
+			if err := f.wait(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// begin starts the feed at the present.
+func (f *feed) begin(ctx context.Context) error {
+	var at int64
+	err := f.conn.QueryRow(ctx, f.sql.feedStart).Scan(&at, &f.tag)
+	if err != nil {
+		return f.wrap(f.caller, "feed", err)
+	}
+	f.at = backend.Position(at)
+	return f.pass(backend.Batch{Position: f.at}, f.tag)
+}
+
+// wait waits for a notification, or for a short time.
+func (f *feed) wait(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, feedPoll)
+	defer cancel()
+	err := f.conn.PgConn().WaitForNotification(limited)
+	if ended := f.ended(f.caller); ended != nil {
+		return ended
+	}
+	if err != nil && !pgconn.Timeout(err) {
+		return f.wrap(f.caller, "feed", err)
+	}
+	return nil
+}
+
+// pass yields a Batch. The body of the loop may end the context, or close the Backend.
+func (f *feed) pass(batch backend.Batch, t tag) error {
+	if !f.history.yields(f.generation, batch.Position, t) {
+		return gap(errRestored)
+	}
+	if !f.yield(batch, nil) {
+		return errStopped
+	}
+	return f.ended(f.caller)
+}
+
+// A logged is one row of the log, as far as the row is in the range of the feed.
+type logged struct {
+	backend.Batch
+	tag tag
+}
+
+// page yields the next Batches, and returns the number of positions that the feed has passed.
+func (f *feed) page(ctx context.Context) (int, error) {
+	page, err := f.read(ctx)
+	if err != nil {
+		return 0, err
+	}
+	// The page begins with the row at the position of the feed, unless the server has another
+	// history, or no longer has the row.
+	if len(page) == 0 || page[0].Position != f.at {
+		return 0, f.lost(ctx)
+	}
+	if page[0].tag != f.tag {
+		return 0, f.history.changed(f.Backend, f.generation, f.at)
+	}
+	for _, row := range page[1:] {
+		if row.Position != f.at+1 {
+			return 0, gap(fmt.Errorf("the log has no position %d", f.at+1))
+		}
+		f.at, f.tag = row.Position, row.tag
+		if len(row.Changes) == 0 {
+			continue
+		}
+		if err := f.pass(row.Batch, row.tag); err != nil {
+			return 0, err
+		}
+	}
+	return len(page) - 1, nil
+}
+
+// read reads the row at the position of the feed, and the rows that follow.
+func (f *feed) read(ctx context.Context) (page []logged, err error) {
+	rows, err := f.conn.Query(ctx, f.sql.feedPage, int64(f.at), f.from, f.to)
+	if err != nil {
+		return nil, f.wrap(f.caller, "feed", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var at int64
+		var t tag
+		var key, value []byte
+		var revision *int64
+		if err := rows.Scan(&at, &t, &key, &value, &revision); err != nil {
+			return nil, f.wrap(f.caller, "feed", err)
+		}
+		position := backend.Position(at)
+		if n := len(page); n == 0 || page[n-1].Position != position {
+			page = append(page, logged{backend.Batch{Position: position}, t})
+		}
+		if key == nil {
+			continue // the Apply has changed nothing in the range
+		}
+		last := &page[len(page)-1]
+		e := backend.Entry{Key: key, Value: value}
+		if revision != nil {
+			e.Revision = uint64(*revision)
+		}
+		last.Changes = append(last.Changes, e)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, f.wrap(f.caller, "feed", err)
+	}
+	return page, nil
+}
+
+// lost returns why the log has no row at the position of the feed.
+func (f *feed) lost(ctx context.Context) error {
+	var first, last *int64
+	if err := f.conn.QueryRow(ctx, f.sql.feedPositions).Scan(&first, &last); err != nil {
+		return f.wrap(f.caller, "feed", err)
+	}
+	if first == nil || last == nil || backend.Position(*last) < f.at {
+		return f.history.changed(f.Backend, f.generation, f.at)
+	}
+	return gap(fmt.Errorf("the log begins at position %d, and the feed has read up to %d", *first,
+		f.at))
+}

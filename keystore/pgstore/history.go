@@ -1,0 +1,109 @@
+package pgstore
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+)
+
+// A tag identifies the Apply at a position. Another history has another tag at the position.
+type tag [16]byte
+
+// A history is what a Backend knows of the sequence of changes. A server that was restored from a
+// backup has another history, and so may have a standby that was promoted without the last changes:
+// the same positions mean other changes.
+//
+// Invariants:
+//
+//  1. A generation is one history, as far as this Backend has noticed. What the Backend remembers
+//     of an earlier generation is dropped.
+//  2. delivered is the highest position that a feed of this generation has yielded. A read refuses
+//     a state below the position: a pool may reach another server.
+//  3. A feed continues after a position only if the server has the remembered tag at the position.
+//     A feed after a position that is not remembered ends with ErrGap.
+type history struct {
+	mu         sync.Mutex // guards all below
+	generation uint64
+	delivered  backend.Position
+
+	tags  map[backend.Position]tag // of the last positions that feeds have yielded
+	order []backend.Position       // the keys of tags; a ring once there are maxTags
+	next  int                      // of the ring
+}
+
+// maxTags is the number of remembered positions.
+const maxTags = 1024
+
+// errRestored is the reason of a feed that has found another history.
+var errRestored = errors.New("PostgreSQL was restored, or a standby without the last changes was " +
+	"promoted")
+
+// gap returns an error of a feed that wraps ErrGap.
+func gap(reason error) error {
+	return fmt.Errorf("pgstore: feed: %w: %w", backend.ErrGap, reason)
+}
+
+// atLeast returns the position that the state of a read must have, if the read starts now.
+func (h *history) atLeast() backend.Position {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.delivered
+}
+
+// now returns the present generation.
+func (h *history) now() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.generation
+}
+
+// recall returns the tag at a position, and the generation of the tag.
+func (h *history) recall(at backend.Position) (tag, uint64, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t, ok := h.tags[at]
+	return t, h.generation, ok
+}
+
+// yields notes that a feed is about to yield a position. yields returns false if another feed has
+// found another history.
+func (h *history) yields(generation uint64, at backend.Position, t tag) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.generation != generation {
+		return false
+	}
+	h.delivered = max(h.delivered, at)
+	if _, ok := h.tags[at]; !ok {
+		if h.tags == nil {
+			h.tags = make(map[backend.Position]tag)
+		}
+		if len(h.order) < maxTags {
+			h.order = append(h.order, at)
+		} else {
+			delete(h.tags, h.order[h.next])
+			h.order[h.next] = at
+			h.next = (h.next + 1) % maxTags
+		}
+	}
+	h.tags[at] = t
+	return true
+}
+
+// changed begins another generation, because a feed has found another history.
+func (h *history) changed(b *Backend, generation uint64, at backend.Position) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.generation == generation {
+		h.generation++
+		h.delivered, h.tags, h.order, h.next = 0, nil, nil, 0
+		b.log.log(slog.LevelError, "PostgreSQL was restored, or a standby without the last changes "+
+			"was promoted: changes are lost, and revoked keys may be active again: restore the "+
+			"store's own backup on top, or revoke the keys again", "schema", b.schema,
+			"position", uint64(at))
+	}
+	return gap(errRestored)
+}

@@ -1,0 +1,151 @@
+package pgstore
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// format is the version of the tables that this package makes, and the only version that this
+// package can use.
+const format = 1
+
+// maxSchemaSize is the size of the longest name in PostgreSQL, in bytes. PostgreSQL cuts a longer
+// name, so two long names could mean the same schema.
+const maxSchemaSize = 63
+
+// Schema returns the SQL that makes the tables of a store in a schema, and the schema itself if
+// there is none. Open runs the same SQL. If the role of the application may not create tables, the
+// owner of the database runs the SQL, for example with psql, and grants the rights that the package
+// documentation names.
+//
+// The SQL is one statement, and changes everything or nothing. If the tables are there, the SQL
+// changes nothing, and fails if a later version of this package has made the tables. Schema returns
+// an error for a name that Open refuses.
+func Schema(schema string) (string, error) {
+	if err := checkSchema(schema); err != nil {
+		return "", fmt.Errorf("pgstore: %w", err)
+	}
+	return newStatements(schema).migrate, nil
+}
+
+func checkSchema(schema string) error {
+	switch {
+	case schema == "":
+		return errors.New("the schema is empty: choose the name of a schema, such as \"apikeys\"")
+	case len(schema) > maxSchemaSize:
+		return fmt.Errorf("the name of the schema has %d bytes: at most %d are allowed",
+			len(schema), maxSchemaSize)
+	case strings.ContainsRune(schema, 0) || !utf8.ValidString(schema):
+		return errors.New("the name of the schema has a NUL byte, or is not UTF-8")
+	case strings.HasPrefix(schema, "pg_"):
+		return fmt.Errorf("the schema is %q: names that begin with pg_ belong to PostgreSQL",
+			schema)
+	}
+	return nil
+}
+
+// statements are the SQL of a Backend, with the name of the schema.
+type statements struct {
+	migrate, version, rights, apply            string
+	get, scan, scanTo, scanDown, scanDownTo    string
+	position, snapshot, snapshotTo             string
+	listen, feedStart, feedPage, feedPositions string
+
+	grants []string
+}
+
+//go:embed schema.sql
+var schemaSQL string
+
+// newStatements returns the SQL for a schema, whose name checkSchema has accepted.
+func newStatements(schema string) statements {
+	hash := sha256.Sum256([]byte("grpc-api-key pgstore " + schema))
+	channel := "pgstore_" + hex.EncodeToString(hash[:16])
+	quoted := pgx.Identifier{schema}.Sanitize()
+	fill := strings.NewReplacer(
+		"@schema@", quoted,
+		"@name@", literal(schema),
+		"@head@", literal(quoted+".head"),
+		"@entry@", literal(quoted+".entry"),
+		"@log@", literal(quoted+".log"),
+		"@quote@", dollarTag("apply", quoted),
+		"@channel@", channel,
+		"@lock@", fmt.Sprint(int64(binary.BigEndian.Uint64(hash[:]))),
+		"@format@", fmt.Sprint(format),
+		"@page@", fmt.Sprint(pageEntries),
+		"@batches@", fmt.Sprint(pageBatches),
+	).Replace
+	const (
+		// last is the position of the last change. The log always has this position, and an index
+		// finds it, however many changes are in the log.
+		last = "(select position from @schema@.log order by position desc limit 1)"
+		scan = "select pg_is_in_recovery(), l.position, e.key, e.value, e.revision from " + last +
+			" l left join lateral (select key, value, revision from @schema@.entry where "
+		scanEnd  = " order by key %s limit @page@) e on true order by e.key %[1]s"
+		snapshot = "select key, value, revision from @schema@.entry where key >= $1"
+	)
+	return statements{
+		grants: []string{
+			fill("grant usage on schema @schema@ to ROLE"),
+			fill("grant select on all tables in schema @schema@ to ROLE"),
+			fill("grant execute on all functions in schema @schema@ to ROLE"),
+		},
+		migrate: migrate(fill(schemaSQL)),
+		version: fill("select version from @schema@.head"),
+		rights: fill("select has_table_privilege(@entry@, 'select') and " +
+			"has_table_privilege(@log@, 'select') and " +
+			"coalesce((select bool_and(has_function_privilege(p.oid, 'execute')) from pg_proc p " +
+			"join pg_namespace n on n.oid = p.pronamespace " +
+			"where n.nspname = @name@ and p.proname = 'apply'), false)"),
+		apply: fill("select @schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+		get: fill("select pg_is_in_recovery(), " + last + ", e.value, e.revision " +
+			"from (select) one left join @schema@.entry e on e.key = $1"),
+		scan:       fill(fmt.Sprintf(scan+"key >= $1"+scanEnd, "asc")),
+		scanTo:     fill(fmt.Sprintf(scan+"key >= $1 and key < $2"+scanEnd, "asc")),
+		scanDown:   fill(fmt.Sprintf(scan+"key >= $1"+scanEnd, "desc")),
+		scanDownTo: fill(fmt.Sprintf(scan+"key >= $1 and key < $2"+scanEnd, "desc")),
+		position:   fill("select " + last),
+		snapshot:   fill(snapshot + " order by key"),
+		snapshotTo: fill(snapshot + " and key < $2 order by key"),
+		listen:     fill("listen @channel@"),
+		feedStart:  fill("select position, tag from @schema@.log order by position desc limit 1"),
+		feedPage: fill("select l.position, l.tag, c.key, c.value, c.revision " +
+			"from @schema@.log l left join lateral " +
+			"unnest(l.keys, l.vals, l.revisions) c(key, value, revision) " +
+			"on c.key >= $2 and ($3::bytea is null or c.key < $3) " +
+			"where l.position >= $1 and l.position <= $1 + @batches@ order by l.position"),
+		feedPositions: fill("select min(position), max(position) from @schema@.log"),
+	}
+}
+
+// literal returns a string constant of SQL, whatever standard_conforming_strings is.
+func literal(text string) string {
+	text = strings.ReplaceAll(text, "'", "''")
+	if strings.Contains(text, `\`) {
+		return " E'" + strings.ReplaceAll(text, `\`, `\\`) + "'"
+	}
+	return "'" + text + "'"
+}
+
+// dollarTag returns a tag for a dollar-quoted constant with a text: the text does not have the tag.
+func dollarTag(name, text string) string {
+	tag := "$" + name + "$"
+	for n := 1; strings.Contains(text, tag); n++ {
+		tag = fmt.Sprintf("$%s%d$", name, n)
+	}
+	return tag
+}
+
+// migrate returns one statement that runs the block.
+func migrate(block string) string {
+	tag := dollarTag("migrate", block)
+	return "do " + tag + "\n" + block + tag + ";\n"
+}

@@ -1,0 +1,104 @@
+declare
+	have integer;
+begin
+	-- One migration runs at a time.
+	perform pg_catalog.pg_advisory_xact_lock(@lock@);
+	if not exists (select from pg_catalog.pg_namespace where nspname = @name@) then
+		create schema @schema@;
+	end if;
+	if pg_catalog.to_regclass(@head@) is null then
+		-- head says which version of pgstore has made the tables. Each change locks the row of
+		-- head, and so the changes are made one after the other.
+		create table @schema@.head (
+			one boolean primary key default true check (one),
+			version integer not null
+		);
+		insert into @schema@.head (version) values (0);
+	end if;
+	select version into strict have from @schema@.head;
+	if have > @format@ then
+		raise exception using errcode = 'KS003', message =
+			'a later version of pgstore has made the tables of this schema';
+	end if;
+
+	if have < 1 then
+		-- revision has the bits of an unsigned number.
+		create table @schema@.entry (
+			key bytea primary key,
+			value bytea not null,
+			revision bigint not null
+		);
+		-- Each row of log is one Apply. The positions have no holes. The tag tells one history from
+		-- another that has the same positions. A deleted entry has a null value and revision 0. The
+		-- row with the last position is never removed.
+		create table @schema@.log (
+			position bigint primary key,
+			tag uuid not null default pg_catalog.gen_random_uuid(),
+			at timestamptz not null default pg_catalog.now(),
+			keys bytea[] not null,
+			vals bytea[] not null,
+			revisions bigint[] not null
+		);
+		insert into @schema@.log (position, keys, vals, revisions) values (1, '{}', '{}', '{}');
+
+		-- apply makes several calls of Apply, which are numbered from 1, and returns the numbers of
+		-- those that conflict, or null. No two of the calls write the same key, and none writes a
+		-- key that another checks.
+		--
+		-- Each change has a kind: check, delete or write. The role of the application may execute
+		-- apply, and may not write to the tables.
+		create function @schema@.apply(
+			replicated boolean, restricts boolean, calls integer,
+			call integer[], kind text[], keys bytea[], vals bytea[], expects bigint[],
+			revisions bigint[]
+		) returns integer[] language plpgsql security definer
+		set search_path = pg_catalog, pg_temp
+		set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+		as @quote@
+		declare
+			last bigint;
+			failed integer[];
+		begin
+			if current_setting('synchronous_commit') = 'off'
+				or replicated and current_setting('synchronous_commit') = 'local'
+				or replicated and current_setting('synchronous_standby_names') = '' then
+				raise exception using errcode = 'KS002', message =
+					'commits do not wait for a disk and a standby';
+			end if;
+			-- The lock lasts until the commit is durable. So no other change is made between the
+			-- lines below, and the positions become visible in their order.
+			perform from @schema@.head for update;
+			select array_agg(distinct c.call) into failed
+				from unnest(call, keys, expects) c(call, key, expect)
+				where c.expect <> coalesce(
+					(select e.revision from @schema@.entry e where e.key = c.key), 0);
+			if cardinality(failed) = calls then
+				raise exception using errcode = 'KS001', message = 'conflict';
+			end if;
+			delete from @schema@.entry e
+				using unnest(call, kind, keys) c(call, kind, key)
+				where e.key = c.key and c.kind = 'delete' and (c.call = any(failed)) is not true;
+			insert into @schema@.entry as e (key, value, revision)
+				select c.key, c.value, c.revision
+				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
+				where c.kind = 'write' and (c.call = any(failed)) is not true
+				on conflict (key) do update
+				set value = excluded.value, revision = excluded.revision;
+			select l.position into strict last
+				from @schema@.log l order by l.position desc limit 1;
+			insert into @schema@.log (position, keys, vals, revisions)
+				select last + row_number() over (order by c.call),
+					array_agg(c.key), array_agg(c.value), array_agg(c.revision)
+				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
+				where c.kind <> 'check' and (c.call = any(failed)) is not true
+				group by c.call;
+			if restricts then
+				perform pg_notify('@channel@', '');
+			end if;
+			return failed;
+		end
+		@quote@;
+		revoke all on function @schema@.apply from public;
+		update @schema@.head set version = 1;
+	end if;
+end

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -26,9 +25,6 @@ const (
 	// maxWriters is the number of groups under way. The second group waits on the server for the
 	// end of the first.
 	maxWriters = 2
-	// maxAttempts is the number of connections that a group tries, if the connections are broken
-	// before the group is sent.
-	maxAttempts = 3
 	// fullPause is the time for which a full disk refuses changes without Restricts.
 	fullPause = time.Second
 )
@@ -232,7 +228,7 @@ func (m *committer) finish(g *group, failed []int32, err error) (ends bool) {
 }
 
 // commit makes a group, and returns the numbers of the calls that conflict. The calls are numbered
-// from 1.
+// from 1. If a connection was broken before the group was sent, commit tries another connection.
 func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err error) {
 	args := arguments(g.calls)
 	args = append([]any{!b.unreplicated}, args...)
@@ -258,15 +254,9 @@ func (b *Backend) tryCommit(ctx context.Context, args []any) (failed []int32, er
 		// The change is committed, and perhaps on no standby.
 		return nil, fmt.Errorf("the outcome is unknown: PostgreSQL has warned: %s", state.warning)
 	case codeOf(err) == codeReadOnly:
-		closeConn(conn) // the next connection may lead to another server
+		closeConn(conn.Conn()) // the next connection may lead to another server
 	}
 	return failed, err
-}
-
-func closeConn(conn *pgxpool.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	_ = conn.Conn().Close(ctx)
 }
 
 // arguments returns the arguments of the function apply of schema.sql, without the first.

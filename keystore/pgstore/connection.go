@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,6 +19,11 @@ const (
 	// minVersion is the first version of PostgreSQL that the store accepts, as the server writes
 	// the number.
 	minVersion = 140000
+	// maxAttempts is the number of connections that a call tries. Each connection of the pool may
+	// be broken, because the server has restarted, and one more is new.
+	maxAttempts = maxOwn + 1
+	// closeTimeout bounds the end of a connection, which tells the server that the connection ends.
+	closeTimeout = time.Second
 )
 
 // newOwnPool returns a pool for the writes, feeds and snapshots. The pool of the caller cannot
@@ -30,7 +36,8 @@ const (
 func (b *Backend) newOwnPool() (*pgxpool.Pool, error) {
 	c := b.pool.Config()
 	c.MaxConns, c.MinConns, c.MinIdleConns = maxOwn, 0, 0
-	c.BeforeAcquire, c.PrepareConn, c.AfterRelease, c.BeforeClose = nil, nil, nil, nil
+	c.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { return true, nil }
+	c.AfterRelease, c.BeforeClose = nil, nil
 	notice := c.ConnConfig.OnNotice
 	c.ConnConfig.OnNotice = func(conn *pgconn.PgConn, n *pgconn.Notice) {
 		if n.SeverityUnlocalized == "WARNING" {
@@ -53,6 +60,12 @@ func (b *Backend) newOwnPool() (*pgxpool.Pool, error) {
 		return b.setUp(ctx, conn)
 	}
 	return pgxpool.NewWithConfig(context.Background(), c)
+}
+
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx)
 }
 
 // A connState is what an own connection has received from the server. Only the goroutine that uses

@@ -15,11 +15,11 @@
 // the documents of the versions 14 to 18 describe differently.
 //
 // Commits wait for a standby: synchronous_standby_names is not empty, and synchronous_commit is on,
-// remote_apply or remote_write. Name two standbys, as in "ANY 1 (a, b)", so that the store continues
-// while one standby is down. Open refuses a server without synchronous replication, and while the
-// setting is empty, every change fails. Only a standby that the server waits for may be promoted.
-// The old primary, if it is still alive, then confirms no change any more, so its processes refuse
-// every call after at most Options.Freshness of package keystore.
+// remote_apply or remote_write. Name two standbys, as in "ANY 1 (a, b)", so that the store
+// continues while one standby is down. Open refuses a server without synchronous replication, and
+// while the setting is empty, every change fails. Only a standby that the server waits for may be
+// promoted. The old primary, if it is still alive, then confirms no change any more, so its
+// processes refuse every call after at most Options.Freshness of package keystore.
 //
 // Options.Unreplicated allows a server that no standby replaces. If a standby is promoted all the
 // same, revocations that have returned may be lost, and processes that still reach the old primary
@@ -39,15 +39,15 @@
 //
 // # Connections
 //
-// Get and the scans use the pool of the caller. A Backend also opens up to 8 connections of its
-// own, and one more for each running Feed, with the configuration of the pool. Changes that are made
-// at the same time share a commit.
+// Get and the scans use the pool of the caller. A Backend also opens up to 8 other connections, and
+// one more for each running Feed, with the configuration of the pool. Changes that are made at the
+// same time share a commit.
 //
 // # Layout
 //
-// The table entry has a row for each entry. The table log has a row for each Apply, with a position;
-// the positions have no holes. A position of a feed is a position of the log. The tables head and
-// log must not be changed by other programs.
+// The table entry has a row for each entry. The table log has a row for each Apply, with a
+// position; the positions have no holes. A position of a feed is a position of the log. The tables
+// head and log must not be changed by other programs.
 //
 // # A restored server
 //

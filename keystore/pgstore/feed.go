@@ -18,13 +18,12 @@ const (
 	pageBatches = 128
 	// feedPoll is the time after which a feed looks for changes that no notification has announced.
 	feedPoll = 50 * time.Millisecond
-	// closeTimeout bounds the end of a connection, which tells the server that the connection ends.
-	closeTimeout = time.Second
 )
 
-// Feed implements backend.Feeder. A position is the number of an Apply; the positions have no holes.
+// Feed implements backend.Feeder. A position is the number of an Apply. The positions have no
+// holes.
 //
-// Feed reads the log on a connection of its own. A change with Restricts wakes Feed by LISTEN and
+// Each Feed has one connection, and reads the log. A change with Restricts wakes Feed by LISTEN and
 // NOTIFY; Feed looks for other changes every 50 ms. If the connection breaks, Feed ends with the
 // error.
 func (b *Backend) Feed(
@@ -71,19 +70,10 @@ func (f *feed) run() error {
 				"feeds have yielded", f.at, maxTags))
 		}
 	}
-	pooled, err := f.own.Acquire(ctx)
-	if err != nil {
+	if f.conn, err = f.connect(ctx); err != nil {
 		return f.wrap(f.caller, "feed", err)
 	}
-	f.conn = pooled.Hijack() // LISTEN belongs to the connection
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		_ = f.conn.Close(ctx)
-	}()
-	if _, err := f.conn.Exec(ctx, f.sql.listen); err != nil {
-		return f.wrap(f.caller, "feed", err)
-	}
+	defer closeConn(f.conn)
 	if !resumes {
 		if err := f.begin(ctx); err != nil {
 			return err
@@ -100,6 +90,27 @@ func (f *feed) run() error {
 			if err := f.wait(ctx); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+// connect returns a connection that listens. The connection belongs to the feed, because a
+// connection of the pool would continue to listen.
+func (f *feed) connect(ctx context.Context) (*pgx.Conn, error) {
+	for attempt := 1; ; attempt++ {
+		pooled, err := f.own.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		conn := pooled.Hijack()
+		_, err = conn.Exec(ctx, f.sql.listen)
+		if err == nil {
+			return conn, nil
+		}
+		broken := conn.IsClosed() // the server has restarted since the connection was used last
+		closeConn(conn)
+		if !broken || ctx.Err() != nil || attempt == maxAttempts {
+			return nil, err
 		}
 	}
 }

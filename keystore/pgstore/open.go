@@ -17,16 +17,17 @@ const (
 	openPause = 100 * time.Millisecond
 )
 
-// Open opens the store in a schema of a database, and makes the schema and its tables if there are
-// none. If the role may not make the tables, Open returns an error, and the owner of the database
-// runs the SQL of Schema. Open waits for the server until ctx ends; if ctx has no deadline, for at
-// most 10 s. Open does not wait for a problem that waiting cannot solve, such as a wrong password.
+// Open opens the store in a schema of a database, and makes the schema and its tables if the
+// database has none. If the role may not make the tables, Open returns an error, and the owner of
+// the database runs the SQL of Schema. Open waits for the server until ctx ends; if ctx has no
+// deadline, for at most 10 s. Open does not wait for a problem that waiting cannot solve, such as a
+// wrong password.
 //
 // Choose a schema that belongs to the store alone, such as "apikeys". The name has 1 to 63 bytes,
 // and may be any name that PostgreSQL accepts.
 //
 // The pool stays the caller's: close the pool after the Backend. Reads use the pool. For writes and
-// feeds, the Backend opens up to 8 connections of its own, with the configuration of the pool; each
+// feeds, the Backend opens up to 8 other connections, with the configuration of the pool; each
 // running Feed has one more. So neither a pool that is exhausted nor a statement timeout delays a
 // revocation. A nil *Options means the zero Options.
 //

@@ -122,7 +122,8 @@ func TestLeastRights(t *testing.T) {
 		server.Exec(t, sql)
 	}
 	grants := documentedGrants(t)
-	refused(t, app, "apikeys", alone, "too few rights", grants[0][:len(grants[0])-len("app")])
+	refused(t, app, "apikeys", alone, "too few rights",
+		`grant usage on schema "apikeys" to ROLE`)
 	for i, grant := range grants {
 		server.Exec(t, grant)
 		if i+1 < len(grants) {

@@ -21,10 +21,10 @@ const format = 1
 // name, so two long names could mean the same schema.
 const maxSchemaSize = 63
 
-// Schema returns the SQL that makes the tables of a store in a schema, and the schema itself if
-// there is none. Open runs the same SQL. If the role of the application may not create tables, the
-// owner of the database runs the SQL, for example with psql, and grants the rights that the package
-// documentation names.
+// Schema returns the SQL that makes the tables of a store in a schema, and makes the schema if the
+// database has none. Open runs the same SQL. If the role of the application may not create tables,
+// the owner of the database runs the SQL, for example with psql, and grants the rights that the
+// package documentation names.
 //
 // The SQL is one statement, and changes everything or nothing. If the tables are there, the SQL
 // changes nothing, and fails if a later version of this package has made the tables. Schema returns

@@ -1,0 +1,286 @@
+package pgstore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
+)
+
+// startPair starts a primary that waits for a standby with each commit.
+func startPair(t testing.TB) (primary, standby *pglab.Server) {
+	t.Helper()
+	primary = pglab.Start(t, pglab.Config{NoSync: true})
+	standby = primary.Standby(t, "b")
+	primary.Replicate(t, "b")
+	return primary, standby
+}
+
+// both returns a connection string that leads to the primary, whichever of the servers it is.
+func both(first, second *pglab.Server) string {
+	return pglab.URL(first.Addr()+","+second.Addr(), "target_session_attrs", "read-write",
+		"connect_timeout", "2")
+}
+
+// A journal is the log of a Backend.
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+func (j *journal) logger() *slog.Logger { return slog.New(slog.NewTextHandler(j, nil)) }
+
+// put writes the next revision of an entry.
+func put(ctx context.Context, b backend.Backend, key string, expect uint64) error {
+	return b.Apply(ctx, backend.Change{Key: []byte(key), Value: []byte("v"), Expect: expect})
+}
+
+// within returns a context that ends after d.
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// Open refuses a server whose commits could be lost in a failover, unless the caller allows it.
+func TestOpenRequiresReplication(t *testing.T) {
+	t.Parallel()
+	primary := pglab.Start(t, pglab.Config{NoSync: true})
+	refused(t, newPool(t, primary.URL()), "apikeys", nil, "synchronous_standby_names is empty",
+		"Options.Unreplicated")
+	use(t, open(t, newPool(t, primary.URL()), "apikeys", alone))
+
+	primary.Standby(t, "b")
+	primary.Replicate(t, "b")
+	use(t, open(t, newPool(t, primary.URL()), "apikeys", nil))
+	for _, level := range []string{"on", "remote_apply", "remote_write"} {
+		use(t, open(t, newPool(t, primary.URL("synchronous_commit", level)), "apikeys", nil))
+	}
+	local := newPool(t, primary.URL("synchronous_commit", "local"))
+	refused(t, local, "apikeys", nil, "synchronous_commit is local")
+	use(t, open(t, local, "apikeys", alone))
+	off := newPool(t, primary.URL("synchronous_commit", "off"))
+	refused(t, off, "apikeys", nil, "synchronous_commit is off")
+	refused(t, off, "apikeys", alone, "synchronous_commit is off")
+}
+
+// While a person has switched synchronous replication off, every change fails.
+func TestReplicationIsSwitchedOff(t *testing.T) {
+	t.Parallel()
+	primary, _ := startPair(t)
+	b := open(t, newPool(t, primary.URL()), "apikeys", nil)
+	ctx := within(t, patience)
+	require.NoError(t, put(ctx, b, "k", 0))
+	primary.Replicate(t, "")
+	err := put(ctx, b, "k", 1)
+	require.ErrorContains(t, err, "set synchronous_standby_names")
+	e, err := b.Get(ctx, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), e.Revision, "nothing was changed")
+	primary.Replicate(t, "b")
+	require.NoError(t, put(ctx, b, "k", 1))
+}
+
+// A standby that does not answer delays each change, and no change is confirmed without the
+// standby.
+func TestSlowStandby(t *testing.T) {
+	t.Parallel()
+	primary, standby := startPair(t)
+	b := open(t, newPool(t, primary.URL()), "apikeys", nil)
+	ctx := within(t, patience)
+	require.NoError(t, put(ctx, b, "k", 0))
+
+	require.NoError(t, standby.Pause())
+	require.ErrorIs(t, put(within(t, 300*time.Millisecond), b, "k", 1), context.DeadlineExceeded)
+	done := make(chan error, 1)
+	go func() { done <- put(ctx, b, "other", 0) }()
+	const waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' " +
+		"and query like '%apply%'"
+	primary.Await(t, waits, "1")
+	select {
+	case err := <-done:
+		require.Fail(t, "a change was confirmed without the standby", err)
+	default:
+	}
+	require.NoError(t, standby.Resume())
+	require.NoError(t, <-done)
+
+	// PostgreSQL reports a commit whose wait for the standby was canceled as a success, with a
+	// warning.
+	require.NoError(t, standby.Pause())
+	go func() { done <- put(ctx, b, "doubtful", 0) }()
+	primary.Await(t, waits, "1")
+	primary.Exec(t, "select pg_cancel_backend(pid) from pg_stat_activity "+
+		"where wait_event = 'SyncRep'")
+	err := <-done
+	require.ErrorContains(t, err, "the outcome is unknown")
+	require.ErrorContains(t, err, "canceling wait for synchronous replication")
+	require.NotErrorIs(t, err, backend.ErrConflict)
+	require.NoError(t, standby.Resume())
+	_, err = b.Get(ctx, []byte("doubtful"))
+	require.NoError(t, err, "the change was made on the primary")
+	require.NoError(t, put(ctx, b, "k2", 0), "the next change has no warning")
+}
+
+// A reader reads a feed of all keys.
+type reader struct {
+	batches chan backend.Batch
+	err     chan error
+}
+
+func read(ctx context.Context, b backend.Feeder, after backend.Position) *reader {
+	r := &reader{make(chan backend.Batch, 1000), make(chan error, 1)}
+	go func() {
+		for batch, err := range b.Feed(ctx, nil, nil, after) {
+			if err != nil {
+				r.err <- err
+				return
+			}
+			r.batches <- batch
+		}
+	}()
+	return r
+}
+
+func (r *reader) next(t *testing.T) backend.Batch {
+	t.Helper()
+	select {
+	case batch := <-r.batches:
+		return batch
+	case err := <-r.err:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		require.Fail(t, "the feed yields nothing")
+	}
+	return backend.Batch{}
+}
+
+func (r *reader) fails(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-r.err:
+		return err
+	case <-time.After(patience):
+		require.Fail(t, "the feed does not end")
+	}
+	return nil
+}
+
+// A standby is promoted without the last changes, which Unreplicated allows. A feed that has
+// yielded one of these changes ends with ErrGap, whether or not other changes have the positions.
+func TestPromotionThatLosesChanges(t *testing.T) {
+	t.Parallel()
+	for _, overtaken := range []bool{false, true} {
+		t.Run(fmt.Sprint("overtaken ", overtaken), func(t *testing.T) {
+			t.Parallel()
+			primary := pglab.Start(t, pglab.Config{NoSync: true})
+			standby := primary.Standby(t, "b")
+			var j journal
+			b := open(t, newPool(t, both(primary, standby)), "apikeys",
+				&pgstore.Options{Unreplicated: true, Logger: j.logger()})
+			ctx := within(t, 2*patience)
+			r := read(ctx, b, 0)
+			r.next(t)
+			require.NoError(t, put(ctx, b, "kept", 0))
+			r.next(t)
+			primary.Await(t, "select count(*) from pg_stat_replication "+
+				"where replay_lsn = pg_current_wal_lsn()", "1")
+			standby.Stop()
+			require.NoError(t, put(ctx, b, "lost", 0))
+			last := r.next(t).Position
+			primary.Crash()
+			require.NotErrorIs(t, r.fails(t), backend.ErrGap, "the connection has ended")
+			require.NoError(t, standby.Start())
+			standby.Promote(t)
+
+			if overtaken {
+				for n := range uint64(3) {
+					require.Eventually(t, func() bool { return put(ctx, b, "new", n) == nil },
+						patience, 10*time.Millisecond)
+				}
+			}
+			// Until the feed has noticed, a read refuses the older state.
+			if _, err := b.Get(ctx, []byte("lost")); !overtaken {
+				require.ErrorContains(t, err, "the server has the changes up to position")
+			}
+			require.NotContains(t, j.String(), "level=ERROR")
+			require.ErrorIs(t, read(ctx, b, last).fails(t), backend.ErrGap)
+			require.Contains(t, j.String(), "level=ERROR")
+			require.Contains(t, j.String(), "revoked keys may be active again")
+
+			_, err := b.Get(ctx, []byte("lost"))
+			require.ErrorIs(t, err, backend.ErrNotFound)
+			r = read(ctx, b, 0)
+			start := r.next(t)
+			require.Empty(t, start.Changes)
+			require.NoError(t, put(ctx, b, "kept", 1))
+			require.Greater(t, r.next(t).Position, start.Position)
+		})
+	}
+}
+
+// A promotion of the synchronous standby loses nothing: the feed continues without a gap on the new
+// primary.
+func TestPromotion(t *testing.T) {
+	t.Parallel()
+	primary, standby := startPair(t)
+	b := open(t, newPool(t, both(primary, standby)), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	r := read(ctx, b, 0)
+	last := r.next(t).Position
+	for n := range uint64(20) {
+		require.NoError(t, put(ctx, b, "k", n))
+		last = r.next(t).Position
+	}
+	primary.Crash()
+	require.NotErrorIs(t, r.fails(t), backend.ErrGap)
+	standby.Promote(t)
+	err := errors.New("not tried")
+	require.Eventually(t, func() bool {
+		err = put(ctx, b, "k", 20)
+		return err != nil && bytes.Contains([]byte(err.Error()), []byte("synchronous_standby_names"))
+	}, patience, 10*time.Millisecond, "%v", err)
+	// The new primary gets a standby of its own. Before, it confirms nothing.
+	standby.Standby(t, "c")
+	standby.Replicate(t, "c")
+	require.NoError(t, put(ctx, b, "k", 20))
+	r = read(ctx, b, last)
+	batch := r.next(t)
+	require.Equal(t, uint64(21), batch.Changes[0].Revision)
+	require.Equal(t, last+1, batch.Position)
+	e, err := b.Get(ctx, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, uint64(21), e.Revision)
+}
+
+// A pool that leads to a standby is refused, also while the store is open.
+func TestPoolThatReachesAStandby(t *testing.T) {
+	t.Parallel()
+	primary, standby := startPair(t)
+	open(t, newPool(t, primary.URL()), "apikeys", nil)
+	_, err := pgstore.Open(within(t, 300*time.Millisecond), newPool(t, standby.URL()), "apikeys", nil)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "target_session_attrs=read-write")
+}

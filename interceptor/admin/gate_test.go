@@ -13,6 +13,7 @@ type gate struct {
 	backend.Backend
 	mu        sync.Mutex
 	afterRead func()
+	readError error
 	write     func(apply func() error) error
 }
 
@@ -35,11 +36,21 @@ func (g *gate) onWrites(f func(apply func() error) error) {
 	g.write = f
 }
 
+// failReads makes each Get fail from now on. If err is nil, reads are as usual.
+func (g *gate) failReads(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.readError = err
+}
+
 func (g *gate) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	e, err := g.Backend.Get(ctx, key)
 	g.mu.Lock()
 	f := g.afterRead
 	g.afterRead = nil
+	if g.readError != nil {
+		err = g.readError
+	}
 	g.mu.Unlock()
 	if f != nil {
 		f()

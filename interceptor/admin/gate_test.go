@@ -2,8 +2,17 @@ package admin_test
 
 import (
 	"context"
+	"iter"
+	"net"
 	"sync"
+	"testing"
 
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -67,4 +76,51 @@ func (g *gate) Apply(ctx context.Context, changes ...backend.Change) error {
 		return f(apply)
 	}
 	return apply()
+}
+
+// damage replaces the stored record of a key by other bytes.
+func (g *gate) damage(t testing.TB, k *keystore.Key) {
+	t.Helper()
+	id, ok := token.ParseID(k.ID)
+	require.True(t, ok)
+	g.replace(t, append([]byte{'k'}, id[:]...))
+}
+
+// damageEvent replaces the stored event number n, from 0, by other bytes.
+func (g *gate) damageEvent(t testing.TB, n int) {
+	t.Helper()
+	for e, err := range g.Backend.Scan(t.Context(), []byte{'e'}, []byte{'f'}) {
+		require.NoError(t, err)
+		if n == 0 {
+			g.replace(t, e.Key)
+			return
+		}
+		n--
+	}
+	t.Fatal("there are fewer events")
+}
+
+func (g *gate) replace(t testing.TB, key []byte) {
+	t.Helper()
+	e, err := g.Backend.Get(t.Context(), key)
+	require.NoError(t, err)
+	require.NoError(t, g.Backend.Apply(t.Context(),
+		backend.Change{Key: e.Key, Value: []byte("damaged"), Expect: e.Revision}))
+}
+
+// ScanDown implements backend.DownScanner.
+func (g *gate) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return g.Backend.(backend.DownScanner).ScanDown(ctx, from, to)
+}
+
+// A contextStream is a stream with another context.
+type contextStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *contextStream) Context() context.Context { return s.ctx }
+
+func dialer(l *bufconn.Listener) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }
 }

@@ -76,7 +76,7 @@ func (s *keyService) ListEvents(
 			if cursor != "" {
 				at, err := cursorTime(cursor)
 				if err != nil {
-					return nil, errPageToken
+					return nil, err
 				}
 				if r.NewestFirst {
 					q.Until = at.Add(-1)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -66,15 +67,20 @@ func damageText(err error) string { return strings.TrimPrefix(err.Error(), "keys
 // maxDamage is how many sentences about damage a page has. CheckIntegrity reads everything.
 const maxDamage = 100
 
-// A page token is the cursor of the last item of the page, after a hash of the request. So a token
-// of another request is noticed. The request is without its page size and page token.
+// A page token is a hash of the request and the cursor, and then the cursor of the last item of the
+// page. So a token of another request is noticed, and a damaged token. The request is without its
+// page size and page token.
 
-// boundLength is the length of the hash in a page token.
-const boundLength = 12
+const tokenHash = 12 // bytes
 
 func pageToken(request proto.Message, cursor string) (string, error) {
-	bound, err := boundOf(request)
-	return base64.RawURLEncoding.EncodeToString(append(bound, cursor...)), err
+	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
+	if err != nil {
+		return "", invalid("the request cannot be encoded")
+	}
+	name := request.ProtoReflect().Descriptor().FullName()
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %s", name, cursor, wire))
+	return base64.RawURLEncoding.EncodeToString(append(sum[:tokenHash], cursor...)), nil
 }
 
 // pageCursor returns the cursor in a page token, or an empty cursor if the token is empty.
@@ -82,23 +88,13 @@ func pageCursor(request proto.Message, token string) (string, error) {
 	if token == "" {
 		return "", nil
 	}
-	bound, err := boundOf(request)
-	if err != nil {
-		return "", err
-	}
 	text, err := base64.RawURLEncoding.DecodeString(token)
-	cursor, ok := strings.CutPrefix(string(text), string(bound))
-	if err != nil || !ok || cursor == "" {
+	if err != nil || len(text) <= tokenHash {
+		return "", errPageToken
+	}
+	cursor := string(text[tokenHash:])
+	if want, err := pageToken(request, cursor); err != nil || token != want {
 		return "", errPageToken
 	}
 	return cursor, nil
-}
-
-func boundOf(request proto.Message) ([]byte, error) {
-	wire, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
-	if err != nil {
-		return nil, invalid("the request cannot be encoded")
-	}
-	sum := sha256.Sum256(append([]byte(request.ProtoReflect().Descriptor().FullName()), wire...))
-	return sum[:boundLength], nil
 }

@@ -1,0 +1,79 @@
+package admin_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
+)
+
+// A server with every kind of logging: of the store, of the service, of refusals, of gRPC at its
+// highest level, of messages and of contexts. No secret is in the log, whatever the callers do.
+func TestNoSecretInTheLog(t *testing.T) {
+	needsDirectory(t)
+	dir := t.TempDir()
+	store := keystoretest.Open(t, dir, nil)
+	var secrets []string
+	for _, scopes := range [][]string{{"keys:admin"}, {"keys:read"}, {"keys:write"}, nil} {
+		issued := keystoretest.MustCreate(t, store, keystore.Spec{Scopes: scopes})
+		secrets = append(secrets, issued.Secret.Reveal())
+	}
+	require.NoError(t, store.Close())
+	child := startServer(t, dir,
+		"GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99")
+	all := []clients{dial(t, "unix:"+child.socket, localCreds)}
+	over := &rig{tls: child.addr, roots: child.roots}
+	for _, secret := range secrets {
+		all = append(all, over.with(t, secret))
+	}
+	ctx := t.Context()
+	for i, c := range all {
+		name := "keys/" + noID
+		id := uuid.NewString()
+		for range 2 {
+			made, err := c.CreateKey(ctx, &adminpb.CreateKeyRequest{
+				Key: &adminpb.Key{DisplayName: "a"}, RequestId: id})
+			if err == nil {
+				secrets = append(secrets, made.Secret)
+				name = made.Key.Name
+			}
+			rotated, err := c.RotateKey(ctx, &adminpb.RotateKeyRequest{Name: name, RequestId: id})
+			if err == nil {
+				secrets = append(secrets, rotated.Secret)
+			}
+		}
+		for _, secret := range secrets {
+			_, _ = c.LookupKey(ctx, &adminpb.LookupKeyRequest{Token: secret})
+			if i > 0 {
+				continue // the log of messages has what a caller writes into other fields
+			}
+			_, _ = c.GetKey(ctx, &adminpb.GetKeyRequest{Name: secret})
+			_, _ = c.RevokeKey(ctx, &adminpb.RevokeKeyRequest{Name: "keys/" + secret})
+			_, _ = c.CreateKey(ctx, &adminpb.CreateKeyRequest{RequestId: secret})
+			_, _ = c.ListKeys(ctx, &adminpb.ListKeysRequest{PageToken: secret})
+		}
+		_, _ = c.RevokeKey(ctx, &adminpb.RevokeKeyRequest{Name: name, Reason: "done"})
+		_, _ = c.GetStats(ctx, &adminpb.GetStatsRequest{})
+		for _, m := range allMethods() {
+			_ = m.call(t, c.conn)
+		}
+	}
+	bad := dial(t, "unix:"+child.socket, localCreds, grpc.WithUserAgent("bad"))
+	_, _ = bad.GetKey(ctx, &adminpb.GetKeyRequest{})
+	child.stop(t)
+	log := child.stderr.String()
+	for _, text := range []string{"API key changed", "admin call refused", "payload", "call refused",
+		"transport"} {
+		require.Contains(t, log, text, "this kind of logging is on")
+	}
+	require.Greater(t, len(secrets), 12)
+	for i, secret := range secrets {
+		require.False(t, strings.Contains(log, secret), "secret %d is in the log", i)
+	}
+}

@@ -5,6 +5,7 @@
 //	cd benchmarks && go run ./report          # RESULTS.md and charts, in about 20 minutes
 //	cd benchmarks && go run ./report -quick   # a check that everything works, in 2 minutes; the
 //	                                          # figures are not reliable
+//	cd benchmarks && go run ./report -shared etcd   # etcd/RESULTS.md: several processes on etcd
 //	cd benchmarks && go test -run '^$' -bench . -count 10 ./work | tee new.txt    # for benchstat
 //
 // Start with package work. Each of its files contains one kind of work, and starts with a comment

@@ -43,7 +43,7 @@ func describe(dir string) (facts []fact) {
 		for _, path := range []string{
 			"google.golang.org/grpc", "github.com/dgraph-io/badger/v4", "github.com/hashicorp/golang-lru/v2",
 			"github.com/golang-jwt/jwt/v5", "github.com/grpc-ecosystem/go-grpc-middleware/v2",
-			"github.com/redis/go-redis/v9", "github.com/jackc/pgx/v5",
+			"github.com/redis/go-redis/v9", "github.com/jackc/pgx/v5", "go.etcd.io/etcd/server/v3",
 		} {
 			for _, m := range info.Deps {
 				if m.Path == path {
@@ -138,7 +138,7 @@ func commitOf() string {
 		return ""
 	}
 	// The files that this command writes do not count as changes.
-	written := regexp.MustCompile(`benchmarks/(RESULTS\.md|charts/)`)
+	written := regexp.MustCompile(`benchmarks/(etcd/)?(RESULTS\.md|charts/)`)
 	lines := strings.Split(git("status", "--porcelain"), "\n")
 	changed := slices.DeleteFunc(lines, func(line string) bool {
 		return line == "" || written.MatchString(line)

@@ -1,6 +1,7 @@
 // Report compares grpc-api-key with its peers, and writes RESULTS.md and the charts.
 //
 //	cd benchmarks && go run ./report
+//	cd benchmarks && go run ./report -shared etcd    # writes etcd/RESULTS.md
 //
 // A full run takes about 20 minutes. With -quick or -only, Report prints the results, and writes
 // files only if -out names a directory.
@@ -39,11 +40,14 @@ func run(ctx context.Context) (err error) {
 		"run only workloads with a name or a goal that matches the `expression`")
 	out := flag.String("out", "",
 		"the `directory` for RESULTS.md and charts/ "+
-			"(default: the current directory, or none with -quick or -only)")
+			"(default: the current directory, or the one named like -shared; none with -quick or "+
+			"-only)")
 	keys := flag.Int("keys", 1_000_000,
 		"the largest number of keys in a store; 10000000 needs 15 GB of disk and 40 more minutes")
 	before := flag.String("before", work.BeforeIndexes,
 		"the `commit` whose creates the workload before compares with the present creates")
+	shared := flag.String("shared", "", "run the workloads of a store that several processes "+
+		"share, on this `engine` (etcd), instead of the workloads of a store in a directory")
 	list := flag.Bool("list", false, "print the workloads and their goals, and do nothing else")
 	flag.Parse()
 
@@ -53,7 +57,14 @@ func run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	selected := work.Select(work.All(), expression)
+	all := work.All()
+	if *shared != "" {
+		if !slices.Contains(work.Engines(), *shared) {
+			return fmt.Errorf("there is no engine %q: the engines are %q", *shared, work.Engines())
+		}
+		all = work.Shared()
+	}
+	selected := work.Select(all, expression)
 	if len(selected) == 0 {
 		return fmt.Errorf("no workload and no goal matches %q: see -list", *only)
 	}
@@ -67,7 +78,7 @@ func run(ctx context.Context) (err error) {
 		return nil
 	}
 	if *out == "" && !*quick && expression == nil {
-		*out = "."
+		*out = filepath.Join(".", *shared)
 	}
 
 	dir, err := os.MkdirTemp("", "grpc-api-key-benchmarks-")
@@ -85,7 +96,9 @@ func run(ctx context.Context) (err error) {
 	line := newProgress(os.Stderr)
 	stores := work.NewStores(dir)
 	for i, w := range selected {
-		e := &work.Env{Quick: *quick, Keys: *keys, Before: *before, Stores: stores}
+		e := &work.Env{
+			Quick: *quick, Keys: *keys, Before: *before, Engine: *shared, Stores: stores,
+		}
 		if e.Dir, err = os.MkdirTemp(dir, w.Name); err != nil {
 			return err
 		}
@@ -138,12 +151,15 @@ func arguments() (s string) {
 
 // write writes RESULTS.md and the charts.
 func (r *report) write(dir string) error {
-	charts := filepath.Join(dir, "charts")
-	if err := os.MkdirAll(charts, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	charts := filepath.Join(dir, "charts")
 	for _, p := range r.Parts {
 		for _, c := range p.outcome.Charts {
+			if err := os.MkdirAll(charts, 0o755); err != nil {
+				return err
+			}
 			name, _ := c.Head()
 			path := filepath.Join(charts, name+".svg")
 			if err := os.WriteFile(path, []byte(c.SVG()), 0o644); err != nil {

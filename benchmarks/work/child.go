@@ -40,7 +40,9 @@ const (
 // MaybeChild must be the first call in every program that runs the workloads. In a child process,
 // MaybeChild does the work of the child and does not return.
 func MaybeChild() {
-	work := map[string]func(dir string) error{"open": open, "serve": serve}[os.Getenv(childEnv)]
+	work := map[string]func(dir string) error{
+		"open": open, "serve": serve, "etcd": runEtcd,
+	}[os.Getenv(childEnv)]
 	if work == nil {
 		return
 	}

@@ -21,6 +21,10 @@ const (
 	Count    Unit = ""
 	PerMsg   Unit = "a message"
 	MoreThan Unit = "ns more"
+
+	Writes         Unit = "writes/s"
+	BytesPerSecond Unit = "B/s"
+	OfACore        Unit = "% of a core"
 )
 
 // Format returns the value with three significant digits and the unit.

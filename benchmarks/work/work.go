@@ -33,7 +33,7 @@ func (w *Workload) Place(id string) int {
 	return slices.IndexFunc(w.Goals, func(g Goal) bool { return g.ID == id })
 }
 
-// All returns the workloads, in the order of the report.
+// All returns the workloads of a store in a directory, in the order of the report.
 func All() []Workload {
 	return []Workload{
 		verifyWork, parallelWork, readsWork, unaryWork, cpuWork, streamWork,
@@ -159,6 +159,7 @@ type Env struct {
 	Quick    bool   // whether the run only checks that everything works
 	Keys     int    // the largest number of keys in a store
 	Before   string // the commit for the before workload; empty means BeforeIndexes
+	Engine   string // the name of the engine, for the workloads of Shared
 	Stores   *Stores
 	Progress func(doing string, done, of int)
 }

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 // The IDs of all goals are different, and each reason belongs to a goal.
 func TestGoals(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, w := range All() {
+	for _, w := range append(All(), Shared()...) {
 		require.NotNil(t, w.Run, w.Name)
 		for _, g := range w.Goals {
 			require.False(t, seen[g.ID], g.ID)

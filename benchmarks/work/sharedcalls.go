@@ -1,0 +1,212 @@
+package work
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/measure"
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
+)
+
+// startSharedPeers starts the peers that share their credentials. end ends everything that was
+// started.
+func startSharedPeers(ctx context.Context, e *Env, end *closer) ([]*peers.SharedPeer, error) {
+	n, err := e.startEngine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	end.add(n.close)
+	stores, err := n.openStores(ctx, sharing, "peers", sharedOptions(), end)
+	if err != nil {
+		return nil, err
+	}
+	own, err := peers.StartShared(ctx, stores[0], stores[1])
+	if err != nil {
+		return nil, err
+	}
+	all := []*peers.SharedPeer{own}
+	if n.etcd != nil {
+		others, err := peers.StartEtcd(ctx, n.etcd)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, others...)
+	}
+	return all, nil
+}
+
+// The shared-verify workload measures the check of one credential by one goroutine, without gRPC.
+var sharedVerifyWork = Workload{
+	Name:  "shared-verify",
+	Title: "Verification of one credential, shared by three processes",
+	About: "One goroutine, without gRPC, with one credential. The check of grpc-api-key hits the " +
+		"cache of the process, and asks whether the process is in contact with the others.",
+}
+
+func init() { sharedVerifyWork.Run = runSharedVerify }
+
+func runSharedVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
+	var end closer
+	defer end.into(&err)
+	all, err := startSharedPeers(ctx, e, &end)
+	if err != nil {
+		return nil, err
+	}
+	var cases []measure.Case
+	for _, p := range all {
+		cases = append(cases, measure.Case{Name: p.Name, Do: func(n int) error {
+			for range n {
+				if err := p.Check(ctx, p.Good[0]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+	}
+	contestants, err := measure.AllTimed(cases, e.turn(4*time.Millisecond))
+	if err != nil {
+		return nil, err
+	}
+	s, err := measure.Rounds(ctx, e.rounds(101), e.progress("verifying"), contestants...)
+	if err != nil {
+		return nil, err
+	}
+	o = &Outcome{}
+	for _, p := range all {
+		o.figure(p.Name, Nanos, s[p.Name])
+	}
+	for _, p := range all {
+		o.note("%s: %s.", p.Name, p.How)
+	}
+	return o, nil
+}
+
+// The shared-unary workload measures unary calls over a real socket.
+var sharedUnaryWork = Workload{
+	Name:  "shared-unary",
+	Title: "Unary calls, end to end, with shared credentials",
+	About: "8 connections over loopback, each with another credential and 4 concurrent calls, and " +
+		"64 bytes in each direction. Servers, callers and the engine share the machine. A real " +
+		"network would slow down only the peer that reads for each call.",
+	Goals: []Goal{
+		{
+			ID: "shared-unary", Work: "calls with grpc-api-key / calls with a look-up each",
+			Bound: atLeast(1.5, Times),
+		},
+	},
+}
+
+func init() { sharedUnaryWork.Run = runSharedUnary }
+
+func runSharedUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
+	var end closer
+	defer end.into(&err)
+	all, err := startSharedPeers(ctx, e, &end)
+	if err != nil {
+		return nil, err
+	}
+	var contestants []measure.Contestant
+	for _, p := range all {
+		rig, err := peers.NewRig(&peers.Service{}, p.Good, p.Options...)
+		if err != nil {
+			return nil, err
+		}
+		end.add(rig.Close)
+		contestants = append(contestants, measure.Contestant{Name: p.Name,
+			Sample: func(context.Context) (float64, error) {
+				call := func(g int) func() error { return rig.Call(ctx, g) }
+				return measure.Throughput(callsAtOnce*len(p.Good), 1,
+					e.turn(300*time.Millisecond), call)
+			}})
+	}
+	s, err := measure.Rounds(ctx, e.rounds(21), e.progress("calling"), contestants...)
+	if err != nil {
+		return nil, err
+	}
+	o = &Outcome{}
+	if len(s[peers.EtcdLookUp]) == 0 {
+		o.skip(&sharedUnaryWork, "shared-unary", "the engine has no peer with a look-up")
+	} else {
+		o.judge(&sharedUnaryWork, "shared-unary",
+			measure.Ratios(s[peers.Shared], s[peers.EtcdLookUp]))
+	}
+	for _, p := range all {
+		o.figure(p.Name, Rate, s[p.Name])
+	}
+	return o, nil
+}
+
+// The shared-stale workload measures how long a revoked credential is admitted in another process
+// after the revocation has returned.
+var staleWork = Workload{
+	Name:  "shared-stale",
+	Title: "Admitted after the revocation has returned",
+	About: "A caller uses a new credential in one process, one call after the other, for a random " +
+		"part of the TTL. Then another process revokes the credential. The figure is the time from " +
+		"the return of the revocation to the last call that began afterwards and was admitted, or " +
+		"0.",
+	Goals: []Goal{
+		{
+			ID: "shared-stale", Work: "grpc-api-key: admitted after the revocation has returned",
+			Bound: atMost(0, Nanos),
+		},
+	},
+}
+
+func init() { staleWork.Run = runStale }
+
+func runStale(ctx context.Context, e *Env) (o *Outcome, err error) {
+	var end closer
+	defer end.into(&err)
+	all, err := startSharedPeers(ctx, e, &end)
+	if err != nil {
+		return nil, err
+	}
+	var contestants []measure.Contestant
+	for _, p := range all {
+		contestants = append(contestants, measure.Contestant{Name: p.Name,
+			Sample: func(ctx context.Context) (float64, error) { return staleFor(ctx, p) }})
+	}
+	s, err := measure.Rounds(ctx, e.rounds(25), e.progress("revoking"), contestants...)
+	if err != nil {
+		return nil, err
+	}
+	o = &Outcome{}
+	o.judge(&staleWork, "shared-stale", s[peers.Shared])
+	for _, p := range all {
+		o.figure(p.Name, Nanos, s[p.Name])
+		o.note("%s: at most %s", p.Name, Nanos.Format(measure.Quantile(s[p.Name], 1)))
+	}
+	return o, nil
+}
+
+// staleFor returns for how long a peer admits a credential after the revocation has returned.
+func staleFor(ctx context.Context, p *peers.SharedPeer) (float64, error) {
+	id, credential, err := p.Issue(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.Check(ctx, credential); err != nil {
+		return 0, err
+	}
+	time.Sleep(rand.N(peers.TTL))
+	if err := p.Check(ctx, credential); err != nil {
+		return 0, err
+	}
+	if err := p.Revoke(ctx, id); err != nil {
+		return 0, err
+	}
+	returned := time.Now()
+	stale := time.Duration(0)
+	for time.Since(returned) < 2*peers.TTL {
+		began := time.Now()
+		if err := p.Check(ctx, credential); err != nil {
+			return float64(stale.Nanoseconds()), nil
+		}
+		stale = began.Sub(returned)
+		time.Sleep(time.Millisecond)
+	}
+	return 0, fmt.Errorf("%s admits a revoked credential for longer than twice the TTL", p.Name)
+}

@@ -123,6 +123,23 @@ func parseEventIndexKey(e backend.Entry) (id token.ID, stamp int64, err error) {
 	return token.ID(e.Key[1:]), int64(binary.BigEndian.Uint64(e.Key[1+len(id):])), nil
 }
 
+// indexed returns the storage key of the record or of the event that an index entry leads to, or
+// nil if the storage key is not in an index. No index entry is added before its record or event.
+func indexed(key []byte) []byte {
+	e := backend.Entry{Key: key}
+	switch key[0] {
+	case ownerIndexSpace:
+		if id, err := parseOwnerKey(e); err == nil {
+			return storageKey(id)
+		}
+	case eventIndexSpace:
+		if _, stamp, err := parseEventIndexKey(e); err == nil {
+			return eventKey(stamp)
+		}
+	}
+	return nil
+}
+
 // appendOwnerChanges appends the changes of the owner index for a key whose owner changes. An empty
 // owner is a key without an owner, or no key.
 func appendOwnerChanges(

@@ -118,6 +118,7 @@ func Open(dir string, opts *Options) (*Store, error) {
 		Failed: s.noteFailure,
 		// A recovery may lose index entries and last uses. Without the state, both are incomplete.
 		Forget: [][]byte{stateKey},
+		Parent: indexed,
 	}
 	if opts != nil {
 		settings.MustExist = opts.MustExist

@@ -17,10 +17,12 @@ import (
 // A request is one call of Apply on its way through the committer.
 type request struct {
 	changes []backend.Change
-	size    int        // the number of bytes that the changes write
-	urgent  bool       // see backend.Change
-	done    chan error // receives the outcome; buffered: the committer does not wait for Apply
-	err     error      // the outcome, unless the commit fails; owned by the committer
+	writes  []layout.Write // the stored form of each change
+	sums    []uint64       // the checksum of each entry
+	size    int            // the number of bytes that the changes write
+	urgent  bool           // see backend.Change
+	done    chan error     // receives the outcome; buffered: the committer does not wait for Apply
+	err     error          // the outcome, unless the commit fails; owned by the committer
 }
 
 // Apply implements backend.Backend. Apply waits for the committer to take the changes. If ctx ends
@@ -49,14 +51,18 @@ func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 	}
 }
 
-// check checks the changes, and sets size and urgent.
+// check checks the changes, and sets the fields that follow from the changes. The callers of Apply
+// do this work at the same time, and the committer does not wait for it.
 func (r *request) check(db *DB) error {
 	if err := backend.CheckChanges(db, r.changes); err != nil {
 		return fmt.Errorf("badgerdb: %w", err)
 	}
 	r.size = len(r.changes) * perWrite
+	r.writes = make([]layout.Write, len(r.changes))
+	r.sums = make([]uint64, len(r.changes))
 	for i := range r.changes {
 		c := &r.changes[i]
+		r.writes[i], r.sums[i] = layout.StoredWrite(*c)
 		r.size += len(c.Key) + len(c.Value)
 		r.urgent = r.urgent || c.Restricts
 	}
@@ -169,7 +175,7 @@ func (db *DB) commit(requests []*request) error {
 			continue
 		}
 		for i, c := range r.changes {
-			w, sum := layout.StoredWrite(c)
+			w, sum := r.writes[i], r.sums[i]
 			entries = append(entries, badger.Entry{Key: w.Key, Value: w.Value})
 			if err := txn.SetEntry(&entries[len(entries)-1]); err != nil {
 				// Changes within the limits cannot cause this error. Nothing of the group was

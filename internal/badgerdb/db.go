@@ -87,6 +87,8 @@ type DB struct {
 	ends     ends           // owned by the committer
 	presence presence       // of the files
 
+	parent func(key []byte) []byte // Options.Parent
+
 	// queue leads to the committer. queue is unbuffered, so that a request is either taken or not.
 	queue   chan *request
 	closing chan struct{} // closed by the first Close

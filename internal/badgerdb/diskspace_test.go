@@ -289,9 +289,14 @@ func TestFullDiskWithinAGroup(t *testing.T) {
 	db := open(t, t.TempDir())
 	db.space.disk = func(string) (int64, int64, bool) { return db.space.memtable, 1 << 30, true }
 	defer func() { db.space.disk = fsys.Disk }()
-	usual := &request{changes: []backend.Change{change("a", "v", 0)}}
-	urgent := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
-	conflicting := &request{changes: []backend.Change{change("b", "v", 0)}, urgent: true}
+	requestOf := func(key string, urgent bool) *request {
+		c := change(key, "v", 0)
+		c.Restricts = urgent
+		r := &request{changes: []backend.Change{c}}
+		require.NoError(t, r.check(db))
+		return r
+	}
+	usual, urgent, conflicting := requestOf("a", false), requestOf("b", true), requestOf("b", true)
 	require.NoError(t, db.commit([]*request{usual, urgent, conflicting}))
 	require.ErrorIs(t, usual.err, backend.ErrFull)
 	require.NoError(t, urgent.err)

@@ -18,13 +18,17 @@ type found struct{ revision, sum uint64 }
 // of a commit: the state of Badger, and the writes of the group on top.
 type groupState struct {
 	ends    *ends
-	txn     *badger.Txn      // reads Badger at the last commit
-	written map[string]found // what the group has written
+	parent  func(key []byte) []byte // Options.Parent
+	txn     *badger.Txn             // reads Badger at the last commit
+	written map[string]found        // what the group has written
 }
 
 // newGroupState returns the state before the writes of the requests.
 func (db *DB) newGroupState(requests []*request) *groupState {
-	g := &groupState{ends: &db.ends, txn: db.badger.NewTransactionAt(db.durable.Load(), false)}
+	g := &groupState{
+		ends: &db.ends, parent: db.parent,
+		txn: db.badger.NewTransactionAt(db.durable.Load(), false),
+	}
 	if len(requests) > 1 { // the changes of one request have different keys
 		g.written = make(map[string]found, 4*len(requests))
 	}
@@ -42,16 +46,21 @@ func (g *groupState) wrote(c backend.Change, sum uint64) {
 	}
 }
 
-// look returns what the store has under a key.
-func (g *groupState) look(key []byte) (found, error) {
-	if f, ok := g.written[string(key)]; ok {
+// look returns what the store has under the key of a change.
+func (g *groupState) look(c backend.Change) (found, error) {
+	if f, ok := g.written[string(c.Key)]; ok {
 		return f, nil
 	}
-	beyond, err := g.ends.beyond(g.txn, key)
+	beyond, err := g.ends.beyond(g.txn, c.Key)
+	if err == nil && !beyond && c.Expect == 0 && g.parent != nil {
+		if parent := g.parent(c.Key); parent != nil {
+			beyond, err = g.ends.beyond(g.txn, parent)
+		}
+	}
 	if err != nil || beyond {
 		return found{}, err
 	}
-	e, sum, err := get(g.txn, key)
+	e, sum, err := get(g.txn, c.Key)
 	if errors.Is(err, backend.ErrNotFound) {
 		return found{}, nil
 	}
@@ -62,7 +71,7 @@ func (g *groupState) look(key []byte) (found, error) {
 // writes all or nothing. expected adds what each change finds to all.
 func (g *groupState) expected(changes []backend.Change, all []found) ([]found, error) {
 	for _, c := range changes {
-		f, err := g.look(c.Key)
+		f, err := g.look(c)
 		if err != nil {
 			return all, err
 		}
@@ -77,6 +86,7 @@ func (g *groupState) expected(changes []backend.Change, all []found) ([]found, e
 // The ends are the last keys of Badger: for each first byte, a key such that Badger has no later
 // key with the same first byte. New keys of API keys and of events come after all earlier ones. So
 // most writes of new keys need no read, which would look for the key in every memtable and level.
+// An entry whose parent is new needs no read either: see Options.Parent.
 //
 // The committer owns the ends, and calls extend after each commit. A deleted entry still has its
 // key in Badger, so an end never moves back.

@@ -40,6 +40,11 @@ type Options struct {
 	// removal is a part of the recovery, so no crash can separate the two.
 	Forget [][]byte
 
+	// Parent returns the key of the entry that the entry of a key leads to, or nil if there is none.
+	// The caller never adds an entry before its parent. So if the parent comes after all keys of
+	// its kind, the committer adds the entry without a read. Nil means that no entry has a parent.
+	Parent func(key []byte) []byte
+
 	// MustExist makes Open refuse a missing or empty directory, instead of making a store there.
 	// The mount point of a volume that is not mounted is an empty directory, for example. The error
 	// matches fs.ErrNotExist.
@@ -116,6 +121,7 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 	db := &DB{
 		dir:     dir,
 		lock:    lock,
+		parent:  opts.Parent,
 		queue:   make(chan *request),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),

@@ -9,10 +9,10 @@ import "time"
 // An Observer may call every method of the Store except Close. Close would wait for the call that
 // notifies the Observer, so call Close in another goroutine.
 //
-// Once Close has returned, the Store no longer notifies the Observer on goroutines of its own. Only
-// a call of Verify, Bind, Revoke or another method that still runs may notify the Observer. If
-// Ended does not return, Close waits for Ended for 5 seconds at most, in case the end of a context
-// has no call that made a change: an expiry, a lost contact, or a change by another process.
+// Once Close has returned, only a call of a method that still runs, such as Verify, may notify the
+// Observer. Close waits until the Observer was notified of the ends that no call has made: by an
+// expiry, a lost contact, or a change of another process. For these, Close waits for 5 seconds at
+// most.
 //
 // A panic of an Observer changes nothing that the Store does. The Store recovers from the panic,
 // and logs the type of the panic's value with the stack. The Store guards a Hasher, the handler of

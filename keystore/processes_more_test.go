@@ -634,3 +634,23 @@ func TestAnotherPepperBesideOtherProcesses(t *testing.T) {
 		f.open(&Options{Hasher: pepper(2)})
 	})
 }
+
+// If the header of the membership table is damaged, New says at once what to do.
+func TestNewWithADamagedHeader(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a := f.open(nil)
+		issued := a.create(Spec{})
+		header, err := f.shared.Open().Get(t.Context(), []byte{memberSpace})
+		require.NoError(t, err)
+		require.NoError(t, f.shared.Open().Apply(t.Context(), backend.Change{
+			Key: header.Key, Value: []byte("damage"), Expect: header.Revision,
+		}))
+		require.Zero(t, took(func() { _, err = New(f.shared.Open(), f.options(nil)) }))
+		require.ErrorIs(t, err, ErrCorrupt)
+		require.ErrorContains(t, err, `keystore: join the other processes: cluster: header of the `+
+			`membership table: the stored data is corrupt: stop all processes of the store, delete `+
+			`the entry "m", and start the processes again`)
+		require.NoError(t, a.uses(issued), "the processes that have joined work on")
+		require.NoError(t, a.Revoke(t.Context(), issued.Key.ID, ""))
+	})
+}

@@ -118,8 +118,9 @@ func TestDamagedEntry(t *testing.T) {
 		case 4:
 			require.Nil(t, batch.Changes[0].Value)
 			require.NotZero(t, batch.Changes[0].Revision)
-			_, err := client.Delete(ctx, prefix+"\x00k")
-			require.NoError(t, err)
+			damaged := batch.Changes[0].Revision
+			require.NoError(t, b.Apply(ctx,
+				backend.Change{Key: []byte("k"), Expect: damaged, Delete: true}))
 		case 5:
 			require.Equal(t, []backend.Entry{{Key: []byte("k")}}, batch.Changes)
 			require.NoError(t, b.Apply(ctx, backend.Change{Key: []byte("k")}))

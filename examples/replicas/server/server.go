@@ -125,8 +125,10 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, store *keystore.
 		}
 		go probed.Serve(lis)
 		defer probed.Stop()
-		go interceptor.WatchHealth(ctx, checks, store)
-		go watchReady(ctx, checks, store)
+		// While the server has lost contact with the other servers, it refuses every call, and
+		// callers should go to another server: "ready" is then NOT_SERVING.
+		checks.SetServingStatus("ready", healthpb.HealthCheckResponse_SERVING)
+		go interceptor.WatchHealth(ctx, checks, store, "ready")
 	}
 	lis, err := net.Listen("tcp", c.listen)
 	if err != nil {
@@ -152,22 +154,4 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, store *keystore.
 		return err
 	}
 	return <-stopped
-}
-
-// watchReady sets the status of the health service "ready": whether the server may admit callers.
-// A server that has lost contact with the other servers refuses every call, so callers should go
-// to another server. The server comes back without help, so a restart would not help.
-func watchReady(ctx context.Context, checks *health.Server, store *keystore.Store) {
-	for tick := time.NewTicker(time.Second / 2); ; {
-		status := healthpb.HealthCheckResponse_NOT_SERVING
-		if store.Stats().Fresh {
-			status = healthpb.HealthCheckResponse_SERVING
-		}
-		checks.SetServingStatus("ready", status)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }

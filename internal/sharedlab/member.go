@@ -16,7 +16,7 @@ import (
 )
 
 // patience is the longest time for which the lab waits for a step of etcd.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // settings are the settings of a member, for its process.
 type settings struct {

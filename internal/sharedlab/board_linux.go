@@ -52,6 +52,8 @@ type slot struct {
 	ready    atomic.Int64 // Create has returned, and the text is complete
 	revoking atomic.Int64 // the first Revoke, Disable or Rotate has begun
 	revoked  atomic.Int64 // such a call has returned nil: no call may be admitted that begins later
+	family   atomic.Int64 // a number that all keys with the same owner have; 0: no owner
+	complete atomic.Int64 // 1: all keys of the family are known
 	updating atomic.Int64 // the only Update has begun
 	updated  atomic.Int64 // the Update has returned
 	revision atomic.Int64 // the revision that the Update returned

@@ -1,6 +1,6 @@
 // Package sharedlab tests the stores that several processes share, against real servers. Each
-// server and each store of the chaos runs in a separate process, so a test can stop, kill, pause and
-// restore them. A Network puts TCP proxies between a store and the servers. As root on Linux, a
+// server and each store of the chaos runs in a separate process, so a test can stop, kill, pause
+// and restore them. A Network puts TCP proxies between a store and the servers. As root on Linux, a
 // store may also be in a separate network namespace, in which the kernel drops packets. The package
 // is a separate module, so that no server reaches the module graph of a user.
 //

@@ -2,6 +2,7 @@ package sharedlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -170,15 +171,23 @@ func (l *Etcd) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	r, err := client.Snapshot(ctx)
+	file, err := l.snapshot(ctx, client)
 	require.NoError(t, err)
+	return file
+}
+
+func (l *Etcd) snapshot(ctx context.Context, client *clientv3.Client) (file string, err error) {
+	r, err := client.Snapshot(ctx)
+	if err != nil {
+		return "", err
+	}
 	defer r.Close()
 	f, err := os.CreateTemp(l.dir, "*.snapshot")
-	require.NoError(t, err)
+	if err != nil {
+		return "", err
+	}
 	_, err = io.Copy(f, r)
-	require.NoError(t, err)
-	require.NoError(t, f.Close())
-	return f.Name()
+	return f.Name(), errors.Join(err, f.Close())
 }
 
 // Restore kills all members, replaces their data by a snapshot, as etcdutl snapshot restore does,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -41,7 +42,13 @@ func (l *Etcd) Faults(t testing.TB) []Fault {
 			return exhaustQuota(ctx, client)
 		}},
 		{Name: "restore of a snapshot", Loses: true, Inject: func(ctx context.Context) error {
-			file := l.Snapshot(t, client)
+			var file string
+			if err := persist("save a snapshot", func(ctx context.Context) (err error) {
+				file, err = l.snapshot(ctx, client)
+				return err
+			}); err != nil {
+				return err
+			}
 			<-ctx.Done()
 			l.Restore(t, file, []string{"lab", "another"}[rand.IntN(2)])
 			return nil
@@ -54,6 +61,7 @@ func (l *Etcd) Faults(t testing.TB) []Fault {
 		Fault{Name: "kill -9 of the leader", Inject: kill(leader)},
 		Fault{Name: "SIGSTOP of the leader", Inject: pause(leader)},
 		Fault{Name: "another leader", Inject: func(ctx context.Context) error {
+			defer func() { <-ctx.Done() }()
 			return l.moveLeader(ctx, t, client)
 		}},
 		Fault{Name: "loss of the quorum, kill -9", Inject: kill(majority)},
@@ -92,7 +100,6 @@ func pauseMembers(ctx context.Context, members []*Member) (err error) {
 
 // moveLeader makes another member the leader. etcd may refuse, if an election is under way.
 func (l *Etcd) moveLeader(ctx context.Context, t testing.TB, client *clientv3.Client) error {
-	defer func() { <-ctx.Done() }()
 	leader := l.Leader(t, client)
 	only, err := clientv3.New(clientConfig([]string{leader.URL()}))
 	if err != nil {
@@ -115,37 +122,57 @@ func (l *Etcd) moveLeader(ctx context.Context, t testing.TB, client *clientv3.Cl
 // compact drops the history of etcd up to now.
 func compact(ctx context.Context, client *clientv3.Client) error {
 	defer func() { <-ctx.Done() }()
-	limited, cancel := context.WithTimeout(context.Background(), patience)
+	return persist("compact etcd", func(ctx context.Context) error {
+		r, err := client.Put(ctx, "/other", "")
+		if err == nil {
+			_, err = client.Compact(ctx, r.Header.Revision)
+		}
+		if errors.Is(err, rpctypes.ErrCompacted) { // by an attempt whose answer was lost
+			return nil
+		}
+		return err
+	})
+}
+
+// persist repeats a step that fails because the machine is busy.
+func persist(doing string, step func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	r, err := client.Put(limited, "/other", "")
-	if err == nil {
-		_, err = client.Compact(limited, r.Header.Revision)
+	for {
+		try, cancel := context.WithTimeout(limited, patience/4)
+		err := step(try)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if limited.Err() != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
-		return fmt.Errorf("compact etcd: %w", err)
-	}
-	return nil
 }
 
 // exhaustQuota raises the alarm of a full database, as a server does that has used up its quota,
 // and disarms the alarm. While an alarm is raised, etcd refuses all writes.
 func exhaustQuota(ctx context.Context, client *clientv3.Client) error {
-	limited, cancel := context.WithTimeout(context.Background(), 2*patience)
-	defer cancel()
-	members, err := client.MemberList(limited)
-	if err != nil {
-		return fmt.Errorf("list the members: %w", err)
-	}
-	_, err = pb.NewMaintenanceClient(client.ActiveConnection()).Alarm(limited, &pb.AlarmRequest{
-		Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE,
-		MemberID: members.Members[0].ID,
+	err := persist("raise the alarm", func(ctx context.Context) error {
+		members, err := client.MemberList(ctx)
+		if err != nil {
+			return err
+		}
+		conn := client.ActiveConnection()
+		_, err = pb.NewMaintenanceClient(conn).Alarm(ctx, &pb.AlarmRequest{
+			Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE,
+			MemberID: members.Members[0].ID,
+		})
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("raise the alarm: %w", err)
+		return err
 	}
 	<-ctx.Done()
-	if _, err := client.AlarmDisarm(limited, &clientv3.AlarmMember{}); err != nil {
-		return fmt.Errorf("disarm the alarm: %w", err)
-	}
-	return nil
+	return persist("disarm the alarm", func(ctx context.Context) error {
+		_, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+		return err
+	})
 }

@@ -47,10 +47,15 @@ const (
 	maxLive     = 60 // keys that no process has begun to revoke
 	recent      = 40 // keys that are used often
 	remembered  = 600
-	callPause   = 3 * time.Millisecond
-	talkPause   = 20 * time.Millisecond
+	familySize  = 8 // keys with the same owner
+	callPause   = 10 * time.Millisecond
+	talkPause   = 50 * time.Millisecond
 	shortTalk   = 10 * time.Second
 	callTimeout = 5 * time.Second // beyond the timeout of the store
+
+	// familySpread is how many keys may come between the first key of a family and the last. The
+	// other processes make keys at the same time.
+	familySpread = 500
 )
 
 // A worker is a store process at work: a store, a gRPC server in front of the store, and callers.
@@ -362,11 +367,15 @@ func (w *worker) revoke(ctx context.Context) {
 		w.update(ctx, s, id)
 		return
 	}
+	if s.complete.Load() != 0 && rand.IntN(2) == 0 {
+		w.revokeFamily(ctx, n)
+		return
+	}
 	if !s.revoking.CompareAndSwap(0, monotonic()) {
 		return
 	}
 	w.board.live.Add(-1)
-	end := []func() error{
+	w.end(ctx, []*slot{s}, []func() error{
 		func() error { return w.store.Revoke(ctx, id, "chaos") },
 		func() error { return w.store.Revoke(ctx, id, "chaos") },
 		func() error { return w.store.Disable(ctx, id, "chaos") },
@@ -374,12 +383,18 @@ func (w *worker) revoke(ctx context.Context) {
 			_, err := w.store.Rotate(ctx, id, 0)
 			return err
 		},
-	}[rand.IntN(4)]
-	for range 3 { // a repeat is safe
-		err := end()
-		if err == nil {
-			s.revoked.Store(monotonic())
-			w.own.revoked.Add(1)
+	}[rand.IntN(4)])
+}
+
+// end ends the use of keys with one call, and repeats a call that fails. A repeat is safe.
+func (w *worker) end(ctx context.Context, keys []*slot, call func() error) {
+	for range 3 {
+		if err := call(); err == nil {
+			returned := monotonic()
+			for _, s := range keys {
+				s.revoked.Store(returned)
+			}
+			w.own.revoked.Add(int64(len(keys)))
 			return
 		}
 		w.own.uncertain.Add(1)
@@ -389,24 +404,58 @@ func (w *worker) revoke(ctx context.Context) {
 	}
 }
 
+// revokeFamily revokes all keys with the owner of a key, the last of its family.
+func (w *worker) revokeFamily(ctx context.Context, last int) {
+	family := w.board.slots[last].family.Load()
+	var keys []*slot
+	for n := last; n >= max(0, last-familySpread); n-- {
+		s := &w.board.slots[n]
+		if s.ready.Load() != 0 && s.family.Load() == family &&
+			s.revoking.CompareAndSwap(0, monotonic()) {
+			w.board.live.Add(-1)
+			keys = append(keys, s)
+		}
+	}
+	w.end(ctx, keys, func() error {
+		_, err := w.store.RevokeAll(ctx, keystore.Query{Owner: ownerOf(family)}, "chaos", nil)
+		return err
+	})
+}
+
+func ownerOf(family int64) string { return fmt.Sprint("family ", family) }
+
+// create creates a key, or some keys with the same owner.
 func (w *worker) create(ctx context.Context) {
-	began := monotonic()
-	issued, err := w.store.Create(ctx, keystore.Spec{Name: "chaos"})
-	if err != nil {
-		return
+	family, size := int64(0), 1
+	if rand.IntN(4) == 0 {
+		family, size = rand.Int64(), familySize
 	}
-	n, ok := w.board.take()
-	if !ok {
-		return // the board is full
-	}
-	s := &w.board.slots[n]
-	s.began.Store(began)
-	if err := s.publish(issued.Key.ID, issued.Secret.Reveal()); err != nil {
-		w.note("publish", err)
-		return
-	}
-	if !isGood(n) {
-		w.board.live.Add(1)
+	for i := range size {
+		n, ok := w.board.take()
+		if !ok {
+			return // the board is full
+		}
+		s := &w.board.slots[n]
+		s.began.Store(monotonic())
+		spec := keystore.Spec{Name: "chaos"}
+		if family != 0 && !isGood(n) {
+			s.family.Store(family)
+			spec.Owner = ownerOf(family)
+		}
+		issued, err := w.store.Create(ctx, spec)
+		if err != nil {
+			return
+		}
+		if spec.Owner != "" && i == size-1 {
+			s.complete.Store(1)
+		}
+		if err := s.publish(issued.Key.ID, issued.Secret.Reveal()); err != nil {
+			w.note("publish", err)
+			return
+		}
+		if !isGood(n) {
+			w.board.live.Add(1)
+		}
 	}
 }
 

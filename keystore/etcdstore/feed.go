@@ -12,7 +12,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
@@ -231,43 +230,11 @@ func (f *feed) verified(events []*mvccpb.Event) ([]*mvccpb.Event, error) {
 			f.history.hash(events[0]) == want.hash
 		events = events[1:]
 	}
-	if !same && want.deleted {
-		var err error
-		if same, err = f.isCompacted(want.at); err != nil {
-			return nil, err
-		}
-	}
 	if !same {
 		return nil, f.history.changed(f.Backend, f.generation, want.at)
 	}
 	f.verify = nil
 	return events, nil
-}
-
-// isCompacted reports whether etcd was compacted at a position or later. etcd then no longer has a
-// deletion at this position.
-func (f *feed) isCompacted(at backend.Position) (bool, error) {
-	ctx, cancel := context.WithTimeout(f.caller, feedPatience)
-	defer cancel()
-	_, err := f.kv.Get(ctx, f.base, clientv3.WithRev(int64(at)-1), clientv3.WithKeysOnly())
-	if errors.Is(err, rpctypes.ErrCompacted) {
-		return true, nil
-	}
-	if err != nil {
-		err = f.wrap(f.caller, "feed", err)
-	}
-	return false, err
-}
-
-// recognizable returns one of the changes of an Apply by which a feed recognizes the Apply later:
-// if there is one, a change that is not a deletion.
-func recognizable(events []*mvccpb.Event) *mvccpb.Event {
-	for _, e := range events {
-		if e.Type != mvccpb.Event_DELETE {
-			return e
-		}
-	}
-	return events[0]
 }
 
 // deliver yields a Batch for each revision of the events. A response has all events of a revision.
@@ -283,7 +250,7 @@ func (f *feed) deliver(events []*mvccpb.Event) error {
 		}
 		f.at = backend.Position(events[0].Kv.ModRevision)
 		batch := backend.Batch{Position: f.at, Changes: make([]backend.Entry, 0, n)}
-		f.history.yielded(f.generation, recognizable(events[:n]))
+		f.history.yielded(f.generation, events[0])
 		for _, event := range events[:n] {
 			batch.Changes = append(batch.Changes, f.entry(event))
 		}

@@ -66,10 +66,9 @@ type version struct {
 // A position is a position that a feed has yielded, with one of its changes. The hash identifies
 // the change.
 type position struct {
-	at      backend.Position // 0: the place in the ring is free
-	key     string           // in etcd
-	hash    uint64
-	deleted bool // the change is a deletion, which a compaction at the position removes
+	at   backend.Position // 0: the place in the ring is free
+	key  string           // in etcd
+	hash uint64
 }
 
 // A moment is what a Backend knew before it sent a request.
@@ -166,8 +165,7 @@ func (h *history) yielded(generation uint64, e *mvccpb.Event) {
 		at { // two feeds of one store, in step
 		return
 	}
-	h.positions[h.next] = position{at, string(e.Kv.Key), h.hash(e),
-		e.Type == mvccpb.Event_DELETE}
+	h.positions[h.next] = position{at, string(e.Kv.Key), h.hash(e)}
 	h.next = (h.next + 1) % len(h.positions)
 }
 

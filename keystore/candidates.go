@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
@@ -141,15 +142,22 @@ func (s *Store) readOwned(
 ) (more bool, err error) {
 	var records, written []backend.Entry
 	uses := make([]keyUse, len(ids))
-	if all != nil && len(ids) > 1 {
+	read := func(i int) (*keyRecord, error) { return s.ownedBy(ctx, ids[i]) }
+	switch {
+	case len(ids) < 2:
+	case all != nil:
 		if records, written, err = s.readTogether(ctx, all, ids, used, uses); err != nil {
 			records = nil // one of the entries is damaged: read the keys one by one
 		}
+	case s.processes != nil:
+		var stop func()
+		read, stop = s.startReads(ctx, ids)
+		defer stop()
 	}
-	for i, id := range ids {
+	for i := range ids {
 		var c candidate
 		if records == nil {
-			c.keyRecord, err = s.ownedBy(ctx, id)
+			c.keyRecord, err = read(i)
 		} else if err = errNoKey; records[i].Revision > 0 {
 			c.keyRecord, err = parseKeyRecord(records[i])
 			if used {
@@ -168,6 +176,38 @@ func (s *Store) readOwned(
 		}
 	}
 	return true, nil
+}
+
+// startReads starts to read the records of keys, all at the same time: between a process and a
+// backend.Feeder is a network, and each read waits for a round trip. read waits for one of the
+// records. stop ends the reads, and waits for their end.
+func (s *Store) startReads(
+	ctx context.Context, ids []token.ID,
+) (read func(i int) (*keyRecord, error), stop func()) {
+	type result struct {
+		record *keyRecord
+		err    error
+		done   chan struct{}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	results := make([]*result, len(ids))
+	for i, id := range ids {
+		r := &result{err: wrapErr("read", errPanicked), done: make(chan struct{})}
+		results[i] = r
+		running.Go(func() {
+			defer close(r.done)
+			r.record, r.err = s.ownedBy(ctx, id)
+		})
+	}
+	read = func(i int) (*keyRecord, error) {
+		<-results[i].done
+		return results[i].record, results[i].err
+	}
+	return read, func() {
+		cancel()
+		running.Wait()
+	}
 }
 
 // readTogether reads the records of keys, and, if used is true, the last uses, except for the field

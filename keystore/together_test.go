@@ -1,17 +1,22 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -237,4 +242,67 @@ func TestListReadsTogetherWhileUsesAreWritten(t *testing.T) {
 		require.NotZero(t, k.LastUsedAt)
 	}
 	require.Len(t, all.read, 1)
+}
+
+// On a backend of several processes, a list by owner reads sixteen keys at the same time. The list
+// has the order of the index, also if a key is damaged. A loop that ends leaves no read behind. A
+// read whose goroutine the backend ends is an error.
+func TestListReadsKeysAtTheSameTime(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		ctx := t.Context()
+		creator := f.open(nil)
+		var ids []string
+		for i := range 2*maxTogether + 3 {
+			ids = append(ids, creator.create(Spec{Name: fmt.Sprint("n", i), Owner: "o"}).Key.ID)
+		}
+		damaged, ok := token.ParseID(ids[20])
+		require.True(t, ok)
+		var running, most atomic.Int64
+		var ends atomic.Bool
+		link := badlink.Open(f.shared)
+		link.OnGet = func(ctx context.Context, key []byte,
+			next func(context.Context) (backend.Entry, error),
+		) (backend.Entry, error) {
+			if key[0] != keySpace {
+				return next(ctx)
+			}
+			most.Store(max(most.Load(), running.Add(1)))
+			defer running.Add(-1)
+			time.Sleep(time.Millisecond) // until all other goroutines wait
+			switch {
+			case ends.Load():
+				runtime.Goexit()
+			case bytes.Equal(key, storageKey(damaged)):
+				return backend.Entry{}, backend.ErrCorrupt
+			}
+			return next(ctx)
+		}
+		s, err := New(link, f.options(nil))
+		require.NoError(t, err)
+		defer s.Close()
+
+		var listed []string
+		for k, err := range s.List(ctx, Query{Owner: "o"}) {
+			if err != nil {
+				require.ErrorIs(t, err, ErrCorrupt)
+				listed = append(listed, damaged.String())
+				continue
+			}
+			listed = append(listed, k.ID)
+		}
+		require.Equal(t, ids, listed)
+		require.EqualValues(t, maxTogether, most.Load())
+
+		for k, err := range s.List(ctx, Query{Owner: "o"}) {
+			require.NoError(t, err)
+			require.Equal(t, ids[0], k.ID)
+			break
+		}
+		require.Zero(t, running.Load())
+
+		ends.Store(true)
+		for _, err := range s.List(ctx, Query{Owner: "o"}) {
+			require.ErrorIs(t, err, ErrUnavailable)
+		}
+	})
 }

@@ -17,18 +17,15 @@ import (
 
 // A batchRevocation is one call of BatchRevokeKeys.
 //
-// The call first counts the selected keys, and then revokes keys. RevokeAll evaluates the filter
-// again, so the keys may be other keys than those that were counted. If the client has set
+// If the client has set expected, the call first counts the selected keys. RevokeAll evaluates the
+// filter again, so the keys may be other keys than those that were counted. If the client has set
 // expected, RevokeAll revokes at most this number of keys.
 type batchRevocation struct {
 	*call
 	request *adminpb.BatchRevokeKeysRequest
 	query   keystore.Query
 	stream  grpc.ServerStreamingServer[adminpb.BatchRevokeKeysResponse]
-	total   int64
-	// own says that the caller's own key is among the selected keys, so that the stream ends in
-	// the middle of the call.
-	own bool
+	total   int64 // 0: not counted
 }
 
 func (s *keyService) BatchRevokeKeys(
@@ -57,11 +54,11 @@ func (b *batchRevocation) run() (err error) {
 	if r.ValidateOnly {
 		return b.preview()
 	}
+	if r.Expected == nil {
+		return b.revoke() // a count would take a fifth of the time of the revocation
+	}
 	if b.total, err = b.count(); err != nil {
 		return err
-	}
-	if r.Expected == nil {
-		return b.revoke()
 	}
 	if b.total > *r.Expected {
 		return errSelection(*r.Expected, b.total)
@@ -88,22 +85,16 @@ func errSelection(expected, found int64) error {
 		})
 }
 
-// count returns the number of keys that are selected now, and sets own.
-func (b *batchRevocation) count() (total int64, err error) {
+// count returns the number of keys that are selected now.
+func (b *batchRevocation) count() (int64, error) {
 	q := b.query
 	q.Limit = 0
-	own := b.caller.Key()
-	_, err = b.store.RevokeAll(b.ctx, q, b.request.Reason, &keystore.RevokeAllOptions{
-		All: b.request.All, DryRun: true,
-		Progress: func(k *keystore.Key, done int) {
-			total = int64(done)
-			b.own = b.own || own != nil && own.ID == k.ID
-		},
-	})
+	n, err := b.store.RevokeAll(b.ctx, q, b.request.Reason, &keystore.RevokeAllOptions{
+		All: b.request.All, DryRun: true})
 	if errors.Is(err, keystore.ErrCorrupt) {
 		err = nil // revoke finds the damage too
 	}
-	return total, err
+	return int64(n), err
 }
 
 // preview sends the selected keys.
@@ -135,18 +126,14 @@ const maxUnsent = 1024
 // revoke revokes the selected keys, and sends each revoked key. A goroutine sends, so that the
 // store writes in the meantime.
 //
-// If the client goes, or the caller's key is narrowed, revoke stops, and the client can repeat the
-// call. But if the caller's own key is among the selected keys, no caller could repeat the call
-// with the key: revoke then continues after the key was revoked.
+// If the client goes, or the caller's key no longer permits the call, revoke stops, and the client
+// can repeat the call. But if revoke itself has revoked the caller's key, no call with the key
+// could revoke the rest: revoke then continues, without a client.
 func (b *batchRevocation) revoke() error {
-	ctx := b.ctx
-	if b.own {
-		ctx = context.WithoutCancel(ctx)
-	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(b.ctx))
 	defer cancel()
 	stop := context.AfterFunc(b.ctx, func() {
-		if !b.own || !errors.Is(context.Cause(b.ctx), keystore.ErrRevoked) {
+		if !errors.Is(context.Cause(b.ctx), keystore.ErrRevoked) || !b.revokedItself() {
 			cancel()
 		}
 	})
@@ -160,9 +147,7 @@ func (b *batchRevocation) revoke() error {
 	sender.Go(func() {
 		gone := false
 		for r := range unsent {
-			if gone = gone || b.send(r.key, r.done) != nil; gone && !b.own {
-				cancel()
-			}
+			gone = gone || b.send(r.key, r.done) != nil
 		}
 	})
 	_, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, &keystore.RevokeAllOptions{
@@ -172,4 +157,21 @@ func (b *batchRevocation) revoke() error {
 	close(unsent)
 	sender.Wait()
 	return err
+}
+
+// revokedItself reports whether the holder of the caller's key has revoked the key.
+func (b *batchRevocation) revokedItself() bool {
+	own := b.caller.Key()
+	if own == nil {
+		return false
+	}
+	actor := ""
+	revocations := keystore.EventQuery{KeyID: own.ID, Action: keystore.ActionRevoke}
+	for event, err := range b.store.Events(context.WithoutCancel(b.ctx), revocations) {
+		if err != nil {
+			return false
+		}
+		actor = event.Actor
+	}
+	return actor == b.caller.Actor()
 }

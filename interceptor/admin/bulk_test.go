@@ -157,7 +157,7 @@ func TestBatchRevokeOfAGrowingSelection(t *testing.T) {
 }
 
 // An administrator who revokes all keys revokes the own key too, and the stream ends in the middle.
-// The others keys are revoked nevertheless.
+// The other keys are revoked nevertheless.
 func TestBatchRevokeOfTheOwnKey(t *testing.T) {
 	store := keystoretest.New(t, nil)
 	r := newRig(t, store)
@@ -240,12 +240,7 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	dir := t.TempDir()
 	store := keystoretest.Open(t, dir, nil)
 	const all = 3000
-	for i := range all {
-		if i%500 == 0 {
-			t.Logf("%d keys", i)
-		}
-		keystoretest.MustCreate(t, store, keystore.Spec{Owner: "acme"})
-	}
+	createMany(t, store, all, keystore.Spec{Owner: "acme"})
 	require.NoError(t, store.Close())
 	request := &adminpb.BatchRevokeKeysRequest{
 		Filter: &adminpb.Filter{Owner: "acme"}, Reason: "left", Expected: expect(all)}

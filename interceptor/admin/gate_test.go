@@ -5,6 +5,7 @@ import (
 	"iter"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,9 +18,11 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
-// A gate is a backend in memory that a test can stop: reads, and writes, and answers to writes.
+// A gate is a backend in memory that a test can stop, damage, and let fail. A gate counts the
+// entries that scans have read.
 type gate struct {
 	backend.Backend
+	entries   atomic.Int64
 	mu        sync.Mutex
 	afterRead func()
 	readError error
@@ -110,7 +113,24 @@ func (g *gate) replace(t testing.TB, key []byte) {
 
 // ScanDown implements backend.DownScanner.
 func (g *gate) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
-	return g.Backend.(backend.DownScanner).ScanDown(ctx, from, to)
+	return g.counted(g.Backend.(backend.DownScanner).ScanDown(ctx, from, to))
+}
+
+func (g *gate) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	return g.counted(g.Backend.Scan(ctx, from, to))
+}
+
+func (g *gate) counted(
+	entries iter.Seq2[backend.Entry, error],
+) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		for e, err := range entries {
+			g.entries.Add(1)
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
 }
 
 // A contextStream is a stream with another context.

@@ -19,7 +19,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/local"
 
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -151,10 +154,9 @@ func foreignKey(t *testing.T) string {
 
 // A server is a process of examples/server with one key.
 type server struct {
-	address, ca, id, key string
+	address, ca, name, key string
 
-	console io.Writer
-	output  *bufio.Scanner
+	keys adminpb.KeyServiceClient
 }
 
 func startServer(t *testing.T) *server {
@@ -164,37 +166,45 @@ func startServer(t *testing.T) *server {
 	succeed(t, command(t, "go", "build", "-o", program, "../server"))
 
 	s := &server{ca: filepath.Join(dir, "server.pem")}
-	cmd := command(t, program,
-		"-addr", "127.0.0.1:0", "-dir", filepath.Join(dir, "keys"), "-ca", s.ca, "-issue", "node")
-	console, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	p := start(t, "", cmd)
-	s.console, s.output = console, bufio.NewScanner(p.stdout)
-
-	for s.key == "" || s.address == "" {
-		require.True(t, s.output.Scan(), "the server ended")
-		line := s.output.Text()
-		if address, ok := strings.CutPrefix(line, "listening on "); ok {
+	socket := filepath.Join(socketDir(t), "admin.sock")
+	p := start(t, "", command(t, program, "-addr", "127.0.0.1:0",
+		"-dir", filepath.Join(dir, "keys"), "-socket", socket, "-ca", s.ca))
+	output := bufio.NewScanner(p.stdout)
+	for s.address == "" {
+		require.True(t, output.Scan(), "the server ended")
+		if address, ok := strings.CutPrefix(output.Text(), "listening on "); ok {
 			s.address = address
 		}
-		if id, ok := strings.CutPrefix(line, "created "); ok {
-			s.id = id
-		}
-		if s.id != "" && strings.Contains(line, "_"+s.id+"_") {
-			s.key = line
-		}
 	}
+	conn, err := grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(local.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	s.keys = adminpb.NewKeyServiceClient(conn)
+	created, err := s.keys.CreateKey(t.Context(),
+		&adminpb.CreateKeyRequest{Key: &adminpb.Key{DisplayName: "interop"}},
+		grpc.WaitForReady(true)) // the socket may come a moment after the address
+	require.NoError(t, err)
+	s.name, s.key = created.Key.Name, created.Secret
 	p.key = s.key
 	return s
 }
 
-// revoke revokes the key on the console, and returns after the revocation.
+// socketDir returns a directory with a short path: the path of a socket has 107 bytes at most.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+// revoke revokes the key.
 func (s *server) revoke(t *testing.T) {
 	t.Helper()
-	_, err := fmt.Fprintf(s.console, "revoke %s found in a log\n", s.id)
+	_, err := s.keys.RevokeKey(t.Context(),
+		&adminpb.RevokeKeyRequest{Name: s.name, Reason: "found in a log"})
 	require.NoError(t, err)
-	require.True(t, s.output.Scan())
-	require.Contains(t, s.output.Text(), "revoked "+s.id)
 }
 
 // command returns a command that ends with the test, or shortly before the deadline of the test

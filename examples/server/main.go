@@ -1,30 +1,31 @@
-// Server is a gRPC server that requires an API key for every method. Server also has a console to
-// manage the keys at run time. Only the process that has opened the directory of the store can
-// manage the keys.
+// Server is a gRPC server that requires an API key for every method. The server also serves the
+// admin service on a unix socket, where apikeyctl manages the keys at run time. Only the process
+// that has opened the directory of the store can manage the keys.
 //
-//	go run ./examples/server -issue laptop
+//	go run ./examples/server
 //
-// The command prints a new key once. The server then serves reflection and the standard health
-// service (Check is a unary call, and Watch is a stream), and reads commands from standard input:
+// In another terminal:
 //
-//	create NAME [OWNER]    list    revoke ID [REASON]    quit
+//	export APIKEYCTL_SOCKET=run/admin.sock
+//	API_KEY=$(go run ./cmd/apikeyctl create --name laptop) go run ./examples/client -watch
+//
+// The server serves reflection and the standard health service: Check is a unary call, and Watch is
+// a stream.
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -43,7 +45,8 @@ func main() {
 	log.SetFlags(0)
 	addr := flag.String("addr", "127.0.0.1:50051", "address to listen on")
 	dir := flag.String("dir", "keys", "directory of the key store; it must contain no other files")
-	issue := flag.String("issue", "", "create a key with this name and print the key once")
+	socket := flag.String("socket", "run/admin.sock",
+		"path of the unix socket for apikeyctl; if empty, there is no socket")
 	certFile := flag.String("cert", "",
 		"PEM file with the TLS certificate; if empty, make a throw-away certificate and write it "+
 			"to -ca")
@@ -55,12 +58,12 @@ func main() {
 		log.Fatalf("server: unexpected argument %q: flags begin with a hyphen; see -help",
 			flag.Arg(0))
 	}
-	if err := run(*addr, *dir, *issue, *certFile, *keyFile, *caFile); err != nil {
+	if err := run(*addr, *dir, *socket, *certFile, *keyFile, *caFile); err != nil {
 		log.Fatal("server: ", err)
 	}
 }
 
-func run(addr, dir, issue, certFile, keyFile, caFile string) error {
+func run(addr, dir, socket, certFile, keyFile, caFile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
@@ -77,7 +80,6 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 		return err
 	}
 	defer store.Close()
-	console := console{ctx, store, stop}
 
 	auth, err := interceptor.New(store, interceptor.RequireTLS())
 	if err != nil {
@@ -94,24 +96,32 @@ func run(addr, dir, issue, certFile, keyFile, caFile string) error {
 	if err := auth.Check(server); err != nil {
 		return err
 	}
-	if issue != "" {
-		if err := console.create([]string{issue}); err != nil {
-			return err
-		}
+	srv, err := admin.New(store, admin.Logger(logger))
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+
+	failed := make(chan error, 2)
+	go func() { failed <- server.Serve(lis) }()
+	var administration sync.WaitGroup
+	if socket != "" {
+		administration.Go(func() {
+			if err := srv.ServeUnix(ctx, socket); err != nil {
+				failed <- err
+			}
+		})
 	}
 	fmt.Printf("listening on %s\n", lis.Addr())
-
-	go console.read(os.Stdin)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(lis) }()
 	select {
-	case err := <-served:
-		return err
+	case err = <-failed:
 	case <-ctx.Done():
-		// Running calls have 5 seconds to finish. Then the server ends the remaining streams with a
-		// status that allows clients to retry.
-		return interceptor.Shutdown(server, store, 5*time.Second)
 	}
+	stop()
+	administration.Wait()
+	// Running calls have 5 seconds to finish. Then the server ends the remaining streams with a
+	// status that allows clients to retry.
+	return errors.Join(err, interceptor.Shutdown(server, store, 5*time.Second))
 }
 
 // certificate loads the certificate from certFile. If certFile is empty, certificate makes a
@@ -137,65 +147,4 @@ func certificate(certFile, keyFile, caFile string) (tls.Certificate, error) {
 	}
 	fmt.Printf("clients trust the certificate in %s\n", path)
 	return cert, nil
-}
-
-// A console runs the commands of an administrator.
-type console struct {
-	ctx   context.Context
-	store *keystore.Store
-	quit  func()
-}
-
-func (c console) read(in io.Reader) {
-	lines := bufio.NewScanner(in)
-	for lines.Scan() {
-		words := strings.Fields(lines.Text())
-		if len(words) == 0 {
-			continue
-		}
-		if err := c.do(words[0], words[1:]); err != nil {
-			fmt.Println("error:", err)
-		}
-	}
-	// The server continues after the end of the input, because there may be no terminal.
-}
-
-func (c console) do(command string, args []string) error {
-	switch {
-	case command == "create" && len(args) >= 1:
-		return c.create(args)
-	case command == "revoke" && len(args) >= 1:
-		begin := time.Now()
-		if err := c.store.Revoke(c.ctx, args[0], strings.Join(args[1:], " ")); err != nil {
-			return err
-		}
-		fmt.Printf("revoked %s in %v\n", args[0], time.Since(begin).Round(10*time.Microsecond))
-		return nil
-	case command == "list" && len(args) == 0:
-		for key, err := range c.store.List(c.ctx, keystore.Query{}) {
-			if err != nil {
-				return err
-			}
-			fmt.Printf("%s  %-8v  %s  %s\n", key.ID, key.Status(), key.Name, key.Owner)
-		}
-		return nil
-	case command == "quit" && len(args) == 0:
-		c.quit()
-		return nil
-	default:
-		return errors.New(
-			"unknown command: use create NAME [OWNER], list, revoke ID [REASON] or quit",
-		)
-	}
-}
-
-func (c console) create(args []string) error {
-	spec := keystore.Spec{Name: args[0], Owner: strings.Join(args[1:], " ")}
-	issued, err := c.store.Create(c.ctx, spec)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("created %s\nthe key is shown only once:\n%s\n",
-		issued.Key.ID, issued.Secret.Reveal())
-	return nil
 }

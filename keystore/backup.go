@@ -40,6 +40,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	var out *backupfile.Writer
+	checked := new(record.Record) // the memory of each record, so that the collector has less work
 	snapshot := s.backend.Snapshot(ctx, []byte{graveSpace}, []byte{usageSpace + 1})
 	for e, err := range readAhead(snapshot) {
 		if err != nil {
@@ -54,7 +55,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 		case checkSpace:
 			_, err = parseCheck(e)
 		case keySpace:
-			_, err = parseKeyRecord(e)
+			_, err = parseKeyRecordTo(checked, e)
 		case usageSpace:
 		default:
 			continue
@@ -437,12 +438,13 @@ func (s *Store) restoreKeys(
 		}
 		// The merged record may be the record of the store. The record of the store may be larger
 		// than the saved record, and the batch was sized by the saved records.
-		if size+p.size() > maxKeysSize {
+		own := p.size()
+		if size+own > maxKeysSize {
 			if err := flush(); err != nil {
 				return changed, err
 			}
 		}
-		all, size = append(all, p), size+p.size()
+		all, size = append(all, p), size+own
 	}
 	return changed, flush()
 }

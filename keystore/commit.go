@@ -388,7 +388,8 @@ func (p *prepared) appendTo(changes []backend.Change) []backend.Change {
 
 // size returns how many bytes of a write the changes take.
 func (p *prepared) size() (n int) {
-	for _, c := range p.appendTo(nil) {
+	var space [maxChanges]backend.Change
+	for _, c := range p.appendTo(space[:0]) {
 		n += len(c.Key) + len(c.Value)
 	}
 	return n + record.LastStampSize

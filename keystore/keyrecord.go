@@ -20,12 +20,16 @@ type keyRecord struct {
 // parseKeyRecord decodes the backend's entry of a key. If the record is damaged, parseKeyRecord
 // returns the error and a keyRecord that has only the ID.
 func parseKeyRecord(e backend.Entry) (*keyRecord, error) {
+	return parseKeyRecordTo(new(record.Record), e)
+}
+
+// parseKeyRecordTo is parseKeyRecord with the memory of a record that is no longer needed.
+func parseKeyRecordTo(r *record.Record, e backend.Entry) (*keyRecord, error) {
 	if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
 		return nil, fmt.Errorf("%w: the storage key %x is not a key's", ErrCorrupt, e.Key)
 	}
 	id := token.ID(e.Key[1:])
-	r, err := record.Decode(e.Value)
-	if err != nil {
+	if err := record.DecodeTo(r, e.Value); err != nil {
 		return &keyRecord{id: id}, fmt.Errorf("%w: key %s: %w", ErrCorrupt, id, err)
 	}
 	return &keyRecord{id: id, record: r, revision: e.Revision}, nil

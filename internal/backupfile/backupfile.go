@@ -51,6 +51,7 @@ type Writer struct {
 	sum    hash.Hash     // of all bytes written through out
 	out    *bufio.Writer // writes to w and to sum, and keeps its first error for Flush
 	frames uint64
+	saved  record.Saved // the memory of each frame
 }
 
 // NewWriter begins a file.
@@ -65,13 +66,14 @@ func NewWriter(w io.Writer, form Form) *Writer {
 // Write writes the next entry. The caller keeps the invariants. Write returns an error of the
 // io.Writer unchanged. The file is then useless.
 func (w *Writer) Write(e backend.Entry) error {
-	saved := &record.Saved{Key: e.Key, Value: e.Value, Revision: e.Revision}
-	frame, err := proto.Marshal(saved)
+	w.saved.Key, w.saved.Value, w.saved.Revision = e.Key, e.Value, e.Revision
+	size := proto.Size(&w.saved)
+	frame := binary.AppendUvarint(w.out.AvailableBuffer(), uint64(size))
+	frame, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(frame, &w.saved)
 	if err != nil {
 		return err
 	}
 	w.frames++
-	w.out.Write(binary.AppendUvarint(w.out.AvailableBuffer(), uint64(len(frame))))
 	_, err = w.out.Write(frame)
 	return err
 }

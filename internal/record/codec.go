@@ -31,14 +31,20 @@ var ErrNewer = fmt.Errorf("%w: written by a later version", ErrInvalid)
 // missing, or a revocation has no time.
 func Decode(b []byte) (*Record, error) {
 	r := new(Record)
-	if err := proto.Unmarshal(b, r); err != nil {
-		// The error of the protobuf package may quote the bytes, so the returned error omits it.
-		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
-	}
-	if err := check(r); err != nil {
+	if err := DecodeTo(r, b); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// DecodeTo is Decode for a caller that has a record which it no longer needs. DecodeTo overwrites
+// the whole record. After an error, do not use the record.
+func DecodeTo(r *Record, b []byte) error {
+	if err := proto.Unmarshal(b, r); err != nil {
+		// The error of the protobuf package may quote the bytes, so the returned error omits it.
+		return fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	return check(r)
 }
 
 // Encode returns the bytes of a record. Encode returns an error if Decode would refuse the record.

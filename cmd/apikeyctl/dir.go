@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+)
+
+// openDir opens the directory of a store, and serves the store to this process alone: on a socket
+// in a directory that no other user can enter. So the commands do the same for a directory as for a
+// server, and the events name the user of apikeyctl.
+func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection, error) {
+	store, err := keystore.Open(c.place.dir, &keystore.Options{
+		MustExist: c.Name != createName && c.Name != restoreName,
+		Logger: slog.New(slog.NewTextHandler(c.out.stderr, &slog.HandlerOptions{
+			Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return nil, openFailed(c.place.dir, err)
+	}
+	undo := []func() error{store.Close}
+	close := func() (err error) {
+		for i := range undo {
+			err = errors.Join(err, undo[len(undo)-1-i]())
+		}
+		return err
+	}
+	fail := func(err error) (*connection, error) {
+		return nil, local("%v: set TMPDIR to a directory that you can write to",
+			errors.Join(err, close()))
+	}
+	srv, err := admin.New(store)
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, func() error { srv.Close(); return nil })
+	temp, err := os.MkdirTemp("", "apikeyctl-") // has mode 0700
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, func() error { return os.RemoveAll(temp) })
+	socket := filepath.Join(temp, "s")
+	listener, err := admin.ListenUnix(socket)
+	if err != nil {
+		return fail(err)
+	}
+	server := grpc.NewServer(grpc.Creds(admin.PeerCredentials()))
+	srv.Register(server)
+	go server.Serve(listener)
+	undo = append(undo, func() error { server.Stop(); return nil })
+	conn, err := dialSocket(socket, opts)
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, conn.Close)
+	return &connection{conn.ClientConn, close}, nil
+}
+
+// openFailed returns the failure for an error of keystore.Open.
+func openFailed(dir string, err error) error {
+	switch {
+	case errors.Is(err, keystore.ErrLocked):
+		return &failure{exitElsewhere, codes.FailedPrecondition, "STORE_OPEN_ELSEWHERE",
+			textOf(err) + ", with --socket PATH"}
+	case errors.Is(err, fs.ErrNotExist):
+		return &failure{exitUsage, codes.NotFound, "NO_STORE", fmt.Sprintf(
+			`there is no store in %s: check the path. create and restore make a store`, dir)}
+	case errors.Is(err, keystore.ErrCorrupt):
+		return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT", textOf(err) +
+			": make a copy of the directory, and see the page on troubleshooting"}
+	default:
+		return local("cannot open the store in %s: %s", dir, textOf(err))
+	}
+}
+
+// textOf returns the text of an error of keystore.Open without the words before the cause.
+func textOf(err error) string {
+	text := strings.TrimPrefix(err.Error(), "keystore: ")
+	return strings.TrimPrefix(text, "open: ")
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+)
+
+func TestParseSpan(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"90d": 90 * 24 * time.Hour, "2w": 14 * 24 * time.Hour, "1d12h": 36 * time.Hour,
+		"30m": 30 * time.Minute, "0s": 0, "1w1d1h": (8*24 + 1) * time.Hour,
+	} {
+		got, err := parseSpan(text)
+		require.NoError(t, err, text)
+		require.Equal(t, want, got, text)
+	}
+	for _, text := range []string{"", "d", "1", "1y", "-1d", "9999999999999999999d", "300000d",
+		"1d 2h", "1.5x"} {
+		_, err := parseSpan(text)
+		require.Error(t, err, text)
+	}
+}
+
+func TestParseTime(t *testing.T) {
+	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		text string
+		d    direction
+		want time.Time
+	}{
+		{"7d", ahead, now.AddDate(0, 0, 7)},
+		{"7d", back, now.AddDate(0, 0, -7)},
+		{"-7d", ahead, now.AddDate(0, 0, -7)},
+		{"+7d", back, now.AddDate(0, 0, 7)},
+		{"2026-12-31", back, time.Date(2026, 12, 31, 0, 0, 0, 0, time.UTC)},
+		{"2026-12-31T18:00:00+02:00", back, time.Date(2026, 12, 31, 16, 0, 0, 0, time.UTC)},
+	} {
+		got, err := parseTime(tt.text, now, tt.d)
+		require.NoError(t, err, tt.text)
+		require.True(t, tt.want.Equal(got), "%s: %v", tt.text, got)
+	}
+	for _, text := range []string{"", "tomorrow", "2026-13-01", "+", "-", "+-1d", "31.12.2026"} {
+		_, err := parseTime(text, now, ahead)
+		require.Error(t, err, text)
+	}
+}
+
+func TestRelative(t *testing.T) {
+	now := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	for d, want := range map[time.Duration]string{
+		0: "now", 999 * time.Millisecond: "now", time.Second: "in 1s", -59 * time.Second: "59s ago",
+		-time.Minute: "1m ago", 90 * time.Minute: "in 2h", 47 * time.Hour: "in 47h",
+		90*24*time.Hour - time.Second: "in 90d", -800 * 24 * time.Hour: "2y ago",
+		24 * time.Hour: "in 24h",
+	} {
+		require.Equal(t, want, relativeTo(now.Add(d), now), d)
+	}
+	require.Equal(t, "-", relative(nil))
+}
+
+func TestParseRate(t *testing.T) {
+	for text, want := range map[string]*adminpb.RateLimit{
+		"10/s:20": {PerSecond: 10, Burst: 20}, "600/m": {PerSecond: 10, Burst: 10},
+		"36/h": {PerSecond: 0.01, Burst: 1}, "0.5/s:1": {PerSecond: 0.5, Burst: 1},
+	} {
+		got, err := parseRate(text)
+		require.NoError(t, err, text)
+		require.Equal(t, want.PerSecond, got.PerSecond, text)
+		require.Equal(t, want.Burst, got.Burst, text)
+	}
+	for _, text := range []string{"", "10", "10/s:", "10/s:0", "0/s", "-1/s", "NaN/s", "Inf/s",
+		"10/d", "10/s:20:30", "10/s:99999999999"} {
+		_, err := parseRate(text)
+		require.Error(t, err, text)
+	}
+}
+
+// What a server sends cannot command a terminal.
+func TestPrintable(t *testing.T) {
+	require.Equal(t, "-", printable(""))
+	require.Equal(t, "Zoë's \"key\"", printable("Zoë's \"key\""))
+	require.Equal(t, `\x1b[31mred`, printable("\x1b[31mred"))
+	require.Equal(t, `a\nb\tc`, printable("a\nb\tc"))
+	require.Equal(t, `\u202eabc`, printable("\u202eabc"))
+	require.Equal(t, `\xff`, printable("\xff"))
+}
+
+func TestWriteTable(t *testing.T) {
+	rows := []record{
+		event{KeyID: "k", Action: "create", Reason: "a long reason\x1b[2J"},
+		event{KeyID: "key2", Action: "revoke", Actor: "unix:alice(1000)"},
+	}
+	var wide, narrow, least bytes.Buffer
+	require.NoError(t, writeTable(&wide, rows, 0))
+	require.Equal(t, `TIME                  ACTION  KEY   ACTOR             REASON
+0001-01-01T00:00:00Z  create  k     -                 a long reason\x1b[2J
+0001-01-01T00:00:00Z  revoke  key2  unix:alice(1000)  -
+`, wide.String())
+	require.NoError(t, writeTable(&narrow, rows, 60))
+	require.Equal(t, `TIME                  ACTION  KEY   ACTOR
+0001-01-01T00:00:00Z  create  k     -
+0001-01-01T00:00:00Z  revoke  key2  unix:alice(1000)
+`, narrow.String())
+	require.NoError(t, writeTable(&least, rows[:1], 30))
+	require.Equal(t, `TIME    0001-01-01T00:00:00Z
+ACTION  create
+KEY     k
+ACTOR   -
+REASON  a long reason\x1b[2J
+`, least.String())
+}
+
+func TestSizeText(t *testing.T) {
+	require.Equal(t, "0 bytes", sizeText(0))
+	require.Equal(t, "1 byte", sizeText(1))
+	require.Equal(t, "1.0 KiB", sizeText(1024))
+	require.Equal(t, "1.5 MiB", sizeText(3<<19))
+}
+
+func TestQuestionNamesTheLargestOwners(t *testing.T) {
+	s := &selection{keys: 22, owners: map[string]int{
+		"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "": 6, "f": 1}}
+	require.Equal(t, "This revokes 22 keys of 7 owners for good (no owner: 6, e: 5, d: 4, c: 3, b: 2, "+
+		"2 more), and ends their streams.", s.question())
+}
+
+func TestIDs(t *testing.T) {
+	for _, text := range []string{shownIDs[0], "keys/" + shownIDs[0]} {
+		name, err := nameOf(text)
+		require.NoError(t, err)
+		require.Equal(t, "keys/"+shownIDs[0], name)
+	}
+	for _, text := range []string{"", "keys/", "ci", strings.ToUpper(shownIDs[0]),
+		"oil_" + shownIDs[0] + "_secret", shownIDs[0] + "0"} {
+		_, err := nameOf(text)
+		require.Error(t, err)
+		if text != "" && text != "keys/" && text != "ci" {
+			require.NotContains(t, err.Error(), text)
+		}
+	}
+}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/figures"
 )
 
 var (
@@ -36,7 +38,7 @@ const (
 //
 //	go test ./internal/cluster -run Chaos -seeds 20000 -timeout 0
 func TestChaos(t *testing.T) {
-	var total figures
+	var total tally
 	for i := range *seeds {
 		total.add(chaos(t, *firstSeed+uint64(i), 0))
 		if t.Failed() {
@@ -46,18 +48,20 @@ func TestChaos(t *testing.T) {
 			t.Logf("%d seeds: %+v", i+1, total)
 		}
 	}
-	t.Logf("%d seeds: %+v", *seeds, total)
+	figures.Record(t, "%d seeds from seed %d, %d admissions and %d refusals, %d changes, %d "+
+		"watermarks, %d memberships, %d evictions: 0 violations", *seeds, *firstSeed, total.Admitted,
+		total.Refused, total.Changes, total.Watermarks, total.Joins, total.Evictions)
 }
 
-// figures say how much a run has tested.
-type figures struct {
+// A tally says how much a run has tested.
+type tally struct {
 	Admitted, Refused, Changes, Watermarks, Closings, Joins, Evictions, Acked, Deadlines int64
 
 	Violations int
 	Stale      int // of them: violations of C2 and C4, and not only of C6
 }
 
-func (f *figures) add(g figures) {
+func (f *tally) add(g tally) {
 	f.Admitted += g.Admitted
 	f.Refused += g.Refused
 	f.Changes += g.Changes
@@ -72,11 +76,11 @@ func (f *figures) add(g figures) {
 }
 
 // chaos runs one seed. With the correct protocol, a violation fails the test.
-func chaos(t *testing.T, seed uint64, wrong Variant) (f figures) {
+func chaos(t *testing.T, seed uint64, wrong Variant) (f tally) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &chaosRun{world: newWorld(wrong), rng: rand.New(rand.NewPCG(seed, 0))}
 		s.run(t, seed)
-		f = s.figures()
+		f = s.tally()
 		if wrong == 0 {
 			require.Empty(t, s.violations, "seed %d", seed)
 		}
@@ -91,10 +95,10 @@ type chaosRun struct {
 	ctx  context.Context
 
 	statsMu sync.Mutex
-	total   figures
+	total   tally
 }
 
-func (s *chaosRun) figures() figures {
+func (s *chaosRun) tally() tally {
 	f := s.total
 	f.Admitted, f.Refused = s.admitted.Load(), s.refused.Load()
 	f.Changes, f.Watermarks = s.world.changes.Load(), s.watermarks.Load()
@@ -215,7 +219,7 @@ func (s *chaosRun) note(p *process) {
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
 	st := p.c.Stats()
-	s.total.add(figures{
+	s.total.add(tally{
 		Closings: int64(st.Closings), Joins: int64(st.Memberships), Evictions: int64(st.Evictions),
 		Acked: int64(st.Acked), Deadlines: int64(st.Deadlines),
 	})

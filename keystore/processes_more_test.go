@@ -654,3 +654,30 @@ func TestNewWithADamagedHeader(t *testing.T) {
 		require.NoError(t, a.Revoke(t.Context(), issued.Key.ID, ""))
 	})
 }
+
+// A call whose context ends does not wait for a flush that waits for the storage.
+func TestACallDoesNotWaitForAFlush(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		m := f.open(nil)
+		require.NoError(t, m.uses(m.create(Spec{})))
+		hold := make(chan struct{})
+		m.onApply(func(ctx context.Context, changes []backend.Change,
+			next func(context.Context) error) error {
+			if changes[0].Key[0] == usageSpace {
+				<-hold
+			}
+			return next(ctx)
+		})
+		flushed := make(chan error)
+		go func() { flushed <- m.flushUsage(t.Context()) }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var backup bytes.Buffer
+		require.ErrorIs(t, m.Backup(ctx, &backup), context.DeadlineExceeded)
+		require.Zero(t, backup.Len())
+		close(hold)
+		require.NoError(t, <-flushed)
+		require.NoError(t, m.Backup(t.Context(), &backup))
+	})
+}

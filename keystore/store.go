@@ -217,6 +217,7 @@ func newStore(opts *Options) (*Store, error) {
 	}
 	s.serves, s.stopServing = context.WithCancel(context.Background())
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
+	s.usage.flushing = make(chan struct{}, 1)
 	s.limits = newLimits(&s.usage)
 	s.summer, _ = s.hasher.(summer) // a guarded Hasher is no summer
 	_, unused := format.New()

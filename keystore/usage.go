@@ -50,9 +50,12 @@ type usage struct {
 	since   time.Time          // some uses before since may be unknown
 	closed  bool               // uses are no longer noted
 
-	flushing sync.Mutex // held by each flush, so flushes run one at a time; guards all fields below
-	marked   bool       // the backend records that a store is open
-	revision uint64     // the revision of the storeState in the backend; valid only if marked
+	// flushing has an element while a flush runs: see beginFlush. So flushes run one at a time. A
+	// flush waits for the backend, so flushing is no Mutex: a caller stops to wait when its context
+	// ends. flushing guards all fields below.
+	flushing chan struct{}
+	marked   bool   // the backend records that a store is open
+	revision uint64 // the revision of the storeState in the backend; valid only if marked
 	// the dead processes that this process has removed, and whose lost uses since covers
 	evictions uint64
 	written   bool // Close has written all uses
@@ -174,11 +177,26 @@ func (u *usage) pending(id token.ID) int64 {
 	return max(u.used[id], u.writing[id])
 }
 
+// beginFlush waits until no other flush runs. After nil, the caller calls endFlush. If ctx ends
+// first, beginFlush returns the error of ctx.
+func (u *usage) beginFlush(ctx context.Context) error {
+	select {
+	case u.flushing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (u *usage) endFlush() { <-u.flushing }
+
 // flushUsage writes the collected uses. Uses that cannot be written are kept for the next flush.
 func (s *Store) flushUsage(ctx context.Context) error {
 	u := &s.usage
-	u.flushing.Lock()
-	defer u.flushing.Unlock()
+	if err := u.beginFlush(ctx); err != nil {
+		return err
+	}
+	defer u.endFlush()
 	switch {
 	case s.processes != nil:
 		if err := s.syncUsageLocked(ctx); err != nil {
@@ -301,8 +319,8 @@ func (s *Store) closeUsage() error {
 	if err := s.flushUsage(context.Background()); err != nil {
 		return err
 	}
-	u.flushing.Lock()
-	defer u.flushing.Unlock()
+	_ = u.beginFlush(context.Background()) // the context does not end
+	defer u.endFlush()
 	u.written = true
 	if s.processes != nil {
 		return nil // leaveProcesses marks the uses as complete
@@ -340,8 +358,10 @@ func (s *Store) reportSecondStore() {
 // syncUsage makes usage.since and the since in the backend the later of the two, and marks the
 // store as open. In a store of several processes, syncUsage replaces markUsage.
 func (s *Store) syncUsage(ctx context.Context) error {
-	s.usage.flushing.Lock()
-	defer s.usage.flushing.Unlock()
+	if err := s.usage.beginFlush(ctx); err != nil {
+		return err
+	}
+	defer s.usage.endFlush()
 	return s.syncUsageLocked(ctx)
 }
 
@@ -409,10 +429,12 @@ func (s *Store) completeUsage(ctx context.Context) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	u := &s.usage
-	u.flushing.Lock()
+	if err := u.beginFlush(ctx); err != nil {
+		return endOf(ctx)
+	}
 	written := u.written
 	lost := !written || s.processes.cluster.Stats().Evictions > u.evictions
-	u.flushing.Unlock()
+	u.endFlush()
 	if !written {
 		u.lose()
 	}

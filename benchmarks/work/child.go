@@ -104,10 +104,11 @@ func open(dir string) error {
 		return err
 	}
 	o.Open = float64(time.Since(begin).Nanoseconds())
-	o.Goroutines = float64(runtime.NumGoroutine() - goroutines)
 	now, _ := memory()
 	o.AnonOpen = now - anon
 	o.Heap = settledHeap() - heap
+	// by now, the first work in the background has ended
+	o.Goroutines = float64(runtime.NumGoroutine() - goroutines)
 	for _, text := range tokens {
 		if _, err := store.Verify(context.Background(), text); err != nil {
 			return err

@@ -427,3 +427,10 @@ func principalHere(t testing.TB) string {
 	require.NoError(t, err)
 	return fmt.Sprintf("unix:%s(%s)", me.Username, me.Uid)
 }
+
+// trusting returns the settings of a client that trusts a certificate.
+func trusting(pem []byte) *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	return &tls.Config{RootCAs: roots}
+}

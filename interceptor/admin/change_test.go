@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
@@ -81,6 +84,19 @@ func TestEtagsUnderRacingWriters(t *testing.T) {
 		require.Equal(t, "2", after.Key.Etag)
 	}
 	key := create(t, local, &adminpb.Key{DisplayName: "a"}).Key
+	for _, c := range []clients{local, writer} { // the next etag, before the key has it
+		_, err := c.UpdateKey(t.Context(), &adminpb.UpdateKeyRequest{
+			Key: &adminpb.Key{Name: key.Name, Etag: "2", Owner: "me"}})
+		requireStatus(t, err, codes.Aborted, "ETAG_MISMATCH")
+		_, err = c.RotateKey(t.Context(), &adminpb.RotateKeyRequest{Name: key.Name, Etag: "2"})
+		requireStatus(t, err, codes.Aborted, "ETAG_MISMATCH")
+		_, err = c.EnableKey(t.Context(), &adminpb.EnableKeyRequest{Name: key.Name, Etag: "2"})
+		requireStatus(t, err, codes.Aborted, "ETAG_MISMATCH")
+		_, err = c.DisableKey(t.Context(), &adminpb.DisableKeyRequest{Name: key.Name, Etag: "2"})
+		requireStatus(t, err, codes.Aborted, "ETAG_MISMATCH")
+		_, err = c.RevokeKey(t.Context(), &adminpb.RevokeKeyRequest{Name: key.Name, Etag: "2"})
+		requireStatus(t, err, codes.Aborted, "ETAG_MISMATCH")
+	}
 	for _, etag := range []string{"0", "x", "-1", "1.0", `"1"`} {
 		_, err := local.EnableKey(t.Context(), &adminpb.EnableKeyRequest{Name: key.Name, Etag: etag})
 		requireStatus(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
@@ -94,8 +110,24 @@ func TestRequestIDUnderALostAnswer(t *testing.T) {
 	store, err := keystore.New(gate, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
-	r := newRig(t, store)
-	local := r.local(t)
+	srv, err := admin.New(store)
+	require.NoError(t, err)
+	t.Cleanup(srv.Close)
+	// ended receives a value when the server has noticed the end of a call.
+	ended := make(chan struct{}, 100)
+	server := grpc.NewServer(grpc.Creds(admin.PeerCredentials()), grpc.ChainUnaryInterceptor(func(
+		ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
+	) (any, error) {
+		defer context.AfterFunc(ctx, func() { ended <- struct{}{} })()
+		return handler(ctx, req)
+	}))
+	srv.Register(server)
+	path := filepath.Join(socketDir(t), "s")
+	listener, err := admin.ListenUnix(path)
+	require.NoError(t, err)
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	local := dial(t, "unix:"+path, localCreds)
 	target := create(t, local, &adminpb.Key{DisplayName: "target"}).Key
 	for name, call := range map[string]func(ctx context.Context, id string) (proto.Message, error){
 		"create": func(ctx context.Context, id string) (proto.Message, error) {
@@ -125,6 +157,7 @@ func TestRequestIDUnderALostAnswer(t *testing.T) {
 			<-writing
 			lose()
 			require.Equal(t, codes.Canceled, status.Code(<-lost))
+			<-ended // no other call ends before its answer
 
 			// Repeats arrive while the first call is still in progress.
 			const repeats = 3

@@ -23,7 +23,6 @@ const (
 type page struct {
 	left   int // how many more items fit
 	bytes  int
-	next   string // the page token of the next page; empty: this is the last page
 	damage []string
 }
 

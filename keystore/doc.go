@@ -65,6 +65,9 @@
 //     Options.Freshness at the latest, and ends its sessions. The process joins again without help.
 //     If the storage itself is down for longer than Options.Freshness, all processes refuse all
 //     calls.
+//   - A Verify or a Bind whose key is not in memory reads the storage. Calls with the same key share
+//     reads. At most 256 of these reads run at the same time. Then further calls get
+//     ErrUnavailable, so that a slow storage does not collect the calls of the service.
 //   - The events of all processes have one order, see [Event]. For each key, the events are in the
 //     order of the changes, whatever the clocks of the processes show.
 //   - RateLimit, Stats and Key.Live count what happens in one process. An expiry follows the clock

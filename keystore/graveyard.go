@@ -30,8 +30,9 @@ import (
 //  3. No event of a key follows the event that filled its grave. So a full grave needs no stamp of
 //     the last event, as the record of a key in a store of several processes does.
 //
-// Invariant 3 follows from invariant 1: all changes of a key but the first read a record, or write
-// a full grave. Invariant 1 follows from invariant 2. Suppose that Restore finds neither a record nor a grave.
+// Invariant 3 follows from invariant 1: a key with a full grave has no record, only Restore changes
+// a key without a record, and Restore leaves a full grave alone. Invariant 1 follows from
+// invariant 2. Suppose that Restore finds neither a record nor a grave.
 // Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
 // record, and the revision of the record alone would not show that time has passed. But the
 // revision of the grave does: the first Restore expects no grave, and gets ErrConflict. For this

@@ -110,6 +110,10 @@ type Options struct {
 	// events. If the process is killed before the end, the next Open continues, whether
 	// RebuildIndexes is set or not.
 	//
+	// If a process was suspended, and was removed from the store, it may wake up during the rebuild.
+	// Until the indexes are complete, its calls that use an index, such as RevokeAll with an Owner,
+	// return ErrUnavailable.
+	//
 	// RebuildIndexes brings no lost key and no lost event back. CheckIntegrity does not name an
 	// event that was lost before the rebuild.
 	RebuildIndexes bool

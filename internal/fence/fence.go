@@ -117,8 +117,9 @@ type ID = [16]byte
 //
 // # Alternatives
 //
-// Readers do not share store reads (singleflight). A reader that starts after a change has returned
-// could join a read that began before the change, and would receive the old value.
+// Readers do not share a store read that is running (singleflight). A reader that starts after a
+// change has returned could join a read that began before the change, and would receive the old
+// value. Readers may share a store read that begins after the Get of each of these readers.
 //
 // Each shard has a generation, and IDs have none, so the fence needs no memory for IDs that are
 // gone. The price: a change also stops the installs of other IDs of the shard that are being read

@@ -257,6 +257,40 @@ func TestSilentFeedIsStartedAgain(t *testing.T) {
 	})
 }
 
+// A process whose feed lags by more than D, and does not catch up because new changes come as fast
+// as the process applies the old ones, joins again, and starts at the present.
+func TestFeedThatLagsForGood(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		all := w.joined(t, "a", "p")
+		p := all[1]
+		p.link.set(func(f *fault) { f.silent = true })
+		const interval = testFreshness / 100
+		writing, stop := context.WithCancel(t.Context())
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			b := w.engine.Open()
+			for revision := uint64(0); writing.Err() == nil; revision++ {
+				if err := b.Apply(writing, backend.Change{Key: []byte("kw"), Expect: revision,
+					Restricts: true}); err != nil {
+					return
+				}
+				sleep(writing, interval)
+			}
+		})
+		time.Sleep(3 * testFreshness / 2)
+		require.False(t, p.fresh())
+		// Each batch takes as long as the interval between two changes: 1.5 s behind for good.
+		p.link.set(func(f *fault) { f.silent, f.feedDelay, f.steady = false, interval, true })
+		wait := took(p.awaitFresh)
+		require.Less(t, wait, 3*testFreshness)
+		require.EqualValues(t, 2, p.c.Stats().Memberships)
+		p.link.set(func(f *fault) { f.feedDelay, f.steady = 0, false })
+		stop()
+		writer.Wait()
+		require.NoError(t, p.change(t.Context(), "ka"))
+	})
+}
+
 // A process joins again, with an empty cache, after a gap, after a restore of the engine, and after
 // its member record was deleted.
 func TestProcessJoinsAgain(t *testing.T) {

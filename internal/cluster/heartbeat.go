@@ -174,7 +174,14 @@ func (m *membership) proveLocked() {
 	if last == 0 {
 		return
 	}
-	open := m.gate.raise(m.heartbeats[last].began, m.cfg.Clock(), m.freshness)
+	now := m.cfg.Clock()
+	open := m.gate.raise(m.heartbeats[last].began, now, m.freshness)
+	switch {
+	case open:
+		m.lagSince = 0
+	case m.lagSince == 0:
+		m.lagSince = now.Mono
+	}
 	for number := range m.heartbeats {
 		if number <= last {
 			delete(m.heartbeats, number)
@@ -199,11 +206,19 @@ func (m *membership) feedLagLocked() time.Duration {
 
 // checkFeed starts the feed again if heartbeats are confirmed and none was delivered for D: the
 // feed may come from a server that was deposed.
+//
+// A feed may also lag: after a silence, the feed delivers each heartbeat when its proof has run out
+// already, and new changes may come as fast as the process applies the old ones. Such a process
+// would never be fresh again. So checkFeed ends the membership if the feed has not caught up within
+// D(1+rho). The next membership starts its feed at the present.
 func (m *membership) checkFeed() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.cfg.Clock().Mono
-	if now-m.lastDelivery > int64(m.freshness) {
+	switch {
+	case m.lagSince != 0 && now-m.lagSince > int64(Bound(m.freshness)):
+		m.cancel(errLag)
+	case now-m.lastDelivery > int64(m.freshness):
 		m.lastDelivery = now
 		m.restartFeed()
 	}

@@ -22,6 +22,7 @@ type fault struct {
 	delay     time.Duration // of calls and answers, at most
 	feedDelay time.Duration // of each batch, at most
 	feedErr   error         // the feed ends with this error
+	steady    bool          // each batch takes feedDelay, and not a random part
 }
 
 // A link is the connection of one process to the engine.
@@ -243,7 +244,11 @@ func (l *link) Feed(
 		number := l.feeds
 		l.mu.Unlock()
 		for b, err := range l.Feeder.Feed(ctx, from, to, after) {
-			time.Sleep(l.random(l.now().feedDelay))
+			if f := l.now(); f.steady {
+				time.Sleep(f.feedDelay)
+			} else {
+				time.Sleep(l.random(f.feedDelay))
+			}
 			waited := l.await(ctx, func(f fault) bool {
 				return !f.silent && !f.dropCalls && number > f.deadFeed || f.feedErr != nil
 			})

@@ -19,6 +19,9 @@ import (
 var errGone = errors.New(
 	"cluster: the member record of this process was deleted, damaged or restored")
 
+// errLag ends a membership whose feed delivers heartbeats too late, and does not catch up.
+var errLag = errors.New("cluster: the feed of this process lags by more than the freshness")
+
 // A membership is the period in which the process has one member record. The fields under the
 // comment are guarded by the lock of the Cluster; no other field is written after join.
 type membership struct {
@@ -41,6 +44,7 @@ type membership struct {
 	delivered    uint64                // the number of the last heartbeat that was delivered
 	watermark    int64                 // in the last heartbeat that began
 	lastDelivery int64                 // when a heartbeat was delivered, or the feed was started
+	lagSince     int64                 // since when proofs have come too late; 0: the last was in time
 	feedLag      time.Duration         // of the last heartbeat that was delivered
 	clockAhead   time.Duration         // by how much a clock is ahead; 0: nothing to report
 	damaged      []damagedMember       // to report

@@ -61,7 +61,7 @@ func readPages(entries iter.Seq2[backend.Entry, error], send func(page) bool) {
 			if !send(p) {
 				return
 			}
-			p = page{}
+			p = page{entries: make([]backend.Entry, 0, pageEntries)}
 		}
 	}
 	send(p)

@@ -363,8 +363,11 @@ func (db *DB) pages(
 	ctx context.Context, at func() uint64, from, to []byte, down bool,
 	yield func(backend.Entry, error) bool,
 ) {
+	var page []backend.Entry // the memory of each page: yield gets copies of the entries
 	for {
-		page, next, err := db.page(ctx, at, from, to, down)
+		var next []byte
+		var err error
+		page, next, err = db.page(ctx, at, from, to, down, page[:0])
 		for _, e := range page {
 			if !yield(e, nil) {
 				return
@@ -391,13 +394,13 @@ func (db *DB) pages(
 	}
 }
 
-// page returns the first entries with from <= key < to, or the last of them in descending order if
-// down is true. The next page begins at the key next, or ends before next if down is true. next is
-// nil if there is no next page. If an entry is damaged, page returns the entries before the damage,
-// and the error.
+// page appends the first entries with from <= key < to to the argument page, and returns the
+// result. If down is true, page appends the last entries in descending order. The next page begins
+// at the key next, or ends before next if down is true. next is nil if there is no next page. If an
+// entry is damaged, page returns the entries before the damage, and the error.
 func (db *DB) page(
-	ctx context.Context, at func() uint64, from, to []byte, down bool,
-) (page []backend.Entry, next []byte, err error) {
+	ctx context.Context, at func() uint64, from, to []byte, down bool, page []backend.Entry,
+) (_ []backend.Entry, next []byte, err error) {
 	var damaged error
 	err = db.read(ctx, at, func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions

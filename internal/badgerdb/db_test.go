@@ -388,26 +388,26 @@ func TestPagesOverDeletedEntries(t *testing.T) {
 	}
 	var from []byte
 	for range 2 {
-		page, next, err := db.page(ctx, db.durable.Load, from, nil, false)
+		page, next, err := db.page(ctx, db.durable.Load, from, nil, false, nil)
 		require.NoError(t, err)
 		require.Empty(t, page)
 		require.NotNil(t, next)
 		from = next
 	}
-	page, next, err := db.page(ctx, db.durable.Load, from, nil, false)
+	page, next, err := db.page(ctx, db.durable.Load, from, nil, false, nil)
 	require.NoError(t, err)
 	require.Len(t, page, 1)
 	require.Nil(t, next)
 
 	var to []byte
 	for n := range 2 {
-		page, next, err := db.page(ctx, db.durable.Load, nil, to, true)
+		page, next, err := db.page(ctx, db.durable.Load, nil, to, true, nil)
 		require.NoError(t, err)
 		require.Len(t, page, 1-n, "in descending order, the first page has the entry")
 		require.NotNil(t, next)
 		to = next
 	}
-	page, next, err = db.page(ctx, db.durable.Load, nil, to, true)
+	page, next, err = db.page(ctx, db.durable.Load, nil, to, true, nil)
 	require.NoError(t, err)
 	require.Empty(t, page)
 	require.Nil(t, next)

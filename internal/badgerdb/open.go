@@ -40,7 +40,8 @@ type Options struct {
 	// removal is a part of the recovery, so no crash can separate the two.
 	Forget [][]byte
 
-	// Parent returns the key of the entry that the entry of a key leads to, or nil if there is none.
+	// Parent returns the key of the entry that the entry of a key leads to, or nil if the entry
+	// leads to no other entry.
 	// The caller never adds an entry before its parent. So if the parent comes after all keys of
 	// its kind, the committer adds the entry without a read. Nil means that no entry has a parent.
 	Parent func(key []byte) []byte

@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 )
@@ -208,6 +209,41 @@ func (c *call) limit(
 		defer cancel()
 	}
 	return invoke(ctx, method, request, response, conn, opts...)
+}
+
+// repeatable has the calls that can be repeated if the answer was lost: they change nothing, or have
+// a request_id.
+var repeatable = map[string]bool{
+	adminpb.KeyService_CreateKey_FullMethodName:  true,
+	adminpb.KeyService_RotateKey_FullMethodName:  true,
+	adminpb.KeyService_GetKey_FullMethodName:     true,
+	adminpb.KeyService_ListKeys_FullMethodName:   true,
+	adminpb.KeyService_ListEvents_FullMethodName: true,
+	adminpb.KeyService_LookupKey_FullMethodName:  true,
+	adminpb.StoreService_GetStats_FullMethodName: true,
+}
+
+// repeat repeats a call whose answer was lost with the connection. An error of the service is an
+// answer.
+func (c *call) repeat(
+	ctx context.Context, method string, request, response any, conn *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	const attempts = 4
+	wait := 200 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		err := invoke(ctx, method, request, response, conn, opts...)
+		if attempt == attempts || !repeatable[method] || err == nil ||
+			failureOf(err).code != codes.Unavailable || failureOf(err).reason != "" {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+		wait *= 3
+	}
 }
 
 // note prints a sentence to stderr, for the user and not for a program.

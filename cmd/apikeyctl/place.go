@@ -91,8 +91,8 @@ type connection struct {
 // connect connects to the place. The errors are failures.
 func (c *call) connect(ctx context.Context) (*connection, error) {
 	opts := []grpc.DialOption{
-		grpc.WithDefaultServiceConfig(repeats),
-		grpc.WithChainUnaryInterceptor(c.limit),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithChainUnaryInterceptor(c.limit, c.repeat),
 	}
 	switch p := c.place; {
 	case p.socket != "":
@@ -103,24 +103,6 @@ func (c *call) connect(ctx context.Context) (*connection, error) {
 		return c.openDir(ctx, opts)
 	}
 }
-
-// repeats is the service configuration: gRPC repeats a call whose answer was lost, if the call
-// changes nothing, or has a request_id.
-const repeats = `{"methodConfig": [{
-	"name": [
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "CreateKey"},
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "RotateKey"},
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "GetKey"},
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "ListKeys"},
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "ListEvents"},
-		{"service": "grpcapikey.admin.v1.KeyService", "method": "LookupKey"},
-		{"service": "grpcapikey.admin.v1.StoreService", "method": "GetStats"}
-	],
-	"retryPolicy": {
-		"maxAttempts": 4, "initialBackoff": "0.2s", "maxBackoff": "2s", "backoffMultiplier": 3,
-		"retryableStatusCodes": ["UNAVAILABLE"]
-	}
-}]}`
 
 // maxSocketPath is the length of the longest path of a socket, in bytes. The system keeps the path
 // with a zero byte.

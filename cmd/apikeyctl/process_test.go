@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -6,12 +8,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -513,4 +517,51 @@ func TestCompletion(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, string(out))
 	}
+}
+
+// If the answer to create is lost with the connection, apikeyctl repeats the call, and prints the
+// secret of the only key that was made.
+func TestRepeatAfterALostAnswer(t *testing.T) {
+	w := startWorld(t)
+	proxy, err := net.Listen("unix", filepath.Join(w.dir, "proxy.sock"))
+	require.NoError(t, err)
+	defer proxy.Close()
+	var lost atomic.Bool
+	go func() {
+		for {
+			client, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("unix", filepath.Join(w.dir, socketPath))
+			if err != nil {
+				client.Close()
+				continue
+			}
+			go func() {
+				_, _ = io.Copy(server, client)
+				server.Close()
+			}()
+			go func() {
+				defer client.Close()
+				for buffer := make([]byte, 64<<10); ; {
+					n, err := server.Read(buffer)
+					secret := bytes.Contains(buffer[:n], []byte("oil_"))
+					if err != nil || secret && lost.CompareAndSwap(false, true) {
+						return
+					}
+					if _, err := client.Write(buffer[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	r := w.ctl("--socket", "proxy.sock", "create", "--name", "ci")
+	require.Zero(t, r.code, r.stderr)
+	require.True(t, lost.Load())
+	require.Equal(t, 1, w.count(keystore.StatusActive))
+	key, err := w.store.Verify(t.Context(), strings.TrimSpace(r.stdout))
+	require.NoError(t, err)
+	require.Equal(t, "ci", key.Name)
 }

@@ -78,7 +78,7 @@ func openFailed(dir string, err error) error {
 			`there is no store in %s: check the path. create and restore make a store`, dir)}
 	case errors.Is(err, keystore.ErrCorrupt):
 		return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT", textOf(err) +
-			": make a copy of the directory, and see the page on troubleshooting"}
+			`: keep the directory, and restore a backup into a new one with "apikeyctl restore"`}
 	default:
 		return local("cannot open the store in %s: %s", dir, textOf(err))
 	}

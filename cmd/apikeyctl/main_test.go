@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -67,6 +69,8 @@ const socketPath = "run/admin.sock"
 type world struct {
 	t     *testing.T
 	dir   string
+	keys  string   // the directory of the store, in dir
+	made  []string // the IDs of the keys that create has made
 	store *keystore.Store
 	addr  string // of the server over TLS, whose certificate is in ca.pem
 	env   []string
@@ -80,7 +84,7 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "bin"), 0o700))
 	require.NoError(t, os.Symlink(self, filepath.Join(dir, "bin", "apikeyctl")))
-	w := &world{t: t, dir: dir}
+	w := &world{t: t, dir: dir, keys: "keys"}
 	for _, entry := range os.Environ() {
 		if !strings.HasPrefix(entry, "APIKEYCTL_") && !strings.HasPrefix(entry, "PATH=") {
 			w.env = append(w.env, entry)
@@ -97,7 +101,6 @@ func startWorld(t *testing.T) *world {
 	w := newWorld(t)
 	w.open(nil)
 	w.serve()
-	w.env = append(w.env, "APIKEYCTL_SOCKET="+socketPath)
 	return w
 }
 
@@ -106,7 +109,7 @@ func (w *world) open(opts *keystore.Options) {
 	if ^uint(0)>>63 == 0 {
 		w.t.Skip("NOT RUN: a directory needs a 64-bit system")
 	}
-	store, err := keystore.Open(filepath.Join(w.dir, "keys"), opts)
+	store, err := keystore.Open(filepath.Join(w.dir, w.keys), opts)
 	require.NoError(w.t, err)
 	w.store = store
 	w.t.Cleanup(func() { store.Close() })
@@ -115,6 +118,7 @@ func (w *world) open(opts *keystore.Options) {
 // serve serves the store on the socket and over TLS until the end of the test.
 func (w *world) serve() {
 	w.t.Helper()
+	w.env = append(w.env, "APIKEYCTL_SOCKET="+socketPath)
 	srv, err := admin.New(w.store)
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -172,6 +176,7 @@ func (w *world) create(spec keystore.Spec) (*keystore.Key, string) {
 	w.t.Helper()
 	issued, err := w.store.Create(w.t.Context(), spec)
 	require.NoError(w.t, err)
+	w.made = append(w.made, issued.Key.ID)
 	return issued.Key, issued.Secret.Reveal()
 }
 

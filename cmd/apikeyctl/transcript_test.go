@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -19,8 +21,8 @@ import (
 
 var rewrite = flag.Bool("update", false, "write the transcripts in testdata anew")
 
-// shownIDs are the IDs in transcripts. The n-th ID that the commands of a transcript print stands
-// for the n-th of these.
+// shownIDs are the IDs in transcripts. They stand for the keys of the store, in the order in which
+// the test has made the keys, and then in the order in which commands print the IDs.
 var shownIDs = []string{
 	"01k9x3v7q2f8hr6m5w0c4tzbnd", "01k9x40q8nf7ksrv2ynfnwcjz6", "01k9x41c2tfmya8e0s2rjs5mqd",
 	"01k9x42gdvfntbdbp1wcqhavnk", "01k9x43h5sf5grshjnxw90wqvd", "01k9x44mzbeyqr7m9y4q4rrkhn",
@@ -57,7 +59,11 @@ type transcript struct {
 }
 
 func newTranscript(w *world) *transcript {
-	return &transcript{w, newShell(w), make(map[string]string), make(map[string]string)}
+	tr := &transcript{w, newShell(w), make(map[string]string), make(map[string]string)}
+	for _, id := range w.made {
+		tr.masked(id)
+	}
+	return tr
 }
 
 // run runs the commands of a transcript, and returns the transcript with the true output.

@@ -31,6 +31,7 @@ func (c *call) progress(verb string, bytes bool) *progress {
 			progressbar.OptionClearOnFinish(),
 			progressbar.OptionSetElapsedTime(false),
 			progressbar.OptionFullWidth(),
+			progressbar.OptionSetSpinnerChangeInterval(0), // no goroutine prints after end
 		)
 	}
 	return p

@@ -138,8 +138,8 @@ func BenchmarkPage(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkBatchRevoke compares BatchRevokeKeys over the socket with Store.RevokeAll, in turns, each
-// on a new store. The client is part of the process. For 100,000 keys:
+// BenchmarkBatchRevoke compares BatchRevokeKeys over the socket with Store.RevokeAll, in turns,
+// each on a new store. The client is part of the process. For 100,000 keys:
 //
 //	go test -run '^$' -bench BatchRevoke -benchtime 3x -keys 100000 ./interceptor/admin
 func BenchmarkBatchRevoke(b *testing.B) {

@@ -12,7 +12,7 @@ import (
 
 // callerOf returns who makes a call: the holder of the key that an Authenticator has left in the
 // context, or else the peer of a unix socket. The key comes first, because a key has a ceiling. If
-// the call names nobody, ok is false, and the Caller may do nothing.
+// the call has no principal, ok is false, and the Caller may do nothing.
 func callerOf(ctx context.Context) (c manage.Caller, ok bool) {
 	if key, ok := interceptor.FromContext(ctx); ok {
 		return manage.KeyHolder("key:"+key.ID, key), true

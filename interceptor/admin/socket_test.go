@@ -264,9 +264,10 @@ func TestAnotherUser(t *testing.T) {
 		"other users": {[]admin.SocketOption{admin.SocketMode(0o666),
 			admin.AllowUIDs(1, uid+1), admin.AllowGIDs(group + 1)}, "Unavailable",
 			"the user 65534 may not use the socket"},
-		"the user":      {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowUIDs(uid)}, "OK", ""},
-		"the group":     {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowGIDs(gid)}, "OK", ""},
-		"another group": {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowGIDs(group)}, "OK", ""},
+		"the user":  {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowUIDs(uid)}, "OK", ""},
+		"the group": {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowGIDs(gid)}, "OK", ""},
+		"another group": {[]admin.SocketOption{admin.SocketMode(0o666), admin.AllowGIDs(group)},
+			"OK", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log safeBuilder

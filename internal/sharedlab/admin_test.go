@@ -40,8 +40,8 @@ func serveAdmin(t *testing.T, store *keystore.Store) adminpb.KeyServiceClient {
 	return adminpb.NewKeyServiceClient(conn)
 }
 
-// Each process of a store on etcd manages the keys of all: what one process does, each of the others
-// shows, and the sessions in all processes end before the call returns.
+// Each process of a store on etcd manages the keys of all: what one process does, each of the
+// others shows, and the sessions in all processes end before the call returns.
 func TestAdminInEachProcess(t *testing.T) {
 	t.Parallel()
 	r := startReplicas(t)

@@ -7,9 +7,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
@@ -198,25 +201,38 @@ func TestBatchRevokeStops(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gate := newGate()
-			store, err := keystore.New(gate, nil)
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, store.Close()) })
+			store := keystoretest.New(t, nil)
 			r := newRig(t, store)
+			auth, err := interceptor.New(store, admin.Rules()...)
+			require.NoError(t, err)
+			returned := make(chan struct{}, 1)
+			r.tls, r.roots = serveTLS(t, r.srv, auth, append(auth.ServerOptions(),
+				grpc.ChainStreamInterceptor(func(
+					srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+				) error {
+					defer func() { returned <- struct{}{} }()
+					return next(srv, ss)
+				}))...)
 			c, key := r.holder(t, "keys:admin")
-			const all = 4000
-			for range all {
-				keystoretest.MustCreate(t, store, keystore.Spec{Owner: "acme"})
-			}
+			const all = 8000 // more than the server revokes while the client does not read
+			createMany(t, store, all, keystore.Spec{Owner: "acme"})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			filter := &adminpb.Filter{Owner: "acme"}
 			stream, err := c.BatchRevokeKeys(ctx, &adminpb.BatchRevokeKeysRequest{Filter: filter})
 			require.NoError(t, err)
-			// The client reads no more: the server can send and buffer less than all.
 			_, err = stream.Recv()
 			require.NoError(t, err)
 			end(store, key, cancel)
+			<-returned
+			owned := func() int {
+				n, err := store.Count(t.Context(),
+					keystore.Query{Owner: "acme", Status: keystore.StatusRevoked})
+				require.NoError(t, err)
+				return n
+			}
+			before := owned()
+			require.Less(t, before, all)
 			for err == nil {
 				_, err = stream.Recv()
 			}
@@ -224,11 +240,8 @@ func TestBatchRevokeStops(t *testing.T) {
 				status.Code(err))
 			got, err := batchRevoke(t, r.local(t), &adminpb.BatchRevokeKeysRequest{Filter: filter})
 			require.NoError(t, err)
-			require.NotEmpty(t, got)
-			owned, err := store.Count(t.Context(),
-				keystore.Query{Owner: "acme", Status: keystore.StatusRevoked})
-			require.NoError(t, err)
-			require.Equal(t, all, owned)
+			require.Len(t, got, all-before)
+			require.Equal(t, all, owned())
 		})
 	}
 }
@@ -245,7 +258,8 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	request := &adminpb.BatchRevokeKeysRequest{
 		Filter: &adminpb.Filter{Owner: "acme"}, Reason: "left", Expected: expect(all)}
 
-	child := startServer(t, dir)
+	sockets := socketDir(t)
+	child := startServer(t, dir, sockets)
 	c := dial(t, "unix:"+child.socket, localCreds)
 	stream, err := c.BatchRevokeKeys(t.Context(), request)
 	require.NoError(t, err)
@@ -262,7 +276,7 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	child.wait(t)
 
-	child = startServer(t, dir) // the socket of the killed process is replaced
+	child = startServer(t, dir, sockets) // the socket of the killed process is replaced
 	c = dial(t, "unix:"+child.socket, localCreds)
 	rest, err := batchRevoke(t, c, request)
 	require.NoError(t, err)

@@ -128,13 +128,13 @@ type child struct {
 	stderr       bytes.Buffer // complete after wait
 }
 
-// startServer starts a child that serves the store of the directory. The socket is beside the
+// startServer starts a child that serves the store of the directory, on a socket in another
 // directory.
-func startServer(t *testing.T, dir string, env ...string) *child {
+func startServer(t *testing.T, dir, socketDir string, env ...string) *child {
 	t.Helper()
 	exe, err := os.Executable()
 	require.NoError(t, err)
-	c := &child{socket: filepath.Join(socketDirOf(t), "admin.sock"), cmd: exec.Command(exe)}
+	c := &child{socket: filepath.Join(socketDir, "admin.sock"), cmd: exec.Command(exe)}
 	c.cmd.Env = append(os.Environ(), "ADMIN_TEST_CHILD=serve", "ADMIN_TEST_DIR="+dir,
 		"ADMIN_TEST_SOCKET="+c.socket)
 	c.cmd.Env = append(c.cmd.Env, env...)
@@ -160,17 +160,6 @@ func startServer(t *testing.T, dir string, env ...string) *child {
 	c.roots = x509.NewCertPool()
 	require.True(t, c.roots.AppendCertsFromPEM(pem))
 	return c
-}
-
-// socketDirs has the socket directory of each test, so that all children of a test have one socket.
-var socketDirs = make(map[string]string)
-
-func socketDirOf(t *testing.T) string {
-	t.Helper()
-	if socketDirs[t.Name()] == "" {
-		socketDirs[t.Name()] = socketDir(t)
-	}
-	return socketDirs[t.Name()]
 }
 
 // stop stops the child in good order.

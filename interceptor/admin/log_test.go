@@ -25,7 +25,7 @@ func TestNoSecretInTheLog(t *testing.T) {
 		secrets = append(secrets, issued.Secret.Reveal())
 	}
 	require.NoError(t, store.Close())
-	child := startServer(t, dir,
+	child := startServer(t, dir, socketDir(t),
 		"GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99")
 	all := []clients{dial(t, "unix:"+child.socket, localCreds)}
 	over := &rig{tls: child.addr, roots: child.roots}

@@ -68,9 +68,9 @@ func TestDamagedMemberRecordIsRemoved(t *testing.T) {
 				require.Equal(t, Bound(testFreshness),
 					took(func() { require.NoError(t, a.change(t.Context(), "ka")) }), name)
 				require.NoError(t, a.readEvents(t.Context()))
+				synctest.Wait()
 				require.Equal(t, 2, w.table(), name)
 				require.EqualValues(t, 1, a.c.Stats().Evictions)
-				synctest.Wait()
 				require.Equal(t, 1, bytes.Count(lines.Bytes(), []byte("damaged member record")))
 				require.Contains(t, lines.String(), hex.EncodeToString(key))
 				require.Zero(t, took(func() { require.NoError(t, a.change(t.Context(), "ka")) }))
@@ -225,6 +225,7 @@ func TestJoinBesideAMemberRecordWithoutARevision(t *testing.T) {
 		wait := took(func() { w.joinAndClose(t, b) })
 		require.Greater(t, wait, 2*Bound(testFreshness))
 		require.Less(t, wait, 4*testFreshness)
+		synctest.Wait()
 		require.EqualValues(t, 1, a.c.Stats().Evictions)
 		require.NoError(t, a.readEvents(t.Context()))
 	})

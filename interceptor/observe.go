@@ -20,7 +20,7 @@ type Call struct {
 	Refusal *Refusal
 }
 
-// OtherMethod stands for every method that the server does not have, in Call.Method. Callers can
+// OtherMethod is the Call.Method of every method that the server does not have. Callers can
 // send any text as the method if the server has a grpc.UnknownServiceHandler, or a tap handle:
 // see Authenticator.Tap. Tap does not know the methods of the server, so a method that Tap refuses
 // counts as known only if a rule names the method. OpenTelemetry has the same word.

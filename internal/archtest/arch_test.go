@@ -66,6 +66,12 @@ func TestImports(t *testing.T) {
 		},
 		{"internal/manage", append(below, "keystore"), []string{grpc}},
 		{"internal/errinfo", nil, []string{badger}},
+		{"interceptor/otelkeys",
+			append(below, "keystore", "internal/errinfo", "interceptor",
+				"internal/storemetrics"),
+			[]string{"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/contrib/"}},
+		{"internal/storemetrics", append(below, "keystore"),
+			[]string{grpc, "github.com/prometheus/"}},
 		{"internal/backupfile", []string{"internal/record", "keystore/backend"},
 			[]string{badger, grpc}},
 		{"internal/cluster", []string{"internal/record", "keystore/backend"},
@@ -236,6 +242,22 @@ func main() {
 	out, err := exec.Command("go", "run", source).Output()
 	require.NoError(t, err)
 	require.Equal(t, "GET /debug/vars\n", string(out))
+}
+
+// One package knows OpenTelemetry, which Badger imports too. No package of this module knows
+// Prometheus: promkeys is a separate module.
+func TestOnlyOtelkeysImportsOpenTelemetry(t *testing.T) {
+	imports := list(t, "-f", `{{range .Imports}}{{$.ImportPath}}>{{.}}{{"\n"}}{{end}}`, module+"...")
+	require.NotEmpty(t, imports)
+	var importers []string
+	for _, line := range imports {
+		importer, imported, _ := strings.Cut(line, ">")
+		require.False(t, strings.HasPrefix(imported, "github.com/prometheus/"), line)
+		if strings.HasPrefix(imported, "go.opentelemetry.io/") {
+			importers = append(importers, importer)
+		}
+	}
+	require.Equal(t, []string{module + "interceptor/otelkeys"}, slices.Compact(importers))
 }
 
 // Two packages know Badger: internal/badgerdb, and badgerfile below internal/badgerdb.

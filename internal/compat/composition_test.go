@@ -23,8 +23,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/otelkeys"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -56,15 +56,17 @@ func TestComposition(t *testing.T) {
 	var text buffer
 	logger := slog.New(slog.NewTextHandler(&text, nil))
 	registry := prometheus.NewRegistry()
-	store, err := keystore.Open(t.TempDir(), &keystore.Options{Observer: newObserver(registry)})
+	store, err := keystore.Open(t.TempDir(), nil)
 	require.NoError(t, err)
 	defer store.Close()
-	registerStats(registry, store)
 	newLastBackup(registry).SetToCurrentTime()
-	auth, err := interceptor.New(store)
+	telemetry, err := otelkeys.New(store, nil)
+	require.NoError(t, err)
+	defer telemetry.Close()
+	auth, err := newAuthenticator(store, telemetry, logger, registry)
 	require.NoError(t, err)
 	svc := &service{returned: make(chan error, 1)}
-	client, stop := serve(t, svc, serverOptions(auth, logger, registry)...)
+	client, stop := serve(t, svc, serverOptions(auth, telemetry, logger, registry)...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 
@@ -88,7 +90,7 @@ func TestComposition(t *testing.T) {
 	require.NoError(t, err)
 	_, err = stream.Header()
 	require.NoError(t, err)
-	require.Equal(t, 1.0, gathered(t, registry, "apikey_live"))
+	require.Equal(t, 1.0, gathered(t, registry, "apikeys_streams"))
 	require.NoError(t, store.Revoke(ctx, issued.Key.ID, "leaked"))
 	_, err = stream.Recv()
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
@@ -109,34 +111,30 @@ grpc_server_handled_total{grpc_code="Internal",`+unary+`} 1
 grpc_server_handled_total{grpc_code="OK",`+unary+`} 1
 grpc_server_handled_total{grpc_code="Unauthenticated",`+unary+`} 2
 grpc_server_handled_total{grpc_code="Unauthenticated",`+duplex+`} 1
-# HELP apikey_refused_total Calls that the store refused.
-# TYPE apikey_refused_total counter
-apikey_refused_total{reason="malformed"} 1
-# HELP apikey_ended_total Streams that the store ended.
-# TYPE apikey_ended_total counter
-apikey_ended_total{reason="revoked"} 1
-# HELP apikey_changed_total Changes of keys.
-# TYPE apikey_changed_total counter
-apikey_changed_total{action="create"} 1
-apikey_changed_total{action="revoke"} 1
-`), "grpc_server_handled_total", "apikey_refused_total", "apikey_ended_total",
-		"apikey_changed_total"))
-	require.Equal(t, 0.0, gathered(t, registry, "apikey_live"))
-	require.Equal(t, -1.0, gathered(t, registry, "apikey_outdated"))
+# HELP apikeys_calls_refused_total Calls that the interceptor refused, by the reason and the method.
+# TYPE apikeys_calls_refused_total counter
+apikeys_calls_refused_total{grpc_method="/grpc.testing.TestService/EmptyCall",reason="malformed"} 1
+apikeys_calls_refused_total{grpc_method="/grpc.testing.TestService/EmptyCall",reason="missing"} 1
+`), "grpc_server_handled_total", "apikeys_calls_refused_total"))
+	require.Equal(t, 1.0, gathered(t, registry, "apikeys_refusals_total"))
+	require.Equal(t, 1.0, gathered(t, registry, "apikeys_streams_ended_total"))
+	require.Equal(t, 2.0, gathered(t, registry, "apikeys_changes_total"))
+	require.Equal(t, 0.0, gathered(t, registry, "apikeys_streams"))
 
 	logged := text.String()
 	// The logging interceptor runs after the Authenticator, so it logs the key and does not log
 	// refused calls.
 	require.Equal(t, 2, strings.Count(logged, `msg="finished call"`), "%s", logged)
 	require.Contains(t, logged, "key="+issued.Key.ID+" owner=team-a")
+	require.Equal(t, 3, strings.Count(logged, "trace_id="), "of the refusals: %s", logged)
 	require.Contains(t, logged, `msg="a handler panicked" panic=unary`)
 	require.Len(t, spans.GetSpans(), 5)
 	require.NotContains(t, logged, token[len(token)-20:])
 
-	// Every metric in an alert of the guides must exist.
+	// The metric in an alert of the guides must exist.
 	rules, err := os.ReadFile("../../examples/guides/prometheus/alerts.yml")
 	require.NoError(t, err)
-	names := regexp.MustCompile(`\bapikey_\w+`).FindAllString(string(rules), -1)
+	names := regexp.MustCompile(`\borders_\w+`).FindAllString(string(rules), -1)
 	require.NotEmpty(t, names)
 	for _, name := range names {
 		_ = gathered(t, registry, name)

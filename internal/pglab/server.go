@@ -388,3 +388,24 @@ func URL(addr string, parameters ...string) string {
 		RawQuery: q.Encode()}
 	return u.String()
 }
+
+// File writes a file that belongs to the user of the server, and returns its path.
+func (s *Server) File(t testing.TB, name string, text []byte) string {
+	t.Helper()
+	s.write(t, name, string(text))
+	return filepath.Join(s.Dir, name)
+}
+
+// Mkdir makes a directory that belongs to the user of the server, and returns its path.
+func (s *Server) Mkdir(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(s.Dir, name)
+	err := os.Mkdir(path, 0o700)
+	if err == nil && s.as != nil {
+		err = os.Chown(path, int(s.as.Uid), int(s.as.Gid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -85,38 +86,38 @@ func stateOf(conn *pgconn.PgConn) *connState {
 	return s
 }
 
-// settings are those of an own connection. A setting that the server does not know is left out.
+// setUp changes the settings of an own connection, and returns the state of the server. A setting
+// that the server does not know is left out.
 //
 //   - The warning about the wait for a standby must arrive.
 //   - apply needs that each of its statements sees the commits before the statement.
 //   - A timeout in the wait for a standby would make the change visible without the standby.
-const settings = `
-select set_config(s.name, c.value, false)
-from (values
-	('client_min_messages', 'warning'),
-	('default_transaction_isolation', 'read committed'),
-	('statement_timeout', '0'),
-	('transaction_timeout', '0'),
-	('lock_timeout', '0'),
-	('idle_in_transaction_session_timeout', '0'),
-	('idle_session_timeout', '0')
-) c(name, value) join pg_settings s on s.name = c.name`
-
-const serverState = `
-select current_setting('server_version_num')::int, current_setting('server_version'),
+const setUp = `
+with settings as materialized (
+	select set_config(s.name, c.value, false)
+	from (values
+		('client_min_messages', 'warning'),
+		('default_transaction_isolation', 'read committed'),
+		('statement_timeout', '0'),
+		('transaction_timeout', '0'),
+		('lock_timeout', '0'),
+		('idle_in_transaction_session_timeout', '0'),
+		('idle_session_timeout', '0')
+	) c(name, value) join pg_settings s on s.name = c.name
+)
+select (select count(*) from settings) > 0,
+	current_setting('server_version_num')::int, current_setting('server_version'),
 	pg_is_in_recovery(), current_setting('fsync'),
 	current_setting('synchronous_standby_names'), current_setting('synchronous_commit')`
 
 // setUp prepares a new connection, and returns an error if the server cannot serve the store.
 func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, settings); err != nil {
-		return err
-	}
 	var number int
 	var version, fsync, standbys, commit string
-	var standby bool
-	err := conn.QueryRow(ctx, serverState).Scan(&number, &version, &standby, &fsync, &standbys,
-		&commit)
+	var set, standby bool
+	// The simple protocol needs one round trip only.
+	err := conn.QueryRow(ctx, setUp, pgx.QueryExecModeSimpleProtocol).Scan(&set, &number, &version,
+		&standby, &fsync, &standbys, &commit)
 	switch {
 	case err != nil:
 		return err
@@ -149,7 +150,10 @@ var errStandby = fmt.Errorf("the server is a standby (hot standby): %s", adviceS
 func isUnreachable(err error) bool {
 	var n net.Error
 	var c *pgconn.ConnectError
+	text := err.Error()
 	switch {
+	case strings.Contains(text, "tls:"), strings.Contains(text, "refused TLS"):
+		return false
 	case errors.Is(err, errStandby), pgconn.SafeToRetry(err), pgconn.Timeout(err):
 		return true
 	case errors.As(err, &n):

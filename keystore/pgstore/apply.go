@@ -80,7 +80,9 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	select {
 	case err = <-c.result:
 	case <-joined.Done():
-		b.leave(c)
+		if b.leave(c) {
+			b.own.Reset()
+		}
 		return b.ended(ctx)
 	}
 	switch {
@@ -127,15 +129,17 @@ func (b *Backend) startWriterLocked() {
 	}
 }
 
-// leave notes that the caller of a call no longer waits.
-func (b *Backend) leave(c *call) {
+// leave notes that the caller of a call no longer waits, and reports whether the call was sent. Then
+// the server may have been replaced, and the other connections that are open may lead to the same
+// server.
+func (b *Backend) leave(c *call) (sent bool) {
 	m := &b.committer
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g := c.group
 	if g == nil {
 		m.queue = slices.DeleteFunc(m.queue, func(other *call) bool { return other == c })
-		return
+		return false
 	}
 	if g.waiting--; g.waiting == 0 {
 		g.cancel()
@@ -145,6 +149,7 @@ func (b *Backend) leave(c *call) {
 		m.writers--
 		b.startWriterLocked()
 	}
+	return true
 }
 
 // write makes groups until the queue is empty.
@@ -230,8 +235,7 @@ func (m *committer) finish(g *group, failed []int32, err error) (ends bool) {
 // commit makes a group, and returns the numbers of the calls that conflict. The calls are numbered
 // from 1. If a connection was broken before the group was sent, commit tries another connection.
 func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err error) {
-	args := arguments(g.calls)
-	args = append([]any{!b.unreplicated}, args...)
+	args := append([]any{!b.unreplicated}, arguments(g.calls)...)
 	for attempt := 1; ; attempt++ {
 		failed, err = b.tryCommit(ctx, args)
 		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !pgconn.SafeToRetry(err) {
@@ -248,13 +252,19 @@ func (b *Backend) tryCommit(ctx context.Context, args []any) (failed []int32, er
 	defer conn.Release()
 	state := stateOf(conn.Conn().PgConn())
 	state.warning = ""
-	err = conn.QueryRow(ctx, b.sql.apply, args...).Scan(&failed)
-	switch {
+	generation, _, _ := b.history.now()
+	var at int64
+	var m mark
+	err = conn.QueryRow(ctx, b.sql.apply, args...).Scan(&failed, &at, &m.tag)
+	switch m.at = backend.Position(at); {
 	case err == nil && state.warning != "":
 		// The change is committed, and perhaps on no standby.
 		return nil, fmt.Errorf("the outcome is unknown: PostgreSQL has warned: %s", state.warning)
 	case codeOf(err) == codeReadOnly:
 		closeConn(conn.Conn()) // the next connection may lead to another server
+	}
+	if err == nil {
+		b.history.confirmed(generation, m)
 	}
 	return failed, err
 }

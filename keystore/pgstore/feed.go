@@ -63,7 +63,7 @@ func (f *feed) run() error {
 	}
 	defer stop()
 	resumes := f.at != 0
-	if f.generation = f.history.now(); resumes {
+	if f.generation, _, _ = f.history.now(); resumes {
 		var ok bool
 		if f.tag, f.generation, ok = f.history.recall(f.at); !ok {
 			return gap(fmt.Errorf("position %d is not one of the last %d positions that the "+

@@ -22,16 +22,27 @@ type tag [16]byte
 //     of an earlier generation is dropped.
 //  2. delivered is the highest position that a feed of this generation has yielded. A read refuses
 //     a state below the position: a pool may reach another server.
-//  3. A feed continues after a position only if the server has the remembered tag at the position.
+//  3. replicated is a position of which an own commit has shown that the standby has everything up
+//     to there. On a server that has this position with this tag, an entry that was written at or
+//     below the position is not lost in a failover. Any other entry may be: a primary shows a
+//     change that is on no standby after the wait for the standby was canceled, and after a crash.
+//  4. A feed continues after a position only if the server has the remembered tag at the position.
 //     A feed after a position that is not remembered ends with ErrGap.
 type history struct {
 	mu         sync.Mutex // guards all below
 	generation uint64
 	delivered  backend.Position
+	replicated mark
 
 	tags  map[backend.Position]tag // of the last positions that feeds have yielded
 	order []backend.Position       // the keys of tags; a ring once there are maxTags
 	next  int                      // of the ring
+}
+
+// A mark is a position with its tag. The zero mark is no position.
+type mark struct {
+	at  backend.Position
+	tag tag
 }
 
 // maxTags is the number of remembered positions.
@@ -46,18 +57,22 @@ func gap(reason error) error {
 	return fmt.Errorf("pgstore: feed: %w: %w", backend.ErrGap, reason)
 }
 
-// atLeast returns the position that the state of a read must have, if the read starts now.
-func (h *history) atLeast() backend.Position {
+// now returns the present generation, what a read that starts now must see at least, and what is
+// known to be replicated.
+func (h *history) now() (generation uint64, delivered backend.Position, replicated mark) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.delivered
+	return h.generation, h.delivered, h.replicated
 }
 
-// now returns the present generation.
-func (h *history) now() uint64 {
+// confirmed notes that everything up to a position is replicated, by a commit that began in a
+// generation.
+func (h *history) confirmed(generation uint64, m mark) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.generation
+	if h.generation == generation && m.at > h.replicated.at {
+		h.replicated = m
+	}
 }
 
 // recall returns the tag at a position, and the generation of the tag.
@@ -99,7 +114,8 @@ func (h *history) changed(b *Backend, generation uint64, at backend.Position) er
 	defer h.mu.Unlock()
 	if h.generation == generation {
 		h.generation++
-		h.delivered, h.tags, h.order, h.next = 0, nil, nil, 0
+		h.delivered, h.replicated = 0, mark{}
+		h.tags, h.order, h.next = nil, nil, 0
 		b.log.log(slog.LevelError, "PostgreSQL was restored, or a standby without the last changes "+
 			"was promoted: changes are lost, and revoked keys may be active again: restore the "+
 			"store's own backup on top, or revoke the keys again", "schema", b.schema,

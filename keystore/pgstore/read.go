@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -19,46 +21,146 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 		return backend.Entry{}, err
 	}
 	defer end()
-	if key == nil {
-		key = []byte{}
-	}
-	s := b.newState()
+	key = append([]byte{}, key...)
 	var value []byte
 	var revision *int64
-	err = b.pool.QueryRow(joined, b.sql.get, key).Scan(&s.standby, &s.position, &value, &revision)
-	if err == nil {
-		err = s.check()
-	}
+	err = b.read(joined, func(q querier, s *state) error {
+		return q.QueryRow(joined, b.sql.get, int64(s.replicated.at), key).Scan(&s.standby,
+			&s.position, &s.tag, &s.deleted, &value, &revision, &s.written)
+	})
 	switch {
 	case err != nil:
 		return backend.Entry{}, b.wrap(ctx, "read", err)
 	case revision == nil:
 		return backend.Entry{}, backend.ErrNotFound
 	}
-	return b.entry(append([]byte(nil), key...), value, *revision)
+	return b.entry(key, value, *revision)
+}
+
+// A querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
 // A state says from which server, and from which time, a read comes.
 type state struct {
-	least    backend.Position // before the read began
-	standby  bool
-	position int64
+	delivered  backend.Position // before the read began
+	replicated mark             // before the read began
+
+	standby          bool
+	position         int64  // of the last change
+	tag              *tag   // at the position of replicated; nil: the log has no such row
+	deleted, written *int64 // the positions of the last deletion, and of the last entry; nil: none
 }
 
-func (b *Backend) newState() *state { return &state{least: b.history.atLeast()} }
+func (b *Backend) newState() *state {
+	s := new(state)
+	_, s.delivered, s.replicated = b.history.now()
+	return s
+}
 
-// check returns an error if the read may lack changes that are confirmed. A pool may reach another
-// server than before.
+// check returns an error if the read lacks changes that a feed has delivered. A pool may reach
+// another server than before.
 func (s *state) check() error {
 	switch {
 	case s.standby:
 		return errStandby
-	case backend.Position(s.position) < s.least:
+	case backend.Position(s.position) < s.delivered:
 		return fmt.Errorf("the server has the changes up to position %d, and the feed has "+
 			"delivered %d: the server was restored, or the connection leads to another server",
-			s.position, s.least)
+			s.position, s.delivered)
 	}
 	return nil
+}
+
+// isReplicated reports whether what was read is known to be replicated: see history.
+func (s *state) isReplicated() bool {
+	known := func(at *int64) bool {
+		return at == nil || backend.Position(*at) <= s.replicated.at
+	}
+	return s.tag != nil && *s.tag == s.replicated.tag && known(s.deleted) && known(s.written)
+}
+
+// read makes a read with the pool. If the read may show a change that could still be lost, read
+// makes the read again, with confirm.
+func (b *Backend) read(ctx context.Context, do func(querier, *state) error) error {
+	s := b.newState()
+	if err := do(b.pool, s); err != nil {
+		return err
+	}
+	if err := s.check(); err != nil {
+		return err
+	}
+	if b.unreplicated || s.isReplicated() {
+		return nil
+	}
+	if s.tag != nil && *s.tag != s.replicated.tag {
+		// The server was deposed, or the store was restored. Other connections of the pool may lead
+		// to the same server.
+		b.pool.Reset()
+	}
+	return b.confirm(ctx, do)
+}
+
+// confirm makes a read in a transaction that commits, and so waits for the standby. The commit
+// follows all that the read has seen, so the standby has all of it.
+func (b *Backend) confirm(ctx context.Context, do func(querier, *state) error) error {
+	for attempt := 1; ; attempt++ {
+		broken, err := b.tryConfirm(ctx, do)
+		if ctx.Err() != nil {
+			b.own.Reset() // as after leave
+		}
+		if err == nil || !broken || ctx.Err() != nil || attempt == maxAttempts {
+			return err
+		}
+	}
+}
+
+// tryConfirm also reports whether the connection has broken.
+func (b *Backend) tryConfirm(
+	ctx context.Context, do func(querier, *state) error,
+) (broken bool, err error) {
+	conn, err := b.own.Acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Release()
+	received := stateOf(conn.Conn().PgConn())
+	received.warning = ""
+	generation, _, _ := b.history.now()
+	var at int64
+	var m mark
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead},
+		func(tx pgx.Tx) error {
+			var standbys string
+			if err := tx.QueryRow(ctx, b.sql.mark).Scan(&at, &m.tag, &standbys); err != nil {
+				return err
+			}
+			s := b.newState()
+			s.position = at
+			if err := do(tx, s); err != nil {
+				return err
+			}
+			if standbys == "" && !b.unreplicated {
+				return errors.New("synchronous_standby_names is empty: " + adviceUnreplicated)
+			}
+			if err := s.check(); err != nil {
+				return err
+			}
+			// Without a write, the commit would wait for nothing.
+			_, err := tx.Exec(ctx, "select pg_logical_emit_message(true, 'pgstore', '')")
+			return err
+		})
+	if err == nil && received.warning != "" {
+		err = fmt.Errorf("PostgreSQL has warned: %s", received.warning)
+	}
+	if err != nil {
+		return conn.Conn().IsClosed(), err
+	}
+	m.at = backend.Position(at)
+	b.history.confirmed(generation, m)
+	return false, nil
 }
 
 // entry returns an entry of the table. If the entry is damaged, entry returns an error that wraps
@@ -109,44 +211,44 @@ func (b *Backend) page(
 		return nil, err
 	}
 	defer end()
-	sql, args := open, []any{from}
-	if to != nil {
-		sql, args = closed, append(args, to)
-	}
-	s := b.newState()
-	rows, err := b.pool.Query(joined, sql, args...)
+	var page []backend.Entry
+	var damage error
+	err = b.read(joined, func(q querier, s *state) error {
+		sql, args := open, []any{int64(s.replicated.at), from}
+		if to != nil {
+			sql, args = closed, append(args, to)
+		}
+		rows, err := q.Query(joined, sql, args...)
+		if err != nil {
+			return err
+		}
+		page, damage = nil, nil
+		var key, value []byte
+		var revision, written *int64
+		_, err = pgx.ForEachRow(rows, []any{&s.standby, &s.position, &s.tag, &s.deleted, &key,
+			&value, &revision, &written}, func() error {
+			if revision == nil || damage != nil {
+				return nil // the page is empty, or ends with the damaged entry
+			}
+			if s.written == nil || *written > *s.written {
+				s.written = written
+			}
+			var e backend.Entry
+			if e, damage = b.entry(key, value, *revision); damage == nil {
+				page = append(page, e)
+			}
+			return nil
+		})
+		if err == nil && s.position == 0 {
+			err = errors.New("the log of the store is empty: another program has removed the " +
+				"changes")
+		}
+		return err
+	})
 	if err != nil {
 		return nil, b.wrap(ctx, "read", err)
 	}
-	defer rows.Close()
-	var page []backend.Entry
-	for rows.Next() {
-		var key, value []byte
-		var revision *int64
-		if err := rows.Scan(&s.standby, &s.position, &key, &value, &revision); err != nil {
-			return nil, b.wrap(ctx, "read", err)
-		}
-		if err := s.check(); err != nil {
-			return nil, b.wrap(ctx, "read", err)
-		}
-		if revision == nil {
-			break // the only row: the page is empty
-		}
-		e, err := b.entry(key, value, *revision)
-		if err != nil {
-			return page, err
-		}
-		page = append(page, e)
-	}
-	rows.Close()
-	if err := rows.Err(); err != nil {
-		return nil, b.wrap(ctx, "read", err)
-	}
-	if s.position == 0 {
-		return nil, b.wrap(ctx, "read", errors.New("the log of the store is empty: another program "+
-			"has removed the changes"))
-	}
-	return page, nil
+	return page, damage
 }
 
 // scan yields the pages of a range. An error may come with the entries before the error. A page

@@ -22,7 +22,7 @@ func newStore(
 ) *keystore.Store {
 	t.Helper()
 	s, err := keystore.New(open(t, newPool(t, url), schema, o), &keystore.Options{
-		Freshness: freshness, Timeout: patience,
+		Freshness: freshness, Timeout: 2 * freshness,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 	"testing"
@@ -138,10 +139,81 @@ func TestSlowStandby(t *testing.T) {
 	require.ErrorContains(t, err, "the outcome is unknown")
 	require.ErrorContains(t, err, "canceling wait for synchronous replication")
 	require.NotErrorIs(t, err, backend.ErrConflict)
+
+	// The primary shows the change, and no read returns it before the standby has it.
+	limited := within(t, 300*time.Millisecond)
+	_, err = b.Get(limited, []byte("doubtful"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	for _, scan := range []func(context.Context, []byte, []byte) iter.Seq2[backend.Entry, error]{
+		b.Scan, b.ScanDown, b.Snapshot,
+	} {
+		for _, err := range scan(within(t, 100*time.Millisecond), nil, nil) {
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		}
+	}
+	_, err = b.Get(ctx, []byte("k"))
+	require.NoError(t, err, "an earlier change is not delayed")
 	require.NoError(t, standby.Resume())
-	_, err = b.Get(ctx, []byte("doubtful"))
-	require.NoError(t, err, "the change was made on the primary")
+	e, err := b.Get(ctx, []byte("doubtful"))
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), e.Revision)
 	require.NoError(t, put(ctx, b, "k2", 0), "the next change has no warning")
+}
+
+// The old primary shows a change that its standby never received, and the standby was promoted. A
+// pool that still has a connection to the old primary does not return the change, neither a write
+// nor a deletion.
+func TestChangeOfADeposedPrimary(t *testing.T) {
+	t.Parallel()
+	old, standby := startPair(t)
+	pool := newPool(t, both(standby, old))
+	b := open(t, pool, "apikeys", nil)
+	last := open(t, newPool(t, old.URL()), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	require.NoError(t, put(ctx, b, "written", 0))
+	require.NoError(t, put(ctx, b, "deleted", 0))
+	require.NoError(t, put(ctx, b, "same", 0))
+	held, err := pool.Acquire(ctx) // stays open
+	require.NoError(t, err)
+	var port string
+	err = held.QueryRow(ctx, "show port").Scan(&port)
+	held.Release()
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprint(old.Port), port)
+
+	standby.Promote(t)
+	standby.Standby(t, "b2")
+	standby.Replicate(t, "b2")
+	impatient, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		done <- last.Apply(impatient,
+			backend.Change{Key: []byte("written"), Value: []byte("lost"), Expect: 1},
+			backend.Change{Key: []byte("deleted"), Expect: 1, Delete: true})
+	}()
+	old.Await(t, "select count(*) from pg_stat_activity where wait_event = 'SyncRep'", "1")
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+	old.Await(t, "select count(*) from apikeys.entry where key = 'deleted'", "0")
+
+	for _, key := range []string{"written", "deleted"} {
+		var e backend.Entry
+		require.Eventually(t, func() bool {
+			var err error
+			e, err = b.Get(within(t, 5*time.Second), []byte(key))
+			require.NotErrorIs(t, err, backend.ErrNotFound, "a lost deletion was shown")
+			return err == nil
+		}, patience, time.Millisecond, key)
+		require.Equal(t, "v", string(e.Value), "a lost change was shown")
+	}
+	n := 0
+	for e, err := range b.Scan(ctx, nil, nil) {
+		require.NoError(t, err)
+		require.Equal(t, "v", string(e.Value))
+		n++
+	}
+	require.Equal(t, 3, n)
+	old.Crash()
 }
 
 // A reader reads a feed of all keys.

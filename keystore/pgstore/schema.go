@@ -56,7 +56,7 @@ func checkSchema(schema string) error {
 type statements struct {
 	migrate, version, rights, apply            string
 	get, scan, scanTo, scanDown, scanDownTo    string
-	position, snapshot, snapshotTo             string
+	mark, snapshot, snapshotTo                 string
 	listen, feedStart, feedPage, feedPositions string
 
 	grants []string
@@ -87,8 +87,12 @@ func newStatements(schema string) statements {
 		// last is the position of the last change. The log always has this position, and an index
 		// finds it, however many changes are in the log.
 		last = "(select position from @schema@.log order by position desc limit 1)"
-		scan = "select pg_is_in_recovery(), l.position, e.key, e.value, e.revision from " + last +
-			" l left join lateral (select key, value, revision from @schema@.entry where "
+		// deleted is the position of the last deletion. known is the tag at a given position.
+		deleted = "(select position from @schema@.log where deletes order by position desc limit 1)"
+		known   = "(select tag from @schema@.log where position = $1)"
+		scan    = "select pg_is_in_recovery(), l.position, " + known + ", " + deleted +
+			", e.key, e.value, e.revision, e.position from " + last + " l left join lateral " +
+			"(select key, value, revision, position from @schema@.entry where "
 		scanEnd  = " order by key %s limit @page@) e on true order by e.key %[1]s"
 		snapshot = "select key, value, revision from @schema@.entry where key >= $1"
 	)
@@ -105,14 +109,16 @@ func newStatements(schema string) statements {
 			"coalesce((select bool_and(has_function_privilege(p.oid, 'execute')) from pg_proc p " +
 			"join pg_namespace n on n.oid = p.pronamespace " +
 			"where n.nspname = @name@ and p.proname = 'apply'), false)"),
-		apply: fill("select @schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
-		get: fill("select pg_is_in_recovery(), " + last + ", e.value, e.revision " +
-			"from (select) one left join @schema@.entry e on e.key = $1"),
-		scan:       fill(fmt.Sprintf(scan+"key >= $1"+scanEnd, "asc")),
-		scanTo:     fill(fmt.Sprintf(scan+"key >= $1 and key < $2"+scanEnd, "asc")),
-		scanDown:   fill(fmt.Sprintf(scan+"key >= $1"+scanEnd, "desc")),
-		scanDownTo: fill(fmt.Sprintf(scan+"key >= $1 and key < $2"+scanEnd, "desc")),
-		position:   fill("select " + last),
+		apply: fill("select failed, at, tag from @schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+		get: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " +
+			"case when e.key is null then " + deleted + " end, e.value, e.revision, e.position " +
+			"from (select) one left join @schema@.entry e on e.key = $2"),
+		scan:       fill(fmt.Sprintf(scan+"key >= $2"+scanEnd, "asc")),
+		scanTo:     fill(fmt.Sprintf(scan+"key >= $2 and key < $3"+scanEnd, "asc")),
+		scanDown:   fill(fmt.Sprintf(scan+"key >= $2"+scanEnd, "desc")),
+		scanDownTo: fill(fmt.Sprintf(scan+"key >= $2 and key < $3"+scanEnd, "desc")),
+		mark: fill("select position, tag, current_setting('synchronous_standby_names') " +
+			"from @schema@.log order by position desc limit 1"),
 		snapshot:   fill(snapshot + " order by key"),
 		snapshotTo: fill(snapshot + " and key < $2 order by key"),
 		listen:     fill("listen @channel@"),

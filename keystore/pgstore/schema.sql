@@ -22,27 +22,30 @@ begin
 	end if;
 
 	if have < 1 then
-		-- revision has the bits of an unsigned number.
+		-- revision has the bits of an unsigned number. position is the position of the last write.
 		create table @schema@.entry (
 			key bytea primary key,
 			value bytea not null,
-			revision bigint not null
+			revision bigint not null,
+			position bigint not null
 		);
 		-- Each row of log is one Apply. The positions have no holes. The tag tells one history from
-		-- another that has the same positions. A deleted entry has a null value and revision 0. The
-		-- row with the last position is never removed.
+		-- another that has the same positions. A deleted entry has a null value and revision 0, and
+		-- deletes says that there is one. The row with the last position is never removed.
 		create table @schema@.log (
 			position bigint primary key,
 			tag uuid not null default pg_catalog.gen_random_uuid(),
 			at timestamptz not null default pg_catalog.now(),
 			keys bytea[] not null,
 			vals bytea[] not null,
-			revisions bigint[] not null
+			revisions bigint[] not null,
+			deletes boolean not null default false
 		);
+		create index log_deletes on @schema@.log (position) where deletes;
 		insert into @schema@.log (position, keys, vals, revisions) values (1, '{}', '{}', '{}');
 
-		-- apply makes several calls of Apply, which are numbered from 1, and returns the numbers of
-		-- those that conflict, or null. No two of the calls write the same key, and none writes a
+		-- apply makes several calls of Apply, which are numbered from 1. apply returns the numbers of
+		-- those that conflict, or null, and the last row of the log. No two of the calls write the same key, and none writes a
 		-- key that another checks.
 		--
 		-- Each change has a kind: check, delete or write. The role of the application may execute
@@ -50,14 +53,14 @@ begin
 		create function @schema@.apply(
 			replicated boolean, restricts boolean, calls integer,
 			call integer[], kind text[], keys bytea[], vals bytea[], expects bigint[],
-			revisions bigint[]
-		) returns integer[] language plpgsql security definer
+			revisions bigint[],
+			out failed integer[], out at bigint, out tag uuid
+		) language plpgsql security definer
 		set search_path = pg_catalog, pg_temp
 		set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 		as @quote@
 		declare
 			last bigint;
-			failed integer[];
 		begin
 			if current_setting('synchronous_commit') = 'off'
 				or replicated and current_setting('synchronous_commit') = 'local'
@@ -75,27 +78,32 @@ begin
 			if cardinality(failed) = calls then
 				raise exception using errcode = 'KS001', message = 'conflict';
 			end if;
+			select l.position into strict last
+				from @schema@.log l order by l.position desc limit 1;
 			delete from @schema@.entry e
 				using unnest(call, kind, keys) c(call, kind, key)
 				where e.key = c.key and c.kind = 'delete' and (c.call = any(failed)) is not true;
-			insert into @schema@.entry as e (key, value, revision)
-				select c.key, c.value, c.revision
+			insert into @schema@.entry as e (key, value, revision, position)
+				select c.key, c.value, c.revision, last + c.call -
+					(select count(*) from unnest(failed) f(call) where f.call < c.call)
 				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
 				where c.kind = 'write' and (c.call = any(failed)) is not true
 				on conflict (key) do update
-				set value = excluded.value, revision = excluded.revision;
-			select l.position into strict last
-				from @schema@.log l order by l.position desc limit 1;
-			insert into @schema@.log (position, keys, vals, revisions)
-				select last + row_number() over (order by c.call),
-					array_agg(c.key), array_agg(c.value), array_agg(c.revision)
+				set value = excluded.value, revision = excluded.revision,
+					position = excluded.position;
+			insert into @schema@.log (position, keys, vals, revisions, deletes)
+				select last + c.call -
+						(select count(*) from unnest(failed) f(call) where f.call < c.call),
+					array_agg(c.key), array_agg(c.value), array_agg(c.revision),
+					bool_or(c.kind = 'delete')
 				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
 				where c.kind <> 'check' and (c.call = any(failed)) is not true
 				group by c.call;
 			if restricts then
 				perform pg_notify('@channel@', '');
 			end if;
-			return failed;
+			select l.position, l.tag into strict at, tag
+				from @schema@.log l order by l.position desc limit 1;
 		end
 		@quote@;
 		revoke all on function @schema@.apply from public;

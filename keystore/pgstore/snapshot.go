@@ -54,27 +54,14 @@ func (b *Backend) spool(ctx context.Context, s *spool, from, to []byte) error {
 		return err
 	}
 	defer end()
-	const op = "read a snapshot"
-	least := b.newState()
-	conn, err := b.own.Acquire(joined)
-	if err != nil {
-		return b.wrap(ctx, op, err)
-	}
-	defer conn.Release()
-	err = pgx.BeginTxFunc(joined, conn, pgx.TxOptions{
-		IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly,
-	}, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(joined, b.sql.position).Scan(&least.position); err != nil {
-			return err
-		}
-		if err := least.check(); err != nil {
-			return err
-		}
+	err = b.confirm(joined, func(q querier, _ *state) error {
+		s.close() // of an attempt whose connection has broken
+		*s = spool{}
 		sql, args := b.sql.snapshot, []any{append([]byte{}, from...)}
 		if to != nil {
 			sql, args = b.sql.snapshotTo, append(args, to)
 		}
-		rows, err := tx.Query(joined, sql, args...)
+		rows, err := q.Query(joined, sql, args...)
 		if err != nil {
 			return err
 		}
@@ -86,7 +73,7 @@ func (b *Backend) spool(ctx context.Context, s *spool, from, to []byte) error {
 		return err
 	})
 	if err != nil {
-		return b.wrap(ctx, op, err)
+		return b.wrap(ctx, "read a snapshot", err)
 	}
 	return nil
 }

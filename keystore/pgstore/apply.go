@@ -129,9 +129,9 @@ func (b *Backend) startWriterLocked() {
 	}
 }
 
-// leave notes that the caller of a call no longer waits, and reports whether the call was sent. Then
-// the server may have been replaced, and the other connections that are open may lead to the same
-// server.
+// leave notes that the caller of a call no longer waits, and reports whether the call was sent.
+// Then the server may have been replaced, and the other connections that are open may lead to the
+// same server.
 func (b *Backend) leave(c *call) (sent bool) {
 	m := &b.committer
 	m.mu.Lock()

@@ -45,8 +45,8 @@ begin
 		insert into @schema@.log (position, keys, vals, revisions) values (1, '{}', '{}', '{}');
 
 		-- apply makes several calls of Apply, which are numbered from 1. apply returns the numbers of
-		-- those that conflict, or null, and the last row of the log. No two of the calls write the same key, and none writes a
-		-- key that another checks.
+		-- those that conflict, or null, and the last row of the log. No two of the calls write the
+		-- same key, and none writes a key that another checks.
 		--
 		-- Each change has a kind: check, delete or write. The role of the application may execute
 		-- apply, and may not write to the tables.
@@ -58,6 +58,7 @@ begin
 		) language plpgsql security definer
 		set search_path = pg_catalog, pg_temp
 		set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
+		set jit = off -- what is off has a high cost, and PostgreSQL compiles a plan of high cost
 		as @quote@
 		declare
 			last bigint;

@@ -27,6 +27,8 @@ const (
 	maxWriters = 2
 	// fullPause is the time for which a full disk refuses changes without Restricts.
 	fullPause = time.Second
+	// renewPause is the shortest time between two calls of renew that close connections.
+	renewPause = 5 * time.Second
 )
 
 // A committer forms groups of the calls of Apply.
@@ -46,6 +48,7 @@ type committer struct {
 	queue   []*call
 	writers int       // the running writers whose group is not late
 	full    time.Time // when the disk was full last
+	renewed time.Time // when the own connections were closed last
 }
 
 // A call is one call of Apply.
@@ -61,6 +64,7 @@ type group struct {
 	cancel  context.CancelFunc
 	waiting int  // guarded by mu; the callers that wait
 	late    bool // guarded by mu
+	sent    bool // guarded by mu; a connection has the group
 }
 
 // Apply implements backend.Backend. Apply is one round trip.
@@ -81,7 +85,7 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	case err = <-c.result:
 	case <-joined.Done():
 		if b.leave(c) {
-			b.own.Reset()
+			b.renew()
 		}
 		return b.ended(ctx)
 	}
@@ -149,7 +153,30 @@ func (b *Backend) leave(c *call) (sent bool) {
 		m.writers--
 		b.startWriterLocked()
 	}
-	return true
+	return g.sent
+}
+
+// sends notes that a connection has a group.
+func (m *committer) sends(g *group) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g.sent = true
+}
+
+// renew closes the own connections that are not in use, because a call on an own connection has not
+// returned in time: the server may have been replaced. A server that is only slow does not lose its
+// connections all the time.
+func (b *Backend) renew() {
+	m := &b.committer
+	m.mu.Lock()
+	due := time.Since(m.renewed) > renewPause
+	if due {
+		m.renewed = time.Now()
+	}
+	m.mu.Unlock()
+	if due {
+		b.own.Reset()
+	}
 }
 
 // write makes groups until the queue is empty.
@@ -237,19 +264,22 @@ func (m *committer) finish(g *group, failed []int32, err error) (ends bool) {
 func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err error) {
 	args := append([]any{!b.unreplicated}, arguments(g.calls)...)
 	for attempt := 1; ; attempt++ {
-		failed, err = b.tryCommit(ctx, args)
+		failed, err = b.tryCommit(ctx, g, args)
 		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !pgconn.SafeToRetry(err) {
 			return failed, err
 		}
 	}
 }
 
-func (b *Backend) tryCommit(ctx context.Context, args []any) (failed []int32, err error) {
+func (b *Backend) tryCommit(
+	ctx context.Context, g *group, args []any,
+) (failed []int32, err error) {
 	conn, err := b.own.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Release()
+	b.committer.sends(g)
 	state := stateOf(conn.Conn().PgConn())
 	state.warning = ""
 	generation, _, _ := b.history.now()

@@ -108,9 +108,6 @@ func (b *Backend) read(ctx context.Context, do func(querier, *state) error) erro
 func (b *Backend) confirm(ctx context.Context, do func(querier, *state) error) error {
 	for attempt := 1; ; attempt++ {
 		broken, err := b.tryConfirm(ctx, do)
-		if ctx.Err() != nil {
-			b.own.Reset() // as after leave
-		}
 		if err == nil || !broken || ctx.Err() != nil || attempt == maxAttempts {
 			return err
 		}
@@ -154,6 +151,9 @@ func (b *Backend) tryConfirm(
 		})
 	if err == nil && received.warning != "" {
 		err = fmt.Errorf("PostgreSQL has warned: %s", received.warning)
+	}
+	if ctx.Err() != nil {
+		b.renew()
 	}
 	if err != nil {
 		return conn.Conn().IsClosed(), err

@@ -274,7 +274,9 @@ func TestReplicasWhileTheServerRestarts(t *testing.T) {
 			}, patience, time.Millisecond, "store %d", i)
 		}
 		requireRevoked(ctx, t, stores, leaked.Secret.Reveal())
-		require.NoError(t, stores[2].Revoke(ctx, active.Key.ID, "test"))
+		require.Eventually(t, func() bool {
+			return stores[2].Revoke(ctx, active.Key.ID, "test") == nil
+		}, patience, time.Millisecond)
 		requireRevoked(ctx, t, stores, active.Secret.Reveal())
 	}
 }

@@ -63,11 +63,11 @@ func TestRestart(t *testing.T) {
 	b := open(t, newPool(t, server.URL()), "apikeys", alone)
 	ctx := within(t, patience)
 	r := read(ctx, b, 0)
-	last := r.next(t).Position
+	r.next(t)
 	n := uint64(0)
 	for _, stop := range []func(){server.Stop, server.Crash} {
 		require.NoError(t, put(ctx, b, "k", n))
-		last = r.next(t).Position
+		last := r.next(t).Position
 		stop()
 		require.NotErrorIs(t, r.fails(t), backend.ErrGap)
 		_, err := b.Get(ctx, []byte("k"))
@@ -80,7 +80,6 @@ func TestRestart(t *testing.T) {
 		batch := r.next(t)
 		require.Equal(t, last+1, batch.Position)
 		require.Equal(t, n+2, batch.Changes[0].Revision)
-		last = batch.Position
 		n += 2
 	}
 }
@@ -182,13 +181,10 @@ func TestDeadConnection(t *testing.T) {
 			return put(limited, b, "k", n+1) == nil
 		}, patience, time.Millisecond)
 	}
-	select {
-	case err := <-stuck:
-		require.ErrorContains(t, err, "pgstore: write: ", "a change on a dead connection")
-	default:
-	}
 	cancel()
-	require.Error(t, <-stuck)
+	if err := <-stuck; err != nil { // nil: another change had the dead connection
+		require.ErrorIs(t, err, context.Canceled)
+	}
 }
 
 // A server that accepts no writes changes nothing, and says so. The store continues afterwards.

@@ -311,8 +311,16 @@ func (c *chaos) finish() {
 // explain returns a violation with the faults of that time.
 func (c *chaos) explain(v violation) string {
 	s := &c.board.slots[v.slot]
-	text := fmt.Sprintf("%s: process %d, key %d: %v after the return", v.what, v.process, v.slot,
-		time.Duration(v.at-s.revoked.Load()))
+	text := fmt.Sprintf("%s: process %d, key %d", v.what, v.process, v.slot)
+	for name, at := range map[string]int64{
+		"Create began": s.began.Load(), "Create returned": s.ready.Load(),
+		"Update began": s.updating.Load(), "Update returned": s.updated.Load(),
+		"Revoke began": s.revoking.Load(), "Revoke returned": s.revoked.Load(),
+	} {
+		if at != 0 {
+			text += fmt.Sprintf("\n\t%s at %v", name, time.Duration(at-v.at))
+		}
+	}
 	for _, i := range c.history {
 		if near := int64(10 * time.Second); i.from < v.at+near && i.to > v.at-near {
 			text += fmt.Sprintf("\n\t%s from %v to %v", i.what, time.Duration(i.from-v.at),

@@ -68,7 +68,7 @@ func (e *engine) Trim() {
 // Save returns a function that restores etcd from a snapshot, with another cluster ID. TestRestore
 // has the same cluster ID too.
 func (e *engine) Save() (restore func()) {
-	file := e.lab.Snapshot(e.t, e.clients[0])
+	file := e.lab.Snapshot(e.t)
 	return func() { e.lab.Restore(e.t, file, "another") }
 }
 

@@ -167,16 +167,26 @@ func (l *Etcd) Leader(t testing.TB, client *clientv3.Client) *Member {
 
 // Snapshot writes a snapshot of the database of the first member to a file, as etcdctl snapshot
 // save does.
-func (l *Etcd) Snapshot(t testing.TB, client *clientv3.Client) (file string) {
+func (l *Etcd) Snapshot(t testing.TB) (file string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	file, err := l.snapshot(ctx, client)
+	file, err := l.snapshot(ctx)
 	require.NoError(t, err)
 	return file
 }
 
-func (l *Etcd) snapshot(ctx context.Context, client *clientv3.Client) (file string, err error) {
+// snapshot also makes sure that the member has every change that was confirmed before: a snapshot
+// has what one member has, and the member may lag behind.
+func (l *Etcd) snapshot(ctx context.Context) (file string, err error) {
+	client, err := clientv3.New(clientConfig(l.Endpoints()[:1]))
+	if err != nil {
+		return "", err
+	}
+	defer client.Close()
+	if _, err := client.Get(ctx, "/"); err != nil {
+		return "", err
+	}
 	r, err := client.Snapshot(ctx)
 	if err != nil {
 		return "", err

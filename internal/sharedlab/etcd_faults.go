@@ -44,7 +44,7 @@ func (l *Etcd) Faults(t testing.TB) []Fault {
 		{Name: "restore of a snapshot", Loses: true, Inject: func(ctx context.Context) error {
 			var file string
 			if err := persist("save a snapshot", func(ctx context.Context) (err error) {
-				file, err = l.snapshot(ctx, client)
+				file, err = l.snapshot(ctx)
 				return err
 			}); err != nil {
 				return err

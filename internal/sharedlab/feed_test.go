@@ -277,7 +277,7 @@ func testRestore(t *testing.T, token string) {
 		return backend.Change{Key: []byte(key), Value: []byte(value), Expect: expect}
 	}
 	require.NoError(t, b.Apply(ctx, change("k", "active", 0)))
-	file := l.Snapshot(t, client)
+	file := l.Snapshot(t)
 
 	// A running feed, and a feed that has stopped after the change that the restore will lose.
 	running := make(chan error, 1)

@@ -46,7 +46,7 @@ type membership struct {
 	lastDelivery int64                 // when a heartbeat was delivered, or the feed was started
 	lagSince     int64                 // since when proofs have come too late; 0: the last was in time
 	feedLag      time.Duration         // of the last heartbeat that was delivered
-	clockAhead   time.Duration         // by how much a clock is ahead; 0: nothing to report
+	clockAhead   aheadClock            // zero: nothing to report
 	damaged      []damagedMember       // to report
 	restartFeed  context.CancelFunc    // ends the running Feed, so that follow starts another
 }
@@ -310,7 +310,7 @@ func (m *membership) applyBatch(b backend.Batch) error {
 		}
 	}
 	ahead, damaged := m.clockAhead, m.damaged
-	m.clockAhead, m.damaged = 0, nil
+	m.clockAhead, m.damaged = aheadClock{}, nil
 	m.mu.Unlock()
 	m.reportClock(ahead)
 	m.reportDamage(damaged...)

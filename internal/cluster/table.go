@@ -53,6 +53,7 @@ type member struct {
 	watermark int64
 	last      int64
 	time      int64 // the wall clock of the member when the record was written
+	name      string
 	lastSeen  int64 // when this process saw the revision, on its monotonic clock
 	damaged   error // why the record cannot be used, or nil
 }
@@ -78,7 +79,7 @@ func parseMember(e backend.Entry, at backend.Position, now int64) *member {
 	return &member{
 		revision: e.Revision, heartbeat: r.Heartbeat, applied: backend.Position(r.Applied),
 		request: r.Request, floor: r.Floor, watermark: r.Watermark, last: r.Last, time: r.Time,
-		lastSeen: now,
+		name: r.Name, lastSeen: now,
 	}
 }
 

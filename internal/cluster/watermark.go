@@ -75,15 +75,22 @@ func (m *membership) checkClockLocked(other *member, now int64) {
 	if ahead <= maxAhead || m.clockReported != 0 && now-m.clockReported < int64(clockInterval) {
 		return
 	}
-	m.clockReported, m.clockAhead = now, ahead
+	m.clockReported, m.clockAhead = now, aheadClock{other.name, ahead}
+}
+
+// An aheadClock is a member whose wall clock is ahead.
+type aheadClock struct {
+	name string
+	by   time.Duration
 }
 
 // reportClock logs what checkClockLocked has found. The caller does not hold the lock, because the
 // logger is code of the user.
-func (m *membership) reportClock(ahead time.Duration) {
-	if ahead == 0 {
+func (m *membership) reportClock(ahead aheadClock) {
+	if ahead.by == 0 {
 		return
 	}
-	m.log.Warn("API key store: the clocks of two processes differ, so keys expire at different "+
-		"times", "difference", ahead)
+	m.log.Warn("API key store: the clock of another process is ahead of the clock of this process, "+
+		"so keys expire at different times: synchronize the clocks of the machines, for example "+
+		"with NTP", "process", ahead.name, "difference", ahead.by)
 }

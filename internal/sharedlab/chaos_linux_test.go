@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +28,7 @@ type chaos struct {
 	t         *testing.T
 	engine    Engine
 	freshness time.Duration
+	longest   time.Duration // of a fault; a process that is silent for 2.4 D is evicted
 	wrong     string
 	space     string
 	file      string // of the board
@@ -96,8 +96,8 @@ func startChaos(
 	t *testing.T, engine Engine, stores int, freshness time.Duration, wrong string,
 	duration time.Duration,
 ) *chaos {
-	c := &chaos{t: t, engine: engine, freshness: freshness, wrong: wrong, space: newPrefix(),
-		file: filepath.Join(t.TempDir(), "board"), rows: make(map[string]*row)}
+	c := &chaos{t: t, engine: engine, freshness: freshness, longest: 5 * freshness, wrong: wrong,
+		space: newPrefix(), file: filepath.Join(t.TempDir(), "board"), rows: make(map[string]*row)}
 	var err error
 	// The processes make fewer than 40 keys a second.
 	c.board, err = newBoard(c.file, 2000+40*int(duration.Seconds()))
@@ -163,8 +163,8 @@ func (s *storeProcess) faults() []Fault {
 	}
 	all = append(all,
 		Fault{Name: "SIGSTOP of a process", Inject: until(
-			func() error { return s.process.signal(syscall.SIGSTOP) },
-			func() error { return s.process.signal(syscall.SIGCONT) })},
+			func() error { return s.process.pause() },
+			func() error { return s.process.resume() })},
 		Fault{Name: "kill -9 of a process", Inject: until(
 			func() error { s.process.end((*process).kill); return nil }, s.start)})
 	if own := &s.chaos.board.stores[s.index]; own.movable.Load() != 0 {
@@ -197,7 +197,7 @@ func (c *chaos) draw(faults []Fault) Fault {
 // inject injects a fault for a random time, and notes what was seen.
 func (c *chaos) inject(ctx context.Context, f Fault) error {
 	before, from := c.tally(), monotonic()
-	limited, cancel := context.WithTimeout(ctx, rand.N(5*c.freshness)) // often an eviction
+	limited, cancel := context.WithTimeout(ctx, rand.N(c.longest))
 	defer cancel()
 	if err := f.Inject(limited); err != nil {
 		return fmt.Errorf("%s: %w", f.Name, err)
@@ -220,8 +220,7 @@ func (c *chaos) inject(ctx context.Context, f Fault) error {
 }
 
 // hurt injects faults into one process until ctx ends.
-func (s *storeProcess) hurt(ctx context.Context, choose func([]Fault) []Fault) error {
-	faults := choose(s.faults())
+func (s *storeProcess) hurt(ctx context.Context, faults []Fault) error {
 	for ctx.Err() == nil {
 		rand.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
 		pauseFor(ctx, time.Second+rand.N(2*s.chaos.freshness))
@@ -240,16 +239,20 @@ func (s *storeProcess) hurt(ctx context.Context, choose func([]Fault) []Fault) e
 }
 
 // run injects faults until the time is over, or a violation is found. The faults of the engine are
-// injected on this goroutine.
+// injected on this goroutine. choose returns the faults of a process.
 func (c *chaos) run(
-	duration time.Duration, engineFaults []Fault, choose func([]Fault) []Fault,
+	duration time.Duration, engineFaults []Fault, choose func(*storeProcess) []Fault,
 ) []violation {
 	ctx, cancel := context.WithTimeout(context.Background(), duration)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, s := range c.stores {
+		faults := choose(s)
+		if len(faults) == 0 {
+			continue
+		}
 		all.Go(func() {
-			if err := s.hurt(ctx, choose); err != nil {
+			if err := s.hurt(ctx, faults); err != nil {
 				c.mu.Lock()
 				c.failed = errors.Join(c.failed, err)
 				c.mu.Unlock()
@@ -387,8 +390,6 @@ func (c *chaos) report(violations []violation) {
 	require.Positive(c.t, seen.messages)
 }
 
-func everything(f []Fault) []Fault { return f }
-
 // Once Revoke, Disable or Rotate has returned nil, no process admits the key, no message passes on
 // a stream of the key, and every session of the key has ended, whatever networks, processes,
 // servers and clocks do. No process denies a good key. -duration says how long the test runs, and
@@ -396,7 +397,7 @@ func everything(f []Fault) []Fault { return f }
 func TestChaos(t *testing.T) {
 	lab := StartEtcd(t, EtcdConfig{Members: 3, NoSync: true})
 	c := startChaos(t, lab, maxStores, *chaosFreshness, "", *chaosFor)
-	violations := c.run(*chaosFor, lab.Faults(t), everything)
+	violations := c.run(*chaosFor, lab.Faults(t), (*storeProcess).faults)
 	if len(violations) == 0 {
 		c.finish()
 		violations = c.board.violations(c.lost)
@@ -416,24 +417,22 @@ func TestChaos(t *testing.T) {
 		seen.messages, seen.streams, strings.Join(injected, ", "))
 }
 
-// The controls of TestChaos: with each wrong protocol, the same processes find a violation.
+// The controls of TestChaos: with each wrong protocol, the same processes find a violation, although
+// only the network of one process is cut.
 func TestChaosCatches(t *testing.T) {
 	lab := StartEtcd(t, EtcdConfig{NoSync: true})
-	cuts := func(all []Fault) []Fault {
-		return slices.DeleteFunc(all, func(f Fault) bool {
-			return !strings.Contains(f.Name, "network")
+	cuts := func(s *storeProcess) []Fault {
+		return slices.DeleteFunc(s.faults(), func(f Fault) bool {
+			return s.index > 0 || !strings.Contains(f.Name, "network")
 		})
 	}
 	for wrong := range wrongs {
 		t.Run(wrong, func(t *testing.T) {
 			const limit = time.Minute
-			c := startChaos(t, lab, 2, *chaosFreshness, wrong, limit)
+			c := startChaos(t, lab, 2, time.Second, wrong, limit)
 			began := time.Now()
 			violations := c.run(limit, nil, cuts)
-			require.True(t, slices.ContainsFunc(violations, func(v violation) bool {
-				return v.what == admittedLate || v.what == aliveLate || v.what == sentLate ||
-					v.what == receivedLate
-			}), "the control was not caught\n%s", c.table(violations))
+			require.NotEmpty(t, violations, "the control was not caught\n%s", c.table(violations))
 			t.Logf("caught after %v: %s", time.Since(began).Round(time.Millisecond),
 				c.explain(violations[0]))
 		})

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -128,10 +127,10 @@ func (m *Member) end(how func(*process)) {
 }
 
 // Pause stops the process, as SIGSTOP does. The connections stay open.
-func (m *Member) Pause() error { return m.process.signal(syscall.SIGSTOP) }
+func (m *Member) Pause() error { return m.process.pause() }
 
 // Resume ends Pause.
-func (m *Member) Resume() error { return m.process.signal(syscall.SIGCONT) }
+func (m *Member) Resume() error { return m.process.resume() }
 
 // wipe removes the data of a member that does not run.
 func (m *Member) wipe() error { return os.RemoveAll(filepath.Clean(m.settings.Dir)) }

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
@@ -239,4 +240,17 @@ func TestScanDown(t *testing.T) {
 		}
 		require.Equal(t, bounds[0], n)
 	}
+}
+
+// The servers are lost between Open and New. New gives up after Options.Timeout, and says why.
+func TestNewWithoutServers(t *testing.T) {
+	t.Parallel()
+	l := StartEtcd(t, EtcdConfig{NoSync: true})
+	b := open(t, l.Client(t), newPrefix())
+	l.Members[0].Kill()
+	s, err := keystore.New(b, &keystore.Options{Freshness: 400 * time.Millisecond,
+		Timeout: time.Second})
+	require.Nil(t, s)
+	require.ErrorIs(t, err, keystore.ErrUnavailable)
+	require.ErrorContains(t, err, "a majority of the members")
 }

@@ -140,7 +140,16 @@ func (p *process) stderr() string {
 	return strings.Join(p.last, "\n")
 }
 
-func (p *process) signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+// pause stops the child with SIGSTOP, and waits until the child has stopped.
+func (p *process) pause() error {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return awaitStop(p.cmd.Process.Pid)
+}
+
+// resume ends pause.
+func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // kill kills the child, as kill -9 does. stop asks the child to end. Neither waits.
 func (p *process) kill() { _ = p.cmd.Process.Kill() }

@@ -40,18 +40,18 @@ type storeSettings struct {
 
 // The work of one store process.
 const (
-	callers     = 2  // goroutines that make calls
+	callers     = 6  // goroutines that make calls
 	talkers     = 6  // open streams
-	sessions    = 16 // open sessions
+	sessions    = 30 // open sessions
 	revokers    = 6
 	maxLive     = 60 // keys that no process has begun to revoke
-	recent      = 40 // keys that are used often
+	recent      = 80 // keys that are used often
 	remembered  = 600
 	familySize  = 8 // keys with the same owner
-	callPause   = 10 * time.Millisecond
+	callPause   = 20 * time.Millisecond
 	talkPause   = 50 * time.Millisecond
-	shortTalk   = 10 * time.Second
-	callTimeout = 5 * time.Second // beyond the timeout of the store
+	longUse     = 10 * time.Second // of a stream or a session
+	callTimeout = 5 * time.Second  // beyond the timeout of the store
 
 	// familySpread is how many keys may come between the first key of a family and the last. The
 	// other processes make keys at the same time.
@@ -112,7 +112,9 @@ func runStore(text string, parent <-chan struct{}) error {
 	for range revokers {
 		all.Go(func() { w.repeat(ctx, talkPause, w.revoke) })
 	}
-	all.Go(func() { w.watchSessions(ctx) })
+	for range sessions {
+		all.Go(func() { w.repeat(ctx, talkPause, w.session) })
+	}
 	all.Wait()
 	return nil
 }
@@ -246,9 +248,22 @@ func (w *worker) pick() int {
 	return n
 }
 
+// pickLive returns one of the last keys that no process has begun to revoke, if it finds one soon.
+func (w *worker) pickLive() (n int) {
+	for range 8 {
+		if n = w.pick(); n >= 0 && w.board.slots[n].revoking.Load() == 0 {
+			break
+		}
+	}
+	return n
+}
+
 // call makes one call with one of the keys: to the gRPC server, or to the store.
 func (w *worker) call(ctx context.Context) {
 	n := w.pick()
+	if rand.IntN(2) == 0 {
+		n = w.pickLive()
+	}
 	if n < 0 {
 		return
 	}
@@ -318,13 +333,13 @@ func (w *worker) note(what string, err error) {
 
 // talk opens a stream with one of the keys, and sends and receives messages for some time.
 func (w *worker) talk(ctx context.Context) {
-	n := w.pick()
-	if n < 0 || w.board.slots[n].revoked.Load() != 0 && rand.IntN(10) > 0 {
+	n := w.pickLive()
+	if n < 0 {
 		return
 	}
 	s := &w.board.slots[n]
 	_, token := s.key()
-	limited, cancel := context.WithTimeout(ctx, rand.N(shortTalk))
+	limited, cancel := context.WithTimeout(ctx, rand.N(longUse))
 	defer cancel()
 	began := monotonic()
 	stream, err := w.conn.NewStream(metadata.AppendToOutgoingContext(limited, "authorization",
@@ -355,7 +370,7 @@ func (w *worker) revoke(ctx context.Context) {
 	}
 	pauseFor(ctx, rand.N(time.Second)) // the callers cache the key
 	n := w.pick()
-	if rand.IntN(2) == 0 {
+	if rand.IntN(4) == 0 {
 		n = w.oldest()
 	}
 	if n < 0 || isGood(n) {
@@ -486,46 +501,27 @@ func (w *worker) update(ctx context.Context, s *slot, id string) {
 	}
 }
 
-// watchSessions opens sessions, and looks at each of them all the time.
-func (w *worker) watchSessions(ctx context.Context) {
-	type open struct {
-		*keystore.Session
-		alive *atomic.Int64
-		until time.Time
+// session opens a session with one of the keys, and looks at the session until it ends.
+func (w *worker) session(ctx context.Context) {
+	n := w.pickLive()
+	if n < 0 {
+		return
 	}
-	var all []open
-	defer func() {
-		for _, s := range all {
-			s.Close()
+	s := &w.board.slots[n]
+	_, token := s.key()
+	began := monotonic()
+	session, err := w.store.Bind(ctx, token)
+	w.judge(ctx, s, began, statusOf(err, w.own))
+	if err != nil {
+		return
+	}
+	defer session.Close()
+	for until := time.Now().Add(rand.N(longUse)); ctx.Err() == nil && time.Now().Before(until); {
+		began := monotonic()
+		if session.Cause() != nil {
+			return
 		}
-	}()
-	for ctx.Err() == nil {
-		if len(all) < sessions {
-			if n := w.pick(); n >= 0 {
-				s := &w.board.slots[n]
-				_, token := s.key()
-				began := monotonic()
-				session, err := w.store.Bind(ctx, token)
-				w.judge(ctx, s, began, statusOf(err, w.own))
-				if err == nil {
-					all = append(all, open{session, &s.seen[w.Index].alive,
-						time.Now().Add(rand.N(shortTalk))})
-				}
-			}
-		}
-		kept := all[:0]
-		for _, s := range all {
-			began := monotonic()
-			if s.Cause() == nil {
-				raise(s.alive, began)
-			}
-			if s.Cause() == nil && time.Now().Before(s.until) {
-				kept = append(kept, s)
-			} else {
-				s.Close()
-			}
-		}
-		all = kept
-		pauseFor(ctx, 5*time.Millisecond)
+		raise(&s.seen[w.Index].alive, began)
+		pauseFor(ctx, rand.N(callPause))
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -46,15 +48,36 @@ func isMember(key []byte) bool { return len(key) == 17 && key[0] == 'm' }
 type confident struct {
 	backend.Feeder
 	pretended chan backend.Batch
+	failed    atomic.Int64 // when a heartbeat did not reach the engine, in Unix nanoseconds
 }
 
+// isCut reports whether a heartbeat has just failed to reach the engine.
+func (c *confident) isCut() bool {
+	return time.Since(time.Unix(0, c.failed.Load())) < time.Second/2
+}
+
+// errCut ends a call of the protocol that would delay the next heartbeat.
+var errCut = errors.New("sharedlab: the engine does not answer")
+
 func (c *confident) Apply(ctx context.Context, changes ...backend.Change) error {
-	err := c.Feeder.Apply(ctx, changes...)
 	h := changes[0]
-	if err == nil || errors.Is(err, backend.ErrConflict) || len(changes) != 1 || h.Expect == 0 ||
-		!isMember(h.Key) || h.Delete {
+	if len(changes) != 1 || h.Expect == 0 || !isMember(h.Key) || h.Delete {
+		if c.isCut() && h.Key[0] == 'm' {
+			return errCut
+		}
+		return c.Feeder.Apply(ctx, changes...)
+	}
+	if c.isCut() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
+		defer cancel()
+	}
+	err := c.Feeder.Apply(ctx, changes...)
+	if err == nil || errors.Is(err, backend.ErrConflict) {
+		c.failed.Store(0)
 		return err
 	}
+	c.failed.Store(time.Now().UnixNano())
 	batch := backend.Batch{Changes: []backend.Entry{
 		{Key: h.Key, Value: h.Value, Revision: h.NewRevision()},
 	}}
@@ -64,6 +87,13 @@ func (c *confident) Apply(ctx context.Context, changes ...backend.Change) error 
 	default: // no feed reads
 		return err
 	}
+}
+
+func (c *confident) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if c.isCut() && key[0] == 'm' {
+		return backend.Entry{}, errCut
+	}
+	return c.Feeder.Get(ctx, key)
 }
 
 func (c *confident) Feed(
@@ -98,7 +128,7 @@ func (c *confident) Feed(
 				}
 				after = s.batch.Position
 			case s.batch = <-c.pretended:
-				s.batch.Position = after
+				s.batch.Position = after + 1 // a record acks earlier positions only
 			}
 			if !yield(s.batch, s.err) {
 				return

@@ -24,9 +24,12 @@ func (e *callError) Error() string { return e.text }
 func (e *callError) Unwrap() error { return e.err }
 
 // wrap returns the error of a call. If the context of the caller has ended, or the Backend was
-// closed, wrap returns that.
+// closed, wrap returns that. After a deadline, the text also says what is known of the reason.
 func (b *Backend) wrap(ctx context.Context, op string, err error) error {
-	if ended := b.ended(ctx); ended != nil {
+	switch ended := b.ended(ctx); {
+	case errors.Is(ended, context.DeadlineExceeded):
+		return &callError{explain(b.client, b.prefix, "etcdstore: "+op, err).Error(), ended}
+	case ended != nil:
 		return ended
 	}
 	if errors.Is(err, errRestored) {
@@ -87,6 +90,9 @@ func advise(prefix string, err error, text string) string {
 		return "the endpoint is not a client URL of an etcd server"
 	case has("connection refused"), has("no such host"), has("i/o timeout"):
 		return "check the endpoints of the client's Config"
+	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.DeadlineExceeded:
+		return "etcd has not answered in time: check the network, and that a majority of the " +
+			"members is running"
 	case has(connClosing):
 		return "the etcd client was closed before the store"
 	}

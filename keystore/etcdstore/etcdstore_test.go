@@ -172,6 +172,8 @@ func TestErrors(t *testing.T) {
 		{rpctypes.ErrGRPCNoLeader, "majority"},
 		{cancelError(rpctypes.ErrGRPCPermissionDenied.Error()), "readwrite /p/"},
 		{status.Error(codes.Unimplemented, "unknown service"), "not a client URL"},
+		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"), "majority"},
+		{context.DeadlineExceeded, "majority"},
 	} {
 		got := explain(client, "/p/", "etcdstore: read", tt.err)
 		require.ErrorContains(t, got, "etcdstore: read: ")
@@ -185,6 +187,13 @@ func TestErrors(t *testing.T) {
 	require.True(t, isTransient(explain(client, "/p/", "feed", rpctypes.ErrGRPCNoLeader)))
 	require.False(t, isTransient(explain(client, "/p/", "feed", rpctypes.ErrGRPCPermissionDenied)))
 	require.False(t, isTransient(gap(errRestored)))
+	late, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	err = (&Backend{client: client, done: t.Context()}).wrap(late, "read", status.Error(
+		codes.DeadlineExceeded, "latest balancer error: s3cret: connection refused"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.EqualError(t, err, "etcdstore: read: latest balancer error: REDACTED: connection "+
+		"refused: check the endpoints of the client's Config")
 	require.NoError(t, client.Close())
 	closed := (&Backend{client: client, done: t.Context()}).wrap(t.Context(), "read", client.Sync(
 		context.Background()))

@@ -417,8 +417,8 @@ func TestChaos(t *testing.T) {
 		seen.messages, seen.streams, strings.Join(injected, ", "))
 }
 
-// The controls of TestChaos: with each wrong protocol, the same processes find a violation, although
-// only the network of one process is cut.
+// The controls of TestChaos: with each wrong protocol, the same processes find a violation, while
+// the network of one process is cut.
 func TestChaosCatches(t *testing.T) {
 	lab := StartEtcd(t, EtcdConfig{NoSync: true})
 	cuts := func(s *storeProcess) []Fault {

@@ -40,9 +40,9 @@ type storeSettings struct {
 
 // The work of one store process.
 const (
-	callers     = 6  // goroutines that make calls
+	callers     = 4  // goroutines that make calls
 	talkers     = 6  // open streams
-	sessions    = 30 // open sessions
+	sessions    = 24 // open sessions
 	revokers    = 6
 	maxLive     = 60 // keys that no process has begun to revoke
 	recent      = 80 // keys that are used often
@@ -50,8 +50,9 @@ const (
 	familySize  = 8 // keys with the same owner
 	callPause   = 20 * time.Millisecond
 	talkPause   = 50 * time.Millisecond
-	longUse     = 10 * time.Second // of a stream or a session
-	callTimeout = 5 * time.Second  // beyond the timeout of the store
+	sessionGap  = 200 * time.Millisecond // after the end of a session
+	longUse     = 10 * time.Second       // of a stream or a session
+	callTimeout = 5 * time.Second        // beyond the timeout of the store
 
 	// familySpread is how many keys may come between the first key of a family and the last. The
 	// other processes make keys at the same time.
@@ -113,7 +114,7 @@ func runStore(text string, parent <-chan struct{}) error {
 		all.Go(func() { w.repeat(ctx, talkPause, w.revoke) })
 	}
 	for range sessions {
-		all.Go(func() { w.repeat(ctx, talkPause, w.session) })
+		all.Go(func() { w.repeat(ctx, sessionGap, w.session) })
 	}
 	all.Wait()
 	return nil
@@ -522,6 +523,6 @@ func (w *worker) session(ctx context.Context) {
 			return
 		}
 		raise(&s.seen[w.Index].alive, began)
-		pauseFor(ctx, rand.N(callPause))
+		pauseFor(ctx, rand.N(talkPause))
 	}
 }

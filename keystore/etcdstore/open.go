@@ -102,6 +102,10 @@ func (b *Backend) open(ctx context.Context) error {
 		return err
 	}
 	err := b.openPrefix(ctx)
+	for isTransient(err) && ctx.Err() == nil { // such as an election
+		sleep(ctx, openPause)
+		err = b.openPrefix(ctx)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("etcdstore: open: the server answers, but etcd has not served a request "+
 			"in time: check that a majority of its members is running: %w", err)

@@ -240,7 +240,8 @@ func TestBatchRevokeStops(t *testing.T) {
 				status.Code(err))
 			got, err := batchRevoke(t, r.local(t), &adminpb.BatchRevokeKeysRequest{Filter: filter})
 			require.NoError(t, err)
-			require.Len(t, got, all-before)
+			// A write that was under way at the end may have revoked more keys.
+			require.LessOrEqual(t, len(got), all-before)
 			require.Equal(t, all, owned())
 		})
 	}

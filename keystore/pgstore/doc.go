@@ -49,6 +49,14 @@
 // position; the positions have no holes. A position of a feed is a position of the log. The tables
 // head and log must not be changed by other programs.
 //
+// The log keeps each change for at least 10 minutes, by the clock of the server. The function apply
+// removes older rows in the transaction of a change, at most 128 rows at a time, and no other
+// program has to do this. The last 128 rows always stay. While changes are made, the log has at
+// most the changes of the busiest 10 minutes, and a few hundred rows more. Leave autovacuum on, so
+// that new rows use the space of removed rows. A feed whose position was removed ends with
+// backend.ErrGap, and the caller starts a new feed. If the clock jumps forward, rows are removed
+// earlier. If the clock is set back, rows stay longer.
+//
 // # A restored server
 //
 // A server that is restored from a backup has lost the changes since the backup, such as

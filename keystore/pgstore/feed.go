@@ -25,7 +25,7 @@ const (
 //
 // Each Feed has one connection, and reads the log. A change with Restricts wakes Feed by LISTEN and
 // NOTIFY; Feed looks for other changes every 50 ms. If the connection breaks, Feed ends with the
-// error.
+// error. A Feed that is more than 10 minutes behind may end with backend.ErrGap.
 func (b *Backend) Feed(
 	ctx context.Context, from, to []byte, after backend.Position,
 ) iter.Seq2[backend.Batch, error] {
@@ -230,6 +230,6 @@ func (f *feed) lost(ctx context.Context) error {
 	if first == nil || last == nil || backend.Position(*last) < f.at {
 		return f.history.changed(f.Backend, f.generation, f.at)
 	}
-	return gap(fmt.Errorf("the log begins at position %d, and the feed has read up to %d", *first,
-		f.at))
+	return gap(fmt.Errorf("the log begins at position %d, and the feed has read up to %d: the log "+
+		"keeps changes for %s", *first, f.at, logSpan))
 }

@@ -26,6 +26,8 @@ type tag [16]byte
 //     to there. On a server that has this position with this tag, an entry that was written at or
 //     below the position is not lost in a failover. Any other entry may be: a primary shows a
 //     change that is on no standby after the wait for the standby was canceled, and after a crash.
+//     The oldest rows of the log are removed first. So if the log has the row at the position, the
+//     log has each later deletion. If the log does not have the row, a read waits for the standby.
 //  4. A feed continues after a position only if the server has the remembered tag at the position.
 //     A feed after a position that is not remembered ends with ErrGap.
 type history struct {

@@ -48,10 +48,11 @@ type state struct {
 	delivered  backend.Position // before the read began
 	replicated mark             // before the read began
 
-	standby          bool
-	position         int64  // of the last change
-	tag              *tag   // at the position of replicated; nil: the log has no such row
-	deleted, written *int64 // the positions of the last deletion, and of the last entry; nil: none
+	standby  bool
+	position int64  // of the last change
+	tag      *tag   // at the position of replicated; nil: the log has no such row
+	deleted  *int64 // the position of the last deletion, if it is after that of replicated, or nil
+	written  *int64 // the position of the last entry; nil: none
 }
 
 func (b *Backend) newState() *state {

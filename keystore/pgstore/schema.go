@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +17,16 @@ import (
 // format is the version of the tables that this package makes, and the only version that this
 // package can use.
 const format = 1
+
+// The function apply removes old rows of the log. A transaction adds at most maxGroup rows, and
+// removes at most pruneRows. So the log does not grow while there are rows to remove, and the
+// removal does not delay a change for long. schema.sql needs pruneRows > maxGroup.
+const (
+	// logSpan is the time for which the log keeps a change at least, by the clock of the server. A
+	// feed that is further behind ends with backend.ErrGap.
+	logSpan   = 10 * time.Minute
+	pruneRows = 2 * maxGroup
+)
 
 // maxSchemaSize is the size of the longest name in PostgreSQL, in bytes. PostgreSQL cuts a longer
 // name, so two long names could mean the same schema.
@@ -82,15 +93,20 @@ func newStatements(schema string) statements {
 		"@format@", fmt.Sprint(format),
 		"@page@", fmt.Sprint(pageEntries),
 		"@batches@", fmt.Sprint(pageBatches),
+		"@prune@", fmt.Sprint(pruneRows),
+		"@span@", fmt.Sprint(logSpan.Seconds(), " seconds"),
 	).Replace
 	const (
 		// last is the position of the last change. The log always has this position, and an index
 		// finds it, however many changes are in the log.
 		last = "(select position from @schema@.log order by position desc limit 1)"
-		// deleted is the position of the last deletion. known is the tag at a given position.
-		deleted = "(select position from @schema@.log where deletes order by position desc limit 1)"
-		known   = "(select tag from @schema@.log where position = $1)"
-		scan    = "select pg_is_in_recovery(), l.position, " + known + ", " + deleted +
+		// deleted is the position of the last deletion after a given position. The bound keeps the
+		// server from reading the deletions that were removed from the log, and that vacuum has not
+		// removed from the index. known is the tag at the given position.
+		deleted = "(select position from @schema@.log where deletes and position > $1 " +
+			"order by position desc limit 1)"
+		known = "(select tag from @schema@.log where position = $1)"
+		scan  = "select pg_is_in_recovery(), l.position, " + known + ", " + deleted +
 			", e.key, e.value, e.revision, e.position from " + last + " l left join lateral " +
 			"(select key, value, revision, position from @schema@.entry where "
 		scanEnd  = " order by key %s limit @page@) e on true order by e.key %[1]s"

@@ -31,18 +31,22 @@ begin
 		);
 		-- Each row of log is one Apply. The positions have no holes. The tag tells one history from
 		-- another that has the same positions. A deleted entry has a null value and revision 0, and
-		-- deletes says that there is one. The row with the last position is never removed.
+		-- deletes says that there is one. at is the time of the Apply, while the row of head is
+		-- locked. oldest is the first position that the log has after the Apply. The row with the
+		-- last position is never removed.
 		create table @schema@.log (
 			position bigint primary key,
 			tag uuid not null default pg_catalog.gen_random_uuid(),
-			at timestamptz not null default pg_catalog.now(),
+			at timestamptz not null default pg_catalog.clock_timestamp(),
+			oldest bigint not null,
 			keys bytea[] not null,
 			vals bytea[] not null,
 			revisions bigint[] not null,
 			deletes boolean not null default false
 		);
 		create index log_deletes on @schema@.log (position) where deletes;
-		insert into @schema@.log (position, keys, vals, revisions) values (1, '{}', '{}', '{}');
+		insert into @schema@.log (position, oldest, keys, vals, revisions)
+			values (1, 1, '{}', '{}', '{}');
 
 		-- apply makes several calls of Apply, which are numbered from 1. apply returns the numbers of
 		-- those that conflict, or null, and the last row of the log. No two of the calls write the
@@ -62,6 +66,7 @@ begin
 		as @quote@
 		declare
 			last bigint;
+			start bigint;
 		begin
 			if current_setting('synchronous_commit') = 'off'
 				or replicated and current_setting('synchronous_commit') = 'local'
@@ -79,8 +84,21 @@ begin
 			if cardinality(failed) = calls then
 				raise exception using errcode = 'KS001', message = 'conflict';
 			end if;
-			select l.position into strict last
+			select l.position, l.oldest into strict last, start
 				from @schema@.log l order by l.position desc limit 1;
+			-- The oldest @prune@ rows of the log go once the row that is @prune@ rows after the first
+			-- remaining row is older than the span. A later transaction than that of the remaining
+			-- row has added this row, so the remaining row was visible then. So for the whole span,
+			-- each feed could read the remaining row, which follows those that go. A position that
+			-- the log lacks counts as old. start bounds what is read, also while vacuum cannot free
+			-- the rows that went.
+			if last - start >= 2 * @prune@ and not exists (select from @schema@.log l
+					where l.position = start + 2 * @prune@
+					and l.at >= clock_timestamp() - interval '@span@') then
+				delete from @schema@.log l
+					where l.position >= start and l.position < start + @prune@;
+				start := start + @prune@;
+			end if;
 			delete from @schema@.entry e
 				using unnest(call, kind, keys) c(call, kind, key)
 				where e.key = c.key and c.kind = 'delete' and (c.call = any(failed)) is not true;
@@ -92,10 +110,10 @@ begin
 				on conflict (key) do update
 				set value = excluded.value, revision = excluded.revision,
 					position = excluded.position;
-			insert into @schema@.log (position, keys, vals, revisions, deletes)
+			insert into @schema@.log (position, oldest, keys, vals, revisions, deletes)
 				select last + c.call -
 						(select count(*) from unnest(failed) f(call) where f.call < c.call),
-					array_agg(c.key), array_agg(c.value), array_agg(c.revision),
+					start, array_agg(c.key), array_agg(c.value), array_agg(c.revision),
 					bool_or(c.kind = 'delete')
 				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
 				where c.kind <> 'check' and (c.call = any(failed)) is not true

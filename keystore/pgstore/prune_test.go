@@ -130,8 +130,8 @@ func TestLogIsPruned(t *testing.T) {
 	require.Less(t, number(t, server, countRows), maxOld+100)
 }
 
-// While rows are removed, a feed that is in the span misses nothing, also if the feed is interrupted
-// and continues.
+// While rows are removed, a feed that is in the span misses nothing, also if the feed is
+// interrupted and continues.
 func TestFeedWhileTheLogIsPruned(t *testing.T) {
 	t.Parallel()
 	server := pglab.Start(t, pglab.Config{NoSync: true})

@@ -146,7 +146,15 @@ func run() error {
 	}
 	say("refused: %v", err)
 
-	fmt.Println("\nDone. Next, run examples/server and examples/client, two separate programs.")
+	fmt.Println("\nDone. Next, start a server, and in another terminal create, use and revoke a key:")
+	for _, command := range []string{
+		"go run ./examples/server",
+		"export APIKEYCTL_SOCKET=run/admin.sock",
+		"API_KEY=$(go run ./cmd/apikeyctl create --name laptop) go run ./examples/client -watch",
+		"go run ./cmd/apikeyctl --help",
+	} {
+		say("%s", command)
+	}
 	return nil
 }
 

@@ -34,9 +34,10 @@ type Server struct {
 type Option struct{ apply func(*Server) }
 
 // Logger reports each call that is refused, and each peer that PeerCredentials refuses under
-// ServeUnix, with the principal and the reason. The changes of keys are in the events of the store,
-// and in the log of keystore.Options.Logger. No secret is logged. Without Logger, or with nil, the
-// Server logs nothing.
+// ServeUnix, with the principal and the reason. A call that the client has ended has the level
+// Debug. The changes of keys are in the events of the store, and in the log of
+// keystore.Options.Logger. No secret is logged. Without Logger, or with nil, the Server logs
+// nothing.
 func Logger(l *slog.Logger) Option {
 	return Option{func(s *Server) {
 		if l != nil {
@@ -201,8 +202,11 @@ func answer[A any](
 	}
 	st := statusOf(err, methods[method].writes && s.store.Err() == nil)
 	level := slog.LevelInfo
-	if st.Code() == codes.Unavailable || st.Code() == codes.DataLoss {
+	switch st.Code() {
+	case codes.Unavailable, codes.DataLoss:
 		level = slog.LevelWarn
+	case codes.Canceled:
+		level = slog.LevelDebug // the client has gone, as at the end of every watch
 	}
 	s.log.Log(ctx, level, "admin call refused", "method", method, "principal", c.caller.Actor(),
 		"code", st.Code().String(), "error", err)

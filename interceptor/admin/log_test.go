@@ -1,6 +1,9 @@
 package admin_test
 
 import (
+	"context"
+	"io"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -8,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
@@ -76,4 +80,33 @@ func TestNoSecretInTheLog(t *testing.T) {
 	for i, secret := range secrets {
 		require.False(t, strings.Contains(log, secret), "secret %d is in the log", i)
 	}
+}
+
+// levels sends the level of each line that a logger gets.
+type levels struct {
+	slog.Handler
+	to chan slog.Level
+}
+
+func (l levels) Handle(_ context.Context, r slog.Record) error {
+	l.to <- r.Level
+	return nil
+}
+
+// The end of a watch is no refusal that an operator should look at.
+func TestLevelOfACallThatTheClientEnds(t *testing.T) {
+	lines := levels{slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}),
+		make(chan slog.Level, 8)}
+	r := newRig(t, keystoretest.New(t, nil), admin.Logger(slog.New(lines)))
+	c := r.local(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := c.WatchEvents(ctx, &adminpb.WatchEventsRequest{})
+	require.NoError(t, err)
+	_, err = stream.Recv() // the watch has begun
+	require.NoError(t, err)
+	cancel()
+	require.Equal(t, slog.LevelDebug, <-lines.to)
+	_, err = c.GetKey(t.Context(), &adminpb.GetKeyRequest{Name: "keys/" + noID})
+	require.Error(t, err)
+	require.Equal(t, slog.LevelInfo, <-lines.to)
 }

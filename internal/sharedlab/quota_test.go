@@ -121,8 +121,8 @@ func TestFullDatabase(t *testing.T) {
 				mu.Lock()
 				outcomes[key] = err
 				mu.Unlock()
-				if err != nil {
-					return
+				if errors.Is(err, backend.ErrFull) || ctx.Err() != nil {
+					return // after an unknown outcome, the next write is refused
 				}
 			}
 		})

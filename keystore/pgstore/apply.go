@@ -27,8 +27,6 @@ const (
 	maxWriters = 2
 	// fullPause is the time for which a full disk refuses changes without Restricts.
 	fullPause = time.Second
-	// renewPause is the shortest time between two calls of renew that close connections.
-	renewPause = 5 * time.Second
 )
 
 // A committer forms groups of the calls of Apply.
@@ -48,7 +46,6 @@ type committer struct {
 	queue   []*call
 	writers int       // the running writers whose group is not late
 	full    time.Time // when the disk was full last
-	renewed time.Time // when the own connections were closed last
 }
 
 // A call is one call of Apply.
@@ -85,7 +82,7 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	case err = <-c.result:
 	case <-joined.Done():
 		if b.leave(c) {
-			b.renew()
+			b.writes.reset()
 		}
 		return b.ended(ctx)
 	}
@@ -161,22 +158,6 @@ func (m *committer) sends(g *group) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g.sent = true
-}
-
-// renew closes the own connections that are not in use, because a call on an own connection has not
-// returned in time: the server may have been replaced. A server that is only slow does not lose its
-// connections all the time.
-func (b *Backend) renew() {
-	m := &b.committer
-	m.mu.Lock()
-	due := time.Since(m.renewed) > renewPause
-	if due {
-		m.renewed = time.Now()
-	}
-	m.mu.Unlock()
-	if due {
-		b.own.Reset()
-	}
 }
 
 // write makes groups until the queue is empty.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,6 +24,8 @@ const (
 	// maxAttempts is the number of connections that a call tries. Each connection of the pool may
 	// be broken, because the server has restarted, and one more is new.
 	maxAttempts = maxOwn + 1
+	// resetPause is the shortest time between two resets of a pool.
+	resetPause = 5 * time.Second
 	// closeTimeout bounds the end of a connection, which tells the server that the connection ends.
 	closeTimeout = time.Second
 )
@@ -61,6 +64,28 @@ func (b *Backend) newOwnPool() (*pgxpool.Pool, error) {
 		return b.setUp(ctx, conn)
 	}
 	return pgxpool.NewWithConfig(context.Background(), c)
+}
+
+// A resetter closes the connections of a pool that are not in use, because a connection seems to
+// lead to a server that was replaced. A server that is only slow, or a pool that leads to the same
+// server again, does not lose its connections all the time.
+type resetter struct {
+	pool *pgxpool.Pool
+
+	mu   sync.Mutex
+	last time.Time // guarded by mu
+}
+
+func (r *resetter) reset() {
+	r.mu.Lock()
+	due := time.Since(r.last) > resetPause
+	if due {
+		r.last = time.Now()
+	}
+	r.mu.Unlock()
+	if due {
+		r.pool.Reset()
+	}
 }
 
 func closeConn(conn *pgx.Conn) {

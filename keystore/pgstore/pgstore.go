@@ -38,6 +38,8 @@ type Backend struct {
 	closing sync.Mutex // guards closed, and the Add of calls
 	closed  bool
 
+	reads, writes resetter // of pool and of own
+
 	committer committer
 	history   history
 }

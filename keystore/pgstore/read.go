@@ -91,6 +91,7 @@ func (b *Backend) read(ctx context.Context, do func(querier, *state) error) erro
 		return err
 	}
 	if err := s.check(); err != nil {
+		b.reads.reset() // other connections of the pool may lead to the same server
 		return err
 	}
 	if b.unreplicated || s.isReplicated() {
@@ -154,7 +155,7 @@ func (b *Backend) tryConfirm(
 		err = fmt.Errorf("PostgreSQL has warned: %s", received.warning)
 	}
 	if ctx.Err() != nil {
-		b.renew()
+		b.writes.reset()
 	}
 	if err != nil {
 		return conn.Conn().IsClosed(), err

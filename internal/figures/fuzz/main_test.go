@@ -58,5 +58,10 @@ FAIL
 		r, err := parse(strings.NewReader(output))
 		require.NoError(t, err)
 		require.Equal(t, want, r.String())
+		require.False(t, r.late)
 	}
+	r, err := parse(strings.NewReader("fuzz: elapsed: 20s, execs: 7 (1/sec)\n" +
+		"--- FAIL: FuzzParse (20.13s)\n    context deadline exceeded\nFAIL\n"))
+	require.NoError(t, err)
+	require.Equal(t, result{executions: 7, late: true}, r)
 }

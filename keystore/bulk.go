@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -21,12 +22,30 @@ type RevokeAllOptions struct {
 	// DryRun revokes nothing. RevokeAll calls Progress for the keys that RevokeAll would revoke
 	// without DryRun. A dry run refuses the same arguments as RevokeAll.
 	DryRun bool
+	// AtMost is the largest number of keys that the caller expects the query to select, for example
+	// from a dry run. If the query selects more keys, RevokeAll revokes none of them, and returns a
+	// *SelectionError. If keys are added during the call, RevokeAll stops after AtMost keys, and
+	// returns the same error with the number of keys that RevokeAll has revoked. A dry run calls
+	// Progress for all selected keys before it returns the error. 0 or less means no limit. In
+	// contrast to AtMost, Query.Limit makes RevokeAll stop without an error.
+	AtMost int
 	// Progress receives each key after the key is revoked, with the number of keys so far. The
 	// calls come in the order of the Query. Keys that were added during the call come last. To
 	// resume a RevokeAll that failed or was canceled, repeat the call: RevokeAll skips the
 	// revoked keys. Nil means that no progress is reported. A panic of Progress passes through to
 	// the caller of RevokeAll, and ends the call as an error would.
 	Progress func(k *Key, done int)
+}
+
+// A SelectionError means that a Query selects more keys than RevokeAllOptions.AtMost.
+type SelectionError struct {
+	Selected int // the number of keys that the query selects, revoked by this call or not
+	AtMost   int
+}
+
+func (e *SelectionError) Error() string {
+	return fmt.Sprintf("keystore: the Query selects %d keys, and RevokeAllOptions.AtMost is %d",
+		e.Selected, e.AtMost)
 }
 
 // RevokeAll revokes every key that the query selects and that is not yet revoked. RevokeAll
@@ -45,8 +64,9 @@ type RevokeAllOptions struct {
 // to a key after the key was evaluated. A query with UnusedSince is evaluated again just before
 // the key is revoked. If the key was used since the first evaluation, the key is not revoked.
 //
-// ErrInvalid means that nothing was done. After any other error, RevokeAll has revoked the keys
-// that Progress was called for, and perhaps more keys. Call RevokeAll again to continue with the
+// ErrInvalid means that nothing was done, and a *SelectionError that more keys are selected than
+// RevokeAllOptions.AtMost. After any other error, RevokeAll has revoked the keys that Progress was
+// called for, and perhaps more keys. Call RevokeAll again to continue with the
 // keys that are not revoked.
 //
 // A key whose stored data is damaged cannot be evaluated. RevokeAll ends the live contexts of the
@@ -77,9 +97,11 @@ func (s *Store) RevokeAll(
 		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: " +
 			"set one of them")
 	}
-	done := 0
+	guarded := opts.AtMost > 0 && (q.Limit <= 0 || q.Limit > opts.AtMost)
+	done, last := 0, ""
 	report := func(k *Key) {
 		done++
+		last = k.ID
 		if opts.Progress != nil {
 			opts.Progress(k, done)
 		}
@@ -98,7 +120,21 @@ func (s *Store) RevokeAll(
 				report(&kr.cached().key)
 			}
 		}
+		if guarded && done > opts.AtMost {
+			return done, errors.Join(&SelectionError{done, opts.AtMost}, corrupt)
+		}
 		return done, corrupt
+	}
+	whole := q
+	if guarded {
+		n, err := s.countUnlessAtMost(ctx, q, opts.AtMost)
+		if err != nil {
+			return 0, err
+		}
+		if n > opts.AtMost {
+			return 0, &SelectionError{n, opts.AtMost}
+		}
+		q.Limit = opts.AtMost
 	}
 	added := s.watchAdded(ctx)
 	failed, corrupt := s.revokeAll(ctx, q, reason, report)
@@ -112,12 +148,94 @@ func (s *Store) RevokeAll(
 			failed, corrupt = s.revokeAll(ctx, q, reason, report)
 		}
 	}
+	var excess error
+	if failed == nil && guarded && done == opts.AtMost {
+		excess = s.checkExcess(ctx, whole, added, last, done)
+	}
 	if failed == nil {
 		ctx, cancel := s.limited(ctx)
 		failed = s.barrier(ctx, "revoke")
 		cancel()
 	}
-	return done, errors.Join(failed, corrupt)
+	return done, errors.Join(excess, failed, corrupt)
+}
+
+// checkExcess returns a SelectionError if the query selects keys besides the keys that RevokeAll has
+// revoked, of which last was the last. All keys up to last are read, unless some were added since.
+func (s *Store) checkExcess(
+	ctx context.Context, q Query, added func() (bool, error), last string, done int,
+) error {
+	again, err := added()
+	if err != nil {
+		return err
+	}
+	q.Limit = 0
+	if !again {
+		q.Cursor = last
+	}
+	more, err := s.countWanted(ctx, q)
+	if err == nil && more > 0 {
+		err = &SelectionError{done + more, done}
+	}
+	return err
+}
+
+// countUnlessAtMost returns the number of keys that RevokeAll would revoke, or any number up to most
+// if RevokeAll would revoke at most so many keys. To read the owner index, or the entries of the
+// keys, takes a fraction of the time that it takes to read and to decide about each key. The keys
+// that are selected are some of these.
+func (s *Store) countUnlessAtMost(ctx context.Context, q Query, most int) (int, error) {
+	if q.Owner != "" || q.selectsAll() {
+		n, err := s.countEntries(ctx, &q, most)
+		if err != nil || n <= most {
+			return n, err
+		}
+	}
+	return s.countWanted(ctx, q)
+}
+
+// countEntries returns the number of keys of the owner of a query, or of the store if the query has
+// no owner, up to most+1. countEntries reads no key.
+func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, err error) {
+	if err := s.ready(ctx); err != nil {
+		return 0, err
+	}
+	complete := func() error { return nil }
+	if q.Owner != "" {
+		if complete, err = s.indexCheck(ctx); err != nil {
+			return 0, err
+		}
+	}
+	from, to, err := q.keyRange()
+	if err != nil {
+		return 0, err
+	}
+	for _, err := range s.backend.Scan(ctx, from, to) {
+		if errors.Is(err, ErrCorrupt) {
+			return most + 1, nil // countWanted knows which damage matters
+		}
+		if err != nil {
+			return 0, s.listError(ctx, err)
+		}
+		if n++; n > most {
+			break
+		}
+	}
+	return n, complete()
+}
+
+// countWanted returns the number of keys that RevokeAll would revoke. Damaged keys do not count.
+func (s *Store) countWanted(ctx context.Context, q Query) (n int, err error) {
+	for batch, err := range s.batches(ctx, q, 0, revokeChanges, q.wantsRevoked) {
+		if errors.Is(err, ErrCorrupt) {
+			continue // revokeAll reports the damage
+		}
+		if err != nil {
+			return 0, err
+		}
+		n += len(batch)
+	}
+	return n, nil
 }
 
 // watchAdded returns a function that reports whether a key may have been added since the call of

@@ -167,6 +167,94 @@ func TestRevokeAllOfEveryKeyNeedsAll(t *testing.T) {
 	require.ErrorIs(t, context.Cause(live), keystore.ErrRevoked)
 }
 
+// If the query selects more keys than the caller expects, none is revoked.
+func TestRevokeAllAtMost(t *testing.T) {
+	for name, q := range map[string]keystore.Query{
+		"owner": {Owner: "acme"}, "scope": {Scope: "a"}, "all": {},
+		"newest": {Owner: "acme", Newest: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, nil)
+			keys := fill(t, s, 100, func(int) keystore.Spec {
+				return keystore.Spec{Owner: "acme", Scopes: []string{"a"}}
+			})
+			for _, k := range keys[:10] {
+				require.NoError(t, s.Revoke(t.Context(), k.Key.ID, ""))
+			}
+			calls := 0
+			revoke := func(q keystore.Query, most int, dry bool) (int, error) {
+				calls = 0
+				return s.RevokeAll(t.Context(), q, "", &keystore.RevokeAllOptions{
+					All: name == "all", AtMost: most, DryRun: dry,
+					Progress: func(*keystore.Key, int) { calls++ }})
+			}
+			refused := &keystore.SelectionError{Selected: 90, AtMost: 89}
+			n, err := revoke(q, 89, false)
+			require.Equal(t, refused, asSelection(t, err))
+			require.Zero(t, n)
+			require.Zero(t, calls)
+			n, err = revoke(q, 89, true)
+			require.Equal(t, refused, asSelection(t, err))
+			require.Equal(t, 90, n)
+			require.Equal(t, 90, calls)
+			require.Equal(t, 90, admitted(t, s, keys))
+
+			limited := q
+			limited.Limit = 5
+			n, err = revoke(limited, 5, false)
+			require.NoError(t, err, "a Limit is no excess")
+			require.Equal(t, 5, n)
+			n, err = revoke(q, 85, false)
+			require.NoError(t, err)
+			require.Equal(t, 85, n)
+			require.Zero(t, admitted(t, s, keys))
+			n, err = revoke(q, 1, false)
+			require.NoError(t, err)
+			require.Zero(t, n)
+		})
+	}
+}
+
+func asSelection(t *testing.T, err error) *keystore.SelectionError {
+	t.Helper()
+	var e *keystore.SelectionError
+	require.ErrorAs(t, err, &e)
+	return e
+}
+
+// The selection grows during the call, by a new key and by a change of a key: RevokeAll stops after
+// the keys that the caller expects, and reports the rest.
+func TestRevokeAllAtMostOfAGrowingSelection(t *testing.T) {
+	for name, grow := range map[string]func(*keystore.Store, *keystore.Key) error{
+		"a new key": func(s *keystore.Store, _ *keystore.Key) error {
+			_, err := s.Create(context.Background(), keystore.Spec{Name: "x", Owner: "acme"})
+			return err
+		},
+		"another owner": func(s *keystore.Store, k *keystore.Key) error {
+			_, err := s.Update(context.Background(), k.ID, func(spec *keystore.Spec) error {
+				spec.Owner = "acme"
+				return nil
+			})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, nil)
+			const n = 10
+			fill(t, s, n, func(int) keystore.Spec { return keystore.Spec{Owner: "acme"} })
+			other := fill(t, s, 1, func(int) keystore.Spec { return keystore.Spec{Owner: "ajax"} })
+			done, err := s.RevokeAll(t.Context(), keystore.Query{Owner: "acme"}, "",
+				&keystore.RevokeAllOptions{AtMost: n, Progress: func(_ *keystore.Key, done int) {
+					if done == 1 {
+						require.NoError(t, grow(s, other[0].Key))
+					}
+				}})
+			require.Equal(t, &keystore.SelectionError{Selected: n + 1, AtMost: n}, asSelection(t, err))
+			require.Equal(t, n, done)
+		})
+	}
+}
+
 func TestRevokeAllByAgeAndByUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := keystore.New(backendtest.NewMemory(), nil)

@@ -30,19 +30,9 @@ type candidate struct {
 func (s *Store) candidates(
 	ctx context.Context, q *Query, used bool, yield func(candidate, error) bool,
 ) error {
-	from, to := spaceOf(keySpace)
-	if q.Owner != "" {
-		from = ownerPrefix(q.Owner)
-		to = after(from)
-	}
-	first, end, err := q.idRange()
+	from, to, err := q.keyRange()
 	if err != nil {
 		return err
-	}
-	prefix := from[:len(from):len(from)]
-	from = append(prefix, first...)
-	if end != nil {
-		to = append(prefix, end...)
 	}
 	entries, err := s.scan(ctx, q.Newest, from, to)
 	if err != nil {
@@ -233,6 +223,26 @@ func (s *Store) readTogether(
 		return nil, nil, err
 	}
 	return entries[:len(ids)], entries[len(ids):], nil
+}
+
+// keyRange returns the range of storage keys of the records that the query may select: from <= key <
+// to. If the query has an owner, the storage keys are of the owner index.
+func (q *Query) keyRange() (from, to []byte, err error) {
+	from, to = spaceOf(keySpace)
+	if q.Owner != "" {
+		from = ownerPrefix(q.Owner)
+		to = after(from)
+	}
+	first, end, err := q.idRange()
+	if err != nil {
+		return nil, nil, err
+	}
+	prefix := from[:len(from):len(from)]
+	from = append(prefix, first...)
+	if end != nil {
+		to = append(prefix, end...)
+	}
+	return from, to, nil
 }
 
 // idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A

@@ -1647,8 +1647,7 @@ type BatchRevokeKeysResponse struct {
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The number of keys so far, with this key.
 	Done int64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
-	// The number of keys that the filter selected at the start of the call, if the request has
-	// expected and not validate_only. Otherwise 0: the server has not counted.
+	// The largest number of keys that the call revokes: expected of the request. Otherwise 0.
 	Total         int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

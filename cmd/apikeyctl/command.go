@@ -35,6 +35,7 @@ func newCommand() *cli.Command {
 		Name:                            "apikeyctl",
 		Usage:                           "manage the API keys of a server",
 		HideHelpCommand:                 true,
+		DisableSliceFlagSeparator:       true,
 		EnableShellCompletion:           true,
 		ConfigureShellCompletionCommand: completionCommand,
 		Flags: append(placeFlags(),

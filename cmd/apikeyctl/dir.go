@@ -21,13 +21,22 @@ import (
 // in a directory that no other user can enter. So the commands do the same for a directory as for a
 // server, and the events name the user of apikeyctl.
 func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection, error) {
+	hasher, err := hasherOf(c.peppers())
+	if err != nil {
+		return nil, err
+	}
 	store, err := keystore.Open(c.place.dir, &keystore.Options{
+		Hasher:    hasher,
 		MustExist: c.Name != createName && c.Name != restoreName,
 		Logger: slog.New(slog.NewTextHandler(c.out.stderr, &slog.HandlerOptions{
 			Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		return nil, openFailed(c.place.dir, err)
+	}
+	if err := c.checkPepper(ctx, store, hasher); err != nil {
+		store.Close()
+		return nil, err
 	}
 	undo := []func() error{store.Close}
 	close := func() (err error) {
@@ -79,6 +88,10 @@ func openFailed(dir string, err error) error {
 	case errors.Is(err, keystore.ErrCorrupt):
 		return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT", textOf(err) +
 			`: keep the directory, and restore a backup into a new one with "apikeyctl restore"`}
+	case errors.Is(err, keystore.ErrInvalid) && strings.Contains(err.Error(), "Options.Hasher"):
+		return usage("--pepper-file: the keys in %s were made with another pepper of the same ID: give "+
+			"the file of that pepper. If the server takes the bytes of the file as they are, write "+
+			"ID=raw:FILE", dir)
 	default:
 		return local("cannot open the store in %s: %s", dir, textOf(err))
 	}

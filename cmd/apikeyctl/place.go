@@ -39,6 +39,7 @@ func placeFlags() []cli.Flag {
 			Usage:   "the `FILE` with the key for --addr; or set the key itself in APIKEYCTL_KEY"},
 		&cli.StringFlag{Name: "dir", Category: groupPlace,
 			Usage: "the directory `DIR` of a store that no process has open [$APIKEYCTL_DIR]"},
+		pepperFlag(),
 	}
 }
 
@@ -75,6 +76,9 @@ func placeOf(cmd *cli.Command) (place, error) {
 		return p, usage("it is not known where the keys are: give --socket PATH, --addr HOST:PORT " +
 			"or --dir DIR, or set APIKEYCTL_SOCKET")
 	case 1:
+		if p.dir == "" && len(cmd.StringSlice("pepper-file")) > 0 {
+			return p, usage("--pepper-file goes with --dir: a server has the pepper already")
+		}
 		return p, nil
 	default:
 		return p, usage("more than one place is given: give one of --socket, --addr and --dir")

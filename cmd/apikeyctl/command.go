@@ -58,7 +58,7 @@ func newCommand() *cli.Command {
 			revokeAllCommand(), purgeCommand(),
 			eventsCommand(), watchCommand(),
 			statsCommand(), backupCommand(), restoreCommand(), exportCommand(), checkCommand(),
-			versionCommand(),
+			manCommand(), versionCommand(),
 		},
 		// Without an Action, cli exits with 3 for an unknown command.
 		Action: func(_ context.Context, cmd *cli.Command) error {
@@ -348,13 +348,17 @@ func versionCommand() *cli.Command {
 			if err := c.noArgs(); err != nil {
 				return err
 			}
-			v := version{Version: "unknown"}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v = version{info.Main.Version, info.GoVersion}
-			}
+			v := versionNow()
 			return c.out.said(v, fmt.Sprintf("apikeyctl %s, %s", v.Version, v.Go))
 		},
 	}
+}
+
+func versionNow() version {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return version{info.Main.Version, info.GoVersion}
+	}
+	return version{Version: "unknown"}
 }
 
 type version struct {

@@ -34,6 +34,20 @@ func helpWidth() int {
 	return widest
 }
 
+var (
+	commandGroups = []string{groupKeys, groupMany, groupAudit, groupStore, groupTool}
+	flagGroups    = []string{groupPlace, groupOutput, groupSafety}
+)
+
+const (
+	aboutTimes = "A time is a duration (90d, 2w, 12h), a date (2026-12-31, which begins at midnight " +
+		"UTC) or in the form of RFC 3339. Each flag says whether a duration leads ahead or back; " +
+		"+7d and -7d say so themselves."
+	exitCodes = "0 done; 1 the command line, or this machine; 2 the server; 3 no such key; 4 not " +
+		"permitted; 5 the directory is open elsewhere; 6 the key or the selection has changed; 130 " +
+		"interrupted."
+)
+
 type helpWriter struct {
 	w     io.Writer
 	width int
@@ -43,7 +57,7 @@ func (h helpWriter) root(root *cli.Command) {
 	h.text(0, "apikeyctl manages the API keys of a server.")
 	h.text(0, "")
 	h.text(2, "apikeyctl COMMAND [flags] [arguments]")
-	for _, group := range []string{groupKeys, groupMany, groupAudit, groupStore, groupTool} {
+	for _, group := range commandGroups {
 		h.text(0, "")
 		h.text(0, group)
 		for _, cmd := range root.VisibleCommands() {
@@ -52,7 +66,7 @@ func (h helpWriter) root(root *cli.Command) {
 			}
 		}
 	}
-	for _, group := range []string{groupPlace, groupOutput, groupSafety} {
+	for _, group := range flagGroups {
 		h.text(0, "")
 		h.text(0, group)
 		for _, flag := range root.VisibleFlags() {
@@ -62,13 +76,9 @@ func (h helpWriter) root(root *cli.Command) {
 		}
 	}
 	h.text(0, "")
-	h.text(0, "A time is a duration (90d, 2w, 12h), a date (2026-12-31, which begins at midnight "+
-		"UTC) or in the form of RFC 3339. Each flag says whether a duration leads ahead or back; "+
-		"+7d and -7d say so themselves.")
+	h.text(0, aboutTimes)
 	h.text(0, "")
-	h.text(0, "Exit codes: 0 done; 1 the command line, or this machine; 2 the server; 3 no such "+
-		"key; 4 not permitted; 5 the directory is open elsewhere; 6 the key or the selection has "+
-		"changed; 130 interrupted.")
+	h.text(0, "Exit codes: "+exitCodes)
 	h.text(0, "")
 	h.text(0, `"apikeyctl COMMAND --help" shows the flags of a command, and an example.`)
 }
@@ -99,11 +109,18 @@ func (h helpWriter) command(cmd *cli.Command) {
 	h.text(0, `"apikeyctl --help" shows the flags of every command, and the exit codes.`)
 }
 
-// flag prints the names of a flag with the placeholder that its usage has in back quotes.
 func (h helpWriter) flag(flag cli.Flag) {
+	if label, text, ok := describe(flag); ok {
+		h.entry(24, label, text)
+	}
+}
+
+// describe returns the names of a flag, with the placeholder that the usage has in back quotes, and
+// what the flag does.
+func describe(flag cli.Flag) (label, text string, ok bool) {
 	doc, ok := flag.(cli.DocGenerationFlag)
 	if !ok {
-		return
+		return "", "", false
 	}
 	before, quoted, _ := strings.Cut(doc.GetUsage(), "`")
 	placeholder, after, _ := strings.Cut(quoted, "`")
@@ -115,18 +132,18 @@ func (h helpWriter) flag(flag cli.Flag) {
 		}
 		names = append(names, hyphens+name)
 	}
-	label := strings.Join(names, ", ")
+	label = strings.Join(names, ", ")
 	if placeholder != "" {
 		label += " " + placeholder
 	}
-	text := before + placeholder + after
+	text = before + placeholder + after
 	if value := doc.GetValue(); doc.TakesValue() && value != "" && doc.IsDefaultVisible() {
 		text += " [" + value + "]"
 	}
 	for _, env := range doc.GetEnvVars() {
 		text += " [$" + env + "]"
 	}
-	h.entry(24, label, text)
+	return label, text, true
 }
 
 // entry prints a label, and beside it a text. In a narrow window, the text is below the label.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/failures"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -38,8 +39,8 @@ type Authenticator struct {
 	credentials credentialReader
 	rules       ruleSet
 	proxies     proxies
-	failures    *failures   // nil: failures are not limited
-	mapper      ErrorMapper // nil: callers get the default status
+	failures    *failures.Limit // nil: failures are not limited
+	mapper      ErrorMapper     // nil: callers get the default status
 	log         refusalLog
 	observers   observers
 	syntax      syntaxStatuses
@@ -149,8 +150,8 @@ func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error)
 		return "", errNoRule
 	}
 	if a.failures != nil {
-		if err := a.failures.check(a.proxies.clientAddr(call.Context)); err != nil {
-			return "", err
+		if wait := a.failures.Wait(a.proxies.clientAddr(call.Context)); wait > 0 {
+			return "", &throttledError{wait}
 		}
 	}
 	text, err := a.credentials.credential(call)
@@ -167,7 +168,7 @@ func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error)
 // for the address of the caller.
 func (a *Authenticator) countFailure(call *callContext, err error) error {
 	if a.failures != nil && a.defaultStatus(call.Context, err).Code() == codes.Unauthenticated {
-		a.failures.add(a.proxies.clientAddr(call.Context))
+		a.failures.Add(a.proxies.clientAddr(call.Context))
 	}
 	return err
 }

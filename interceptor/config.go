@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/failures"
 )
 
 // A config holds what Options set. New builds the Authenticator from a complete config.
@@ -14,10 +16,10 @@ type config struct {
 	rules       ruleSet
 	extensions  []protoreflect.ExtensionType // of RulesFrom
 	proxies     proxies
-	failures    *failures    // nil: LimitFailures was not given
-	mapper      ErrorMapper  // nil: the caller gets the default status
-	logger      *slog.Logger // nil: LogRefusals was not given
-	observers   observers    // of Observe
+	failures    *failures.Limit // nil: LimitFailures was not given
+	mapper      ErrorMapper     // nil: the caller gets the default status
+	logger      *slog.Logger    // nil: LogRefusals was not given
+	observers   observers       // of Observe
 
 	limitMessages, cancelUnary bool
 }

@@ -3,12 +3,11 @@ package interceptor
 import (
 	"fmt"
 	"math"
-	"net/netip"
-	"sync"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/failures"
 )
 
 // LimitMessages applies the RateLimit of a key to each message that a stream receives, not only to
@@ -43,75 +42,12 @@ func LimitFailures(perSecond float64, burst int) Option {
 			return fmt.Errorf("LimitFailures: %v per second with a burst of %d: "+
 				"both must be positive and finite", perSecond, burst)
 		}
-		c.failures = newFailures(rate.Limit(perSecond), burst)
+		c.failures = failures.New(rate.Limit(perSecond), burst)
 		return nil
 	}}
-}
-
-const maxAddresses = 1 << 16
-
-// failures has a token bucket for each address that failed recently.
-type failures struct {
-	limit rate.Limit
-	burst int
-
-	mu  sync.Mutex
-	lru *simplelru.LRU[netip.Addr, *rate.Limiter]
-}
-
-func newFailures(limit rate.Limit, burst int) *failures {
-	lru, err := simplelru.NewLRU[netip.Addr, *rate.Limiter](maxAddresses, nil)
-	if err != nil {
-		panic(err) // NewLRU fails only if the size is not positive
-	}
-	return &failures{limit: limit, burst: burst, lru: lru}
 }
 
 // A throttledError means that too many calls from an address have failed.
 type throttledError struct{ retryAfter time.Duration }
 
 func (e *throttledError) Error() string { return "too many calls with bad credentials" }
-
-// bucketOf returns the key of the bucket for an address: the network of 64 bits for an IPv6
-// address, the address itself for IPv4, and the zero Addr for callers without a known address.
-func bucketOf(addr netip.Addr) netip.Addr {
-	if addr.Is6() {
-		p, _ := addr.Prefix(64)
-		return p.Addr()
-	}
-	return addr
-}
-
-// check returns a *throttledError if addr has failed too often.
-func (f *failures) check(addr netip.Addr) error {
-	f.mu.Lock()
-	l, ok := f.lru.Peek(bucketOf(addr))
-	f.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	if tokens := l.Tokens(); tokens < 1 {
-		return &throttledError{seconds((1 - tokens) / float64(f.limit))}
-	}
-	return nil
-}
-
-// seconds returns n seconds as a Duration, or the longest Duration (292 years) if n is larger.
-func seconds(n float64) time.Duration {
-	if d := n * float64(time.Second); d < math.MaxInt64 {
-		return max(0, time.Duration(d))
-	}
-	return math.MaxInt64
-}
-
-// add counts a failed call from addr.
-func (f *failures) add(addr netip.Addr) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	l, ok := f.lru.Get(bucketOf(addr))
-	if !ok {
-		l = rate.NewLimiter(f.limit, f.burst)
-		f.lru.Add(bucketOf(addr), l)
-	}
-	l.Allow()
-}

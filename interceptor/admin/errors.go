@@ -46,8 +46,6 @@ var (
 	errPageToken = refuse(codes.InvalidArgument, "PAGE_TOKEN_INVALID",
 		"page_token is not from a response to the same request: "+
 			"leave it empty for the first page", nil)
-	errEtag = refuse(codes.Aborted, "ETAG_MISMATCH",
-		"the key has changed since it had this etag: get the key, and decide again", nil)
 	stoppingStatus = errinfo.New(codes.Unavailable, "STORE_CLOSED", "the server is stopping", nil)
 
 	errNothingSelected = refuse(codes.InvalidArgument, "SELECTION_EMPTY",

@@ -26,7 +26,8 @@ func (s *keyService) CreateKey(
 	return answer(s.Server, ctx, adminpb.KeyService_CreateKey_FullMethodName, r,
 		func(c *call) (*adminpb.CreateKeyResponse, error) {
 			if r.ValidateOnly {
-				key, err := c.store.Preview(c.ctx, "", c.edit(r.GetKey(), []string{"*"}))
+				change := c.operator().Within(edit(r.GetKey(), []string{"*"}))
+				key, err := c.store.Preview(c.ctx, "", change)
 				if err != nil {
 					return nil, err
 				}
@@ -37,11 +38,7 @@ func (s *keyService) CreateKey(
 }
 
 func (c *call) create(r *adminpb.CreateKeyRequest) (*adminpb.CreateKeyResponse, error) {
-	var spec keystore.Spec
-	if err := c.edit(r.GetKey(), []string{"*"})(&spec); err != nil {
-		return nil, err
-	}
-	issued, err := c.store.Create(c.ctx, spec)
+	issued, err := c.operator().Create(c.ctx, edit(r.GetKey(), []string{"*"}))
 	if err != nil {
 		return nil, err
 	}
@@ -49,9 +46,13 @@ func (c *call) create(r *adminpb.CreateKeyRequest) (*adminpb.CreateKeyResponse, 
 		Key: keyProto(issued.Key), Secret: issued.Secret.Reveal()}, nil
 }
 
-// edit returns the change of a Spec that a caller wants: the fields of k that the mask names,
-// within the ceiling of the caller.
-func (c *call) edit(k *adminpb.Key, mask []string) func(*keystore.Spec) error {
+// operator returns what changes keys for the caller.
+func (c *call) operator() manage.Operator {
+	return manage.Operator{Store: c.store, Caller: c.caller, Revision: c.revision}
+}
+
+// edit returns the change of a Spec that a caller wants: the fields of k that the mask names.
+func edit(k *adminpb.Key, mask []string) func(*keystore.Spec) error {
 	if k == nil {
 		k = new(adminpb.Key)
 	}
@@ -60,23 +61,12 @@ func (c *call) edit(k *adminpb.Key, mask []string) func(*keystore.Spec) error {
 		if err != nil {
 			return err
 		}
-		if err := c.caller.MayChange(spec.Scopes); err != nil {
-			return err
-		}
-		before := *spec
 		for _, field := range fields {
 			if err := field.copy(spec, k); err != nil {
 				return err
 			}
 		}
-		if err := c.caller.MayGrant(spec.Scopes); err != nil {
-			return err
-		}
-		isNew := before.Name == "" // a key has a name
-		if !isNew && spec.ExpiresAt.Equal(before.ExpiresAt) {
-			return nil
-		}
-		return c.caller.MayLast(spec.ExpiresAt)
+		return nil
 	}
 }
 
@@ -106,15 +96,15 @@ func (s *keyService) UpdateKey(
 			if err != nil {
 				return nil, err
 			}
-			edit := c.edit(r.GetKey(), r.GetUpdateMask().GetPaths())
+			change := edit(r.GetKey(), r.GetUpdateMask().GetPaths())
 			if r.ValidateOnly {
-				key, err := c.store.Preview(c.ctx, id, edit)
+				key, err := c.store.Preview(c.ctx, id, c.operator().Within(change))
 				if err != nil {
 					return nil, err
 				}
 				return &adminpb.UpdateKeyResponse{Key: keyProto(key)}, nil
 			}
-			key, err := c.store.Update(c.ctx, id, edit)
+			key, err := c.operator().Update(c.ctx, id, change)
 			if err != nil {
 				return nil, err
 			}
@@ -167,16 +157,8 @@ func (c *call) rotate(r *adminpb.RotateKeyRequest) (*adminpb.RotateKeyResponse, 
 	if r.Grace != nil && r.Grace.CheckValid() != nil {
 		return nil, invalid("grace is not a duration")
 	}
-	var issued *keystore.Issued
-	err = c.permitted(id, c.mayRotate, func(ctx context.Context) (err error) {
-		issued, err = c.store.Rotate(ctx, id, r.GetGrace().AsDuration())
-		return err
-	})
-	elsewhere := issued != nil && errors.Is(err, keystore.ErrNotEverywhere)
-	if elsewhere && c.settle(id) == nil {
-		elsewhere = false
-	}
-	if err != nil && issued == nil {
+	issued, elsewhere, err := c.operator().Rotate(c.ctx, id, r.GetGrace().AsDuration())
+	if err != nil {
 		return nil, err
 	}
 	// From here on, an error would lose the secret.
@@ -188,58 +170,6 @@ func (c *call) rotate(r *adminpb.RotateKeyRequest) (*adminpb.RotateKeyResponse, 
 		Key: m, Secret: issued.Secret.Reveal(), NotEverywhere: elsewhere}, nil
 }
 
-// settle waits until every process has the last change of a key. An Update that changes nothing
-// waits for the other processes.
-func (c *call) settle(id string) error {
-	ctx := keystore.WithActor(context.Background(), c.caller.Actor()) // without the revision
-	_, err := c.store.Update(ctx, id, func(*keystore.Spec) error { return nil })
-	return err
-}
-
-// permitted makes a change of a key, if the key is one that the caller may change so. The store
-// compares the revision inside the write, so no other change comes between the check and the
-// change. If another change was first, and the request has no etag, permitted begins again.
-func (c *call) permitted(
-	id string, may func(*keystore.Key) error, change func(context.Context) error,
-) error {
-	if c.caller.Has(manage.Admin) {
-		return change(c.ctx)
-	}
-	for {
-		key, err := c.store.Get(c.ctx, id)
-		if err != nil {
-			return err
-		}
-		if err := may(key); err != nil {
-			return err
-		}
-		if c.revision != 0 && c.revision != key.Revision {
-			return errEtag
-		}
-		err = change(keystore.IfRevision(c.ctx, key.Revision))
-		if c.revision != 0 || !errors.Is(err, keystore.ErrConflict) {
-			return err
-		}
-	}
-}
-
-// mayRotate returns an error if the caller may not have a secret of the key.
-func (c *call) mayRotate(key *keystore.Key) error {
-	if err := c.mayEnable(key); err != nil {
-		return err
-	}
-	return c.caller.MayLast(key.ExpiresAt)
-}
-
-// mayEnable returns an error if the caller may not put the key into force.
-func (c *call) mayEnable(key *keystore.Key) error {
-	scopes := key.Scopes()
-	if err := c.caller.MayChange(scopes); err != nil {
-		return err
-	}
-	return c.caller.MayGrant(scopes)
-}
-
 func (s *keyService) EnableKey(
 	ctx context.Context, r *adminpb.EnableKeyRequest,
 ) (*adminpb.EnableKeyResponse, error) {
@@ -249,10 +179,7 @@ func (s *keyService) EnableKey(
 			if err != nil {
 				return nil, err
 			}
-			err = c.permitted(id, c.mayEnable, func(ctx context.Context) error {
-				return c.store.Enable(ctx, id)
-			})
-			if err != nil {
+			if err := c.operator().Enable(c.ctx, id); err != nil {
 				return nil, err
 			}
 			key, err := c.store.Get(c.ctx, id)
@@ -268,7 +195,7 @@ func (s *keyService) DisableKey(
 ) (*adminpb.DisableKeyResponse, error) {
 	return answer(s.Server, ctx, adminpb.KeyService_DisableKey_FullMethodName, r,
 		func(c *call) (*adminpb.DisableKeyResponse, error) {
-			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, c.store.Disable)
+			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, manage.Operator.Disable)
 			if err != nil {
 				return nil, err
 			}
@@ -281,7 +208,7 @@ func (s *keyService) RevokeKey(
 ) (*adminpb.RevokeKeyResponse, error) {
 	return answer(s.Server, ctx, adminpb.KeyService_RevokeKey_FullMethodName, r,
 		func(c *call) (*adminpb.RevokeKeyResponse, error) {
-			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, c.store.Revoke)
+			key, ended, err := c.stop(r.Name, r.Reason, r.Etag, manage.Operator.Revoke)
 			if err != nil {
 				return nil, err
 			}
@@ -289,31 +216,24 @@ func (s *keyService) RevokeKey(
 		})
 }
 
-// stop disables or revokes a key. In contrast to permitted, stop does not compare the revision: a
-// revocation must not lose against a caller who keeps changing the key. If the key gets keys:admin
-// between the check and the change, the outcome is as if the key had been stopped before.
+// A stopping is a method of an Operator that ends the sessions of a key.
+type stopping func(
+	o manage.Operator, ctx context.Context, id, reason string,
+) (key *keystore.Key, ended int, err error)
+
+// stop disables or revokes a key.
 func (c *call) stop(
-	name, reason, etag string, change func(ctx context.Context, id, reason string) error,
+	name, reason, etag string, change stopping,
 ) (key *adminpb.Key, ended int32, err error) {
 	id, err := c.target("name", name, etag)
 	if err != nil {
 		return nil, 0, err
 	}
-	before, err := c.store.Get(c.ctx, id)
+	stopped, n, err := change(c.operator(), c.ctx, id, reason)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := c.caller.MayChange(before.Scopes()); err != nil {
-		return nil, 0, err
-	}
-	if err := change(c.ctx, id, reason); err != nil {
-		return nil, 0, err
-	}
-	after, err := c.store.Get(c.ctx, id)
-	if err != nil {
-		return nil, 0, err
-	}
-	return keyProto(after), count32(max(0, before.Live-after.Live)), nil
+	return keyProto(stopped), count32(n), nil
 }
 
 func (s *keyService) LookupKey(

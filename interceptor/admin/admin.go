@@ -56,7 +56,7 @@ func New(store *keystore.Store, opts ...Option) (*Server, error) {
 		store:     store,
 		log:       slog.New(slog.DiscardHandler),
 		answers:   manage.NewAnswers(),
-		inventory: manage.NewInventory(store),
+		inventory: manage.NewInventory(store, time.Minute),
 		started:   time.Now(),
 	}
 	for _, o := range opts {

@@ -27,7 +27,7 @@ func (s *storeService) GetStats(
 ) (*adminpb.GetStatsResponse, error) {
 	return answer(s.Server, ctx, adminpb.StoreService_GetStats_FullMethodName, r,
 		func(c *call) (*adminpb.GetStatsResponse, error) {
-			keys, counted, err := c.inventory.Keys(c.ctx)
+			counts, err := c.inventory.Counts(c.ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -44,8 +44,8 @@ func (s *storeService) GetStats(
 				Fresh:       st.Fresh,
 				CachedKeys:  int64(st.Cached),
 				LiveStreams: int64(st.Live),
-				Keys:        keys,
-				CountedTime: timestamppb.New(counted),
+				Keys:        counts.ByStatus,
+				CountedTime: timestamppb.New(counts.At),
 				StartTime:   timestamppb.New(c.started),
 			}
 			if st.Outdated >= 0 {

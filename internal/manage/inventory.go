@@ -4,64 +4,133 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"sync"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// An Inventory counts the keys of a store by status. A count reads all keys, so an Inventory keeps
-// the last count for a minute, or for 20 times as long as the count has taken. An Inventory is safe
-// for concurrent use.
+// An Inventory counts the keys of a store. A count reads all keys, so an Inventory keeps the last
+// count for a while: see NewInventory. Each count runs in a goroutine of its own, which ends with
+// the count, or when the store is closed. An Inventory is safe for concurrent use.
 type Inventory struct {
 	store *keystore.Store
-	// turn holds one token. The caller who has the token may use the fields below.
-	turn   chan struct{}
-	counts map[string]int64 // by the word of the status; nil: not counted yet
-	at     time.Time        // when the count began
-	until  time.Time        // when the count is too old
+	least time.Duration
+
+	mu      sync.Mutex // guards all below
+	latest  Counts     // of the last count that has succeeded; nil ByStatus: none has
+	until   time.Time  // when latest is too old
+	running *counting  // nil: no count is under way
 }
 
-const keepCount = time.Minute
-
-// NewInventory returns an Inventory that has counted nothing yet.
-func NewInventory(store *keystore.Store) *Inventory {
-	return &Inventory{store: store, turn: make(chan struct{}, 1)}
+// A counting is a count under way.
+type counting struct {
+	done chan struct{} // closed at the end
+	err  error         // written before done is closed
 }
 
-// Keys returns the number of keys in each status, by the word of the status, and when the keys were
-// counted. Keys counts if the last count is too old. While a caller counts, the other callers wait
-// for the count, each until its ctx ends. A key whose stored data is damaged does not count.
-func (i *Inventory) Keys(ctx context.Context) (map[string]int64, time.Time, error) {
+// Counts are the numbers of keys of a store. A key whose stored data is damaged does not count.
+type Counts struct {
+	At       time.Time        // when the count began
+	ByStatus map[string]int64 // by the word of the status
+	// Expiring are the active keys that expire within ExpiringWithin. Unused are the active keys
+	// that are older than UnusedFor, and of which no use in this time is known.
+	Expiring, Unused int64
+}
+
+// The times of Counts.
+const (
+	ExpiringWithin = 7 * 24 * time.Hour
+	UnusedFor      = 90 * 24 * time.Hour
+)
+
+// NewInventory returns an Inventory that has counted nothing yet. The Inventory keeps a count for
+// the time least, or for 20 times as long as the count has taken, if that is longer.
+func NewInventory(store *keystore.Store, least time.Duration) *Inventory {
+	return &Inventory{store: store, least: least}
+}
+
+// Counts returns the last count, or counts if the last count is too old. If ctx ends first, Counts
+// returns the error of ctx.
+func (i *Inventory) Counts(ctx context.Context) (Counts, error) {
+	if err := ctx.Err(); err != nil {
+		return Counts{}, err
+	}
+	running := i.refresh()
+	if running == nil {
+		counts, _ := i.Latest()
+		return counts, nil
+	}
 	select {
-	case i.turn <- struct{}{}:
-		defer func() { <-i.turn }()
+	case <-running.done:
 	case <-ctx.Done():
-		return nil, time.Time{}, ctx.Err()
+		return Counts{}, ctx.Err()
 	}
-	if i.counts == nil || !time.Now().Before(i.until) {
-		if err := i.count(ctx); err != nil {
-			return nil, time.Time{}, err
-		}
+	if running.err != nil {
+		return Counts{}, running.err
 	}
-	return maps.Clone(i.counts), i.at, nil
+	counts, _ := i.Latest()
+	return counts, nil
 }
 
-func (i *Inventory) count(ctx context.Context) error {
-	begin := time.Now()
-	counts := make(map[string]int64)
-	for status := keystore.StatusActive; status <= keystore.StatusRevoked; status++ {
-		counts[status.String()] = 0
+// Latest returns the last count, however old. If no count has succeeded yet, ok is false.
+func (i *Inventory) Latest() (_ Counts, ok bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	counts := i.latest
+	counts.ByStatus = maps.Clone(counts.ByStatus)
+	return counts, counts.ByStatus != nil
+}
+
+// refresh returns the count that is under way. If the last count is too old, refresh starts a
+// count. If there is no need to count, refresh returns nil.
+func (i *Inventory) refresh() *counting {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.running == nil && (i.latest.ByStatus == nil || !time.Now().Before(i.until)) {
+		i.running = &counting{done: make(chan struct{})}
+		go i.run(i.running)
 	}
-	for key, err := range i.store.List(ctx, keystore.Query{}) {
+	return i.running
+}
+
+func (i *Inventory) run(c *counting) {
+	begin := time.Now()
+	counts, err := i.count(begin)
+	end := time.Now()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.running = nil
+	if c.err = err; err == nil {
+		i.latest, i.until = counts, end.Add(max(i.least, 20*end.Sub(begin)))
+	}
+	close(c.done)
+}
+
+func (i *Inventory) count(now time.Time) (Counts, error) {
+	c := Counts{At: now, ByStatus: make(map[string]int64)}
+	for status := keystore.StatusActive; status <= keystore.StatusRevoked; status++ {
+		c.ByStatus[status.String()] = 0
+	}
+	expires, unused := now.Add(ExpiringWithin), now.Add(-UnusedFor)
+	for key, err := range i.store.List(context.Background(), keystore.Query{}) {
 		if errors.Is(err, keystore.ErrCorrupt) {
 			continue
 		}
 		if err != nil {
-			return err
+			return Counts{}, err
 		}
-		counts[key.Status().String()]++
+		status := key.Status()
+		c.ByStatus[status.String()]++
+		if status != keystore.StatusActive {
+			continue
+		}
+		if !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(expires) {
+			c.Expiring++
+		}
+		if key.CreatedAt.Before(unused) && key.LastUsedAt.Before(unused) && key.Live == 0 {
+			c.Unused++
+		}
 	}
-	end := time.Now()
-	i.counts, i.at, i.until = counts, begin, end.Add(max(keepCount, 20*end.Sub(begin)))
-	return nil
+	return c, nil
 }

@@ -9,6 +9,13 @@
 //	export APIKEYCTL_SOCKET=run/admin.sock
 //	API_KEY=$(go run ./cmd/apikeyctl create --name laptop) go run ./examples/client -watch
 //
+// With -console, the server also serves a web console for the keys, to browsers on this machine:
+//
+//	go run ./examples/server -console 127.0.0.1:8080
+//	go run ./cmd/apikeyctl create --name me --scope keys:admin --expires 1d
+//
+// Open http://127.0.0.1:8080/keys/, and log in with the key.
+//
 // The server serves reflection and the standard health service: Check is a unary call, and Watch is
 // a stream.
 package main
@@ -22,6 +29,7 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -39,6 +47,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/console"
 )
 
 func main() {
@@ -47,6 +56,8 @@ func main() {
 	dir := flag.String("dir", "keys", "directory of the key store; it must contain no other files")
 	socket := flag.String("socket", "run/admin.sock",
 		"path of the unix socket for apikeyctl; if empty, there is no socket")
+	consoleAddr := flag.String("console", "",
+		"address for the web console, such as 127.0.0.1:8080; if empty, there is no console")
 	certFile := flag.String("cert", "",
 		"PEM file with the TLS certificate; if empty, make a throw-away certificate and write it "+
 			"to -ca")
@@ -58,12 +69,13 @@ func main() {
 		log.Fatalf("server: unexpected argument %q: flags begin with a hyphen; see -help",
 			flag.Arg(0))
 	}
-	if err := run(*addr, *dir, *socket, *certFile, *keyFile, *caFile); err != nil {
+	err := run(*addr, *dir, *socket, *consoleAddr, *certFile, *keyFile, *caFile)
+	if err != nil {
 		log.Fatal("server: ", err)
 	}
 }
 
-func run(addr, dir, socket, certFile, keyFile, caFile string) error {
+func run(addr, dir, socket, consoleAddr, certFile, keyFile, caFile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
@@ -102,7 +114,7 @@ func run(addr, dir, socket, certFile, keyFile, caFile string) error {
 	}
 	defer srv.Close()
 
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	go func() { failed <- server.Serve(lis) }()
 	var administration sync.WaitGroup
 	if socket != "" {
@@ -112,16 +124,53 @@ func run(addr, dir, socket, certFile, keyFile, caFile string) error {
 			}
 		})
 	}
+	stopConsole := func() {}
+	if consoleAddr != "" {
+		if stopConsole, err = serveConsole(consoleAddr, store, logger, failed); err != nil {
+			return err
+		}
+	}
 	fmt.Printf("listening on %s\n", lis.Addr())
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
 	stop()
+	stopConsole()
 	administration.Wait()
 	// Running calls have 5 seconds to finish. Then the server ends the remaining streams with a
 	// status that allows clients to retry.
 	return errors.Join(err, interceptor.Shutdown(server, store, 5*time.Second))
+}
+
+// serveConsole serves the web console. The console accepts logins without TLS only from this
+// machine: on any other machine, serve the console with TLS.
+func serveConsole(
+	addr string, store *keystore.Store, logger *slog.Logger, failed chan<- error,
+) (stop func(), err error) {
+	lis, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := console.New(store, console.Logger(logger), console.Title("Example server"))
+	if err != nil {
+		return nil, errors.Join(err, lis.Close())
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/keys/", http.StripPrefix("/keys", c))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if err := server.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	}()
+	fmt.Printf("the console is on http://%s/keys/\n", lis.Addr())
+	return func() {
+		c.Close() // ends the streams of events, for which Shutdown would wait
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = server.Shutdown(ctx)
+	}, nil
 }
 
 // certificate loads the certificate from certFile. If certFile is empty, certificate makes a

@@ -64,6 +64,10 @@ func TestImports(t *testing.T) {
 			"interceptor/admin", append(below, "keystore", "internal/errinfo", "internal/failures",
 				"interceptor", "internal/manage", "interceptor/admin/adminpb"), nil,
 		},
+		{
+			"keystore/console", append(below, "keystore", "internal/failures", "internal/manage"),
+			[]string{grpc},
+		},
 		{"internal/manage", append(below, "keystore"), []string{grpc}},
 		{"internal/errinfo", nil, []string{badger}},
 		{"internal/failures", nil, []string{badger, grpc}},

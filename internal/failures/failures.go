@@ -36,9 +36,9 @@ func New(limit rate.Limit, burst int) *Limit {
 	return &Limit{limit: limit, burst: burst, lru: lru}
 }
 
-// bucketOf returns the key of the bucket for an address: the network of 64 bits for an IPv6
-// address, the address itself for IPv4, and the zero Addr for callers without a known address.
-func bucketOf(addr netip.Addr) netip.Addr {
+// Network returns what stands for one caller: the network of 64 bits for an IPv6 address, the
+// address itself for IPv4, and the zero Addr for callers without a known address.
+func Network(addr netip.Addr) netip.Addr {
 	if addr.Is6() {
 		p, _ := addr.Prefix(64)
 		return p.Addr()
@@ -50,7 +50,7 @@ func bucketOf(addr netip.Addr) netip.Addr {
 // caller may try now.
 func (l *Limit) Wait(addr netip.Addr) time.Duration {
 	l.mu.Lock()
-	bucket, ok := l.lru.Peek(bucketOf(addr))
+	bucket, ok := l.lru.Peek(Network(addr))
 	l.mu.Unlock()
 	if !ok {
 		return 0
@@ -73,10 +73,10 @@ func seconds(n float64) time.Duration {
 func (l *Limit) Add(addr netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	bucket, ok := l.lru.Get(bucketOf(addr))
+	bucket, ok := l.lru.Get(Network(addr))
 	if !ok {
 		bucket = rate.NewLimiter(l.limit, l.burst)
-		l.lru.Add(bucketOf(addr), bucket)
+		l.lru.Add(Network(addr), bucket)
 	}
 	bucket.Allow()
 }

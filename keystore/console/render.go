@@ -173,8 +173,10 @@ func relative(ago time.Duration) string {
 	in, d := ago < 0, ago.Abs()
 	text := ""
 	switch {
-	case d < 10*time.Second:
+	case d < 10*time.Second && in:
 		return "now"
+	case d < 10*time.Second:
+		return "just now"
 	case d < time.Minute:
 		text = plural(int(d/time.Second), "second")
 	case d < time.Hour:

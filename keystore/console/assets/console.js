@@ -44,7 +44,7 @@ const units = [[60, 1, "second"], [3600, 60, "minute"], [172800, 3600, "hour"],
   [5184000, 86400, "day"], [63072000, 2592000, "month"], [Infinity, 31536000, "year"]];
 function relative(seconds) {
   const past = Math.abs(seconds);
-  if (past < 10) return "now";
+  if (past < 10) return seconds < 0 ? "now" : "just now";
   const [, size, name] = units.find(([limit]) => past < limit);
   const n = Math.floor(past / size);
   const text = `${n} ${name}${n === 1 ? "" : "s"}`;

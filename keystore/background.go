@@ -14,7 +14,7 @@ import (
 )
 
 // A background runs the jobs that no call waits for. The jobs move the minute of last use, write
-// when keys were last used, replace the digests of earlier hashers, count the remaining digests of
+// when keys were last used, give back credits of idle keys, replace the digests of earlier hashers, count the remaining digests of
 // earlier hashers, and remove old events. One goroutine keeps the time and starts each job in a
 // separate goroutine. So no job delays another job, even with much to do or a slow backend.
 type background struct {
@@ -65,6 +65,7 @@ func (s *Store) startBackground() {
 			s.sweepEvents(ctx)
 		}
 	})
+	settle := b.job(func() { s.settle(ctx) })
 	count := b.job(func() {
 		if s.waitForTurn(ctx) {
 			s.countOutdated(ctx)
@@ -78,6 +79,7 @@ func (s *Store) startBackground() {
 			s.usage.advance(now)
 			prove()
 			flush()
+			settle()
 			count()
 			if hour := now.Truncate(time.Hour); !hour.Equal(swept) && sweep() {
 				swept = hour

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,9 @@ import (
 )
 
 // Backup writes a backup of all keys to w. The backup contains the digests of the secrets, the
-// times of last use, and the check values of the Hasher (see Options.Hasher). The backup contains
-// no events and no secrets.
+// times of last use, the remaining credits, and the check values of the Hasher (see
+// Options.Hasher). The backup contains no events and no secrets. Credits that the processes have
+// leased at the time do not remain: see Credits.
 //
 // All keys are as of one moment between the call and the first write to w. The store keeps serving
 // during the backup, and w may be slow.
@@ -56,6 +58,8 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 			_, err = parseCheck(e)
 		case keySpace:
 			_, err = parseKeyRecordTo(checked, e)
+		case creditSpace:
+			_, err = parseBalance(e)
 		case usageSpace:
 		default:
 			continue
@@ -64,7 +68,11 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 			return fmt.Errorf("keystore: backup: %w", err)
 		}
 		if out == nil {
-			out = backupfile.NewWriter(w, formOf(e.Key[0]))
+			form, err := s.formOf(ctx, e.Key[0])
+			if err != nil {
+				return err
+			}
+			out = backupfile.NewWriter(w, form)
 		}
 		if err := out.Write(e); err != nil {
 			return err
@@ -77,15 +85,23 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 }
 
 // formOf returns the form of a backup whose first entry is of a key space. Graves are before check
-// values, and check values are before keys.
-func formOf(space byte) backupfile.Form {
+// values, and check values are before balances and keys. A balance may come later in the backup. Only
+// Purge deletes balances, so the store still has the balance.
+func (s *Store) formOf(ctx context.Context, space byte) (backupfile.Form, error) {
+	from, to := spaceOf(creditSpace)
+	for _, err := range s.backend.Scan(ctx, from, to) {
+		if err != nil {
+			return 0, s.scanError(ctx, "backup", err)
+		}
+		return backupfile.FormCredits, nil
+	}
 	switch space {
 	case graveSpace:
-		return backupfile.FormGraves
+		return backupfile.FormGraves, nil
 	case checkSpace:
-		return backupfile.FormChecks
+		return backupfile.FormChecks, nil
 	default:
-		return backupfile.FormKeys
+		return backupfile.FormKeys, nil
 	}
 }
 
@@ -94,6 +110,10 @@ func formOf(space byte) backupfile.Form {
 // changes are in force when Restore returns, on live contexts too. Restore writes an event for each
 // changed key, with ActionRestore. ErrNotEverywhere means that all keys were restored, and that the
 // changes may not be in force in another process yet.
+//
+// A key that the store does not have gets the credits that remained when the backup was made:
+// credits that were spent since then can be spent again. The credits that remain of a key that the
+// store has never rise, unless the backup has a later SetCredits, AddCredits or refill of the key.
 //
 // Restore reads the stream to the end and checks the whole stream before the first change. If the
 // backup is damaged, cut off, or followed by other data, the error is ErrCorrupt. The error is
@@ -238,6 +258,8 @@ func (s *Store) checkBackup(ctx context.Context, r io.Reader) (frames int, sum [
 					}
 				}
 			}
+		case creditSpace:
+			_, err = parseBalance(e)
 		case usageSpace:
 			_, err = parseUsage(e)
 		default:
@@ -385,6 +407,8 @@ func (s *Store) restoreBatch(ctx context.Context, batch []backend.Entry) (change
 	switch batch[0].Key[0] {
 	case checkSpace:
 		merge = s.restoreChecks
+	case creditSpace:
+		merge = s.restoreBalances
 	case usageSpace:
 		merge = s.restoreUsage
 	}
@@ -608,6 +632,52 @@ func (s *Store) takesCheck(
 		needed, err := s.needs(ctx, d.Scheme)
 		return !needed, err
 	}
+}
+
+// restoreBalances merges the balances of a backup into the store, before the keys. For a key whose
+// balance the store has, the later grant wins: the later SetCredits or AddCredits, by the revision
+// of the record, and then the later refill. Of two balances of the same grant, the lower one wins,
+// because the higher one does not know of credits that were spent. So no Restore raises what remains
+// of a grant.
+func (s *Store) restoreBalances(
+	ctx context.Context, batch []backend.Entry, _ int,
+) (changed int, err error) {
+	var changes []backend.Change
+	for _, e := range batch {
+		saved, err := parseBalance(e)
+		if err != nil {
+			return 0, err
+		}
+		have, err := s.readBalance(ctx, saved.id)
+		if errors.Is(err, ErrCorrupt) && !errors.Is(err, record.ErrNewer) {
+			err = nil // missing or damaged
+		}
+		if err != nil {
+			return 0, err
+		}
+		if have.CreditsRevision == 0 || saved.isAfter(have) {
+			changes = append(changes, backend.Change{Key: e.Key, Value: e.Value,
+				Expect: have.revision})
+		}
+	}
+	if len(changes) == 0 {
+		return 0, nil
+	}
+	err = s.backend.Apply(ctx, changes...)
+	if err != nil && !errors.Is(err, backend.ErrConflict) {
+		return 0, s.scanError(ctx, "restore", err)
+	}
+	return 0, err
+}
+
+// isAfter reports whether the balance b wins over the balance have in a Restore.
+func (b *balance) isAfter(have *balance) bool {
+	order := cmp.Or(
+		cmp.Compare(b.GrantedRevision, have.GrantedRevision),
+		cmp.Compare(b.RefilledAt, have.RefilledAt),
+		cmp.Compare(have.Remaining, b.Remaining),
+	)
+	return order > 0
 }
 
 // restoreUsage writes each last use of the backup that is later than the last use in the store.

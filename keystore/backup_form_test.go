@@ -48,7 +48,7 @@ func TestBackupsThatNobodyWrote(t *testing.T) {
 		want   error
 	}{
 		"of a later version": {&record.Record{
-			Format: record.Format + 1, Status: record.Status_STATUS_ACTIVE,
+			Format: record.FormatCredits + 1, Status: record.Status_STATUS_ACTIVE,
 		}, ErrInvalid},
 		"purged, with a network": {&record.Record{
 			Format: 1, Status: record.Status_STATUS_PURGED, PurgedAt: 1,

@@ -112,11 +112,15 @@ func (b *boundContext) Err() error {
 	return b.Context.Err()
 }
 
-// key and allow serve the Session. Bind returns the Session after markAdmitted, and admittedBy does
+// key, allow and spend serve the Session. Bind returns the Session after markAdmitted, and admittedBy does
 // not change after markAdmitted.
 func (b *boundContext) key() *Key { return &b.admittedBy.key }
 
 func (b *boundContext) allow() error { return b.admittedBy.grants.allow() }
+
+func (b *boundContext) spend(ctx context.Context, credits int64) error {
+	return b.admittedBy.grants.spend(ctx, credits)
+}
 
 // Cause implements Session.Cause. The end of the parent context does not count.
 //

@@ -409,7 +409,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			return done, err
 		}
 	}
-	s.forgetUsage(ctx)
+	s.forgetGone(ctx)
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	return done, errors.Join(s.barrier(ctx, "purge"), errors.Join(corrupt...))

@@ -53,8 +53,14 @@ type terms struct {
 	rotations            uint32          // the number of earlier secrets
 	previous             *previousSecret // nil if the previous secret has ended
 	notBefore, expiresAt int64           // nanoseconds since the Unix epoch; 0: no limit
-	rateLimit            *RateLimit      // nil: no limit
+	limits               *useLimits      // nil: no limits
 	revision             uint64
+}
+
+// useLimits say how often a key may be used.
+type useLimits struct {
+	rate  RateLimit // zero: no limit
+	since uint64    // the revision at which the credits were set; 0: no credits
 }
 
 type previousSecret struct {
@@ -77,6 +83,14 @@ func (e *cachedKey) digest() hashing.Digest {
 		return hashing.Digest{Scheme: t.scheme, Sum: e.sum[:]}
 	}
 	return hashing.Digest{Scheme: t.scheme, Sum: t.sum}
+}
+
+// since returns the revision at which the credits of the key were set, or 0 if the key has none.
+func (e *cachedKey) since() uint64 {
+	if l := e.terms().limits; l != nil {
+		return l.since
+	}
+	return 0
 }
 
 // hasSum reports whether the digest of the secret has the scheme, and sum is the sum of the digest.
@@ -136,9 +150,12 @@ func (kr *keyRecord) cached() *cachedKey {
 	t.networks = slices.Clip(t.networks)
 	if l := r.RateLimit; l != nil {
 		e.key.RateLimit = RateLimit{PerSecond: l.PerSecond, Burst: int(l.Burst)}
-		if limit := e.key.RateLimit; limit != (RateLimit{}) {
-			t.rateLimit = &limit
-		}
+	}
+	if e.key.RateLimit != (RateLimit{}) || r.CreditsRevision != 0 {
+		t.limits = &useLimits{e.key.RateLimit, r.CreditsRevision}
+	}
+	if r.CreditsRevision != 0 {
+		t.quota = &quota{revision: kr.revision, since: r.CreditsRevision}
 	}
 	if kr.purged() {
 		e.key.RevokedAt = fromNanos(r.PurgedAt) // in case a caller asks

@@ -109,8 +109,16 @@ func (s *Store) prepareNew(
 	if err := checkSize(kr.record, 0); err != nil {
 		return nil, "", err
 	}
-	p, err = s.prepare(prior{}, kr, &record.Event{Action: record.Action_ACTION_CREATE,
-		Actor: actor})
+	event := &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor}
+	if spec.Credits != nil {
+		b := &balance{id: id}
+		b.set(kr.record, kr.revision, spec.Credits)
+		if kr.balance, err = b.change(); err != nil {
+			return nil, "", err
+		}
+		event.Credits = spec.Credits.toRecord()
+	}
+	p, err = s.prepare(prior{}, kr, event)
 	if err != nil {
 		return nil, "", err
 	}
@@ -256,6 +264,10 @@ func (s *Store) edit(r *record.Record, id string, change func(*Spec) error) (boo
 	spec, had := key.spec(), key.spec()
 	if err := change(&spec); err != nil {
 		return false, err
+	}
+	if spec.Credits != nil {
+		return false, invalid("Spec.Credits is set: only Create reads it; call SetCredits or " +
+			"AddCredits")
 	}
 	if err := spec.check(&had); err != nil {
 		return false, err

@@ -34,6 +34,16 @@ func (s *Store) change(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
 	edit func(*record.Record) (changed bool, err error),
 ) (*cachedKey, error) {
+	return s.changeKey(ctx, id, event, unknownCause, func(kr *keyRecord) (bool, error) {
+		return edit(kr.record)
+	})
+}
+
+// changeKey is change for an edit that needs more than the record. The edit may set kr.balance.
+func (s *Store) changeKey(
+	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
+	edit func(*keyRecord) (changed bool, err error),
+) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
 	}
@@ -56,7 +66,7 @@ func (s *Store) change(
 // set the actor of the event and the timeout of ctx.
 func (s *Store) changeHere(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
-	edit func(*record.Record) (changed bool, err error),
+	edit func(*keyRecord) (changed bool, err error),
 ) (*cachedKey, error) {
 	e, w, err := s.changeInTurn(ctx, id, event, unknownCause, edit)
 	switch {
@@ -78,7 +88,7 @@ func (s *Store) changeHere(
 // so the turn has ended by then. Without a write, the key already is as edit wants it.
 func (s *Store) changeInTurn(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
-	edit func(*record.Record) (changed bool, err error),
+	edit func(*keyRecord) (changed bool, err error),
 ) (*cachedKey, *write, error) {
 	condition, err := conditionOf(ctx)
 	if err != nil {
@@ -101,7 +111,7 @@ func (s *Store) changeInTurn(
 			return nil, nil, err
 		}
 		before := priorOf(kr)
-		changed, err := edit(kr.record)
+		changed, err := edit(kr)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -165,9 +175,9 @@ func (s *Store) changeAll(
 	for _, kr := range batch {
 		was := false
 		e, err := s.changeOne(ctx, kr.id, event, unknownCause,
-			func(r *record.Record) (bool, error) {
+			func(kr *keyRecord) (bool, error) {
 				var err error
-				was, err = edit(&keyRecord{id: kr.id, record: r})
+				was, err = edit(kr)
 				return was, err
 			})
 		switch {
@@ -185,7 +195,7 @@ func (s *Store) changeAll(
 // changeOne is change without the wait for other processes.
 func (s *Store) changeOne(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
-	edit func(*record.Record) (changed bool, err error),
+	edit func(*keyRecord) (changed bool, err error),
 ) (*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -335,6 +345,9 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 		if before.revision == 0 && !p.creates() { // a Restore adds the key: see graveyard.go
 			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave})
 		}
+	}
+	if kr.balance != nil {
+		changes = append(changes, *kr.balance)
 	}
 	if s.isWrong(noGrave) {
 		changes = slices.DeleteFunc(changes,
@@ -550,6 +563,9 @@ func (w *write) waitPublished() {
 // backend.
 func (s *Store) publish(err, unknownCause error, all []*prepared) {
 	for _, p := range all {
+		if err == nil && !p.creates() {
+			s.accounts.note(p.key.ID, p.key.terms().revision, p.key.since())
+		}
 		switch {
 		case p.creates():
 		case err == nil:

@@ -22,10 +22,12 @@ type storeCounts struct {
 	barriers     durations             // the waits for other processes
 	fullWrites   atomic.Uint64         // the writes for which the storage had no space
 	failedWrites atomic.Uint64         // the other writes that failed
+	leases       atomic.Uint64         // of credits
+	exhausted    atomic.Uint64         // the calls that found too few credits
 }
 
 // numActions is one more than the largest record.Action.
-const numActions = record.Action_ACTION_PURGE + 1
+const numActions = record.Action_ACTION_CREDITS + 1
 
 // Each hit of Verify that takes no lock counts once, under one of the first two kinds: a second
 // counter would cost a few nanoseconds. The fence counts the other hits and the misses.
@@ -63,6 +65,7 @@ func (c *storeCounts) fill(st *Stats) {
 	for _, number := range timedActions {
 		st.Durations[actions[number]] = c.took[number].histogram()
 	}
+	st.Leases, st.Exhausted = c.leases.Load(), c.exhausted.Load()
 	st.Barriers = c.barriers.histogram()
 	st.FailedWrites = map[string]uint64{
 		"full": c.fullWrites.Load(), "failed": c.failedWrites.Load(),
@@ -73,7 +76,7 @@ func (c *storeCounts) fill(st *Stats) {
 var timedActions = [...]record.Action{
 	record.Action_ACTION_CREATE, record.Action_ACTION_UPDATE, record.Action_ACTION_ROTATE,
 	record.Action_ACTION_DISABLE, record.Action_ACTION_ENABLE, record.Action_ACTION_REVOKE,
-	record.Action_ACTION_REHASH,
+	record.Action_ACTION_REHASH, record.Action_ACTION_CREDITS,
 }
 
 // noteWrite counts the error of a write, unless err is nil, or concerns what was written: a

@@ -29,6 +29,10 @@ type Event struct {
 	Actor string
 	// Reason is the reason given to Revoke or Disable.
 	Reason string
+	// CreditsBefore and Credits are the credits of the key before and after an ActionCredits, without
+	// the credits that processes had leased. Credits is also what a new key got. Nil means that the
+	// use of the key was not limited, or is not limited.
+	CreditsBefore, Credits *Credits
 }
 
 // An Action is what an Event did to a key.
@@ -44,6 +48,7 @@ const (
 	ActionRevoke  Action = "revoke"
 	ActionRehash  Action = "rehash"  // the store replaced a digest made by an earlier hasher
 	ActionRestore Action = "restore" // the key was taken from a backup
+	ActionCredits Action = "credits" // SetCredits or AddCredits
 	ActionPurge   Action = "purge"   // the key was removed; Revision is the last of the key
 )
 
@@ -57,6 +62,7 @@ var actions = map[record.Action]Action{
 	record.Action_ACTION_REHASH:  ActionRehash,
 	record.Action_ACTION_RESTORE: ActionRestore,
 	record.Action_ACTION_PURGE:   ActionPurge,
+	record.Action_ACTION_CREDITS: ActionCredits,
 }
 
 type actorKey struct{}
@@ -250,6 +256,9 @@ func publicEvent(stamp int64, e *record.Event) Event {
 		Action:   actionOf(e),
 		Actor:    e.Actor,
 		Reason:   e.Reason,
+
+		CreditsBefore: creditsOf(e.CreditsBefore),
+		Credits:       creditsOf(e.Credits),
 	}
 }
 

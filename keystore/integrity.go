@@ -183,6 +183,11 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		if err != nil {
 			return err
 		}
+		if kr.record.CreditsRevision != 0 {
+			if err := c.findBalance(ctx, kr.id); err != nil {
+				return err
+			}
+		}
 		if kr.record.Owner != "" {
 			c.owners.should += c.hash(ownerKey(kr.record.Owner, kr.id))
 		}
@@ -214,6 +219,22 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		return checkEntry(e)
 	}
 	return nil
+}
+
+// findBalance returns ErrCorrupt if a key with credits has no balance.
+func (c *integrityCheck) findBalance(ctx context.Context, id token.ID) error {
+	there, err := c.has(ctx, creditKey(id))
+	if err != nil || there {
+		return err
+	}
+	kr, err := c.store.get(ctx, id)
+	if errors.Is(err, ErrNotFound) || err == nil && kr.record.CreditsRevision == 0 {
+		return nil // the key was purged or changed after the snapshot
+	}
+	if err != nil {
+		return err
+	}
+	return noBalance(id)
 }
 
 // leads reports whether the record of a key or of a full grave should lead to the event of the

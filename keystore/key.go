@@ -69,7 +69,7 @@ type grants struct {
 	scopes   []string
 	metadata map[string]string
 	networks []netip.Prefix
-	limit    *limiter // nil: no limit, or the key is not from Verify or Bind
+	quota    *quota // nil: no credits, and no limit, or the key is not from Verify or Bind
 }
 
 // A keyGrants leads from a Key to the grants of the Key. Several keys may share grants, but each

@@ -15,6 +15,8 @@ type keyRecord struct {
 	id       token.ID
 	record   *record.Record
 	revision uint64
+
+	balance *backend.Change // what a change of the key writes to the balance; nil: nothing
 }
 
 // parseKeyRecord decodes the backend's entry of a key. If the record is damaged, parseKeyRecord
@@ -48,6 +50,9 @@ func newRecord(spec Spec, prefix string, d hashing.Digest, now time.Time) *recor
 		CreatedAt:    toNanos(now),
 	}
 	spec.writeTo(r)
+	if spec.Credits != nil {
+		r.CreditsRevision = 1 // the revision of a new key
+	}
 	return r
 }
 

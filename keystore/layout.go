@@ -18,6 +18,7 @@ import (
 //	'g' id[16]             the grave of a key: the record.Record of a purged key, or nothing: see
 //	                       graveyard.go
 //	'h' scheme             a check value of the Hasher: the digest of a fixed text
+//	'j' id[16]             the record.Balance of a key that has, or had, credits: see balance.go
 //	'k' id[16]             the record.Record of a key that is not purged
 //	's'                    the swept mark, a stamp: see sweep.go
 //	'm'                    the header of the membership table: see package cluster
@@ -34,6 +35,7 @@ const (
 	eventSpace      = 'e'
 	graveSpace      = 'g'
 	checkSpace      = 'h'
+	creditSpace     = 'j'
 	keySpace        = 'k'
 	sweptSpace      = 's'
 	memberSpace     = 'm'
@@ -85,6 +87,8 @@ func checkEntry(e backend.Entry) (err error) {
 		_, err = parseEvent(e)
 	case usageSpace:
 		_, err = parseUsage(e)
+	case creditSpace:
+		_, err = parseBalance(e)
 	case checkSpace:
 		_, err = parseCheck(e)
 	case stateSpace:

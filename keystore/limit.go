@@ -61,10 +61,21 @@ func (l *limiter) wait(now time.Time) time.Duration {
 func (k *Key) Allow() error { return k.granted().allow() }
 
 func (g *grants) allow() error {
-	if g.limit == nil {
+	if g.quota == nil || g.quota.limiter == nil {
 		return nil
 	}
-	return g.limit.take()
+	return g.quota.limiter.take()
+}
+
+// A quota counts the uses of a key. A quota is immutable when its key is published, except for
+// account.
+type quota struct {
+	limiter *limiter // nil: no limit
+
+	revision uint64                  // of the key
+	since    uint64                  // the revision at which the credits were set; 0: no credits
+	accounts *accounts               // nil: no credits, or the key is not from Verify or Bind
+	account  atomic.Pointer[account] // nil if accounts is nil
 }
 
 // limits holds the limiters of keys that have a RateLimit. The limiters are separate from the

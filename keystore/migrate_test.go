@@ -312,7 +312,7 @@ func TestLaterIndexesAreRefused(t *testing.T) {
 func TestMigrationRefusesEntriesOfALaterVersion(t *testing.T) {
 	ctx := t.Context()
 	later := protowire.AppendTag(nil, 1, protowire.VarintType)
-	later = protowire.AppendVarint(later, record.Format+1)
+	later = protowire.AppendVarint(later, record.FormatCredits+1)
 	for name, target := range map[string]func(b backend.Backend) backend.Entry{
 		"key":   func(b backend.Backend) backend.Entry { return anyOf(t, b, keySpace) },
 		"event": func(b backend.Backend) backend.Entry { return anyOf(t, b, eventSpace) },

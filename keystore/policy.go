@@ -18,10 +18,10 @@ import (
 // Key. So Verify and Bind must not return the key again.
 func (e *cachedKey) overwritten() bool { return e.key.grants != &e.grants }
 
-// unlimited reports whether no time, network or rate limit restricts the key.
+// unlimited reports whether no time, network, rate limit or credits restrict the key.
 func (t *terms) unlimited() bool {
 	return t.notBefore == 0 && t.expiresAt == 0 && len(t.networks) == 0 &&
-		t.rateLimit == nil
+		t.limits == nil
 }
 
 // permits returns nil if the key now admits the bearer of the secret with this rotation number,
@@ -84,11 +84,21 @@ func narrows(before, after *terms) bool {
 	if len(has) > 0 && (len(had) == 0 || !within(had, has)) {
 		return true
 	}
-	if limit, had := after.rateLimit, before.rateLimit; limit != nil &&
-		(had == nil || limit.PerSecond < had.PerSecond || limit.Burst < had.Burst) {
+	if has, had := after.limits, before.limits; has != nil && has.narrows(had) {
 		return true
 	}
 	return after.expiresAt != 0 && (before.expiresAt == 0 || after.expiresAt < before.expiresAt)
+}
+
+// narrows reports whether the limits take something from the bearer of a key that had other limits,
+// or none. Other credits for a key that has credits already do not narrow the key.
+func (l *useLimits) narrows(had *useLimits) bool {
+	if had == nil {
+		return true
+	}
+	limit, limited := l.rate, had.rate
+	return l.since != 0 && had.since == 0 || limit != (RateLimit{}) &&
+		(limited == RateLimit{} || limit.PerSecond < limited.PerSecond || limit.Burst < limited.Burst)
 }
 
 // within reports whether each network of networks is part of a network of others.

@@ -161,7 +161,9 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			s.fence.Publish(id, nil, ErrNarrowed)
 			continue
 		}
-		s.fence.Publish(id, kr.cached(), nil)
+		e := kr.cached()
+		s.accounts.note(id, kr.revision, e.since())
+		s.fence.Publish(id, e, nil)
 	}
 	s.processes.noteChanged()
 }

@@ -12,6 +12,7 @@ import (
 //	malformed, unknown, revoked, expired, disabled, not_yet_valid, network
 //	                        errors that wrap ErrDenied
 //	rate_limited            a *RateLimitError
+//	credits_exhausted       a *CreditsError
 //	narrowed                ErrNarrowed
 //	key_revoked             ErrKeyRevoked
 //	conflict                ErrConflict
@@ -43,6 +44,9 @@ func reasonOf(err error) int {
 	if limited := (*RateLimitError)(nil); errors.As(err, &limited) {
 		return reasonRateLimited
 	}
+	if short := (*CreditsError)(nil); errors.As(err, &short) {
+		return reasonExhausted
+	}
 	return reasonOther
 }
 
@@ -54,6 +58,7 @@ const (
 
 // The numbers of the reasons that have no error to compare with.
 const (
+	reasonExhausted   = numReasons - 3
 	reasonRateLimited = numReasons - 2
 	reasonOther       = numReasons - 1
 )
@@ -84,6 +89,7 @@ var reasons = [...]struct {
 	{ErrUnavailable, "unavailable", refusal},
 	{context.Canceled, "canceled", refusal},
 	{context.DeadlineExceeded, "deadline", refusal},
+	{nil, "credits_exhausted", refusal},
 	{nil, "rate_limited", refusal},
 	{nil, "other", refusal},
 }

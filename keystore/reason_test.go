@@ -11,13 +11,14 @@ import (
 )
 
 func TestReason(t *testing.T) {
-	for _, r := range reasons[:reasonRateLimited] {
+	for _, r := range reasons[:reasonExhausted] {
 		require.Equal(t, r.word, Reason(r.err))
 		require.Equal(t, r.word, Reason(fmt.Errorf("a call: %w", r.err)))
 	}
 	require.Equal(t, "", Reason(nil))
 	require.Equal(t, "rate_limited",
 		Reason(fmt.Errorf("a call: %w", &RateLimitError{RetryAfter: time.Second})))
+	require.Equal(t, "credits_exhausted", Reason(fmt.Errorf("a call: %w", new(CreditsError))))
 	require.Equal(t, "other", Reason(errors.New("something else")))
 	require.Equal(t, "other", Reason(ErrDenied), "nothing returns the bare ErrDenied")
 	require.Equal(t, "unavailable",

@@ -17,6 +17,7 @@ type sessionContext interface {
 	context.Context
 	key() *Key
 	allow() error
+	spend(ctx context.Context, credits int64) error
 	Cause() error
 	OnEnd(f func()) (stop func() bool)
 	release()
@@ -72,6 +73,9 @@ func (s *Session) OnEnd(f func()) (stop func() bool) { return s.ctx.OnEnd(f) }
 // Allow takes one use from the RateLimit of the session's key, as Key.Allow does.
 func (s *Session) Allow() error { return s.ctx.allow() }
 
+// Spend takes credits from the session's key, as Key.Spend does.
+func (s *Session) Spend(ctx context.Context, credits int64) error { return s.ctx.spend(ctx, credits) }
+
 // Close ends the session. The cause is context.Canceled, unless the session has ended before. The
 // store keeps the session in memory until Close is called. A second Close does nothing.
 func (s *Session) Close() {
@@ -92,6 +96,10 @@ type freeContext struct {
 func (f *freeContext) key() *Key { return f.of }
 
 func (f *freeContext) allow() error { return f.grants.allow() }
+
+func (f *freeContext) spend(ctx context.Context, credits int64) error {
+	return f.grants.spend(ctx, credits)
+}
 
 // Cause checks the parent too. If package context does not know the type of the parent, the parent
 // ends before the derived context ends.

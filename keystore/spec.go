@@ -46,6 +46,10 @@ type Spec struct {
 	AllowedNetworks []netip.Prefix
 	// RateLimit limits how often the key may be used. Zero means no limit.
 	RateLimit RateLimit `json:",omitzero"`
+	// Credits are the credits of a new key. Nil means that the use of the key is not limited. Only
+	// Create reads Credits, and an Update that sets Credits gets ErrInvalid: the credits change with
+	// each use of the key. Call SetCredits or AddCredits.
+	Credits *Credits `json:",omitzero"`
 }
 
 // A RateLimit is a token bucket. A key may be used Burst times immediately, and PerSecond more
@@ -136,7 +140,7 @@ func (s *Spec) check(before *Spec) error {
 		return invalid("Spec.RateLimit %+v: PerSecond must be a number above 0, and Burst from "+
 			"1 to %d", l, maxBurst)
 	}
-	return nil
+	return s.Credits.check("Spec.Credits")
 }
 
 const maxBurst = 1 << 30

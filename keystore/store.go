@@ -51,6 +51,7 @@ type Store struct {
 	sequencer sequencer.Sequencer // of the events
 	queue     changequeue.Queue
 	limits    *limits
+	accounts  *accounts
 	interner  intern.Interner // of the owners and scopes of cached keys
 	shared    sharedTerms     // of cached keys
 	usage     usage
@@ -219,6 +220,7 @@ func newStore(opts *Options) (*Store, error) {
 	s.usage.used, s.usage.most = make(map[token.ID]int64), maxUsed
 	s.usage.flushing = make(chan struct{}, 1)
 	s.limits = newLimits(&s.usage)
+	s.accounts = s.newAccounts()
 	s.summer, _ = s.hasher.(summer) // a guarded Hasher is no summer
 	_, unused := format.New()
 	if s.dummyDigest, err = s.digest(unused); err != nil {
@@ -251,6 +253,7 @@ func (s *Store) Close() error {
 		s.stopServing()
 		s.fence.Close(ErrClosed)
 		s.stopBackground()
+		s.closeAccounts()
 		s.leaveProcesses()
 		s.awaitReports()
 		close(s.closed)
@@ -297,7 +300,7 @@ type Stats struct {
 	// Changes counts the changes of keys that this Store has made, by the action.
 	Changes map[Action]uint64
 	// Durations has how long the calls that change one key took, by the action and whatever the
-	// result: Create, Update, Rotate, Disable, Enable and Revoke, until the change was in force in
+	// result: Create, Update, Rotate, Disable, Enable, Revoke, SetCredits and AddCredits, until the change was in force in
 	// every process, and the rehash of a digest in the background.
 	Durations map[Action]Histogram
 	// FailedWrites counts the writes of changes and of last uses that failed, by one of two words:
@@ -326,6 +329,9 @@ type Stats struct {
 	Freshness, FeedLag time.Duration
 	Barriers           Histogram
 	LostTouch, Removed uint64
+	// Leases counts the leases of credits: each is a write. Exhausted counts the calls of Verify, Bind
+	// and Spend that were refused with a *CreditsError. A call of Spend is in no other count.
+	Leases, Exhausted uint64
 	// Evicted counts the keys that left the memory because other keys needed the space: see
 	// Options.CacheSize.
 	Evicted uint64

@@ -507,10 +507,20 @@ func (s *Store) writeUsage(ctx context.Context, ids []token.ID) (minutes []int64
 	return minutes, err
 }
 
-// forgetUsage removes the written last uses of keys that are gone, including last uses that were
-// written late. After a failure, the entries stay until the next Purge, and do no harm.
-func (s *Store) forgetUsage(ctx context.Context) {
-	from, to := spaceOf(usageSpace)
+// forgetGone removes the written last uses and the balances of keys that are gone, including last
+// uses that were written late. After a failure, the entries stay until the next Purge, and do no
+// harm.
+func (s *Store) forgetGone(ctx context.Context) {
+	for _, space := range []byte{creditSpace, usageSpace} {
+		if err := s.forgetSpace(ctx, space); err != nil {
+			s.log.Warn("API key store could not remove what it knows of the uses of purged keys",
+				"error", err)
+		}
+	}
+}
+
+func (s *Store) forgetSpace(ctx context.Context, space byte) error {
+	from, to := spaceOf(space)
 	_, err := s.remove(ctx, from, to, func(ctx context.Context, e backend.Entry) ([]backend.Change,
 		error) {
 		if len(e.Key) != 1+len(token.ID{}) {
@@ -521,9 +531,7 @@ func (s *Store) forgetUsage(ctx context.Context) {
 		}
 		return []backend.Change{{Key: e.Key, Expect: e.Revision, Delete: true}}, nil
 	})
-	if err != nil {
-		s.log.Warn("API key store could not remove when purged keys were last used", "error", err)
-	}
+	return err
 }
 
 // lastUsed returns when a key was last used. If the key has a live context from Bind, the result is

@@ -16,8 +16,10 @@ import (
 // Verify returns the key for a token if the key admits the bearer now.
 //
 // Otherwise Verify returns an error. If the token is refused, the error wraps ErrDenied and gives
-// the reason, or is a *RateLimitError. If the store cannot decide, the error is ErrUnavailable,
-// ErrCorrupt or ErrClosed. If ctx is done, the error is the error of ctx.
+// the reason, or is a *RateLimitError or a *CreditsError. If the store cannot decide, the error is
+// ErrUnavailable, ErrCorrupt or ErrClosed. If ctx is done, the error is the error of ctx.
+//
+// Verify takes credits from a key that has Credits: one, or as many as WithCost says.
 func (s *Store) Verify(ctx context.Context, text string) (*Key, error) {
 	if s.processes != nil && !s.processes.cluster.Fresh() {
 		return nil, s.refuse(text, s.refuseStale(ctx))
@@ -67,7 +69,7 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			}
 			_, err := s.decide(ctx, e, text, result)
 			if err == nil {
-				err = s.use(e)
+				err = s.use(ctx, e)
 			}
 			if err != nil {
 				s.counts.calls.Add(hitRefused)
@@ -236,7 +238,7 @@ func (s *Store) admitBound(
 			s.noteProof(e, result)
 		}
 		if hit || s.fence.Put(id, e, ticket, b) {
-			return e, rotation, s.use(e)
+			return e, rotation, s.use(ctx, e)
 		}
 		if err := s.serving(); err != nil {
 			return nil, 0, err
@@ -245,11 +247,19 @@ func (s *Store) admitBound(
 	return nil, 0, wrapErr("bind", errors.New("too many concurrent revocations, try again"))
 }
 
-// use takes one use of an admitted key from the key's RateLimit, and notes the use. use returns a
-// *RateLimitError if the limit is reached, and ErrClosed if the use is too late to be noted.
-func (s *Store) use(e *cachedKey) error {
-	if err := e.grants.allow(); err != nil {
-		return err
+// use takes one use of an admitted key from the key's RateLimit, takes the cost of the call from
+// the key's credits, and notes the use. use returns a *RateLimitError if the limit is reached, the
+// errors of Key.Spend, and ErrClosed if the use is too late to be noted.
+func (s *Store) use(ctx context.Context, e *cachedKey) error {
+	if q := e.grants.quota; q != nil {
+		if err := e.grants.allow(); err != nil {
+			return err
+		}
+		if q.since != 0 {
+			if err := e.grants.spend(ctx, costOf(ctx)); err != nil {
+				return err
+			}
+		}
 	}
 	if recorded := e.recorded(); s.usage.due(recorded) && !s.usage.note(e.ID, recorded) {
 		return ErrClosed
@@ -348,9 +358,26 @@ func (s *Store) find(
 	e.key.Owner = s.interner.Intern(e.key.Owner)
 	t := e.terms()
 	s.interner.InternAll(t.scopes)
-	t.limit = s.limits.of(id, &e.key)
+	s.attachQuota(e)
 	s.shareTerms(e)
 	return e, nil
+}
+
+// attachQuota connects a key from the backend with its limiter and its account.
+func (s *Store) attachQuota(e *cachedKey) {
+	t := e.terms()
+	if t.limits == nil {
+		return
+	}
+	if t.quota == nil {
+		t.quota = new(quota)
+	}
+	q := t.quota
+	q.limiter = s.limits.of(e.ID, &e.key)
+	if q.since != 0 {
+		q.accounts = s.accounts
+		q.account.Store(s.accounts.of(e.ID, q.revision, q.since))
+	}
 }
 
 // getForCaller is get, for Verify and Bind.

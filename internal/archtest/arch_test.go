@@ -40,7 +40,7 @@ func TestImports(t *testing.T) {
 	below := []string{
 		"hashing", "keystore/backend",
 		"internal/backupfile", "internal/badgerdb", "internal/changequeue", "internal/clientaddr",
-		"internal/cluster", "internal/fence", "internal/intern", "internal/record", "internal/scope",
+		"internal/cluster", "internal/credit", "internal/fence", "internal/intern", "internal/record", "internal/scope",
 		"internal/sequencer", "internal/striped", "internal/token",
 	}
 	for _, tt := range []struct {

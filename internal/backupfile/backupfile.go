@@ -36,6 +36,8 @@ const (
 	FormKeys   Form = 1 // keys and their last uses
 	FormChecks Form = 2 // check values of a Hasher too
 	FormGraves Form = 3 // graves of purged keys too, which the other forms have among the keys
+	// FormCredits has credits too, and may have check values and graves.
+	FormCredits Form = 4
 )
 
 const magic = "grpc-api-key backup\n"
@@ -119,9 +121,9 @@ func NewReader(r io.Reader) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	if form := Form(head[len(magic)]); form < FormKeys || form > FormGraves {
+	if form := Form(head[len(magic)]); form < FormKeys || form > FormCredits {
 		return nil, FormError(fmt.Sprintf("the backup has form %d, and this program knows "+
-			"%d to %d: upgrade the program", form, FormKeys, FormGraves))
+			"%d to %d: upgrade the program", form, FormKeys, FormCredits))
 	}
 	return f, nil
 }

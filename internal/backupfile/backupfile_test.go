@@ -90,7 +90,7 @@ func someEntries() []backend.Entry {
 }
 
 func TestWhatIsWrittenIsRead(t *testing.T) {
-	for _, form := range []Form{FormKeys, FormChecks, FormGraves} {
+	for _, form := range []Form{FormKeys, FormChecks, FormGraves, FormCredits} {
 		for n := range len(someEntries()) + 1 {
 			want := someEntries()[:n]
 			b := file(t, form, want...)
@@ -185,7 +185,7 @@ func TestWhatIsNoBackup(t *testing.T) {
 		require.ErrorAs(t, err, new(FormError))
 		require.ErrorContains(t, err, "not a backup")
 	}
-	for _, form := range []Form{0, 4, 255} {
+	for _, form := range []Form{0, 5, 255} {
 		_, err := NewReader(bytes.NewReader(file(t, form)))
 		require.ErrorAs(t, err, new(FormError))
 		require.ErrorContains(t, err, "upgrade")

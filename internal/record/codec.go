@@ -16,9 +16,13 @@ import (
 
 //go:generate go run github.com/bufbuild/buf/cmd/buf@v1.75.0 generate
 
-// Format is the newest format of a record that this program can read. The program writes this
-// format.
-const Format = 1
+// Format is the format of what this program writes, except for the record of a key with credits,
+// which has FormatCredits. A program that does not know credits would admit the key without end, and
+// refuses the format.
+const (
+	Format        = 1
+	FormatCredits = 2
+)
 
 // ErrInvalid means that the bytes are not a valid record, so no key can be verified with the bytes.
 var ErrInvalid = errors.New("invalid record")
@@ -50,6 +54,9 @@ func DecodeTo(r *Record, b []byte) error {
 // Encode returns the bytes of a record. Encode returns an error if Decode would refuse the record.
 func Encode(r *Record) ([]byte, error) {
 	r.Format = Format
+	if r.CreditsRevision != 0 {
+		r.Format = FormatCredits
+	}
 	if err := check(r); err != nil {
 		return nil, err
 	}
@@ -75,7 +82,7 @@ func DecodeEvent(b []byte) (*Event, error) {
 	if err := proto.Unmarshal(b, e); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	if err := checkFormat(e.Format); err != nil {
+	if err := checkFormat(e.Format, Format); err != nil {
 		return nil, err
 	}
 	if e.Action == Action_ACTION_UNSPECIFIED || len(e.KeyId) != 16 || e.Revision == 0 {
@@ -91,7 +98,7 @@ func EncodeEvent(e *Event) ([]byte, error) {
 }
 
 func check(r *Record) error {
-	if err := checkFormat(r.Format); err != nil {
+	if err := checkFormat(r.Format, FormatCredits); err != nil {
 		return err
 	}
 	switch {
@@ -141,13 +148,37 @@ func check(r *Record) error {
 	return nil
 }
 
+// DecodeBalance parses and checks a balance, as Decode does for a record.
+func DecodeBalance(b []byte) (*Balance, error) {
+	balance := new(Balance)
+	if err := proto.Unmarshal(b, balance); err != nil {
+		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
+	}
+	if err := checkFormat(balance.Format, Format); err != nil {
+		return nil, err
+	}
+	refill := balance.Refill
+	if balance.CreditsRevision == 0 || balance.Remaining < 0 || balance.RefilledAt < 0 ||
+		refill != nil && (refill.Amount <= 0 || refill.Every < 0 || refill.MonthDay > 31 ||
+			refill.Every == 0 && !refill.Daily && refill.MonthDay == 0) {
+		return nil, fmt.Errorf("%w: not a complete balance of format %d", ErrInvalid, Format)
+	}
+	return balance, nil
+}
+
+// EncodeBalance returns the bytes of a balance.
+func EncodeBalance(b *Balance) ([]byte, error) {
+	b.Format = Format
+	return proto.MarshalOptions{Deterministic: true}.Marshal(b)
+}
+
 // DecodeMember parses and checks a member record, as Decode does for a record.
 func DecodeMember(b []byte) (*Member, error) {
 	m := new(Member)
 	if err := proto.Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	return m, cmp.Or(checkFormat(m.Format), checkStamps(m.Floor, m.Watermark, m.Last))
+	return m, cmp.Or(checkFormat(m.Format, Format), checkStamps(m.Floor, m.Watermark, m.Last))
 }
 
 // MaxStamp is the largest stamp in the membership table, in nanoseconds since the Unix epoch: a
@@ -175,7 +206,7 @@ func DecodeMemberTable(b []byte) (*MemberTable, error) {
 	if err := proto.Unmarshal(b, t); err != nil {
 		return nil, fmt.Errorf("%w: not a protobuf message", ErrInvalid)
 	}
-	if err := checkFormat(t.Format); err != nil {
+	if err := checkFormat(t.Format, Format); err != nil {
 		return nil, err
 	}
 	if t.Freshness <= 0 {
@@ -194,14 +225,14 @@ func EncodeMemberTable(t *MemberTable) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(t)
 }
 
-func checkFormat(format uint32) error {
+func checkFormat(format, newest uint32) error {
 	switch {
 	case format == 0:
 		return fmt.Errorf("%w: the format is missing", ErrInvalid)
-	case format > Format:
+	case format > newest:
 		return fmt.Errorf(
 			"%w: format %d is newer than format %d of this program: upgrade the program",
-			ErrNewer, format, Format)
+			ErrNewer, format, newest)
 	}
 	return nil
 }

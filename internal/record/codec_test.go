@@ -33,7 +33,7 @@ func TestRoundTrip(t *testing.T) {
 func TestDecodeRefusesUnusableRecords(t *testing.T) {
 	for name, spoil := range map[string]func(*Record){
 		"no format":            func(r *Record) { r.Format = 0 },
-		"newer format":         func(r *Record) { r.Format = Format + 1 },
+		"newer format":         func(r *Record) { r.Format = FormatCredits + 1 },
 		"no status":            func(r *Record) { r.Status = 0 },
 		"unknown status":       func(r *Record) { r.Status = 9 },
 		"no digest":            func(r *Record) { r.Digest = nil },

@@ -42,7 +42,8 @@ const (
 	Action_ACTION_PURGE       Action = 9
 	// No change was made: the event takes the stamp of a change whose outcome was unknown, so that the
 	// change can no longer be made. No reader of events receives the event.
-	Action_ACTION_VOID Action = 10
+	Action_ACTION_VOID    Action = 10
+	Action_ACTION_CREDITS Action = 11
 )
 
 // Enum value maps for Action.
@@ -59,6 +60,7 @@ var (
 		8:  "ACTION_RESTORE",
 		9:  "ACTION_PURGE",
 		10: "ACTION_VOID",
+		11: "ACTION_CREDITS",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -72,6 +74,7 @@ var (
 		"ACTION_RESTORE":     8,
 		"ACTION_PURGE":       9,
 		"ACTION_VOID":        10,
+		"ACTION_CREDITS":     11,
 	}
 )
 
@@ -195,9 +198,13 @@ type Record struct {
 	PurgedAt        int64      `protobuf:"varint,21,opt,name=purged_at,json=purgedAt,proto3" json:"purged_at,omitempty"`
 	// The stamp of the event of the last change, if several processes change the store. The stamp of
 	// the next change must be greater, whatever the clock of its process shows.
-	LastStamp     int64 `protobuf:"fixed64,22,opt,name=last_stamp,json=lastStamp,proto3" json:"last_stamp,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LastStamp int64 `protobuf:"fixed64,22,opt,name=last_stamp,json=lastStamp,proto3" json:"last_stamp,omitempty"`
+	// The revision of this record at which the credits of the key were last set: the credits
+	// themselves are in a Balance. 0 means that the key has no credits, so that its use is not
+	// counted. A record with credits has format 2.
+	CreditsRevision uint64 `protobuf:"varint,23,opt,name=credits_revision,json=creditsRevision,proto3" json:"credits_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -384,6 +391,246 @@ func (x *Record) GetLastStamp() int64 {
 	return 0
 }
 
+func (x *Record) GetCreditsRevision() uint64 {
+	if x != nil {
+		return x.CreditsRevision
+	}
+	return 0
+}
+
+// Balance is the credits of a key that no process has leased. A Balance has a storage key of its
+// own, so that a write of a Balance cannot undo a change of the record.
+type Balance struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	// The revision of the record at which the credits were last set. A lease that was taken at a
+	// lower revision is void.
+	CreditsRevision uint64 `protobuf:"varint,2,opt,name=credits_revision,json=creditsRevision,proto3" json:"credits_revision,omitempty"`
+	// The revision of the record at which the credits were last set, or credits were last added.
+	GrantedRevision uint64  `protobuf:"varint,3,opt,name=granted_revision,json=grantedRevision,proto3" json:"granted_revision,omitempty"`
+	Remaining       int64   `protobuf:"varint,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Refill          *Refill `protobuf:"bytes,5,opt,name=refill,proto3" json:"refill,omitempty"`
+	// The time of the last refill, or the time at which the credits were set, in nanoseconds since the
+	// Unix epoch. The time never goes back, until the credits are set again.
+	RefilledAt int64 `protobuf:"varint,6,opt,name=refilled_at,json=refilledAt,proto3" json:"refilled_at,omitempty"`
+	// The key has no credits any more. The Balance remains, because the revision of its entry must not
+	// begin again at 1.
+	Unlimited bool `protobuf:"varint,7,opt,name=unlimited,proto3" json:"unlimited,omitempty"`
+	// The random numbers of the last writes. A writer that has lost the answer of the backend finds
+	// out whether its write was made.
+	Writes        []uint64 `protobuf:"fixed64,8,rep,packed,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Balance) Reset() {
+	*x = Balance{}
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balance) ProtoMessage() {}
+
+func (x *Balance) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balance.ProtoReflect.Descriptor instead.
+func (*Balance) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Balance) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Balance) GetCreditsRevision() uint64 {
+	if x != nil {
+		return x.CreditsRevision
+	}
+	return 0
+}
+
+func (x *Balance) GetGrantedRevision() uint64 {
+	if x != nil {
+		return x.GrantedRevision
+	}
+	return 0
+}
+
+func (x *Balance) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Balance) GetRefill() *Refill {
+	if x != nil {
+		return x.Refill
+	}
+	return nil
+}
+
+func (x *Balance) GetRefilledAt() int64 {
+	if x != nil {
+		return x.RefilledAt
+	}
+	return 0
+}
+
+func (x *Balance) GetUnlimited() bool {
+	if x != nil {
+		return x.Unlimited
+	}
+	return false
+}
+
+func (x *Balance) GetWrites() []uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return nil
+}
+
+// Refill says when remaining is set to an amount. At most one of every, daily and month_day is set.
+type Refill struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Amount        int64                  `protobuf:"varint,1,opt,name=amount,proto3" json:"amount,omitempty"`
+	Every         int64                  `protobuf:"varint,2,opt,name=every,proto3" json:"every,omitempty"`                       // nanoseconds
+	Daily         bool                   `protobuf:"varint,3,opt,name=daily,proto3" json:"daily,omitempty"`                       // at 00:00 UTC
+	MonthDay      uint32                 `protobuf:"varint,4,opt,name=month_day,json=monthDay,proto3" json:"month_day,omitempty"` // at 00:00 UTC; in a shorter month, on the last day
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refill) Reset() {
+	*x = Refill{}
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refill) ProtoMessage() {}
+
+func (x *Refill) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refill.ProtoReflect.Descriptor instead.
+func (*Refill) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Refill) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Refill) GetEvery() int64 {
+	if x != nil {
+		return x.Every
+	}
+	return 0
+}
+
+func (x *Refill) GetDaily() bool {
+	if x != nil {
+		return x.Daily
+	}
+	return false
+}
+
+func (x *Refill) GetMonthDay() uint32 {
+	if x != nil {
+		return x.MonthDay
+	}
+	return 0
+}
+
+// Credits is what an Event says of the credits of a key.
+type Credits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remaining     int64                  `protobuf:"varint,1,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Refill        *Refill                `protobuf:"bytes,2,opt,name=refill,proto3" json:"refill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credits) Reset() {
+	*x = Credits{}
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credits) ProtoMessage() {}
+
+func (x *Credits) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credits.ProtoReflect.Descriptor instead.
+func (*Credits) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Credits) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Credits) GetRefill() *Refill {
+	if x != nil {
+		return x.Refill
+	}
+	return nil
+}
+
 // Previous is the secret that the last rotation replaced. The secret still works before the time
 // until.
 type Previous struct {
@@ -398,7 +645,7 @@ type Previous struct {
 
 func (x *Previous) Reset() {
 	*x = Previous{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +657,7 @@ func (x *Previous) String() string {
 func (*Previous) ProtoMessage() {}
 
 func (x *Previous) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[1]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +670,7 @@ func (x *Previous) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Previous.ProtoReflect.Descriptor instead.
 func (*Previous) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{1}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Previous) GetDigestScheme() string {
@@ -457,7 +704,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +716,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[2]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +729,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{2}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RateLimit) GetPerSecond() float64 {
@@ -511,7 +758,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +770,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[3]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +783,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{3}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Saved) GetKey() []byte {
@@ -567,16 +814,20 @@ type Event struct {
 	Action Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=grpcapikey.record.v1.Action" json:"action,omitempty"`
 	KeyId  []byte                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	// The revision of the changed record. After a purge, the revision of the deleted record.
-	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	Actor         string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Revision uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Actor    string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason   string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The credits before and after the change, for ACTION_CREDITS, and the credits of a new key. Not
+	// set means that the key had no credits, or has no credits.
+	CreditsBefore *Credits `protobuf:"bytes,7,opt,name=credits_before,json=creditsBefore,proto3" json:"credits_before,omitempty"`
+	Credits       *Credits `protobuf:"bytes,8,opt,name=credits,proto3" json:"credits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +839,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[4]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +852,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{4}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Event) GetFormat() uint32 {
@@ -646,6 +897,20 @@ func (x *Event) GetReason() string {
 	return ""
 }
 
+func (x *Event) GetCreditsBefore() *Credits {
+	if x != nil {
+		return x.CreditsBefore
+	}
+	return nil
+}
+
+func (x *Event) GetCredits() *Credits {
+	if x != nil {
+		return x.Credits
+	}
+	return nil
+}
+
 // Member is the member record of one process: see package cluster. Only the process itself writes its
 // record.
 type Member struct {
@@ -673,7 +938,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +950,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[5]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +963,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{5}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Member) GetFormat() uint32 {
@@ -778,7 +1043,7 @@ type MemberTable struct {
 
 func (x *MemberTable) Reset() {
 	*x = MemberTable{}
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +1055,7 @@ func (x *MemberTable) String() string {
 func (*MemberTable) ProtoMessage() {}
 
 func (x *MemberTable) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[6]
+	mi := &file_grpcapikey_record_v1_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +1068,7 @@ func (x *MemberTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberTable.ProtoReflect.Descriptor instead.
 func (*MemberTable) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{6}
+	return file_grpcapikey_record_v1_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MemberTable) GetFormat() uint32 {
@@ -831,7 +1096,7 @@ var File_grpcapikey_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\xdc\x06\n" +
+	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\x87\a\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -862,10 +1127,29 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"rate_limit\x18\x14 \x01(\v2\x1f.grpcapikey.record.v1.RateLimitR\trateLimit\x12\x1b\n" +
 	"\tpurged_at\x18\x15 \x01(\x03R\bpurgedAt\x12\x1d\n" +
 	"\n" +
-	"last_stamp\x18\x16 \x01(\x10R\tlastStamp\x1a;\n" +
+	"last_stamp\x18\x16 \x01(\x10R\tlastStamp\x12)\n" +
+	"\x10credits_revision\x18\x17 \x01(\x04R\x0fcreditsRevision\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"]\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x02\n" +
+	"\aBalance\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\rR\x06format\x12)\n" +
+	"\x10credits_revision\x18\x02 \x01(\x04R\x0fcreditsRevision\x12)\n" +
+	"\x10granted_revision\x18\x03 \x01(\x04R\x0fgrantedRevision\x12\x1c\n" +
+	"\tremaining\x18\x04 \x01(\x03R\tremaining\x124\n" +
+	"\x06refill\x18\x05 \x01(\v2\x1c.grpcapikey.record.v1.RefillR\x06refill\x12\x1f\n" +
+	"\vrefilled_at\x18\x06 \x01(\x03R\n" +
+	"refilledAt\x12\x1c\n" +
+	"\tunlimited\x18\a \x01(\bR\tunlimited\x12\x16\n" +
+	"\x06writes\x18\b \x03(\x06R\x06writes\"i\n" +
+	"\x06Refill\x12\x16\n" +
+	"\x06amount\x18\x01 \x01(\x03R\x06amount\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\x03R\x05every\x12\x14\n" +
+	"\x05daily\x18\x03 \x01(\bR\x05daily\x12\x1b\n" +
+	"\tmonth_day\x18\x04 \x01(\rR\bmonthDay\"]\n" +
+	"\aCredits\x12\x1c\n" +
+	"\tremaining\x18\x01 \x01(\x03R\tremaining\x124\n" +
+	"\x06refill\x18\x02 \x01(\v2\x1c.grpcapikey.record.v1.RefillR\x06refill\"]\n" +
 	"\bPrevious\x12#\n" +
 	"\rdigest_scheme\x18\x01 \x01(\tR\fdigestScheme\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
@@ -877,14 +1161,16 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\x05Saved\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xb6\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xb5\x02\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.ActionR\x06action\x12\x15\n" +
 	"\x06key_id\x18\x03 \x01(\fR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xe2\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12D\n" +
+	"\x0ecredits_before\x18\a \x01(\v2\x1d.grpcapikey.record.v1.CreditsR\rcreditsBefore\x127\n" +
+	"\acredits\x18\b \x01(\v2\x1d.grpcapikey.record.v1.CreditsR\acredits\"\xe2\x01\n" +
 	"\x06Member\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
 	"\theartbeat\x18\x02 \x01(\x04R\theartbeat\x12\x18\n" +
@@ -898,7 +1184,7 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\vMemberTable\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
 	"\tfreshness\x18\x02 \x01(\x03R\tfreshness\x12\x14\n" +
-	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xdd\x01\n" +
+	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xf1\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_CREATE\x10\x01\x12\x11\n" +
@@ -911,7 +1197,8 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\x0eACTION_RESTORE\x10\b\x12\x10\n" +
 	"\fACTION_PURGE\x10\t\x12\x0f\n" +
 	"\vACTION_VOID\x10\n" +
-	"*o\n" +
+	"\x12\x12\n" +
+	"\x0eACTION_CREDITS\x10\v*o\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +
@@ -932,30 +1219,37 @@ func file_grpcapikey_record_v1_record_proto_rawDescGZIP() []byte {
 }
 
 var file_grpcapikey_record_v1_record_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_grpcapikey_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_grpcapikey_record_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_grpcapikey_record_v1_record_proto_goTypes = []any{
 	(Action)(0),         // 0: grpcapikey.record.v1.Action
 	(Status)(0),         // 1: grpcapikey.record.v1.Status
 	(*Record)(nil),      // 2: grpcapikey.record.v1.Record
-	(*Previous)(nil),    // 3: grpcapikey.record.v1.Previous
-	(*RateLimit)(nil),   // 4: grpcapikey.record.v1.RateLimit
-	(*Saved)(nil),       // 5: grpcapikey.record.v1.Saved
-	(*Event)(nil),       // 6: grpcapikey.record.v1.Event
-	(*Member)(nil),      // 7: grpcapikey.record.v1.Member
-	(*MemberTable)(nil), // 8: grpcapikey.record.v1.MemberTable
-	nil,                 // 9: grpcapikey.record.v1.Record.MetadataEntry
+	(*Balance)(nil),     // 3: grpcapikey.record.v1.Balance
+	(*Refill)(nil),      // 4: grpcapikey.record.v1.Refill
+	(*Credits)(nil),     // 5: grpcapikey.record.v1.Credits
+	(*Previous)(nil),    // 6: grpcapikey.record.v1.Previous
+	(*RateLimit)(nil),   // 7: grpcapikey.record.v1.RateLimit
+	(*Saved)(nil),       // 8: grpcapikey.record.v1.Saved
+	(*Event)(nil),       // 9: grpcapikey.record.v1.Event
+	(*Member)(nil),      // 10: grpcapikey.record.v1.Member
+	(*MemberTable)(nil), // 11: grpcapikey.record.v1.MemberTable
+	nil,                 // 12: grpcapikey.record.v1.Record.MetadataEntry
 }
 var file_grpcapikey_record_v1_record_proto_depIdxs = []int32{
-	1, // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
-	9, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
-	3, // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
-	4, // 3: grpcapikey.record.v1.Record.rate_limit:type_name -> grpcapikey.record.v1.RateLimit
-	0, // 4: grpcapikey.record.v1.Event.action:type_name -> grpcapikey.record.v1.Action
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	1,  // 0: grpcapikey.record.v1.Record.status:type_name -> grpcapikey.record.v1.Status
+	12, // 1: grpcapikey.record.v1.Record.metadata:type_name -> grpcapikey.record.v1.Record.MetadataEntry
+	6,  // 2: grpcapikey.record.v1.Record.previous:type_name -> grpcapikey.record.v1.Previous
+	7,  // 3: grpcapikey.record.v1.Record.rate_limit:type_name -> grpcapikey.record.v1.RateLimit
+	4,  // 4: grpcapikey.record.v1.Balance.refill:type_name -> grpcapikey.record.v1.Refill
+	4,  // 5: grpcapikey.record.v1.Credits.refill:type_name -> grpcapikey.record.v1.Refill
+	0,  // 6: grpcapikey.record.v1.Event.action:type_name -> grpcapikey.record.v1.Action
+	5,  // 7: grpcapikey.record.v1.Event.credits_before:type_name -> grpcapikey.record.v1.Credits
+	5,  // 8: grpcapikey.record.v1.Event.credits:type_name -> grpcapikey.record.v1.Credits
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_grpcapikey_record_v1_record_proto_init() }
@@ -969,7 +1263,7 @@ func file_grpcapikey_record_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_grpcapikey_record_v1_record_proto_rawDesc), len(file_grpcapikey_record_v1_record_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

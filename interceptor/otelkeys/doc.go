@@ -26,6 +26,7 @@
 //	apikey.changes                   apikey.action: see keystore.Action
 //	apikey.change.calls, .time       apikey.action
 //	apikey.write.failures            error.type: full, failed
+//	apikey.credit.leases, apikey.credit.exhaustions
 //	apikey.stream.ends               error.type: see keystore.Stats.Ended
 //	apikey.stream.count
 //	apikey.cache.key.count, apikey.cache.evictions

@@ -115,6 +115,17 @@ var Metrics = []Metric{
 		Read: words(func(s *Sample) map[string]uint64 { return s.FailedWrites }),
 	},
 	{
+		Prometheus: "apikeys_credit_leases_total", OTel: "apikey.credit.leases", Unit: "{lease}",
+		Help: "Writes by which this process has leased credits of keys.",
+		Read: one(func(s *Sample) float64 { return float64(s.Leases) }),
+	},
+	{
+		Prometheus: "apikeys_credits_exhausted_total", OTel: "apikey.credit.exhaustions",
+		Unit: "{use}",
+		Help: "Uses of keys that had too few credits.",
+		Read: one(func(s *Sample) float64 { return float64(s.Exhausted) }),
+	},
+	{
 		Prometheus: "apikeys_streams_ended_total", OTel: "apikey.stream.ends", Unit: "{stream}",
 		Label: "cause", Attribute: errorType,
 		Help: "Sessions, such as open streams, that the store has ended, by the cause.",

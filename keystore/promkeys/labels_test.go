@@ -31,11 +31,11 @@ type labelSet struct {
 
 // storeReasons are the reasons of Verify and Bind.
 var storeReasons = []string{"malformed", "unknown", "revoked", "expired", "disabled",
-	"not_yet_valid", "network", "rate_limited", "narrowed", "corrupt", "closed", "unavailable",
-	"canceled", "deadline", "other"}
+	"not_yet_valid", "network", "rate_limited", "credits_exhausted", "narrowed", "corrupt", "closed",
+	"unavailable", "canceled", "deadline", "other"}
 
 var allActions = []string{"create", "update", "rotate", "disable", "enable", "revoke", "rehash",
-	"purge", "restore"}
+	"credits", "purge", "restore"}
 
 // closedSets has every label of this package, except grpc_method.
 var closedSets = []labelSet{
@@ -44,7 +44,7 @@ var closedSets = []labelSet{
 	{"apikeys_calls_refused_total", "reason", append([]string{"missing", "scheme", "several",
 		"insecure", "scope", "throttled", "no_rule", "twice"}, storeReasons...)},
 	{"apikeys_changes_total", "action", allActions},
-	{"apikeys_change_duration_seconds", "action", allActions[:7]},
+	{"apikeys_change_duration_seconds", "action", allActions[:8]},
 	{"apikeys_failed_writes_total", "reason", []string{"full", "failed"}},
 	{"apikeys_streams_ended_total", "cause", []string{"revoked", "expired", "disabled",
 		"not_yet_valid", "narrowed", "closed", "unavailable"}},

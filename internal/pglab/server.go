@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -22,6 +21,17 @@ const Superuser = "postgres"
 
 // patience is the longest time for which a test waits for a server.
 const patience = time.Minute
+
+// A TB is what the package needs of a testing.TB. A program that is not a test has a TB of its own.
+// Fatal, Fatalf and Skip do not return.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Error(args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Skip(args ...any)
+}
 
 // Config are the settings of a Server. The zero Config is a server with PostgreSQL's defaults.
 type Config struct {
@@ -49,7 +59,7 @@ type Server struct {
 }
 
 // Start starts a server with a new database cluster.
-func Start(t testing.TB, c Config) *Server {
+func Start(t TB, c Config) *Server {
 	t.Helper()
 	s := newServer(t, c)
 	s.mustRun(t, "initdb", "-D", s.data(), "-U", Superuser, "-A", "trust", "--no-sync", "-E",
@@ -63,21 +73,74 @@ func Start(t testing.TB, c Config) *Server {
 
 // Standby starts a standby of the server, which names itself when it connects. The standby has all
 // that the server has.
-func (s *Server) Standby(t testing.TB, name string) *Server {
+func (s *Server) Standby(t TB, name string) *Server {
 	t.Helper()
 	b := newServer(t, s.config)
-	b.mustRun(t, "pg_basebackup", "-h", s.Dir, "-p", strconv.Itoa(s.Port), "-U", Superuser, "-D",
-		b.data(), "-c", "fast", "-R", "--no-sync")
-	b.write(t, "data/postgresql.auto.conf", fmt.Sprintf(
-		"primary_conninfo = 'host=%s port=%d user=%s application_name=%s'\n", s.Dir, s.Port,
-		Superuser, name))
+	b.copy(t, s, name)
 	b.mustStart(t)
-	s.Await(t, fmt.Sprintf("select count(*) from pg_stat_replication where state = 'streaming' "+
-		"and application_name = '%s'", name), "1")
+	s.awaitStandby(t, name)
 	return b
 }
 
-func newServer(t testing.TB, c Config) *Server {
+// New returns a server that has a port, no database cluster, and does not run. Follow or Backup
+// gives the server a cluster.
+func New(t TB, c Config) *Server {
+	t.Helper()
+	s := newServer(t, c)
+	var err error
+	if s.Port, err = freePort(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Follow ends a server, if it runs, and starts the server as a new standby of another server. The
+// port stays the same.
+func (s *Server) Follow(t TB, primary *Server, name string) {
+	t.Helper()
+	s.Kill()
+	s.copy(t, primary, name)
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	primary.awaitStandby(t, name)
+}
+
+// Backup ends a server, if it runs, and gives the server a copy of another server. After Start, the
+// server is a primary, and has what the other server had when Backup was called.
+func (s *Server) Backup(t TB, primary *Server) {
+	t.Helper()
+	s.Kill()
+	s.copy(t, primary, "")
+}
+
+// copy replaces the database cluster by a copy of that of another server, as a standby with the
+// name, or as a primary if the name is empty.
+func (s *Server) copy(t TB, primary *Server, name string) {
+	t.Helper()
+	if err := os.RemoveAll(s.data()); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-h", primary.Dir, "-p", strconv.Itoa(primary.Port), "-U", Superuser, "-D",
+		s.data(), "-c", "fast", "--no-sync"}
+	conf := ""
+	if name != "" {
+		args = append(args, "-R")
+		conf = fmt.Sprintf("primary_conninfo = 'host=%s port=%d user=%s application_name=%s'\n",
+			primary.Dir, primary.Port, Superuser, name)
+	}
+	s.mustRun(t, "pg_basebackup", args...)
+	s.write(t, "data/postgresql.auto.conf", conf)
+}
+
+// awaitStandby waits until a standby receives the log of the server.
+func (s *Server) awaitStandby(t TB, name string) {
+	t.Helper()
+	s.Await(t, fmt.Sprintf("select count(*) from pg_stat_replication where state = 'streaming' "+
+		"and application_name = '%s'", name), "1")
+}
+
+func newServer(t TB, c Config) *Server {
 	bin := programs(t)
 	// The path of a socket has at most 107 bytes, and the directory of t belongs to the user of the
 	// test alone.
@@ -101,26 +164,34 @@ func newServer(t testing.TB, c Config) *Server {
 	return s
 }
 
+// binEnv is an environment variable with the directory of PostgreSQL's programs. Without the
+// variable, PATH and Debian's directories are searched.
+const binEnv = "PGLAB_BIN"
+
 // programs returns the directory of PostgreSQL's programs, or skips the test.
-func programs(t testing.TB) string {
+func programs(t TB) string {
 	t.Helper()
 	var dirs []string
-	if path, err := exec.LookPath("initdb"); err == nil {
-		if path, err = filepath.EvalSymlinks(path); err == nil {
-			dirs = append(dirs, filepath.Dir(path))
+	if dir := os.Getenv(binEnv); dir != "" {
+		dirs, _ = filepath.Glob(dir)
+	} else {
+		if path, err := exec.LookPath("initdb"); err == nil {
+			if path, err = filepath.EvalSymlinks(path); err == nil {
+				dirs = append(dirs, filepath.Dir(path))
+			}
 		}
+		debian, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+		dirs = append(dirs, debian...)
 	}
-	debian, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
-	dirs = append(dirs, debian...)
 	if len(dirs) == 0 {
-		t.Skip("PostgreSQL IS NOT INSTALLED, AND THE TEST NEEDS A SERVER: install the Debian " +
-			"package postgresql, or put initdb into PATH")
+		t.Skip("PostgreSQL IS NOT INSTALLED: install the Debian package postgresql, or put " +
+			"initdb into PATH")
 	}
 	return dirs[len(dirs)-1]
 }
 
 // unprivileged returns a user who may run a server.
-func unprivileged(t testing.TB) *syscall.Credential {
+func unprivileged(t TB) *syscall.Credential {
 	t.Helper()
 	for _, name := range []string{"postgres", "nobody"} {
 		u, err := user.Lookup(name)
@@ -159,7 +230,7 @@ func (s *Server) run(program string, args ...string) (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-func (s *Server) mustRun(t testing.TB, program string, args ...string) string {
+func (s *Server) mustRun(t TB, program string, args ...string) string {
 	t.Helper()
 	out, err := s.run(program, args...)
 	if err != nil {
@@ -169,7 +240,7 @@ func (s *Server) mustRun(t testing.TB, program string, args ...string) string {
 }
 
 // write writes a file that belongs to the user of the server.
-func (s *Server) write(t testing.TB, name, text string) {
+func (s *Server) write(t TB, name, text string) {
 	t.Helper()
 	path := filepath.Join(s.Dir, name)
 	err := os.WriteFile(path, []byte(text), 0o600)
@@ -182,7 +253,7 @@ func (s *Server) write(t testing.TB, name, text string) {
 }
 
 // mustStart starts the server on a port that is free.
-func (s *Server) mustStart(t testing.TB) {
+func (s *Server) mustStart(t TB) {
 	t.Helper()
 	// The port was free a moment ago. If another process has taken the port, mustStart tries
 	// another port.
@@ -320,13 +391,13 @@ func (s *Server) signalAll(signal syscall.Signal) error {
 }
 
 // Promote makes a standby a primary, and waits until the server accepts writes.
-func (s *Server) Promote(t testing.TB) {
+func (s *Server) Promote(t TB) {
 	t.Helper()
 	s.mustRun(t, "pg_ctl", "-D", s.data(), "-w", "promote")
 }
 
 // Set changes settings of a running server, each as "name = value". A value of text is quoted.
-func (s *Server) Set(t testing.TB, settings ...string) {
+func (s *Server) Set(t TB, settings ...string) {
 	t.Helper()
 	for _, setting := range settings {
 		s.Exec(t, "alter system set "+setting)
@@ -340,7 +411,7 @@ func (s *Server) Set(t testing.TB, settings ...string) {
 
 // Replicate makes the server wait for a standby with this name before a commit returns. An empty
 // name ends synchronous replication.
-func (s *Server) Replicate(t testing.TB, standby string) {
+func (s *Server) Replicate(t TB, standby string) {
 	t.Helper()
 	s.Set(t, fmt.Sprintf("synchronous_standby_names = '%s'", standby))
 	if standby != "" {
@@ -350,22 +421,31 @@ func (s *Server) Replicate(t testing.TB, standby string) {
 }
 
 // Exec runs a command as the superuser, and returns what psql prints.
-func (s *Server) Exec(t testing.TB, sql string) string {
+func (s *Server) Exec(t TB, sql string) string {
 	t.Helper()
-	return s.mustRun(t, "psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", s.Dir, "-p",
+	out, err := s.exec(sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (s *Server) exec(sql string) (string, error) {
+	return s.run("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", s.Dir, "-p",
 		strconv.Itoa(s.Port), "-U", Superuser, "-d", "postgres", "-c", sql)
 }
 
-// Await waits until a query returns a text.
-func (s *Server) Await(t testing.TB, query, want string) {
+// Await waits until a query returns a text. A query that fails is repeated.
+func (s *Server) Await(t TB, query, want string) {
 	t.Helper()
 	var got string
+	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = s.Exec(t, query); got == want {
+		if got, err = s.exec(query); err == nil && got == want {
 			return
 		}
 	}
-	t.Fatalf("%s: %q, want %q", query, got, want)
+	t.Fatalf("%s: %q, %v, want %q", query, got, err, want)
 }
 
 // Addr returns the host and the port of the server.
@@ -390,14 +470,14 @@ func URL(addr string, parameters ...string) string {
 }
 
 // File writes a file that belongs to the user of the server, and returns its path.
-func (s *Server) File(t testing.TB, name string, text []byte) string {
+func (s *Server) File(t TB, name string, text []byte) string {
 	t.Helper()
 	s.write(t, name, string(text))
 	return filepath.Join(s.Dir, name)
 }
 
 // Mkdir makes a directory that belongs to the user of the server, and returns its path.
-func (s *Server) Mkdir(t testing.TB, name string) string {
+func (s *Server) Mkdir(t TB, name string) string {
 	t.Helper()
 	path := filepath.Join(s.Dir, name)
 	err := os.Mkdir(path, 0o700)

@@ -40,8 +40,9 @@ type storeBoard struct {
 	late      atomic.Int64 // calls whose deadline passed
 	messages  atomic.Int64 // messages of streams that passed
 	streams   atomic.Int64 // streams that began
-	revoked   atomic.Int64 // revocations that returned nil
-	uncertain atomic.Int64 // revocations that returned an error
+	revoked   atomic.Int64 // keys that calls have ended which returned nil
+	returned  atomic.Int64 // such calls: RevokeAll ends several keys
+	uncertain atomic.Int64 // such calls that returned an error
 	strange   atomic.Int64 // results that no fault explains; the process writes the first to stderr
 }
 
@@ -52,6 +53,7 @@ type slot struct {
 	ready    atomic.Int64 // Create has returned, and the text is complete
 	revoking atomic.Int64 // the first Revoke, Disable or Rotate has begun
 	revoked  atomic.Int64 // such a call has returned nil: no call may be admitted that begins later
+	good     atomic.Int64 // 1: the key is never revoked
 	family   atomic.Int64 // a number that all keys with the same owner have; 0: no owner
 	complete atomic.Int64 // 1: all keys of the family are known
 	updating atomic.Int64 // the only Update has begun
@@ -119,9 +121,6 @@ func (b *board) take() (n int, ok bool) {
 
 // used returns the number of slots that were taken.
 func (b *board) used() int { return min(int(b.taken.Load()), len(b.slots)) }
-
-// isGood reports whether the key of a slot is never revoked.
-func isGood(n int) bool { return n%50 == 0 }
 
 // publish makes a key known to all processes.
 func (s *slot) publish(id, token string) error {

@@ -21,6 +21,8 @@ import (
 var (
 	chaosFor       = flag.Duration("duration", 25*time.Second, "how long TestChaos injects faults")
 	chaosFreshness = flag.Duration("freshness", 400*time.Millisecond, "D of TestChaos")
+	chaosEngine    = flag.String("engine", "etcd", "the only engine of TestChaos and TestChaosCatches: "+
+		"etcd or postgres; if empty, both, one after the other")
 )
 
 // A chaos is some store processes on an engine, and what was injected and seen.
@@ -69,25 +71,26 @@ type injection struct {
 
 // A tally is the sum of what the store processes have noted.
 type tally struct {
-	revoked, uncertain, admitted, denied, gate, away, late, messages, streams, strange int64
+	revoked, returned, uncertain, admitted, denied, gate, away, late int64
+	messages, streams, strange                                       int64
 }
 
 func (c *chaos) tally() (t tally) {
 	for i := range c.board.stores {
 		s := &c.board.stores[i]
-		t = t.plus(tally{s.revoked.Load(), s.uncertain.Load(), s.admitted.Load(), s.denied.Load(),
-			s.gate.Load(), s.away.Load(), s.late.Load(), s.messages.Load(), s.streams.Load(),
-			s.strange.Load()}, 1)
+		t = t.plus(tally{s.revoked.Load(), s.returned.Load(), s.uncertain.Load(), s.admitted.Load(),
+			s.denied.Load(), s.gate.Load(), s.away.Load(), s.late.Load(), s.messages.Load(),
+			s.streams.Load(), s.strange.Load()}, 1)
 	}
 	return t
 }
 
 // plus returns t + sign*u.
 func (t tally) plus(u tally, sign int64) tally {
-	return tally{t.revoked + sign*u.revoked, t.uncertain + sign*u.uncertain,
-		t.admitted + sign*u.admitted, t.denied + sign*u.denied, t.gate + sign*u.gate,
-		t.away + sign*u.away, t.late + sign*u.late, t.messages + sign*u.messages,
-		t.streams + sign*u.streams, t.strange + sign*u.strange}
+	return tally{t.revoked + sign*u.revoked, t.returned + sign*u.returned,
+		t.uncertain + sign*u.uncertain, t.admitted + sign*u.admitted, t.denied + sign*u.denied,
+		t.gate + sign*u.gate, t.away + sign*u.away, t.late + sign*u.late,
+		t.messages + sign*u.messages, t.streams + sign*u.streams, t.strange + sign*u.strange}
 }
 
 // startChaos starts store processes on an engine. The even ones are behind a link, if the machine
@@ -99,8 +102,8 @@ func startChaos(
 	c := &chaos{t: t, engine: engine, freshness: freshness, longest: 5 * freshness, wrong: wrong,
 		space: newPrefix(), file: filepath.Join(t.TempDir(), "board"), rows: make(map[string]*row)}
 	var err error
-	// The processes make fewer than 40 keys a second.
-	c.board, err = newBoard(c.file, 2000+40*int(duration.Seconds()))
+	// The processes make fewer than 100 keys a second. The file takes space for the keys that exist.
+	c.board, err = newBoard(c.file, 2000+100*int(duration.Seconds()))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.board.close()) })
 	for i := range stores {
@@ -223,7 +226,14 @@ func (c *chaos) inject(ctx context.Context, f Fault) error {
 func (s *storeProcess) hurt(ctx context.Context, faults []Fault) error {
 	for ctx.Err() == nil {
 		rand.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
+		before := s.admitted()
 		pauseFor(ctx, time.Second+rand.N(2*s.chaos.freshness))
+		// A process that admits nothing would not be hurt. The servers may be away for longer.
+		for range 50 {
+			if s.admitted() == before {
+				pauseFor(ctx, 100*time.Millisecond)
+			}
+		}
 		if ctx.Err() != nil {
 			break
 		}
@@ -237,6 +247,9 @@ func (s *storeProcess) hurt(ctx context.Context, faults []Fault) error {
 	}
 	return nil
 }
+
+// admitted returns the number of calls that the process has admitted.
+func (s *storeProcess) admitted() int64 { return s.chaos.board.stores[s.index].admitted.Load() }
 
 // run injects faults until the time is over, or a violation is found. The faults of the engine are
 // injected on this goroutine. choose returns the faults of a process.
@@ -336,7 +349,7 @@ func (c *chaos) explain(v violation) string {
 // table returns what was injected and seen, in Markdown.
 func (c *chaos) table(violations []violation) string {
 	var b strings.Builder
-	b.WriteString("| injected | times | seconds | revocations returned | returned an error | " +
+	b.WriteString("| injected | times | seconds | keys revoked | returned an error | " +
 		"calls admitted | Unauthenticated | refused for the gate | Unavailable | too late | " +
 		"messages |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	line := func(r row) {
@@ -390,12 +403,36 @@ func (c *chaos) report(violations []violation) {
 	require.Positive(c.t, seen.messages)
 }
 
+// engines start the engines of the chaos. small says that the faults of the servers are not
+// injected.
+var engines = map[string]func(t *testing.T, small bool) Engine{
+	"etcd": func(t *testing.T, small bool) Engine {
+		if small {
+			return StartEtcd(t, EtcdConfig{NoSync: true})
+		}
+		return StartEtcd(t, EtcdConfig{Members: 3, NoSync: true})
+	},
+	"postgres": func(t *testing.T, _ bool) Engine { return StartPostgres(t) },
+}
+
+// onEngines runs a test on each engine that -engine allows.
+func onEngines(t *testing.T, small bool, test func(*testing.T, Engine)) {
+	require.True(t, *chaosEngine == "" || engines[*chaosEngine] != nil,
+		"-engine is %q, and must be etcd or postgres", *chaosEngine)
+	for name, start := range engines {
+		if *chaosEngine == "" || *chaosEngine == name {
+			t.Run(name, func(t *testing.T) { test(t, start(t, small)) })
+		}
+	}
+}
+
 // Once Revoke, Disable or Rotate has returned nil, no process admits the key, no message passes on
 // a stream of the key, and every session of the key has ended, whatever networks, processes,
 // servers and clocks do. No process denies a good key. -duration says how long the test runs, and
 // -freshness is D.
-func TestChaos(t *testing.T) {
-	lab := StartEtcd(t, EtcdConfig{Members: 3, NoSync: true})
+func TestChaos(t *testing.T) { onEngines(t, false, testChaos) }
+
+func testChaos(t *testing.T, lab Engine) {
 	c := startChaos(t, lab, maxStores, *chaosFreshness, "", *chaosFor)
 	violations := c.run(*chaosFor, lab.Faults(t), (*storeProcess).faults)
 	if len(violations) == 0 {
@@ -410,20 +447,22 @@ func TestChaos(t *testing.T) {
 	}
 	slices.Sort(injected)
 	figures.RecordAs(t, fmt.Sprintf("%s, D %v", t.Name(), *chaosFreshness),
-		"%v: %d revocations returned, %d returned an error; %d calls admitted, %d Unauthenticated, "+
-			"%d Unavailable, %d of them for the gate; %d messages on %d streams; 0 calls admitted, "+
-			"0 messages and 0 sessions alive after the return, 0 good keys denied; injected: %s",
-		*chaosFor, seen.revoked, seen.uncertain, seen.admitted, seen.denied, seen.away, seen.gate,
-		seen.messages, seen.streams, strings.Join(injected, ", "))
+		"%v: %d keys were revoked by %d calls that returned, and %d calls returned an error; %d "+
+			"calls admitted, %d Unauthenticated, %d Unavailable, %d of them for the gate; %d "+
+			"messages on %d streams; 0 calls admitted, 0 messages and 0 sessions alive after the "+
+			"return, 0 good keys denied; injected: %s",
+		*chaosFor, seen.revoked, seen.returned, seen.uncertain, seen.admitted, seen.denied,
+		seen.away, seen.gate, seen.messages, seen.streams, strings.Join(injected, ", "))
 }
 
 // The controls of TestChaos: with each wrong protocol, the same processes find a violation, while
 // the network of one process is cut.
-func TestChaosCatches(t *testing.T) {
-	lab := StartEtcd(t, EtcdConfig{NoSync: true})
+func TestChaosCatches(t *testing.T) { onEngines(t, true, testChaosCatches) }
+
+func testChaosCatches(t *testing.T, lab Engine) {
 	cuts := func(s *storeProcess) []Fault {
 		return slices.DeleteFunc(s.faults(), func(f Fault) bool {
-			return s.index > 0 || !strings.Contains(f.Name, "network")
+			return s.index > 0 || !strings.Contains(f.Name, "both ways")
 		})
 	}
 	for wrong := range wrongs {

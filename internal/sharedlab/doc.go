@@ -9,10 +9,11 @@
 // good key. TestChaosCatches has the controls: protocols that are wrong, and that the same checks
 // must catch. A long run writes a table of what was injected and what was seen:
 //
-//	GOWORK=off go test -run 'Chaos$' -v -timeout 0 -duration 1h -freshness 3s
+//	GOWORK=off go test -run 'Chaos$' -v -timeout 0 -engine etcd -duration 1h -freshness 3s
 //
-// An Engine has what the chaos must know about the servers. To run the chaos on another engine,
-// implement Engine, and add the engine to openers.
+// The engines are etcd, and PostgreSQL with a standby (-engine postgres). An Engine has what the
+// chaos must know about the servers. To run the chaos on another engine, implement Engine, and add
+// the engine to openers.
 //
 // A program that starts servers calls RunChild at the beginning of main, or of TestMain.
 package sharedlab

@@ -39,7 +39,8 @@ type Fault struct {
 var openers = map[string]func(
 	ctx context.Context, addresses []string, space string,
 ) (backend.Feeder, error){
-	"etcd": openEtcd,
+	"etcd":     openEtcd,
+	"postgres": openPostgres,
 }
 
 // openEtcd opens a store in etcd. The space is the prefix.

@@ -38,25 +38,27 @@ type storeSettings struct {
 	Wrong     string // of wrongs; "" is the right protocol
 }
 
-// The work of one store process.
+// The work of one store process. While others fail, most revokers wait: each for a barrier, or for
+// the engine. So many of them make a few revocations a second.
 const (
-	callers     = 4  // goroutines that make calls
-	talkers     = 6  // open streams
-	sessions    = 24 // open sessions
-	revokers    = 6
-	maxLive     = 60 // keys that no process has begun to revoke
-	recent      = 80 // keys that are used often
-	remembered  = 600
+	callers     = 8  // goroutines that make calls
+	talkers     = 8  // open streams
+	sessions    = 40 // open sessions
+	revokers    = 16
+	maxLive     = 120 // keys that no process has begun to revoke
+	recent      = 160 // keys that are used often
+	remembered  = 1200
 	familySize  = 8 // keys with the same owner
-	callPause   = 20 * time.Millisecond
-	talkPause   = 50 * time.Millisecond
+	callPause   = 60 * time.Millisecond
+	talkPause   = 100 * time.Millisecond
 	sessionGap  = 200 * time.Millisecond // after the end of a session
+	maxAge      = 2 * time.Second        // of a key whose creator revokes a key
 	longUse     = 10 * time.Second       // of a stream or a session
 	callTimeout = 5 * time.Second        // beyond the timeout of the store
 
 	// familySpread is how many keys may come between the first key of a family and the last. The
 	// other processes make keys at the same time.
-	familySpread = 500
+	familySpread = 1000
 )
 
 // A worker is a store process at work: a store, a gRPC server in front of the store, and callers.
@@ -249,22 +251,29 @@ func (w *worker) pick() int {
 	return n
 }
 
-// pickLive returns one of the last keys that no process has begun to revoke, if it finds one soon.
-func (w *worker) pickLive() (n int) {
+// pickIf returns one of the last keys that has a property, if it finds one soon.
+func (w *worker) pickIf(has func(*slot) bool) (n int) {
 	for range 8 {
-		if n = w.pick(); n >= 0 && w.board.slots[n].revoking.Load() == 0 {
+		if n = w.pick(); n >= 0 && has(&w.board.slots[n]) {
 			break
 		}
 	}
 	return n
 }
 
+// isLive reports whether no process has begun to revoke a key.
+func isLive(s *slot) bool { return s.revoking.Load() == 0 }
+
+// isEnding reports whether a process has begun to revoke a key lately.
+func isEnding(s *slot) bool { return s.revoking.Load() > monotonic()-int64(longUse) }
+
 // call makes one call with one of the keys: to the gRPC server, or to the store.
 func (w *worker) call(ctx context.Context) {
-	n := w.pick()
+	has := isLive
 	if rand.IntN(2) == 0 {
-		n = w.pickLive()
+		has = isEnding
 	}
+	n := w.pickIf(has)
 	if n < 0 {
 		return
 	}
@@ -334,7 +343,7 @@ func (w *worker) note(what string, err error) {
 
 // talk opens a stream with one of the keys, and sends and receives messages for some time.
 func (w *worker) talk(ctx context.Context) {
-	n := w.pickLive()
+	n := w.pickIf(isLive)
 	if n < 0 {
 		return
 	}
@@ -369,17 +378,17 @@ func (w *worker) revoke(ctx context.Context) {
 	if w.board.live.Load() < maxLive {
 		w.create(ctx)
 	}
-	pauseFor(ctx, rand.N(time.Second)) // the callers cache the key
+	pauseFor(ctx, rand.N(maxAge)) // the callers cache the key
 	n := w.pick()
 	if rand.IntN(4) == 0 {
 		n = w.oldest()
 	}
-	if n < 0 || isGood(n) {
+	if n < 0 || w.board.slots[n].good.Load() != 0 {
 		return
 	}
 	s := &w.board.slots[n]
 	id, _ := s.key()
-	if rand.IntN(3) == 0 {
+	if rand.IntN(4) == 0 {
 		w.update(ctx, s, id)
 		return
 	}
@@ -411,6 +420,7 @@ func (w *worker) end(ctx context.Context, keys []*slot, call func() error) {
 				s.revoked.Store(returned)
 			}
 			w.own.revoked.Add(int64(len(keys)))
+			w.own.returned.Add(1)
 			return
 		}
 		w.own.uncertain.Add(1)
@@ -447,29 +457,34 @@ func (w *worker) create(ctx context.Context) {
 		family, size = rand.Int64(), familySize
 	}
 	for i := range size {
+		spec := keystore.Spec{Name: "chaos"}
+		if family != 0 {
+			spec.Owner = ownerOf(family)
+		}
+		began := monotonic()
+		issued, err := w.store.Create(ctx, spec)
+		if err != nil {
+			return
+		}
 		n, ok := w.board.take()
 		if !ok {
 			return // the board is full
 		}
 		s := &w.board.slots[n]
-		s.began.Store(monotonic())
-		spec := keystore.Spec{Name: "chaos"}
-		if family != 0 && !isGood(n) {
-			s.family.Store(family)
-			spec.Owner = ownerOf(family)
+		s.began.Store(began)
+		s.family.Store(family)
+		isGood := family == 0 && rand.IntN(15) == 0
+		if isGood {
+			s.good.Store(1)
 		}
-		issued, err := w.store.Create(ctx, spec)
-		if err != nil {
-			return
-		}
-		if spec.Owner != "" && i == size-1 {
+		if family != 0 && i == size-1 {
 			s.complete.Store(1)
 		}
 		if err := s.publish(issued.Key.ID, issued.Secret.Reveal()); err != nil {
 			w.note("publish", err)
 			return
 		}
-		if !isGood(n) {
+		if !isGood {
 			w.board.live.Add(1)
 		}
 	}
@@ -479,7 +494,7 @@ func (w *worker) create(ctx context.Context) {
 func (w *worker) oldest() int {
 	for n := int(w.cursor.Load()); n < w.board.used(); n++ {
 		s := &w.board.slots[n]
-		if s.ready.Load() != 0 && s.revoking.Load() == 0 && !isGood(n) {
+		if s.ready.Load() != 0 && isLive(s) && s.good.Load() == 0 {
 			w.cursor.Store(int64(n))
 			return n
 		}
@@ -504,7 +519,7 @@ func (w *worker) update(ctx context.Context, s *slot, id string) {
 
 // session opens a session with one of the keys, and looks at the session until it ends.
 func (w *worker) session(ctx context.Context) {
-	n := w.pickLive()
+	n := w.pickIf(isLive)
 	if n < 0 {
 		return
 	}

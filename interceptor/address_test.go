@@ -2,15 +2,14 @@ package interceptor
 
 import (
 	"math"
-	"net"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/peer"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 )
 
 func proxied(t testing.TB) *config {
@@ -19,64 +18,6 @@ func proxied(t testing.TB) *config {
 		TrustProxy("X-Forwarded-For", netip.MustParsePrefix("10.0.0.0/8"),
 			netip.MustParsePrefix("fd00::/8")).apply(c))
 	return c
-}
-
-func TestForwarded(t *testing.T) {
-	p := &proxied(t).proxies
-	require.Equal(t, "x-forwarded-for", p.header)
-	for _, c := range []struct {
-		values []string
-		want   string // "" is unknown
-	}{
-		{nil, ""},
-		{[]string{""}, ""},
-		{[]string{"192.0.2.1"}, "192.0.2.1"},
-		{[]string{"192.0.2.1:443"}, "192.0.2.1"},
-		// the caller sent the first address
-		{[]string{"203.0.113.9, 192.0.2.1"}, "192.0.2.1"},
-		{[]string{"203.0.113.9", "192.0.2.1 , 10.1.1.1"}, "192.0.2.1"}, // in two lines
-		{[]string{"192.0.2.1", "10.1.1.1", "fd00::1,10.2.2.2"}, "192.0.2.1"},
-		{[]string{"10.1.1.1,10.2.2.2"}, "10.1.1.1"}, // the proxy itself is the caller
-		{[]string{"2001:db8::1"}, "2001:db8::1"},
-		{[]string{"[2001:db8::1]:443"}, "2001:db8::1"},
-		{[]string{"[2001:db8::1]"}, "2001:db8::1"},
-		{[]string{"::ffff:192.0.2.1"}, "192.0.2.1"},
-		{[]string{"fe80::1%eth0"}, "fe80::1"},
-		{[]string{"192.0.2.1, unknown"}, ""},
-		{[]string{"192.0.2.1, unknown, 10.1.1.1"}, ""},
-		{[]string{"192.0.2.1,"}, ""},
-		{[]string{"[192.0.2.1]"}, ""},
-		{[]string{"192.0.2.1:99999"}, ""},
-	} {
-		got := p.forwarded(c.values)
-		if c.want == "" {
-			require.False(t, got.IsValid(), "%q: %v", c.values, got)
-			continue
-		}
-		require.Equal(t, c.want, got.String(), "%q", c.values)
-	}
-}
-
-// For every text in the header, the address is unknown, or it is an address of the text, and only
-// addresses of proxies follow it.
-func FuzzForwarded(f *testing.F) {
-	f.Add("203.0.113.9, 192.0.2.1, 10.0.0.1")
-	f.Add("[2001:db8::1]:443,fd00::1")
-	f.Add(",,")
-	f.Fuzz(func(t *testing.T, value string) {
-		p := &proxied(t).proxies
-		got := p.forwarded([]string{value})
-		require.Equal(t, got, p.forwarded(strings.Split(value, ",")), "one line or several")
-		if !got.IsValid() {
-			return
-		}
-		require.False(t, got.Is4In6())
-		require.Empty(t, got.Zone())
-		// Text that the caller adds at the front changes nothing.
-		if !p.isProxy(got) {
-			require.Equal(t, got, p.forwarded([]string{"198.51.100.7", value}))
-		}
-	})
 }
 
 func TestTrustProxyRefuses(t *testing.T) {
@@ -120,10 +61,10 @@ func TestTrustProxyRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "cannot hold both the key and the caller's address")
 }
 
-// For every time to wait, the RetryInfo is valid.
-func TestRetryInfoIsValid(t *testing.T) {
+// The time to wait in a status is valid, and not negative.
+func TestRetryStatus(t *testing.T) {
 	for _, after := range []time.Duration{math.MaxInt64, 0, -1, math.MinInt64} {
-		for _, d := range retryStatus("R", "text", after).Details() {
+		for _, d := range retryStatus(admission.Throttled, after).Details() {
 			if r, ok := d.(*errdetails.RetryInfo); ok {
 				require.NoError(t, r.RetryDelay.CheckValid())
 				require.GreaterOrEqual(t, r.RetryDelay.AsDuration(), time.Duration(0), "%d", after)
@@ -131,45 +72,3 @@ func TestRetryInfoIsValid(t *testing.T) {
 		}
 	}
 }
-
-// peerAddr reads the address of the peer. Under ServeHTTP, middleware may set the address to any
-// text.
-func TestAddressOfAPeer(t *testing.T) {
-	tcp := &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 80}
-	for _, c := range []struct {
-		remote net.Addr
-		want   string // "" is unknown
-	}{
-		{tcp, "198.51.100.1"},
-		{textAddr("192.0.2.1:443"), "192.0.2.1"},
-		{textAddr("192.0.2.1"), "192.0.2.1"},
-		{textAddr("::ffff:192.0.2.1"), "192.0.2.1"},
-		{textAddr("2001:db8::1"), "2001:db8::1"},
-		{textAddr("[2001:db8::1]"), "2001:db8::1"},
-		{textAddr("[fe80::1%eth0]:80"), "fe80::1"},
-		{textAddr(""), ""},
-		{textAddr("@"), ""},
-		{textAddr("bufconn"), ""},
-		{textAddr("192.0.2.1, 192.0.2.2"), ""},
-		{textAddr("example.com:80"), ""},
-		{&net.UnixAddr{Name: "192.0.2.1", Net: "unix"}, ""},
-	} {
-		got := peerAddr(&peer.Peer{Addr: c.remote, LocalAddr: tcp})
-		if c.want == "" {
-			require.False(t, got.IsValid(), "%v: %v", c.remote, got)
-		} else {
-			require.Equal(t, c.want, got.String(), "%v", c.remote)
-		}
-		require.False(t,
-			peerAddr(
-				&peer.Peer{Addr: c.remote,
-					LocalAddr: &net.UnixAddr{Name: "s", Net: "unix"}}).IsValid(),
-			"on a unix socket")
-	}
-}
-
-// A textAddr is the address that ServeHTTP makes of http.Request.RemoteAddr.
-type textAddr string
-
-func (textAddr) Network() string  { return "tcp" }
-func (a textAddr) String() string { return string(a) }

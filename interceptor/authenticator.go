@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/failures"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -38,10 +39,10 @@ type Authenticator struct {
 	verifier    Verifier
 	credentials credentialReader
 	rules       ruleSet
-	proxies     proxies
+	proxies     admission.Proxies
 	failures    *failures.Limit // nil: failures are not limited
 	mapper      ErrorMapper     // nil: callers get the default status
-	log         refusalLog
+	log         admission.Log
 	observers   observers
 	syntax      syntaxStatuses
 
@@ -68,9 +69,9 @@ func New(v Verifier, opts ...Option) (*Authenticator, error) {
 		proxies:       c.proxies,
 		failures:      c.failures,
 		mapper:        c.mapper,
-		log:           refusalLog{logger: c.logger},
+		log:           admission.Log{Logger: c.logger},
 		observers:     c.observers,
-		syntax:        newSyntaxStatuses(c.credentials.headers[0]),
+		syntax:        newSyntaxStatuses(c.credentials.headers),
 		limitMessages: c.limitMessages,
 		cancelUnary:   c.cancelUnary,
 	}, nil
@@ -135,7 +136,7 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	}
 	key, err := a.verifier.Verify(call, text)
 	if err == nil && key == nil {
-		err = errNoKey
+		err = admission.ErrNoKey
 	}
 	if err != nil {
 		return nil, a.countFailure(call, withKeyID(text, err))
@@ -147,16 +148,16 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 // and has none, or if too many calls from the same address have failed.
 func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error) {
 	if r.missing {
-		return "", errNoRule
+		return "", admission.ErrNoRule
 	}
 	if a.failures != nil {
-		if wait := a.failures.Wait(a.proxies.clientAddr(call.Context)); wait > 0 {
-			return "", &throttledError{wait}
+		if err := admission.CheckFailures(a.failures, a.clientAddr(call.Context)); err != nil {
+			return "", err
 		}
 	}
 	text, err := a.credentials.credential(call)
-	if errors.Is(err, errMissing) && call.Context.Value(callKey{}) != nil {
-		err = errTwice
+	if errors.Is(err, admission.ErrMissing) && call.Context.Value(admission.SeenContext{}) != nil {
+		err = admission.ErrTwice
 	}
 	if err != nil {
 		return "", a.countFailure(call, err)
@@ -168,7 +169,7 @@ func (a *Authenticator) credentialFor(call *callContext, r rule) (string, error)
 // for the address of the caller.
 func (a *Authenticator) countFailure(call *callContext, err error) error {
 	if a.failures != nil && a.defaultStatus(call.Context, err).Code() == codes.Unauthenticated {
-		a.failures.Add(a.proxies.clientAddr(call.Context))
+		a.failures.Add(a.clientAddr(call.Context))
 	}
 	return err
 }
@@ -211,7 +212,7 @@ func (a *Authenticator) bind(call *callContext, r rule) (*keystore.Session, erro
 	}
 	session, err := a.verifier.Bind(call, text)
 	if err == nil && (session == nil || session.Key() == nil || session.Context() == nil) {
-		err = errNoKey
+		err = admission.ErrNoKey
 		if session != nil {
 			session.Close()
 		}

@@ -1,12 +1,11 @@
 package interceptor
 
 import (
-	"fmt"
 	"log/slog"
-	"slices"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/failures"
 )
 
@@ -15,7 +14,7 @@ type config struct {
 	credentials credentialReader
 	rules       ruleSet
 	extensions  []protoreflect.ExtensionType // of RulesFrom
-	proxies     proxies
+	proxies     admission.Proxies
 	failures    *failures.Limit // nil: LimitFailures was not given
 	mapper      ErrorMapper     // nil: the caller gets the default status
 	logger      *slog.Logger    // nil: LogRefusals was not given
@@ -38,14 +37,8 @@ func newConfig(opts []Option) (*config, error) {
 	if err := c.readRules(); err != nil {
 		return nil, err
 	}
-	headers := &c.credentials.headers
-	if len(*headers) == 0 {
-		*headers = []header{{name: "authorization", schemes: []string{"Bearer"}}}
-	}
-	holdsBoth := func(h header) bool { return h.name == c.proxies.header }
-	if slices.ContainsFunc(*headers, holdsBoth) {
-		return nil, fmt.Errorf("the header %q cannot hold both the key and the caller's address",
-			c.proxies.header)
+	if err := c.credentials.headers.SetDefault(&c.proxies); err != nil {
+		return nil, err
 	}
 	return c, nil
 }

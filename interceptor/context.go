@@ -6,28 +6,23 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
-
-// A contextKey is the context key for the *keystore.Key of a call.
-type contextKey struct{}
-
-// A callKey is the context key for the callContext of a call that an Authenticator has seen.
-type callKey struct{}
 
 // FromContext returns the key of the caller. Use FromContext in a handler, or in an interceptor
 // that runs after the Authenticator. FromContext returns false if the method is Public, and if the
 // method is Optional and the call has no credential.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {
-	k, ok := ctx.Value(contextKey{}).(*keystore.Key)
+	k, ok := ctx.Value(admission.KeyContext{}).(*keystore.Key)
 	return k, ok && k != nil
 }
 
 // NewContext returns a context for which FromContext returns k. Use NewContext to test a handler
 // without a server.
 func NewContext(ctx context.Context, k *keystore.Key) context.Context {
-	return context.WithValue(ctx, contextKey{}, k)
+	return context.WithValue(ctx, admission.KeyContext{}, k)
 }
 
 // A callContext is the context of a handler. It has the key of the caller, and the incoming
@@ -74,14 +69,14 @@ func (n *metadataNoter) Value(key any) any {
 }
 
 func (c *callContext) Value(key any) any {
-	if key == (contextKey{}) && c.key != nil {
+	if key == (admission.KeyContext{}) && c.key != nil {
 		return c.key
 	}
-	if key == (callKey{}) {
+	if key == (admission.SeenContext{}) {
 		return c
 	}
 	if key == (clientaddr.Key{}) {
-		return c.auth.proxies.clientAddr(c.Context)
+		return c.auth.clientAddr(c.Context)
 	}
 	value := c.Context.Value(key)
 	if md, ok := value.(metadata.MD); ok {

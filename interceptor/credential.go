@@ -2,56 +2,27 @@ package interceptor
 
 import (
 	"context"
-	"errors"
 	"maps"
-	"slices"
 	"strings"
 
 	"google.golang.org/grpc/metadata"
-)
 
-// A header is a metadata header that may hold a credential.
-type header struct {
-	name    string   // lower case
-	schemes []string // accepted before the key; "" accepts a key without a scheme
-}
-
-var (
-	errMissing     = errors.New("no credential")
-	errSeveral     = errors.New("several credentials")
-	errNoScheme    = errors.New("the credential has no scheme")
-	errWrongScheme = errors.New("the scheme of the credential is not accepted")
-	errInsecure    = errors.New("the connection is not secure")
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 )
 
 // A credentialReader finds the credential of a call.
 type credentialReader struct {
-	headers    []header
+	headers    admission.Headers
 	requireTLS bool
 }
 
 // credential returns the credential of a call. It does not check the form of the key.
 func (c *credentialReader) credential(call *callContext) (string, error) {
 	if c.requireTLS && !secure(call.Context) {
-		return "", errInsecure
+		return "", admission.ErrInsecure
 	}
-	found, credential := false, ""
-	var err error
 	md := call.incoming()
-	for i := range c.headers {
-		h := &c.headers[i]
-		for _, value := range valuesOf(md, h.name) {
-			if found {
-				return "", errSeveral
-			}
-			found = true
-			credential, err = h.credential(value)
-		}
-	}
-	if !found {
-		return "", errMissing
-	}
-	return credential, err
+	return c.headers.Credential(func(lower string) []string { return valuesOf(md, lower) })
 }
 
 // valuesOf returns the values of a name in md, not a copy. Otherwise valuesOf is
@@ -71,7 +42,7 @@ func valuesOf(md metadata.MD, lower string) []string {
 // present reports whether the call has an accepted header, even an empty one.
 func (c *credentialReader) present(ctx context.Context) bool {
 	for i := range c.headers {
-		if len(metadata.ValueFromIncomingContext(ctx, c.headers[i].name)) > 0 {
+		if len(metadata.ValueFromIncomingContext(ctx, c.headers[i].Name)) > 0 {
 			return true
 		}
 	}
@@ -89,40 +60,7 @@ func (c *credentialReader) strip(md metadata.MD) metadata.MD {
 		if len(name) > len(gateway) && strings.EqualFold(name[:len(gateway)], gateway) {
 			name = name[len(gateway):]
 		}
-		isName := func(h header) bool { return strings.EqualFold(h.name, name) }
-		return slices.ContainsFunc(c.headers, isName)
+		return c.headers.Has(name)
 	})
 	return md
-}
-
-// credential returns the key in a value of the header, without the scheme.
-func (h *header) credential(value string) (string, error) {
-	// In HTTP, white space around a value does not belong to the value (RFC 9110, section 5.5). Not
-	// every HTTP/2 library removes the white space.
-	value = strings.Trim(value, " \t")
-	if value == "" {
-		return "", errMissing
-	}
-	for _, scheme := range h.schemes {
-		if scheme == "" {
-			if !strings.ContainsAny(value, " \t") {
-				return value, nil
-			}
-			continue
-		}
-		if len(value) < len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
-			continue
-		}
-		rest := value[len(scheme):]
-		if rest == "" {
-			return "", errMissing
-		}
-		if rest[0] == ' ' {
-			return strings.TrimLeft(rest, " "), nil
-		}
-	}
-	if strings.ContainsAny(value, " \t") {
-		return "", errWrongScheme
-	}
-	return "", errNoScheme
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -46,11 +47,11 @@ func FuzzCredential(f *testing.F) {
 			require.True(t, strings.Contains(sent[0], credential))
 			require.Equal(t, credential, strings.Trim(credential, " "))
 		case len(sent) == 0:
-			require.Equal(t, errMissing, err)
+			require.Equal(t, admission.ErrMissing, err)
 		case len(sent) > 1:
-			require.Equal(t, errSeveral, err)
+			require.Equal(t, admission.ErrSeveral, err)
 		default:
-			require.Contains(t, []error{errMissing, errNoScheme, errWrongScheme}, err)
+			require.Contains(t, []error{admission.ErrMissing, admission.ErrNoScheme, admission.ErrWrongScheme}, err)
 		}
 		if err != nil {
 			require.Empty(t, credential)

@@ -1,14 +1,6 @@
 package interceptor
 
-import (
-	"fmt"
-	"math"
-	"time"
-
-	"golang.org/x/time/rate"
-
-	"github.com/grpc-api-key/grpc-api-key/internal/failures"
-)
+import "github.com/grpc-api-key/grpc-api-key/internal/admission"
 
 // LimitMessages applies the RateLimit of a key to each message that a stream receives, not only to
 // the opening of the stream. A stream that exceeds the limit ends with ResourceExhausted. Without
@@ -38,16 +30,8 @@ func LimitMessages() Option {
 // LimitFailures remembers the last 65,536 addresses that failed.
 func LimitFailures(perSecond float64, burst int) Option {
 	return Option{func(c *config) error {
-		if !(perSecond > 0) || math.IsInf(perSecond, 0) || burst < 1 {
-			return fmt.Errorf("LimitFailures: %v per second with a burst of %d: "+
-				"both must be positive and finite", perSecond, burst)
-		}
-		c.failures = failures.New(rate.Limit(perSecond), burst)
-		return nil
+		var err error
+		c.failures, err = admission.NewFailures(perSecond, burst)
+		return err
 	}}
 }
-
-// A throttledError means that too many calls from an address have failed.
-type throttledError struct{ retryAfter time.Duration }
-
-func (e *throttledError) Error() string { return "too many calls with bad credentials" }

@@ -2,13 +2,8 @@ package interceptor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
-
-	"google.golang.org/grpc/codes"
-
-	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 )
 
 // RequireRules refuses every call of a method without a rule, with PermissionDenied, before the
@@ -49,19 +44,6 @@ func addRules(option string, r rule, fullMethods []string) Option {
 		return nil
 	}}
 }
-
-var (
-	errNoRule = errors.New("the method has no rule")
-	// The first Authenticator removes the credential, so the second one would report a missing
-	// credential.
-	errTwice = errors.New("two Authenticators on one call")
-
-	noRuleStatus = errinfo.New(codes.PermissionDenied, "METHOD_HAS_NO_RULE",
-		"this method has no rule, and the server refuses methods without a rule", nil)
-	twiceStatus = errinfo.New(codes.Internal, "AUTHENTICATED_TWICE",
-		"the call passed two Authenticators: "+
-			"give the server the ServerOptions of one Authenticator, once", nil)
-)
 
 // needsNoKey reports whether the rule accepts the call without a key.
 func (a *Authenticator) needsNoKey(ctx context.Context, r rule) bool {

@@ -3,8 +3,6 @@ package interceptor
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime/debug"
 )
 
 // A Call describes a call that was refused, or that ended with its key.
@@ -67,14 +65,7 @@ func (a *Authenticator) notify(ctx context.Context, c Call) {
 
 // notifyOne calls one observer, and recovers its panic for the reason that mapStatus gives.
 func (a *Authenticator) notifyOne(ctx context.Context, c Call, f func(context.Context, Call)) {
-	defer func() {
-		if p := recover(); p != nil {
-			a.log.logFault(ctx, "function of Observe panicked",
-				"panic", truncate(fmt.Sprint(p), maxErrorText),
-				"reason", c.Refusal.Reason,
-				"method", printableMethod(c.Refusal.Method),
-				"stack", truncate(string(debug.Stack()), 4*maxErrorText))
-		}
-	}()
+	defer a.log.Recovered(ctx, "function of Observe panicked",
+		c.Refusal.Reason, methodAttr(c.Refusal.Method))
 	f(ctx, c)
 }

@@ -23,55 +23,7 @@ type Option struct {
 // headers or schemes, give Header several times. Upper and lower case do not matter in the name or
 // in the scheme (RFC 9110, sections 5.1 and 11.1).
 func Header(name, scheme string) Option {
-	return Option{func(c *config) error {
-		lower := strings.ToLower(name)
-		if err := checkHeader(lower); err != nil {
-			return fmt.Errorf("Header %q: %w", name, err)
-		}
-		if !isToken(scheme) {
-			return fmt.Errorf("Header %q: the scheme %q is not an RFC 9110 token", name, scheme)
-		}
-		headers := &c.credentials.headers
-		i := slices.IndexFunc(*headers, func(h header) bool { return h.name == lower })
-		if i < 0 {
-			i = len(*headers)
-			*headers = append(*headers, header{name: lower})
-		}
-		h := &(*headers)[i]
-		isScheme := func(s string) bool { return strings.EqualFold(s, scheme) }
-		if slices.ContainsFunc(h.schemes, isScheme) {
-			return fmt.Errorf("Header %q with the scheme %q is given twice", name, scheme)
-		}
-		h.schemes = append(h.schemes, scheme)
-		return nil
-	}}
-}
-
-// checkHeader returns an error if clients or proxies cannot set a metadata header with the
-// lower-case name.
-func checkHeader(lower string) error {
-	switch {
-	case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
-		return errors.New("a header name consists of letters, digits, '-', '_' and '.'")
-	case strings.HasSuffix(lower, "-bin"):
-		return errors.New("gRPC encodes headers whose name ends in -bin: choose another name")
-	case strings.HasPrefix(lower, "grpc-"):
-		return errors.New("gRPC reserves names that begin with grpc-: choose another name")
-	case slices.Contains([]string{"connection", "content-type", "host", "te", "user-agent"}, lower):
-		return errors.New("gRPC or HTTP/2 uses this header: choose another name")
-	}
-	return nil
-}
-
-// isToken reports whether s is empty or a token (RFC 9110, section 5.6.2).
-func isToken(s string) bool {
-	for _, c := range []byte(s) {
-		alnum := '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
-		if !alnum && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
-			return false
-		}
-	}
-	return true
+	return Option{func(c *config) error { return c.credentials.headers.Add(name, scheme) }}
 }
 
 // Public lets every caller call the methods. Callers need no key, and Public ignores a key that a

@@ -3,37 +3,41 @@ package interceptor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
-	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
-// The default statuses of refused calls and ended streams. The package comment lists all of them.
-var (
-	invalidStatus = errinfo.New(codes.Unauthenticated, "API_KEY_INVALID", "invalid API key", nil)
-	severalStatus = errinfo.New(codes.Unauthenticated, "CREDENTIALS_SEVERAL",
-		"the call carries several credentials: send one (gRPC sends the credentials of a call "+
-			"in addition to those of the connection)", nil)
-	insecureStatus = errinfo.New(codes.Unauthenticated, "INSECURE_TRANSPORT",
-		"this server accepts API keys over TLS only", nil)
-	revokedStatus = errinfo.New(codes.Unauthenticated, "API_KEY_REVOKED",
-		"the API key was revoked", nil)
-	expiredStatus = errinfo.New(codes.Unauthenticated, "API_KEY_EXPIRED",
-		"the API key, or this secret of the key, has expired", nil)
-	changedStatus = errinfo.New(codes.Unavailable, "API_KEY_CHANGED",
-		"the API key was changed: open the stream again", nil,
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)})
-	unavailableStatuses = newUnavailableStatuses()
-)
+// statuses are the default statuses of refused calls and ended streams, as far as they are constant.
+// The package comment lists all of them.
+var statuses = [admission.NumKinds]*status.Status{
+	admission.Several:  kindStatus(codes.Unauthenticated, admission.Several),
+	admission.Insecure: kindStatus(codes.Unauthenticated, admission.Insecure),
+	admission.NoRule:   kindStatus(codes.PermissionDenied, admission.NoRule),
+	admission.Twice:    kindStatus(codes.Internal, admission.Twice),
+	admission.Invalid:  kindStatus(codes.Unauthenticated, admission.Invalid),
+	admission.Revoked:  kindStatus(codes.Unauthenticated, admission.Revoked),
+	admission.Expired:  kindStatus(codes.Unauthenticated, admission.Expired),
+	admission.Changed: kindStatus(codes.Unavailable, admission.Changed,
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)}),
+}
+
+var unavailableStatuses = newUnavailableStatuses()
+
+// kindStatus returns a status with the reason and the text of a Kind.
+func kindStatus(
+	code codes.Code, k admission.Kind, more ...protoadapt.MessageV1,
+) *status.Status {
+	return errinfo.New(code, k.Reason(), k.Text(), nil, more...)
+}
 
 // newUnavailableStatuses returns statuses that differ in the delay of the RetryInfo: from half a
 // second to one and a half seconds. All clients of a server may be refused at the same moment, and
@@ -41,8 +45,7 @@ var (
 func newUnavailableStatuses() (all [16]*status.Status) {
 	for i := range all {
 		delay := time.Second/2 + time.Second*time.Duration(i)/time.Duration(len(all)-1)
-		all[i] = errinfo.New(codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE",
-			"the server cannot check API keys now: try again", nil,
+		all[i] = kindStatus(codes.Unavailable, admission.Unavailable,
 			&errdetails.RetryInfo{RetryDelay: durationpb.New(delay)})
 	}
 	return all
@@ -57,30 +60,23 @@ func unavailableStatus() *status.Status {
 // tells the client which header to send.
 type syntaxStatuses struct{ missing, noScheme, wrongScheme *status.Status }
 
-func newSyntaxStatuses(h header) syntaxStatuses {
-	value := strings.TrimLeft(h.schemes[0]+" <key>", " ")
-	send := fmt.Sprintf("send it as metadata, %s: %s", h.name, value)
-	refuse := func(reason, text string) *status.Status {
-		return errinfo.New(codes.Unauthenticated, reason, text+": "+send, nil)
+func newSyntaxStatuses(h admission.Headers) syntaxStatuses {
+	send := ": send it as metadata, " + h.SendHint()
+	refuse := func(k admission.Kind) *status.Status {
+		return errinfo.New(codes.Unauthenticated, k.Reason(), k.Text()+send, nil)
 	}
 	return syntaxStatuses{
-		missing: refuse("CREDENTIALS_MISSING", "the call has no API key"),
-		noScheme: refuse("CREDENTIALS_SCHEME_MISSING",
-			"the API key has no scheme before it"),
-		wrongScheme: refuse("CREDENTIALS_SCHEME_INVALID",
-			"the API key has a scheme that this server does not accept"),
+		missing:     refuse(admission.Missing),
+		noScheme:    refuse(admission.NoScheme),
+		wrongScheme: refuse(admission.WrongScheme),
 	}
 }
 
-func retryStatus(reason, text string, after time.Duration) *status.Status {
-	return errinfo.New(codes.ResourceExhausted, reason, text, nil,
+// retryStatus returns the status for a call that exceeds a limit.
+func retryStatus(k admission.Kind, after time.Duration) *status.Status {
+	return kindStatus(codes.ResourceExhausted, k,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(max(0, after))})
 }
-
-// A scopeError means that a valid key lacks a scope.
-type scopeError struct{ status *status.Status }
-
-func (e *scopeError) Error() string { return e.status.Message() }
 
 // refusalStatus reports a refused call and returns the status for the client. known says that the
 // server has the method: see Call.
@@ -98,7 +94,11 @@ func (a *Authenticator) refusalStatus(
 func (a *Authenticator) report(
 	ctx context.Context, message string, known bool, r *Refusal, code codes.Code,
 ) {
-	a.log.logRefusal(ctx, message, r, code)
+	a.log.Refusal(ctx, admission.Line{
+		Message: message, Where: methodAttr(r.Method), Reason: r.Reason, KeyID: r.KeyID,
+		Addr: r.Addr, Proxy: r.Proxy, Err: r.err,
+		Fault: code == codes.Unavailable || code == codes.Internal,
+	})
 	if len(a.observers) > 0 {
 		a.notify(ctx, newCall(message, known, r))
 	}
@@ -106,69 +106,34 @@ func (a *Authenticator) report(
 
 // defaultStatus returns the status for a refused call, before an ErrorMapper changes it.
 func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.Status {
-	var scope *scopeError
-	var limited *keystore.RateLimitError
-	var throttled *throttledError
-	switch {
-	case errors.Is(err, errMissing):
+	switch k := admission.KindOf(err); k {
+	case admission.Missing:
 		return a.syntax.missing
-	case errors.Is(err, errSeveral):
-		return severalStatus
-	case errors.Is(err, errNoScheme):
+	case admission.NoScheme:
 		return a.syntax.noScheme
-	case errors.Is(err, errWrongScheme):
+	case admission.WrongScheme:
 		return a.syntax.wrongScheme
-	case errors.Is(err, errInsecure):
-		return insecureStatus
-	case errors.Is(err, errNoRule):
-		return noRuleStatus
-	case errors.Is(err, errTwice):
-		return twiceStatus
-	case errors.As(err, &scope):
-		return scope.status
-	case errors.Is(err, keystore.ErrDenied):
-		return invalidStatus
-	case errors.As(err, &limited):
-		return retryStatus("RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit",
-			limited.RetryAfter)
-	case errors.As(err, &throttled):
-		return retryStatus("AUTH_THROTTLED", "too many calls with bad credentials",
-			throttled.retryAfter)
-	case errors.Is(err, keystore.ErrNarrowed):
-		return changedStatus
-	case ctx.Err() != nil:
-		return status.FromContextError(ctx.Err())
-	default:
-		return unavailableStatus()
-	}
-}
-
-// endedByStore reports whether the store ended a bound context that has the cause. Otherwise the
-// context is still live, or its parent has ended.
-func endedByStore(cause error) bool {
-	for _, storeErr := range []error{
-		keystore.ErrDenied, keystore.ErrNarrowed, keystore.ErrClosed, keystore.ErrUnavailable,
-	} {
-		if errors.Is(cause, storeErr) {
-			return true
+	case admission.Scope:
+		var scope *admission.ScopeError
+		errors.As(err, &scope)
+		return errinfo.MissingScope(scope.Scopes)
+	case admission.RateLimited, admission.Throttled:
+		return retryStatus(k, admission.RetryAfter(err))
+	case admission.Unavailable:
+		if ctx.Err() != nil {
+			return status.FromContextError(ctx.Err())
 		}
+		return unavailableStatus()
+	default:
+		return statuses[k]
 	}
-	return false
 }
 
 // endStatus returns the status for the client of a stream that ended with its key, before an
 // ErrorMapper changes it.
 func endStatus(cause error) *status.Status {
-	switch {
-	case errors.Is(cause, keystore.ErrRevoked):
-		return revokedStatus
-	case errors.Is(cause, keystore.ErrExpired):
-		return expiredStatus
-	case errors.Is(cause, keystore.ErrDenied):
-		return invalidStatus
-	case errors.Is(cause, keystore.ErrNarrowed):
-		return changedStatus
-	default:
-		return unavailableStatus()
+	if k := admission.EndKind(cause); k != admission.Unavailable {
+		return statuses[k]
 	}
+	return unavailableStatus()
 }

@@ -6,17 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime/debug"
-	"strings"
-	"sync"
-	"unicode"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/token"
-	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 )
 
 // A Refusal is the error that an ErrorMapper gets. It contains the reason why a call was refused,
@@ -68,44 +62,11 @@ func (r *Refusal) Error() string {
 // Unwrap returns the error of the Verifier, or an unexported error of this package.
 func (r *Refusal) Unwrap() error { return r.err }
 
-// errNoKey replaces the result of a faulty Verifier that returned neither a key nor an error.
-var errNoKey = fmt.Errorf("the Verifier returned no key and no error: %w", keystore.ErrUnavailable)
-
-// reasonOf returns the Reason for a Refusal that wraps err.
-func reasonOf(err error) string {
-	var scope *scopeError
-	var throttled *throttledError
-	switch {
-	case errors.Is(err, errMissing):
-		return "missing"
-	case errors.Is(err, errNoScheme), errors.Is(err, errWrongScheme):
-		return "scheme"
-	case errors.Is(err, errSeveral):
-		return "several"
-	case errors.Is(err, errInsecure):
-		return "insecure"
-	case errors.Is(err, errNoRule):
-		return "no_rule"
-	case errors.Is(err, errTwice):
-		return "twice"
-	case errors.As(err, &scope):
-		return "scope"
-	case errors.As(err, &throttled):
-		return "throttled"
-	default:
-		return keystore.Reason(err)
-	}
-}
-
 // withKeyID adds the ID of the key to an error of the Verifier, if the error proves that the token
-// has the secret of the key. The proof is the kind of the error: a Verifier returns these errors
-// only after a comparison of the secrets.
+// has the secret of the key.
 func withKeyID(text string, err error) error {
-	switch keystore.Reason(err) {
-	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "narrowed":
-		if id, ok := token.Parse(text); ok {
-			return &Refusal{KeyID: id.String(), err: err}
-		}
+	if id := admission.ProvenKeyID(text, err); id != "" {
+		return &Refusal{KeyID: id, err: err}
 	}
 	return err
 }
@@ -117,8 +78,8 @@ func (a *Authenticator) newRefusal(ctx context.Context, fullMethod string, err e
 	if known := (*Refusal)(nil); errors.As(err, &known) {
 		r.KeyID, r.err = known.KeyID, known.err
 	}
-	addr, through := a.proxies.client(ctx)
-	r.Reason, r.Method, r.Addr, r.Proxy = reasonOf(r.err), fullMethod, addr, through.String()
+	addr, through := a.client(ctx)
+	r.Reason, r.Method, r.Addr, r.Proxy = admission.ReasonOf(r.err), fullMethod, addr, through.String()
 	return r
 }
 
@@ -132,15 +93,8 @@ func (a *Authenticator) mapStatus(
 		return byDefault
 	}
 	st = byDefault
-	defer func() {
-		if p := recover(); p != nil {
-			a.log.logFault(ctx, "ErrorMapper panicked: the caller gets the default status",
-				"panic", truncate(fmt.Sprint(p), maxErrorText),
-				"reason", r.Reason,
-				"method", printableMethod(r.Method),
-				"stack", truncate(string(debug.Stack()), 4*maxErrorText))
-		}
-	}()
+	defer a.log.Recovered(ctx, "ErrorMapper panicked: the caller gets the default status",
+		r.Reason, methodAttr(r.Method))
 	mapped := a.mapper(ctx, r.Method, r, byDefault)
 	if mapped.Code() != codes.OK { // the code of a nil Status is OK
 		return mapped
@@ -187,140 +141,11 @@ func LogRefusals(logger *slog.Logger) Option {
 }
 
 const (
-	maxMethodText = 256
-	maxErrorText  = 1024
-	logBurst      = 10
-	logPerSecond  = 1
-)
-
-// printableMethod returns a method for the log: truncated, and with \ufffd in place of each
-// unprintable character. The JSON handler of slog does not escape the characters that reverse the
-// direction of text.
-func printableMethod(method string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, truncate(method, maxMethodText))
-}
-
-// truncate returns text if text has at most n bytes. Otherwise truncate returns the first n bytes,
-// and the length of text.
-func truncate(text string, n int) string {
-	if len(text) > n {
-		text = fmt.Sprintf("%s… (%d bytes)", text[:n], len(text))
-	}
-	return strings.ToValidUTF8(text, "\ufffd")
-}
-
-// A refusalLog logs refusals, but drops lines in a flood. The zero value logs only faults of the
-// program.
-type refusalLog struct {
-	logger *slog.Logger // nil: LogRefusals was not given
-
-	mu      sync.Mutex
-	samples map[sampleKey]*sample
-}
-
-// A sampleKey identifies lines that share a bucket. Both fields have few different values.
-type sampleKey struct{ message, reason string }
-
-type sample struct {
-	bucket     *rate.Limiter
-	suppressed uint64
-}
-
-// allow reports whether a line may be logged now, and how many lines were dropped before this line.
-func (l *refusalLog) allow(message, reason string) (suppressed uint64, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	key := sampleKey{message, reason}
-	s := l.samples[key]
-	if s == nil {
-		s = &sample{bucket: rate.NewLimiter(logPerSecond, logBurst)}
-		if l.samples == nil {
-			l.samples = make(map[sampleKey]*sample)
-		}
-		l.samples[key] = s
-	}
-	if !s.bucket.Allow() {
-		s.suppressed++
-		return 0, false
-	}
-	suppressed, s.suppressed = s.suppressed, 0
-	return suppressed, true
-}
-
-const (
 	callRefused = "gRPC call refused"
 	callEnded   = "gRPC call ended with its API key"
 )
 
-// logRefusal logs a refusal. The code is the code before an ErrorMapper changes the status.
-func (l *refusalLog) logRefusal(ctx context.Context, message string, r *Refusal, code codes.Code) {
-	logger := l.logger
-	if logger == nil {
-		if !errors.Is(r.err, errNoKey) {
-			return
-		}
-		logger = slog.Default()
-	}
-	level, fault := slog.LevelWarn, false
-	switch r.Reason {
-	case "canceled", "deadline":
-		level = slog.LevelInfo
-	case "narrowed":
-	default:
-		if fault = code == codes.Unavailable || code == codes.Internal; fault {
-			level = slog.LevelError
-		}
-	}
-	attrs := []slog.Attr{
-		slog.String("reason", r.Reason),
-		slog.String("method", printableMethod(r.Method)),
-	}
-	if r.KeyID != "" {
-		attrs = append(attrs, slog.String("key", r.KeyID))
-	}
-	if r.Addr.IsValid() {
-		attrs = append(attrs, slog.String("addr", r.Addr.String()))
-	}
-	if r.Proxy != "" {
-		attrs = append(attrs, slog.String("proxy", r.Proxy))
-	}
-	if fault {
-		attrs = append(attrs, slog.String("error", truncate(r.err.Error(), maxErrorText)))
-	}
-	l.write(ctx, logger, level, message, r.Reason, attrs)
-}
-
-// logFault logs a fault of the program.
-func (l *refusalLog) logFault(ctx context.Context, message string, args ...any) {
-	logger := l.logger
-	if logger == nil {
-		logger = slog.Default()
-	}
-	attrs := slog.Group("", args...).Value.Group()
-	l.write(ctx, logger, slog.LevelError, message, "", attrs)
-}
-
-// write logs a line if the bucket of the message and reason allows one. Otherwise write counts the
-// line.
-func (l *refusalLog) write(
-	ctx context.Context, logger *slog.Logger, level slog.Level,
-	message, reason string, attrs []slog.Attr,
-) {
-	defer func() { _ = recover() }() // for the reason that mapStatus gives
-	if !logger.Enabled(ctx, level) {
-		return
-	}
-	suppressed, ok := l.allow(message, reason)
-	if !ok {
-		return
-	}
-	if suppressed > 0 {
-		attrs = append(attrs, slog.Uint64("suppressed", suppressed))
-	}
-	logger.LogAttrs(ctx, level, message, attrs...)
+// methodAttr is the attribute for a method in the log.
+func methodAttr(method string) slog.Attr {
+	return slog.String("method", admission.Printable(method))
 }

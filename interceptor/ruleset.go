@@ -3,39 +3,24 @@ package interceptor
 import (
 	"fmt"
 
-	"google.golang.org/grpc/status"
-
-	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
 // A rule states which callers may call a method. The zero rule accepts every valid key.
 type rule struct {
-	public       bool
-	optional     bool // a call without a credential is accepted, without a key
-	missing      bool // RequireRules was given, and the method has no rule
-	scopes       []string
-	anyOf        bool           // the key needs one of the scopes, not all
-	fromProto    bool           // from RulesFrom: the server may lack the method
-	deniedStatus *status.Status // for a key that lacks the scopes
+	public    bool
+	optional  bool // a call without a credential is accepted, without a key
+	missing   bool // RequireRules was given, and the method has no rule
+	scopes    []string
+	anyOf     bool // the key needs one of the scopes, not all
+	fromProto bool // from RulesFrom: the server may lack the method
 }
 
 // allows returns nil if the key has the scopes of the rule, or else a *Refusal.
 func (r rule) allows(k *keystore.Key) error {
-	if len(r.scopes) == 0 {
-		return nil
-	}
-	for _, s := range r.scopes {
-		if k.HasScope(s) != r.anyOf {
-			continue // does not decide yet
-		}
-		if r.anyOf {
-			return nil
-		}
-		return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
-	}
-	if r.anyOf {
-		return &Refusal{KeyID: k.ID, err: &scopeError{r.deniedStatus}}
+	if err := admission.CheckScopes(k, r.scopes, r.anyOf); err != nil {
+		return &Refusal{KeyID: k.ID, err: err}
 	}
 	return nil
 }
@@ -63,9 +48,6 @@ func (s *ruleSet) add(fullMethod string, r rule) error {
 	}
 	if _, ok := rules[name]; ok {
 		return fmt.Errorf("%q already has a rule: give each method one rule", fullMethod)
-	}
-	if len(r.scopes) > 0 {
-		r.deniedStatus = errinfo.MissingScope(r.scopes)
 	}
 	rules[name] = r
 	return nil

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -135,7 +136,7 @@ func (a *Authenticator) newStream(
 	s.clientStatus = sync.OnceValue(func() *status.Status {
 		return a.mapStatus(call, refusal(), endStatus(s.session.Cause()))
 	})
-	if a.log.logger != nil || len(a.observers) > 0 {
+	if a.log.Logger != nil || len(a.observers) > 0 {
 		s.reportEnd = sync.OnceFunc(func() {
 			code := endStatus(s.session.Cause()).Code()
 			a.report(call, callEnded, known, refusal(), code)
@@ -156,7 +157,7 @@ func (a *Authenticator) newStream(
 	s.statusWritten = make(chan struct{})
 	s.stopWatch = session.OnEnd(func() {
 		defer close(s.statusWritten)
-		if endedByStore(s.session.Cause()) {
+		if admission.EndedByStore(s.session.Cause()) {
 			// An error means that the connection is closed, which unblocks the handler too.
 			_ = s.transport.WriteStatus(s.clientStatus())
 			s.reportIfEnded()
@@ -177,7 +178,7 @@ func (s *stream) finish() {
 	case interruptible:
 		if !s.stopWatch() {
 			<-s.statusWritten
-		} else if endedByStore(s.session.Cause()) {
+		} else if admission.EndedByStore(s.session.Cause()) {
 			_ = s.transport.WriteStatus(s.clientStatus())
 		}
 	}
@@ -186,7 +187,7 @@ func (s *stream) finish() {
 // reportIfEnded reports once that the stream ended with its key, if it did. Call reportIfEnded after
 // the client got the status, because a logger may block.
 func (s *stream) reportIfEnded() {
-	if s.reportEnd != nil && s.limitStatus.Load() == nil && endedByStore(s.session.Cause()) {
+	if s.reportEnd != nil && s.limitStatus.Load() == nil && admission.EndedByStore(s.session.Cause()) {
 		s.reportEnd()
 	}
 }
@@ -197,7 +198,7 @@ func (s *stream) ended() error {
 	if st := s.limitStatus.Load(); st != nil {
 		return st.Err()
 	}
-	if cause := s.session.Cause(); cause == nil || !endedByStore(cause) {
+	if cause := s.session.Cause(); cause == nil || !admission.EndedByStore(cause) {
 		return nil
 	}
 	return s.clientStatus().Err()
@@ -207,7 +208,7 @@ func (s *stream) Context() context.Context { return s.ctx }
 
 // hasEnded reports whether ended returns an error. Once true, hasEnded stays true.
 func (s *stream) hasEnded() bool {
-	return s.limitStatus.Load() != nil || endedByStore(s.session.Cause())
+	return s.limitStatus.Load() != nil || admission.EndedByStore(s.session.Cause())
 }
 
 func (s *stream) SetHeader(md metadata.MD) error {

@@ -70,6 +70,12 @@ const (
 
 // A Hasher makes digests and matches tokens with digests. The methods must be safe for concurrent
 // use. The methods must neither keep nor modify their arguments.
+//
+// A Hasher may have two more methods, for the digests that other systems have made. If the method
+// Slow() bool returns true, a match takes long enough that strangers could use up the CPU with
+// wrong tokens: a store then runs one match of the scheme at a time. The method
+// WellFormed(sum []byte) bool reports whether Match can match a digest with this Sum: a store
+// imports no other digest of the scheme.
 type Hasher interface {
 	// Digest returns a digest of the token. Two calls may differ.
 	Digest(token string) Digest
@@ -285,6 +291,33 @@ func (k *keyring) Schemes() []string {
 		schemes[i] = m.digest.Scheme
 	}
 	return schemes
+}
+
+// SlowSchemes returns the schemes of the hashers that have a method Slow, if Slow returns true. A
+// store calls SlowSchemes, if a Hasher has this method, to find out which matches to run one at a
+// time.
+func (k *keyring) SlowSchemes() (schemes []string) {
+	for _, m := range k.members {
+		if h, ok := m.hasher.(interface{ Slow() bool }); ok && h.Slow() {
+			schemes = append(schemes, m.digest.Scheme)
+		}
+	}
+	return schemes
+}
+
+// Recognizes reports whether a hasher of the keyring can match a digest. A store calls Recognizes,
+// if a Hasher has this method, before it imports a digest.
+func (k *keyring) Recognizes(d Digest) bool {
+	for _, m := range k.members {
+		if m.digest.Scheme != d.Scheme {
+			continue
+		}
+		if h, ok := m.hasher.(interface{ WellFormed(sum []byte) bool }); ok {
+			return h.WellFormed(d.Sum)
+		}
+		return len(d.Sum) == len(m.digest.Sum)
+	}
+	return false
 }
 
 // HasEarlier reports whether Match can return MatchOutdated. A store calls HasEarlier, if a Hasher

@@ -43,7 +43,7 @@ type Format struct {
 // 22 and gives the secret at least 112 bits. The whole token has at most [MaxLength] bytes. If a
 // rule is broken, the error explains what is wrong and what to use instead.
 func NewFormat(prefix string, length int, charset string) (*Format, error) {
-	if !validPrefix(prefix) {
+	if !ValidPrefix(prefix) {
 		// The error does not quote the prefix, because a user may have passed a token by mistake.
 		return nil, fmt.Errorf("the prefix of %d bytes is invalid: "+
 			"use 1 to %d ASCII letters, digits and inner underscores, such as my_api",

@@ -72,7 +72,7 @@ func Parse(s string) (ID, bool) {
 	tail := tailStart(s)
 	second := tail - len("_")
 	first := second - idLen - len("_")
-	if first < 1 || s[first] != '_' || s[second] != '_' || !validPrefix(s[:first]) {
+	if first < 1 || s[first] != '_' || s[second] != '_' || !ValidPrefix(s[:first]) {
 		return ID{}, false
 	}
 	if len(s)-tail < minSecret+checksumLen {
@@ -193,8 +193,8 @@ func IDInHint(hint string) string {
 	return hint[end-idLen : end]
 }
 
-// validPrefix reports whether s can be the prefix of a token.
-func validPrefix(s string) bool {
+// ValidPrefix reports whether s can be the prefix of a token.
+func ValidPrefix(s string) bool {
 	if len(s) == 0 || len(s) > maxPrefix || s[0] == '_' || s[len(s)-1] == '_' {
 		return false
 	}

@@ -206,11 +206,11 @@ func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, er
 			return 0, err
 		}
 	}
-	from, to, err := q.keyRange()
+	entries, err := s.scanKeys(ctx, q, false)
 	if err != nil {
 		return 0, err
 	}
-	for _, err := range s.backend.Scan(ctx, from, to) {
+	for _, err := range entries {
 		if errors.Is(err, ErrCorrupt) {
 			return most + 1, nil // countWanted knows which damage matters
 		}
@@ -262,7 +262,7 @@ func (s *Store) watchAdded(ctx context.Context) (added func() (bool, error)) {
 
 // wantsRevoked reports whether RevokeAll has to revoke a key.
 func (q *Query) wantsRevoked(kr *keyRecord) bool {
-	return kr.record.RevokedAt == 0 && q.selects(&kr.cached().key)
+	return kr.record.RevokedAt == 0 && q.selects(&kr.cached().key) && q.knowsUses(kr)
 }
 
 // stillWanted is wantsRevoked for a key that was selected some time ago, and may have been used

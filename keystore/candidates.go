@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,11 +31,7 @@ type candidate struct {
 func (s *Store) candidates(
 	ctx context.Context, q *Query, used bool, yield func(candidate, error) bool,
 ) error {
-	from, to, err := q.keyRange()
-	if err != nil {
-		return err
-	}
-	entries, err := s.scan(ctx, q.Newest, from, to)
+	entries, err := s.scanKeys(ctx, q, q.Newest)
 	if err != nil {
 		return err
 	}
@@ -225,48 +222,79 @@ func (s *Store) readTogether(
 	return entries[:len(ids)], entries[len(ids):], nil
 }
 
-// keyRange returns the range of storage keys of the records that the query may select: from <= key <
-// to. If the query has an owner, the storage keys are of the owner index.
-func (q *Query) keyRange() (from, to []byte, err error) {
-	from, to = spaceOf(keySpace)
-	if q.Owner != "" {
-		from = ownerPrefix(q.Owner)
-		to = after(from)
-	}
-	first, end, err := q.idRange()
-	if err != nil {
-		return nil, nil, err
-	}
-	prefix := from[:len(from):len(from)]
-	from = append(prefix, first...)
-	if end != nil {
-		to = append(prefix, end...)
-	}
-	return from, to, nil
-}
+// An idRange is a range of IDs, as bytes: first <= ID < end. A nil end is no limit.
+type idRange struct{ first, end []byte }
 
-// idRange returns the range of the IDs that the query may select, as bytes: first <= ID < end. A
-// nil end is no limit.
-func (q *Query) idRange() (first, end []byte, err error) {
+// idRanges returns the ranges of the IDs that the query may select, in ascending order. The IDs of
+// imported keys say nothing about the time of creation.
+func (q *Query) idRanges() ([]idRange, error) {
+	all := []idRange{{}}
 	if !q.CreatedAfter.IsZero() {
-		id := token.First(q.CreatedAfter.Add(-maxLead))
-		first = id[:]
+		if id := token.First(q.CreatedAfter.Add(-maxLead)); !isImported(id) {
+			all = []idRange{{nil, importedEnd[:]}, {id[:], nil}}
+		}
 	}
 	if q.Cursor == "" {
-		return first, nil, nil
+		return all, nil
 	}
 	cursor, err := parseID("Query.Cursor: ", q.Cursor)
 	if err != nil {
-		return nil, nil, err
-	}
-	if q.Newest {
-		return first, cursor[:], nil
+		return nil, err
 	}
 	next := append(cursor[:], 0) // the smallest text of bytes after the cursor
-	if string(next) > string(first) {
-		first = next
+	var ranges []idRange
+	for _, r := range all {
+		switch {
+		case q.Newest && (r.end == nil || string(cursor[:]) < string(r.end)):
+			r.end = cursor[:]
+		case !q.Newest && string(next) > string(r.first):
+			r.first = next
+		}
+		if r.end == nil || string(r.first) < string(r.end) {
+			ranges = append(ranges, r)
+		}
 	}
-	return first, nil, nil
+	return ranges, nil
+}
+
+// scanKeys returns the entries of the records that the query may select, in descending order if
+// newest is true. If the query has an owner, the entries are of the owner index.
+func (s *Store) scanKeys(
+	ctx context.Context, q *Query, newest bool,
+) (iter.Seq2[backend.Entry, error], error) {
+	prefix, end := spaceOf(keySpace)
+	if q.Owner != "" {
+		prefix = ownerPrefix(q.Owner)
+		end = after(prefix)
+	}
+	ranges, err := q.idRanges()
+	if err != nil {
+		return nil, err
+	}
+	var scans []iter.Seq2[backend.Entry, error]
+	for _, r := range ranges {
+		to := end
+		if r.end != nil {
+			to = slices.Concat(prefix, r.end)
+		}
+		scan, err := s.scan(ctx, newest, slices.Concat(prefix, r.first), to)
+		if err != nil {
+			return nil, err
+		}
+		scans = append(scans, scan)
+	}
+	if newest {
+		slices.Reverse(scans)
+	}
+	return func(yield func(backend.Entry, error) bool) {
+		for _, scan := range scans {
+			for e, err := range scan {
+				if !yield(e, err) {
+					return
+				}
+			}
+		}
+	}, nil
 }
 
 // scan returns the entries of the backend with from <= key < to, in descending order if newest is

@@ -342,7 +342,7 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 			Key: key, Value: value, Expect: before.revision, Revision: kr.revision,
 			Restricts: restricts(event),
 		})
-		if before.revision == 0 && !p.creates() { // a Restore adds the key: see graveyard.go
+		if before.revision == 0 && !p.creates() { // a Restore or an Import: see graveyard.go
 			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave})
 		}
 	}
@@ -376,7 +376,8 @@ func (p *prepared) creates() bool { return p.event.Action == record.Action_ACTIO
 // the clocks of the processes differ.
 func (p *prepared) assignStamp(s *sequencer.Sequencer) {
 	if p.stamp == 0 {
-		adds := p.creates() || p.event.Action == record.Action_ACTION_RESTORE
+		adds := p.creates() || p.event.Action == record.Action_ACTION_RESTORE ||
+			p.event.Action == record.Action_ACTION_IMPORT
 		p.stamp = s.BeginAfter(p.lastStamp, adds)
 	}
 	if p.guard == nil {

@@ -27,7 +27,7 @@ type storeCounts struct {
 }
 
 // numActions is one more than the largest record.Action.
-const numActions = record.Action_ACTION_CREDITS + 1
+const numActions = record.Action_ACTION_IMPORT + 1
 
 // Each hit of Verify that takes no lock counts once, under one of the first two kinds: a second
 // counter would cost a few nanoseconds. The fence counts the other hits and the misses.

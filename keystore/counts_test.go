@@ -149,8 +149,8 @@ func TestStatsCountHits(t *testing.T) {
 func TestStatsCountChanges(t *testing.T) {
 	s := inMemory(t)
 	words := slices.Sorted(maps.Keys(s.Stats().Changes))
-	require.Equal(t, []keystore.Action{"create", "credits", "disable", "enable", "purge", "rehash",
-		"restore", "revoke", "rotate", "update"}, words, "from the beginning")
+	require.Equal(t, []keystore.Action{"create", "credits", "disable", "enable", "import", "purge",
+		"rehash", "restore", "revoke", "rotate", "update"}, words, "from the beginning")
 	ctx := t.Context()
 	other := inMemory(t)
 	create(t, other, keystore.Spec{})

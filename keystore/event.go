@@ -50,6 +50,7 @@ const (
 	ActionRestore Action = "restore" // the key was taken from a backup
 	ActionCredits Action = "credits" // SetCredits or AddCredits
 	ActionPurge   Action = "purge"   // the key was removed; Revision is the last of the key
+	ActionImport  Action = "import"  // the key was taken from another system
 )
 
 var actions = map[record.Action]Action{
@@ -63,6 +64,7 @@ var actions = map[record.Action]Action{
 	record.Action_ACTION_RESTORE: ActionRestore,
 	record.Action_ACTION_PURGE:   ActionPurge,
 	record.Action_ACTION_CREDITS: ActionCredits,
+	record.Action_ACTION_IMPORT:  ActionImport,
 }
 
 type actorKey struct{}

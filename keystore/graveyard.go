@@ -17,26 +17,27 @@ import (
 // Restore cannot bring the key back.
 //
 // A grave is full or empty. A full grave is the record of a purged key. An empty grave belongs to a
-// key that Restore has added, and says nothing.
+// key that Restore or Import has added, and says nothing.
 //
 // The invariants:
 //
 //  1. No key has both a record and a full grave. A full grave never changes. So a purged key stays
 //     purged.
-//  2. Purge and Restore are the only changes that delete a record, or add a record of an ID that
-//     may have existed before. Each of these changes writes the grave of the key in the same Apply,
+//  2. Purge, Restore and Import are the only changes that delete a record, or add a record of an ID
+//     that may have existed before. Each of these changes writes the grave of the key in the same Apply,
 //     with the revision of the grave that the change has read. No change deletes a grave.
 //
 //  3. No event of a key follows the event that filled its grave. So a full grave needs no stamp of
 //     the last event, as the record of a key in a store of several processes does.
 //
-// Invariant 3 follows from invariant 1: a key with a full grave has no record, only Restore changes
-// a key without a record, and Restore leaves a full grave alone. Invariant 1 follows from
+// Invariant 3 follows from invariant 1: a key with a full grave has no record, only Restore and
+// Import change a key without a record, and both leave a full grave alone. Invariant 1 follows from
 // invariant 2. Suppose that Restore finds neither a record nor a grave.
 // Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
 // record, and the revision of the record alone would not show that time has passed. But the
 // revision of the grave does: the first Restore expects no grave, and gets ErrConflict. For this
-// reason, a Restore that adds a key writes an empty grave, and all entries of the graveyard stay.
+// reason, a Restore that adds a key writes an empty grave, as an Import does, and all entries of the
+// graveyard stay.
 // Create writes no grave, because no change can have used the ID of the new key before.
 
 func graveKey(id token.ID) []byte {

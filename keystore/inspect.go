@@ -58,50 +58,51 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 	if !s.isFresh() {
 		return nil, errStale // Verify refuses every token
 	}
-	id, ok := token.Parse(text)
-	if !ok {
-		return &Inspection{Refusal: ErrMalformed}, nil
-	}
-	i := &Inspection{KeyID: id.String()}
-	if !token.ChecksumOK(text) {
-		i.Refusal = ErrMalformed
-		return i, nil
-	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	kr, err := s.get(ctx, id)
-	if errors.Is(err, ErrNotFound) {
-		if s.hasher.Match(s.dummyDigest, text) == failedMatch { // see find
-			return nil, errHasher
-		}
-		i.Refusal = ErrUnknown
-		return i, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	e := kr.cached()
-	rotation, _, err := s.prove(e, text, s.hasher.Match(e.digest(), text))
-	if errors.Is(err, errHasher) {
-		return nil, err
-	}
-	if err != nil {
+	i := new(Inspection)
+	i.KeyID, _ = s.KeyID(text)
+	err := s.tryToken(text, func(id token.ID, secret string) error {
+		return s.inspect(ctx, i, id, secret)
+	})
+	if errors.Is(err, ErrDenied) {
 		i.Refusal = err
 		return i, nil
 	}
-	if e.key.LastUsedAt, err = s.lastUsed(ctx, id); err != nil {
+	if err != nil {
 		return nil, err
 	}
+	return i, nil
+}
+
+// inspect completes the Inspection of a token that holds the secret of a key. If the token does not
+// hold the secret, inspect returns ErrUnknown.
+func (s *Store) inspect(ctx context.Context, i *Inspection, id token.ID, secret string) error {
+	kr, err := s.get(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		if s.hasher.Match(s.dummyDigest, secret) == failedMatch { // see find
+			return errHasher
+		}
+		return ErrUnknown
+	}
+	if err != nil {
+		return err
+	}
+	e := kr.cached()
+	rotation, _, err := s.prove(ctx, e, secret, s.matchDigest(ctx, id, e.digest(), secret))
+	if err != nil {
+		return err
+	}
+	if e.key.LastUsedAt, err = s.lastUsed(ctx, id); err != nil {
+		return err
+	}
 	e.key.Live = s.fence.BoundTo(id)
-	i.Key = &e.key
+	i.KeyID, i.Key = e.key.ID, &e.key
 	if i.Refusal = e.terms().permits(ctx, rotation); i.Refusal == nil {
 		i.Refusal = s.limits.peek(id, i.Key)
 	}
 	if i.Refusal == nil && i.Key.Metered() {
 		i.Refusal, err = s.peekCredits(ctx, id)
-		if err != nil {
-			return nil, err
-		}
 	}
-	return i, nil
+	return err
 }

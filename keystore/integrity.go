@@ -76,9 +76,9 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 //
 // The sum of the event index needs to know which events have no index entry, because the record of
 // their key leads to them. The check expects this of each key that was created since the store has
-// indexes and since the swept mark, and was not restored: see leads. The expectation is wrong for a
-// key that was created while the clock was set back. The look-ups know of this exception. So a
-// wrong expectation costs time, and causes no error. If the expectation is right and the event is
+// indexes and since the swept mark, and was neither restored nor imported: see leads. The
+// expectation is wrong for a key that was created while the clock was set back. The look-ups know of
+// this exception. So a wrong expectation costs time, and causes no error. If the expectation is right and the event is
 // missing, the sums differ, and the look-ups find that the event is lost.
 type integrityCheck struct {
 	store  *Store
@@ -476,7 +476,7 @@ func (c *integrityCheck) findCreation(ctx context.Context, kr *keyRecord) error 
 	if !kr.purged() {
 		e, err := s.backend.Get(ctx, graveKey(kr.id))
 		if err == nil && len(e.Value) == 0 {
-			return nil // a Restore has added the key
+			return nil // a Restore or an Import has added the key
 		}
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
 			return err

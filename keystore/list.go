@@ -52,7 +52,8 @@ type Query struct {
 	Scope string
 	// CreatedBefore selects the keys that were created before this time, and CreatedAfter the keys
 	// that were created after this time. Zero selects keys of every age. With CreatedAfter, the
-	// store does not read the older keys, because IDs sort by creation.
+	// store does not read the older keys, because IDs sort by creation. The store reads all imported
+	// keys, whose IDs sort before all other IDs.
 	CreatedBefore, CreatedAfter time.Time
 	// ExpiresBefore selects the keys whose ExpiresAt is before this time, in the past or in the
 	// future. A key that never expires is not selected. Zero selects all keys.
@@ -62,7 +63,8 @@ type Query struct {
 	// contain a short text by chance. An empty Text selects all keys. The store reads every key
 	// that the other fields select.
 	Text string
-	// UnusedSince selects the keys that were created before this time and were not used since.
+	// UnusedSince selects the keys that were created before this time and were not used since. An
+	// imported key counts as created at the import.
 	// Zero selects all keys. A key with a live context from Bind, such as an open stream, is in
 	// use now. The store records uses to the minute. So a key that was last used in the minute of
 	// this time, or in the minute before, is not selected.
@@ -108,6 +110,12 @@ func (q *Query) selects(k *Key) bool {
 			!k.ExpiresAt.IsZero() && k.ExpiresAt.Before(q.ExpiresBefore)) &&
 		(q.UnusedSince.IsZero() || k.CreatedAt.Before(q.UnusedSince)) &&
 		(q.Text == "" || k.hasText(q.Text))
+}
+
+// knowsUses reports whether the store had the key at UnusedSince. The store does not know the uses
+// of an imported key before the import.
+func (q *Query) knowsUses(kr *keyRecord) bool {
+	return q.UnusedSince.IsZero() || kr.record.ImportedAt < stampAt(q.UnusedSince)
 }
 
 // hasText reports whether the name, the owner or the ID of the key contains a text: see Query.Text.
@@ -196,7 +204,7 @@ func (s *Store) list(
 			return yield(kr, nil, err)
 		}
 		key := &kr.cached().key
-		if !q.selects(key) {
+		if !q.selects(key) || !q.knowsUses(kr) {
 			return true
 		}
 		if used {

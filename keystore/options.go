@@ -40,6 +40,11 @@ type Options struct {
 	// ErrUnavailable. The store logs the panic. A digest has at most 1,024 bytes, and the name of
 	// its scheme at most 255.
 	Hasher hashing.Hasher
+	// Legacy has the formats of the tokens of other systems, for keys that Import has taken from
+	// these systems. For a token that is not of the store's own form, Verify and Bind ask the
+	// formats in this order, and take the first key that the store has. Tokens of the store's own
+	// form are not affected. Empty means that the store accepts its own tokens only.
+	Legacy []LegacyFormat
 	// CacheSize is the number of keys held in memory. A key with a name, an owner and two scopes
 	// takes some 450 bytes, and 160 more if the key expires or is restricted otherwise. 0 means
 	// 65,536. With a negative CacheSize, the store holds no keys in memory, and every Verify reads

@@ -166,6 +166,32 @@ func (g *guardedHasher) Schemes() []string {
 	return nil
 }
 
+// SlowSchemes returns the slow schemes of a hashing.Keyring, or of the Hasher itself.
+func (g *guardedHasher) SlowSchemes() []string {
+	defer g.panics.recovered("Hasher.SlowSchemes")
+	if keyring, ok := g.hasher.(interface{ SlowSchemes() []string }); ok {
+		return keyring.SlowSchemes()
+	}
+	return nil
+}
+
+// Slow calls Slow of a Hasher. For any other Hasher, the result is false.
+func (g *guardedHasher) Slow() bool {
+	defer g.panics.recovered("Hasher.Slow")
+	slow, ok := g.hasher.(interface{ Slow() bool })
+	return ok && slow.Slow()
+}
+
+// Recognizes reports whether the Hasher can match a digest.
+func (g *guardedHasher) Recognizes(d hashing.Digest) bool {
+	defer g.panics.recovered("Hasher.Recognizes")
+	if keyring, ok := g.hasher.(interface{ Recognizes(hashing.Digest) bool }); ok {
+		return keyring.Recognizes(d)
+	}
+	own := g.hasher.Digest(sampleText)
+	return d.Scheme == own.Scheme && len(d.Sum) == len(own.Sum)
+}
+
 // digest makes the digest of a token. The error means that the Hasher panicked, or that the digest
 // cannot be stored.
 func (s *Store) digest(text string) (hashing.Digest, error) {

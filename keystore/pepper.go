@@ -58,10 +58,11 @@ const (
 )
 
 // noteProof checks whether the use of key e proves the Hasher, and records the proof. result is the
-// match of a token with the current digest of e. e was read from the store.
+// match of a token with the current digest of e. e was read from the store. An imported key is no
+// proof, because its CreatedAt may be older than its digest.
 func (s *Store) noteProof(e *cachedKey, result hashing.Result) {
 	p := &s.proof
-	if p.state.Load() == proofWanted && result == hashing.Match &&
+	if p.state.Load() == proofWanted && result == hashing.Match && !isImported(e.ID) &&
 		e.terms().scheme == s.dummyDigest.Scheme && e.key.CreatedAt.Before(p.since) {
 		p.state.Store(proofFound)
 	}

@@ -28,6 +28,9 @@ type hidden struct {
 	reveal func() string
 }
 
+// NewSecret returns the Secret for the text of a token, for Import.
+func NewSecret(text string) Secret { return newSecret(text) }
+
 func newSecret(text string) Secret {
 	return Secret{token.Hint(text), &hidden{func() string { return text }}}
 }

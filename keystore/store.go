@@ -27,6 +27,8 @@ type Store struct {
 	hasher      hashing.Hasher
 	summer      summer         // the hasher, if it is one; or nil
 	dummyDigest hashing.Digest // compared with the token of an unknown key
+	legacy      []LegacyFormat // Options.Legacy
+	slow        *slowMatches   // nil: the hasher has no slow scheme
 	warnScheme  sync.Once      // for the warning about digests that the hasher does not make
 	proof       proof          // for the check value of the hasher
 	backend     backend.Backend
@@ -68,6 +70,7 @@ type Store struct {
 	configureCluster func(*cluster.Config)
 
 	counts *storeCounts
+	wrong  variant // for tests
 
 	background background
 
@@ -222,11 +225,15 @@ func newStore(opts *Options) (*Store, error) {
 	s.limits = newLimits(&s.usage)
 	s.accounts = s.newAccounts()
 	s.summer, _ = s.hasher.(summer) // a guarded Hasher is no summer
+	if s.legacy, err = checkLegacy(o.Legacy); err != nil {
+		return nil, err
+	}
 	_, unused := format.New()
 	if s.dummyDigest, err = s.digest(unused); err != nil {
 		return nil, invalid("Options.Hasher panicked, or made a digest without a scheme or a sum, "+
 			"or one of more than %d bytes", maxSum)
 	}
+	s.slow = newSlowMatches(s.hasher, s.dummyDigest.Scheme)
 	return s, nil
 }
 

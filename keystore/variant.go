@@ -1,7 +1,7 @@
 package keystore
 
-// A variant is a set of errors in how a Store works with other processes. The correct Store is the
-// zero variant. Tests use the other variants to show that the tests would detect such an error.
+// A variant is a set of errors, most of them in how a Store works with other processes. The correct
+// Store is the zero variant. Tests use the other variants to show that the tests would detect such an error.
 type variant uint8
 
 const (
@@ -10,9 +10,12 @@ const (
 	noLastStamp                          // a stamp is not after the last stamp of its key
 	noGrave                              // Purge and Restore write no grave
 	noRestoreBarrier                     // Restore does not wait for the other processes
+	noImportStamp                        // a batch of Import has no stamp while it reads
 )
 
 func (v variant) has(wrong variant) bool { return v&wrong != 0 }
 
 // isWrong reports whether the store has an error.
-func (s *Store) isWrong(v variant) bool { return s.processes != nil && s.processes.wrong.has(v) }
+func (s *Store) isWrong(v variant) bool {
+	return s.wrong.has(v) || s.processes != nil && s.processes.wrong.has(v)
+}

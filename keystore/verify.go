@@ -61,7 +61,7 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			if plain && sum != nil {
 				result = matchSums(&e.sum, sum)
 			} else {
-				result = s.match(e, text, sum)
+				result = s.match(ctx, e, text, sum)
 			}
 			if plain && result == hashing.Match {
 				s.counts.calls.Add(hitAdmitted)
@@ -70,6 +70,8 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			_, err := s.decide(ctx, e, text, result)
 			if err == nil {
 				err = s.use(ctx, e)
+			} else if _, ok := token.Parse(text); !ok && err == ErrUnknown {
+				err = ErrMalformed // Locate does not parse
 			}
 			if err != nil {
 				s.counts.calls.Add(hitRefused)
@@ -79,25 +81,26 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			return e, nil
 		}
 	}
-	id, err := parse(text)
+	return s.admitParsed(ctx, text, sum)
+}
+
+// admitParsed is admit without the look at the front of the fence.
+func (s *Store) admitParsed(
+	ctx context.Context, text string, sum *[sha256.Size]byte,
+) (e *cachedKey, err error) {
+	err = s.tryToken(text, func(id token.ID, secret string) error {
+		if secret != text {
+			sum = nil // the sum of the whole text
+		}
+		var err error
+		e, _, err = s.admitBound(ctx, id, secret, sum, nil)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	e, _, err := s.admitBound(ctx, id, text, sum, nil)
-	if err == nil {
-		s.counts.calls.Add(otherAdmitted)
-	}
-	return e, err
-}
-
-// parse returns the ID of the key for a token, or ErrMalformed. The checksum saves a look at the
-// cache, and a read of the store, for a mistyped token.
-func parse(text string) (token.ID, error) {
-	id, ok := token.Parse(text)
-	if !ok || !token.ChecksumOK(text) {
-		return token.ID{}, ErrMalformed
-	}
-	return id, nil
+	s.counts.calls.Add(otherAdmitted)
+	return e, nil
 }
 
 // A summer is a Hasher whose digests are the SHA-256 of the token.
@@ -107,11 +110,13 @@ type summer interface {
 
 // match compares the text with the digest of the key's secret. sum is the SHA-256 of the text, or
 // nil.
-func (s *Store) match(e *cachedKey, text string, sum *[sha256.Size]byte) hashing.Result {
+func (s *Store) match(
+	ctx context.Context, e *cachedKey, text string, sum *[sha256.Size]byte,
+) hashing.Result {
 	if sum != nil && e.hasSum(s.dummyDigest.Scheme) {
 		return matchSums(&e.sum, sum)
 	}
-	return s.hasher.Match(e.digest(), text)
+	return s.matchDigest(ctx, e.ID, e.digest(), text)
 }
 
 // matchSums compares two sums in constant time.
@@ -131,9 +136,7 @@ func (s *Store) refuse(text string, err error) error {
 	s.counts.calls.Add(reasonOf(err))
 	if s.observer != nil {
 		r := Refusal{Err: err}
-		if id, ok := token.Parse(text); ok {
-			r.KeyID = id.String()
-		}
+		r.KeyID, _ = s.KeyID(text)
 		s.observer.Refused(r)
 	}
 	return err
@@ -163,17 +166,22 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	if !s.isFresh() {
 		return nil, s.refuse(text, s.refuseStale(ctx))
 	}
-	id, err := parse(text)
+	var b *boundContext
+	var e *cachedKey
+	err := s.tryToken(text, func(id token.ID, secret string) error {
+		b = s.newBoundContext(ctx, id)
+		found, rotation, err := s.admitBound(ctx, id, secret, nil, &b.Binding)
+		if err != nil {
+			b.cancelContext(err)
+			return err
+		}
+		e = found
+		b.markAdmitted(e, rotation)
+		return nil
+	})
 	if err != nil {
 		return nil, s.refuse(text, err)
 	}
-	b := s.newBoundContext(ctx, id)
-	e, rotation, err := s.admitBound(ctx, id, text, nil, &b.Binding)
-	if err != nil {
-		b.cancelContext(err)
-		return nil, s.refuse(text, err)
-	}
-	b.markAdmitted(e, rotation)
 	// The context may have ended after admitBound, and the gate may have closed: Cause asks the
 	// gate again. Bind returns the error of ctx and not the cause of ctx, because the cause may be a
 	// denial of another key.
@@ -229,7 +237,7 @@ func (s *Store) admitBound(
 				return nil, 0, err
 			}
 		}
-		result := s.match(e, text, sum)
+		result := s.match(ctx, e, text, sum)
 		rotation, err := s.decide(ctx, e, text, result)
 		if err != nil {
 			return nil, 0, err
@@ -273,7 +281,7 @@ func (s *Store) use(ctx context.Context, e *cachedKey) error {
 func (s *Store) decide(
 	ctx context.Context, e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, err error) {
-	rotation, outdated, err := s.prove(e, text, result)
+	rotation, outdated, err := s.prove(ctx, e, text, result)
 	if err != nil {
 		return 0, err
 	}
@@ -293,10 +301,9 @@ func (s *Store) decide(
 
 // prove returns the rotation of the key's secret that the text holds, and whether an earlier
 // hasher has made the digest of the secret. The argument result says how the text matches the
-// digest of the present secret. If the text holds no secret of the key, prove returns
-// ErrMalformed or ErrUnknown.
+// digest of the present secret. If the text holds no secret of the key, prove returns ErrUnknown.
 func (s *Store) prove(
-	e *cachedKey, text string, result hashing.Result,
+	ctx context.Context, e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, outdated bool, err error) {
 	t := e.terms()
 	rotation = t.rotations
@@ -304,15 +311,18 @@ func (s *Store) prove(
 	if result == hashing.Mismatch && t.previous != nil {
 		rotation--
 		scheme = t.previous.digest.Scheme
-		result = s.hasher.Match(t.previous.digest, text)
+		result = s.matchDigest(ctx, e.ID, t.previous.digest, text)
+	}
+	if result == busyMatch {
+		if ended := endOf(ctx); ended != nil {
+			return 0, false, ended
+		}
+		return 0, false, errSlowMatches
 	}
 	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
 		return 0, false, errHasher
 	}
 	if result == hashing.Mismatch {
-		if _, ok := token.Parse(text); !ok {
-			return 0, false, ErrMalformed
-		}
 		if scheme != s.dummyDigest.Scheme && !s.hasEarlierHasher() {
 			s.warnScheme.Do(func() {
 				s.log.Warn("API key refused whose digest the Hasher does not make; if you changed "+

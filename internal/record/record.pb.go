@@ -44,6 +44,7 @@ const (
 	// change can no longer be made. No reader of events receives the event.
 	Action_ACTION_VOID    Action = 10
 	Action_ACTION_CREDITS Action = 11
+	Action_ACTION_IMPORT  Action = 12
 )
 
 // Enum value maps for Action.
@@ -61,6 +62,7 @@ var (
 		9:  "ACTION_PURGE",
 		10: "ACTION_VOID",
 		11: "ACTION_CREDITS",
+		12: "ACTION_IMPORT",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -75,6 +77,7 @@ var (
 		"ACTION_PURGE":       9,
 		"ACTION_VOID":        10,
 		"ACTION_CREDITS":     11,
+		"ACTION_IMPORT":      12,
 	}
 )
 
@@ -203,8 +206,13 @@ type Record struct {
 	// themselves are in a Balance. 0 means that the key has no credits, so that its use is not
 	// counted. A record with credits has format 2.
 	CreditsRevision uint64 `protobuf:"varint,23,opt,name=credits_revision,json=creditsRevision,proto3" json:"credits_revision,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// When the key was imported from another system. 0 means that the store has made the key.
+	ImportedAt int64 `protobuf:"varint,24,opt,name=imported_at,json=importedAt,proto3" json:"imported_at,omitempty"`
+	// The first bytes of a hash of the digest that the import has read. The digest of the record may
+	// change, and a later import still finds that the key was imported.
+	ImportedDigest []byte `protobuf:"bytes,25,opt,name=imported_digest,json=importedDigest,proto3" json:"imported_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -396,6 +404,20 @@ func (x *Record) GetCreditsRevision() uint64 {
 		return x.CreditsRevision
 	}
 	return 0
+}
+
+func (x *Record) GetImportedAt() int64 {
+	if x != nil {
+		return x.ImportedAt
+	}
+	return 0
+}
+
+func (x *Record) GetImportedDigest() []byte {
+	if x != nil {
+		return x.ImportedDigest
+	}
+	return nil
 }
 
 // Balance is the credits of a key that no process has leased. A Balance has a storage key of its
@@ -1096,7 +1118,7 @@ var File_grpcapikey_record_v1_record_proto protoreflect.FileDescriptor
 
 const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\x87\a\n" +
+	"!grpcapikey/record/v1/record.proto\x12\x14grpcapikey.record.v1\"\xd1\a\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.grpcapikey.record.v1.StatusR\x06status\x12#\n" +
@@ -1128,7 +1150,10 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\tpurged_at\x18\x15 \x01(\x03R\bpurgedAt\x12\x1d\n" +
 	"\n" +
 	"last_stamp\x18\x16 \x01(\x10R\tlastStamp\x12)\n" +
-	"\x10credits_revision\x18\x17 \x01(\x04R\x0fcreditsRevision\x1a;\n" +
+	"\x10credits_revision\x18\x17 \x01(\x04R\x0fcreditsRevision\x12\x1f\n" +
+	"\vimported_at\x18\x18 \x01(\x03R\n" +
+	"importedAt\x12'\n" +
+	"\x0fimported_digest\x18\x19 \x01(\fR\x0eimportedDigest\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x02\n" +
@@ -1184,7 +1209,7 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\vMemberTable\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1c\n" +
 	"\tfreshness\x18\x02 \x01(\x03R\tfreshness\x12\x14\n" +
-	"\x05floor\x18\x03 \x01(\x03R\x05floor*\xf1\x01\n" +
+	"\x05floor\x18\x03 \x01(\x03R\x05floor*\x84\x02\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rACTION_CREATE\x10\x01\x12\x11\n" +
@@ -1198,7 +1223,8 @@ const file_grpcapikey_record_v1_record_proto_rawDesc = "" +
 	"\fACTION_PURGE\x10\t\x12\x0f\n" +
 	"\vACTION_VOID\x10\n" +
 	"\x12\x12\n" +
-	"\x0eACTION_CREDITS\x10\v*o\n" +
+	"\x0eACTION_CREDITS\x10\v\x12\x11\n" +
+	"\rACTION_IMPORT\x10\f*o\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATUS_ACTIVE\x10\x01\x12\x13\n" +

@@ -35,7 +35,7 @@ var storeReasons = []string{"malformed", "unknown", "revoked", "expired", "disab
 	"unavailable", "canceled", "deadline", "other"}
 
 var allActions = []string{"create", "update", "rotate", "disable", "enable", "revoke", "rehash",
-	"credits", "purge", "restore"}
+	"credits", "purge", "restore", "import"}
 
 // closedSets has every label of this package, except grpc_method.
 var closedSets = []labelSet{

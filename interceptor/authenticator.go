@@ -139,7 +139,7 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 		err = admission.ErrNoKey
 	}
 	if err != nil {
-		return nil, a.countFailure(call, withKeyID(text, err))
+		return nil, a.countFailure(call, a.withKeyID(text, err))
 	}
 	return key, r.allows(key)
 }
@@ -218,7 +218,7 @@ func (a *Authenticator) bind(call *callContext, r rule) (*keystore.Session, erro
 		}
 	}
 	if err != nil {
-		return nil, a.countFailure(call, withKeyID(text, err))
+		return nil, a.countFailure(call, a.withKeyID(text, err))
 	}
 	if err := r.allows(session.Key()); err != nil {
 		session.Close()

@@ -64,8 +64,8 @@ func (r *Refusal) Unwrap() error { return r.err }
 
 // withKeyID adds the ID of the key to an error of the Verifier, if the error proves that the token
 // has the secret of the key.
-func withKeyID(text string, err error) error {
-	if id := admission.ProvenKeyID(text, err); id != "" {
+func (a *Authenticator) withKeyID(text string, err error) error {
+	if id := admission.ProvenKeyID(a.verifier, text, err); id != "" {
 		return &Refusal{KeyID: id, err: err}
 	}
 	return err

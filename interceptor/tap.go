@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/tap"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -19,8 +20,9 @@ import (
 //
 //	server := grpc.NewServer(append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap()))...)
 //
-// A plausible key has the form of a key of package keystore and a correct checksum. Do not use Tap
-// with a Verifier that accepts other keys. Tap does not ask the Verifier. Tap checks only what
+// A plausible key has the form of a key of package keystore and a correct checksum, or a format in
+// Options.Legacy of the store. Do not use Tap with another Verifier that accepts other keys. Tap does
+// not ask the Verifier. Tap checks only what
 // needs no store: the rule of the method, RequireTLS, LimitFailures, the number of credentials, and
 // the form of the key. Callers get the same statuses as from the interceptors, even for methods
 // that the server does not have. An ErrorMapper runs on the goroutine that reads the connection,
@@ -58,7 +60,12 @@ func (a *Authenticator) checkPlausible(call *callContext, r rule) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := token.Parse(text); !ok || !token.ChecksumOK(text) {
+	_, native := token.Parse(text)
+	plausible := native && token.ChecksumOK(text)
+	if !native {
+		_, plausible = admission.KeyID(a.verifier, text)
+	}
+	if !plausible {
 		return a.countFailure(call, keystore.ErrMalformed)
 	}
 	return nil

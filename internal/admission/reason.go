@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -205,14 +204,22 @@ func ReasonOf(err error) string {
 // ProvenKeyID returns the ID of the key in text, if the error of the Verifier proves that the caller
 // has the secret of the key. Otherwise ProvenKeyID returns "". The proof is the kind of the error: a
 // Verifier returns these errors only after a comparison of the secrets.
-func ProvenKeyID(text string, err error) string {
+func ProvenKeyID(verifier any, text string, err error) string {
 	switch keystore.Reason(err) {
 	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "narrowed":
-		if id, ok := token.Parse(text); ok {
-			return id.String()
-		}
+		id, _ := KeyID(verifier, text)
+		return id
 	}
 	return ""
+}
+
+// KeyID returns the ID of the key in the text of a token. A Verifier that accepts tokens of other
+// systems, as a *keystore.Store may, has a method for the ID.
+func KeyID(verifier any, text string) (id string, ok bool) {
+	if v, ok := verifier.(interface{ KeyID(string) (string, bool) }); ok {
+		return v.KeyID(text)
+	}
+	return keystore.ParseID(text)
 }
 
 // SendHint returns what a caller has to send, such as "authorization: Bearer <key>".

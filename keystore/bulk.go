@@ -160,8 +160,9 @@ func (s *Store) RevokeAll(
 	return done, errors.Join(excess, failed, corrupt)
 }
 
-// checkExcess returns a SelectionError if the query selects keys besides the keys that RevokeAll has
-// revoked, of which last was the last. All keys up to last are read, unless some were added since.
+// checkExcess returns a SelectionError if the query selects keys besides the keys that RevokeAll
+// has revoked, of which last was the last. All keys up to last are read, unless some were added
+// since.
 func (s *Store) checkExcess(
 	ctx context.Context, q Query, added func() (bool, error), last string, done int,
 ) error {
@@ -180,10 +181,10 @@ func (s *Store) checkExcess(
 	return err
 }
 
-// countUnlessAtMost returns the number of keys that RevokeAll would revoke, or any number up to most
-// if RevokeAll would revoke at most so many keys. To read the owner index, or the entries of the
-// keys, takes a fraction of the time that it takes to read and to decide about each key. The keys
-// that are selected are some of these.
+// countUnlessAtMost returns the number of keys that RevokeAll would revoke, or any number up to
+// most if RevokeAll would revoke at most so many keys. To read the owner index, or the entries of
+// the keys, takes a fraction of the time that it takes to read and to decide about each key. The
+// keys that are selected are some of these.
 func (s *Store) countUnlessAtMost(ctx context.Context, q Query, most int) (int, error) {
 	if q.Owner != "" || q.selectsAll() {
 		n, err := s.countEntries(ctx, &q, most)
@@ -194,8 +195,8 @@ func (s *Store) countUnlessAtMost(ctx context.Context, q Query, most int) (int, 
 	return s.countWanted(ctx, q)
 }
 
-// countEntries returns the number of keys of the owner of a query, or of the store if the query has
-// no owner, up to most+1. countEntries reads no key.
+// countEntries returns the number of keys of the owner of a query, or of the store if the query
+// has no owner, up to most+1. countEntries reads no key.
 func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, err error) {
 	if err := s.ready(ctx); err != nil {
 		return 0, err

@@ -29,9 +29,9 @@ func manCommand() *cli.Command {
 	}
 }
 
-// writeMan writes the manual page of apikeyctl, in the macros of man(7): the same words as the help,
-// in the same groups. The module urfave/cli-docs would link two more modules into apikeyctl, and
-// would show neither the groups nor the examples.
+// writeMan writes the manual page of apikeyctl, in the macros of man(7): the same words as the
+// help, in the same groups. The module urfave/cli-docs would link two more modules into apikeyctl,
+// and would show neither the groups nor the examples.
 func writeMan(w io.Writer, root *cli.Command) error {
 	m := manWriter{bufio.NewWriter(w)}
 	m.macro("TH", "APIKEYCTL", "1", "", "apikeyctl "+versionNow().Version, "API keys")
@@ -40,8 +40,8 @@ func writeMan(w io.Writer, root *cli.Command) error {
 	m.section("SYNOPSIS")
 	m.text("apikeyctl COMMAND [flags] [arguments]")
 	m.section("DESCRIPTION")
-	m.text("apikeyctl manages the API keys of a server that serves the package interceptor/admin, on " +
-		"a unix socket or over TLS, or the keys in a directory that no process has open. Results go " +
+	m.text("apikeyctl manages the API keys of a server that serves the package interceptor/admin, " +
+		"on a unix socket or over TLS, or the keys in a directory that no process has open. Results go " +
 		"to stdout, and everything else to stderr.")
 	for _, group := range commandGroups {
 		m.section(strings.ToUpper(group))
@@ -134,8 +134,8 @@ func (m manWriter) flag(flag cli.Flag) {
 // roff returns a text in which no character is a command of roff. A hyphen stays a hyphen, so that
 // a reader can copy a flag.
 func roff(text string) string {
-	text = strings.NewReplacer(`\`, `\e`, `"`, `\(dq`, "-", `\-`, "`", `\(ga`, "'", `\(aq`, "^", `\(ha`,
-		"~", `\(ti`).Replace(text)
+	text = strings.NewReplacer(`\`, `\e`, `"`, `\(dq`, "-", `\-`, "`", `\(ga`, "'", `\(aq`,
+		"^", `\(ha`, "~", `\(ti`).Replace(text)
 	if strings.HasPrefix(text, ".") {
 		text = `\&` + text
 	}

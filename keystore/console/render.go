@@ -100,6 +100,7 @@ type view struct {
 	CanLogOut   bool
 	MayWrite    bool
 	MayAdmin    bool
+	InKeys      bool   // the page is below the page with the keys
 	Note        string // what the operator has just done
 	Data        any
 }
@@ -112,7 +113,7 @@ const maxKeptBuffer = 128 << 10
 // render sends a page.
 func (v *visit) render(status int, page, title string, data any) {
 	w := &view{Root: v.root, Brand: v.title, Title: title, Page: page, CSS: styleName, JS: jsName,
-		Data: data}
+		InKeys: strings.HasPrefix(v.path, "keys/"), Data: data}
 	if key := v.caller.Key(); key != nil {
 		w.Operator, w.OperatorKey, w.CanLogOut = key.Name, key.ID, v.login != nil
 		w.MayWrite = v.mayWrite()

@@ -237,9 +237,10 @@ func (v *visit) fromOwnPage() bool {
 	return false
 }
 
-// currentLogin finds the login of the cookie.
+// currentLogin finds the login of the cookie. A cookie that strangers can read on its way is no
+// login.
 func (v *visit) currentLogin() {
-	if v.user != nil {
+	if v.user != nil || !v.private(v.r) {
 		return
 	}
 	active := v.r.Header.Get(refreshHeader) == "" && v.path != "audit/tail"

@@ -145,9 +145,12 @@ type eventView struct {
 	Few     bool   // without the key
 }
 
-// The largest sum of the lengths of actors and reasons on a page. These texts may be long, and the
-// page must not be.
-const maxEventText = 12 << 10
+// The largest sums of the lengths of actors and reasons on a page of events, and on the page of a
+// key. These texts may be long, and a page must not be.
+const (
+	maxEventText = 12 << 10
+	maxFewText   = 4 << 10
+)
 
 // fewEvents is how many events the page of a key shows.
 const fewEvents = 10
@@ -176,14 +179,14 @@ func (v *visit) showAudit() {
 
 // findEvents adds the events of a page to a list.
 func (v *visit) findEvents(f eventFilter, l *eventList) error {
-	ctx, limit, end, err := v.patience(f.All)
+	limit, end, err := v.beginSearch(f.All)
 	if err != nil {
 		return err
 	}
 	defer end()
-	size := pageSize
+	size, most := pageSize, maxEventText
 	if l.Few {
-		size = fewEvents
+		size, most = fewEvents, maxFewText
 	}
 	q := f.storeQuery(!v.oldest.Load())
 	l.Oldest = !q.Newest
@@ -193,7 +196,7 @@ func (v *visit) findEvents(f eventFilter, l *eventList) error {
 	begin := time.Now()
 	names := v.keyNames()
 	seen, text := false, 0
-	for e, err := range v.store.Events(ctx, q) {
+	for e, err := range v.store.Events(v.ctx(), q) {
 		switch {
 		case errors.Is(err, keystore.ErrInvalid) && q.Newest && !seen && !v.oldest.Load():
 			v.oldest.Store(true)
@@ -207,7 +210,7 @@ func (v *visit) findEvents(f eventFilter, l *eventList) error {
 		seen = true
 		if f.selects(e) {
 			text += len(e.Reason) + len(e.Actor)
-			if n := len(l.Events); n == size || n > 0 && text > maxEventText {
+			if n := len(l.Events); n == size || n > 0 && text > most {
 				l.More = f.next(l.Events[n-1].At)
 				return nil
 			}
@@ -240,7 +243,7 @@ func (v *visit) keyNames() func(id string) string {
 	begin := time.Now()
 	return func(id string) string {
 		name, ok := known[id]
-		if !ok && time.Since(begin) < pagePatience {
+		if !ok && time.Since(begin) < v.patience {
 			if key, err := v.store.Get(v.ctx(), id); err == nil {
 				name = key.Name
 			}

@@ -35,6 +35,8 @@ type Console struct {
 	logins    *logins
 	notes     notes
 	traffic   *traffic
+	// patience is how long a page looks for keys or events.
+	patience time.Duration
 	// searching holds a token for each search without a time limit.
 	searching chan struct{}
 	// oldest is true once the backend has refused to read the newest keys first.
@@ -117,9 +119,10 @@ func New(store *keystore.Store, opts ...Option) (*Console, error) {
 		clientAddr: remoteAddr,
 		csrf:       http.NewCrossOriginProtection(),
 		answers:    manage.NewAnswers(),
-		inventory:  manage.NewInventory(store, 2*time.Second),
+		inventory:  manage.NewInventory(store, 0),
 		failures:   failures.New(failuresPerSecond, failuresBurst),
 		traffic:    newTraffic(store),
+		patience:   pagePatience,
 		searching:  make(chan struct{}, maxSearches),
 	}
 	c.logins = newLogins(c)

@@ -445,9 +445,8 @@ func (v *visit) rotate() {
 	f := &rotateForm{Grace: v.r.PostFormValue("grace"), Errors: make(map[string]string),
 		Other: strings.TrimSpace(v.r.PostFormValue("other"))}
 	revision, _ := strconv.ParseUint(v.r.PostFormValue("revision"), 10, 64)
-	grace, err := f.duration()
-	if err != nil {
-		f.Errors["grace"] = err.Error()
+	grace, ok := f.duration()
+	if !ok {
 		v.renderRotate(http.StatusUnprocessableEntity, f)
 		return
 	}
@@ -472,20 +471,21 @@ func (v *visit) rotate() {
 	})
 }
 
-// duration returns the grace.
-func (f *rotateForm) duration() (time.Duration, error) {
+// duration returns the grace. If the form has no grace, duration notes an error.
+func (f *rotateForm) duration() (_ time.Duration, ok bool) {
 	text := f.Grace
 	if !slices.ContainsFunc(graces, func(p pair) bool { return p.Name == text }) {
-		return 0, errors.New("Choose how long the present secret stays valid.")
+		f.Errors["grace"] = "Choose how long the present secret stays valid."
+		return 0, false
 	}
 	if text == graceOther {
 		text = f.Other
 	}
 	d, err := parseDuration(text)
 	if err != nil {
-		return 0, errors.New("This is not a time. Write, for example, 90m, 36h or 3d.")
+		f.Errors["grace"] = "This is not a time. Write, for example, 90m, 36h or 3d."
 	}
-	return d, nil
+	return d, err == nil
 }
 
 // parseDuration parses a duration, such as 90m, 36h or 3d.

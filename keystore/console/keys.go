@@ -2,7 +2,6 @@ package console
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"html/template"
 	"net/http"
@@ -164,26 +163,23 @@ func (v *visit) showKeys() {
 	v.render(http.StatusOK, "keys", "Keys", l)
 }
 
-// errEnough ends a search that has taken long enough.
-var errEnough = errors.New("the search has taken long enough")
-
-// patience returns the context of a search, and how long the search may take. If all is true, the
-// search may look through the whole store. end must be called after the search.
-func (v *visit) patience(all bool) (ctx context.Context, limit time.Duration, end func(), err error) {
+// beginSearch returns how long a search may take. If all is true, the search may look through the
+// whole store, and beginSearch waits while too many others do. end must be called after the search.
+func (v *visit) beginSearch(all bool) (limit time.Duration, end func(), err error) {
 	if !all {
-		return v.ctx(), pagePatience, func() {}, nil
+		return v.patience, func() {}, nil
 	}
 	select {
 	case v.searching <- struct{}{}:
+		return searchPatience, func() { <-v.searching }, nil
 	case <-v.ctx().Done():
-		return nil, 0, nil, v.ctx().Err()
+		return 0, nil, v.ctx().Err()
 	}
-	return v.ctx(), searchPatience, func() { <-v.searching }, nil
 }
 
 // findKeys adds the keys of a page to a list.
 func (v *visit) findKeys(f keyFilter, l *keyList) error {
-	ctx, limit, end, err := v.patience(f.All)
+	limit, end, err := v.beginSearch(f.All)
 	if err != nil {
 		return err
 	}
@@ -194,7 +190,7 @@ func (v *visit) findKeys(f keyFilter, l *keyList) error {
 	}
 	begin := time.Now()
 	last, lastSeen, seen := "", time.Time{}, false
-	for key, err := range v.store.List(ctx, q) {
+	for key, err := range v.store.List(v.ctx(), q) {
 		switch {
 		case errors.Is(err, keystore.ErrInvalid) && q.Newest && !seen:
 			v.oldest.Store(true)

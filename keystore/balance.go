@@ -226,7 +226,7 @@ func editBalance[R any](
 			continue
 		}
 		for _, number := range b.Writes {
-			if result, ok := lost[number]; ok {
+			if result, ok := lost[number]; ok && !s.isWrong(blindCredits) {
 				return result, true, nil
 			}
 		}
@@ -242,7 +242,8 @@ func editBalance[R any](
 			if s.processes != nil {
 				time.Sleep(rand.N(maxPause / 8)) // so that each process has its turn
 			}
-		case outcomeUnknown(err) && failures < balanceAttempts && s.Err() == nil:
+		case outcomeUnknown(err) && failures < balanceAttempts &&
+			!errors.Is(err, backend.ErrFailed) && !errors.Is(err, backend.ErrClosed):
 			failures++
 			lost[number] = result
 			time.Sleep(rand.N(maxPause))

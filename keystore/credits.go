@@ -172,7 +172,7 @@ func (s *Store) AddCredits(ctx context.Context, id string, n int64) (*Credits, e
 		case kr.record.CreditsRevision == 0:
 			return invalid("the use of key %s is not limited, so there are no credits to add to: "+
 				"call SetCredits", id)
-		case b.revision == 0:
+		case b.CreditsRevision == 0: // missing or damaged
 			return noBalance(parsed)
 		}
 		return b.add(kr.revision+1, n)

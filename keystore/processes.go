@@ -162,7 +162,9 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			continue
 		}
 		e := kr.cached()
-		s.accounts.note(id, kr.revision, e.since())
+		if !s.isWrong(noCreditNote) {
+			s.accounts.note(id, kr.revision, e.since())
+		}
 		s.fence.Publish(id, e, nil)
 	}
 	s.processes.noteChanged()

@@ -11,6 +11,8 @@ const (
 	noGrave                              // Purge and Restore write no grave
 	noRestoreBarrier                     // Restore does not wait for the other processes
 	noImportStamp                        // a batch of Import has no stamp while it reads
+	noCreditNote                         // no account notes the changes of other processes
+	blindCredits                         // a write of a balance whose answer is lost is made again
 )
 
 func (v variant) has(wrong variant) bool { return v&wrong != 0 }

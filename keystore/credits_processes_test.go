@@ -1,0 +1,453 @@
+package keystore
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+// Callers who take credits at the same time never take the same credit. The harness would notice: a
+// take that reads and writes in two steps fails it.
+func TestTakersTakeEachCreditOnce(t *testing.T) {
+	taken := func(take func(a *account, n int64) bool) (sum int64) {
+		a := new(account)
+		const all = 40_000
+		a.left.Store(all)
+		var total atomic.Int64
+		var wg sync.WaitGroup
+		for n := range 8 {
+			cost := int64(n%3 + 1)
+			wg.Go(func() {
+				for take(a, cost) {
+					total.Add(cost)
+				}
+				for take(a, 1) {
+					total.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		return total.Load() - all
+	}
+	require.Zero(t, taken((*account).take))
+	require.Positive(t, taken(func(a *account, n int64) bool {
+		left := a.left.Load()
+		if left < n {
+			return false
+		}
+		runtime.Gosched() // another goroutine takes here
+		a.left.Store(left - n)
+		return true
+	}))
+}
+
+// isLease reports whether changes are a write of a balance alone: a lease, or what is given back.
+func isLease(changes []backend.Change) bool {
+	return len(changes) == 1 && changes[0].Key[0] == creditSpace
+}
+
+// spends spends one credit after the other until the key has none left, and returns how many.
+func spends(t *testing.T, s *Session) (n int) {
+	t.Helper()
+	for {
+		err := s.Spend(t.Context(), 1)
+		if short := (*CreditsError)(nil); errors.As(err, &short) {
+			return n
+		}
+		require.NoError(t, err)
+		n++
+	}
+}
+
+// Once SetCredits has returned in one process, another process spends nothing that it had leased
+// before, not even in a session.
+func TestSetCreditsVoidsTheLeasesOfOtherProcesses(t *testing.T) {
+	spent := func(t *testing.T, f *fleet, wrong variant) int {
+		a, b := f.open(nil), f.open(nil)
+		b.processes.wrong = wrong
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		session := b.binds(i)
+		for range 200 {
+			require.NoError(t, session.Spend(t.Context(), 1))
+		}
+		require.Greater(t, b.accounts.find(b.accounts.list()[0].id).left.Load(), int64(10))
+		require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
+		require.NoError(t, session.Cause())
+		return spends(t, session)
+	}
+	fleetTest(t, func(t *testing.T, f *fleet) { require.Equal(t, 7, spent(t, f, 0)) })
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		require.Greater(t, spent(t, f, noCreditNote), 7, "the test would notice")
+	})
+}
+
+// SetCredits comes while a lease is on its way to the storage, or while the answer is on its way
+// back. The lease is then void, and at most the new credits are spent.
+func TestSetCreditsDuringALease(t *testing.T) {
+	for name, before := range map[string]bool{"before the write": true, "after the write": false} {
+		t.Run(name, func(t *testing.T) {
+			fleetTest(t, func(t *testing.T, f *fleet) {
+				a, b := f.open(nil), f.open(nil)
+				i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+				hold, held := make(chan struct{}), make(chan struct{})
+				var once sync.Once
+				b.onApply(func(ctx context.Context, changes []backend.Change,
+					next func(context.Context) error) (err error) {
+					if !isLease(changes) {
+						return next(ctx)
+					}
+					if !before {
+						err = next(ctx)
+					}
+					once.Do(func() { close(held); <-hold })
+					if before {
+						err = next(ctx)
+					}
+					return err
+				})
+				verified := make(chan error, 1)
+				go func() { verified <- b.uses(i) }()
+				<-held
+				require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 5}))
+				close(hold)
+				n := 0
+				if <-verified == nil {
+					n++
+				}
+				n += admitted(t, b.Store, i)
+				require.Equal(t, 5, n)
+				require.Zero(t, admitted(t, a.Store, i))
+			})
+		})
+	}
+}
+
+// The answer of a write of the balance is lost, or the write is. No credit is lost or comes back,
+// except if the process did not look whether its write was made.
+func TestLostAnswersAboutCredits(t *testing.T) {
+	const credits = 500
+	run := func(t *testing.T, f *fleet, wrong variant, reaches bool) (verified int, stored int64) {
+		a, b := f.open(nil), f.open(nil)
+		a.processes.wrong = wrong
+		var n atomic.Int64
+		a.onApply(func(ctx context.Context, changes []backend.Change,
+			next func(context.Context) error) error {
+			if !isLease(changes) || n.Add(1)%2 == 0 {
+				return next(ctx)
+			}
+			if reaches {
+				require.NoError(t, next(ctx))
+			}
+			return errors.New("the answer is lost")
+		})
+		i := a.create(Spec{Credits: &Credits{Remaining: credits}})
+		for range 100 {
+			require.NoError(t, a.uses(i))
+		}
+		require.NoError(t, a.Close())
+		synctest.Wait()
+		return 100, remaining(t, b.Store, i)
+	}
+	for name, reaches := range map[string]bool{"answers": true, "writes": false} {
+		t.Run(name, func(t *testing.T) {
+			fleetTest(t, func(t *testing.T, f *fleet) {
+				verified, stored := run(t, f, 0, reaches)
+				require.EqualValues(t, credits, int64(verified)+stored)
+			})
+		})
+	}
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		verified, stored := run(t, f, blindCredits, true)
+		require.NotEqual(t, int64(credits), int64(verified)+stored, "the test would notice")
+	})
+}
+
+// While the storage is out of reach, nothing is admitted beyond the lease, and the refusal is no
+// denial. Afterwards the key works again.
+func TestCreditsWithoutTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down atomic.Bool
+		link := backendtest.NewMemory()
+		s, err := New(&faulty{Backend: link, down: &down}, &Options{Timeout: time.Second})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		i := withCredits(t, s, &Credits{Remaining: 1000})
+		for range 10 {
+			_, err := s.Verify(t.Context(), i.Secret.Reveal())
+			require.NoError(t, err)
+		}
+		down.Store(true)
+		n := 10
+		for err == nil {
+			if _, err = s.Verify(t.Context(), i.Secret.Reveal()); err == nil {
+				n++
+			}
+		}
+		require.ErrorIs(t, err, ErrUnavailable)
+		require.NotErrorIs(t, err, ErrDenied)
+		require.Less(t, n, 1000)
+		down.Store(false)
+		require.Equal(t, 1000-n, admitted(t, s, i))
+	})
+}
+
+// A faulty backend fails every call about balances while it is down.
+type faulty struct {
+	backend.Backend
+	down *atomic.Bool
+}
+
+var errDown = errors.New("the storage is down")
+
+func (b *faulty) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if key[0] == creditSpace && b.down.Load() {
+		return backend.Entry{}, errDown
+	}
+	return b.Backend.Get(ctx, key)
+}
+
+// A caller who waits for a lease does not wait longer than its context, and many callers cost one
+// lease.
+func TestManyCallersWaitForOneLease(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a := f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		require.NoError(t, a.uses(i))
+		hold := make(chan struct{})
+		var leases atomic.Int64
+		a.onApply(func(ctx context.Context, changes []backend.Change,
+			next func(context.Context) error) error {
+			if isLease(changes) {
+				leases.Add(1)
+				<-hold
+			}
+			return next(ctx)
+		})
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				if err := a.uses(i); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := a.Verify(ctx, i.Secret.Reveal())
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.EqualValues(t, 1, leases.Load())
+		close(hold)
+		wg.Wait()
+		require.LessOrEqual(t, leases.Load(), int64(3))
+		require.EqualValues(t, 1000-65, remaining(t, a.Store, i))
+	})
+}
+
+func backedUp(t *testing.T, s *Store) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	require.NoError(t, s.Backup(t.Context(), &b))
+	return b.Bytes()
+}
+
+func restoreInto(t *testing.T, s *Store, b []byte) {
+	t.Helper()
+	require.NoError(t, s.Restore(t.Context(), bytes.NewReader(b)))
+}
+
+// A backup has the balances. A Restore never raises what remains of a grant.
+func TestRestoreOfCredits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		open := func() *Store {
+			s, err := New(backendtest.NewMemory(), nil)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, s.Close()) })
+			return s
+		}
+		s := open()
+		i := withCredits(t, s, &Credits{Remaining: 100, Refill: Refill{Amount: 90, Daily: true}})
+		for range 10 {
+			_, err := s.Verify(ctx, i.Secret.Reveal())
+			require.NoError(t, err)
+		}
+		time.Sleep(5 * time.Minute) // what was leased is back
+		early := backedUp(t, s)
+		require.Equal(t, 90, admitted(t, s, i))
+		restoreInto(t, s, early)
+		require.Zero(t, admitted(t, s, i), "the store knows what was spent")
+		late := backedUp(t, s)
+
+		other := open()
+		restoreInto(t, other, early)
+		require.NoError(t, other.CheckIntegrity(ctx))
+		require.EqualValues(t, 90, remaining(t, other, i))
+		restoreInto(t, other, late)
+		require.Zero(t, remaining(t, other, i), "the backup knows what was spent")
+
+		_, err := s.AddCredits(ctx, i.Key.ID, 40)
+		require.NoError(t, err)
+		added := backedUp(t, s)
+		restoreInto(t, other, added)
+		require.EqualValues(t, 40, remaining(t, other, i), "a later grant")
+		restoreInto(t, other, early)
+		require.EqualValues(t, 40, remaining(t, other, i))
+		time.Sleep(24 * time.Hour)
+		require.Equal(t, 90, admitted(t, other, i))
+		restoreInto(t, other, added)
+		require.Zero(t, admitted(t, other, i), "the refill is later")
+
+		require.NoError(t, s.SetCredits(ctx, i.Key.ID, nil))
+		restoreInto(t, other, backedUp(t, s))
+		for range 200 {
+			_, err := other.Verify(ctx, i.Secret.Reveal())
+			require.NoError(t, err)
+		}
+		restoreInto(t, other, early)
+		_, err = other.Verify(ctx, i.Secret.Reveal())
+		require.NoError(t, err)
+	})
+}
+
+// A key with credits whose balance is lost is refused, until SetCredits.
+func TestALostBalance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		b := backendtest.NewMemory()
+		s, err := New(b, nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		for _, value := range [][]byte{nil, []byte("\xff")} {
+			i := withCredits(t, s, &Credits{Remaining: 100})
+			id, err := parseID("", i.Key.ID)
+			require.NoError(t, err)
+			require.NoError(t, b.Apply(ctx, backend.Change{Key: creditKey(id), Expect: 1,
+				Delete: value == nil, Value: value}))
+			_, err = s.Verify(ctx, i.Secret.Reveal())
+			require.ErrorIs(t, err, ErrCorrupt)
+			require.NotErrorIs(t, err, ErrDenied)
+			require.ErrorIs(t, s.CheckIntegrity(ctx), ErrCorrupt)
+			_, err = s.AddCredits(ctx, i.Key.ID, 5)
+			require.Error(t, err)
+			require.NoError(t, s.SetCredits(ctx, i.Key.ID, &Credits{Remaining: 3}))
+			require.Equal(t, 3, admitted(t, s, i))
+			require.NoError(t, s.CheckIntegrity(ctx))
+		}
+	})
+}
+
+// spenderJob holds what a process that is to be killed spends, in its environment.
+const spenderJob = "KEYSTORE_CREDITS_SPENDER"
+
+type spending struct{ Dir, Token string }
+
+// TestCreditsSpender is no test, but the process that TestCreditsOverKills kills. It writes a byte
+// for each admitted call.
+func TestCreditsSpender(t *testing.T) {
+	text := os.Getenv(spenderJob)
+	if text == "" {
+		t.Skip("SKIPPED: it is started, to be killed, by TestCreditsOverKills")
+	}
+	var job spending
+	require.NoError(t, json.Unmarshal([]byte(text), &job))
+	s, err := openPlain(job.Dir)
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for {
+				_, err := s.Verify(context.Background(), job.Token)
+				if errors.As(err, new(*CreditsError)) {
+					return
+				}
+				if err != nil {
+					os.Exit(2)
+				}
+				if _, err := os.Stdout.Write([]byte{'.'}); err != nil {
+					os.Exit(1) // the parent is gone
+				}
+			}
+		})
+	}
+	wg.Wait()
+	_, _ = os.Stdout.Write([]byte{'!'})
+	_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed, or its parent gone
+	os.Exit(1)
+}
+
+// A process is killed again and again. All processes together never spend more than was granted, and
+// each kill loses at most one lease.
+func TestCreditsOverKills(t *testing.T) {
+	needsDirectory(t)
+	const credits, kills = 300_000, 4
+	dir := t.TempDir()
+	s, err := openPlain(dir)
+	require.NoError(t, err)
+	i := withCredits(t, s, &Credits{Remaining: credits})
+	require.NoError(t, s.Close())
+	text, err := json.Marshal(spending{dir, i.Secret.Reveal()})
+	require.NoError(t, err)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	total, lost := 0, 0
+	for range kills {
+		cmd := exec.Command(self, "-test.run", "^TestCreditsSpender$")
+		cmd.Env = append(os.Environ(), spenderJob+"="+string(text))
+		cmd.Stderr = os.Stderr
+		pipe, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		stdin, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		out := bufio.NewReader(pipe)
+		for n := 0; ; n++ {
+			b, err := out.ReadByte()
+			if n == 2000 || err == nil && b == '!' {
+				require.NoError(t, cmd.Process.Kill())
+			}
+			if err != nil {
+				break
+			}
+			if b == '.' {
+				total++
+			}
+		}
+		require.ErrorContains(t, cmd.Wait(), "signal: killed")
+		_ = stdin.Close()
+		s, err := openPlain(dir)
+		require.NoError(t, err)
+		stored := int(remaining(t, s, i))
+		require.NoError(t, s.CheckIntegrity(t.Context()))
+		require.NoError(t, s.Close())
+		require.LessOrEqual(t, total+stored, credits, "more was spent than was granted")
+		gone := credits - total - stored - lost
+		lost += gone
+		t.Logf("spent %d, %d remain, this kill has lost %d", total, stored, gone)
+		// A lease is an eighth of what remained before it, or as much as the callers waited for. Of
+		// the callers, each may have been admitted and not have written its byte.
+		require.LessOrEqual(t, gone, (stored+gone)/(leasePart-1)+2*64)
+	}
+	s, err = openPlain(dir)
+	require.NoError(t, err)
+	total += admitted(t, s, i)
+	require.NoError(t, s.Close())
+	require.LessOrEqual(t, total, credits)
+	require.Equal(t, credits, total+lost)
+}

@@ -94,7 +94,7 @@ func isNil(v any) bool {
 // has this name.) The name in UnaryServerInfo comes from generated code, and is wrong if the
 // service is registered under another name.
 func (a *Authenticator) method(ctx context.Context, info *grpc.UnaryServerInfo) string {
-	if len(a.rules.methods)+len(a.rules.services) > 0 {
+	if len(a.rules.methods)+len(a.rules.services)+len(a.rules.costs) > 0 {
 		if m, ok := grpc.Method(ctx); ok && m != "" {
 			return m
 		}
@@ -134,14 +134,20 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	if err != nil {
 		return nil, err
 	}
-	key, err := a.verifier.Verify(call, text)
+	key, err := a.verifier.Verify(freeContext{call}, text)
 	if err == nil && key == nil {
 		err = admission.ErrNoKey
 	}
 	if err != nil {
 		return nil, a.countFailure(call, a.withKeyID(text, err))
 	}
-	return key, r.allows(key)
+	if err := r.allows(key); err != nil {
+		return nil, err
+	}
+	if err := key.Spend(call, r.cost); err != nil {
+		return nil, &Refusal{KeyID: key.ID, err: err}
+	}
+	return key, nil
 }
 
 // credentialFor returns the credential of a call. It returns an error if the method requires a rule
@@ -194,6 +200,7 @@ func (a *Authenticator) Stream() grpc.StreamServerInterceptor {
 		}
 		defer session.Close()
 		s := a.newStream(ss, session, call, info.FullMethod, known)
+		s.cost = r.cost
 		defer s.finish()
 		err = handler(srv, s)
 		if ended := s.ended(); ended != nil {
@@ -210,7 +217,7 @@ func (a *Authenticator) bind(call *callContext, r rule) (*keystore.Session, erro
 	if err != nil {
 		return nil, err
 	}
-	session, err := a.verifier.Bind(call, text)
+	session, err := a.verifier.Bind(freeContext{call}, text)
 	if err == nil && (session == nil || session.Key() == nil || session.Context() == nil) {
 		err = admission.ErrNoKey
 		if session != nil {
@@ -220,7 +227,14 @@ func (a *Authenticator) bind(call *callContext, r rule) (*keystore.Session, erro
 	if err != nil {
 		return nil, a.countFailure(call, a.withKeyID(text, err))
 	}
-	if err := r.allows(session.Key()); err != nil {
+	key := session.Key()
+	err = r.allows(key)
+	if err == nil {
+		if err = session.Spend(call, r.cost); err != nil {
+			err = &Refusal{KeyID: key.ID, err: err}
+		}
+	}
+	if err != nil {
 		session.Close()
 		return nil, err
 	}

@@ -17,7 +17,7 @@ type ServiceInfoProvider interface {
 // Check returns an error if the rules do not match the methods of the server. Call Check after all
 // services are registered, before Serve. Check finds these mistakes:
 //
-//   - A rule names a method or a service that the server does not have. The name is misspelt, or
+//   - A rule or a Cost names a method or a service that the server does not have. The name is misspelt, or
 //     the method was renamed, so the rule protects nothing. (Check ignores rules of RulesFrom,
 //     which may belong to other servers.)
 //   - With RequireRules, a method of the server has no rule, so every call of the method is
@@ -65,6 +65,15 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 			unknown = append(unknown, name+"/*")
 		}
 	}
+	for name := range a.rules.costs {
+		service, _, isMethod := splitMethod(name)
+		if !isMethod && !known[name] {
+			unknown = append(unknown, name+"/*")
+		}
+		if isMethod && !known[name] && !unlisted[service] {
+			unknown = append(unknown, name)
+		}
+	}
 	for name, stream := range streams {
 		r := a.rules.forMethod(name)
 		switch {
@@ -79,7 +88,7 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 		}
 	}
 	return errors.Join(
-		listError(unknown, "rules for methods that the server does not have: %s: "+
+		listError(slices.Compact(slices.Sorted(slices.Values(unknown))), "rules for methods that the server does not have: %s: "+
 			"correct the names, or call Check after all services are registered"),
 		listError(ruleless,
 			"RequireRules refuses every call of these methods, which have no rule: %s: "+

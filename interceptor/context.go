@@ -8,6 +8,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/internal/admission"
 	"github.com/grpc-api-key/grpc-api-key/internal/clientaddr"
+	"github.com/grpc-api-key/grpc-api-key/internal/credit"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -75,6 +76,9 @@ func (c *callContext) Value(key any) any {
 	if key == (admission.SeenContext{}) {
 		return c
 	}
+	if key == (credit.Key{}) {
+		return nil // what the handler verifies is another call
+	}
 	if key == (clientaddr.Key{}) {
 		return c.auth.clientAddr(c.Context)
 	}
@@ -88,6 +92,17 @@ func (c *callContext) Value(key any) any {
 		}
 	}
 	return value
+}
+
+// A freeContext is the callContext for the Verifier, which takes no credits: the interceptor takes
+// the cost of the call after all checks.
+type freeContext struct{ *callContext }
+
+func (c freeContext) Value(key any) any {
+	if key == (credit.Key{}) {
+		return int64(0)
+	}
+	return c.callContext.Value(key)
 }
 
 // String prevents fmt from printing the parent contexts, because one of them contains the

@@ -24,6 +24,38 @@ func AnyKey(fullMethods ...string) Option {
 	return addRules("AnyKey", rule{}, fullMethods)
 }
 
+// Cost sets how many credits a call of each method costs, for keys with credits: see
+// keystore.Credits. Without Cost, a call costs one credit. 0 means that the methods are free. With
+// LimitMessages, each message that a stream receives costs as much as the opening of the stream. Give
+// full names, or all methods of a service, as in "/package.Service/*"; a Cost for the method itself
+// goes before a Cost for the service.
+//
+// The interceptor takes the credits after all other checks, just before the handler runs. A call that
+// is refused costs nothing, and a call whose handler fails has cost its credits. A key that has too
+// few credits gets ResourceExhausted, CREDITS_EXHAUSTED. Cost is no rule of access: a method may have
+// a Cost and a rule.
+func Cost(credits int64, fullMethods ...string) Option {
+	return Option{func(c *config) error {
+		if credits < 0 || credits > maxCost {
+			return fmt.Errorf("Cost: %d credits: the cost must be from 0 to %d", credits,
+				int64(maxCost))
+		}
+		for _, m := range fullMethods {
+			name, _, err := ruleName(m)
+			if err != nil {
+				return fmt.Errorf("Cost: %w", err)
+			}
+			if _, ok := c.rules.costs[name]; ok {
+				return fmt.Errorf("Cost: %q already has a cost: give each method one cost", m)
+			}
+			c.rules.costs[name] = credits
+		}
+		return nil
+	}}
+}
+
+const maxCost = 1 << 53 // no key has more credits
+
 // Optional lets callers with or without a key call the methods. Without a credential, FromContext
 // returns false. With a valid key, FromContext returns the key, and a stream ends when its key is
 // revoked. A call with a bad key is refused, and so is a call with an empty header. With

@@ -19,13 +19,14 @@ import (
 // statuses are the default statuses of refused calls and ended streams, as far as they are constant.
 // The package comment lists all of them.
 var statuses = [admission.NumKinds]*status.Status{
-	admission.Several:  kindStatus(codes.Unauthenticated, admission.Several),
-	admission.Insecure: kindStatus(codes.Unauthenticated, admission.Insecure),
-	admission.NoRule:   kindStatus(codes.PermissionDenied, admission.NoRule),
-	admission.Twice:    kindStatus(codes.Internal, admission.Twice),
-	admission.Invalid:  kindStatus(codes.Unauthenticated, admission.Invalid),
-	admission.Revoked:  kindStatus(codes.Unauthenticated, admission.Revoked),
-	admission.Expired:  kindStatus(codes.Unauthenticated, admission.Expired),
+	admission.Several:   kindStatus(codes.Unauthenticated, admission.Several),
+	admission.Insecure:  kindStatus(codes.Unauthenticated, admission.Insecure),
+	admission.NoRule:    kindStatus(codes.PermissionDenied, admission.NoRule),
+	admission.Twice:     kindStatus(codes.Internal, admission.Twice),
+	admission.Invalid:   kindStatus(codes.Unauthenticated, admission.Invalid),
+	admission.Revoked:   kindStatus(codes.Unauthenticated, admission.Revoked),
+	admission.Expired:   kindStatus(codes.Unauthenticated, admission.Expired),
+	admission.Exhausted: kindStatus(codes.ResourceExhausted, admission.Exhausted),
 	admission.Changed: kindStatus(codes.Unavailable, admission.Changed,
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(0)}),
 }
@@ -119,6 +120,12 @@ func (a *Authenticator) defaultStatus(ctx context.Context, err error) *status.St
 		return errinfo.MissingScope(scope.Scopes)
 	case admission.RateLimited, admission.Throttled:
 		return retryStatus(k, admission.RetryAfter(err))
+	case admission.Exhausted:
+		after := admission.RetryAfter(err)
+		if after == 0 {
+			return statuses[k] // no refill ends the refusal
+		}
+		return retryStatus(k, after)
 	case admission.Unavailable:
 		if ctx.Err() != nil {
 			return status.FromContextError(ctx.Err())

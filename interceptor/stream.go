@@ -84,10 +84,11 @@ type stream struct {
 
 	reportEnd func() // reports the end, once; nil without LogRefusals and Observe
 
-	// onLimit reports that the key exceeds its rate limit, and returns the status for the client.
-	// It is nil without LimitMessages.
+	// onLimit reports that the key exceeds its rate limit or its credits, and returns the status for
+	// the client. It is nil without LimitMessages.
 	onLimit     func(error) *status.Status
-	limitStatus atomic.Pointer[status.Status] // set when a message has exceeded the rate limit
+	limitStatus atomic.Pointer[status.Status] // set when a message has exceeded the limits
+	cost        int64                         // of a message, in credits
 
 	mode          mode
 	transport     statusWriter  // nil in mode foreign
@@ -291,8 +292,8 @@ func (s *stream) recvAbandonable(m any) error {
 	return nil
 }
 
-// countMessage counts a received message as a use of the key. If the message exceeds the rate
-// limit, countMessage ends the stream. The argument is the error of RecvMsg: if it is not nil,
+// countMessage counts a received message as a use of the key, and takes its cost. If the message
+// exceeds the rate limit or the credits, countMessage ends the stream. The argument is the error of RecvMsg: if it is not nil,
 // countMessage returns it.
 func (s *stream) countMessage(err error) error {
 	if err != nil || s.onLimit == nil {
@@ -300,7 +301,16 @@ func (s *stream) countMessage(err error) error {
 	}
 	limited := s.session.Allow()
 	if limited == nil {
-		return nil
+		if limited = s.session.Spend(s.session.Context(), s.cost); limited == nil {
+			return nil
+		}
+		// Spend may have waited for the storage, and the stream may have ended meanwhile.
+		if err := s.ended(); err != nil {
+			return err
+		}
+		if err := s.session.Context().Err(); err != nil {
+			return status.FromContextError(err).Err()
+		}
 	}
 	s.limitStatus.CompareAndSwap(nil, s.onLimit(limited))
 	if s.mode == interruptible {

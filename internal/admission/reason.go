@@ -55,6 +55,7 @@ const (
 	Scope
 	Invalid
 	RateLimited
+	Exhausted
 	Throttled
 	Changed
 	Revoked // only a session that has ended
@@ -82,6 +83,7 @@ var kinds = [NumKinds]struct{ reason, text string }{
 	Scope:       {"INSUFFICIENT_SCOPE", "the API key lacks a scope that this method needs"},
 	Invalid:     {"API_KEY_INVALID", "invalid API key"},
 	RateLimited: {"RATE_LIMIT_EXCEEDED", "the API key exceeds its rate limit"},
+	Exhausted:   {"CREDITS_EXHAUSTED", "the API key has too few credits for this call"},
 	Throttled:   {"AUTH_THROTTLED", "too many calls with bad credentials"},
 	Changed:     {"API_KEY_CHANGED", "the API key was changed: open the stream again"},
 	Revoked:     {"API_KEY_REVOKED", "the API key was revoked"},
@@ -100,6 +102,7 @@ func (k Kind) Text() string { return kinds[k].text }
 func KindOf(err error) Kind {
 	var scope *ScopeError
 	var limited *keystore.RateLimitError
+	var short *keystore.CreditsError
 	var throttled *ThrottledError
 	switch {
 	case errors.Is(err, ErrMissing):
@@ -124,6 +127,8 @@ func KindOf(err error) Kind {
 		return Invalid
 	case errors.As(err, &limited):
 		return RateLimited
+	case errors.As(err, &short):
+		return Exhausted
 	case errors.As(err, &throttled):
 		return Throttled
 	case errors.Is(err, keystore.ErrNarrowed):
@@ -134,8 +139,13 @@ func KindOf(err error) Kind {
 }
 
 // RetryAfter returns the time after which a call may succeed that was refused with err: zero if err
-// is neither a *keystore.RateLimitError nor a *ThrottledError.
+// is neither a *keystore.RateLimitError, nor a *ThrottledError, nor a *keystore.CreditsError that a
+// refill ends.
 func RetryAfter(err error) time.Duration {
+	if short := (*keystore.CreditsError)(nil); errors.As(err, &short) && !short.RefillAt.IsZero() {
+		return max(0, time.Until(short.RefillAt))
+	}
+
 	if limited := (*keystore.RateLimitError)(nil); errors.As(err, &limited) {
 		return max(0, limited.RetryAfter)
 	}
@@ -206,7 +216,8 @@ func ReasonOf(err error) string {
 // Verifier returns these errors only after a comparison of the secrets.
 func ProvenKeyID(verifier any, text string, err error) string {
 	switch keystore.Reason(err) {
-	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited", "narrowed":
+	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited",
+		"credits_exhausted", "narrowed":
 		id, _ := KeyID(verifier, text)
 		return id
 	}

@@ -33,7 +33,7 @@ type Imported struct {
 	// of what Parse returns as the secret. Options.Hasher must match the scheme of the digest.
 	Lookup string
 	Digest hashing.Digest
-	// Spec has the properties of the key. An ExpiresAt in the past is accepted.
+	// Spec has the properties of the key. An ExpiresAt in the past is accepted. Credits are refused.
 	Spec Spec
 	// CreatedAt is when the other system made the key. Zero, or a time in the future, means the
 	// time of the import. LastUsedAt is when the key was last used; zero means never.
@@ -399,6 +399,10 @@ func (s *Store) importRow(
 	}
 	if err := row.Spec.check(new(Spec)); err != nil {
 		return refuse(ImportSpec, "%v", strings.TrimPrefix(err.Error(), "keystore: invalid argument: "))
+	}
+	if row.Spec.Credits != nil {
+		return refuse(ImportCredits, "the import cannot set credits: import the key without them, and "+
+			"call SetCredits before a client uses the key")
 	}
 	dead := !row.RevokedAt.IsZero() ||
 		!row.Spec.ExpiresAt.IsZero() && !row.Spec.ExpiresAt.After(now)

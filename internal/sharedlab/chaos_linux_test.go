@@ -19,9 +19,9 @@ import (
 )
 
 var (
-	chaosFor       = flag.Duration("duration", 25*time.Second, "how long TestChaos injects faults")
+	chaosFor       = flag.Duration("duration", 20*time.Second, "how long TestChaos injects faults")
 	chaosFreshness = flag.Duration("freshness", 400*time.Millisecond, "D of TestChaos")
-	chaosEngine    = flag.String("engine", "etcd", "the only engine of TestChaos and TestChaosCatches: "+
+	chaosEngine    = flag.String("engine", "", "the only engine of TestChaos and TestChaosCatches: "+
 		"etcd or postgres; if empty, both, one after the other")
 )
 
@@ -456,7 +456,7 @@ func testChaos(t *testing.T, lab Engine) {
 }
 
 // The controls of TestChaos: with each wrong protocol, the same processes find a violation, while
-// the network of one process is cut.
+// the network of one process is cut, both ways.
 func TestChaosCatches(t *testing.T) { onEngines(t, true, testChaosCatches) }
 
 func testChaosCatches(t *testing.T, lab Engine) {

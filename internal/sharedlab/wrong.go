@@ -48,7 +48,8 @@ func isMember(key []byte) bool { return len(key) == 17 && key[0] == 'm' }
 type confident struct {
 	backend.Feeder
 	pretended chan backend.Batch
-	failed    atomic.Int64 // when a heartbeat did not reach the engine, in Unix nanoseconds
+	failed    atomic.Int64  // when a heartbeat did not reach the engine, in Unix nanoseconds
+	delivered atomic.Uint64 // the last position that the engine has delivered
 }
 
 // isCut reports whether a heartbeat has just failed to reach the engine.
@@ -99,17 +100,19 @@ func (c *confident) Get(ctx context.Context, key []byte) (backend.Entry, error) 
 func (c *confident) Feed(
 	ctx context.Context, from, to []byte, after backend.Position,
 ) iter.Seq2[backend.Batch, error] {
+	last := after // a record acks earlier positions only, so the pretended positions ascend
+	if at := backend.Position(c.delivered.Load()); after > at {
+		after = at // the engine does not know the positions of pretended heartbeats
+	}
 	return func(yield func(backend.Batch, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
-		var reader sync.WaitGroup
-		defer reader.Wait()
 		defer cancel()
 		type step struct {
 			batch backend.Batch
 			err   error
 		}
 		steps := make(chan step)
-		reader.Go(func() {
+		go func() { // may end later: the end of a connection waits for the network
 			defer close(steps)
 			for batch, err := range c.Feeder.Feed(ctx, from, to, after) {
 				select {
@@ -118,7 +121,7 @@ func (c *confident) Feed(
 					return
 				}
 			}
-		})
+		}()
 		for {
 			var s step
 			select {
@@ -126,9 +129,13 @@ func (c *confident) Feed(
 				if s = next; !ok {
 					return
 				}
-				after = s.batch.Position
+				if s.err == nil {
+					last = s.batch.Position
+					c.delivered.Store(uint64(last))
+				}
 			case s.batch = <-c.pretended:
-				s.batch.Position = after + 1 // a record acks earlier positions only
+				last++
+				s.batch.Position = last
 			}
 			if !yield(s.batch, s.err) {
 				return

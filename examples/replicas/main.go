@@ -4,9 +4,12 @@
 //
 //	cd examples/replicas && go run .
 //	go run -C examples/replicas .       # the same, from the root of the repository
+//	go run -C examples/replicas . -engine postgres
 //
-// Each server, and each of the three members of etcd, is a process, and listens on loopback.
-// Package server is the code of a server. The command needs Linux or macOS.
+// The servers share their keys in etcd, or in PostgreSQL if the machine has PostgreSQL. Each
+// server, and each of the three members of etcd, is a process, and listens on loopback. PostgreSQL
+// is a primary and a standby. Package server is the code of a server. The command needs Linux or
+// macOS.
 package main
 
 import (
@@ -20,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +34,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/grpc-api-key/grpc-api-key/examples/replicas/server"
+	"github.com/grpc-api-key/grpc-api-key/examples/replicas/server/etcd"
+	"github.com/grpc-api-key/grpc-api-key/examples/replicas/server/postgres"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
 )
 
@@ -40,7 +46,7 @@ func main() {
 	var err error
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "server":
-		err = server.Run(ctx, os.Args[2:])
+		err = server.Run(ctx, os.Args[2:], new(etcd.Engine), new(postgres.Engine))
 	case len(os.Args) > 1 && os.Args[1] == "member":
 		err = runMember(os.Args[2:])
 	default:
@@ -53,23 +59,26 @@ func main() {
 
 // engines start the storage that the servers share.
 var engines = map[string]func(*demo, context.Context) (flags []string, err error){
-	"etcd": (*demo).startEtcd,
+	"etcd":     (*demo).startEtcd,
+	"postgres": (*demo).startPostgres,
 }
 
 // A demo contains what the command has started.
 type demo struct {
 	dir       string // for everything that the processes write
 	processes []*process
+	cleanups  []func()
 	servers   []*replica
 	balanced  *grpc.ClientConn // to all servers in turn
 }
 
 func run(ctx context.Context) (err error) {
-	engine := flag.String("engine", "etcd", "the storage that the servers share: etcd")
+	engine := flag.String("engine", "etcd",
+		"the storage that the servers share: etcd or postgres")
 	flag.Parse()
 	startEngine, ok := engines[*engine]
 	if !ok || flag.NArg() > 0 {
-		return errors.New("the only flag is -engine, and the only engine is etcd")
+		return errors.New("the only flag is -engine, and the engines are etcd and postgres")
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -305,6 +314,9 @@ func (d *demo) start(args ...string) (*process, error) {
 func (d *demo) stop() error {
 	for i := range d.processes {
 		d.processes[len(d.processes)-1-i].stop()
+	}
+	for _, cleanup := range slices.Backward(d.cleanups) {
+		cleanup()
 	}
 	return os.RemoveAll(d.dir)
 }

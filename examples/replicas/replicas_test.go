@@ -23,13 +23,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// command returns the command, which writes below a directory of the test.
-func command(t *testing.T) (cmd *exec.Cmd, dir string, out *bytes.Buffer) {
+// command returns the command, which writes below a directory of the test. The user of PostgreSQL
+// can enter the directory.
+func command(t *testing.T, engine string) (cmd *exec.Cmd, dir string, out *bytes.Buffer) {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	dir, out = t.TempDir(), new(bytes.Buffer)
-	cmd = exec.Command(self)
+	dir, err = os.MkdirTemp("", "replicas")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	out = new(bytes.Buffer)
+	cmd = exec.Command(self, "-engine="+engine)
 	cmd.Env = append(os.Environ(), "REPLICAS=1", "TMPDIR="+dir)
 	cmd.Stdout, cmd.Stderr = out, out
 	return cmd, dir, out
@@ -52,11 +57,30 @@ func requireGone(t *testing.T, dir string) {
 	}
 }
 
+// onEngines runs a test on each engine.
+func onEngines(t *testing.T, test func(t *testing.T, engine string)) {
+	for engine := range engines {
+		t.Run(engine, func(t *testing.T) { test(t, engine) })
+	}
+}
+
+// skipWithout skips a test that has failed because the machine has no PostgreSQL.
+func skipWithout(t *testing.T, err error, out *bytes.Buffer) {
+	t.Helper()
+	if err != nil && strings.Contains(out.String(), "PostgreSQL IS NOT INSTALLED") {
+		t.Skip(out)
+	}
+}
+
 // The command shows what its comment promises, and leaves nothing behind. The command itself
 // returns an error if a server admits a revoked key.
-func TestReplicas(t *testing.T) {
-	cmd, dir, out := command(t)
-	require.NoError(t, cmd.Run(), "%s", out)
+func TestReplicas(t *testing.T) { onEngines(t, testReplicas) }
+
+func testReplicas(t *testing.T, engine string) {
+	cmd, dir, out := command(t, engine)
+	err := cmd.Run()
+	skipWithout(t, err, out)
+	require.NoError(t, err, "%s", out)
 	t.Logf("%s", out)
 	for _, want := range []string{
 		`server one has answered [1-9]\d*, two [1-9]\d*, three [1-9]\d*`,
@@ -71,8 +95,10 @@ func TestReplicas(t *testing.T) {
 }
 
 // A Ctrl-C while a server is stopped leaves nothing behind either.
-func TestInterrupt(t *testing.T) {
-	cmd, dir, failure := command(t)
+func TestInterrupt(t *testing.T) { onEngines(t, testInterrupt) }
+
+func testInterrupt(t *testing.T, engine string) {
+	cmd, dir, failure := command(t, engine)
 	cmd.Stdout = nil
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -84,9 +110,20 @@ func TestInterrupt(t *testing.T) {
 			require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 		}
 	}
-	require.Error(t, cmd.Wait(), "the command reports the end before its time")
+	err = cmd.Wait()
+	skipWithout(t, err, failure)
+	require.Error(t, err, "the command reports the end before its time")
 	require.True(t, stopped, "%s", failure)
 	require.Contains(t, failure.String(), "interrupt")
+	requireGone(t, dir)
+}
+
+// Without PostgreSQL, the command ends, and says what to install.
+func TestWithoutPostgreSQL(t *testing.T) {
+	cmd, dir, out := command(t, "postgres")
+	cmd.Env = append(cmd.Env, "PGLAB_BIN="+filepath.Join(dir, "missing"))
+	require.Error(t, cmd.Run())
+	require.Contains(t, out.String(), "PostgreSQL IS NOT INSTALLED: install")
 	requireGone(t, dir)
 }
 

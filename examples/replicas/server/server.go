@@ -13,6 +13,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,20 +25,32 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
 // A config contains the values of the flags.
 type config struct {
 	name, listen, health, cert, certKey string
 	engine                              string
-	etcd                                etcdConfig
 	freshness, drain                    time.Duration
 	issue                               string
 	console                             bool
 }
 
-// Run runs the server until ctx ends. The args are the flags of the command line.
-func Run(ctx context.Context, args []string) error {
+// An Engine is a storage that servers can share.
+type Engine interface {
+	// Name is a value of the flag -engine.
+	Name() string
+	// AddFlags adds the flags of the engine.
+	AddFlags(*flag.FlagSet)
+	// Open connects to the storage. The function that Open returns ends the connection, after the
+	// backend is closed.
+	Open(context.Context) (backend.Backend, func() error, error)
+}
+
+// Run runs the server until ctx ends. The args are the flags of the command line. The first engine
+// is the default.
+func Run(ctx context.Context, args []string, engines ...Engine) error {
 	hostname, err := os.Hostname()
 	if err != nil {
 		return err
@@ -49,8 +63,13 @@ func Run(ctx context.Context, args []string) error {
 		"address for health checks without TLS and without a key; empty: none")
 	flags.StringVar(&c.cert, "cert", "", "TLS certificate of the server in PEM")
 	flags.StringVar(&c.certKey, "cert-key", "", "private key of -cert")
-	flags.StringVar(&c.engine, "engine", "etcd", "the storage that the servers share: etcd")
-	c.etcd.addTo(flags)
+	var names []string
+	for _, e := range engines {
+		names = append(names, e.Name())
+		e.AddFlags(flags)
+	}
+	flags.StringVar(&c.engine, "engine", names[0],
+		"the storage that the servers share: "+strings.Join(names, " or "))
 	flags.DurationVar(&c.freshness, "freshness", 0,
 		"how long a server that has lost contact may admit callers; 0: as the other servers, or 3s")
 	flags.DurationVar(&c.drain, "drain", 20*time.Second, "how long calls may go on after SIGTERM")
@@ -62,8 +81,12 @@ func Run(ctx context.Context, args []string) error {
 		return fmt.Errorf("unexpected argument %q: flags begin with a hyphen: see -help",
 			flags.Arg(0))
 	}
+	n := slices.Index(names, c.engine)
+	if n < 0 {
+		return fmt.Errorf("-engine is %q: want %s", c.engine, strings.Join(names, " or "))
+	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	store, disconnect, err := open(ctx, &c, logger)
+	store, disconnect, err := open(ctx, engines[n], &c, logger)
 	if err != nil {
 		return err
 	}
@@ -82,13 +105,9 @@ func Run(ctx context.Context, args []string) error {
 
 // open opens the store that all servers share. open returns once this server may admit callers.
 func open(
-	ctx context.Context, c *config, logger *slog.Logger,
+	ctx context.Context, engine Engine, c *config, logger *slog.Logger,
 ) (*keystore.Store, func() error, error) {
-	engine, ok := engines[c.engine]
-	if !ok {
-		return nil, nil, fmt.Errorf("-engine is %q: the only engine is etcd", c.engine)
-	}
-	b, disconnect, err := engine(ctx, c)
+	b, disconnect, err := engine.Open(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

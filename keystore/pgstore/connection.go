@@ -112,7 +112,8 @@ func stateOf(conn *pgconn.PgConn) *connState {
 }
 
 // setUp changes the settings of an own connection, and returns the state of the server. A setting
-// that the server does not know is left out.
+// that the server does not know is left out. Nothing is changed unless the statement runs in the
+// process of the server with the number %d: a pooler may lend the process to others.
 //
 //   - The warning about the wait for a standby must arrive.
 //   - apply needs that each of its statements sees the commits before the statement.
@@ -129,8 +130,9 @@ with settings as materialized (
 		('idle_in_transaction_session_timeout', '0'),
 		('idle_session_timeout', '0')
 	) c(name, value) join pg_settings s on s.name = c.name
+	where pg_backend_pid() = %d
 )
-select (select count(*) from settings) > 0,
+select (select count(*) from settings) > 0, pg_backend_pid(),
 	current_setting('server_version_num')::int, current_setting('server_version'),
 	pg_is_in_recovery(), current_setting('fsync'),
 	current_setting('synchronous_standby_names'), current_setting('synchronous_commit')`
@@ -138,11 +140,23 @@ select (select count(*) from settings) > 0,
 // setUp prepares a new connection, and returns an error if the server cannot serve the store.
 func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
 	var number int
+	var process uint32
 	var version, fsync, standbys, commit string
 	var set, standby bool
-	// The simple protocol needs one round trip only.
-	err := conn.QueryRow(ctx, setUp, pgx.QueryExecModeSimpleProtocol).Scan(&set, &number, &version,
-		&standby, &fsync, &standbys, &commit)
+	try := func(expected uint32) error {
+		// The simple protocol needs one round trip only.
+		return conn.QueryRow(ctx, fmt.Sprintf(setUp, expected), pgx.QueryExecModeSimpleProtocol).
+			Scan(&set, &process, &number, &version, &standby, &fsync, &standbys, &commit)
+	}
+	err := try(conn.PgConn().PID())
+	if err == nil && !set {
+		if err = b.checkPooler(ctx, conn); err == nil {
+			err = try(process)
+		}
+		if err == nil && !set {
+			err = b.poolerError()
+		}
+	}
 	switch {
 	case err != nil:
 		return err
@@ -165,6 +179,84 @@ func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
 			"damages the database", "schema", b.schema)
 	}
 	return nil
+}
+
+const (
+	// poolerTimeout is how long a pooler may let a connection wait for a process of the server.
+	poolerTimeout = 5 * time.Second
+	// poolerRounds is the number of attempts to see that a pooler lends a process of the server to
+	// another connection.
+	poolerRounds = 20
+)
+
+// checkPooler returns an error if a pooler is between the store and the server, such as PgBouncer,
+// and each transaction of a connection may run in another process of the server. Then LISTEN and
+// the settings of a connection have no effect, or have an effect on other programs.
+//
+// In each round, the connection makes a transaction, another connection begins one, and the
+// connection makes one more. If both transactions of the connection run in the same process, and
+// the other transaction in another one, the pooler may have done this by chance, and the next round
+// follows.
+func (b *Backend) checkPooler(ctx context.Context, conn *pgx.Conn) error {
+	process := func(c *pgx.Conn) (number uint32, err error) {
+		err = c.QueryRow(ctx, "select pg_backend_pid()", pgx.QueryExecModeSimpleProtocol).
+			Scan(&number)
+		return number, err
+	}
+	other, err := pgx.ConnectConfig(ctx, conn.Config())
+	if err != nil {
+		return err
+	}
+	defer closeConn(other)
+	for range poolerRounds {
+		first, err := process(conn)
+		if err != nil {
+			return err
+		}
+		if err := b.beginPooled(ctx, other); err != nil {
+			return err
+		}
+		between, err := process(other)
+		if err != nil {
+			return err
+		}
+		second, err := process(conn)
+		if err != nil {
+			return err
+		}
+		if between == first || second != first {
+			return b.poolerError()
+		}
+		if _, err := other.Exec(ctx, "commit", pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// beginPooled begins a transaction on a connection to a pooler.
+func (b *Backend) beginPooled(ctx context.Context, conn *pgx.Conn) error {
+	limited, cancel := context.WithTimeout(ctx, poolerTimeout)
+	defer cancel()
+	_, err := conn.Exec(limited, "begin", pgx.QueryExecModeSimpleProtocol)
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "statement pooling mode"):
+		return b.poolerError()
+	case ctx.Err() == nil && limited.Err() != nil:
+		return b.refuse("a pooler, such as PgBouncer, gives the store no second connection: raise "+
+			"default_pool_size in pgbouncer.ini: each process of the store has up to %d "+
+			"connections, and those of its pool", maxOwn+2) // a feed, and one that is checked
+	}
+	return err
+}
+
+func (b *Backend) poolerError() error {
+	return b.refuse("the connection leads through a pooler, such as PgBouncer, that lends each " +
+		"transaction another connection of the server: LISTEN and the settings of a connection do " +
+		"not last there: set pool_mode = session in pgbouncer.ini for the user or the database, " +
+		"or connect to PostgreSQL without the pooler")
 }
 
 // errStandby is the error of an own connection to a standby. After a failover, the same connection

@@ -43,6 +43,12 @@
 // one more for each running Feed, with the configuration of the pool. Changes that are made at the
 // same time share a commit.
 //
+// PgBouncer may be between the store and the server if pool_mode is session. Each process of the
+// store then holds up to 10 connections of the server, and those of its pool, so default_pool_size
+// must have these for all processes. Open refuses the modes transaction and statement: LISTEN and
+// the settings of a connection do not last there. After a failover, PgBouncer must lead to the new
+// primary.
+//
 // # Layout
 //
 // The table entry has a row for each entry. The table log has a row for each Apply, with a

@@ -21,7 +21,7 @@ import (
 // in a directory that no other user can enter. So the commands do the same for a directory as for a
 // server, and the events name the user of apikeyctl.
 func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection, error) {
-	hasher, err := hasherOf(c.peppers())
+	hasher, check, err := c.dirHasher()
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +34,7 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	if err != nil {
 		return nil, openFailed(c.place.dir, err)
 	}
-	if err := c.checkPepper(ctx, store, hasher); err != nil {
+	if err := check(ctx, store); err != nil {
 		store.Close()
 		return nil, err
 	}

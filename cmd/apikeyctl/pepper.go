@@ -35,11 +35,6 @@ func (c *call) peppers() []string {
 	return values
 }
 
-// A countingHasher is a Hasher that makes the store count the digests of other hashers.
-type countingHasher struct{ hashing.Hasher }
-
-func (countingHasher) HasEarlier() bool { return true }
-
 // hasherOf returns the Hasher for the values of --pepper-file. No error repeats a value, because
 // the value may be the pepper itself.
 func hasherOf(values []string) (hashing.Hasher, error) {
@@ -51,11 +46,8 @@ func hasherOf(values []string) (hashing.Hasher, error) {
 		}
 		all = append(all, one)
 	}
-	switch len(all) {
-	case 0:
-		return countingHasher{hashing.SHA256()}, nil
-	case 1:
-		return countingHasher{all[0]}, nil
+	if len(all) == 0 {
+		return hashing.SHA256(), nil
 	}
 	h, err := hashing.Keyring(all[0], all[1:]...)
 	if err != nil {
@@ -107,13 +99,29 @@ func readPepper(value string) (hashing.Hasher, error) {
 // needsPepper are the commands that make digests or compare digests.
 var needsPepper = []string{createName, "rotate", "lookup"}
 
-// checkPepper returns a failure if the command needs the pepper of the server, and the store has
-// digests of a pepper that is not given. The server would not know a key that apikeyctl makes
-// without the pepper.
-func (c *call) checkPepper(ctx context.Context, store *keystore.Store, h hashing.Hasher) error {
-	if _, alone := h.(countingHasher); !alone || !slices.Contains(needsPepper, c.Name) {
-		return nil
+// A countingHasher is a Hasher that makes the store count the digests of other hashers.
+type countingHasher struct{ hashing.Hasher }
+
+func (countingHasher) HasEarlier() bool { return true }
+
+// dirHasher returns the Hasher for a directory, and a function that checks the store that is opened
+// with the Hasher. The function returns a failure if the command needs the pepper of the server,
+// and the store has digests of a pepper that is not given: the server would not know a key that
+// apikeyctl makes without the pepper.
+func (c *call) dirHasher() (
+	h hashing.Hasher, check func(context.Context, *keystore.Store) error, err error,
+) {
+	peppers := c.peppers()
+	if h, err = hasherOf(peppers); err != nil {
+		return nil, nil, err
 	}
+	if len(peppers) > 1 || !slices.Contains(needsPepper, c.Name) {
+		return h, func(context.Context, *keystore.Store) error { return nil }, nil
+	}
+	return countingHasher{h}, c.checkPepper, nil
+}
+
+func (c *call) checkPepper(ctx context.Context, store *keystore.Store) error {
 	// The count begins with the store, and reads all keys.
 	others := store.Stats().Outdated
 	for ; others < 0; others = store.Stats().Outdated {

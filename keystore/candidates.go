@@ -62,14 +62,12 @@ func (s *Store) listError(ctx context.Context, err error) error {
 	return err
 }
 
-// An allGetter is a backend that reads several entries in less time than one after the other. An
-// entry that does not exist has Revision 0.
-type allGetter interface {
-	GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error)
-}
-
-// maxTogether is how many keys ownedKeys reads together, if the backend is an allGetter.
-const maxTogether = 16
+// ownedKeys reads maxTogether keys together, or maxRoundTrip if each read is a round trip. The keys
+// and their last uses are at most backend.MaxChanges entries.
+const (
+	maxTogether  = 16
+	maxRoundTrip = backend.MaxChanges / 2
+)
 
 // ownedKeys yields the records that the entries of the owner index lead to: see candidates.
 func (s *Store) ownedKeys(
@@ -81,19 +79,21 @@ func (s *Store) ownedKeys(
 		return err
 	}
 	most := 1
-	all, _ := s.backend.(allGetter)
-	if all != nil || s.processes != nil {
+	switch {
+	case s.all != nil && s.processes != nil:
+		most = maxRoundTrip
+	case s.all != nil || s.processes != nil:
 		most = maxTogether
 	}
 	if q.Limit > 0 {
 		most = min(most, q.Limit)
 	}
-	ids := make([]token.ID, 0, maxTogether)
+	ids := make([]token.ID, 0, most)
 	flush := func() (more bool, err error) {
 		if err := complete(); err != nil {
 			return false, err
 		}
-		more, err = s.readOwned(ctx, all, ids, used, yield)
+		more, err = s.readOwned(ctx, ids, used, yield)
 		ids = ids[:0]
 		return more, err
 	}
@@ -122,18 +122,17 @@ func (s *Store) ownedKeys(
 }
 
 // readOwned yields the records of keys that the owner index leads to. more is true if yield has
-// always returned true. all may be nil.
+// always returned true.
 func (s *Store) readOwned(
-	ctx context.Context, all allGetter, ids []token.ID, used bool,
-	yield func(candidate, error) bool,
+	ctx context.Context, ids []token.ID, used bool, yield func(candidate, error) bool,
 ) (more bool, err error) {
 	var records, written []backend.Entry
 	uses := make([]keyUse, len(ids))
 	read := func(i int) (*keyRecord, error) { return s.ownedBy(ctx, ids[i]) }
 	switch {
 	case len(ids) < 2:
-	case all != nil:
-		if records, written, err = s.readTogether(ctx, all, ids, used, uses); err != nil {
+	case s.all != nil:
+		if records, written, err = s.readTogether(ctx, ids, used, uses); err != nil {
 			records = nil // one of the entries is damaged: read the keys one by one
 		}
 	case s.processes != nil:
@@ -200,7 +199,7 @@ func (s *Store) startReads(
 // readTogether reads the records of keys, and, if used is true, the last uses, except for the field
 // written of uses.
 func (s *Store) readTogether(
-	ctx context.Context, all allGetter, ids []token.ID, used bool, uses []keyUse,
+	ctx context.Context, ids []token.ID, used bool, uses []keyUse,
 ) (records, written []backend.Entry, err error) {
 	keys := make([][]byte, 0, 2*len(ids))
 	for _, id := range ids {
@@ -215,7 +214,7 @@ func (s *Store) readTogether(
 	}
 	ctx, cancel := s.limitedRead(ctx)
 	defer cancel()
-	entries, err := all.GetAll(ctx, keys)
+	entries, err := s.all.GetAll(ctx, keys)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -26,7 +26,9 @@ func TestGuardKeepsOptionalMethods(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := guardBackend(tt.b, newPanics(slog.New(slog.DiscardHandler)))
-			_, ok := g.(backend.DownScanner)
+			_, ok := tt.b.(backend.AllGetter)
+			require.Equal(t, ok, allGetterOf(g) != nil)
+			_, ok = g.(backend.DownScanner)
 			require.Equal(t, tt.scanDown, ok)
 			feeder, ok := g.(backend.Feeder)
 			require.Equal(t, tt.feed, ok)
@@ -82,5 +84,30 @@ func TestGuardedFeedPanics(t *testing.T) {
 	})
 	for range feed {
 		break
+	}
+}
+
+// A panickyGetter panics, or returns too few entries.
+type panickyGetter struct {
+	backend.Backend
+	panics bool
+}
+
+func (g panickyGetter) GetAll(context.Context, [][]byte) ([]backend.Entry, error) {
+	if g.panics {
+		panic("GetAll is broken")
+	}
+	return []backend.Entry{{}}, nil
+}
+
+// A panic of GetAll, and an answer that lacks an entry, are errors.
+func TestGuardedGetAll(t *testing.T) {
+	for _, panics := range []bool{true, false} {
+		g := guardBackend(panickyGetter{backendtest.NewMemory(), panics},
+			newPanics(slog.New(slog.DiscardHandler)))
+		all := allGetterOf(g)
+		found, err := all.GetAll(t.Context(), [][]byte{[]byte("a"), []byte("b")})
+		require.Error(t, err)
+		require.Nil(t, found)
 	}
 }

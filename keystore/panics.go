@@ -336,8 +336,45 @@ func (g guardedFeed) Feed(
 		func() batches { return g.feeder.Feed(ctx, from, to, after) })
 }
 
+// A guardedAllGetter guards the method of a backend.AllGetter.
+type guardedAllGetter struct {
+	all    backend.AllGetter
+	panics *panics
+}
+
+func (g guardedAllGetter) GetAll(
+	ctx context.Context, keys [][]byte,
+) (all []backend.Entry, err error) {
+	err = errPanicked
+	defer g.panics.recovered("Backend.GetAll")
+	all, err = g.all.GetAll(ctx, keys)
+	if err == nil && len(all) != len(keys) {
+		return nil, errWrongNumber
+	}
+	return all, err
+}
+
+var errWrongNumber = errors.New("GetAll has not returned one entry for each key")
+
+// allGetterOf returns the backend as a backend.AllGetter, or nil. If the backend is guarded, the
+// result is guarded too.
+func allGetterOf(b backend.Backend) backend.AllGetter {
+	if g, ok := b.(interface{ allGetter() backend.AllGetter }); ok {
+		return g.allGetter()
+	}
+	all, _ := b.(backend.AllGetter)
+	return all
+}
+
+func (g *guardedBackend) allGetter() backend.AllGetter {
+	if all, ok := g.Backend.(backend.AllGetter); ok {
+		return guardedAllGetter{all, g.panics}
+	}
+	return nil
+}
+
 // guardBackend guards a backend of the application. The result is a backend.DownScanner if the
-// backend is one, and a backend.Feeder if the backend is one.
+// backend is one, and a backend.Feeder if the backend is one. For GetAll see allGetterOf.
 func guardBackend(b backend.Backend, p *panics) backend.Backend {
 	g := &guardedBackend{b, p}
 	down, canScanDown := b.(backend.DownScanner)

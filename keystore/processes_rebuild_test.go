@@ -122,7 +122,7 @@ func TestAListMeetsARebuild(t *testing.T) {
 	for _, over := range []bool{false, true} {
 		fleetTest(t, func(t *testing.T, f *fleet) {
 			a := f.open(nil)
-			for range 3 * maxTogether {
+			for range 3 * maxRoundTrip {
 				a.create(Spec{Owner: "o"})
 			}
 			listed, failed := 0, error(nil)
@@ -130,10 +130,10 @@ func TestAListMeetsARebuild(t *testing.T) {
 				if failed = err; err != nil {
 					break
 				}
-				if listed++; listed < maxTogether {
+				if listed++; listed < maxRoundTrip {
 					continue
 				}
-				if listed > maxTogether {
+				if listed > maxRoundTrip {
 					require.Fail(t, "the list continues")
 				}
 				f.evicted(a)

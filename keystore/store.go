@@ -32,6 +32,7 @@ type Store struct {
 	warnScheme  sync.Once      // for the warning about digests that the hasher does not make
 	proof       proof          // for the check value of the hasher
 	backend     backend.Backend
+	all         backend.AllGetter // the backend, if it is one; or nil
 	fence       *fence.Fence[cachedKey]
 	log         *slog.Logger
 	panics      *panics
@@ -165,7 +166,7 @@ func New(b backend.Backend, opts *Options) (*Store, error) {
 
 // start begins to work on a backend.
 func (s *Store) start(b backend.Backend) error {
-	s.backend = b
+	s.backend, s.all = b, allGetterOf(b)
 	if err := s.joinProcesses(); err != nil {
 		return err
 	}

@@ -111,6 +111,7 @@ type DB struct {
 var (
 	_ backend.Backend     = (*DB)(nil)
 	_ backend.DownScanner = (*DB)(nil)
+	_ backend.AllGetter   = (*DB)(nil)
 )
 
 // Close closes the store. The calls that wait for the committer fail with ErrClosed. The calls that
@@ -299,9 +300,7 @@ func (db *DB) Get(ctx context.Context, key []byte) (e backend.Entry, err error) 
 	return e, err
 }
 
-// GetAll returns the entries of several keys, all as of one point in time that Get might read at.
-// An entry that does not exist has Revision 0. GetAll takes less time than as many calls of Get. If
-// one of the entries cannot be read, GetAll returns an error and no entry.
+// GetAll implements backend.AllGetter. The entries are all as of one point in time.
 func (db *DB) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
 	all := make([]backend.Entry, len(keys))
 	err := db.read(ctx, db.durable.Load, func(txn *badger.Txn) (err error) {

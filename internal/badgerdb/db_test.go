@@ -431,35 +431,6 @@ func TestUnreadableTable(t *testing.T) {
 	require.ErrorIs(t, err, backend.ErrFailed)
 }
 
-// GetAll returns what Get returns, in the order of the keys.
-func TestGetAll(t *testing.T) {
-	db := open(t, t.TempDir())
-	ctx := t.Context()
-	require.NoError(t, db.Apply(ctx, change("a", "1", 0), change("b", "", 0), change("c", "3", 0)))
-	require.NoError(t, db.Apply(ctx, change("a", "2", 1),
-		backend.Change{Key: []byte("c"), Expect: 1, Delete: true}))
-	all, err := db.GetAll(ctx, [][]byte{
-		[]byte("z"), []byte("b"), []byte("a"), []byte("c"), []byte("a"),
-	})
-	require.NoError(t, err)
-	a, err := db.Get(ctx, []byte("a"))
-	require.NoError(t, err)
-	b, err := db.Get(ctx, []byte("b"))
-	require.NoError(t, err)
-	require.Equal(t, []backend.Entry{{}, b, a, {}, a}, all)
-	all, err = db.GetAll(ctx, nil)
-	require.NoError(t, err)
-	require.Empty(t, all)
-
-	ended, cancel := context.WithCancel(ctx)
-	cancel()
-	_, err = db.GetAll(ended, [][]byte{[]byte("a")})
-	require.ErrorIs(t, err, context.Canceled)
-	require.NoError(t, db.Close())
-	_, err = db.GetAll(ctx, [][]byte{[]byte("a")})
-	require.ErrorIs(t, err, backend.ErrClosed)
-}
-
 // A stored value is a revision and a value, or nothing. Anything between is damage.
 func TestDamagedEntry(t *testing.T) {
 	db := open(t, t.TempDir())

@@ -5,6 +5,7 @@ package badlink
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"sync"
 	"time"
@@ -40,7 +41,8 @@ type Faults struct {
 // methods are safe for concurrent use.
 type Link struct {
 	// Tests that force an order of steps set these hooks before the first call. OnApply and OnGet
-	// run instead of a call, and make the call with next. OnBatch runs before Feed yields a Batch.
+	// run instead of a call, and make the call with next. With OnGet, GetAll calls OnGet for each
+	// key. OnBatch runs before Feed yields a Batch.
 	OnApply func(ctx context.Context, changes []backend.Change,
 		next func(context.Context) error) error
 	OnGet func(ctx context.Context, key []byte,
@@ -227,6 +229,29 @@ func (l *Link) get(ctx context.Context, key []byte) (backend.Entry, error) {
 		return backend.Entry{}, err
 	}
 	return e, nil
+}
+
+// GetAll implements backend.AllGetter. All entries travel as the answer of one request.
+func (l *Link) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	if l.OnGet == nil {
+		if err := l.request(ctx); err != nil {
+			return nil, err
+		}
+		all, err := l.own.(backend.AllGetter).GetAll(ctx, keys)
+		if err = l.answer(ctx, err); err != nil {
+			return nil, err
+		}
+		return all, nil
+	}
+	all := make([]backend.Entry, len(keys))
+	for i, key := range keys {
+		var err error
+		all[i], err = l.Get(ctx, key)
+		if err != nil && !errors.Is(err, backend.ErrNotFound) {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // Scan implements backend.Backend.

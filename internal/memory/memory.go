@@ -58,6 +58,21 @@ func (m *memory) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return clone(t.entry), nil
 }
 
+// GetAll implements backend.AllGetter.
+func (m *memory) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	all, err := m.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]backend.Entry, len(keys))
+	for i, key := range keys {
+		if t := all.find(key); t != nil {
+			entries[i] = clone(t.entry)
+		}
+	}
+	return entries, nil
+}
+
 func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := backend.CheckChanges(m, changes); err != nil {
 		return err

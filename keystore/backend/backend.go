@@ -4,8 +4,9 @@
 //
 // A backend is an ordered map from short keys to small values. Each value has a revision. A backend
 // knows nothing about API keys. Five methods are enough for an embedded engine, a SQL table or
-// etcd. The methods of [DownScanner] and [Checker] are optional. Without ScanDown, the store cannot
-// list the newest first. Without Check, CheckIntegrity checks what Scan yields, and nothing else.
+// etcd. The methods of [DownScanner], [AllGetter] and [Checker] are optional. Without ScanDown, the
+// store cannot list the newest first. Without GetAll, the store reads the keys of an owner one by
+// one. Without Check, CheckIntegrity checks what Scan yields, and nothing else.
 //
 // # Consistency
 //
@@ -159,6 +160,16 @@ type DownScanner interface {
 	// of the key. The range is the same: from <= key < to. If from is nil, there is no lower end.
 	// If to is nil, there is no upper end.
 	ScanDown(ctx context.Context, from, to []byte) iter.Seq2[Entry, error]
+}
+
+// An AllGetter is a Backend that reads several entries in less time than one after the other.
+type AllGetter interface {
+	// GetAll returns the entries of keys, in the order of keys. An entry that does not exist is the
+	// zero Entry. Each entry is what Get could have returned during the call, and the rules for Get
+	// hold for each entry. If an entry cannot be read, GetAll returns an error and no entries; the
+	// caller may then call Get for each key. GetAll accepts MaxChanges keys and fewer, also none,
+	// and the same key twice.
+	GetAll(ctx context.Context, keys [][]byte) ([]Entry, error)
 }
 
 // A Checker is a Backend that can check all of its data for damage.

@@ -56,7 +56,7 @@ const (
 // nor its Watcher. A nil *Options means the zero Options.
 //
 // Several Backends may have the same prefix, in one process or in many. The Backend is a
-// backend.Feeder and a backend.DownScanner.
+// backend.Feeder, a backend.DownScanner and a backend.AllGetter.
 func Open(
 	ctx context.Context, client *clientv3.Client, prefix string, opts *Options,
 ) (*Backend, error) {

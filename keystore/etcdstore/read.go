@@ -33,6 +33,48 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return e, nil
 }
 
+// GetAll implements backend.AllGetter. GetAll is one transaction of etcd, and one round trip.
+func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	if len(keys) > backend.MaxChanges {
+		return nil, fmt.Errorf("etcdstore: read %d keys at once: at most %d are allowed", len(keys),
+			backend.MaxChanges)
+	}
+	joined, end, err := b.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	entries := make([]backend.Entry, len(keys))
+	if len(keys) == 0 {
+		return entries, nil
+	}
+	gets := make([]clientv3.Op, len(keys))
+	for i, key := range keys {
+		gets[i] = clientv3.OpGet(b.base + string(key))
+	}
+	for {
+		before := b.history.now()
+		r, err := b.kv.Txn(joined).Then(gets...).Commit()
+		if err != nil {
+			return nil, b.wrap(ctx, "read", err)
+		}
+		if b.history.observe(b, before, r.Header) != nil {
+			continue // as in read
+		}
+		for i, one := range r.Responses {
+			found := one.GetResponseRange().GetKvs()
+			if len(found) == 0 || len(keys[i]) == 0 {
+				continue
+			}
+			if entries[i], err = b.parse(found[0]); err != nil {
+				return nil, err
+			}
+			b.history.note(before.generation, entries[i], found[0].ModRevision)
+		}
+		return entries, nil
+	}
+}
+
 // read makes one linearizable read, and returns the generation of the response too.
 func (b *Backend) read(
 	ctx context.Context, op, key string, opts ...clientv3.OpOption,

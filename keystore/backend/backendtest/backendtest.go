@@ -25,7 +25,7 @@ import (
 
 // Run tests a backend against the contract of package backend. Run calls open for each subtest. The
 // function open must return an empty backend. The subtest closes the backend. If the backend is a
-// backend.DownScanner, Run tests ScanDown too.
+// backend.DownScanner or a backend.AllGetter, Run tests ScanDown or GetAll too.
 func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
@@ -270,6 +270,35 @@ var (
 			}
 			require.ErrorIs(t, last, backend.ErrClosed)
 		}},
+		{"GetAll returns what Get returns, in the order of the keys",
+			func(t require.TestingT, b backend.Backend) {
+				all, ok := b.(backend.AllGetter)
+				if !ok {
+					return
+				}
+				requireAll(t, all)
+				requireAll(t, all, entry("k", "", 0))
+				put(t, b, "k", "v", 0)
+				put(t, b, "k", "w", 1)
+				put(t, b, "empty", "", 0)
+				put(t, b, "kk", "x", 0)
+				requireAll(t, all, entry("k", "w", 2))
+				requireAll(t, all, entry("none", "", 0), entry("kk", "x", 1), entry("", "", 0),
+					entry("k", "w", 2), entry("empty", "", 1), entry("none", "", 0),
+					entry("k", "w", 2), entry("k\x00", "", 0))
+				require.NoError(t, b.Apply(ctx, deletion("k", 2), change("kk", "y", 1)))
+				requireAll(t, all, entry("k", "", 0), entry("kk", "y", 2))
+				var most []backend.Entry
+				for _, key := range fill(t, b, backend.MaxChanges) {
+					most = append(most, entry(key, "v", 1))
+				}
+				slices.Reverse(most)
+				requireAll(t, all, most...)
+				found, err := all.GetAll(ctx, [][]byte{[]byte("kk"), []byte("empty")})
+				require.NoError(t, err)
+				found[0].Key[0], found[0].Value[0] = 'X', 'X' // the slices belong to the caller
+				requireAll(t, all, entry("kk", "y", 2), entry("empty", "", 1))
+			}},
 		{"ScanDown yields a range in descending order",
 			func(t require.TestingT, b backend.Backend) {
 				down, ok := b.(backend.DownScanner)
@@ -737,6 +766,15 @@ func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 				}
 			}
 		}
+		if all, ok := b.(backend.AllGetter); ok {
+			var want []backend.Entry
+			for _, n := range m.random.Perm(20)[:m.random.IntN(4)] {
+				key := fmt.Sprint("k", n)
+				e := m.entries[key]
+				want = append(want, entry(key, string(e.Value), e.Revision))
+			}
+			requireAll(t, all, want...)
+		}
 		if key := fmt.Sprint("k", m.random.IntN(20)); m.entries[key].Revision > 0 {
 			requireEntry(t, b, key, string(m.entries[key].Value), m.entries[key].Revision)
 		} else {
@@ -789,6 +827,31 @@ func requireEntry(t require.TestingT, b backend.Backend, key, value string, revi
 	require.Equal(t, revision, e.Revision)
 }
 
+// entry returns an expected entry. The revision 0 means that there is none.
+func entry(key, value string, revision uint64) backend.Entry {
+	return backend.Entry{Key: []byte(key), Value: []byte(value), Revision: revision}
+}
+
+// requireAll checks that GetAll returns the entries.
+func requireAll(t require.TestingT, b backend.AllGetter, want ...backend.Entry) {
+	keys := make([][]byte, len(want))
+	for i := range want {
+		keys[i] = want[i].Key
+	}
+	found, err := b.GetAll(ctx, keys)
+	require.NoError(t, err)
+	require.Len(t, found, len(want))
+	for i, e := range found {
+		if want[i].Revision == 0 {
+			require.Equal(t, backend.Entry{}, e)
+			continue
+		}
+		require.Equal(t, string(want[i].Key), string(e.Key))
+		require.Equal(t, string(want[i].Value), string(e.Value))
+		require.Equal(t, want[i].Revision, e.Revision)
+	}
+}
+
 func requireNone(t require.TestingT, b backend.Backend, key string) {
 	_, err := b.Get(ctx, []byte(key))
 	require.ErrorIs(t, err, backend.ErrNotFound, key)
@@ -833,6 +896,10 @@ func everyCall(ctx context.Context, b backend.Backend) []error {
 		snapshot = err
 	}
 	errs := []error{get, apply, scan, snapshot}
+	if all, ok := b.(backend.AllGetter); ok {
+		_, err := all.GetAll(ctx, [][]byte{[]byte("k")})
+		errs = append(errs, err)
+	}
 	if down, ok := b.(backend.DownScanner); ok {
 		scanDown := errors.New("the scan yielded nothing")
 		for _, err := range down.ScanDown(ctx, nil, nil) {

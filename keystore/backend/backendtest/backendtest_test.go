@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"bytes"
 	"context"
 	"iter"
 	"runtime"
@@ -52,6 +53,9 @@ func TestSuiteCatches(t *testing.T) {
 		"ScanDown includes to":  func(b backend.Backend) backend.Backend { return &lifted{b} },
 		"ScanDown is too early": func(b backend.Backend) backend.Backend { return &premature{b} },
 		"ScanDown loses a key":  func(b backend.Backend) backend.Backend { return &losing{b} },
+		"GetAll is in order":    func(b backend.Backend) backend.Backend { return &sorting{b} },
+		"GetAll leaves out":     func(b backend.Backend) backend.Backend { return &skipping{b} },
+		"GetAll is stale":       func(b backend.Backend) backend.Backend { return &dated{Backend: b} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var caughtBy []string
@@ -344,6 +348,39 @@ func (b *losing) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backen
 			}
 		}
 	}
+}
+
+// sorting returns the entries of GetAll in the order of the keys' bytes.
+type sorting struct{ backend.Backend }
+
+func (b *sorting) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	return b.Backend.(backend.AllGetter).GetAll(ctx, slices.SortedFunc(slices.Values(keys),
+		bytes.Compare))
+}
+
+// skipping leaves out the keys without an entry.
+type skipping struct{ backend.Backend }
+
+func (b *skipping) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	all, err := b.Backend.(backend.AllGetter).GetAll(ctx, keys)
+	return slices.DeleteFunc(all, func(e backend.Entry) bool { return e.Revision == 0 }), err
+}
+
+// dated remembers what GetAll has returned for the same keys before.
+type dated struct {
+	backend.Backend
+	known sync.Map
+}
+
+func (b *dated) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	if known, ok := b.known.Load(string(bytes.Join(keys, nil))); ok {
+		return known.([]backend.Entry), nil
+	}
+	all, err := b.Backend.(backend.AllGetter).GetAll(ctx, keys)
+	if err == nil {
+		b.known.Store(string(bytes.Join(keys, nil)), all)
+	}
+	return all, err
 }
 
 // unguarded ignores changes with Check.

@@ -106,6 +106,7 @@ func TestFeedSuiteCatches(t *testing.T) {
 		"holds a lock":            func(f feeder) feeder { return &locking{Feeder: f} },
 		"slices are shared":       wrongFeed(sharedSlices()),
 		"Get is behind the feed":  func(f feeder) feeder { return &lagging{Feeder: f} },
+		"GetAll is behind it":     func(f feeder) feeder { return &laggingAll{lagging{Feeder: f}} },
 		"Check is ignored":        func(f feeder) feeder { return &unchecked{f} },
 		"Check writes":            func(f feeder) feeder { return &checkWrites{f} },
 		"Check is no part of it":  func(f feeder) feeder { return &checksFirst{f} },
@@ -596,6 +597,21 @@ func (f *lagging) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 		f.before = e
 	}
 	return e, err
+}
+
+// A laggingAll returns from GetAll what the entries were before.
+type laggingAll struct{ lagging }
+
+func (f *laggingAll) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	return f.Feeder.Get(ctx, key)
+}
+
+func (f *laggingAll) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	all := make([]backend.Entry, len(keys))
+	for i, key := range keys {
+		all[i], _ = f.lagging.Get(ctx, key)
+	}
+	return all, nil
 }
 
 type unchecked struct{ backend.Feeder }

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +109,8 @@ func (s *Store) RevokeAll(
 	}
 	if opts.DryRun {
 		var corrupt error
-		for batch, err := range s.batches(ctx, q, len(reason), revokeChanges, q.wantsRevoked) {
+		wanted := s.batches(ctx, s.candidates, q, len(reason), revokeChanges, q.wantsRevoked)
+		for batch, err := range wanted {
 			if errors.Is(err, ErrCorrupt) {
 				corrupt = err
 				continue
@@ -136,16 +138,19 @@ func (s *Store) RevokeAll(
 		}
 		q.Limit = opts.AtMost
 	}
-	added := s.watchAdded(ctx)
-	failed, corrupt := s.revokeAll(ctx, q, reason, report)
+	added, stop := s.watchAdded(ctx, q)
+	defer stop()
+	failed, corrupt := s.revokeAll(ctx, s.candidates, q, reason, report)
 	if failed == nil && (q.Limit <= 0 || done < q.Limit) {
 		// A key that was added during the call may sort before keys that were already read,
 		// because the ID is created before the key is stored. The key is in storage after the
 		// pending changes have finished. A second read finds the key.
-		var again bool
-		if again, failed = added(); failed == nil && again {
+		var find finder
+		if find, failed = added(); failed == nil && find != nil {
 			q.Limit = max(0, q.Limit-done)
-			failed, corrupt = s.revokeAll(ctx, q, reason, report)
+			var more error
+			failed, more = s.revokeAll(ctx, find, q, reason, report)
+			corrupt = cmp.Or(more, corrupt)
 		}
 	}
 	var excess error
@@ -164,14 +169,14 @@ func (s *Store) RevokeAll(
 // has revoked, of which last was the last. All keys up to last are read, unless some were added
 // since.
 func (s *Store) checkExcess(
-	ctx context.Context, q Query, added func() (bool, error), last string, done int,
+	ctx context.Context, q Query, added func() (finder, error), last string, done int,
 ) error {
-	again, err := added()
+	find, err := added()
 	if err != nil {
 		return err
 	}
 	q.Limit = 0
-	if !again {
+	if find == nil {
 		q.Cursor = last
 	}
 	more, err := s.countWanted(ctx, q)
@@ -227,7 +232,7 @@ func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, er
 
 // countWanted returns the number of keys that RevokeAll would revoke. Damaged keys do not count.
 func (s *Store) countWanted(ctx context.Context, q Query) (n int, err error) {
-	for batch, err := range s.batches(ctx, q, 0, revokeChanges, q.wantsRevoked) {
+	for batch, err := range s.batches(ctx, s.candidates, q, 0, revokeChanges, q.wantsRevoked) {
 		if errors.Is(err, ErrCorrupt) {
 			continue // revokeAll reports the damage
 		}
@@ -239,26 +244,37 @@ func (s *Store) countWanted(ctx context.Context, q Query) (n int, err error) {
 	return n, nil
 }
 
-// watchAdded returns a function that reports whether a key may have been added since the call of
-// watchAdded, in any process. The function first waits for the changes that are under way, if any
-// of them may add a key.
-func (s *Store) watchAdded(ctx context.Context) (added func() (bool, error)) {
+// watchAdded returns a function that returns how to find the keys of the query that may have been
+// added since the call of watchAdded, in any process, or nil if there are none. The function first
+// waits for the changes that are under way, if any of them may add a key. stop ends the watch.
+func (s *Store) watchAdded(
+	ctx context.Context, q Query,
+) (added func() (finder, error), stop func()) {
 	if p := s.processes; p != nil {
-		before := p.added.Load()
-		return func() (bool, error) {
+		w := p.watch(q)
+		return func() (finder, error) {
 			_, err := s.awaitChanges(ctx)
-			return p.added.Load() != before, err
-		}
+			ids, many := p.found(w)
+			switch {
+			case err != nil:
+				return nil, err
+			case many:
+				return s.candidates, nil
+			case len(ids) == 0:
+				return nil, nil
+			}
+			return s.theseKeys(ids), nil
+		}, func() { p.unwatch(w) }
 	}
 	_, finished := s.sequencer.Adds()
-	return func() (bool, error) {
+	return func() (finder, error) {
 		started, _ := s.sequencer.Adds()
 		if started == finished {
-			return false, nil
+			return nil, nil
 		}
 		_, err := s.awaitChanges(ctx)
-		return true, err
-	}
+		return s.candidates, err
+	}, func() {}
 }
 
 // wantsRevoked reports whether RevokeAll has to revoke a key.
@@ -279,10 +295,10 @@ func (s *Store) stillWanted(ctx context.Context, q *Query, kr *keyRecord) (bool,
 	return s.usage.unused(q.UnusedSince, last)
 }
 
-// revokeAll reads the selection once, and revokes the selected keys. failed is the error that
+// revokeAll reads the selection once, with find, and revokes the selected keys. failed is the error that
 // ended the run. corrupt is the error for damaged data.
 func (s *Store) revokeAll(
-	ctx context.Context, q Query, reason string, report func(*Key),
+	ctx context.Context, find finder, q Query, reason string, report func(*Key),
 ) (failed, corrupt error) {
 	cut := func(batch []*keyRecord) {
 		for _, kr := range batch {
@@ -302,7 +318,8 @@ func (s *Store) revokeAll(
 		}
 		return w.err
 	}
-	for batch, err := range s.batches(ctx, q, len(reason), revokeChanges, q.wantsRevoked) {
+	wanted := s.batches(ctx, find, q, len(reason), revokeChanges, q.wantsRevoked)
+	for batch, err := range wanted {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
 			cut(batch)
@@ -346,7 +363,7 @@ func (s *Store) revokeAll(
 
 // maxWrites is how many writes RevokeAll runs at the same time, so that the backend can commit
 // the writes together.
-const maxWrites = 4
+const maxWrites = 8
 
 func revoke(r *record.Record, reason string) {
 	r.Status = record.Status_STATUS_REVOKED
@@ -385,7 +402,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 			corrupt = append(corrupt, err)
 		}
 	}
-	for batch, err := range s.batches(ctx, Query{}, 0, maxChanges, dead) {
+	for batch, err := range s.batches(ctx, s.candidates, Query{}, 0, maxChanges, dead) {
 		if errors.Is(err, ErrCorrupt) {
 			note(err)
 			continue
@@ -433,14 +450,14 @@ func sizeOf(kr *keyRecord, text int) int { return proto.Size(kr.record) + 2*text
 // after ErrCorrupt the iteration may continue, and ErrCorrupt comes with the damaged key, if the
 // key is known.
 func (s *Store) batches(
-	ctx context.Context, q Query, reason, changes int, wanted func(*keyRecord) bool,
+	ctx context.Context, find finder, q Query, reason, changes int, wanted func(*keyRecord) bool,
 ) iter.Seq2[[]*keyRecord, error] {
 	return func(yield func([]*keyRecord, error) bool) {
 		limit := q.Limit
 		q.Limit = 0 // keys that are not wanted do not count
 		var batch []*keyRecord
 		size, on := 0, true
-		err := s.list(ctx, q, false, func(kr *keyRecord, _ *Key, err error) bool {
+		err := s.listFound(ctx, find, q, false, func(kr *keyRecord, _ *Key, err error) bool {
 			switch {
 			case err != nil && kr == nil:
 				on = yield(nil, err)

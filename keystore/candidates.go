@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,11 @@ type candidate struct {
 	*keyRecord
 	use *keyUse
 }
+
+// A finder yields the records that a query may select: see candidates, which is the usual finder.
+type finder func(
+	ctx context.Context, q *Query, used bool, yield func(candidate, error) bool,
+) error
 
 // candidates yields the records that a query may select, in the order of the query. With an owner,
 // candidates reads only the keys of the owner, and perhaps of owners with the same hash: the caller
@@ -164,6 +170,33 @@ func (s *Store) readOwned(
 	return true, nil
 }
 
+// theseKeys returns a finder of the keys with the IDs, which are in ascending order.
+func (s *Store) theseKeys(ids []token.ID) finder {
+	return func(
+		ctx context.Context, q *Query, used bool, yield func(candidate, error) bool,
+	) error {
+		ranges, err := q.idRanges()
+		if err != nil {
+			return err
+		}
+		var inRange []token.ID
+		for _, id := range ids {
+			if slices.ContainsFunc(ranges, func(r idRange) bool { return r.has(id) }) {
+				inRange = append(inRange, id)
+			}
+		}
+		if q.Newest {
+			slices.Reverse(inRange)
+		}
+		for part := range slices.Chunk(inRange, maxTogether) {
+			if more, err := s.readOwned(ctx, part, used, yield); err != nil || !more {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
 // startReads starts to read the records of keys, all at the same time: between a process and a
 // backend.Feeder is a network, and each read waits for a round trip. read waits for one of the
 // records. stop ends the reads, and waits for their end.
@@ -223,6 +256,10 @@ func (s *Store) readTogether(
 
 // An idRange is a range of IDs, as bytes: first <= ID < end. A nil end is no limit.
 type idRange struct{ first, end []byte }
+
+func (r idRange) has(id token.ID) bool {
+	return bytes.Compare(id[:], r.first) >= 0 && (r.end == nil || bytes.Compare(id[:], r.end) < 0)
+}
 
 // idRanges returns the ranges of the IDs that the query may select, in ascending order. The IDs of
 // imported keys say nothing about the time of creation.

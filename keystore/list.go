@@ -187,6 +187,14 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 func (s *Store) list(
 	ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool,
 ) error {
+	return s.listFound(ctx, s.candidates, q, used, yield)
+}
+
+// listFound is list with another way to find the candidates.
+func (s *Store) listFound(
+	ctx context.Context, find finder, q Query, used bool,
+	yield func(*keyRecord, *Key, error) bool,
+) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
@@ -198,7 +206,7 @@ func (s *Store) list(
 	}
 	left := q.Limit
 	var failed error
-	err := s.candidates(ctx, &q, used, func(c candidate, err error) bool {
+	err := find(ctx, &q, used, func(c candidate, err error) bool {
 		kr := c.keyRecord
 		if err != nil {
 			return yield(kr, nil, err)

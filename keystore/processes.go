@@ -1,14 +1,15 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/cluster"
@@ -38,12 +39,61 @@ type processes struct {
 	cluster *cluster.Cluster
 	wrong   variant // for tests
 
-	// added counts the delivered records of keys that are not revoked. If the count has not moved,
-	// no process has added a key that RevokeAll has to revoke.
-	added atomic.Uint64
-
-	mu      sync.Mutex
+	mu      sync.Mutex    // guards all below
 	changed chan struct{} // closed when the feed delivers a record; nil: no reader waits
+	watches []*addWatch   // of the running calls of RevokeAll
+}
+
+// An addWatch collects the keys that the feed delivers and that a query selects. If RevokeAll has
+// not read a key because the key was added during the call, the key is one of these.
+type addWatch struct {
+	query Query
+	ids   []token.ID // perhaps a key twice
+	many  bool       // the query may select more keys than those of ids
+}
+
+// maxAdded is the largest number of keys that an addWatch collects.
+const maxAdded = 4096
+
+// watch begins an addWatch.
+func (p *processes) watch(q Query) *addWatch {
+	w := &addWatch{query: q}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watches = append(p.watches, w)
+	return w
+}
+
+// unwatch ends an addWatch.
+func (p *processes) unwatch(w *addWatch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watches = slices.DeleteFunc(p.watches, func(other *addWatch) bool { return other == w })
+}
+
+// found returns the keys that an addWatch has collected up to now, in ascending order. many means
+// that there may be more.
+func (p *processes) found(w *addWatch) (ids []token.ID, many bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids = slices.Clone(w.ids)
+	slices.SortFunc(ids, func(a, b token.ID) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(ids), w.many
+}
+
+// noteDelivered adds a delivered key to the watches. k is nil if the record is damaged.
+func (p *processes) noteDelivered(id token.ID, k *Key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.watches {
+		switch {
+		case w.many, k != nil && (!k.RevokedAt.IsZero() || !w.query.selects(k)):
+		case len(w.ids) == maxAdded:
+			w.many = true
+		default:
+			w.ids = append(w.ids, id)
+		}
+	}
 }
 
 // Why Verify and Bind refuse every token, and why sessions end, while the process is out of contact
@@ -71,10 +121,8 @@ func (s *Store) joinProcesses() error {
 	p := new(processes)
 	s.processes = p
 	s.reads = newSharedReads(func(ctx context.Context, id token.ID) (backend.Entry, error) {
-		ctx, cancel := s.limitedWrite(ctx)
-		defer cancel()
 		return s.backend.Get(ctx, storageKey(id))
-	})
+	}, s.limitedWrite)
 	ctx, cancel := s.limited(context.Background())
 	defer cancel()
 	cfg := cluster.Config{
@@ -154,10 +202,8 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			continue
 		}
 		kr, err := parseKeyRecord(e)
-		if err != nil || kr.record.RevokedAt == 0 {
-			s.processes.added.Add(1)
-		}
 		if err != nil {
+			s.processes.noteDelivered(id, nil)
 			s.fence.Publish(id, nil, ErrNarrowed)
 			continue
 		}
@@ -165,6 +211,7 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 		if !s.isWrong(noCreditNote) {
 			s.accounts.note(id, kr.revision, e.since())
 		}
+		s.processes.noteDelivered(id, &e.key)
 		s.fence.Publish(id, e, nil)
 	}
 	s.processes.noteChanged()
@@ -173,8 +220,17 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 // flushCache is cluster.Config.Flush.
 func (s *Store) flushCache() {
 	s.fence.Flush(errNoMembership)
-	s.processes.added.Add(1)
+	s.processes.noteFlush()
 	s.processes.noteChanged()
+}
+
+// noteFlush notes in the watches that the feed has left out changes.
+func (p *processes) noteFlush() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.watches {
+		w.many = true
+	}
 }
 
 // endAll is cluster.Config.EndAll.

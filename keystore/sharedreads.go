@@ -18,8 +18,10 @@ import (
 // At most maxReads reads run at the same time. Otherwise a storage that has become slow would hold
 // a goroutine and a request for each call of the service.
 type sharedReads struct {
-	// get reads an entry. The context of a shared read is context.Background, so get sets a limit.
+	// get reads an entry.
 	get func(context.Context, token.ID) (backend.Entry, error)
+	// limit limits the time of a shared read, which belongs to no caller.
+	limit func(context.Context) (context.Context, context.CancelFunc)
 
 	mu      sync.Mutex // guards all below
 	closed  bool       // no shared read begins
@@ -45,13 +47,14 @@ var errManyReads = fmt.Errorf("%w: %d reads of the storage are running: try agai
 
 func newSharedReads(
 	get func(context.Context, token.ID) (backend.Entry, error),
+	limit func(context.Context) (context.Context, context.CancelFunc),
 ) *sharedReads {
-	return &sharedReads{get: get, next: make(map[token.ID]*sharedRead)}
+	return &sharedReads{get: get, limit: limit, next: make(map[token.ID]*sharedRead)}
 }
 
 // read returns the entry of a key, as the entry was at some moment of the call, and otherwise an
-// error of the backend, the error of ctx, errManyReads or ErrClosed. The caller must not change the
-// entry, because other calls may have the entry too.
+// error of the backend, the error of ctx, errManyReads or ErrClosed. ctx has a timeout. The caller
+// must not change the entry, because other calls may have the entry too.
 func (r *sharedReads) read(ctx context.Context, id token.ID) (backend.Entry, error) {
 	shared, err := r.join(id)
 	if err != nil {
@@ -107,7 +110,9 @@ func (r *sharedReads) finished(id token.ID) {
 	r.shared.Go(func() {
 		defer r.finished(id)
 		defer close(shared.done)
-		shared.entry, shared.err = r.get(context.Background(), id)
+		ctx, cancel := r.limit(context.Background())
+		defer cancel()
+		shared.entry, shared.err = r.get(ctx, id)
 	})
 }
 

@@ -35,6 +35,8 @@ func (s *slowStorage) get(ctx context.Context, _ token.ID) (backend.Entry, error
 	}
 }
 
+func noLimit(ctx context.Context) (context.Context, context.CancelFunc) { return ctx, func() {} }
+
 // numberedID returns one of many IDs.
 func numberedID(n int) (id token.ID) {
 	binary.BigEndian.PutUint64(id[:], uint64(n))
@@ -46,7 +48,7 @@ func numberedID(n int) (id token.ID) {
 func TestReadsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{end: make(chan error)}
-		r := newSharedReads(s.get)
+		r := newSharedReads(s.get, noLimit)
 		var calls sync.WaitGroup
 		for round := range uint64(4) {
 			s.revision.Store(round)
@@ -84,7 +86,7 @@ func TestReadsAreShared(t *testing.T) {
 func TestASharedReadEndsForOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{end: make(chan error)}
-		r := newSharedReads(s.get)
+		r := newSharedReads(s.get, noLimit)
 		results := make(chan error, 10)
 		call := func(ctx context.Context) {
 			go func() {
@@ -117,7 +119,7 @@ func TestASharedReadEndsForOneCall(t *testing.T) {
 func TestReadsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{end: make(chan error)}
-		r := newSharedReads(s.get)
+		r := newSharedReads(s.get, noLimit)
 		var calls sync.WaitGroup
 		read := func(n int) {
 			calls.Go(func() {
@@ -149,7 +151,7 @@ func TestReadsAreLimited(t *testing.T) {
 func TestReadsEndWithClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowStorage{end: make(chan error)}
-		r := newSharedReads(s.get)
+		r := newSharedReads(s.get, noLimit)
 		results, closed := make(chan error, 10), make(chan struct{})
 		for range 2 {
 			go func() {

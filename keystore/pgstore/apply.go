@@ -64,7 +64,8 @@ type group struct {
 	sent    bool // guarded by mu; a connection has the group
 }
 
-// Apply implements backend.Backend. Apply is one round trip.
+// Apply implements backend.Backend. Apply is one round trip. If a change conflicts, or a change of
+// another call in the same group, Apply is two round trips.
 func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := backend.CheckChanges(b, changes); err != nil {
 		return err
@@ -242,11 +243,19 @@ func (m *committer) finish(g *group, failed []int32, err error) (ends bool) {
 
 // commit makes a group, and returns the numbers of the calls that conflict. The calls are numbered
 // from 1. If a connection was broken before the group was sent, commit tries another connection.
+//
+// Few groups have a conflict. So the server looks at the entries before it writes only after it has
+// found a conflict by writing.
 func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err error) {
 	args := append([]any{!b.unreplicated}, arguments(g.calls)...)
 	for attempt := 1; ; attempt++ {
 		failed, err = b.tryCommit(ctx, g, args)
-		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !pgconn.SafeToRetry(err) {
+		switch code := codeOf(err); {
+		case err == nil || ctx.Err() != nil || attempt == maxAttempts:
+			return failed, err
+		case (code == codeSomeConflict || code == codeUnique) && args[changesArg] != nil:
+			args[changesArg] = nil
+		case !pgconn.SafeToRetry(err):
 			return failed, err
 		}
 	}
@@ -280,6 +289,9 @@ func (b *Backend) tryCommit(
 	return failed, err
 }
 
+// changesArg is the place of the argument changes of the function apply.
+const changesArg = 3
+
 // arguments returns the arguments of the function apply of schema.sql, without the first.
 func arguments(calls []*call) []any {
 	n := 0
@@ -289,7 +301,7 @@ func arguments(calls []*call) []any {
 	numbers, kinds := make([]int32, 0, n), make([]string, 0, n)
 	keys, values := make([][]byte, 0, n), make([][]byte, 0, n)
 	expects, revisions := make([]int64, 0, n), make([]int64, 0, n)
-	notify := false
+	notify, checks := false, 0
 	for i, one := range calls {
 		notify = notify || restricts(one.changes)
 		for j := range one.changes {
@@ -298,6 +310,7 @@ func arguments(calls []*call) []any {
 			switch {
 			case c.Check:
 				kind, value, revision = "check", nil, 0
+				checks++
 			case c.Delete:
 				kind, value, revision = "delete", nil, 0
 			case value == nil:
@@ -309,5 +322,5 @@ func arguments(calls []*call) []any {
 			revisions = append(revisions, int64(revision))
 		}
 	}
-	return []any{notify, len(calls), numbers, kinds, keys, values, expects, revisions}
+	return []any{notify, len(calls), n - checks, numbers, kinds, keys, values, expects, revisions}
 }

@@ -17,6 +17,7 @@ const (
 	codeConflict     = "KS001"
 	codeUnreplicated = "KS002"
 	codeLater        = "KS003"
+	codeSomeConflict = "KS004"
 
 	codeAuthorization  = "28000"
 	codePassword       = "28P01"
@@ -27,6 +28,7 @@ const (
 	codeNoColumn       = "42703"
 	codeNoRight        = "42501"
 	codeReadOnly       = "25006"
+	codeUnique         = "23505"
 	codeDiskFull       = "53100"
 	codeTooManyConns   = "53300"
 	codeCanceled       = "57014"

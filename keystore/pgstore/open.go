@@ -32,7 +32,7 @@ const (
 // revocation. A nil *Options means the zero Options.
 //
 // Several Backends may have the same schema, in one process or in many. The Backend is a
-// backend.Feeder and a backend.DownScanner.
+// backend.Feeder, a backend.DownScanner and a backend.AllGetter.
 func Open(
 	ctx context.Context, pool *pgxpool.Pool, schema string, opts *Options,
 ) (*Backend, error) {

@@ -47,6 +47,7 @@ type Backend struct {
 var (
 	_ backend.Feeder      = (*Backend)(nil)
 	_ backend.DownScanner = (*Backend)(nil)
+	_ backend.AllGetter   = (*Backend)(nil)
 )
 
 // begin counts a call, and returns a context that ends with the context of the caller and with

@@ -37,6 +37,56 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return b.entry(key, value, *revision)
 }
 
+// GetAll implements backend.AllGetter. GetAll is one round trip.
+func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	if len(keys) > backend.MaxChanges {
+		return nil, fmt.Errorf("pgstore: read %d keys at once: at most %d are allowed", len(keys),
+			backend.MaxChanges)
+	}
+	joined, end, err := b.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	entries := make([]backend.Entry, len(keys))
+	if len(keys) == 0 {
+		return entries, nil
+	}
+	wanted := make([][]byte, len(keys)) // a nil key would be the null of SQL
+	for i, key := range keys {
+		wanted[i] = append([]byte{}, key...)
+	}
+	var damage error
+	err = b.read(joined, func(q querier, s *state) error {
+		rows, err := q.Query(joined, b.sql.getAll, int64(s.replicated.at), wanted)
+		if err != nil {
+			return err
+		}
+		damage = nil
+		var n int
+		var value []byte
+		var revision, written *int64
+		_, err = pgx.ForEachRow(rows, []any{&s.standby, &s.position, &s.tag, &s.deleted, &n,
+			&value, &revision, &written}, func() error {
+			entries[n-1] = backend.Entry{}
+			if revision == nil || damage != nil {
+				return nil
+			}
+			s.wrote(written)
+			entries[n-1], damage = b.entry(wanted[n-1], value, *revision)
+			return nil
+		})
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, b.wrap(ctx, "read", err)
+	case damage != nil:
+		return nil, damage
+	}
+	return entries, nil
+}
+
 // A querier is a pool or a transaction.
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -73,6 +123,13 @@ func (s *state) check() error {
 			s.position, s.delivered)
 	}
 	return nil
+}
+
+// wrote notes the position of an entry that was read.
+func (s *state) wrote(at *int64) {
+	if s.written == nil || *at > *s.written {
+		s.written = at
+	}
 }
 
 // isReplicated reports whether what was read is known to be replicated: see history.
@@ -180,7 +237,7 @@ func (b *Backend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.E
 	return func(yield func(backend.Entry, error) bool) {
 		from := append([]byte{}, from...)
 		b.scan(ctx, yield, func() ([]backend.Entry, error) {
-			page, err := b.page(ctx, b.sql.scan, b.sql.scanTo, from, to)
+			page, err := b.page(ctx, from, to, false)
 			if n := len(page); n > 0 {
 				from = append(append([]byte{}, page[n-1].Key...), 0)
 			}
@@ -194,7 +251,7 @@ func (b *Backend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backe
 	return func(yield func(backend.Entry, error) bool) {
 		from, to := append([]byte{}, from...), to
 		b.scan(ctx, yield, func() ([]backend.Entry, error) {
-			page, err := b.page(ctx, b.sql.scanDown, b.sql.scanDownTo, from, to)
+			page, err := b.page(ctx, from, to, true)
 			if n := len(page); n > 0 {
 				to = append([]byte{}, page[n-1].Key...)
 			}
@@ -203,10 +260,10 @@ func (b *Backend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backe
 	}
 }
 
-// page reads one page of the entries with from <= key < to. If to is nil, there is no upper end.
-// open is the statement without an upper end.
+// page reads the first page of the entries with from <= key < to, in ascending or in descending
+// order. If to is nil, there is no upper end.
 func (b *Backend) page(
-	ctx context.Context, open, closed string, from, to []byte,
+	ctx context.Context, from, to []byte, down bool,
 ) ([]backend.Entry, error) {
 	joined, end, err := b.begin(ctx)
 	if err != nil {
@@ -216,11 +273,7 @@ func (b *Backend) page(
 	var page []backend.Entry
 	var damage error
 	err = b.read(joined, func(q querier, s *state) error {
-		sql, args := open, []any{int64(s.replicated.at), from}
-		if to != nil {
-			sql, args = closed, append(args, to)
-		}
-		rows, err := q.Query(joined, sql, args...)
+		rows, err := q.Query(joined, b.sql.scan, int64(s.replicated.at), from, to, down)
 		if err != nil {
 			return err
 		}
@@ -232,9 +285,7 @@ func (b *Backend) page(
 			if revision == nil || damage != nil {
 				return nil // the page is empty, or ends with the damaged entry
 			}
-			if s.written == nil || *written > *s.written {
-				s.written = written
-			}
+			s.wrote(written)
 			var e backend.Entry
 			if e, damage = b.entry(key, value, *revision); damage == nil {
 				page = append(page, e)

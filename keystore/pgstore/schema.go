@@ -66,7 +66,8 @@ func checkSchema(schema string) error {
 // statements are the SQL of a Backend, with the name of the schema.
 type statements struct {
 	migrate, version, rights, apply            string
-	get, scan, scanTo, scanDown, scanDownTo    string
+	get, getAll                                string
+	scan                                       string
 	mark, snapshot, snapshotTo                 string
 	listen, feedStart, feedPage, feedPositions string
 
@@ -105,11 +106,7 @@ func newStatements(schema string) statements {
 		// removed from the index. known is the tag at the given position.
 		deleted = "(select position from @schema@.log where deletes and position > $1 " +
 			"order by position desc limit 1)"
-		known = "(select tag from @schema@.log where position = $1)"
-		scan  = "select pg_is_in_recovery(), l.position, " + known + ", " + deleted +
-			", e.key, e.value, e.revision, e.position from " + last + " l left join lateral " +
-			"(select key, value, revision, position from @schema@.entry where "
-		scanEnd  = " order by key %s limit @page@) e on true order by e.key %[1]s"
+		known    = "(select tag from @schema@.log where position = $1)"
 		snapshot = "select key, value, revision from @schema@.entry where key >= $1"
 	)
 	return statements{
@@ -124,15 +121,20 @@ func newStatements(schema string) statements {
 			"has_table_privilege(@log@, 'select') and " +
 			"coalesce((select bool_and(has_function_privilege(p.oid, 'execute')) from pg_proc p " +
 			"join pg_namespace n on n.oid = p.pronamespace " +
-			"where n.nspname = @name@ and p.proname = 'apply'), false)"),
-		apply: fill("select failed, at, tag from @schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9)"),
+			"where n.nspname = @name@ and p.proname in ('apply', 'page')), false)"),
+		apply: fill("select failed, at, tag from " +
+			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
 		get: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " +
 			"case when e.key is null then " + deleted + " end, e.value, e.revision, e.position " +
 			"from (select) one left join @schema@.entry e on e.key = $2"),
-		scan:       fill(fmt.Sprintf(scan+"key >= $2"+scanEnd, "asc")),
-		scanTo:     fill(fmt.Sprintf(scan+"key >= $2 and key < $3"+scanEnd, "asc")),
-		scanDown:   fill(fmt.Sprintf(scan+"key >= $2"+scanEnd, "desc")),
-		scanDownTo: fill(fmt.Sprintf(scan+"key >= $2 and key < $3"+scanEnd, "desc")),
+		getAll: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " + deleted + ", " +
+			"k.n, e.value, e.revision, e.position from unnest($2::bytea[]) with ordinality k(key, n) " +
+			"left join lateral (select value, revision, position from @schema@.entry " +
+			"where key = k.key limit 1) e on true"),
+		scan: fill("select pg_is_in_recovery(), l.position, " + known + ", " + deleted +
+			", e.key, e.value, e.revision, e.position from " + last + " l " +
+			"left join lateral @schema@.page($2, $3, $4) with ordinality " +
+			"e(key, value, revision, position, n) on true order by e.n"),
 		mark: fill("select position, tag, current_setting('synchronous_standby_names') " +
 			"from @schema@.log order by position desc limit 1"),
 		snapshot:   fill(snapshot + " order by key"),

@@ -44,18 +44,24 @@ begin
 			revisions bigint[] not null,
 			deletes boolean not null default false
 		);
+		-- To compress the rows would take more time than to write them.
+		alter table @schema@.log alter keys set storage external, alter vals set storage external;
 		create index log_deletes on @schema@.log (position) where deletes;
 		insert into @schema@.log (position, oldest, keys, vals, revisions)
 			values (1, 1, '{}', '{}', '{}');
 
-		-- apply makes several calls of Apply, which are numbered from 1. apply returns the numbers of
-		-- those that conflict, or null, and the last row of the log. No two of the calls write the
-		-- same key, and none writes a key that another checks.
+		-- apply makes several calls of Apply, which are numbered from 1. No two of the calls write the
+		-- same key, and none writes a key that another checks. apply returns the last row of the log.
 		--
-		-- Each change has a kind: check, delete or write. The role of the application may execute
-		-- apply, and may not write to the tables.
+		-- Each change has a kind: check, delete or write. changes is the number of changes without
+		-- those that check. If an entry does not have the revision that a change expects, apply fails
+		-- with KS004, or with a unique violation, and changes nothing. The caller then calls apply
+		-- again with changes null: apply looks at the entries first, and returns the numbers of the
+		-- calls that conflict, or null. This would take half as long again for each call.
+		--
+		-- The role of the application may execute apply, and may not write to the tables.
 		create function @schema@.apply(
-			replicated boolean, restricts boolean, calls integer,
+			replicated boolean, restricts boolean, calls integer, changes integer,
 			call integer[], kind text[], keys bytea[], vals bytea[], expects bigint[],
 			revisions bigint[],
 			out failed integer[], out at bigint, out tag uuid
@@ -67,6 +73,8 @@ begin
 		declare
 			last bigint;
 			start bigint;
+			made integer;
+			more integer;
 		begin
 			if current_setting('synchronous_commit') = 'off'
 				or replicated and current_setting('synchronous_commit') = 'local'
@@ -78,11 +86,13 @@ begin
 			-- lines below, and the positions become visible in their order.
 			perform from @schema@.head for update;
 			select array_agg(distinct c.call) into failed
-				from unnest(call, keys, expects) c(call, key, expect)
-				where c.expect <> coalesce(
+				from unnest(call, kind, keys, expects) c(call, kind, key, expect)
+				where (changes is null or c.kind = 'check') and c.expect <> coalesce(
 					(select e.revision from @schema@.entry e where e.key = c.key), 0);
 			if cardinality(failed) = calls then
 				raise exception using errcode = 'KS001', message = 'conflict';
+			elsif changes is not null and failed is not null then
+				raise exception using errcode = 'KS004', message = 'some calls conflict';
 			end if;
 			select l.position, l.oldest into strict last, start
 				from @schema@.log l order by l.position desc limit 1;
@@ -100,16 +110,29 @@ begin
 				start := start + @prune@;
 			end if;
 			delete from @schema@.entry e
-				using unnest(call, kind, keys) c(call, kind, key)
-				where e.key = c.key and c.kind = 'delete' and (c.call = any(failed)) is not true;
-			insert into @schema@.entry as e (key, value, revision, position)
+				using unnest(call, kind, keys, expects) c(call, kind, key, expect)
+				where e.key = c.key and e.revision = c.expect and c.kind = 'delete'
+				and (c.call = any(failed)) is not true;
+			get diagnostics made = row_count;
+			update @schema@.entry e
+				set value = c.value, revision = c.revision, position = last + c.call -
+					(select count(*) from unnest(failed) f(call) where f.call < c.call)
+				from unnest(call, kind, keys, vals, expects, revisions)
+					c(call, kind, key, value, expect, revision)
+				where c.kind = 'write' and c.expect <> 0 and e.key = c.key and e.revision = c.expect
+				and (c.call = any(failed)) is not true;
+			get diagnostics more = row_count;
+			made := made + more;
+			insert into @schema@.entry (key, value, revision, position)
 				select c.key, c.value, c.revision, last + c.call -
 					(select count(*) from unnest(failed) f(call) where f.call < c.call)
-				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
-				where c.kind = 'write' and (c.call = any(failed)) is not true
-				on conflict (key) do update
-				set value = excluded.value, revision = excluded.revision,
-					position = excluded.position;
+				from unnest(call, kind, keys, vals, expects, revisions)
+					c(call, kind, key, value, expect, revision)
+				where c.kind = 'write' and c.expect = 0 and (c.call = any(failed)) is not true;
+			get diagnostics more = row_count;
+			if made + more <> changes then
+				raise exception using errcode = 'KS004', message = 'some calls conflict';
+			end if;
 			insert into @schema@.log (position, oldest, keys, vals, revisions, deletes)
 				select last + c.call -
 						(select count(*) from unnest(failed) f(call) where f.call < c.call),
@@ -125,7 +148,29 @@ begin
 				from @schema@.log l order by l.position desc limit 1;
 		end
 		@quote@;
-		revoke all on function @schema@.apply from public;
+
+		-- page returns the first @page@ entries of a range, in ascending or in descending order. The
+		-- settings make PostgreSQL read these entries only, by the index. If PostgreSQL believed that
+		-- the range has few entries, it would read and sort the whole range, for each page.
+		create function @schema@.page(low bytea, high bytea, down boolean)
+			returns table (key bytea, value bytea, revision bigint, "position" bigint)
+			language plpgsql stable rows @page@
+		set search_path = pg_catalog, pg_temp
+		set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+		as @quote@
+		begin
+			-- No key has this many bytes.
+			high := coalesce(high, decode(repeat('ff', 512), 'hex'));
+			if down then
+				return query select e.key, e.value, e.revision, e.position from @schema@.entry e
+					where e.key >= low and e.key < high order by e.key desc limit @page@;
+			else
+				return query select e.key, e.value, e.revision, e.position from @schema@.entry e
+					where e.key >= low and e.key < high order by e.key limit @page@;
+			end if;
+		end
+		@quote@;
+		revoke all on function @schema@.apply, @schema@.page from public;
 		update @schema@.head set version = 1;
 	end if;
 end

@@ -154,7 +154,8 @@ func TestADirectoryLinksNoServer(t *testing.T) {
 	}
 }
 
-// A user of keystore and interceptor links exactly these modules, and the admin service adds none.
+// A user of keystore and interceptor links exactly these modules, and the admin service and the
+// console add none.
 // What only some users need stays in packages that the others do not import, or in modules of its
 // own.
 func TestModulesThatAUserLinks(t *testing.T) {
@@ -184,6 +185,7 @@ func TestModulesThatAUserLinks(t *testing.T) {
 		"google.golang.org/protobuf",
 	}
 	require.Equal(t, store, modules("keystore"))
+	require.Equal(t, store, modules("keystore/console"))
 	server := append([]string{"golang.org/x/net", "golang.org/x/text",
 		"google.golang.org/genproto/googleapis/rpc", "google.golang.org/grpc"}, store...)
 	slices.Sort(server)

@@ -45,13 +45,15 @@ func TestCrossSiteRequests(t *testing.T) {
 	r := newRig(t)
 	b, operator := r.as(t, "keys:admin")
 	victim := keystoretest.MustCreate(t, r.store, keystore.Spec{}).Key.ID
+	const attacker = "https://attacker.example"
 	for name, header := range map[string]http.Header{
 		"a form of another site": {"Sec-Fetch-Site": {"cross-site"},
-			"Origin": {"https://attacker.example"}},
+			"Origin": {attacker}},
 		"a fetch of another site": {"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"no-cors"},
 			"Origin": {"null"}},
-		"a subdomain":                          {"Sec-Fetch-Site": {"same-site"}, "Origin": {"https://evil.127.0.0.1"}},
-		"an old browser":                       {"Sec-Fetch-Site": {""}, "Origin": {"https://attacker.example"}},
+		"a subdomain": {"Sec-Fetch-Site": {"same-site"},
+			"Origin": {"https://evil.127.0.0.1"}},
+		"an old browser":                       {"Sec-Fetch-Site": {""}, "Origin": {attacker}},
 		"an old browser that hides the origin": {"Sec-Fetch-Site": {""}, "Origin": {"null"}},
 		"a client that sends neither header":   {"Sec-Fetch-Site": {""}},
 	} {

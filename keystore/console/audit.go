@@ -129,11 +129,11 @@ type eventList struct {
 	Damaged int
 	Oldest  bool
 	First   bool
-	More    template.URL // the query of the next page; "": there is none
+	More    template.URL // the query of the next page; "" for the last page
 	FirstQ  template.URL // the query of the first page
 	Partial time.Time    // the search has ended early, at this time; zero: it has not
 	All     template.URL // the query of a search through the whole store
-	Tail    string       // the query of the stream that continues the page; "": none does
+	Tail    string       // the query of the stream that continues the page; "" if no stream does
 	Actions []keystore.Action
 }
 

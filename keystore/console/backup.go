@@ -33,8 +33,8 @@ func (v *visit) backup() {
 	}
 }
 
-// A backupWriter gives each part of a backup a deadline of its own: a server may have a deadline
-// for a whole response.
+// A backupWriter gives each part of a backup a separate deadline: a server may have a deadline for
+// a whole response.
 type backupWriter struct {
 	w       http.ResponseWriter
 	control *http.ResponseController

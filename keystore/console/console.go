@@ -89,15 +89,16 @@ func Logger(l *slog.Logger) Option {
 	}}
 }
 
-// BehindTLS is for a Console behind a proxy that terminates TLS. The console then accepts logins
-// over connections without TLS. The proxy must be the only client that can connect to the server.
-// Give ClientAddr too: otherwise all operators have the address of the proxy.
+// BehindTLS is for a Console whose connections come from a proxy that terminates TLS. The console
+// then accepts logins over connections without TLS. The proxy must be the only client that can
+// connect to the server. Give ClientAddr too, or all operators have the address of the proxy.
 func BehindTLS() Option { return Option{func(c *Console) { c.behindTLS = true }} }
 
 // ClientAddr sets how the console finds the address of the client of a request, for keys with
 // AllowedNetworks, for the limit of failed logins, and for logins, which belong to an address. By
-// default, the address is the RemoteAddr of the request. Behind a proxy, read the header that the
-// proxy sets. The zero Addr means that the address is not known. A nil function has no effect.
+// default, the address is the RemoteAddr of the request. If a proxy is in between, read the header
+// that the proxy sets. The zero Addr means that the address is not known. A nil function has no
+// effect.
 func ClientAddr(addr func(*http.Request) netip.Addr) Option {
 	return Option{func(c *Console) {
 		if addr != nil {

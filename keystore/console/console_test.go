@@ -177,8 +177,8 @@ func secretOf(t testing.TB, p *page) string {
 	return m[1]
 }
 
-// An operator logs in, creates a key, finds it, changes it, revokes it, and finds all of this in the
-// audit.
+// An operator logs in, creates a key, finds the key, changes and revokes the key, and finds all of
+// this in the audit.
 func TestWalk(t *testing.T) {
 	r := newRig(t)
 	b, operator := r.as(t, "keys:admin")

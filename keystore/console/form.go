@@ -59,7 +59,8 @@ func (v *visit) readForm() *keyForm {
 	return &keyForm{
 		RequestID: field("request_id"), Revision: field("revision"),
 		Name: field("name"), Owner: field("owner"), Scopes: field("scopes"),
-		Metadata: v.r.PostFormValue("metadata"), Expires: field("expires"), ExpiresAt: field("expires_at"),
+		Metadata: v.r.PostFormValue("metadata"), Expires: field("expires"),
+		ExpiresAt: field("expires_at"),
 		NotBefore: field("not_before"), Networks: field("networks"),
 		PerSecond: field("per_second"), Burst: field("burst"),
 		Errors: make(map[string]string),

@@ -19,7 +19,7 @@ const (
 	pageSize = 50
 	// pagePatience is how long a page looks for keys or events. If a filter selects few of many
 	// keys, the page shows what was found, and a link to continue.
-	pagePatience = 25 * time.Millisecond
+	pagePatience = 15 * time.Millisecond
 	// searchPatience is how long a page looks if the operator has asked for the whole store.
 	searchPatience = 20 * time.Second
 	// maxSearches is how many pages may look through the whole store at the same time.
@@ -92,7 +92,7 @@ func (f keyFilter) reads() bool {
 }
 
 // selects reports whether the filter selects a key. The store does not evaluate these conditions,
-// so that every key that the store reads comes by here, and the page can end after any key.
+// so that the page sees every key that the store reads, and can end after any key.
 func (f keyFilter) selects(k *keystore.Key, now time.Time) bool {
 	if f.status != 0 && k.Status() != f.status || f.Scope != "" && !k.HasScope(f.Scope) ||
 		f.Text != "" && !hasText(k, f.Text) {
@@ -123,8 +123,8 @@ type keyList struct {
 	Damaged int
 	Oldest  bool         // the oldest key comes first, because the backend cannot do better
 	First   bool         // this is the first page
-	More    template.URL // the query of the next page; "": there is none
-	Partial time.Time    // the search has ended early, at a key that was created then; zero: it has not
+	More    template.URL // the query of the next page; "" for the last page
+	Partial time.Time    // where the search has ended early; zero: it has not
 	All     template.URL // the query of a search through the whole store
 	FirstQ  template.URL // the query of the first page
 

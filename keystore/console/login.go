@@ -62,7 +62,7 @@ type login struct {
 type logins struct {
 	console *Console
 
-	mu     sync.Mutex // guards all below, and the fields of each login that say so
+	mu     sync.Mutex // guards all below, and some fields of each login
 	all    map[[sha256.Size]byte]*login
 	closed bool
 }

@@ -12,7 +12,7 @@ import (
 
 // countPatience is how long the overview waits for the numbers of keys. If the count takes longer,
 // the page shows the last numbers.
-const countPatience = 15 * time.Millisecond
+const countPatience = 10 * time.Millisecond
 
 // An overview is the content of the overview.
 type overview struct {

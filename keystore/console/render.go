@@ -93,7 +93,7 @@ type view struct {
 	Page  string // the name of the page
 	CSS   string
 	JS    string
-	// Operator is the name of the operator; "": nobody is logged in.
+	// Operator is the name of the operator; "" if no operator is logged in.
 	Operator string
 	// OperatorKey is the ID of the operator's own key, or "".
 	OperatorKey string

@@ -165,7 +165,7 @@ type failedKey struct {
 }
 
 // bulk applies a verb to the selected keys. The operator's own key comes last: its end would end
-// the login, and nobody would see what happened to the rest.
+// the login, and the operator would not see what happened to the rest.
 func (v *visit) bulk() {
 	b := verbOf(v.r.PostFormValue("do"))
 	reason := strings.TrimSpace(v.r.PostFormValue("reason"))

@@ -23,7 +23,7 @@ type route struct {
 	changes   bool // the route is for changes of keys: a console that is ReadOnly does not have it
 }
 
-// newRoutes returns the routes by their patterns. A * stands for the ID of a key. Only the paths
+// newRoutes returns the routes by their patterns. A * means the ID of a key. Only the paths
 // of these patterns exist: every other path, however it is written or encoded, is not found.
 func newRoutes() map[string]route {
 	change := func(get, post func(*visit)) route {
@@ -250,7 +250,7 @@ func (v *visit) currentLogin() {
 	}
 }
 
-// refreshHeader is in requests that a page makes by itself. Such a request does not keep a login
+// refreshHeader is in requests of the script of a page. Such a request does not keep a login
 // from being idle.
 const refreshHeader = "X-Console-Refresh"
 
@@ -338,7 +338,8 @@ func (v *visit) fail(err error) {
 	var ceiling *manage.CeilingError
 	switch {
 	case errors.As(err, &ceiling):
-		v.failWith(http.StatusForbidden, "Your own key does not allow this", sentence(ceilingText(ceiling)))
+		v.failWith(http.StatusForbidden, "Your own key does not allow this",
+			sentence(ceilingText(ceiling)))
 	case errors.Is(err, keystore.ErrNotEverywhere):
 		v.failWith(http.StatusServiceUnavailable, "The change is made, but not everywhere yet",
 			"Another process of the store may not know the change yet. Repeat the change to wait.")

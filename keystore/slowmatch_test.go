@@ -1,0 +1,115 @@
+package keystore
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+// A slowHasher matches as SHA512 does, and takes a second. It counts the matches.
+type slowHasher struct {
+	hashing.Hasher
+	running, most, all atomic.Int64
+}
+
+func (h *slowHasher) Slow() bool { return true }
+
+func (h *slowHasher) Match(d hashing.Digest, token string) hashing.Result {
+	if d.Scheme != "sha512" {
+		return hashing.Mismatch
+	}
+	h.all.Add(1)
+	h.most.Store(max(h.most.Load(), h.running.Add(1)))
+	time.Sleep(time.Second)
+	h.running.Add(-1)
+	return h.Hasher.Match(d, token)
+}
+
+// Slow matches run one at a time, results are remembered, a wrong token pauses the matches of its
+// key for its address, and a call that has no match is told that the store is unavailable.
+func TestSlowMatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowHasher{Hasher: hashing.SHA512()}
+		h, err := hashing.Keyring(hashing.SHA256(), slow)
+		require.NoError(t, err)
+		slow.all.Store(0)
+		s, err := New(backendtest.NewMemory(), &Options{Hasher: h, Timeout: -1, CacheSize: -1,
+			Legacy: []LegacyFormat{pubFormat}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		result, err := s.Import(t.Context(), rowsOf(pubRows(40)...), nil)
+		require.NoError(t, err)
+		require.Equal(t, 40, result.Slow)
+		from := func(addr string) context.Context {
+			return WithClientAddr(t.Context(), netip.MustParseAddr(addr))
+		}
+		verify := func(ctx context.Context, text string) error {
+			_, err := s.Verify(ctx, text)
+			return err
+		}
+
+		// A burst of calls with one token needs one match.
+		var calls sync.WaitGroup
+		for range maxSlowWaits {
+			calls.Go(func() {
+				if err := verify(from("192.0.2.1"), pubToken(1)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		calls.Wait()
+		require.EqualValues(t, 1, slow.all.Load())
+
+		// A wrong token is refused. It pauses the key for its address, and for no other.
+		wrong := func(n int) string { return fmt.Sprintf("pub.2.wrong %d", n) }
+		require.ErrorIs(t, verify(from("192.0.2.1"), wrong(1)), ErrUnknown)
+		require.ErrorIs(t, verify(from("192.0.2.1"), wrong(1)), ErrUnknown, "remembered")
+		require.ErrorIs(t, verify(from("192.0.2.1"), wrong(2)), ErrUnavailable)
+		require.ErrorIs(t, verify(from("192.0.2.1"), pubToken(2)), ErrUnavailable)
+		require.EqualValues(t, 2, slow.all.Load())
+		require.NoError(t, verify(from("192.0.2.1"), pubToken(3)), "another key")
+		require.NoError(t, verify(from("192.0.2.2"), pubToken(2)), "another address")
+		time.Sleep(slowPause)
+		require.NoError(t, verify(from("192.0.2.1"), pubToken(2)))
+		require.ErrorIs(t, verify(t.Context(), "pub.4.wrong"), ErrUnknown)
+		require.NoError(t, verify(t.Context(), pubToken(4)), "without an address, there is no pause")
+
+		// Of many calls at the same time, maxSlowWaits get an answer.
+		var admitted, unavailable atomic.Int64
+		for i := range 20 {
+			calls.Go(func() {
+				switch err := verify(t.Context(), pubToken(10+i)); {
+				case err == nil:
+					admitted.Add(1)
+				case Reason(err) == "unavailable":
+					unavailable.Add(1)
+				}
+			})
+		}
+		calls.Wait()
+		require.EqualValues(t, maxSlowWaits, admitted.Load())
+		require.EqualValues(t, 20-maxSlowWaits, unavailable.Load())
+		require.EqualValues(t, 1, slow.most.Load(), "one at a time")
+
+		// A caller that leaves does not get a denial.
+		stop := start(func() error { return verify(t.Context(), pubToken(35)) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, verify(ctx, pubToken(36)), context.DeadlineExceeded)
+		require.NoError(t, stop())
+		i, err := s.Inspect(t.Context(), pubToken(36))
+		require.NoError(t, err)
+		require.NotNil(t, i.Key)
+	})
+}

@@ -57,7 +57,8 @@ func newCommand() *cli.Command {
 			disableCommand(), enableCommand(), revokeCommand(), lookupCommand(),
 			revokeAllCommand(), purgeCommand(),
 			eventsCommand(), watchCommand(),
-			statsCommand(), backupCommand(), restoreCommand(), exportCommand(), checkCommand(),
+			statsCommand(), backupCommand(), restoreCommand(), importCommand(), exportCommand(),
+			checkCommand(),
 			manCommand(), versionCommand(),
 		},
 		// Without an Action, cli exits with 3 for an unknown command.

@@ -25,14 +25,10 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	if err != nil {
 		return nil, err
 	}
-	store, err := keystore.Open(c.place.dir, &keystore.Options{
-		Hasher:    hasher,
-		MustExist: c.Name != createName && c.Name != restoreName,
-		Logger: slog.New(slog.NewTextHandler(c.out.stderr, &slog.HandlerOptions{
-			Level: slog.LevelWarn})),
-	})
+	store, err := c.openStore(c.place.dir, &keystore.Options{
+		Hasher: hasher, MustExist: c.Name != createName && c.Name != restoreName})
 	if err != nil {
-		return nil, openFailed(c.place.dir, err)
+		return nil, err
 	}
 	if err := check(ctx, store); err != nil {
 		store.Close()
@@ -76,6 +72,17 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	return &connection{conn.ClientConn, close}, nil
 }
 
+// openStore opens a store, and logs to stderr.
+func (c *call) openStore(dir string, opts *keystore.Options) (*keystore.Store, error) {
+	opts.Logger = slog.New(slog.NewTextHandler(c.out.stderr, &slog.HandlerOptions{
+		Level: slog.LevelWarn}))
+	store, err := keystore.Open(dir, opts)
+	if err != nil {
+		return nil, openFailed(dir, err)
+	}
+	return store, nil
+}
+
 // openFailed returns the failure for an error of keystore.Open.
 func openFailed(dir string, err error) error {
 	switch {
@@ -84,7 +91,7 @@ func openFailed(dir string, err error) error {
 			textOf(err) + ", with --socket PATH"}
 	case errors.Is(err, fs.ErrNotExist):
 		return &failure{exitUsage, codes.NotFound, "NO_STORE", fmt.Sprintf(
-			`there is no store in %s: check the path. create and restore make a store`, dir)}
+			`there is no store in %s: check the path. create, restore and import make a store`, dir)}
 	case errors.Is(err, keystore.ErrCorrupt):
 		return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT", textOf(err) +
 			`: keep the directory, and restore a backup into a new one with "apikeyctl restore"`}

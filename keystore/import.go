@@ -494,7 +494,14 @@ func (s *Store) importKeys(
 			}
 			continue
 		}
-		p, problem, err := s.importKey(ctx, r, actor)
+		p, problem := (*prepared)(nil), noProblem
+		var err error
+		if attempt == 0 {
+			// Most keys are new. If one is not, the write conflicts, and the next attempt reads.
+			p, err = s.prepareImport(ctx, r, actor, 0, false)
+		} else {
+			p, problem, err = s.importKey(ctx, r, actor)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -542,22 +549,31 @@ func (s *Store) importKey(
 		return nil, &ImportProblem{r.row, ImportPurged,
 			"the key was imported before, and was purged: a purged key does not come back"}, nil
 	}
-	kr := &keyRecord{id: r.id, record: proto.CloneOf(r.record), revision: 1}
-	p, err := s.prepare(prior{grave: grave.revision}, kr,
+	p, err := s.prepareImport(ctx, r, actor, grave.revision, true)
+	return p, noProblem, err
+}
+
+// prepareImport prepares the import of a key that has no record. grave is the revision of the grave.
+// If reads is false, prepareImport expects that there is no last use.
+func (s *Store) prepareImport(
+	ctx context.Context, r *importRow, actor string, grave uint64, reads bool,
+) (*prepared, error) {
+	kr := &keyRecord{id: r.id, record: r.record, revision: 1}
+	p, err := s.prepare(prior{grave: grave}, kr,
 		&record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor})
-	if err != nil {
-		return nil, nil, err
+	if err != nil || r.lastUsed.IsZero() {
+		return p, err
 	}
-	if !r.lastUsed.IsZero() {
-		minute := minuteOf(r.lastUsed)
-		have, revision, err := s.readUsage(ctx, r.id)
-		if err != nil {
-			return nil, nil, err
-		}
-		if minute > have {
-			p.keyChanges = append(p.keyChanges, backend.Change{
-				Key: usageKey(r.id), Value: binary.AppendUvarint(nil, uint64(minute)), Expect: revision})
+	minute := minuteOf(r.lastUsed)
+	have, revision := int64(0), uint64(0)
+	if reads {
+		if have, revision, err = s.readUsage(ctx, r.id); err != nil {
+			return nil, err
 		}
 	}
-	return p, noProblem, nil
+	if minute > have {
+		p.keyChanges = append(p.keyChanges, backend.Change{
+			Key: usageKey(r.id), Value: binary.AppendUvarint(nil, uint64(minute)), Expect: revision})
+	}
+	return p, nil
 }

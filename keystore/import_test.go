@@ -392,7 +392,7 @@ func TestRevokeAllBesideImport(t *testing.T) {
 		{func(b *gated) **gate { return &b.afterGet }, 0, 0},
 		{func(b *gated) **gate { return &b.beforeApply }, 0, 0},
 		{func(b *gated) **gate { return &b.afterApply }, 0, 0},
-		{func(b *gated) **gate { return &b.afterGet }, noImportStamp, 10},
+		{func(b *gated) **gate { return &b.afterGet }, noImportStamp, 9},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			b := &gated{Backend: backendtest.NewMemory()}
@@ -402,6 +402,7 @@ func TestRevokeAllBesideImport(t *testing.T) {
 			s.wrong = tt.wrong
 			_, err = s.Create(t.Context(), Spec{Name: "native", Owner: "acme"})
 			require.NoError(t, err)
+			importAll(t, s, pubRow(0)) // so that the batch conflicts, and reads
 			synctest.Wait()
 			stop := b.set(tt.place(b))
 			imported := start(func() error {

@@ -100,6 +100,8 @@ var methods = map[string]method{
 	adminpb.KeyService_DisableKey_FullMethodName:      {manage.Write, true},
 	adminpb.KeyService_EnableKey_FullMethodName:       {manage.Write, true},
 	adminpb.KeyService_RevokeKey_FullMethodName:       {manage.Write, true},
+	adminpb.KeyService_SetCredits_FullMethodName:      {manage.Write, true},
+	adminpb.KeyService_AddCredits_FullMethodName:      {manage.Write, true},
 	adminpb.KeyService_LookupKey_FullMethodName:       {manage.Read, false},
 	adminpb.KeyService_BatchRevokeKeys_FullMethodName: {manage.Admin, true},
 	adminpb.KeyService_ListEvents_FullMethodName:      {manage.Read, false},

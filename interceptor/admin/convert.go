@@ -90,6 +90,9 @@ func eventProto(e keystore.Event) *adminpb.Event {
 		Action:   string(e.Action),
 		Actor:    e.Actor,
 		Reason:   e.Reason,
+
+		CreditsBefore: creditsProto(e.CreditsBefore),
+		Credits:       creditsProto(e.Credits),
 	}
 }
 

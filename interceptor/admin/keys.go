@@ -26,24 +26,38 @@ func (s *keyService) CreateKey(
 	return answer(s.Server, ctx, adminpb.KeyService_CreateKey_FullMethodName, r,
 		func(c *call) (*adminpb.CreateKeyResponse, error) {
 			if r.ValidateOnly {
-				change := c.operator().Within(edit(r.GetKey(), []string{"*"}))
-				key, err := c.store.Preview(c.ctx, "", change)
+				key, err := c.store.Preview(c.ctx, "", c.operator().Within(describe(r.GetKey())))
 				if err != nil {
 					return nil, err
 				}
-				return &adminpb.CreateKeyResponse{Key: keyProto(key)}, nil
+				m := keyProto(key)
+				m.Credits = r.GetKey().GetCredits()
+				return &adminpb.CreateKeyResponse{Key: m}, nil
 			}
 			return once(c, r.RequestId, r, c.create)
 		})
 }
 
 func (c *call) create(r *adminpb.CreateKeyRequest) (*adminpb.CreateKeyResponse, error) {
-	issued, err := c.operator().Create(c.ctx, edit(r.GetKey(), []string{"*"}))
+	issued, err := c.operator().Create(c.ctx, describe(r.GetKey()))
 	if err != nil {
 		return nil, err
 	}
-	return &adminpb.CreateKeyResponse{
-		Key: keyProto(issued.Key), Secret: issued.Secret.Reveal()}, nil
+	m := keyProto(issued.Key)
+	m.Credits = r.GetKey().GetCredits()
+	return &adminpb.CreateKeyResponse{Key: m, Secret: issued.Secret.Reveal()}, nil
+}
+
+// describe returns the change that fills in the Spec of a new key.
+func describe(k *adminpb.Key) func(*keystore.Spec) error {
+	change := edit(k, []string{"*"})
+	return func(spec *keystore.Spec) (err error) {
+		if err := change(spec); err != nil {
+			return err
+		}
+		spec.Credits, err = creditsOf("key.credits", k.GetCredits())
+		return err
+	}
 }
 
 // operator returns what changes keys for the caller.
@@ -79,11 +93,8 @@ func (s *keyService) GetKey(
 			if err != nil {
 				return nil, err
 			}
-			key, err := c.store.Get(c.ctx, id)
-			if err != nil {
-				return nil, err
-			}
-			return &adminpb.GetKeyResponse{Key: keyProto(key)}, nil
+			key, err := c.present(id)
+			return &adminpb.GetKeyResponse{Key: key}, err
 		})
 }
 
@@ -102,7 +113,8 @@ func (s *keyService) UpdateKey(
 				if err != nil {
 					return nil, err
 				}
-				return &adminpb.UpdateKeyResponse{Key: keyProto(key)}, nil
+				m, err := c.withCredits(key)
+				return &adminpb.UpdateKeyResponse{Key: m}, err
 			}
 			key, err := c.operator().Update(c.ctx, id, change)
 			if err != nil {
@@ -129,7 +141,10 @@ func (c *call) target(field, name, etag string) (id string, err error) {
 
 // withUse returns the message for a key that a change has returned, with what only Get fills in.
 func (c *call) withUse(key *keystore.Key) (*adminpb.Key, error) {
-	m := keyProto(key)
+	m, err := c.withCredits(key)
+	if err != nil {
+		return nil, err
+	}
 	now, err := c.store.Get(c.ctx, key.ID)
 	if err != nil && !errors.Is(err, keystore.ErrNotFound) { // purged since
 		return nil, err
@@ -182,11 +197,8 @@ func (s *keyService) EnableKey(
 			if err := c.operator().Enable(c.ctx, id); err != nil {
 				return nil, err
 			}
-			key, err := c.store.Get(c.ctx, id)
-			if err != nil {
-				return nil, err
-			}
-			return &adminpb.EnableKeyResponse{Key: keyProto(key)}, nil
+			key, err := c.present(id)
+			return &adminpb.EnableKeyResponse{Key: key}, err
 		})
 }
 
@@ -233,7 +245,11 @@ func (c *call) stop(
 	if err != nil {
 		return nil, 0, err
 	}
-	return keyProto(stopped), count32(n), nil
+	m, err := c.withCredits(stopped)
+	if err != nil {
+		m = keyProto(stopped) // an error would say that the key may not be stopped
+	}
+	return m, count32(n), nil
 }
 
 func (s *keyService) LookupKey(
@@ -258,9 +274,9 @@ func (s *keyService) LookupKey(
 				response.ClaimedName = namePrefix + i.KeyID
 			}
 			if i.Key != nil {
-				response.Key = keyProto(i.Key)
+				response.Key, err = c.withCredits(i.Key)
 			}
-			return response, nil
+			return response, err
 		})
 }
 

@@ -39,7 +39,10 @@ func (s *keyService) ListKeys(
 				if err != nil {
 					return nil, err
 				}
-				m := keyProto(key)
+				m, err := c.withCredits(key)
+				if err != nil {
+					return nil, err
+				}
 				if !page.add(m) {
 					response.NextPageToken, err = pageToken(bound, last)
 					if err != nil {

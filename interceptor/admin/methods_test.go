@@ -65,7 +65,7 @@ func (m method) call(t testing.TB, conn *grpc.ClientConn) error {
 var want = map[string][]string{
 	"keys:read": {"GetKey", "ListKeys", "LookupKey", "ListEvents", "WatchEvents", "GetStats"},
 	"keys:write": {"CreateKey", "UpdateKey", "RotateKey", "DisableKey", "EnableKey",
-		"RevokeKey"},
+		"RevokeKey", "SetCredits", "AddCredits"},
 	"keys:admin": {"BatchRevokeKeys", "PurgeKeys", "Backup", "Restore", "CheckIntegrity"},
 }
 

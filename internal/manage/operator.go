@@ -100,6 +100,21 @@ func (o Operator) Enable(ctx context.Context, id string) error {
 	})
 }
 
+// SetCredits sets the credits of a key, as SetCredits of the Store does.
+func (o Operator) SetCredits(ctx context.Context, id string, credits *keystore.Credits) error {
+	return o.permitted(ctx, id, o.MayEnable, func(ctx context.Context) error {
+		return o.Store.SetCredits(ctx, id, credits)
+	})
+}
+
+// AddCredits adds credits to a key, as AddCredits of the Store does.
+func (o Operator) AddCredits(ctx context.Context, id string, n int64) error {
+	return o.permitted(ctx, id, o.MayEnable, func(ctx context.Context) error {
+		_, err := o.Store.AddCredits(ctx, id, n)
+		return err
+	})
+}
+
 // permitted makes a change of a key, if the key is one that the caller may change so. The store
 // compares the revision inside the write, so no other change comes between the check and the
 // change. If another change was first, and Revision is 0, permitted begins again.

@@ -148,7 +148,10 @@ type Key struct {
 	LiveStreams int32 `protobuf:"varint,29,opt,name=live_streams,json=liveStreams,proto3" json:"live_streams,omitempty"`
 	// The etag changes with each change of the key. In UpdateKeyRequest, an etag that is not empty
 	// must be the present etag of the key; otherwise the error is ABORTED, and nothing was done.
-	Etag          string `protobuf:"bytes,30,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,30,opt,name=etag,proto3" json:"etag,omitempty"`
+	// How often the key may still be used. Unset means that the use of the key is not limited. Only
+	// CreateKey reads the field: call SetCredits or AddCredits to change the credits of a key.
+	Credits       *Credits `protobuf:"bytes,31,opt,name=credits,proto3" json:"credits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -323,6 +326,183 @@ func (x *Key) GetEtag() string {
 	return ""
 }
 
+func (x *Key) GetCredits() *Credits {
+	if x != nil {
+		return x.Credits
+	}
+	return nil
+}
+
+// Credits limit how often a key may be used altogether, in all processes. Each call costs one
+// credit, or as many as the server says.
+type Credits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many credits are left: from 0 to 2^53. If several processes have the store open, the number
+	// lacks the credits that the processes other than the one that answers have leased.
+	Remaining int64 `protobuf:"varint,1,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// When remaining is set to another number. Unset means never.
+	Refill        *Refill `protobuf:"bytes,2,opt,name=refill,proto3" json:"refill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credits) Reset() {
+	*x = Credits{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credits) ProtoMessage() {}
+
+func (x *Credits) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credits.ProtoReflect.Descriptor instead.
+func (*Credits) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Credits) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *Credits) GetRefill() *Refill {
+	if x != nil {
+		return x.Refill
+	}
+	return nil
+}
+
+// Refill sets the remaining credits of a key to an amount. What remains then is not added.
+type Refill struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 1 to 2^53.
+	Amount int64 `protobuf:"varint,1,opt,name=amount,proto3" json:"amount,omitempty"`
+	// When the credits are refilled. One of the fields must be set.
+	//
+	// Types that are valid to be assigned to When:
+	//
+	//	*Refill_Every
+	//	*Refill_Daily
+	//	*Refill_MonthDay
+	When          isRefill_When `protobuf_oneof:"when"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refill) Reset() {
+	*x = Refill{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refill) ProtoMessage() {}
+
+func (x *Refill) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refill.ProtoReflect.Descriptor instead.
+func (*Refill) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Refill) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Refill) GetWhen() isRefill_When {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Refill) GetEvery() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.When.(*Refill_Every); ok {
+			return x.Every
+		}
+	}
+	return nil
+}
+
+func (x *Refill) GetDaily() bool {
+	if x != nil {
+		if x, ok := x.When.(*Refill_Daily); ok {
+			return x.Daily
+		}
+	}
+	return false
+}
+
+func (x *Refill) GetMonthDay() int32 {
+	if x != nil {
+		if x, ok := x.When.(*Refill_MonthDay); ok {
+			return x.MonthDay
+		}
+	}
+	return 0
+}
+
+type isRefill_When interface {
+	isRefill_When()
+}
+
+type Refill_Every struct {
+	// Each time after this time, counted from SetCredits: from one second to ten years.
+	Every *durationpb.Duration `protobuf:"bytes,2,opt,name=every,proto3,oneof"`
+}
+
+type Refill_Daily struct {
+	// At 00:00 UTC of each day.
+	Daily bool `protobuf:"varint,3,opt,name=daily,proto3,oneof"`
+}
+
+type Refill_MonthDay struct {
+	// At 00:00 UTC of this day of each month, from 1 to 31; in a shorter month, of its last day.
+	MonthDay int32 `protobuf:"varint,4,opt,name=month_day,json=monthDay,proto3,oneof"`
+}
+
+func (*Refill_Every) isRefill_When() {}
+
+func (*Refill_Daily) isRefill_When() {}
+
+func (*Refill_MonthDay) isRefill_When() {}
+
 // RateLimit is a token bucket: a key may be used burst times immediately, and per_second more times
 // in each second. Each process has a separate bucket.
 type RateLimit struct {
@@ -337,7 +517,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +529,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +542,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RateLimit) GetPerSecond() float64 {
@@ -405,7 +585,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +597,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +610,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Filter) GetOwner() string {
@@ -500,7 +680,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +692,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +705,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateKeyRequest) GetKey() *Key {
@@ -562,7 +742,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +754,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +767,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateKeyResponse) GetKey() *Key {
@@ -615,7 +795,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +807,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +820,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetKeyRequest) GetName() string {
@@ -661,7 +841,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +853,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +866,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetKeyResponse) GetKey() *Key {
@@ -716,7 +896,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +908,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +921,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListKeysRequest) GetPageSize() int32 {
@@ -787,7 +967,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +979,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +992,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -853,7 +1033,7 @@ type UpdateKeyRequest struct {
 
 func (x *UpdateKeyRequest) Reset() {
 	*x = UpdateKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1045,7 @@ func (x *UpdateKeyRequest) String() string {
 func (*UpdateKeyRequest) ProtoMessage() {}
 
 func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1058,7 @@ func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateKeyRequest) GetKey() *Key {
@@ -913,7 +1093,7 @@ type UpdateKeyResponse struct {
 
 func (x *UpdateKeyResponse) Reset() {
 	*x = UpdateKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1105,7 @@ func (x *UpdateKeyResponse) String() string {
 func (*UpdateKeyResponse) ProtoMessage() {}
 
 func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1118,7 @@ func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateKeyResponse) GetKey() *Key {
@@ -966,7 +1146,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1158,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1171,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RotateKeyRequest) GetName() string {
@@ -1038,7 +1218,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1230,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1243,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RotateKeyResponse) GetKey() *Key {
@@ -1102,7 +1282,7 @@ type DisableKeyRequest struct {
 
 func (x *DisableKeyRequest) Reset() {
 	*x = DisableKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1294,7 @@ func (x *DisableKeyRequest) String() string {
 func (*DisableKeyRequest) ProtoMessage() {}
 
 func (x *DisableKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1307,7 @@ func (x *DisableKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableKeyRequest.ProtoReflect.Descriptor instead.
 func (*DisableKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DisableKeyRequest) GetName() string {
@@ -1166,7 +1346,7 @@ type DisableKeyResponse struct {
 
 func (x *DisableKeyResponse) Reset() {
 	*x = DisableKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1358,7 @@ func (x *DisableKeyResponse) String() string {
 func (*DisableKeyResponse) ProtoMessage() {}
 
 func (x *DisableKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1371,7 @@ func (x *DisableKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableKeyResponse.ProtoReflect.Descriptor instead.
 func (*DisableKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DisableKeyResponse) GetKey() *Key {
@@ -1221,7 +1401,7 @@ type EnableKeyRequest struct {
 
 func (x *EnableKeyRequest) Reset() {
 	*x = EnableKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1413,7 @@ func (x *EnableKeyRequest) String() string {
 func (*EnableKeyRequest) ProtoMessage() {}
 
 func (x *EnableKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1426,7 @@ func (x *EnableKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableKeyRequest.ProtoReflect.Descriptor instead.
 func (*EnableKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EnableKeyRequest) GetName() string {
@@ -1274,7 +1454,7 @@ type EnableKeyResponse struct {
 
 func (x *EnableKeyResponse) Reset() {
 	*x = EnableKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1466,7 @@ func (x *EnableKeyResponse) String() string {
 func (*EnableKeyResponse) ProtoMessage() {}
 
 func (x *EnableKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1479,7 @@ func (x *EnableKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableKeyResponse.ProtoReflect.Descriptor instead.
 func (*EnableKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EnableKeyResponse) GetKey() *Key {
@@ -1325,7 +1505,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1517,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1530,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeKeyRequest) GetName() string {
@@ -1387,7 +1567,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1579,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1592,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1427,6 +1607,277 @@ func (x *RevokeKeyResponse) GetEndedStreams() int32 {
 		return x.EndedStreams
 	}
 	return 0
+}
+
+// SetCreditsRequest is the request of SetCredits.
+type SetCreditsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the key: keys/{id}.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The limit of the use of the key. One of the fields must be set, so that no caller lifts a limit
+	// by accident.
+	//
+	// Types that are valid to be assigned to Limit:
+	//
+	//	*SetCreditsRequest_Credits
+	//	*SetCreditsRequest_Unlimited
+	Limit isSetCreditsRequest_Limit `protobuf_oneof:"limit"`
+	// The etag that the key must have, or empty.
+	Etag          string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetCreditsRequest) Reset() {
+	*x = SetCreditsRequest{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetCreditsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetCreditsRequest) ProtoMessage() {}
+
+func (x *SetCreditsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetCreditsRequest.ProtoReflect.Descriptor instead.
+func (*SetCreditsRequest) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SetCreditsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetCreditsRequest) GetLimit() isSetCreditsRequest_Limit {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *SetCreditsRequest) GetCredits() *Credits {
+	if x != nil {
+		if x, ok := x.Limit.(*SetCreditsRequest_Credits); ok {
+			return x.Credits
+		}
+	}
+	return nil
+}
+
+func (x *SetCreditsRequest) GetUnlimited() bool {
+	if x != nil {
+		if x, ok := x.Limit.(*SetCreditsRequest_Unlimited); ok {
+			return x.Unlimited
+		}
+	}
+	return false
+}
+
+func (x *SetCreditsRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+type isSetCreditsRequest_Limit interface {
+	isSetCreditsRequest_Limit()
+}
+
+type SetCreditsRequest_Credits struct {
+	// The credits that remain, and the refill.
+	Credits *Credits `protobuf:"bytes,2,opt,name=credits,proto3,oneof"`
+}
+
+type SetCreditsRequest_Unlimited struct {
+	// Must be true: the use of the key is not limited from then on.
+	Unlimited bool `protobuf:"varint,3,opt,name=unlimited,proto3,oneof"`
+}
+
+func (*SetCreditsRequest_Credits) isSetCreditsRequest_Limit() {}
+
+func (*SetCreditsRequest_Unlimited) isSetCreditsRequest_Limit() {}
+
+// SetCreditsResponse is the response of SetCredits.
+type SetCreditsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key after the change.
+	Key           *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetCreditsResponse) Reset() {
+	*x = SetCreditsResponse{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetCreditsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetCreditsResponse) ProtoMessage() {}
+
+func (x *SetCreditsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetCreditsResponse.ProtoReflect.Descriptor instead.
+func (*SetCreditsResponse) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetCreditsResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// AddCreditsRequest is the request of AddCredits.
+type AddCreditsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the key: keys/{id}. The key must have credits.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How many credits to add. A negative number takes credits away, but never more than remain.
+	Add int64 `protobuf:"varint,2,opt,name=add,proto3" json:"add,omitempty"`
+	// The etag that the key must have, or empty.
+	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
+	// As in CreateKeyRequest. The second call does not add the credits again.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddCreditsRequest) Reset() {
+	*x = AddCreditsRequest{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddCreditsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddCreditsRequest) ProtoMessage() {}
+
+func (x *AddCreditsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddCreditsRequest.ProtoReflect.Descriptor instead.
+func (*AddCreditsRequest) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AddCreditsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddCreditsRequest) GetAdd() int64 {
+	if x != nil {
+		return x.Add
+	}
+	return 0
+}
+
+func (x *AddCreditsRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *AddCreditsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// AddCreditsResponse is the response of AddCredits.
+type AddCreditsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key after the change.
+	Key           *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddCreditsResponse) Reset() {
+	*x = AddCreditsResponse{}
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddCreditsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddCreditsResponse) ProtoMessage() {}
+
+func (x *AddCreditsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddCreditsResponse.ProtoReflect.Descriptor instead.
+func (*AddCreditsResponse) Descriptor() ([]byte, []int) {
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AddCreditsResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
 }
 
 // LookupKeyRequest is the request of LookupKey.
@@ -1444,7 +1895,7 @@ type LookupKeyRequest struct {
 
 func (x *LookupKeyRequest) Reset() {
 	*x = LookupKeyRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1907,7 @@ func (x *LookupKeyRequest) String() string {
 func (*LookupKeyRequest) ProtoMessage() {}
 
 func (x *LookupKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1920,7 @@ func (x *LookupKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupKeyRequest.ProtoReflect.Descriptor instead.
 func (*LookupKeyRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LookupKeyRequest) GetToken() string {
@@ -1505,7 +1956,7 @@ type LookupKeyResponse struct {
 
 func (x *LookupKeyResponse) Reset() {
 	*x = LookupKeyResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1968,7 @@ func (x *LookupKeyResponse) String() string {
 func (*LookupKeyResponse) ProtoMessage() {}
 
 func (x *LookupKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1981,7 @@ func (x *LookupKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupKeyResponse.ProtoReflect.Descriptor instead.
 func (*LookupKeyResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LookupKeyResponse) GetKey() *Key {
@@ -1577,7 +2028,7 @@ type BatchRevokeKeysRequest struct {
 
 func (x *BatchRevokeKeysRequest) Reset() {
 	*x = BatchRevokeKeysRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +2040,7 @@ func (x *BatchRevokeKeysRequest) String() string {
 func (*BatchRevokeKeysRequest) ProtoMessage() {}
 
 func (x *BatchRevokeKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +2053,7 @@ func (x *BatchRevokeKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRevokeKeysRequest.ProtoReflect.Descriptor instead.
 func (*BatchRevokeKeysRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BatchRevokeKeysRequest) GetFilter() *Filter {
@@ -1655,7 +2106,7 @@ type BatchRevokeKeysResponse struct {
 
 func (x *BatchRevokeKeysResponse) Reset() {
 	*x = BatchRevokeKeysResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2118,7 @@ func (x *BatchRevokeKeysResponse) String() string {
 func (*BatchRevokeKeysResponse) ProtoMessage() {}
 
 func (x *BatchRevokeKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2131,7 @@ func (x *BatchRevokeKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRevokeKeysResponse.ProtoReflect.Descriptor instead.
 func (*BatchRevokeKeysResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *BatchRevokeKeysResponse) GetKey() *Key {
@@ -1715,20 +2166,27 @@ type Event struct {
 	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	// The revision that the change gave the key.
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// What was done: create, update, rotate, disable, enable, revoke, rehash, restore or purge.
+	// What was done: create, update, rotate, disable, enable, revoke, credits, rehash, restore or
+	// purge.
 	Action string `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
 	// Who made the change: unix:{user}({uid}), key:{id}, or the words of the application. Empty means
 	// that no actor is known.
 	Actor string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
 	// The reason that was given to revoke or disable the key.
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For the action credits: the credits before the change. Unset means that the use of the key was not
+	// limited.
+	CreditsBefore *Credits `protobuf:"bytes,8,opt,name=credits_before,json=creditsBefore,proto3" json:"credits_before,omitempty"`
+	// For the action credits: the credits after the change. For create: the credits of the new key.
+	// Unset means that the use of the key is not limited.
+	Credits       *Credits `protobuf:"bytes,9,opt,name=credits,proto3" json:"credits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +2198,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +2211,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetCursor() string {
@@ -1805,6 +2263,20 @@ func (x *Event) GetReason() string {
 	return ""
 }
 
+func (x *Event) GetCreditsBefore() *Credits {
+	if x != nil {
+		return x.CreditsBefore
+	}
+	return nil
+}
+
+func (x *Event) GetCredits() *Credits {
+	if x != nil {
+		return x.Credits
+	}
+	return nil
+}
+
 // ListEventsRequest is the request of ListEvents.
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1831,7 +2303,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +2315,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +2328,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListEventsRequest) GetKey() string {
@@ -1930,7 +2402,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2414,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2427,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1993,7 +2465,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2477,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2490,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchEventsRequest) GetKey() string {
@@ -2053,7 +2525,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2537,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2078,7 +2550,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -2111,7 +2583,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2595,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2608,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 // GetStatsResponse is the response of GetStats. The counts are of the process that answers, since
@@ -2182,7 +2654,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2666,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2679,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetStatsResponse) GetHits() int64 {
@@ -2329,7 +2801,7 @@ type PurgeKeysRequest struct {
 
 func (x *PurgeKeysRequest) Reset() {
 	*x = PurgeKeysRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2813,7 @@ func (x *PurgeKeysRequest) String() string {
 func (*PurgeKeysRequest) ProtoMessage() {}
 
 func (x *PurgeKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2826,7 @@ func (x *PurgeKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeKeysRequest.ProtoReflect.Descriptor instead.
 func (*PurgeKeysRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PurgeKeysRequest) GetBefore() *timestamppb.Timestamp {
@@ -2382,7 +2854,7 @@ type PurgeKeysResponse struct {
 
 func (x *PurgeKeysResponse) Reset() {
 	*x = PurgeKeysResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2866,7 @@ func (x *PurgeKeysResponse) String() string {
 func (*PurgeKeysResponse) ProtoMessage() {}
 
 func (x *PurgeKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2879,7 @@ func (x *PurgeKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeKeysResponse.ProtoReflect.Descriptor instead.
 func (*PurgeKeysResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PurgeKeysResponse) GetPurged() int64 {
@@ -2426,7 +2898,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2910,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2923,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 // BackupResponse is the next part of a backup.
@@ -2465,7 +2937,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2949,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2962,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2511,7 +2983,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2995,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +3008,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RestoreRequest) GetData() []byte {
@@ -2555,7 +3027,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +3039,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +3052,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 // CheckIntegrityRequest is the request of CheckIntegrity.
@@ -2592,7 +3064,7 @@ type CheckIntegrityRequest struct {
 
 func (x *CheckIntegrityRequest) Reset() {
 	*x = CheckIntegrityRequest{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +3076,7 @@ func (x *CheckIntegrityRequest) String() string {
 func (*CheckIntegrityRequest) ProtoMessage() {}
 
 func (x *CheckIntegrityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +3089,7 @@ func (x *CheckIntegrityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckIntegrityRequest.ProtoReflect.Descriptor instead.
 func (*CheckIntegrityRequest) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 // CheckIntegrityResponse is the response of CheckIntegrity. The store has no damage.
@@ -2629,7 +3101,7 @@ type CheckIntegrityResponse struct {
 
 func (x *CheckIntegrityResponse) Reset() {
 	*x = CheckIntegrityResponse{}
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +3113,7 @@ func (x *CheckIntegrityResponse) String() string {
 func (*CheckIntegrityResponse) ProtoMessage() {}
 
 func (x *CheckIntegrityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_grpcapikey_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,14 +3126,14 @@ func (x *CheckIntegrityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckIntegrityResponse.ProtoReflect.Descriptor instead.
 func (*CheckIntegrityResponse) Descriptor() ([]byte, []int) {
-	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 var File_grpcapikey_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fgrpcapikey/admin/v1/admin.proto\x12\x13grpcapikey.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\a\n" +
+	"\x1fgrpcapikey/admin/v1/admin.proto\x12\x13grpcapikey.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\b\n" +
 	"\x03Key\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fdisplay_name\x18\x02 \x01(\tR\vdisplayName\x12\x14\n" +
@@ -2687,10 +3159,20 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\rlast_use_time\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\vlastUseTime\x12Y\n" +
 	"\x1bprevious_secret_expire_time\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\x18previousSecretExpireTime\x12!\n" +
 	"\flive_streams\x18\x1d \x01(\x05R\vliveStreams\x12\x12\n" +
-	"\x04etag\x18\x1e \x01(\tR\x04etag\x1a;\n" +
+	"\x04etag\x18\x1e \x01(\tR\x04etag\x126\n" +
+	"\acredits\x18\x1f \x01(\v2\x1c.grpcapikey.admin.v1.CreditsR\acredits\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
+	"\aCredits\x12\x1c\n" +
+	"\tremaining\x18\x01 \x01(\x03R\tremaining\x123\n" +
+	"\x06refill\x18\x02 \x01(\v2\x1b.grpcapikey.admin.v1.RefillR\x06refill\"\x92\x01\n" +
+	"\x06Refill\x12\x16\n" +
+	"\x06amount\x18\x01 \x01(\x03R\x06amount\x121\n" +
+	"\x05every\x18\x02 \x01(\v2\x19.google.protobuf.DurationH\x00R\x05every\x12\x16\n" +
+	"\x05daily\x18\x03 \x01(\bH\x00R\x05daily\x12\x1d\n" +
+	"\tmonth_day\x18\x04 \x01(\x05H\x00R\bmonthDayB\x06\n" +
+	"\x04when\"@\n" +
 	"\tRateLimit\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x01 \x01(\x01R\tperSecond\x12\x14\n" +
@@ -2760,7 +3242,23 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\x04etag\x18\x03 \x01(\tR\x04etag\"d\n" +
 	"\x11RevokeKeyResponse\x12*\n" +
 	"\x03key\x18\x01 \x01(\v2\x18.grpcapikey.admin.v1.KeyR\x03key\x12#\n" +
-	"\rended_streams\x18\x02 \x01(\x05R\fendedStreams\"T\n" +
+	"\rended_streams\x18\x02 \x01(\x05R\fendedStreams\"\x9e\x01\n" +
+	"\x11SetCreditsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x128\n" +
+	"\acredits\x18\x02 \x01(\v2\x1c.grpcapikey.admin.v1.CreditsH\x00R\acredits\x12\x1e\n" +
+	"\tunlimited\x18\x03 \x01(\bH\x00R\tunlimited\x12\x12\n" +
+	"\x04etag\x18\x04 \x01(\tR\x04etagB\a\n" +
+	"\x05limit\"@\n" +
+	"\x12SetCreditsResponse\x12*\n" +
+	"\x03key\x18\x01 \x01(\v2\x18.grpcapikey.admin.v1.KeyR\x03key\"l\n" +
+	"\x11AddCreditsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03add\x18\x02 \x01(\x03R\x03add\x12\x12\n" +
+	"\x04etag\x18\x03 \x01(\tR\x04etag\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"@\n" +
+	"\x12AddCreditsResponse\x12*\n" +
+	"\x03key\x18\x01 \x01(\v2\x18.grpcapikey.admin.v1.KeyR\x03key\"T\n" +
 	"\x10LookupKeyRequest\x12\x19\n" +
 	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12%\n" +
 	"\x0eclient_address\x18\x02 \x01(\tR\rclientAddress\"|\n" +
@@ -2778,7 +3276,7 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\x17BatchRevokeKeysResponse\x12*\n" +
 	"\x03key\x18\x01 \x01(\v2\x18.grpcapikey.admin.v1.KeyR\x03key\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x03 \x01(\x03R\x05total\"\xc3\x01\n" +
+	"\x05total\x18\x03 \x01(\x03R\x05total\"\xc0\x02\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
@@ -2786,7 +3284,9 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06action\x18\x05 \x01(\tR\x06action\x12\x14\n" +
 	"\x05actor\x18\x06 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"\xa4\x02\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12C\n" +
+	"\x0ecredits_before\x18\b \x01(\v2\x1c.grpcapikey.admin.v1.CreditsR\rcreditsBefore\x126\n" +
+	"\acredits\x18\t \x01(\v2\x1c.grpcapikey.admin.v1.CreditsR\acredits\"\xa4\x02\n" +
 	"\x11ListEventsRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
@@ -2862,7 +3362,8 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\rSTATE_PENDING\x10\x02\x12\x11\n" +
 	"\rSTATE_EXPIRED\x10\x03\x12\x12\n" +
 	"\x0eSTATE_DISABLED\x10\x04\x12\x11\n" +
-	"\rSTATE_REVOKED\x10\x052\xf2\b\n" +
+	"\rSTATE_REVOKED\x10\x052\xb0\n" +
+	"\n" +
 	"\n" +
 	"KeyService\x12Z\n" +
 	"\tCreateKey\x12%.grpcapikey.admin.v1.CreateKeyRequest\x1a&.grpcapikey.admin.v1.CreateKeyResponse\x12Q\n" +
@@ -2873,7 +3374,11 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"DisableKey\x12&.grpcapikey.admin.v1.DisableKeyRequest\x1a'.grpcapikey.admin.v1.DisableKeyResponse\x12Z\n" +
 	"\tEnableKey\x12%.grpcapikey.admin.v1.EnableKeyRequest\x1a&.grpcapikey.admin.v1.EnableKeyResponse\x12Z\n" +
-	"\tRevokeKey\x12%.grpcapikey.admin.v1.RevokeKeyRequest\x1a&.grpcapikey.admin.v1.RevokeKeyResponse\x12Z\n" +
+	"\tRevokeKey\x12%.grpcapikey.admin.v1.RevokeKeyRequest\x1a&.grpcapikey.admin.v1.RevokeKeyResponse\x12]\n" +
+	"\n" +
+	"SetCredits\x12&.grpcapikey.admin.v1.SetCreditsRequest\x1a'.grpcapikey.admin.v1.SetCreditsResponse\x12]\n" +
+	"\n" +
+	"AddCredits\x12&.grpcapikey.admin.v1.AddCreditsRequest\x1a'.grpcapikey.admin.v1.AddCreditsResponse\x12Z\n" +
 	"\tLookupKey\x12%.grpcapikey.admin.v1.LookupKeyRequest\x1a&.grpcapikey.admin.v1.LookupKeyResponse\x12n\n" +
 	"\x0fBatchRevokeKeys\x12+.grpcapikey.admin.v1.BatchRevokeKeysRequest\x1a,.grpcapikey.admin.v1.BatchRevokeKeysResponse0\x01\x12]\n" +
 	"\n" +
@@ -2899,138 +3404,156 @@ func file_grpcapikey_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_grpcapikey_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_grpcapikey_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_grpcapikey_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_grpcapikey_admin_v1_admin_proto_goTypes = []any{
 	(State)(0),                      // 0: grpcapikey.admin.v1.State
 	(*Key)(nil),                     // 1: grpcapikey.admin.v1.Key
-	(*RateLimit)(nil),               // 2: grpcapikey.admin.v1.RateLimit
-	(*Filter)(nil),                  // 3: grpcapikey.admin.v1.Filter
-	(*CreateKeyRequest)(nil),        // 4: grpcapikey.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),       // 5: grpcapikey.admin.v1.CreateKeyResponse
-	(*GetKeyRequest)(nil),           // 6: grpcapikey.admin.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),          // 7: grpcapikey.admin.v1.GetKeyResponse
-	(*ListKeysRequest)(nil),         // 8: grpcapikey.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 9: grpcapikey.admin.v1.ListKeysResponse
-	(*UpdateKeyRequest)(nil),        // 10: grpcapikey.admin.v1.UpdateKeyRequest
-	(*UpdateKeyResponse)(nil),       // 11: grpcapikey.admin.v1.UpdateKeyResponse
-	(*RotateKeyRequest)(nil),        // 12: grpcapikey.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),       // 13: grpcapikey.admin.v1.RotateKeyResponse
-	(*DisableKeyRequest)(nil),       // 14: grpcapikey.admin.v1.DisableKeyRequest
-	(*DisableKeyResponse)(nil),      // 15: grpcapikey.admin.v1.DisableKeyResponse
-	(*EnableKeyRequest)(nil),        // 16: grpcapikey.admin.v1.EnableKeyRequest
-	(*EnableKeyResponse)(nil),       // 17: grpcapikey.admin.v1.EnableKeyResponse
-	(*RevokeKeyRequest)(nil),        // 18: grpcapikey.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),       // 19: grpcapikey.admin.v1.RevokeKeyResponse
-	(*LookupKeyRequest)(nil),        // 20: grpcapikey.admin.v1.LookupKeyRequest
-	(*LookupKeyResponse)(nil),       // 21: grpcapikey.admin.v1.LookupKeyResponse
-	(*BatchRevokeKeysRequest)(nil),  // 22: grpcapikey.admin.v1.BatchRevokeKeysRequest
-	(*BatchRevokeKeysResponse)(nil), // 23: grpcapikey.admin.v1.BatchRevokeKeysResponse
-	(*Event)(nil),                   // 24: grpcapikey.admin.v1.Event
-	(*ListEventsRequest)(nil),       // 25: grpcapikey.admin.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 26: grpcapikey.admin.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),      // 27: grpcapikey.admin.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 28: grpcapikey.admin.v1.WatchEventsResponse
-	(*GetStatsRequest)(nil),         // 29: grpcapikey.admin.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),        // 30: grpcapikey.admin.v1.GetStatsResponse
-	(*PurgeKeysRequest)(nil),        // 31: grpcapikey.admin.v1.PurgeKeysRequest
-	(*PurgeKeysResponse)(nil),       // 32: grpcapikey.admin.v1.PurgeKeysResponse
-	(*BackupRequest)(nil),           // 33: grpcapikey.admin.v1.BackupRequest
-	(*BackupResponse)(nil),          // 34: grpcapikey.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),          // 35: grpcapikey.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),         // 36: grpcapikey.admin.v1.RestoreResponse
-	(*CheckIntegrityRequest)(nil),   // 37: grpcapikey.admin.v1.CheckIntegrityRequest
-	(*CheckIntegrityResponse)(nil),  // 38: grpcapikey.admin.v1.CheckIntegrityResponse
-	nil,                             // 39: grpcapikey.admin.v1.Key.MetadataEntry
-	nil,                             // 40: grpcapikey.admin.v1.GetStatsResponse.RefusalsEntry
-	nil,                             // 41: grpcapikey.admin.v1.GetStatsResponse.ChangesEntry
-	nil,                             // 42: grpcapikey.admin.v1.GetStatsResponse.EndedEntry
-	nil,                             // 43: grpcapikey.admin.v1.GetStatsResponse.KeysEntry
-	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),   // 45: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
+	(*Credits)(nil),                 // 2: grpcapikey.admin.v1.Credits
+	(*Refill)(nil),                  // 3: grpcapikey.admin.v1.Refill
+	(*RateLimit)(nil),               // 4: grpcapikey.admin.v1.RateLimit
+	(*Filter)(nil),                  // 5: grpcapikey.admin.v1.Filter
+	(*CreateKeyRequest)(nil),        // 6: grpcapikey.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),       // 7: grpcapikey.admin.v1.CreateKeyResponse
+	(*GetKeyRequest)(nil),           // 8: grpcapikey.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),          // 9: grpcapikey.admin.v1.GetKeyResponse
+	(*ListKeysRequest)(nil),         // 10: grpcapikey.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),        // 11: grpcapikey.admin.v1.ListKeysResponse
+	(*UpdateKeyRequest)(nil),        // 12: grpcapikey.admin.v1.UpdateKeyRequest
+	(*UpdateKeyResponse)(nil),       // 13: grpcapikey.admin.v1.UpdateKeyResponse
+	(*RotateKeyRequest)(nil),        // 14: grpcapikey.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),       // 15: grpcapikey.admin.v1.RotateKeyResponse
+	(*DisableKeyRequest)(nil),       // 16: grpcapikey.admin.v1.DisableKeyRequest
+	(*DisableKeyResponse)(nil),      // 17: grpcapikey.admin.v1.DisableKeyResponse
+	(*EnableKeyRequest)(nil),        // 18: grpcapikey.admin.v1.EnableKeyRequest
+	(*EnableKeyResponse)(nil),       // 19: grpcapikey.admin.v1.EnableKeyResponse
+	(*RevokeKeyRequest)(nil),        // 20: grpcapikey.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),       // 21: grpcapikey.admin.v1.RevokeKeyResponse
+	(*SetCreditsRequest)(nil),       // 22: grpcapikey.admin.v1.SetCreditsRequest
+	(*SetCreditsResponse)(nil),      // 23: grpcapikey.admin.v1.SetCreditsResponse
+	(*AddCreditsRequest)(nil),       // 24: grpcapikey.admin.v1.AddCreditsRequest
+	(*AddCreditsResponse)(nil),      // 25: grpcapikey.admin.v1.AddCreditsResponse
+	(*LookupKeyRequest)(nil),        // 26: grpcapikey.admin.v1.LookupKeyRequest
+	(*LookupKeyResponse)(nil),       // 27: grpcapikey.admin.v1.LookupKeyResponse
+	(*BatchRevokeKeysRequest)(nil),  // 28: grpcapikey.admin.v1.BatchRevokeKeysRequest
+	(*BatchRevokeKeysResponse)(nil), // 29: grpcapikey.admin.v1.BatchRevokeKeysResponse
+	(*Event)(nil),                   // 30: grpcapikey.admin.v1.Event
+	(*ListEventsRequest)(nil),       // 31: grpcapikey.admin.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 32: grpcapikey.admin.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),      // 33: grpcapikey.admin.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 34: grpcapikey.admin.v1.WatchEventsResponse
+	(*GetStatsRequest)(nil),         // 35: grpcapikey.admin.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),        // 36: grpcapikey.admin.v1.GetStatsResponse
+	(*PurgeKeysRequest)(nil),        // 37: grpcapikey.admin.v1.PurgeKeysRequest
+	(*PurgeKeysResponse)(nil),       // 38: grpcapikey.admin.v1.PurgeKeysResponse
+	(*BackupRequest)(nil),           // 39: grpcapikey.admin.v1.BackupRequest
+	(*BackupResponse)(nil),          // 40: grpcapikey.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),          // 41: grpcapikey.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),         // 42: grpcapikey.admin.v1.RestoreResponse
+	(*CheckIntegrityRequest)(nil),   // 43: grpcapikey.admin.v1.CheckIntegrityRequest
+	(*CheckIntegrityResponse)(nil),  // 44: grpcapikey.admin.v1.CheckIntegrityResponse
+	nil,                             // 45: grpcapikey.admin.v1.Key.MetadataEntry
+	nil,                             // 46: grpcapikey.admin.v1.GetStatsResponse.RefusalsEntry
+	nil,                             // 47: grpcapikey.admin.v1.GetStatsResponse.ChangesEntry
+	nil,                             // 48: grpcapikey.admin.v1.GetStatsResponse.EndedEntry
+	nil,                             // 49: grpcapikey.admin.v1.GetStatsResponse.KeysEntry
+	(*timestamppb.Timestamp)(nil),   // 50: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 51: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),   // 52: google.protobuf.FieldMask
 }
 var file_grpcapikey_admin_v1_admin_proto_depIdxs = []int32{
-	39, // 0: grpcapikey.admin.v1.Key.metadata:type_name -> grpcapikey.admin.v1.Key.MetadataEntry
-	44, // 1: grpcapikey.admin.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
-	44, // 2: grpcapikey.admin.v1.Key.start_time:type_name -> google.protobuf.Timestamp
-	2,  // 3: grpcapikey.admin.v1.Key.rate_limit:type_name -> grpcapikey.admin.v1.RateLimit
+	45, // 0: grpcapikey.admin.v1.Key.metadata:type_name -> grpcapikey.admin.v1.Key.MetadataEntry
+	50, // 1: grpcapikey.admin.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
+	50, // 2: grpcapikey.admin.v1.Key.start_time:type_name -> google.protobuf.Timestamp
+	4,  // 3: grpcapikey.admin.v1.Key.rate_limit:type_name -> grpcapikey.admin.v1.RateLimit
 	0,  // 4: grpcapikey.admin.v1.Key.state:type_name -> grpcapikey.admin.v1.State
-	44, // 5: grpcapikey.admin.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	44, // 6: grpcapikey.admin.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	44, // 7: grpcapikey.admin.v1.Key.disable_time:type_name -> google.protobuf.Timestamp
-	44, // 8: grpcapikey.admin.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
-	44, // 9: grpcapikey.admin.v1.Key.previous_secret_expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: grpcapikey.admin.v1.Filter.state:type_name -> grpcapikey.admin.v1.State
-	44, // 11: grpcapikey.admin.v1.Filter.create_time_before:type_name -> google.protobuf.Timestamp
-	44, // 12: grpcapikey.admin.v1.Filter.expire_time_before:type_name -> google.protobuf.Timestamp
-	44, // 13: grpcapikey.admin.v1.Filter.unused_since:type_name -> google.protobuf.Timestamp
-	1,  // 14: grpcapikey.admin.v1.CreateKeyRequest.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 15: grpcapikey.admin.v1.CreateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 16: grpcapikey.admin.v1.GetKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	3,  // 17: grpcapikey.admin.v1.ListKeysRequest.filter:type_name -> grpcapikey.admin.v1.Filter
-	1,  // 18: grpcapikey.admin.v1.ListKeysResponse.keys:type_name -> grpcapikey.admin.v1.Key
-	1,  // 19: grpcapikey.admin.v1.UpdateKeyRequest.key:type_name -> grpcapikey.admin.v1.Key
-	45, // 20: grpcapikey.admin.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1,  // 21: grpcapikey.admin.v1.UpdateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	46, // 22: grpcapikey.admin.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
-	1,  // 23: grpcapikey.admin.v1.RotateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 24: grpcapikey.admin.v1.DisableKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 25: grpcapikey.admin.v1.EnableKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 26: grpcapikey.admin.v1.RevokeKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	1,  // 27: grpcapikey.admin.v1.LookupKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
-	3,  // 28: grpcapikey.admin.v1.BatchRevokeKeysRequest.filter:type_name -> grpcapikey.admin.v1.Filter
-	1,  // 29: grpcapikey.admin.v1.BatchRevokeKeysResponse.key:type_name -> grpcapikey.admin.v1.Key
-	44, // 30: grpcapikey.admin.v1.Event.time:type_name -> google.protobuf.Timestamp
-	44, // 31: grpcapikey.admin.v1.ListEventsRequest.start_time:type_name -> google.protobuf.Timestamp
-	44, // 32: grpcapikey.admin.v1.ListEventsRequest.end_time:type_name -> google.protobuf.Timestamp
-	24, // 33: grpcapikey.admin.v1.ListEventsResponse.events:type_name -> grpcapikey.admin.v1.Event
-	24, // 34: grpcapikey.admin.v1.WatchEventsResponse.events:type_name -> grpcapikey.admin.v1.Event
-	40, // 35: grpcapikey.admin.v1.GetStatsResponse.refusals:type_name -> grpcapikey.admin.v1.GetStatsResponse.RefusalsEntry
-	41, // 36: grpcapikey.admin.v1.GetStatsResponse.changes:type_name -> grpcapikey.admin.v1.GetStatsResponse.ChangesEntry
-	42, // 37: grpcapikey.admin.v1.GetStatsResponse.ended:type_name -> grpcapikey.admin.v1.GetStatsResponse.EndedEntry
-	43, // 38: grpcapikey.admin.v1.GetStatsResponse.keys:type_name -> grpcapikey.admin.v1.GetStatsResponse.KeysEntry
-	44, // 39: grpcapikey.admin.v1.GetStatsResponse.counted_time:type_name -> google.protobuf.Timestamp
-	44, // 40: grpcapikey.admin.v1.GetStatsResponse.start_time:type_name -> google.protobuf.Timestamp
-	44, // 41: grpcapikey.admin.v1.PurgeKeysRequest.before:type_name -> google.protobuf.Timestamp
-	4,  // 42: grpcapikey.admin.v1.KeyService.CreateKey:input_type -> grpcapikey.admin.v1.CreateKeyRequest
-	6,  // 43: grpcapikey.admin.v1.KeyService.GetKey:input_type -> grpcapikey.admin.v1.GetKeyRequest
-	8,  // 44: grpcapikey.admin.v1.KeyService.ListKeys:input_type -> grpcapikey.admin.v1.ListKeysRequest
-	10, // 45: grpcapikey.admin.v1.KeyService.UpdateKey:input_type -> grpcapikey.admin.v1.UpdateKeyRequest
-	12, // 46: grpcapikey.admin.v1.KeyService.RotateKey:input_type -> grpcapikey.admin.v1.RotateKeyRequest
-	14, // 47: grpcapikey.admin.v1.KeyService.DisableKey:input_type -> grpcapikey.admin.v1.DisableKeyRequest
-	16, // 48: grpcapikey.admin.v1.KeyService.EnableKey:input_type -> grpcapikey.admin.v1.EnableKeyRequest
-	18, // 49: grpcapikey.admin.v1.KeyService.RevokeKey:input_type -> grpcapikey.admin.v1.RevokeKeyRequest
-	20, // 50: grpcapikey.admin.v1.KeyService.LookupKey:input_type -> grpcapikey.admin.v1.LookupKeyRequest
-	22, // 51: grpcapikey.admin.v1.KeyService.BatchRevokeKeys:input_type -> grpcapikey.admin.v1.BatchRevokeKeysRequest
-	25, // 52: grpcapikey.admin.v1.KeyService.ListEvents:input_type -> grpcapikey.admin.v1.ListEventsRequest
-	27, // 53: grpcapikey.admin.v1.KeyService.WatchEvents:input_type -> grpcapikey.admin.v1.WatchEventsRequest
-	29, // 54: grpcapikey.admin.v1.StoreService.GetStats:input_type -> grpcapikey.admin.v1.GetStatsRequest
-	31, // 55: grpcapikey.admin.v1.StoreService.PurgeKeys:input_type -> grpcapikey.admin.v1.PurgeKeysRequest
-	33, // 56: grpcapikey.admin.v1.StoreService.Backup:input_type -> grpcapikey.admin.v1.BackupRequest
-	35, // 57: grpcapikey.admin.v1.StoreService.Restore:input_type -> grpcapikey.admin.v1.RestoreRequest
-	37, // 58: grpcapikey.admin.v1.StoreService.CheckIntegrity:input_type -> grpcapikey.admin.v1.CheckIntegrityRequest
-	5,  // 59: grpcapikey.admin.v1.KeyService.CreateKey:output_type -> grpcapikey.admin.v1.CreateKeyResponse
-	7,  // 60: grpcapikey.admin.v1.KeyService.GetKey:output_type -> grpcapikey.admin.v1.GetKeyResponse
-	9,  // 61: grpcapikey.admin.v1.KeyService.ListKeys:output_type -> grpcapikey.admin.v1.ListKeysResponse
-	11, // 62: grpcapikey.admin.v1.KeyService.UpdateKey:output_type -> grpcapikey.admin.v1.UpdateKeyResponse
-	13, // 63: grpcapikey.admin.v1.KeyService.RotateKey:output_type -> grpcapikey.admin.v1.RotateKeyResponse
-	15, // 64: grpcapikey.admin.v1.KeyService.DisableKey:output_type -> grpcapikey.admin.v1.DisableKeyResponse
-	17, // 65: grpcapikey.admin.v1.KeyService.EnableKey:output_type -> grpcapikey.admin.v1.EnableKeyResponse
-	19, // 66: grpcapikey.admin.v1.KeyService.RevokeKey:output_type -> grpcapikey.admin.v1.RevokeKeyResponse
-	21, // 67: grpcapikey.admin.v1.KeyService.LookupKey:output_type -> grpcapikey.admin.v1.LookupKeyResponse
-	23, // 68: grpcapikey.admin.v1.KeyService.BatchRevokeKeys:output_type -> grpcapikey.admin.v1.BatchRevokeKeysResponse
-	26, // 69: grpcapikey.admin.v1.KeyService.ListEvents:output_type -> grpcapikey.admin.v1.ListEventsResponse
-	28, // 70: grpcapikey.admin.v1.KeyService.WatchEvents:output_type -> grpcapikey.admin.v1.WatchEventsResponse
-	30, // 71: grpcapikey.admin.v1.StoreService.GetStats:output_type -> grpcapikey.admin.v1.GetStatsResponse
-	32, // 72: grpcapikey.admin.v1.StoreService.PurgeKeys:output_type -> grpcapikey.admin.v1.PurgeKeysResponse
-	34, // 73: grpcapikey.admin.v1.StoreService.Backup:output_type -> grpcapikey.admin.v1.BackupResponse
-	36, // 74: grpcapikey.admin.v1.StoreService.Restore:output_type -> grpcapikey.admin.v1.RestoreResponse
-	38, // 75: grpcapikey.admin.v1.StoreService.CheckIntegrity:output_type -> grpcapikey.admin.v1.CheckIntegrityResponse
-	59, // [59:76] is the sub-list for method output_type
-	42, // [42:59] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	50, // 5: grpcapikey.admin.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	50, // 6: grpcapikey.admin.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	50, // 7: grpcapikey.admin.v1.Key.disable_time:type_name -> google.protobuf.Timestamp
+	50, // 8: grpcapikey.admin.v1.Key.last_use_time:type_name -> google.protobuf.Timestamp
+	50, // 9: grpcapikey.admin.v1.Key.previous_secret_expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 10: grpcapikey.admin.v1.Key.credits:type_name -> grpcapikey.admin.v1.Credits
+	3,  // 11: grpcapikey.admin.v1.Credits.refill:type_name -> grpcapikey.admin.v1.Refill
+	51, // 12: grpcapikey.admin.v1.Refill.every:type_name -> google.protobuf.Duration
+	0,  // 13: grpcapikey.admin.v1.Filter.state:type_name -> grpcapikey.admin.v1.State
+	50, // 14: grpcapikey.admin.v1.Filter.create_time_before:type_name -> google.protobuf.Timestamp
+	50, // 15: grpcapikey.admin.v1.Filter.expire_time_before:type_name -> google.protobuf.Timestamp
+	50, // 16: grpcapikey.admin.v1.Filter.unused_since:type_name -> google.protobuf.Timestamp
+	1,  // 17: grpcapikey.admin.v1.CreateKeyRequest.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 18: grpcapikey.admin.v1.CreateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 19: grpcapikey.admin.v1.GetKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	5,  // 20: grpcapikey.admin.v1.ListKeysRequest.filter:type_name -> grpcapikey.admin.v1.Filter
+	1,  // 21: grpcapikey.admin.v1.ListKeysResponse.keys:type_name -> grpcapikey.admin.v1.Key
+	1,  // 22: grpcapikey.admin.v1.UpdateKeyRequest.key:type_name -> grpcapikey.admin.v1.Key
+	52, // 23: grpcapikey.admin.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 24: grpcapikey.admin.v1.UpdateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	51, // 25: grpcapikey.admin.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	1,  // 26: grpcapikey.admin.v1.RotateKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 27: grpcapikey.admin.v1.DisableKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 28: grpcapikey.admin.v1.EnableKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 29: grpcapikey.admin.v1.RevokeKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	2,  // 30: grpcapikey.admin.v1.SetCreditsRequest.credits:type_name -> grpcapikey.admin.v1.Credits
+	1,  // 31: grpcapikey.admin.v1.SetCreditsResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 32: grpcapikey.admin.v1.AddCreditsResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 33: grpcapikey.admin.v1.LookupKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
+	5,  // 34: grpcapikey.admin.v1.BatchRevokeKeysRequest.filter:type_name -> grpcapikey.admin.v1.Filter
+	1,  // 35: grpcapikey.admin.v1.BatchRevokeKeysResponse.key:type_name -> grpcapikey.admin.v1.Key
+	50, // 36: grpcapikey.admin.v1.Event.time:type_name -> google.protobuf.Timestamp
+	2,  // 37: grpcapikey.admin.v1.Event.credits_before:type_name -> grpcapikey.admin.v1.Credits
+	2,  // 38: grpcapikey.admin.v1.Event.credits:type_name -> grpcapikey.admin.v1.Credits
+	50, // 39: grpcapikey.admin.v1.ListEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	50, // 40: grpcapikey.admin.v1.ListEventsRequest.end_time:type_name -> google.protobuf.Timestamp
+	30, // 41: grpcapikey.admin.v1.ListEventsResponse.events:type_name -> grpcapikey.admin.v1.Event
+	30, // 42: grpcapikey.admin.v1.WatchEventsResponse.events:type_name -> grpcapikey.admin.v1.Event
+	46, // 43: grpcapikey.admin.v1.GetStatsResponse.refusals:type_name -> grpcapikey.admin.v1.GetStatsResponse.RefusalsEntry
+	47, // 44: grpcapikey.admin.v1.GetStatsResponse.changes:type_name -> grpcapikey.admin.v1.GetStatsResponse.ChangesEntry
+	48, // 45: grpcapikey.admin.v1.GetStatsResponse.ended:type_name -> grpcapikey.admin.v1.GetStatsResponse.EndedEntry
+	49, // 46: grpcapikey.admin.v1.GetStatsResponse.keys:type_name -> grpcapikey.admin.v1.GetStatsResponse.KeysEntry
+	50, // 47: grpcapikey.admin.v1.GetStatsResponse.counted_time:type_name -> google.protobuf.Timestamp
+	50, // 48: grpcapikey.admin.v1.GetStatsResponse.start_time:type_name -> google.protobuf.Timestamp
+	50, // 49: grpcapikey.admin.v1.PurgeKeysRequest.before:type_name -> google.protobuf.Timestamp
+	6,  // 50: grpcapikey.admin.v1.KeyService.CreateKey:input_type -> grpcapikey.admin.v1.CreateKeyRequest
+	8,  // 51: grpcapikey.admin.v1.KeyService.GetKey:input_type -> grpcapikey.admin.v1.GetKeyRequest
+	10, // 52: grpcapikey.admin.v1.KeyService.ListKeys:input_type -> grpcapikey.admin.v1.ListKeysRequest
+	12, // 53: grpcapikey.admin.v1.KeyService.UpdateKey:input_type -> grpcapikey.admin.v1.UpdateKeyRequest
+	14, // 54: grpcapikey.admin.v1.KeyService.RotateKey:input_type -> grpcapikey.admin.v1.RotateKeyRequest
+	16, // 55: grpcapikey.admin.v1.KeyService.DisableKey:input_type -> grpcapikey.admin.v1.DisableKeyRequest
+	18, // 56: grpcapikey.admin.v1.KeyService.EnableKey:input_type -> grpcapikey.admin.v1.EnableKeyRequest
+	20, // 57: grpcapikey.admin.v1.KeyService.RevokeKey:input_type -> grpcapikey.admin.v1.RevokeKeyRequest
+	22, // 58: grpcapikey.admin.v1.KeyService.SetCredits:input_type -> grpcapikey.admin.v1.SetCreditsRequest
+	24, // 59: grpcapikey.admin.v1.KeyService.AddCredits:input_type -> grpcapikey.admin.v1.AddCreditsRequest
+	26, // 60: grpcapikey.admin.v1.KeyService.LookupKey:input_type -> grpcapikey.admin.v1.LookupKeyRequest
+	28, // 61: grpcapikey.admin.v1.KeyService.BatchRevokeKeys:input_type -> grpcapikey.admin.v1.BatchRevokeKeysRequest
+	31, // 62: grpcapikey.admin.v1.KeyService.ListEvents:input_type -> grpcapikey.admin.v1.ListEventsRequest
+	33, // 63: grpcapikey.admin.v1.KeyService.WatchEvents:input_type -> grpcapikey.admin.v1.WatchEventsRequest
+	35, // 64: grpcapikey.admin.v1.StoreService.GetStats:input_type -> grpcapikey.admin.v1.GetStatsRequest
+	37, // 65: grpcapikey.admin.v1.StoreService.PurgeKeys:input_type -> grpcapikey.admin.v1.PurgeKeysRequest
+	39, // 66: grpcapikey.admin.v1.StoreService.Backup:input_type -> grpcapikey.admin.v1.BackupRequest
+	41, // 67: grpcapikey.admin.v1.StoreService.Restore:input_type -> grpcapikey.admin.v1.RestoreRequest
+	43, // 68: grpcapikey.admin.v1.StoreService.CheckIntegrity:input_type -> grpcapikey.admin.v1.CheckIntegrityRequest
+	7,  // 69: grpcapikey.admin.v1.KeyService.CreateKey:output_type -> grpcapikey.admin.v1.CreateKeyResponse
+	9,  // 70: grpcapikey.admin.v1.KeyService.GetKey:output_type -> grpcapikey.admin.v1.GetKeyResponse
+	11, // 71: grpcapikey.admin.v1.KeyService.ListKeys:output_type -> grpcapikey.admin.v1.ListKeysResponse
+	13, // 72: grpcapikey.admin.v1.KeyService.UpdateKey:output_type -> grpcapikey.admin.v1.UpdateKeyResponse
+	15, // 73: grpcapikey.admin.v1.KeyService.RotateKey:output_type -> grpcapikey.admin.v1.RotateKeyResponse
+	17, // 74: grpcapikey.admin.v1.KeyService.DisableKey:output_type -> grpcapikey.admin.v1.DisableKeyResponse
+	19, // 75: grpcapikey.admin.v1.KeyService.EnableKey:output_type -> grpcapikey.admin.v1.EnableKeyResponse
+	21, // 76: grpcapikey.admin.v1.KeyService.RevokeKey:output_type -> grpcapikey.admin.v1.RevokeKeyResponse
+	23, // 77: grpcapikey.admin.v1.KeyService.SetCredits:output_type -> grpcapikey.admin.v1.SetCreditsResponse
+	25, // 78: grpcapikey.admin.v1.KeyService.AddCredits:output_type -> grpcapikey.admin.v1.AddCreditsResponse
+	27, // 79: grpcapikey.admin.v1.KeyService.LookupKey:output_type -> grpcapikey.admin.v1.LookupKeyResponse
+	29, // 80: grpcapikey.admin.v1.KeyService.BatchRevokeKeys:output_type -> grpcapikey.admin.v1.BatchRevokeKeysResponse
+	32, // 81: grpcapikey.admin.v1.KeyService.ListEvents:output_type -> grpcapikey.admin.v1.ListEventsResponse
+	34, // 82: grpcapikey.admin.v1.KeyService.WatchEvents:output_type -> grpcapikey.admin.v1.WatchEventsResponse
+	36, // 83: grpcapikey.admin.v1.StoreService.GetStats:output_type -> grpcapikey.admin.v1.GetStatsResponse
+	38, // 84: grpcapikey.admin.v1.StoreService.PurgeKeys:output_type -> grpcapikey.admin.v1.PurgeKeysResponse
+	40, // 85: grpcapikey.admin.v1.StoreService.Backup:output_type -> grpcapikey.admin.v1.BackupResponse
+	42, // 86: grpcapikey.admin.v1.StoreService.Restore:output_type -> grpcapikey.admin.v1.RestoreResponse
+	44, // 87: grpcapikey.admin.v1.StoreService.CheckIntegrity:output_type -> grpcapikey.admin.v1.CheckIntegrityResponse
+	69, // [69:88] is the sub-list for method output_type
+	50, // [50:69] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_grpcapikey_admin_v1_admin_proto_init() }
@@ -3038,15 +3561,24 @@ func file_grpcapikey_admin_v1_admin_proto_init() {
 	if File_grpcapikey_admin_v1_admin_proto != nil {
 		return
 	}
-	file_grpcapikey_admin_v1_admin_proto_msgTypes[21].OneofWrappers = []any{}
-	file_grpcapikey_admin_v1_admin_proto_msgTypes[29].OneofWrappers = []any{}
+	file_grpcapikey_admin_v1_admin_proto_msgTypes[2].OneofWrappers = []any{
+		(*Refill_Every)(nil),
+		(*Refill_Daily)(nil),
+		(*Refill_MonthDay)(nil),
+	}
+	file_grpcapikey_admin_v1_admin_proto_msgTypes[21].OneofWrappers = []any{
+		(*SetCreditsRequest_Credits)(nil),
+		(*SetCreditsRequest_Unlimited)(nil),
+	}
+	file_grpcapikey_admin_v1_admin_proto_msgTypes[27].OneofWrappers = []any{}
+	file_grpcapikey_admin_v1_admin_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_grpcapikey_admin_v1_admin_proto_rawDesc), len(file_grpcapikey_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -38,6 +38,8 @@ const (
 	KeyService_DisableKey_FullMethodName      = "/grpcapikey.admin.v1.KeyService/DisableKey"
 	KeyService_EnableKey_FullMethodName       = "/grpcapikey.admin.v1.KeyService/EnableKey"
 	KeyService_RevokeKey_FullMethodName       = "/grpcapikey.admin.v1.KeyService/RevokeKey"
+	KeyService_SetCredits_FullMethodName      = "/grpcapikey.admin.v1.KeyService/SetCredits"
+	KeyService_AddCredits_FullMethodName      = "/grpcapikey.admin.v1.KeyService/AddCredits"
 	KeyService_LookupKey_FullMethodName       = "/grpcapikey.admin.v1.KeyService/LookupKey"
 	KeyService_BatchRevokeKeys_FullMethodName = "/grpcapikey.admin.v1.KeyService/BatchRevokeKeys"
 	KeyService_ListEvents_FullMethodName      = "/grpcapikey.admin.v1.KeyService/ListEvents"
@@ -73,6 +75,11 @@ type KeyServiceClient interface {
 	// RevokeKey ends a key for good, and ends the streams of the key before RevokeKey returns. To
 	// revoke a revoked key is no error. The scope is keys:write.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
+	// SetCredits sets how often a key may be used altogether, or lifts the limit. The credits that
+	// remained before are void. The scope is keys:write.
+	SetCredits(ctx context.Context, in *SetCreditsRequest, opts ...grpc.CallOption) (*SetCreditsResponse, error)
+	// AddCredits adds credits to those that remain, or takes some away. The scope is keys:write.
+	AddCredits(ctx context.Context, in *AddCreditsRequest, opts ...grpc.CallOption) (*AddCreditsResponse, error)
 	// LookupKey returns the key of a token, and why the token is refused. The scope is keys:read.
 	LookupKey(ctx context.Context, in *LookupKeyRequest, opts ...grpc.CallOption) (*LookupKeyResponse, error)
 	// BatchRevokeKeys revokes all keys that a filter selects, and sends each key after the key is
@@ -174,6 +181,26 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 	return out, nil
 }
 
+func (c *keyServiceClient) SetCredits(ctx context.Context, in *SetCreditsRequest, opts ...grpc.CallOption) (*SetCreditsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetCreditsResponse)
+	err := c.cc.Invoke(ctx, KeyService_SetCredits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) AddCredits(ctx context.Context, in *AddCreditsRequest, opts ...grpc.CallOption) (*AddCreditsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddCreditsResponse)
+	err := c.cc.Invoke(ctx, KeyService_AddCredits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyServiceClient) LookupKey(ctx context.Context, in *LookupKeyRequest, opts ...grpc.CallOption) (*LookupKeyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LookupKeyResponse)
@@ -261,6 +288,11 @@ type KeyServiceServer interface {
 	// RevokeKey ends a key for good, and ends the streams of the key before RevokeKey returns. To
 	// revoke a revoked key is no error. The scope is keys:write.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
+	// SetCredits sets how often a key may be used altogether, or lifts the limit. The credits that
+	// remained before are void. The scope is keys:write.
+	SetCredits(context.Context, *SetCreditsRequest) (*SetCreditsResponse, error)
+	// AddCredits adds credits to those that remain, or takes some away. The scope is keys:write.
+	AddCredits(context.Context, *AddCreditsRequest) (*AddCreditsResponse, error)
 	// LookupKey returns the key of a token, and why the token is refused. The scope is keys:read.
 	LookupKey(context.Context, *LookupKeyRequest) (*LookupKeyResponse, error)
 	// BatchRevokeKeys revokes all keys that a filter selects, and sends each key after the key is
@@ -305,6 +337,12 @@ func (UnimplementedKeyServiceServer) EnableKey(context.Context, *EnableKeyReques
 }
 func (UnimplementedKeyServiceServer) RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeKey not implemented")
+}
+func (UnimplementedKeyServiceServer) SetCredits(context.Context, *SetCreditsRequest) (*SetCreditsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetCredits not implemented")
+}
+func (UnimplementedKeyServiceServer) AddCredits(context.Context, *AddCreditsRequest) (*AddCreditsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddCredits not implemented")
 }
 func (UnimplementedKeyServiceServer) LookupKey(context.Context, *LookupKeyRequest) (*LookupKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LookupKey not implemented")
@@ -483,6 +521,42 @@ func _KeyService_RevokeKey_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_SetCredits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetCreditsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).SetCredits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_SetCredits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).SetCredits(ctx, req.(*SetCreditsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_AddCredits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddCreditsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).AddCredits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_AddCredits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).AddCredits(ctx, req.(*AddCreditsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyService_LookupKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LookupKeyRequest)
 	if err := dec(in); err != nil {
@@ -579,6 +653,14 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeKey",
 			Handler:    _KeyService_RevokeKey_Handler,
+		},
+		{
+			MethodName: "SetCredits",
+			Handler:    _KeyService_SetCredits_Handler,
+		},
+		{
+			MethodName: "AddCredits",
+			Handler:    _KeyService_AddCredits_Handler,
 		},
 		{
 			MethodName: "LookupKey",

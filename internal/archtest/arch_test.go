@@ -56,6 +56,7 @@ func TestImports(t *testing.T) {
 			[]string{badger, grpc},
 		},
 		{"keystore", below, []string{grpc}},
+		{"keystore/importer", append(below, "keystore"), []string{grpc}},
 		{"keystore/keystoretest", append(below, "keystore", "internal/memory"),
 			[]string{grpc, "github.com/stretchr/"}},
 		{"internal/admission", append(below, "keystore", "internal/failures"), []string{grpc}},

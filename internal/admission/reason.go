@@ -17,8 +17,8 @@ type ScopeError struct{ Scopes []string } // that the rule names
 
 func (e *ScopeError) Error() string { return "the API key lacks a scope that this method needs" }
 
-// CheckScopes returns nil if the key has all the scopes, or, with anyOf, at least one of them. Every
-// key has an empty list of scopes. The error is a *ScopeError.
+// CheckScopes returns nil if the key has all the scopes, or, with anyOf, at least one of them.
+// Every key has an empty list of scopes. The error is a *ScopeError.
 func CheckScopes(k *keystore.Key, scopes []string, anyOf bool) error {
 	if len(scopes) == 0 {
 		return nil
@@ -211,9 +211,9 @@ func ReasonOf(err error) string {
 	}
 }
 
-// ProvenKeyID returns the ID of the key in text, if the error of the Verifier proves that the caller
-// has the secret of the key. Otherwise ProvenKeyID returns "". The proof is the kind of the error: a
-// Verifier returns these errors only after a comparison of the secrets.
+// ProvenKeyID returns the ID of the key in text, if the error of the Verifier proves that the
+// caller has the secret of the key. Otherwise ProvenKeyID returns "". The proof is the kind of the
+// error: a Verifier returns these errors only after a comparison of the secrets.
 func ProvenKeyID(verifier any, text string, err error) string {
 	switch keystore.Reason(err) {
 	case "revoked", "expired", "disabled", "not_yet_valid", "network", "rate_limited",

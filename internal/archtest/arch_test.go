@@ -64,6 +64,10 @@ func TestImports(t *testing.T) {
 			"interceptor", append(below, "keystore", "internal/errinfo", "internal/failures",
 				"internal/admission"), nil,
 		},
+		{
+			"interceptor/httpkeys", append(below, "keystore", "internal/failures",
+				"internal/admission"), []string{grpc},
+		},
 		{"interceptor/admin/adminpb", nil, []string{badger}},
 		{
 			"interceptor/admin", append(below, "keystore", "internal/errinfo", "internal/failures",
@@ -187,6 +191,7 @@ func TestModulesThatAUserLinks(t *testing.T) {
 	}
 	require.Equal(t, store, modules("keystore"))
 	require.Equal(t, store, modules("keystore/console"))
+	require.Equal(t, store, modules("interceptor/httpkeys"))
 	server := append([]string{"golang.org/x/net", "golang.org/x/text",
 		"google.golang.org/genproto/googleapis/rpc", "google.golang.org/grpc"}, store...)
 	slices.Sort(server)

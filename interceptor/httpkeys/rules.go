@@ -1,0 +1,110 @@
+package httpkeys
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/admission"
+)
+
+// A rule states which callers may send a request. The zero rule accepts every valid key. A rule is
+// the handler of its pattern in the ServeMux of a ruleSet.
+type rule struct {
+	pattern  string // "" is the default rule
+	public   bool
+	optional bool // a request without a credential is accepted, without a key
+	missing  bool // RequireRules was given, and no pattern matches
+	scopes   []string
+	anyOf    bool  // the key needs one of the scopes, not all
+	cost     int64 // in credits; only in the ruleSet of the costs
+}
+
+// ServeHTTP makes a rule a handler. No ServeMux calls it.
+func (*rule) ServeHTTP(http.ResponseWriter, *http.Request) {}
+
+// A ruleSet finds the rule of a request.
+//
+// A rule must not be avoided by a path that a router reads in another way than the ServeMux of the
+// ruleSet. There are three ways to read a path: ServeMux splits the escaped path, many routers
+// split the unescaped path, and some routers resolve ".." while others do not. So find refuses a
+// path with dot segments, and a path that has different rules in its escaped and its unescaped
+// form.
+type ruleSet struct {
+	mux       *http.ServeMux
+	byPattern map[string]*rule
+	other     rule // for requests that match no pattern
+}
+
+func newRuleSet() ruleSet {
+	return ruleSet{mux: http.NewServeMux(), byPattern: make(map[string]*rule)}
+}
+
+// add adds the rule for a pattern.
+func (s *ruleSet) add(pattern string, r rule) (err error) {
+	if _, ok := s.byPattern[pattern]; ok {
+		return fmt.Errorf("%q already has a rule: give each pattern one rule", pattern)
+	}
+	defer func() {
+		// Handle panics if the pattern is malformed, or conflicts with another.
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%q is not a pattern of http.ServeMux, or conflicts with another "+
+				"pattern: %v", pattern, p)
+		}
+	}()
+	r.pattern = pattern
+	s.mux.Handle(pattern, &r)
+	s.byPattern[pattern] = &r
+	return nil
+}
+
+// find returns the rule for a request. The error is admission.ErrPath.
+func (s *ruleSet) find(r *http.Request) (*rule, error) {
+	if len(s.byPattern) == 0 {
+		return &s.other, nil
+	}
+	if hasDotSegment(r.URL.Path) {
+		return &s.other, admission.ErrPath
+	}
+	found := s.match(r)
+	if r.URL.RawPath != "" {
+		unescaped := *r
+		unescaped.URL = &url.URL{Host: r.URL.Host, Path: path.Clean("/" + r.URL.Path)}
+		if strings.HasSuffix(r.URL.Path, "/") && unescaped.URL.Path != "/" {
+			unescaped.URL.Path += "/"
+		}
+		if s.match(&unescaped) != found {
+			return &s.other, admission.ErrPath
+		}
+	}
+	if found == nil {
+		found = &s.other
+	}
+	return found, nil
+}
+
+// match returns the rule of the pattern that the ServeMux chooses, or nil. If the ServeMux would
+// redirect the request, to a path with a slash at the end or without double slashes, match returns
+// the rule of the new path.
+func (s *ruleSet) match(r *http.Request) *rule {
+	handler, pattern := s.mux.Handler(r)
+	if found, ok := handler.(*rule); ok {
+		return found
+	}
+	return s.byPattern[pattern]
+}
+
+// hasDotSegment reports whether one of the segments of the path is "." or "..".
+func hasDotSegment(p string) bool {
+	if !strings.Contains(p, ".") {
+		return false
+	}
+	for segment := range strings.SplitSeq(p, "/") {
+		if segment == "." || segment == ".." {
+			return true
+		}
+	}
+	return false
+}

@@ -31,7 +31,7 @@ func trimmed(text string) string {
 // sources lists the files that the blocks of the pages come from, by the language of the block.
 var sources = map[string][]string{
 	"go": {"service/*.go", "fake_time_test.go", "../../internal/compat/*.go",
-		"../../internal/compat/gateway/proxy/main.go"},
+		"../../internal/compat/gateway/proxy/main.go", "../web/main.go"},
 	"nginx":   {"nginx/nginx.conf"},
 	"systemd": {"systemd/*.service"},
 	"yaml":    {"kubernetes/*.yaml", "envoy/*.yaml", "prometheus/*.yml"},

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys"
 	"github.com/grpc-api-key/grpc-api-key/internal/compat/gateway"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -145,6 +146,24 @@ func TestGateway(t *testing.T) {
 	code, _ = get(web.URL+"/v1/health", "")
 	require.Equal(t, http.StatusOK, code, "the service does not require a key")
 	web.Close()
+	<-checks.seen
+
+	// A middleware of net/http protects this form, as the guide says.
+	another, err := store.Create(t.Context(), keystore.Spec{Name: "another"})
+	require.NoError(t, err)
+	httpAuth, err := httpkeys.New(store)
+	require.NoError(t, err)
+	web = httptest.NewServer(httpAuth.Wrap(open))
+	defer web.Close()
+	code, body = get(web.URL+"/v1/health", "")
+	require.Equal(t, http.StatusUnauthorized, code)
+	require.Contains(t, body, "CREDENTIALS_MISSING")
+	code, _ = get(web.URL+"/v1/health", another.Secret.Reveal())
+	require.Equal(t, http.StatusOK, code)
+	for name, values := range <-checks.seen {
+		require.False(t, strings.Contains(strings.Join(values, " "), another.Secret.Reveal()),
+			"the metadata %s contains the key", name)
+	}
 
 	server.Stop()
 	require.NoError(t, <-served)

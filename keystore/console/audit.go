@@ -31,7 +31,8 @@ const timeLayout = "2006-01-02T15:04"
 
 var actionNames = []keystore.Action{keystore.ActionCreate, keystore.ActionUpdate,
 	keystore.ActionRotate, keystore.ActionDisable, keystore.ActionEnable, keystore.ActionRevoke,
-	keystore.ActionRehash, keystore.ActionRestore, keystore.ActionPurge}
+	keystore.ActionCredits, keystore.ActionRehash, keystore.ActionImport, keystore.ActionRestore,
+	keystore.ActionPurge}
 
 // eventFilterOf reads the filter of a query. A value that is not valid selects no filter.
 func eventFilterOf(q url.Values) eventFilter {

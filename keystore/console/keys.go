@@ -234,6 +234,7 @@ type keyPage struct {
 	Metadata  []pair
 	Networks  []string
 	Previous  bool // the previous secret is still valid
+	Credits   *keystore.Credits
 	Own       bool // the operator is logged in with this key
 	Events    *eventList
 	Actions   []action
@@ -258,6 +259,10 @@ func (v *visit) showKey() {
 		Metadata: pairsOf(key), Previous: key.PreviousUntil.After(time.Now())}
 	for _, network := range key.AllowedNetworks() {
 		p.Networks = append(p.Networks, network.String())
+	}
+	if p.Credits, err = v.store.Credits(v.ctx(), v.id); err != nil {
+		v.fail(keyError(err))
+		return
 	}
 	p.Actions, p.Ceiling = v.actions(key)
 	p.Events = &eventList{Few: true}

@@ -664,3 +664,21 @@ func TestSizeOfPages(t *testing.T) {
 	}
 	require.LessOrEqual(t, len(b.get("keys/act?do=disable"+selected).body), 100<<10)
 }
+
+// The page of a key shows the credits of the key, and the audit shows their changes.
+func TestCredits(t *testing.T) {
+	r := newRig(t)
+	b, _ := r.as(t, "keys:admin")
+	issued := keystoretest.MustCreate(t, r.store, keystore.Spec{Scopes: []string{"keys:read"},
+		Credits: &keystore.Credits{Remaining: 1500}})
+	id := issued.Key.ID
+	require.Contains(t, b.get("keys/"+id).body, "1,500 left, not filled up")
+	r.browser(t).logIn(issued.Secret.Reveal())
+	require.Contains(t, b.get("keys/"+id).body, "1,500 left", "a login is free")
+	require.NoError(t, r.store.SetCredits(t.Context(), id, &keystore.Credits{Remaining: 7,
+		Refill: keystore.Refill{Amount: 1000, MonthDay: 3}}))
+	p := b.get("keys/" + id).body
+	require.Contains(t, p, "7 left, filled up to 1,000 on day 3 of each month at 00:00 UTC")
+	require.Contains(t, p, "1,500 → 7")
+	require.Contains(t, b.get("audit?action=credits").body, "1,500 → 7")
+}

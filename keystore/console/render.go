@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/manage"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
 //go:embed pages/*.html
@@ -144,6 +145,7 @@ var functions = template.FuncMap{
 	"num":       number,
 	"cut":       cut,
 	"plural":    plural,
+	"refill":    refill,
 	"stamp":     func(t time.Time) string { return strconv.FormatInt(t.UnixNano(), 10) },
 	"icon":      func() template.URL { return icon },
 	"lifetimes": lifetimeNames,
@@ -213,6 +215,20 @@ func plural(n any, noun string) string {
 		return text + " " + noun
 	}
 	return text + " " + noun + "s"
+}
+
+// refill returns when the credits of a key are filled up.
+func refill(r keystore.Refill) string {
+	when := "every " + r.Every.String()
+	switch {
+	case r.Amount == 0:
+		return "not filled up"
+	case r.Daily:
+		when = "each day at 00:00 UTC"
+	case r.MonthDay != 0:
+		when = fmt.Sprintf("on day %d of each month at 00:00 UTC", r.MonthDay)
+	}
+	return "filled up to " + number(r.Amount) + " " + when
 }
 
 // cut returns a text with at most n characters.

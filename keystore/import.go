@@ -177,8 +177,8 @@ type importRow struct {
 	lastUsed time.Time
 }
 
-// An importedBatch is the outcome of a batch. problems has an element for each row: noProblem if the
-// row was imported, nil if the key was imported before.
+// An importedBatch is the outcome of a batch. problems has an element for each row: noProblem if
+// the row was imported, nil if the key was imported before.
 type importedBatch struct {
 	rows     []*importRow
 	problems []*ImportProblem
@@ -190,7 +190,7 @@ var noProblem = new(ImportProblem)
 const (
 	// maxImportWrites is how many batches run at the same time, so that the backend can commit them
 	// together.
-	maxImportWrites = 8
+	maxImportWrites = 32
 	// importChanges is how many changes the import of a key takes: of the record, the grave, the
 	// event, the two indexes and the last use.
 	importChanges = 6
@@ -553,8 +553,8 @@ func (s *Store) importKey(
 	return p, noProblem, err
 }
 
-// prepareImport prepares the import of a key that has no record. grave is the revision of the grave.
-// If reads is false, prepareImport expects that there is no last use.
+// prepareImport prepares the import of a key that has no record. grave is the revision of the
+// grave. If reads is false, prepareImport expects that there is no last use.
 func (s *Store) prepareImport(
 	ctx context.Context, r *importRow, actor string, grave uint64, reads bool,
 ) (*prepared, error) {

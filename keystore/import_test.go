@@ -115,8 +115,8 @@ func TestLegacyIDs(t *testing.T) {
 	require.False(t, isImported(token.First(time.UnixMilli(1))))
 }
 
-// An imported key is a key as any other key: its digest is replaced, and it can be rotated, disabled
-// and revoked.
+// An imported key is a key as any other key: its digest is replaced, and it can be rotated,
+// disabled and revoked.
 func TestLifeOfAnImportedKey(t *testing.T) {
 	for _, open := range map[string]func() backend.Backend{
 		"one process":       func() backend.Backend { return backendtest.NewMemory() },

@@ -194,8 +194,8 @@ func (sha2cryptForm) WellFormed(sum []byte) bool {
 		(parts[1] == "5" && len(parts[3]) == 43 || parts[1] == "6" && len(parts[3]) == 86)
 }
 
-// localUser is the actor of a change that this program itself makes, as package admin names the user
-// of a socket.
+// localUser is the actor of a change that this program itself makes, as package admin names the
+// user of a socket.
 func localUser() string {
 	if u, err := user.Current(); err == nil {
 		return fmt.Sprintf("unix:%.128s(%s)", u.Username, u.Uid)

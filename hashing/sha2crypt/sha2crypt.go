@@ -1,6 +1,6 @@
 // Package sha2crypt has the hasher for digests of SHA-crypt, as crypt(3) of glibc and
-// sha512_crypt and sha256_crypt of passlib make them. The hasher is for keys of flask-api-key, which
-// hashes keys as if they were passwords: put the hasher into a [hashing.Keyring] as an earlier
+// sha512_crypt and sha256_crypt of passlib make them. The hasher is for keys of flask-api-key,
+// which hashes keys as if they were passwords. Put the hasher into a [hashing.Keyring] as an earlier
 // hasher, and remove the hasher when no key has such a digest any more. A new store does not need
 // the package.
 package sha2crypt
@@ -23,9 +23,9 @@ import (
 // Scheme is the scheme of the digests.
 const Scheme = "sha2-crypt"
 
-// New returns the Hasher for SHA-crypt (https://www.akkadia.org/drepper/SHA-crypt.txt). The Sum of a
-// digest is the text that crypt(3) returns, $6$rounds=656000$salt$key, with $6$ for SHA-512 or $5$
-// for SHA-256, and 1,000 to 5,000,000 rounds. Without rounds=, a digest has 5,000 rounds.
+// New returns the Hasher for SHA-crypt (https://www.akkadia.org/drepper/SHA-crypt.txt). The Sum of
+// a digest is the text that crypt(3) returns, $6$rounds=656000$salt$key, with $6$ for SHA-512 or
+// $5$ for SHA-256, and 1,000 to 5,000,000 rounds. Without rounds=, a digest has 5,000 rounds.
 //
 // A match with the usual 656,000 rounds takes more than a second of CPU, so a store runs one match
 // at a time: see the method Slow in [hashing.Hasher]. New digests have 1,000 rounds, because a

@@ -1,5 +1,5 @@
-// Package importer reads the keys that other systems have exported, for [keystore.Store.Import], and
-// has the formats of their tokens, for [keystore.Options].
+// Package importer reads the keys that other systems have exported, for [keystore.Store.Import],
+// and has the formats of their tokens, for [keystore.Options].
 //
 // A program that takes the keys of Laravel Sanctum opens its store with the formats of Sanctum, as
 // long as clients have tokens of Sanctum:
@@ -14,8 +14,8 @@
 // # Exports
 //
 // An export is a CSV file with a line of column names, or has one JSON object on each line, as
-// databases write both. Names of columns may have any case, and may stand in any order. Columns that
-// the system does not have are ignored. Times are RFC 3339, the text of a database, or seconds or
+// databases write both. Names of columns may have any case, and may stand in any order. Columns
+// that the system does not have are ignored. Times are RFC 3339, the text of a database, or seconds or
 // milliseconds since 1970. An empty value, NULL and \N mean that there is no value.
 //
 // A row with a value that cannot be understood is refused, and not imported without the value: the

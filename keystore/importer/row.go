@@ -137,8 +137,8 @@ func (r *row) list(name string) []string {
 	return list
 }
 
-// object decodes the JSON object in a column to v. Some systems write the JSON of a text that is the
-// JSON of the object.
+// object decodes the JSON object in a column to v. Some systems write the JSON of a text that is
+// the JSON of the object.
 func (r *row) object(name string, v any) {
 	text := r.columns[name]
 	var inner string

@@ -65,8 +65,8 @@ func (r *row) disabled(k *keystore.Imported) {
 	}
 }
 
-// Sanctum is Laravel Sanctum. The export is the table personal_access_tokens. A client may present a
-// token with or without the number and the vertical bar before the secret, as Sanctum permits.
+// Sanctum is Laravel Sanctum. The export is the table personal_access_tokens. A client may present
+// a token with or without the number and the vertical bar before the secret, as Sanctum permits.
 func Sanctum() System {
 	const random = 40 // characters; the checksum of newer tokens follows
 	return System{
@@ -106,8 +106,8 @@ func Sanctum() System {
 	}
 }
 
-// DRF is djangorestframework-api-key. The export is the table rest_framework_api_key_apikey. Keys of
-// version 3 need hashing.SHA512, and older keys hashing.PBKDF2SHA256, as earlier hashers in the
+// DRF is djangorestframework-api-key. The export is the table rest_framework_api_key_apikey. Keys
+// of version 3 need hashing.SHA512, and older keys hashing.PBKDF2SHA256, as earlier hashers in the
 // hashing.Keyring of the store. Argon2 and bcrypt are refused.
 func DRF() System {
 	return System{
@@ -139,8 +139,8 @@ func DRF() System {
 	}
 }
 
-// djangoDigest returns the digest in a text of Django. The scheme of a method that no Hasher of this
-// module matches is the name of the method.
+// djangoDigest returns the digest in a text of Django. The scheme of a method that no Hasher of
+// this module matches is the name of the method.
 func djangoDigest(text string) hashing.Digest {
 	if sum, ok := strings.CutPrefix(text, "sha512$$"); ok {
 		if b, err := hex.DecodeString(sum); err == nil {

@@ -29,7 +29,7 @@ func sumFormat(name string, has func(token string) bool) keystore.LegacyFormat {
 		}}
 }
 
-// sumDigest fills in the key for a SHA-256. The forms are hexadecimal and base64, as in all systems.
+// sumDigest fills in the key for a SHA-256 in hexadecimal or base64, as all systems write one.
 func (r *row) sumDigest(k *keystore.Imported, text string) {
 	sum, ok := parseSum(text)
 	if !ok {

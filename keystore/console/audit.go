@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/manage"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -373,7 +374,7 @@ func (v *visit) follow(ctx context.Context, s *sender) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			sent = s.send(": \n\n")
+			sent = v.stillUser() && s.send(": \n\n")
 		case e := <-results:
 			key, _ := v.store.Get(ctx, e.KeyID)
 			row := eventView{Event: e, Root: "./"} // the page is above the stream
@@ -386,6 +387,16 @@ func (v *visit) follow(ctx context.Context, s *sender) {
 			return
 		}
 	}
+}
+
+// stillUser reports whether the application still lets its user look at keys. With a login of the
+// console, stillUser returns true.
+func (v *visit) stillUser() bool {
+	if v.user == nil {
+		return true
+	}
+	actor, scopes, ok := v.user(v.r)
+	return ok && userOf(actor, scopes).Has(manage.Read) && "console:"+actor == v.caller.Actor()
 }
 
 // A sender writes a stream of events.

@@ -55,8 +55,10 @@ type Option struct{ apply func(*Console) }
 // WithUser replaces the login of the console by the login of the application. For each request,
 // user returns the name of the user, the scopes that the user has, and whether the request has a
 // user. The scopes are those of keys: see the package comment. The console refuses a request
-// without a user with 401, shows no login page and sets no cookie. The application has to protect
-// the requests, with TLS for example: pages show new secrets. A nil function has no effect.
+// without a user with 401, shows no login page and sets no cookie. While a page follows the events,
+// the console calls user again every 20 seconds, with the same request, and ends the stream if the
+// user is gone. The application has to protect the requests, with TLS for example: pages show new
+// secrets. A nil function has no effect. The function must be safe for concurrent use.
 func WithUser(user func(r *http.Request) (actor string, scopes []string, ok bool)) Option {
 	return Option{func(c *Console) {
 		if user != nil {

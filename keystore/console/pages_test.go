@@ -682,3 +682,31 @@ func TestCredits(t *testing.T) {
 	require.Contains(t, p, "1,500 → 7")
 	require.Contains(t, b.get("audit?action=credits").body, "1,500 → 7")
 }
+
+// A stream of events ends soon after the application has logged its user out, or has taken the
+// scope from the user.
+func TestStreamOfAUserWhoIsGone(t *testing.T) {
+	for name, gone := range map[string]func() (string, []string, bool){
+		"logged out":   func() (string, []string, bool) { return "", nil, false },
+		"other user":   func() (string, []string, bool) { return "ben", []string{"keys:read"}, true },
+		"other scopes": func() (string, []string, bool) { return "ann", nil, true },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			store := keystoretest.New(t, nil)
+			began := time.Now()
+			c, err := console.New(store, console.WithUser(
+				func(*http.Request) (string, []string, bool) {
+					if time.Since(began) > time.Hour {
+						return gone()
+					}
+					return "ann", []string{"keys:read"}, true
+				}))
+			require.NoError(t, err)
+			defer c.Close()
+			w := httptest.NewRecorder()
+			c.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/audit/tail", nil))
+			require.Equal(t, http.StatusOK, w.Code)
+			require.Equal(t, time.Hour, time.Since(began).Truncate(time.Minute), name)
+		})
+	}
+}

@@ -264,8 +264,7 @@ func (v *visit) identify() bool {
 				"Log in to the application, and try again.")
 			return false
 		}
-		key := keystore.NewKey(keystore.Spec{Name: actor, Scopes: scopes})
-		v.caller = manage.KeyHolder("console:"+actor, key)
+		v.caller = userOf(actor, scopes)
 		return true
 	}
 	v.currentLogin()
@@ -288,6 +287,12 @@ func (v *visit) identify() bool {
 	}
 	v.redirect(strings.TrimSuffix("login?"+query.Encode(), "?"))
 	return false
+}
+
+// userOf returns the user of an application, see WithUser.
+func userOf(actor string, scopes []string) manage.Caller {
+	return manage.KeyHolder("console:"+actor,
+		keystore.NewKey(keystore.Spec{Name: actor, Scopes: scopes}))
 }
 
 // target returns the page of the console that a text of a request names, as a URL relative to the

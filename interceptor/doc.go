@@ -10,6 +10,9 @@
 // other unknown method with Unimplemented, with or without a key. gRPC runs no interceptor for a
 // hand-written grpc.StreamDesc that sets neither ClientStreams nor ServerStreams.
 //
+// Package [github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys] protects net/http handlers
+// with the same keys, and the module interceptor/connectkeys protects Connect handlers.
+//
 // # Statuses
 //
 // A refused caller gets a status with one

@@ -67,6 +67,21 @@ func (h *history) now() (generation uint64, delivered backend.Position, replicat
 	return h.generation, h.delivered, h.replicated
 }
 
+// latest returns a position at or above delivered, with its tag. Unless unreplicated is true,
+// everything up to the position is replicated. ok is false if no such position is known.
+func (h *history) latest(unreplicated bool) (m mark, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.replicated.at >= h.delivered:
+		return h.replicated, h.replicated.at > 0
+	case unreplicated:
+		t, ok := h.tags[h.delivered]
+		return mark{h.delivered, t}, ok
+	}
+	return mark{}, false
+}
+
 // confirmed notes that everything up to a position is replicated, by a commit that began in a
 // generation.
 func (h *history) confirmed(generation uint64, m mark) {

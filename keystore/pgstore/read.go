@@ -24,17 +24,41 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	key = append([]byte{}, key...)
 	var value []byte
 	var revision *int64
+	if m, ok := b.history.latest(b.unreplicated); ok {
+		var s state
+		err := b.pool.QueryRow(joined, b.sql.getSoon, int64(m.at), key).Scan(&s.standby, &s.tag,
+			&value, &revision, &s.written)
+		if err != nil {
+			return backend.Entry{}, b.wrap(ctx, "read", err)
+		}
+		if s.shows(m, b.unreplicated) {
+			return b.found(key, value, revision)
+		}
+	}
 	err = b.read(joined, func(q querier, s *state) error {
 		return q.QueryRow(joined, b.sql.get, int64(s.replicated.at), key).Scan(&s.standby,
 			&s.position, &s.tag, &s.deleted, &value, &revision, &s.written)
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return backend.Entry{}, b.wrap(ctx, "read", err)
-	case revision == nil:
+	}
+	return b.found(key, value, revision)
+}
+
+// found is entry for a key that may have no entry.
+func (b *Backend) found(key, value []byte, revision *int64) (backend.Entry, error) {
+	if revision == nil {
 		return backend.Entry{}, backend.ErrNotFound
 	}
 	return b.entry(key, value, *revision)
+}
+
+// shows reports whether the row of the log at m is enough to accept the read of one entry: the
+// server has everything up to m, as check requires, and the entry is replicated, as isReplicated
+// requires. If there is no entry, the log may have a deletion that is not replicated.
+func (s *state) shows(m mark, unreplicated bool) bool {
+	return !s.standby && s.tag != nil && *s.tag == m.tag &&
+		(unreplicated || s.written != nil && backend.Position(*s.written) <= m.at)
 }
 
 // GetAll implements backend.AllGetter. GetAll is one round trip.

@@ -11,8 +11,11 @@
 //
 // # What PostgreSQL must be
 //
-// The server has version 14 or later. The tests run with version 15. The store uses nothing that
-// the documents of the versions 14 to 18 describe differently.
+// The server has version 14 or later. The tests run with version 15. The versions 14 to 18 are
+// supported by what their documents say; only version 15 is tested. What the store uses
+// differs between these versions in two places: transaction_timeout exists since version 17, and is
+// set to 0 where it exists; and pg_logical_emit_message has one more argument since version 17,
+// with a default.
 //
 // Commits wait for a standby: synchronous_standby_names is not empty, and synchronous_commit is on,
 // remote_apply or remote_write. Name two standbys, as in "ANY 1 (a, b)", so that the store

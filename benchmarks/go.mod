@@ -5,6 +5,7 @@ go 1.26.0
 replace (
 	github.com/grpc-api-key/grpc-api-key => ..
 	github.com/grpc-api-key/grpc-api-key/keystore/etcdstore => ../keystore/etcdstore
+	github.com/grpc-api-key/grpc-api-key/keystore/pgstore => ../keystore/pgstore
 )
 
 require (
@@ -12,6 +13,7 @@ require (
 	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/grpc-api-key/grpc-api-key v0.0.0-00010101000000-000000000000
 	github.com/grpc-api-key/grpc-api-key/keystore/etcdstore v0.0.0-00010101000000-000000000000
+	github.com/grpc-api-key/grpc-api-key/keystore/pgstore v0.0.0-00010101000000-000000000000
 	github.com/grpc-ecosystem/go-grpc-middleware/v2 v2.3.4
 	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/jackc/pgx/v5 v5.12.0

@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -17,12 +18,12 @@ import (
 
 // startPostgreSQL starts a peer that looks every credential up in PostgreSQL.
 func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
-	server, err := newPostgresServer(ctx)
+	server, err := NewPostgresServer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, server.stop()) }
-	pool, err := server.pool(ctx, 16)
+	fail := func(err error) (*Peer, error) { return nil, errors.Join(err, server.Stop()) }
+	pool, err := server.Pool(ctx, 16)
 	if err != nil {
 		return fail(err)
 	}
@@ -32,38 +33,63 @@ func startPostgreSQL(ctx context.Context, _ string) (*Peer, error) {
 		return fail(err)
 	}
 	p := guard(func(ctx context.Context, credential string) (*principal, error) {
-		digest := issued{credential: credential}.digest()
-		p := new(principal)
-		const query = "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL"
-		err := pool.QueryRow(ctx, query, digest[:]).Scan(&p.id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil, errRefused
-		}
-		if err != nil {
-			return nil, err
-		}
-		return p, nil
+		return findPostgreSQL(ctx, pool, issued{credential: credential}.digest())
 	})
 	p.How = "a pgx pool of 16 connections; each call runs one prepared SELECT by the SHA-256, " +
 		"the primary key; the server is on the loopback interface"
 	p.Close = func() error {
 		pool.Close()
-		return server.stop()
+		return server.Stop()
 	}
 	p.credentials(stored, unknown)
 	return p, nil
 }
 
-// A postgresServer is a new PostgreSQL cluster on the loopback interface.
-type postgresServer struct {
-	port int
-	data string // the directory of the cluster
-	stop func() error
+// findPostgreSQL looks a credential up.
+func findPostgreSQL(
+	ctx context.Context, pool *pgxpool.Pool, digest [sha256.Size]byte,
+) (*principal, error) {
+	p := new(principal)
+	const query = "SELECT id FROM api_keys WHERE digest = $1 AND revoked_at IS NULL"
+	err := pool.QueryRow(ctx, query, digest[:]).Scan(&p.id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errRefused
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
-// newPostgresServer starts a server. The options have the form of "-c name=value". Except for the
+// A PostgresServer is a new PostgreSQL cluster on the loopback interface.
+type PostgresServer struct {
+	port int
+	data string // the directory of the cluster
+	Stop func() error
+}
+
+// NewPostgresServer starts a server. The options have the form of "-c name=value". Except for the
 // options, the settings are the defaults of PostgreSQL, so each commit is synced.
-func newPostgresServer(ctx context.Context, options ...string) (*postgresServer, error) {
+func NewPostgresServer(ctx context.Context, options ...string) (*PostgresServer, error) {
+	return runPostgres(ctx, options, "initdb", "-U", "bench", "-A", "trust", "--no-sync",
+		"-E", "UTF8", "--locale=C")
+}
+
+// Standby starts a standby with the same options as the server. A server whose
+// synchronous_standby_names is the name makes each commit wait for the standby.
+func (s *PostgresServer) Standby(
+	ctx context.Context, name string, options ...string,
+) (*PostgresServer, error) {
+	options = append(options, fmt.Sprintf(
+		"-c primary_conninfo='host=127.0.0.1 port=%d user=bench application_name=%s'", s.port, name))
+	return runPostgres(ctx, options, "pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port),
+		"-U", "bench", "-c", "fast", "-R", "--no-sync")
+}
+
+// runPostgres makes the directory of a server with a program, and starts the server.
+func runPostgres(
+	ctx context.Context, options []string, program string, args ...string,
+) (*PostgresServer, error) {
 	bin, err := postgresBinaries()
 	if err != nil {
 		return nil, err
@@ -95,8 +121,7 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 		return nil
 	}
 	data := filepath.Join(dir, "data")
-	err = run("initdb", "-D", data, "-U", "bench", "-A", "trust", "--no-sync",
-		"-E", "UTF8", "--locale=C")
+	err = run(program, append(args, "-D", data)...)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -109,7 +134,7 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return &postgresServer{port, data, func() error {
+	return &PostgresServer{port, data, func() error {
 		cmd := exec.Command(
 			filepath.Join(bin, "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
 		cmd.Dir = dir
@@ -118,14 +143,19 @@ func newPostgresServer(ctx context.Context, options ...string) (*postgresServer,
 	}}, nil
 }
 
-// pool returns a pool with the given maximum number of connections.
-func (s *postgresServer) pool(ctx context.Context, connections int) (*pgxpool.Pool, error) {
-	const address = "postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=%d"
-	return pgxpool.New(ctx, fmt.Sprintf(address, s.port, connections))
+// Pool returns a pool with the given maximum number of connections.
+func (s *PostgresServer) Pool(ctx context.Context, connections int) (*pgxpool.Pool, error) {
+	return pgxpool.New(ctx, s.URL(connections))
 }
 
-// pid returns the ID of the process whose children serve the connections.
-func (s *postgresServer) pid() (int, error) {
+// URL returns the address of the server, for a pool with the given maximum number of connections.
+func (s *PostgresServer) URL(connections int) string {
+	const address = "postgres://bench@127.0.0.1:%d/postgres?sslmode=disable&pool_max_conns=%d"
+	return fmt.Sprintf(address, s.port, connections)
+}
+
+// PID returns the ID of the process whose children serve the connections.
+func (s *PostgresServer) PID() (int, error) {
 	text, err := os.ReadFile(filepath.Join(s.data, "postmaster.pid"))
 	if err != nil {
 		return 0, err
@@ -156,7 +186,8 @@ func fillPostgreSQL(ctx context.Context, pool *pgxpool.Pool, stored []issued) er
 // Debian.
 func postgresBinaries() (string, error) {
 	if ctl, err := exec.LookPath("pg_ctl"); err == nil {
-		if _, err := exec.LookPath("initdb"); err == nil {
+		// The PATH may have links to some of the programs only.
+		if ctl, err = filepath.EvalSymlinks(ctl); err == nil {
 			return filepath.Dir(ctl), nil
 		}
 	}

@@ -14,18 +14,18 @@ import (
 func startPostgresTable(
 	ctx context.Context, _ string, connections int, indexed bool,
 ) (*Table, error) {
-	server, err := newPostgresServer(ctx, "-c shared_buffers=512MB", "-c max_connections=200")
+	server, err := NewPostgresServer(ctx, "-c shared_buffers=512MB", "-c max_connections=200")
 	if err != nil {
 		return nil, err
 	}
-	fail := func(err error) (*Table, error) { return nil, errors.Join(err, server.stop()) }
-	pool, err := server.pool(ctx, connections)
+	fail := func(err error) (*Table, error) { return nil, errors.Join(err, server.Stop()) }
+	pool, err := server.Pool(ctx, connections)
 	if err != nil {
 		return fail(err)
 	}
 	fail = func(err error) (*Table, error) {
 		pool.Close()
-		return nil, errors.Join(err, server.stop())
+		return nil, errors.Join(err, server.Stop())
 	}
 	_, err = pool.Exec(ctx, `CREATE TABLE api_keys (id text PRIMARY KEY, digest bytea NOT NULL,
 		name text NOT NULL, owner text NOT NULL, scopes text[] NOT NULL,
@@ -36,7 +36,7 @@ func startPostgresTable(
 	if err != nil {
 		return fail(err)
 	}
-	pid, err := server.pid()
+	pid, err := server.PID()
 	if err != nil {
 		return fail(err)
 	}
@@ -109,7 +109,7 @@ func startPostgresTable(
 		},
 		Close: func() error {
 			pool.Close()
-			return server.stop()
+			return server.Stop()
 		},
 	}
 	return t, nil

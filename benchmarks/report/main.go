@@ -1,7 +1,8 @@
 // Report compares grpc-api-key with its peers, and writes RESULTS.md and the charts.
 //
 //	cd benchmarks && go run ./report
-//	cd benchmarks && go run ./report -shared etcd    # writes etcd/RESULTS.md
+//	cd benchmarks && go run ./report -shared etcd        # writes etcd/RESULTS.md
+//	cd benchmarks && go run ./report -shared postgres    # writes postgres/RESULTS.md
 //
 // A full run takes about 20 minutes. With -quick or -only, Report prints the results, and writes
 // files only if -out names a directory.
@@ -47,7 +48,7 @@ func run(ctx context.Context) (err error) {
 	before := flag.String("before", work.BeforeIndexes,
 		"the `commit` whose creates the workload before compares with the present creates")
 	shared := flag.String("shared", "", "run the workloads of a store that several processes "+
-		"share, on this `engine` (etcd), instead of the workloads of a store in a directory")
+		"share, on this `engine` (etcd or postgres), instead of the workloads of a store in a directory")
 	list := flag.Bool("list", false, "print the workloads and their goals, and do nothing else")
 	flag.Parse()
 
@@ -91,6 +92,7 @@ func run(ctx context.Context) (err error) {
 		Begun:   time.Now(),
 		Machine: describe(dir),
 		Command: "go run ./report" + arguments(),
+		Engine:  *shared,
 	}
 	var failed error
 	line := newProgress(os.Stderr)

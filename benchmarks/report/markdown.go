@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ type report struct {
 	Took    time.Duration
 	Machine []fact
 	Command string
+	Engine  string // -shared
 	Parts   []part
 }
 
@@ -83,7 +85,7 @@ func (r *report) goals(line writer) {
 	}
 	line("The run missed these goals:\n")
 	for _, v := range missed {
-		reason := work.Reasons[v.Goal.ID]
+		reason := cmp.Or(work.Reasons[r.Engine+"/"+v.Goal.ID], work.Reasons[v.Goal.ID])
 		if reason == "" {
 			reason = "the reason is not known yet."
 		}

@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
+	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
@@ -27,14 +28,15 @@ import (
 
 // An engine is a storage that several processes share. Each server of an engine is a process.
 type engine struct {
-	pids []int // of the servers
+	pids func() []int // of the processes of the servers
 	// open connects to the engine, as a process does. The name tells the stores of an engine apart.
 	open func(ctx context.Context, name string) (backend.Feeder, func() error, error)
 	// work returns what the servers have done so far, for the clients and among themselves.
 	work  func(ctx context.Context) (engineWork, error)
 	close func() error
 
-	etcd *clientv3.Client // for the peers that use etcd without a store
+	// lookUps starts the peers that look credentials up in the engine, without a store.
+	lookUps func(ctx context.Context) ([]*peers.SharedPeer, error)
 }
 
 // An engineWork counts what the servers of an engine have done.
@@ -46,7 +48,8 @@ type engineWork struct {
 
 // engines are the engines by name.
 var engines = map[string]func(ctx context.Context, dir string) (*engine, error){
-	"etcd": startEtcd,
+	"etcd":     startEtcd,
+	"postgres": startPostgres,
 }
 
 // Engines returns the names of the engines.
@@ -135,6 +138,7 @@ func startEtcd(ctx context.Context, dir string) (_ *engine, err error) {
 		cluster = append(cluster, m.Name+"="+m.Peer)
 	}
 	n := &engine{}
+	var pids []int
 	var outs []*bufio.Reader
 	for _, m := range members {
 		m.Cluster = strings.Join(cluster, ",")
@@ -151,7 +155,7 @@ func startEtcd(ctx context.Context, dir string) (_ *engine, err error) {
 		if err := json.NewEncoder(in).Encode(m); err != nil {
 			return nil, err
 		}
-		n.pids, outs = append(n.pids, cmd.Process.Pid), append(outs, bufio.NewReader(out))
+		pids, outs = append(pids, cmd.Process.Pid), append(outs, bufio.NewReader(out))
 	}
 	for _, out := range outs {
 		if _, err := out.ReadString('\n'); err != nil {
@@ -164,10 +168,15 @@ func startEtcd(ctx context.Context, dir string) (_ *engine, err error) {
 			DialKeepAliveTimeout: 3 * time.Second, PermitWithoutStream: true, Logger: zap.NewNop(),
 		})
 	}
-	if n.etcd, err = connect(); err != nil {
+	client, err := connect()
+	if err != nil {
 		return nil, err
 	}
-	end.add(n.etcd.Close)
+	end.add(client.Close)
+	n.pids = func() []int { return pids }
+	n.lookUps = func(ctx context.Context) ([]*peers.SharedPeer, error) {
+		return peers.StartEtcd(ctx, client)
+	}
 	n.open = func(ctx context.Context, name string) (backend.Feeder, func() error, error) {
 		client, err := connect()
 		if err != nil {
@@ -285,7 +294,7 @@ func freePorts(n int) (ports []int, err error) {
 // cpu returns the processor time of the servers so far in seconds, or false on systems without
 // /proc.
 func (n *engine) cpu() (seconds float64, ok bool) {
-	for _, pid := range n.pids {
+	for _, pid := range n.pids() {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			return 0, false

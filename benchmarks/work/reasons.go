@@ -1,6 +1,7 @@
 package work
 
-// Reasons explains each goal that is not reached, by the ID of the goal: what the profile shows,
+// Reasons explains each goal that is not reached, by the ID of the goal, or by the engine, a slash
+// and the ID: what the profile shows,
 // and why nothing is changed. An entry is removed once its goal is reached, unless noise decides
 // whether the goal is reached. The report prints the reason with the figure.
 var Reasons = map[string]string{
@@ -64,8 +65,8 @@ var Reasons = map[string]string{
 		"entry in each index. A created key takes three, and Badger's work follows the number " +
 		"of entries. Restore also reads the backup twice, to check the whole backup before the " +
 		"first change, and looks for each key and its grave in the store.",
-	"shared-revokeall": "three processes and three servers of etcd share two cores, under a load of " +
-		"50, and another run reached 1.17 ×. So the processor time decides: in a profile with " +
+	"etcd/shared-revokeall": "three processes and three servers of etcd share two cores, under a " +
+		"load of 50, and another run reached 1.17 ×. So the processor time decides: in a profile with " +
 		"10,000 keys, RevokeAll and its commits took 1.23 × the processor time of the commits " +
 		"alone. The rest is to read and to encode the keys, and to apply the changes in the two " +
 		"other processes, which have their own cores in production.",

@@ -23,9 +23,9 @@ var revokeAllWork = Workload{
 	Name:  "shared-revokeall",
 	Title: "RevokeAll, in three processes",
 	About: "RevokeAll reads the keys, revokes the keys in batches, and waits for the other " +
-		"processes once, at the end. \"The commits alone\" are the same batches of the same changes on a copy " +
-		"of the same entries: four batches at the same time, without a store, and without " +
-		"processes that read the changes. The processes and the engine share the machine.",
+		"processes once, at the end. \"The commits alone\" are the same batches of the same " +
+		"changes on a copy of the same entries: eight batches at the same time, without a store, " +
+		"and without processes that read the changes. The processes and the engine share the machine.",
 	Goals: []Goal{
 		{
 			ID: "shared-revokeall", Work: "RevokeAll of 100,000 keys / its commits alone",
@@ -37,7 +37,7 @@ var revokeAllWork = Workload{
 func init() { revokeAllWork.Run = runRevokeAll }
 
 // revokeAllCommits is how many commits RevokeAll makes at the same time.
-const revokeAllCommits = 4
+const revokeAllCommits = 8
 
 func runRevokeAll(ctx context.Context, e *Env) (o *Outcome, err error) {
 	n, err := e.startEngine(ctx)
@@ -206,6 +206,11 @@ func (r *recorder) Apply(ctx context.Context, changes ...backend.Change) error {
 	return r.Feeder.Apply(ctx, changes...)
 }
 
+// GetAll implements backend.AllGetter.
+func (r *recorder) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
+	return r.Feeder.(backend.AllGetter).GetAll(ctx, keys)
+}
+
 // copyEntries copies the entries of a range with their revisions.
 func copyEntries(ctx context.Context, to, from backend.Backend, first, end []byte) error {
 	var failed error
@@ -268,9 +273,9 @@ var restWork = Workload{
 	Title: "What processes at rest cost the engine",
 	About: "0, 3, 10 and 30 processes have a store open, and no call comes. D is " +
 		"`Options.Freshness`. Each process writes a heartbeat every quarter of D, and reads the " +
-		"heartbeats of all. Bytes are those from and to clients of all three servers, and those " +
-		"that all three servers write to their logs. The processor time is that of all three " +
-		"servers, in percent of one core.",
+		"heartbeats of all. Bytes are those from and to clients of all servers, and those that " +
+		"all servers write to their logs. The processor time is that of all servers, in percent " +
+		"of one core.",
 	Goals: []Goal{
 		{
 			ID: "shared-rest", Work: "writes at rest / (4 × processes / D)", Bound: atMost(1.1, Times),

@@ -10,8 +10,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
 )
 
-// startSharedPeers starts the peers that share their credentials. end ends everything that was
-// started.
+// startSharedPeers starts the peers that share their credentials: the store, a look-up for each
+// call, and a cache before the look-up. end ends everything that was started.
 func startSharedPeers(ctx context.Context, e *Env, end *closer) ([]*peers.SharedPeer, error) {
 	n, err := e.startEngine(ctx)
 	if err != nil {
@@ -26,15 +26,11 @@ func startSharedPeers(ctx context.Context, e *Env, end *closer) ([]*peers.Shared
 	if err != nil {
 		return nil, err
 	}
-	all := []*peers.SharedPeer{own}
-	if n.etcd != nil {
-		others, err := peers.StartEtcd(ctx, n.etcd)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, others...)
+	lookUps, err := n.lookUps(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return all, nil
+	return append([]*peers.SharedPeer{own}, lookUps...), nil
 }
 
 // The shared-verify workload measures the check of one credential by one goroutine, without gRPC.
@@ -83,6 +79,70 @@ func runSharedVerify(ctx context.Context, e *Env) (o *Outcome, err error) {
 	return o, nil
 }
 
+// The shared-miss workload measures a Verify that reads the engine, because the key is not in the
+// cache, and a look-up of the engine.
+var missWork = Workload{
+	Name:  "shared-miss",
+	Title: "Verification of a key that is not in the cache",
+	About: "One goroutine, without gRPC, and a store without a cache. The look-up is that of a " +
+		"service without a store: one read of the same engine, by the SHA-256 of the credential.",
+	Goals: []Goal{
+		{
+			ID: "shared-miss", Work: "Verify of a key that is not in the cache / a look-up",
+			Bound: atMost(1.3, Times),
+		},
+	},
+}
+
+func init() { missWork.Run = runMiss }
+
+func runMiss(ctx context.Context, e *Env) (o *Outcome, err error) {
+	n, err := e.startEngine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var end closer
+	defer end.into(&err)
+	end.add(n.close)
+	opts := sharedOptions()
+	opts.CacheSize = -1
+	store, closeStore, err := n.openStore(ctx, "miss", opts)
+	if err != nil {
+		return nil, err
+	}
+	end.add(closeStore)
+	issued, err := store.Create(ctx, peers.Spec())
+	if err != nil {
+		return nil, err
+	}
+	token := issued.Secret.Reveal()
+	lookUps, err := n.lookUps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	const miss = "Verify of a key that is not in the cache"
+	each := lookUps[0]
+	s, err := measure.Rounds(ctx, e.rounds(2000), e.progress("verifying"),
+		measure.Contestant{Name: miss, Sample: func(ctx context.Context) (float64, error) {
+			return timed(func() error {
+				_, err := store.Verify(ctx, token)
+				return err
+			})
+		}},
+		measure.Contestant{Name: each.Name, Sample: func(ctx context.Context) (float64, error) {
+			return timed(func() error { return each.Check(ctx, each.Good[0]) })
+		}})
+	if err != nil {
+		return nil, err
+	}
+	o = &Outcome{}
+	o.judge(&missWork, "shared-miss", measure.Ratios(s[miss], s[each.Name]))
+	o.figure(miss, Nanos, s[miss])
+	o.figure(each.Name, Nanos, s[each.Name])
+	o.note("%s: %s.", each.Name, each.How)
+	return o, nil
+}
+
 // The shared-unary workload measures unary calls over a real socket.
 var sharedUnaryWork = Workload{
 	Name:  "shared-unary",
@@ -126,12 +186,7 @@ func runSharedUnary(ctx context.Context, e *Env) (o *Outcome, err error) {
 		return nil, err
 	}
 	o = &Outcome{}
-	if len(s[peers.EtcdLookUp]) == 0 {
-		o.skip(&sharedUnaryWork, "shared-unary", "the engine has no peer with a look-up")
-	} else {
-		o.judge(&sharedUnaryWork, "shared-unary",
-			measure.Ratios(s[peers.Shared], s[peers.EtcdLookUp]))
-	}
+	o.judge(&sharedUnaryWork, "shared-unary", measure.Ratios(s[peers.Shared], s[all[1].Name]))
 	for _, p := range all {
 		o.figure(p.Name, Rate, s[p.Name])
 	}

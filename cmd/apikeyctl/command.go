@@ -54,7 +54,8 @@ func newCommand() *cli.Command {
 		),
 		Commands: []*cli.Command{
 			createCommand(), getCommand(), listCommand(), updateCommand(), rotateCommand(),
-			disableCommand(), enableCommand(), revokeCommand(), lookupCommand(),
+			disableCommand(), enableCommand(), revokeCommand(), creditsCommand(),
+			lookupCommand(),
 			revokeAllCommand(), purgeCommand(),
 			eventsCommand(), watchCommand(),
 			statsCommand(), backupCommand(), restoreCommand(), importCommand(), exportCommand(),

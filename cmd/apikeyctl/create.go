@@ -28,8 +28,10 @@ func createCommand() *cli.Command {
 		Description: "The table of the key goes to stderr, and the secret alone to stdout. The " +
 			"server keeps only a digest, so the secret cannot be shown again.",
 		UsageText: "apikeyctl create --name ci --owner acme --scope orders:read --expires 90d",
-		Flags:     append(specFlags(), secretFlags()...),
-		Action:    withServer(create),
+		Flags: append(append(specFlags(),
+			&cli.StringFlag{Name: "credits", Usage: "admit `N` calls altogether"},
+			refillFlag("credits")), secretFlags()...),
+		Action: withServer(create),
 	}
 }
 
@@ -129,6 +131,9 @@ func create(ctx context.Context, c *call) (err error) {
 	}
 	spec, err := c.spec()
 	if err != nil {
+		return err
+	}
+	if spec.Credits, err = c.creditsFlag("credits"); err != nil {
 		return err
 	}
 	if spec.DisplayName == "" {

@@ -67,7 +67,7 @@ func eventsCommand() *cli.Command {
 			&cli.StringFlag{Name: "until", Usage: "changes before `TIME`"},
 			&cli.StringFlag{Name: "actor", Usage: "changes that `ACTOR` made, such as unix:root(0)"},
 			&cli.StringFlag{Name: "action", Usage: "changes of one kind: create, update, rotate, " +
-				"disable, enable, revoke, restore, import or purge", DefaultText: "all"},
+				"disable, enable, revoke, credits, restore, import or purge", DefaultText: "all"},
 			&cli.BoolFlag{Name: "newest", Usage: "begin with the last change"},
 			&cli.IntFlag{Name: "limit", Usage: "print `N` changes at most"},
 		},

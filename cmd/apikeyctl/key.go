@@ -24,6 +24,7 @@ type key struct {
 	Metadata        map[string]string `json:"metadata"`
 	AllowedNetworks []string          `json:"allowed_networks"`
 	RateLimit       *rateLimit        `json:"rate_limit"`
+	Credits         *credits          `json:"credits"`
 	StartTime       *time.Time        `json:"start_time"`
 	ExpireTime      *time.Time        `json:"expire_time"`
 	CreateTime      *time.Time        `json:"create_time"`
@@ -70,6 +71,7 @@ func keyOf(m *adminpb.Key) key {
 		RevokeReason:    m.GetRevokeReason(),
 		PreviousUntil:   timeOf(m.GetPreviousSecretExpireTime()),
 		LiveStreams:     m.GetLiveStreams(),
+		Credits:         creditsOf(m.GetCredits()),
 		Hint:            m.GetHint(),
 		Etag:            m.GetEtag(),
 	}
@@ -128,6 +130,9 @@ func (k key) whole() []field {
 		{"Rate", k.RateLimit.String()},
 		{"Hint", k.Hint},
 		{"Etag", k.Etag},
+	}
+	if k.Credits != nil {
+		fields = append(fields, field{"Credits", k.Credits.String()})
 	}
 	for _, name := range slices.Sorted(maps.Keys(k.Metadata)) {
 		fields = append(fields, field{"Meta " + printable(name), k.Metadata[name]})

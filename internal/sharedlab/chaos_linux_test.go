@@ -43,6 +43,7 @@ type chaos struct {
 	rows    map[string]*row
 	history []injection
 	lost    []window
+	hidden  []window
 	failed  error // the laboratory has failed
 }
 
@@ -219,6 +220,9 @@ func (c *chaos) inject(ctx context.Context, f Fault) error {
 	if f.Loses {
 		c.lost = append(c.lost, window{from, to})
 	}
+	if f.Hides {
+		c.hidden = append(c.hidden, window{from, to})
+	}
 	return nil
 }
 
@@ -274,7 +278,7 @@ func (c *chaos) run(
 		})
 	}
 	next := 0
-	for ctx.Err() == nil && len(c.board.violations(c.lost)) == 0 {
+	for ctx.Err() == nil && len(c.board.violations(c.lost, c.hidden)) == 0 {
 		pauseFor(ctx, time.Second)
 		if len(engineFaults) == 0 || ctx.Err() != nil {
 			continue
@@ -296,7 +300,7 @@ func (c *chaos) run(
 	cancel()
 	all.Wait()
 	require.NoError(c.t, c.failed)
-	return c.board.violations(c.lost)
+	return c.board.violations(c.lost, c.hidden)
 }
 
 // finish requires that all processes come back without help, and end in order.
@@ -437,7 +441,7 @@ func testChaos(t *testing.T, lab Engine) {
 	violations := c.run(*chaosFor, lab.Faults(t), (*storeProcess).faults)
 	if len(violations) == 0 {
 		c.finish()
-		violations = c.board.violations(c.lost)
+		violations = c.board.violations(c.lost, c.hidden)
 	}
 	c.report(violations)
 	seen := c.tally()

@@ -22,7 +22,9 @@
 // continues while one standby is down. Open refuses a server without synchronous replication, and
 // while the setting is empty, every change fails. Only a standby that the server waits for may be
 // promoted. The old primary, if it is still alive, then confirms no change any more, so its
-// processes refuse every call after at most Options.Freshness of package keystore.
+// processes refuse every call after at most Options.Freshness of package keystore. Until then, such
+// a process admits no key that was revoked, and denies a key that was created on the new primary,
+// because the old primary does not have the key.
 //
 // Options.Unreplicated allows a server that no standby replaces. If a standby is promoted all the
 // same, revocations that have returned may be lost, and processes that still reach the old primary

@@ -25,11 +25,13 @@ func openProcess(
 	if clock != nil {
 		s.sequencer.Clock = func() int64 { return clock().Wall }
 	}
-	s.configureCluster = func(cfg *cluster.Config) { cfg.Wrong, cfg.Clock = wrong.protocol, clock }
+	s.configureCluster = func(cfg *cluster.Config) {
+		cfg.Wrong, cfg.Clock = wrong.protocol, clock
+		s.processes.wrong = wrong.store // before the feed reads the variant
+	}
 	if err := s.start(guardBackend(b, s.panics)); err != nil {
 		return nil, err
 	}
-	s.processes.wrong = wrong.store
 	return s, nil
 }
 

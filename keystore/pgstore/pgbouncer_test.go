@@ -26,15 +26,23 @@ func TestPgBouncerInSessionMode(t *testing.T) {
 	stores := []*keystore.Store{a, b}
 	ctx := within(t, 3*patience)
 	for range 2 {
-		leaked, err := a.Create(ctx, keystore.Spec{Name: "leaked"})
-		require.NoError(t, err)
+		// After the crash, PgBouncer ends each connection with an error, and callers repeat.
+		var leaked *keystore.Issued
+		var err error
+		require.Eventually(t, func() bool {
+			leaked, err = a.Create(ctx, keystore.Spec{Name: "leaked"})
+			return err == nil
+		}, patience, time.Millisecond, "%v", err)
 		var session *keystore.Session
 		require.Eventually(t, func() bool {
 			session, err = b.Bind(ctx, leaked.Secret.Reveal())
 			return err == nil
 		}, patience, time.Millisecond, "%v", err)
 		defer session.Close()
-		require.NoError(t, a.Revoke(ctx, leaked.Key.ID, "test"))
+		require.Eventually(t, func() bool {
+			err = a.Revoke(ctx, leaked.Key.ID, "test")
+			return err == nil
+		}, patience, time.Millisecond, "%v", err)
 		require.Error(t, session.Cause())
 		requireRevoked(ctx, t, stores, leaked.Secret.Reveal())
 

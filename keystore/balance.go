@@ -98,7 +98,7 @@ func (b *balance) set(r *record.Record, revision uint64, c *Credits) {
 func (b *balance) add(revision uint64, n int64) error {
 	if n > maxCredits-b.Remaining {
 		return invalid("key %s has %d credits: with %d more it would have more than %d", b.id,
-			b.Remaining, n, int64(maxCredits))
+			b.Remaining, n, maxCredits)
 	}
 	b.Remaining = max(0, b.Remaining+n)
 	b.GrantedRevision = revision

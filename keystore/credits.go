@@ -42,7 +42,7 @@ type Refill struct {
 }
 
 const (
-	maxCredits = 1 << 53 // every JSON number up to here is exact
+	maxCredits = int64(1) << 53 // every JSON number up to here is exact
 	minEvery   = time.Second
 	maxEvery   = 10 * 365 * 24 * time.Hour
 )

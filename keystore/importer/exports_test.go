@@ -127,7 +127,7 @@ func TestProperties(t *testing.T) {
 	require.Equal(t, "id_17", k.Owner)
 	require.Equal(t, "blue", k.Metadata()["team"])
 	require.Equal(t, "3", k.Metadata()["tier"])
-	require.EqualValues(t, 1700000000001, k.CreatedAt.UnixMilli())
+	require.EqualValues(t, int64(1700000000001), k.CreatedAt.UnixMilli())
 	require.EqualValues(t, 1764500000000/60000, k.LastUsedAt.Unix()/60)
 
 	k = find("sanctum", "sanctum.csv", "partner")

@@ -304,7 +304,7 @@ func (s *stream) countMessage(err error) error {
 		if limited = s.session.Spend(s.session.Context(), s.cost); limited == nil {
 			return nil
 		}
-		// Spend may have waited for the storage, and the stream may have ended meanwhile.
+		// While Spend waited for the storage, the stream may have ended.
 		if err := s.ended(); err != nil {
 			return err
 		}

@@ -42,8 +42,8 @@ func noBalance(id token.ID) error {
 		id)
 }
 
-// readBalance reads the balance of a key. If there is none, or the balance cannot be read, the error
-// wraps ErrCorrupt, and the balance is empty, with the revision of the entry.
+// readBalance reads the balance of a key. If the key has no balance, or the balance cannot be read,
+// the error wraps ErrCorrupt, and the balance is empty, with the revision of the entry.
 func (s *Store) readBalance(ctx context.Context, id token.ID) (*balance, error) {
 	e, err := s.backend.Get(ctx, creditKey(id))
 	if errors.Is(err, backend.ErrNotFound) {
@@ -120,7 +120,7 @@ func (b *balance) refill(now time.Time) {
 	}
 }
 
-// due returns the time of the last refill at or before now. The result is 0 if there is none.
+// due returns the time of the last refill at or before now. The result is 0 if no refill was due.
 func (b *balance) due(now int64) int64 {
 	r := b.Balance.Refill
 	if r == nil || now <= b.RefilledAt {

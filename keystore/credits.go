@@ -26,7 +26,7 @@ type Credits struct {
 
 // A Refill sets the remaining credits of a key to Amount from time to time. What remains then is
 // not added. Set exactly one of Every, Daily and MonthDay. Between two refills, at most Amount
-// credits are spent, however many refills were due while nobody used the key.
+// credits are spent, however many refills were due while the key was not used.
 type Refill struct {
 	// Amount is from 1 to 1<<53. 0 means that there is no refill: the other fields must then be
 	// zero too.
@@ -222,7 +222,7 @@ func (s *Store) readCredits(ctx context.Context, id token.ID) (*balance, error) 
 		b.refill(time.Now())
 		left := own.unspent(b)
 		after, busyNow := own.leases()
-		// If a lease came in meanwhile, Remaining would have its credits twice or not at all.
+		// If a lease came in between, Remaining would have its credits twice or not at all.
 		if attempt == creditsAttempts || !busy && !busyNow && before == after {
 			b.Remaining += left
 			return b, nil

@@ -49,8 +49,8 @@ type ImportOptions struct {
 	// DryRun imports nothing. Import makes every check, and counts what Import would do without
 	// DryRun. The IDs of all rows are held in memory.
 	DryRun bool
-	// AllowWeak imports tokens of fewer than 20 characters. Whoever reads the ID of such a key, in a
-	// log for example, may be able to find the token by trial.
+	// AllowWeak imports tokens of fewer than 20 characters. A reader of the ID of such a key, in
+	// a log for example, may be able to find the token by trial.
 	AllowWeak bool
 	// Problem receives each row that was not imported, with the reason. Nil means that the problems
 	// are only counted.

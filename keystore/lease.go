@@ -14,8 +14,8 @@ import (
 )
 
 // An account is what this process knows of the credits of a key that has some. To spend a credit
-// without a write, the process leases many credits at once: it takes them from the balance, in one
-// durable write, and spends them from memory.
+// without a write, the process leases many credits together: the process takes them from the
+// balance, in one durable write, and spends them from memory.
 //
 // The invariants:
 //

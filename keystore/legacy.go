@@ -22,7 +22,7 @@ type LegacyFormat struct {
 	Name string
 	// Parse reports whether a token has the format. For such a token, Parse returns two texts that
 	// are not empty. The lookup finds the key: the public part of the token, or, if the token has
-	// none, a digest of the secret part. The ID shows in logs, and whoever knows the lookup can
+	// none, a digest of the secret part. The ID shows in logs, and a caller who knows the lookup can
 	// compute the ID, so the lookup is never a secret. The secret is the part of the token that the
 	// stored digest covers: the whole token in most systems.
 	//

@@ -18,8 +18,8 @@ import (
 )
 
 // slowMatches runs the matches of slow schemes. Systems that hash keys as if they were passwords
-// spend 0.1 to 2 s of CPU on each match, and whoever knows the public part of one token can ask for
-// a match. The digest of a key is slow only until the first use of the key.
+// spend 0.1 to 2 s of CPU on each match, and a caller who knows the public part of one token can
+// ask for a match. The digest of a key is slow only until the first use of the key.
 //
 // The rules:
 //

@@ -132,8 +132,8 @@ func importKeys(ctx context.Context, c *call) (err error) {
 	return err
 }
 
-// openForImport opens the store. A dry run does not make a store: if there is none, the run uses a
-// store in a directory for temporary files.
+// openForImport opens the store. A dry run does not make a store: if the directory has no store,
+// the run uses a store in a directory for temporary files.
 func (c *call) openForImport(
 	system importer.System,
 ) (store *keystore.Store, done func(*error), err error) {
@@ -168,8 +168,9 @@ func (c *call) openForImport(
 	}, nil
 }
 
-// sha2cryptForm stands for the hasher of the module hashing/sha2crypt, which this program does not
-// link. It knows the form of a digest, so that digests can be imported, and matches nothing.
+// sha2cryptForm takes the place of the hasher of the module hashing/sha2crypt, which this program
+// does not link. The type knows the form of a digest, so that digests can be imported,
+// and matches nothing.
 type sha2cryptForm struct{}
 
 func (sha2cryptForm) Slow() bool { return true }

@@ -3,8 +3,8 @@
 //
 //	go run -C examples/web .
 //
-// The page of a browser cannot add a header to an EventSource or to a WebSocket. Give such a page a
-// session of its own: an API key is for programs.
+// The page of a browser cannot add a header to an EventSource or to a WebSocket. Give such a page
+// another kind of session: an API key is for programs.
 package main
 
 import (

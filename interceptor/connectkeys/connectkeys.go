@@ -11,8 +11,8 @@
 // before Connect reads or decompresses anything. [Authenticator.Interceptor] must be the first
 // interceptor of each handler: it lets the client of a stream that ended with its key get the true
 // status, whatever the handler returns. Without Wrap, the interceptor refuses every call with
-// CodeInternal. Without the interceptor, a stream ends with its key all the same, but the client
-// gets a broken connection instead of a status.
+// CodeInternal. Without the interceptor, a stream ends with its key too, but the client gets a
+// broken connection instead of a status.
 //
 // The options, the rules and the reasons are those of package
 // [github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys]. A rule for a method is a rule for

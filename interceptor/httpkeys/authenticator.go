@@ -260,7 +260,7 @@ func (c *requestContext) String() string { return "httpkeys.requestContext" }
 // GoString is String for %#v.
 func (c *requestContext) GoString() string { return c.String() }
 
-// FromContext returns the key of the caller, in a handler behind Wrap or behind the interceptors of
+// FromContext returns the key of the caller, in a handler under Wrap or under the interceptors of
 // package interceptor. FromContext returns false if the rule is Public, and if the rule is Optional
 // and the request has no credential. FromContext and interceptor.FromContext are the same.
 func FromContext(ctx context.Context) (*keystore.Key, bool) {

@@ -150,7 +150,7 @@ func (c *call) cut() {
 	c.timer = time.AfterFunc(grace, c.cutLate)
 }
 
-// cutLate unblocks a handler that does not return by itself.
+// cutLate unblocks a handler that does not return without help.
 func (c *call) cutLate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

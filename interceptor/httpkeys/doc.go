@@ -77,7 +77,7 @@
 //
 // The request of a websocket lasts as long as its handler. So the handler must not return before
 // the connection is closed. When the context of the request ends, the handler has one second to
-// close the connection with a status of its own; then the connection is closed. A handler that
+// close the connection with another status; then the connection is closed. A handler that
 // hijacks a connection and returns, while other goroutines use the connection, loses this
 // protection: the key no longer ends the connection. examples/web has both, a websocket and
 // server-sent events.

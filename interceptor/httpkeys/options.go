@@ -123,7 +123,7 @@ func requireScopes(option, pattern string, scopes []string, anyOf bool) Option {
 }
 
 // RequireTLS refuses requests on connections without TLS, with 401, before the credential is read.
-// Behind a proxy that ends TLS, every connection is without TLS: do not use RequireTLS there.
+// After a proxy that ends TLS, every connection is without TLS: do not use RequireTLS there.
 func RequireTLS() Option {
 	return Option{func(a *Authenticator) error {
 		a.requireTLS = true
@@ -150,7 +150,7 @@ func TrustProxyTransport(header string, networks ...string) Option {
 // times per second in the long run. After that, the server refuses every request from the address
 // with 429, even a request with a valid key, and does not ask the store. A request fails if it is
 // refused with 401. LimitFailures of package interceptor has the same rules, and describes them;
-// each Authenticator counts by itself.
+// each Authenticator counts separately.
 func LimitFailures(perSecond float64, burst int) Option {
 	return Option{func(a *Authenticator) error {
 		var err error

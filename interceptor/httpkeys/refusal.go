@@ -125,8 +125,8 @@ var statusOf = [admission.NumKinds]int{
 	admission.Expired:     http.StatusUnauthorized,
 }
 
-// statusClientClosedRequest means that the caller has cancelled the request. Nobody reads it,
-// except in access logs.
+// statusClientClosedRequest means that the caller has cancelled the request. The status
+// appears only in access logs.
 const statusClientClosedRequest = 499
 
 // problem returns what the caller may know of a refusal. The argument kind is the kind of err, or,

@@ -58,7 +58,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	response, err := base.RoundTrip(withKey)
 	if response != nil {
-		response.Request = r // so that nobody prints the key with the response
+		response.Request = r // so that no program prints the key with the response
 	}
 	return response, err
 }

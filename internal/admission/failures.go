@@ -25,7 +25,8 @@ func NewFailures(perSecond float64, burst int) (*failures.Limit, error) {
 	return failures.New(rate.Limit(perSecond), burst), nil
 }
 
-// CheckFailures returns a *ThrottledError if addr has failed too often. A nil limit is none.
+// CheckFailures returns a *ThrottledError if addr has failed too often. A nil limit
+// permits everything.
 func CheckFailures(limit *failures.Limit, addr netip.Addr) error {
 	if limit == nil {
 		return nil

@@ -1,6 +1,6 @@
 // Package browsertest has the tests of keystore/console in a real browser: a walk through all
 // pages, with scripts and without, by mouse and by keyboard, the checks of axe-core, and
-// screenshots. The package is a module of its own, because its dependencies drive browsers.
+// screenshots. The package is a separate module, because its dependencies drive browsers.
 //
 // The tests start Chromium, and skip loudly without it: install the Debian package chromium. The
 // variable CHROMIUM names another program. The checks of axe-core need the path in the variable
@@ -12,7 +12,7 @@
 // A violation of the content security policy, an error in the console of the browser, a request
 // that fails, and a request to another host fail the test that has opened the page.
 //
-// To write the screenshots of the documentation anew, and to look at them:
+// To write the screenshots of the documentation again, and to look at them:
 //
 //	go test -run Pages -screenshots screenshots
 package browsertest

@@ -36,7 +36,7 @@ func New(limit rate.Limit, burst int) *Limit {
 	return &Limit{limit: limit, burst: burst, lru: lru}
 }
 
-// Network returns what stands for one caller: the network of 64 bits for an IPv6 address, the
+// Network returns what counts as one caller: the network of 64 bits for an IPv6 address, the
 // address itself for IPv4, and the zero Addr for callers without a known address.
 func Network(addr netip.Addr) netip.Addr {
 	if addr.Is6() {

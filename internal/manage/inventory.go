@@ -11,7 +11,7 @@ import (
 )
 
 // An Inventory counts the keys of a store. A count reads all keys, so an Inventory keeps the last
-// count for a while: see NewInventory. Each count runs in a goroutine of its own, which ends with
+// count for a while: see NewInventory. Each count runs in a separate goroutine, which ends with
 // the count, or when the store is closed. An Inventory is safe for concurrent use.
 type Inventory struct {
 	store *keystore.Store

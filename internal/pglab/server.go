@@ -22,7 +22,7 @@ const Superuser = "postgres"
 // patience is the longest time for which a test waits for a server.
 const patience = time.Minute
 
-// A TB is what the package needs of a testing.TB. A program that is not a test has a TB of its own.
+// A TB is what the package needs of a testing.TB. A program that is not a test has another TB.
 // Fatal, Fatalf and Skip do not return.
 type TB interface {
 	Helper()

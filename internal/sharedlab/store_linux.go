@@ -38,8 +38,8 @@ type storeSettings struct {
 	Wrong     string // of wrongs; "" is the right protocol
 }
 
-// The work of one store process. While others fail, most revokers wait: each for a barrier, or for
-// the engine. So many of them make a few revocations a second.
+// The work of one store process. While faults are injected, most revokers wait for a barrier, or
+// for the engine. The number of revokers is therefore large.
 const (
 	callers     = 8  // goroutines that make calls
 	talkers     = 8  // open streams

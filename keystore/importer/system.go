@@ -23,7 +23,7 @@ func Systems() []System {
 	return []System{AWS(), BetterAuth(), DRF(), FlaskAPIKey(), Kong(), Plain(), Sanctum(), Unkey()}
 }
 
-// Named returns the system with a Name. If there is none, ok is false.
+// Named returns the system with a Name. If no system has the Name, ok is false.
 func Named(name string) (s System, ok bool) {
 	all := Systems()
 	i := slices.IndexFunc(all, func(s System) bool { return s.name == name })

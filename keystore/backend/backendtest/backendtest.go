@@ -827,7 +827,7 @@ func requireEntry(t require.TestingT, b backend.Backend, key, value string, revi
 	require.Equal(t, revision, e.Revision)
 }
 
-// entry returns an expected entry. The revision 0 means that there is none.
+// entry returns an expected entry. The revision 0 means that there is no entry.
 func entry(key, value string, revision uint64) backend.Entry {
 	return backend.Entry{Key: []byte(key), Value: []byte(value), Revision: revision}
 }

@@ -76,7 +76,8 @@ type resetter struct {
 	last time.Time // guarded by mu
 }
 
-func (r *resetter) reset() {
+// reset reports whether it has closed the connections.
+func (r *resetter) reset() bool {
 	r.mu.Lock()
 	due := time.Since(r.last) > resetPause
 	if due {
@@ -85,6 +86,19 @@ func (r *resetter) reset() {
 	r.mu.Unlock()
 	if due {
 		r.pool.Reset()
+	}
+	return due
+}
+
+// isBehind notes that a read has reached a server without changes that a feed has delivered. Other
+// connections of the pool may lead to the same server. Or else the feed has remained on a primary
+// that was deposed: such a primary shows changes that are on no standby once the wait for the
+// standby is canceled. So the feeds end too, and continue with other connections, which find out
+// whether these changes are lost.
+func (b *Backend) isBehind() {
+	b.reads.reset()
+	if b.feeds.reset() {
+		b.moves.Add(1)
 	}
 }
 

@@ -40,8 +40,12 @@ func (b *Backend) Feed(
 	}
 }
 
-// errStopped ends a feed because the caller has ended the loop.
-var errStopped = errors.New("the caller has ended the loop")
+var (
+	// errStopped ends a feed because the caller has ended the loop.
+	errStopped = errors.New("the caller has ended the loop")
+	// errMoved ends a feed because a read has reached another server.
+	errMoved = errors.New("the connection of the feed may lead to a server that was replaced")
+)
 
 // A feed is one loop over a Feed.
 type feed struct {
@@ -51,6 +55,7 @@ type feed struct {
 	at         backend.Position // the feed has passed everything up to here; 0: not begun
 	tag        tag              // of at
 	generation uint64           // of at
+	moves      uint64           // of the Backend, when the feed began
 	yield      func(backend.Batch, error) bool
 	conn       *pgx.Conn
 }
@@ -63,6 +68,7 @@ func (f *feed) run() error {
 	}
 	defer stop()
 	resumes := f.at != 0
+	f.moves = f.Backend.moves.Load()
 	if f.generation, _, _ = f.history.now(); resumes {
 		var ok bool
 		if f.tag, f.generation, ok = f.history.recall(f.at); !ok {
@@ -85,6 +91,9 @@ func (f *feed) run() error {
 		n, err := f.page(ctx)
 		if err != nil {
 			return err
+		}
+		if f.Backend.moves.Load() != f.moves {
+			return f.wrap(f.caller, "feed", errMoved)
 		}
 		if n == 0 && !state.notified {
 			if err := f.wait(ctx); err != nil {

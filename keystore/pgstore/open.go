@@ -52,7 +52,7 @@ func Open(
 	if b.own, err = b.newOwnPool(); err != nil {
 		return nil, b.explain("open", err)
 	}
-	b.reads.pool, b.writes.pool = b.pool, b.own
+	b.reads.pool, b.writes.pool, b.feeds.pool = b.pool, b.own, b.own
 	if err := b.open(ctx); err != nil {
 		b.cancel()
 		b.own.Close()

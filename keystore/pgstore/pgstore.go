@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -38,7 +39,9 @@ type Backend struct {
 	closing sync.Mutex // guards closed, and the Add of calls
 	closed  bool
 
-	reads, writes resetter // of pool and of own
+	reads, writes resetter      // of pool and of own
+	feeds         resetter      // of own
+	moves         atomic.Uint64 // a feed with an earlier number ends
 
 	committer committer
 	history   history

@@ -172,7 +172,7 @@ func (b *Backend) read(ctx context.Context, do func(querier, *state) error) erro
 		return err
 	}
 	if err := s.check(); err != nil {
-		b.reads.reset() // other connections of the pool may lead to the same server
+		b.isBehind()
 		return err
 	}
 	if b.unreplicated || s.isReplicated() {
@@ -226,6 +226,7 @@ func (b *Backend) tryConfirm(
 				return errors.New("synchronous_standby_names is empty: " + adviceUnreplicated)
 			}
 			if err := s.check(); err != nil {
+				b.isBehind()
 				return err
 			}
 			// Without a write, the commit would wait for nothing.

@@ -216,6 +216,43 @@ func TestChangeOfADeposedPrimary(t *testing.T) {
 	old.Crash()
 }
 
+// A feed has remained on a deposed primary, and has delivered a change that the standby never
+// received. Reads reach the new primary, which does not have this change. The feed ends, and the
+// next feed notices that the change is lost. So the reads continue although the old primary lives.
+func TestFeedOfADeposedPrimary(t *testing.T) {
+	t.Parallel()
+	old, standby := startPair(t)
+	pool := newPool(t, both(standby, old))
+	b := open(t, pool, "apikeys", nil)
+	last := open(t, newPool(t, old.URL()), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	require.NoError(t, put(ctx, b, "kept", 0))
+	feed := read(ctx, b, 0)
+	feed.next(t)
+
+	standby.Promote(t)
+	standby.Standby(t, "b2")
+	standby.Replicate(t, "b2")
+	impatient, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- put(impatient, last, "lost", 0) }()
+	old.Await(t, "select count(*) from pg_stat_activity where wait_event = 'SyncRep'", "1")
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+	lost := feed.next(t)
+	require.Equal(t, "lost", string(lost.Changes[0].Key), "the feed is on the old primary")
+
+	pool.Reset()
+	_, err := b.Get(ctx, []byte("kept"))
+	require.ErrorContains(t, err, "the server has the changes up to position")
+	require.NotErrorIs(t, feed.fails(t), backend.ErrGap)
+	require.ErrorIs(t, read(ctx, b, lost.Position).fails(t), backend.ErrGap)
+	_, err = b.Get(ctx, []byte("kept"))
+	require.NoError(t, err)
+	read(ctx, b, 0).next(t)
+	old.Crash()
+}
+
 // A reader reads a feed of all keys.
 type reader struct {
 	batches chan backend.Batch

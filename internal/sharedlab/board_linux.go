@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -168,9 +167,8 @@ func (w window) overlaps(began, ended int64) bool {
 	return began != 0 && began <= w.to && (ended == 0 || ended >= w.from)
 }
 
-// violations returns what contradicts the guarantees, except for changes that were lost, and for
-// denials of keys that were hidden.
-func (b *board) violations(lost, hidden []window) (found []violation) {
+// violations returns what contradicts the guarantees, except for changes in the windows.
+func (b *board) violations(lost []window) (found []violation) {
 	for n := range b.used() {
 		s := &b.slots[n]
 		if s.ready.Load() == 0 || s.isLost(lost) {
@@ -194,7 +192,7 @@ func (b *board) violations(lost, hidden []window) (found []violation) {
 					}
 				}
 			}
-			if seen.denied.Load() != 0 && !isHidden(hidden, s) {
+			if seen.denied.Load() != 0 {
 				note(deniedGood, &seen.denied)
 			}
 			if seen.stale.Load() != 0 {
@@ -203,13 +201,6 @@ func (b *board) violations(lost, hidden []window) (found []violation) {
 		}
 	}
 	return found
-}
-
-// isHidden reports whether a process may not have found the key.
-func isHidden(hidden []window, s *slot) bool {
-	return slices.ContainsFunc(hidden, func(w window) bool {
-		return w.overlaps(s.began.Load(), s.ready.Load())
-	})
 }
 
 // isLost reports whether a change of the key may have been lost.

@@ -43,7 +43,6 @@ type chaos struct {
 	rows    map[string]*row
 	history []injection
 	lost    []window
-	hidden  []window
 	failed  error // the laboratory has failed
 }
 
@@ -220,9 +219,6 @@ func (c *chaos) inject(ctx context.Context, f Fault) error {
 	if f.Loses {
 		c.lost = append(c.lost, window{from, to})
 	}
-	if f.Hides {
-		c.hidden = append(c.hidden, window{from, to})
-	}
 	return nil
 }
 
@@ -278,7 +274,7 @@ func (c *chaos) run(
 		})
 	}
 	next := 0
-	for ctx.Err() == nil && len(c.board.violations(c.lost, c.hidden)) == 0 {
+	for ctx.Err() == nil && len(c.board.violations(c.lost)) == 0 {
 		pauseFor(ctx, time.Second)
 		if len(engineFaults) == 0 || ctx.Err() != nil {
 			continue
@@ -300,7 +296,7 @@ func (c *chaos) run(
 	cancel()
 	all.Wait()
 	require.NoError(c.t, c.failed)
-	return c.board.violations(c.lost, c.hidden)
+	return c.board.violations(c.lost)
 }
 
 // finish requires that all processes come back without help, and end in order.
@@ -441,7 +437,7 @@ func testChaos(t *testing.T, lab Engine) {
 	violations := c.run(*chaosFor, lab.Faults(t), (*storeProcess).faults)
 	if len(violations) == 0 {
 		c.finish()
-		violations = c.board.violations(c.lost, c.hidden)
+		violations = c.board.violations(c.lost)
 	}
 	c.report(violations)
 	seen := c.tally()

@@ -32,9 +32,6 @@ type Fault struct {
 	// Loses says that the fault loses changes that were confirmed while Inject ran, such as the
 	// restore of an old snapshot. Nothing is required of these changes.
 	Loses bool
-	// Hides says that a process may not find a key that was created while Inject ran. Such a process
-	// denies the key.
-	Hides bool
 }
 
 // openers open a store in a process, by the name of the engine. An opener gets an address for each

@@ -83,10 +83,10 @@ func (p *Postgres) Faults(t testing.TB) []Fault {
 			p.failOver(t)
 			return nil
 		}},
-		// A process that still reaches the old primary looks there for keys, until its gate closes.
-		{Name: "promotion, the old primary alive", Hides: true,
-			Inject: func(ctx context.Context) error { return p.depose(ctx, t, "select 1") }},
-		{Name: "promotion, the old primary alive, canceled waits", Hides: true,
+		{Name: "promotion, the old primary alive", Inject: func(ctx context.Context) error {
+			return p.depose(ctx, t, "select 1")
+		}},
+		{Name: "promotion, the old primary alive, canceled waits",
 			Inject: func(ctx context.Context) error { return p.depose(ctx, t, cancelWaits) }},
 		{Name: "restore of a backup", Loses: true, Inject: func(ctx context.Context) error {
 			p.spare.Backup(t, p.primary)

@@ -23,8 +23,10 @@
 // while the setting is empty, every change fails. Only a standby that the server waits for may be
 // promoted. The old primary, if it is still alive, then confirms no change any more, so its
 // processes refuse every call after at most Options.Freshness of package keystore. Until then, such
-// a process admits no key that was revoked, and denies a key that was created on the new primary,
-// because the old primary does not have the key.
+// a process admits no key that was revoked. Such a process may deny a key that was disabled, and
+// then enabled on the new primary. A key that the old primary does not have is not denied: before
+// Get returns backend.ErrNotFound, a commit shows that the server is still the primary. Calls that
+// run at the same time share the commit.
 //
 // Options.Unreplicated allows a server that no standby replaces. If a standby is promoted all the
 // same, revocations that have returned may be lost, and processes that still reach the old primary

@@ -44,6 +44,7 @@ type Backend struct {
 	moves         atomic.Uint64 // a feed with an earlier number ends
 
 	committer committer
+	absence   absence
 	history   history
 }
 

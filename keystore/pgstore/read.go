@@ -14,7 +14,8 @@ import (
 // pageEntries is the largest number of entries that one request of a scan reads.
 const pageEntries = 256
 
-// Get implements backend.Backend.
+// Get implements backend.Backend. Before Get returns ErrNotFound, Get waits for a commit: see
+// absence.
 func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	joined, end, err := b.begin(ctx)
 	if err != nil {
@@ -32,7 +33,7 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 			return backend.Entry{}, b.wrap(ctx, "read", err)
 		}
 		if s.shows(m, b.unreplicated) {
-			return b.found(key, value, revision)
+			return b.found(joined, key, value, revision)
 		}
 	}
 	err = b.read(joined, func(q querier, s *state) error {
@@ -42,15 +43,24 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	if err != nil {
 		return backend.Entry{}, b.wrap(ctx, "read", err)
 	}
-	return b.found(key, value, revision)
+	return b.found(joined, key, value, revision)
 }
 
 // found is entry for a key that may have no entry.
-func (b *Backend) found(key, value []byte, revision *int64) (backend.Entry, error) {
-	if revision == nil {
+func (b *Backend) found(
+	ctx context.Context, key, value []byte, revision *int64,
+) (backend.Entry, error) {
+	switch {
+	case revision != nil:
+		return b.entry(key, value, *revision)
+	case b.unreplicated:
 		return backend.Entry{}, backend.ErrNotFound
 	}
-	return b.entry(key, value, *revision)
+	e, err := b.confirmAbsent(ctx, key)
+	if err != nil && !errors.Is(err, backend.ErrNotFound) && !errors.Is(err, backend.ErrCorrupt) {
+		err = b.wrap(ctx, "read", err)
+	}
+	return e, err
 }
 
 // shows reports whether the row of the log at m is enough to accept the read of one entry: the

@@ -253,6 +253,58 @@ func TestFeedOfADeposedPrimary(t *testing.T) {
 	old.Crash()
 }
 
+// A store that still reaches a deposed primary does not report a missing entry: the new primary may
+// have the entry.
+func TestMissingEntryOnADeposedPrimary(t *testing.T) {
+	t.Parallel()
+	old, standby := startPair(t)
+	left := open(t, newPool(t, old.URL()), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	_, err := left.Get(ctx, []byte("k"))
+	require.ErrorIs(t, err, backend.ErrNotFound)
+
+	standby.Promote(t)
+	standby.Standby(t, "b2")
+	standby.Replicate(t, "b2")
+	moved := open(t, newPool(t, standby.URL()), "apikeys", nil)
+	require.NoError(t, put(ctx, moved, "k", 0))
+	_, err = left.Get(within(t, 300*time.Millisecond), []byte("k"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = moved.Get(ctx, []byte("other"))
+	require.ErrorIs(t, err, backend.ErrNotFound)
+	old.Crash()
+}
+
+// Reads of many missing entries share a commit, so callers that guess keys cost little. A caller
+// that leaves delays no other caller.
+func TestManyMissingEntries(t *testing.T) {
+	t.Parallel()
+	primary, standby := startPair(t)
+	b := open(t, newPool(t, primary.URL()), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	require.NoError(t, put(ctx, b, "k", 0))
+	require.NoError(t, standby.Pause())
+	const readers = 200
+	done := make(chan error, readers)
+	for n := range readers {
+		go func() {
+			_, err := b.Get(ctx, fmt.Append(nil, "missing ", n))
+			done <- err
+		}()
+	}
+	const waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
+	primary.Await(t, waits, "1")
+	_, err := b.Get(within(t, 300*time.Millisecond), []byte("missing"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = b.Get(ctx, []byte("k"))
+	require.NoError(t, err, "an entry that exists is not delayed")
+	require.Equal(t, "1", primary.Exec(t, waits), "%d reads have several commits", readers)
+	require.NoError(t, standby.Resume())
+	for range readers {
+		require.ErrorIs(t, <-done, backend.ErrNotFound)
+	}
+}
+
 // A reader reads a feed of all keys.
 type reader struct {
 	batches chan backend.Batch

@@ -66,7 +66,7 @@ func checkSchema(schema string) error {
 // statements are the SQL of a Backend, with the name of the schema.
 type statements struct {
 	migrate, version, rights, apply            string
-	getSoon, get, getAll                       string
+	getSoon, get, getAll, present              string
 	scan                                       string
 	mark, snapshot, snapshotTo                 string
 	listen, feedStart, feedPage, feedPositions string
@@ -124,6 +124,7 @@ func newStatements(schema string) statements {
 			"where n.nspname = @name@ and p.proname in ('apply', 'page')), false)"),
 		apply: fill("select failed, at, tag from " +
 			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+		present: fill("select key, value, revision from @schema@.entry where key = any($1)"),
 		// getSoon reads two rows, and usually shows enough: see state.shows.
 		getSoon: fill("select pg_is_in_recovery(), " + known + ", e.value, e.revision, e.position " +
 			"from (select) one left join @schema@.entry e on e.key = $2"),

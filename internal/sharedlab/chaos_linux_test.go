@@ -19,8 +19,8 @@ import (
 )
 
 var (
-	chaosFor       = flag.Duration("duration", 20*time.Second, "how long TestChaos injects faults")
-	chaosFreshness = flag.Duration("freshness", 400*time.Millisecond, "D of TestChaos")
+	chaosFor       = flag.Duration("duration", 15*time.Second, "how long TestChaos injects faults")
+	chaosFreshness = flag.Duration("freshness", time.Second, "D of TestChaos")
 	chaosEngine    = flag.String("engine", "", "the only engine of TestChaos and TestChaosCatches: "+
 		"etcd or postgres; if empty, both, one after the other")
 )

@@ -92,6 +92,7 @@ func move(t *testing.T, engine backend.Backend) {
 	revoked, late := create(before, "revoked"), create(before, "revoked too late")
 
 	// A client uses a key of the old service during the move.
+	token := kept[0].Secret.Reveal()
 	stop, refused := make(chan struct{}), make(chan error, 1)
 	go func() {
 		for {
@@ -101,7 +102,7 @@ func move(t *testing.T, engine backend.Backend) {
 				return
 			case <-time.After(time.Millisecond):
 			}
-			if _, err := before.Verify(ctx, kept[0].Secret.Reveal()); err != nil {
+			if _, err := before.Verify(ctx, token); err != nil {
 				refused <- err
 				return
 			}

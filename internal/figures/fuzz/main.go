@@ -126,7 +126,8 @@ func (t target) command() string {
 	return fmt.Sprintf("go run ./internal/figures/fuzz -time %v -only '^%s$'", *duration, t.name)
 }
 
-// fuzz runs the target, and copies the output.
+// fuzz runs the target, and copies the output. The output of a run that was only late is left out,
+// except for its progress: the output says FAIL.
 func (t target) fuzz() (result, error) {
 	cmd := exec.Command("go", t.args()...)
 	cmd.Stderr = os.Stderr
@@ -137,11 +138,20 @@ func (t target) fuzz() (result, error) {
 	if err := cmd.Start(); err != nil {
 		return result{}, err
 	}
-	r, err := parse(io.TeeReader(out, os.Stdout))
+	var rest []string
+	r, err := parse(out, func(line string) {
+		if strings.HasPrefix(line, "fuzz: ") {
+			fmt.Println(line)
+		} else {
+			rest = append(rest, line)
+		}
+	})
 	failed := cmd.Wait()
-	if r.late && r.finding == "" {
-		failed = nil
+	if failed != nil && r.late && r.finding == "" {
+		fmt.Println("fuzz: the time has ended")
+		return r, err
 	}
+	fmt.Println(strings.Join(rest, "\n"))
 	return r, cmp.Or(failed, err)
 }
 
@@ -167,11 +177,12 @@ var (
 	failure  = regexp.MustCompile(`^\s*Failing input written to (\S+)`)
 )
 
-// parse reads the output of go test to its end.
-func parse(output io.Reader) (r result, err error) {
+// parse reads the output of go test to its end, and gives each line to show.
+func parse(output io.Reader, show func(line string)) (r result, err error) {
 	lines := bufio.NewScanner(output)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
+		show(lines.Text())
 		if m := progress.FindStringSubmatch(lines.Text()); m != nil {
 			r.executions, _ = strconv.Atoi(m[1])
 		}

@@ -55,13 +55,14 @@ FAIL
 `,
 		"0 executions, no finding": "",
 	} {
-		r, err := parse(strings.NewReader(output))
+		r, err := parse(strings.NewReader(output), func(string) {})
 		require.NoError(t, err)
 		require.Equal(t, want, r.String())
 		require.False(t, r.late)
 	}
-	r, err := parse(strings.NewReader("fuzz: elapsed: 20s, execs: 7 (1/sec)\n" +
-		"--- FAIL: FuzzParse (20.13s)\n    context deadline exceeded\nFAIL\n"))
+	r, err := parse(strings.NewReader("fuzz: elapsed: 20s, execs: 7 (1/sec)\n"+
+		"--- FAIL: FuzzParse (20.13s)\n    context deadline exceeded\nFAIL\n"),
+		func(string) {})
 	require.NoError(t, err)
 	require.Equal(t, result{executions: 7, late: true}, r)
 }

@@ -126,7 +126,7 @@ func (b *Backend) answer(q *question) {
 		var revision int64
 		_, err = pgx.ForEachRow(rows, []any{&key, &value, &revision}, func() error {
 			q.found[string(key)] = backend.Entry{Value: value, Revision: uint64(revision)}
-			value = nil // the next row gets a buffer of its own
+			value = nil // the next row gets another buffer
 			return nil
 		})
 		return err

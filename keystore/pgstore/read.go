@@ -71,7 +71,9 @@ func (s *state) shows(m mark, unreplicated bool) bool {
 		(unreplicated || s.written != nil && backend.Position(*s.written) <= m.at)
 }
 
-// GetAll implements backend.AllGetter. GetAll is one round trip.
+// GetAll implements backend.AllGetter. GetAll is one round trip. Unlike Get, GetAll does not confirm
+// that an entry is missing: on a deposed primary, an entry of the new primary may be missing, as in
+// a Scan. No decision about a caller depends on GetAll.
 func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
 	if len(keys) > backend.MaxChanges {
 		return nil, fmt.Errorf("pgstore: read %d keys at once: at most %d are allowed", len(keys),

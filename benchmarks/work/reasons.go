@@ -1,9 +1,9 @@
 package work
 
 // Reasons explains each goal that is not reached, by the ID of the goal, or by the engine, a slash
-// and the ID: what the profile shows,
-// and why nothing is changed. An entry is removed once its goal is reached, unless noise decides
-// whether the goal is reached. The report prints the reason with the figure.
+// and the ID: what the profile shows, and why nothing is changed. An entry is removed once its goal
+// is reached, unless noise decides whether the goal is reached. The report prints the reason with
+// the figure.
 var Reasons = map[string]string{
 	"miss": "the difference is within the noise: the middle half of the rounds lies on both " +
 		"sides of the goal, and another run reached 1.93 ×. Of a miss, the read is more than half. " +

@@ -107,7 +107,7 @@ func (c *call) noneSelected() error {
 	return out.close()
 }
 
-// batchOf calls f for each answer of a batch.
+// batchOf calls f for each response of a batch.
 func (c *call) batchOf(
 	ctx context.Context, request *adminpb.BatchRevokeKeysRequest,
 	f func(*adminpb.BatchRevokeKeysResponse) error,
@@ -135,7 +135,7 @@ func (c *call) preview(ctx context.Context, request *adminpb.BatchRevokeKeysRequ
 	request.ValidateOnly = true
 	out := c.out.list()
 	err := c.batchOf(ctx, request, func(r *adminpb.BatchRevokeKeysResponse) error {
-		return out.add(keyOf(r.Key))
+		return out.addKeys(r.Keys)
 	})
 	err = errors.Join(err, out.close())
 	if err == nil {
@@ -157,8 +157,10 @@ func (c *call) selection(
 	request.ValidateOnly = true
 	defer func() { request.ValidateOnly = false }()
 	err := c.batchOf(ctx, request, func(r *adminpb.BatchRevokeKeysResponse) error {
-		s.keys++
-		s.owners[r.Key.GetOwner()]++
+		s.keys = r.Done
+		for _, k := range r.Keys {
+			s.owners[k.Owner]++
+		}
 		return nil
 	})
 	return s, err
@@ -209,7 +211,7 @@ func (c *call) revokeBatch(ctx context.Context, request *adminpb.BatchRevokeKeys
 		if c.out.format == formatTable {
 			return nil
 		}
-		return out.add(keyOf(r.Key))
+		return out.addKeys(r.Keys)
 	})
 	bar.end()
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 )
 
 // The formats of -o.
@@ -145,6 +147,15 @@ func (l *list) add(r record) (err error) {
 		}
 		return nil
 	}
+}
+
+func (l *list) addKeys(keys []*adminpb.Key) error {
+	for _, m := range keys {
+		if err := l.add(keyOf(m)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // addSaid adds a record with the sentence about it.

@@ -70,30 +70,57 @@ func errSelection(expected, found int64) error {
 func (b *batchRevocation) preview(show bool) error {
 	ctx, cancel := context.WithCancel(b.ctx)
 	defer cancel()
-	n, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, &keystore.RevokeAllOptions{
-		All: b.request.All, DryRun: true,
-		Progress: func(k *keystore.Key, done int) {
-			if show && b.send(k, done) != nil {
-				cancel()
-			}
-		},
-	})
+	opts := &keystore.RevokeAllOptions{All: b.request.All, DryRun: true}
+	if show {
+		keys, finish := b.sender(cancel)
+		defer finish()
+		opts.Progress = func(k *keystore.Key, _ int) { keys <- k }
+	}
+	n, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, opts)
 	if e := b.request.Expected; err == nil && e != nil && int64(n) > *e {
 		err = errSelection(*e, int64(n))
 	}
 	return err
 }
 
-func (b *batchRevocation) send(k *keystore.Key, done int) error {
-	return b.stream.Send(&adminpb.BatchRevokeKeysResponse{
-		Key: keyProto(k), Done: int64(done), Total: b.request.GetExpected()})
-}
-
-// maxUnsent is how many revoked keys wait to be sent. Then a slow client delays the revocation.
+// maxUnsent is how many keys wait to be sent. Then a slow client delays the revocation.
 const maxUnsent = 1024
 
-// revoke revokes the selected keys, and sends each revoked key. A goroutine sends, so that the
-// store writes in the meantime.
+// sender starts a goroutine that sends keys to the client, and returns the channel for the keys.
+// The store writes in the meantime. A response has the keys that are ready, so that no key waits
+// for the next key, and a fast revocation takes few responses. If the client has gone, the goroutine
+// calls gone, and discards the keys. finish waits until all keys are sent.
+func (b *batchRevocation) sender(gone func()) (keys chan<- *keystore.Key, finish func()) {
+	ready := make(chan *keystore.Key, maxUnsent)
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		done := int64(0)
+		for key := range ready {
+			r := &adminpb.BatchRevokeKeysResponse{Total: b.request.GetExpected()}
+			for more := true; more; {
+				r.Keys = append(r.Keys, keyProto(key))
+				if len(r.Keys) == maxBatch {
+					break
+				}
+				select {
+				case key, more = <-ready:
+				default:
+					more = false
+				}
+			}
+			done += int64(len(r.Keys))
+			r.Done = done
+			if b.stream.Send(r) != nil {
+				gone()
+				for range ready {
+				}
+			}
+		}
+	})
+	return ready, func() { close(ready); sender.Wait() }
+}
+
+// revoke revokes the selected keys, and sends the revoked keys.
 //
 // If the client goes, or the caller's key no longer permits the call, revoke stops, and the client
 // can repeat the call. But if revoke itself has revoked the caller's key, no call with the key
@@ -107,25 +134,14 @@ func (b *batchRevocation) revoke() error {
 		}
 	})
 	defer stop()
-	type revoked struct {
-		key  *keystore.Key
-		done int
-	}
-	unsent := make(chan revoked, maxUnsent)
-	var sender sync.WaitGroup
-	sender.Go(func() {
-		gone := false
-		for r := range unsent {
-			gone = gone || b.send(r.key, r.done) != nil
-		}
-	})
+	// b.ctx has ended, or ends soon, if the client has gone.
+	keys, finish := b.sender(func() {})
+	defer finish()
 	_, err := b.store.RevokeAll(ctx, b.query, b.request.Reason, &keystore.RevokeAllOptions{
 		All:      b.request.All,
 		AtMost:   int(min(b.request.GetExpected(), math.MaxInt)),
-		Progress: func(k *keystore.Key, done int) { unsent <- revoked{k, done} },
+		Progress: func(k *keystore.Key, _ int) { keys <- k },
 	})
-	close(unsent)
-	sender.Wait()
 	var excess *keystore.SelectionError
 	if errors.As(err, &excess) {
 		err = errSelection(b.request.GetExpected(), int64(excess.Selected))

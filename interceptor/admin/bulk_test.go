@@ -1,10 +1,13 @@
 package admin_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -15,13 +18,14 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
-// batchRevoke returns the responses and the error of BatchRevokeKeys.
+// batchRevoke returns the keys that BatchRevokeKeys sends, and the error.
 func batchRevoke(
 	t testing.TB, c clients, r *adminpb.BatchRevokeKeysRequest,
-) (all []*adminpb.BatchRevokeKeysResponse, err error) {
+) (all []*adminpb.Key, err error) {
 	t.Helper()
 	stream, err := c.BatchRevokeKeys(t.Context(), r)
 	require.NoError(t, err)
@@ -33,7 +37,11 @@ func batchRevoke(
 		if err != nil {
 			return all, err
 		}
-		all = append(all, m)
+		require.NotEmpty(t, m.Keys)
+		require.LessOrEqual(t, len(m.Keys), 64)
+		all = append(all, m.Keys...)
+		require.EqualValues(t, len(all), m.Done)
+		require.Equal(t, r.GetExpected(), m.Total)
 	}
 }
 
@@ -60,19 +68,17 @@ func TestBatchRevoke(t *testing.T) {
 				}
 			}
 			filter := &adminpb.Filter{Owner: "acme"}
-			check := func(r *adminpb.BatchRevokeKeysRequest, total int64) {
+			check := func(r *adminpb.BatchRevokeKeysRequest) {
 				t.Helper()
 				got, err := batchRevoke(t, c, r)
 				require.NoError(t, err)
 				require.Len(t, got, len(acme))
-				for i, m := range got {
-					require.Equal(t, acme[i], m.Key.Name)
-					require.Equal(t, "acme", m.Key.Owner)
-					require.EqualValues(t, i+1, m.Done)
-					require.Equal(t, total, m.Total)
+				for i, key := range got {
+					require.Equal(t, acme[i], key.Name)
+					require.Equal(t, "acme", key.Owner)
 				}
 			}
-			check(&adminpb.BatchRevokeKeysRequest{Filter: filter, ValidateOnly: true}, 0)
+			check(&adminpb.BatchRevokeKeysRequest{Filter: filter, ValidateOnly: true})
 			require.Zero(t, countRevoked(t, store))
 			for _, dry := range []bool{true, false} {
 				_, err := batchRevoke(t, c, &adminpb.BatchRevokeKeysRequest{
@@ -85,7 +91,7 @@ func TestBatchRevoke(t *testing.T) {
 				Filter: filter, Expected: expect(0)})
 			requireStatus(t, err, codes.FailedPrecondition, "SELECTION_CHANGED")
 			check(&adminpb.BatchRevokeKeysRequest{
-				Filter: filter, Expected: expect(10), Reason: "left"}, 10)
+				Filter: filter, Expected: expect(10), Reason: "left"})
 			require.Equal(t, 10, countRevoked(t, store))
 			key, err := store.Get(t.Context(), strings.TrimPrefix(acme[0], "keys/"))
 			require.NoError(t, err)
@@ -268,9 +274,11 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	for err == nil {
 		var m *adminpb.BatchRevokeKeysResponse
 		if m, err = stream.Recv(); err == nil {
-			acknowledged[m.Key.Name] = true
+			for _, key := range m.Keys {
+				acknowledged[key.Name] = true
+			}
 		}
-		if len(acknowledged) == 100 {
+		if len(acknowledged) >= 100 {
 			require.NoError(t, child.cmd.Process.Kill())
 		}
 	}
@@ -282,8 +290,8 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	rest, err := batchRevoke(t, c, request)
 	require.NoError(t, err)
 	require.NotEmpty(t, rest)
-	for _, m := range rest {
-		require.False(t, acknowledged[m.Key.Name], "an acknowledged revocation was lost")
+	for _, key := range rest {
+		require.False(t, acknowledged[key.Name], "an acknowledged revocation was lost")
 	}
 	child.stop(t)
 	t.Logf("%d revocations were acknowledged before the kill, and %d were left",
@@ -297,4 +305,110 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 		events++
 	}
 	require.Equal(t, all, events, "no key was revoked twice")
+}
+
+// A holdingGate is a gate that holds the write that changes a key until release is closed, and sends
+// how many keys the write changes.
+type holdingGate struct {
+	*gate
+	key     atomic.Pointer[[]byte] // the storage key of the key
+	held    chan int
+	release chan struct{}
+}
+
+func (g *holdingGate) Apply(ctx context.Context, changes ...backend.Change) error {
+	key, keys, hold := g.key.Load(), 0, false
+	for _, c := range changes {
+		if key != nil && len(c.Key) == len(*key) && c.Key[0] == (*key)[0] {
+			keys++
+			hold = hold || bytes.Equal(c.Key, *key)
+		}
+	}
+	if hold {
+		g.held <- keys
+		<-g.release
+	}
+	return g.gate.Apply(ctx, changes...)
+}
+
+// While the last write of a revocation is under way, the client gets all keys of the other writes.
+func TestBatchRevokeHoldsNoKeyBack(t *testing.T) {
+	gate := &holdingGate{gate: newGate(), held: make(chan int), release: make(chan struct{})}
+	store, err := keystore.New(gate, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	c := newRig(t, store).local(t)
+	const all = 200 // more than one write can revoke
+	var last *keystore.Key
+	for range all {
+		last = keystoretest.MustCreate(t, store, keystore.Spec{}).Key
+	}
+	key := storageKey(t, last)
+	gate.key.Store(&key)
+	stream, err := c.BatchRevokeKeys(t.Context(), &adminpb.BatchRevokeKeysRequest{All: true})
+	require.NoError(t, err)
+	done := 0
+	receive := func(want int) {
+		t.Helper()
+		for done < want {
+			m, err := stream.Recv()
+			require.NoError(t, err)
+			done += len(m.Keys)
+			require.EqualValues(t, done, m.Done)
+		}
+		require.Equal(t, want, done)
+	}
+	held := <-gate.held
+	require.Less(t, held, all)
+	receive(all - held)
+	close(gate.release)
+	receive(all)
+	_, err = stream.Recv()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+// A client that does not read delays the revocation after some 1,400 keys, so that the server keeps
+// no more keys in memory. Then the client reads, and the revocation continues.
+func TestBatchRevokeWaitsForASlowClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := keystoretest.New(t, nil)
+		const all = 8000
+		createMany(t, store, all, keystore.Spec{Owner: "acme"})
+		operator := keystoretest.MustCreate(t, store, keystore.Spec{Scopes: []string{"keys:admin"}})
+		reads := make(chan struct{})
+		c := inBubble(t, store, operator.Key, func(ss grpc.ServerStream) grpc.ServerStream {
+			return &blockedStream{ss, reads}
+		})
+		stream, err := c.BatchRevokeKeys(t.Context(), &adminpb.BatchRevokeKeysRequest{
+			Filter: &adminpb.Filter{Owner: "acme"}})
+		require.NoError(t, err)
+		synctest.Wait()
+		revoked := countRevoked(t, store)
+		t.Logf("%d keys are revoked while the client does not read", revoked)
+		require.Greater(t, revoked, 1000)
+		require.Less(t, revoked, 2000)
+		close(reads)
+		done := 0
+		for {
+			m, err := stream.Recv()
+			if err == io.EOF {
+				break
+			}
+			require.NoError(t, err)
+			done += len(m.Keys)
+		}
+		require.Equal(t, all, done)
+		require.Equal(t, all, countRevoked(t, store))
+	})
+}
+
+// A blockedStream sends nothing until reads is closed.
+type blockedStream struct {
+	grpc.ServerStream
+	reads chan struct{}
+}
+
+func (s *blockedStream) SendMsg(m any) error {
+	<-s.reads
+	return s.ServerStream.SendMsg(m)
 }

@@ -84,9 +84,15 @@ func (g *gate) Apply(ctx context.Context, changes ...backend.Change) error {
 // damage replaces the stored record of a key by other bytes.
 func (g *gate) damage(t testing.TB, k *keystore.Key) {
 	t.Helper()
+	g.replace(t, storageKey(t, k))
+}
+
+// storageKey returns the name under which a backend has a key.
+func storageKey(t testing.TB, k *keystore.Key) []byte {
+	t.Helper()
 	id, ok := token.ParseID(k.ID)
 	require.True(t, ok)
-	g.replace(t, append([]byte{'k'}, id[:]...))
+	return append([]byte{'k'}, id[:]...)
 }
 
 // damageEvent replaces the stored event number n, from 0, by other bytes.

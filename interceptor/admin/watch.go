@@ -15,7 +15,9 @@ import (
 const (
 	// beat is the longest time between two responses of a watch.
 	beat = 30 * time.Second
-	// maxBatch is how many events a response of a watch has at most.
+	// maxBatch is how many events a response of a watch has at most, and how many keys a response
+	// of BatchRevokeKeys has. 64 of the largest keys are smaller than the largest message that
+	// gRPC clients accept.
 	maxBatch = 64
 )
 

@@ -153,33 +153,40 @@ func TestWatchOfAnEmptyStore(t *testing.T) {
 	require.Len(t, m.Events, 1)
 }
 
+// inBubble returns clients for the streams of the services, as the holder of a key. The connection
+// is in memory, so that the fake time of package synctest applies. If wrap is not nil, the services
+// get the stream that wrap returns.
+func inBubble(
+	t *testing.T, store *keystore.Store, holder *keystore.Key,
+	wrap func(grpc.ServerStream) grpc.ServerStream,
+) clients {
+	t.Helper()
+	srv, err := admin.New(store)
+	require.NoError(t, err)
+	t.Cleanup(srv.Close)
+	listener := bufconn.Listen(1 << 16)
+	server := grpc.NewServer(grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) error {
+		if wrap != nil {
+			ss = wrap(ss)
+		}
+		return next(srv, &contextStream{ss, interceptor.NewContext(ss.Context(), holder)})
+	}))
+	srv.Register(server)
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	return dial(t, "passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(dialer(listener)))
+}
+
 // While nothing happens, the stream sends an empty response every 30 seconds.
 func TestWatchBeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := keystoretest.New(t, nil)
 		issued := keystoretest.MustCreate(t, store, keystore.Spec{Scopes: []string{"keys:read"}})
-		srv, err := admin.New(store)
-		require.NoError(t, err)
-		defer srv.Close()
-		listener := bufconn.Listen(1 << 16)
-		as := interceptor.NewContext
-		server := grpc.NewServer(grpc.ChainStreamInterceptor(func(
-			srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
-		) error {
-			return next(srv, &contextStream{ss, as(ss.Context(), issued.Key)})
-		}))
-		srv.Register(server)
-		go server.Serve(listener)
-		defer server.Stop()
-		conn, err := grpc.NewClient("passthrough:bufconn",
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(dialer(listener)))
-		require.NoError(t, err)
-		defer conn.Close()
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		watch, err := adminpb.NewKeyServiceClient(conn).WatchEvents(ctx,
-			&adminpb.WatchEventsRequest{})
+		c := inBubble(t, store, issued.Key, nil)
+		watch, err := c.WatchEvents(t.Context(), &adminpb.WatchEventsRequest{})
 		require.NoError(t, err)
 		first, err := watch.Recv()
 		require.NoError(t, err)

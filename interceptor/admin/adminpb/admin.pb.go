@@ -2091,12 +2091,14 @@ func (x *BatchRevokeKeysRequest) GetExpected() int64 {
 	return 0
 }
 
-// BatchRevokeKeysResponse is one key that was revoked, or that validate_only would revoke.
+// BatchRevokeKeysResponse has the next keys that were revoked, or that validate_only would revoke.
+// The server does not wait for more keys before it sends a response.
 type BatchRevokeKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key, as it was when it was selected or revoked, without live_streams and last_use_time.
-	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The number of keys so far, with this key.
+	// The keys, at least 1 and at most 64. Each key is as it was when it was selected or revoked,
+	// without live_streams and last_use_time.
+	Keys []*Key `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// The number of keys so far, with these keys.
 	Done int64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
 	// The largest number of keys that the call revokes: expected of the request. Otherwise 0.
 	Total         int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
@@ -2134,9 +2136,9 @@ func (*BatchRevokeKeysResponse) Descriptor() ([]byte, []int) {
 	return file_grpcapikey_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
-func (x *BatchRevokeKeysResponse) GetKey() *Key {
+func (x *BatchRevokeKeysResponse) GetKeys() []*Key {
 	if x != nil {
-		return x.Key
+		return x.Keys
 	}
 	return nil
 }
@@ -3272,9 +3274,9 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
 	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12\x1f\n" +
 	"\bexpected\x18\x05 \x01(\x03H\x00R\bexpected\x88\x01\x01B\v\n" +
-	"\t_expected\"o\n" +
-	"\x17BatchRevokeKeysResponse\x12*\n" +
-	"\x03key\x18\x01 \x01(\v2\x18.grpcapikey.admin.v1.KeyR\x03key\x12\x12\n" +
+	"\t_expected\"q\n" +
+	"\x17BatchRevokeKeysResponse\x12,\n" +
+	"\x04keys\x18\x01 \x03(\v2\x18.grpcapikey.admin.v1.KeyR\x04keys\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\"\xc0\x02\n" +
 	"\x05Event\x12\x16\n" +
@@ -3496,7 +3498,7 @@ var file_grpcapikey_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 32: grpcapikey.admin.v1.AddCreditsResponse.key:type_name -> grpcapikey.admin.v1.Key
 	1,  // 33: grpcapikey.admin.v1.LookupKeyResponse.key:type_name -> grpcapikey.admin.v1.Key
 	5,  // 34: grpcapikey.admin.v1.BatchRevokeKeysRequest.filter:type_name -> grpcapikey.admin.v1.Filter
-	1,  // 35: grpcapikey.admin.v1.BatchRevokeKeysResponse.key:type_name -> grpcapikey.admin.v1.Key
+	1,  // 35: grpcapikey.admin.v1.BatchRevokeKeysResponse.keys:type_name -> grpcapikey.admin.v1.Key
 	50, // 36: grpcapikey.admin.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 37: grpcapikey.admin.v1.Event.credits_before:type_name -> grpcapikey.admin.v1.Credits
 	2,  // 38: grpcapikey.admin.v1.Event.credits:type_name -> grpcapikey.admin.v1.Credits

@@ -82,9 +82,10 @@ type KeyServiceClient interface {
 	AddCredits(ctx context.Context, in *AddCreditsRequest, opts ...grpc.CallOption) (*AddCreditsResponse, error)
 	// LookupKey returns the key of a token, and why the token is refused. The scope is keys:read.
 	LookupKey(ctx context.Context, in *LookupKeyRequest, opts ...grpc.CallOption) (*LookupKeyResponse, error)
-	// BatchRevokeKeys revokes all keys that a filter selects, and sends each key after the key is
-	// revoked. After an error, some of the keys are revoked: call BatchRevokeKeys again for the rest.
-	// The scope is keys:admin.
+	// BatchRevokeKeys revokes all keys that a filter selects, and sends the keys after they are
+	// revoked. After an error, or if the caller ends the call, some of the keys are revoked: call
+	// BatchRevokeKeys again for the rest. If the caller does not read, the server revokes about
+	// 2,000 more keys, and then waits for the caller. The scope is keys:admin.
 	BatchRevokeKeys(ctx context.Context, in *BatchRevokeKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BatchRevokeKeysResponse], error)
 	// ListEvents returns the changes of keys, page by page. The scope is keys:read.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
@@ -295,9 +296,10 @@ type KeyServiceServer interface {
 	AddCredits(context.Context, *AddCreditsRequest) (*AddCreditsResponse, error)
 	// LookupKey returns the key of a token, and why the token is refused. The scope is keys:read.
 	LookupKey(context.Context, *LookupKeyRequest) (*LookupKeyResponse, error)
-	// BatchRevokeKeys revokes all keys that a filter selects, and sends each key after the key is
-	// revoked. After an error, some of the keys are revoked: call BatchRevokeKeys again for the rest.
-	// The scope is keys:admin.
+	// BatchRevokeKeys revokes all keys that a filter selects, and sends the keys after they are
+	// revoked. After an error, or if the caller ends the call, some of the keys are revoked: call
+	// BatchRevokeKeys again for the rest. If the caller does not read, the server revokes about
+	// 2,000 more keys, and then waits for the caller. The scope is keys:admin.
 	BatchRevokeKeys(*BatchRevokeKeysRequest, grpc.ServerStreamingServer[BatchRevokeKeysResponse]) error
 	// ListEvents returns the changes of keys, page by page. The scope is keys:read.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)

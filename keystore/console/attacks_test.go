@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/html"
 
@@ -513,6 +515,57 @@ func TestRevokingTheOperatorsKey(t *testing.T) {
 		require.Equal(t, "/keys/login", p.url.Path, name)
 		require.Contains(t, p.body, "Your login has ended", name)
 		require.Equal(t, "/keys/login", b.post("keys/"+operator.Key.ID+"/enable", nil).url.Path, name)
+	}
+}
+
+// A heldForm is the body of a POST. Before the first byte, it calls end.
+type heldForm struct {
+	io.Reader
+	end func()
+}
+
+func (f *heldForm) Read(p []byte) (int, error) {
+	if f.end != nil {
+		f.end()
+		f.end = nil
+	}
+	return f.Reader.Read(p)
+}
+
+// A client sends the headers of a POST, and holds back the form until the operator is gone. Then
+// the form changes nothing.
+func TestHeldForm(t *testing.T) {
+	gone := false
+	for name, opts := range map[string][]console.Option{
+		"key": nil,
+		"user": {console.WithUser(func(*http.Request) (string, []string, bool) {
+			return "ann", []string{"keys:admin"}, !gone
+		})},
+	} {
+		r := newRig(t, opts...)
+		req := httptest.NewRequest(http.MethodPost, "https://console.example/keys/new", nil)
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Sec-Fetch-Site", "same-origin")
+		end := func() { gone = true }
+		if name == "key" {
+			b, operator := r.as(t, "keys:admin")
+			origin, err := url.Parse(r.server.URL)
+			require.NoError(t, err)
+			for _, cookie := range b.http.Jar.Cookies(origin) {
+				req.AddCookie(cookie)
+			}
+			req.RemoteAddr = "127.0.0.1:1"
+			end = func() { require.NoError(t, r.store.Revoke(t.Context(), operator.Key.ID, "")) }
+		}
+		form := url.Values{"name": {"back door"}, "scopes": {"keys:admin"}, "expires": {"never"},
+			"request_id": {uuid.NewString()}}
+		req.Body = io.NopCloser(&heldForm{strings.NewReader(form.Encode()), end})
+		w := httptest.NewRecorder()
+		r.console.ServeHTTP(w, req)
+		require.NotEqual(t, http.StatusOK, w.Code, name)
+		n, err := r.store.Count(t.Context(), keystore.Query{Text: "back door"})
+		require.NoError(t, err)
+		require.Zero(t, n, name)
 	}
 }
 

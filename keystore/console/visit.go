@@ -171,7 +171,7 @@ func (v *visit) serve() {
 			"This page does not accept a "+methodWord(v.r.Method)+" request.")
 		return
 	}
-	if v.r.Method == http.MethodPost && !v.fromOwnPage() {
+	if v.r.Method == http.MethodPost && (!v.fromOwnPage() || !v.readBody()) {
 		return
 	}
 	if route.scope == "" {
@@ -185,14 +185,19 @@ func (v *visit) serve() {
 			"You need the scope "+scope+" or "+manage.Admin+".")
 		return
 	}
-	if v.r.Method == http.MethodPost {
-		if err := v.r.ParseForm(); err != nil {
-			v.failWith(http.StatusBadRequest, "The form cannot be read",
-				"Go back, and send the form again.")
-			return
-		}
-	}
 	handle(v)
+}
+
+// readBody reports whether the form of a POST can be read. Otherwise readBody answers the request.
+// A client may hold back the rest of the form for hours. So readBody runs before serve looks for the
+// operator: an operator whose key was revoked in the meantime changes nothing.
+func (v *visit) readBody() bool {
+	if err := v.r.ParseForm(); err != nil {
+		v.failWith(http.StatusBadRequest, "The form cannot be read",
+			"Go back, and send the form again.")
+		return false
+	}
+	return true
 }
 
 func allowed(r route) string {

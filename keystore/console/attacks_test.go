@@ -5,11 +5,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,7 +19,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/html"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/memory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/console"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
@@ -567,6 +571,74 @@ func TestHeldForm(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, n, name)
 	}
+}
+
+// A slowBackend calls during while the store reads a list.
+type slowBackend struct {
+	backend.Backend
+	during func()
+}
+
+func (b *slowBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
+	if b.during != nil {
+		b.during()
+	}
+	return b.Backend.Scan(ctx, from, to)
+}
+
+// A page that was read from the store before the operator's key was revoked is not shown
+// afterwards, however long the search takes.
+func TestRevokingDuringASearch(t *testing.T) {
+	slow := &slowBackend{Backend: memory.New()}
+	store, err := keystore.New(slow, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	r := newRigOver(t, store)
+	keystoretest.MustCreate(t, store, keystore.Spec{Name: "confidential"})
+	b, operator := r.as(t, "keys:read")
+	require.Contains(t, b.get("keys?all=1&text=confi").body, "confidential")
+	slow.during = sync.OnceFunc(func() {
+		require.NoError(t, store.Revoke(t.Context(), operator.Key.ID, ""))
+	})
+	p := b.get("keys?all=1&text=confi")
+	require.Equal(t, "/keys/login", p.url.Path)
+	require.NotContains(t, p.body, "confidential</a>")
+	require.Contains(t, p.body, "Your login has ended")
+}
+
+// An afterChange is an Observer that calls f after each change of a key.
+type afterChange struct{ f func(keystore.Event) }
+
+func (o *afterChange) Changed(e keystore.Event)       { o.f(e) }
+func (o *afterChange) Verified(keystore.Verification) {}
+func (o *afterChange) Refused(keystore.Refusal)       {}
+func (o *afterChange) Ended(keystore.BindEnd)         {}
+
+// An operator whose key is revoked during a bulk change changes no further key.
+func TestRevokingDuringABulkChange(t *testing.T) {
+	var operator *keystore.Issued
+	var r *rig
+	revoke := sync.OnceFunc(func() {
+		require.NoError(t, r.store.Revoke(t.Context(), operator.Key.ID, ""))
+	})
+	r = newRigOver(t, keystoretest.New(t, &keystore.Options{
+		Observer: &afterChange{f: func(e keystore.Event) {
+			if e.Action == keystore.ActionEnable {
+				revoke()
+			}
+		}}}))
+	var b *browser
+	b, operator = r.as(t, "keys:admin")
+	form := url.Values{"do": {"enable"}}
+	for range 3 {
+		id := keystoretest.MustCreate(t, r.store, keystore.Spec{}).Key.ID
+		require.NoError(t, r.store.Disable(t.Context(), id, "stolen"))
+		form.Add("id", id)
+	}
+	require.Equal(t, "/keys/login", b.post("keys/act", form).url.Path)
+	n, err := r.store.Count(t.Context(), keystore.Query{Status: keystore.StatusDisabled})
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
 }
 
 // A new secret is in one response, and in no other response and no log line.

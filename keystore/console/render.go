@@ -111,8 +111,14 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 // maxKeptBuffer is the size of the largest buffer that is kept for the next page.
 const maxKeptBuffer = 128 << 10
 
-// render sends a page.
+// render sends a page. If the login has ended since the request began, render sends no page that was
+// read from the store. After a change, the page says what the operator has done, and may have the
+// only copy of a secret.
 func (v *visit) render(status int, page, title string, data any) {
+	if v.r.Method != http.MethodPost && v.hasEnded() {
+		v.leadToLogin()
+		return
+	}
 	w := &view{Root: v.root, Brand: v.title, Title: title, Page: page, CSS: styleName, JS: jsName,
 		InKeys: strings.HasPrefix(v.path, "keys/"), Data: data}
 	if key := v.caller.Key(); key != nil {

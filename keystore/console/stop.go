@@ -165,7 +165,8 @@ type failedKey struct {
 }
 
 // bulk applies a verb to the selected keys. The operator's own key comes last: its end would end
-// the login, and the operator would not see what happened to the rest.
+// the login, and the operator would not see what happened to the rest. If another operator ends the
+// login, bulk changes no further key.
 func (v *visit) bulk() {
 	b := verbOf(v.r.PostFormValue("do"))
 	reason := strings.TrimSpace(v.r.PostFormValue("reason"))
@@ -181,6 +182,10 @@ func (v *visit) bulk() {
 	}
 	result := &bulkResult{verb: b}
 	for _, id := range ids {
+		if v.hasEnded() {
+			v.leadToLogin()
+			return
+		}
 		ended, err := b.do(v.operator(0), v.changeCtx(), id, reason)
 		if errors.Is(err, keystore.ErrInvalid) && strings.Contains(err.Error(), "reason") {
 			v.renderBulk(http.StatusUnprocessableEntity,

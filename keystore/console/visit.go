@@ -276,9 +276,18 @@ func (v *visit) identify() bool {
 	if v.login != nil {
 		return true
 	}
+	v.leadToLogin()
+	return false
+}
+
+// hasEnded reports whether the login has ended since identify found the login.
+func (v *visit) hasEnded() bool { return v.login != nil && v.login.session.Cause() != nil }
+
+// leadToLogin answers the request of a browser without a login.
+func (v *visit) leadToLogin() {
 	if v.path == "audit/tail" || v.r.Header.Get(refreshHeader) != "" {
 		v.w.WriteHeader(http.StatusUnauthorized) // the script of a page leads to the login
-		return false
+		return
 	}
 	query := url.Values{}
 	if v.r.Method != http.MethodPost {
@@ -291,7 +300,6 @@ func (v *visit) identify() bool {
 		setCookie(v.w, "")
 	}
 	v.redirect(strings.TrimSuffix("login?"+query.Encode(), "?"))
-	return false
 }
 
 // userOf returns the user of an application, see WithUser.

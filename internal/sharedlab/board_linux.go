@@ -139,16 +139,6 @@ func (s *slot) key() (id, token string) {
 	return string(first), string(second)
 }
 
-// raise sets a time, unless a later time is there.
-func raise(at *atomic.Int64, to int64) {
-	for {
-		now := at.Load()
-		if now >= to || at.CompareAndSwap(now, to) {
-			return
-		}
-	}
-}
-
 // monotonic returns the time of CLOCK_MONOTONIC in nanoseconds.
 func monotonic() int64 {
 	var t unix.Timespec

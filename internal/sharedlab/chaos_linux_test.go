@@ -21,8 +21,6 @@ import (
 var (
 	chaosFor       = flag.Duration("duration", 15*time.Second, "how long TestChaos injects faults")
 	chaosFreshness = flag.Duration("freshness", time.Second, "D of TestChaos")
-	chaosEngine    = flag.String("engine", "", "the only engine of TestChaos and TestChaosCatches: "+
-		"etcd or postgres; if empty, both, one after the other")
 )
 
 // A chaos is some store processes on an engine, and what was injected and seen.
@@ -417,10 +415,10 @@ var engines = map[string]func(t *testing.T, small bool) Engine{
 
 // onEngines runs a test on each engine that -engine allows.
 func onEngines(t *testing.T, small bool, test func(*testing.T, Engine)) {
-	require.True(t, *chaosEngine == "" || engines[*chaosEngine] != nil,
-		"-engine is %q, and must be etcd or postgres", *chaosEngine)
+	require.True(t, *onlyEngine == "" || engines[*onlyEngine] != nil,
+		"-engine is %q, and must be etcd or postgres", *onlyEngine)
 	for name, start := range engines {
-		if *chaosEngine == "" || *chaosEngine == name {
+		if *onlyEngine == "" || *onlyEngine == name {
 			t.Run(name, func(t *testing.T) { test(t, start(t, small)) })
 		}
 	}

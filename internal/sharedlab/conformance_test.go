@@ -2,6 +2,7 @@ package sharedlab
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,9 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
+
+var onlyEngine = flag.String("engine", "", "the only engine of the chaos and of the tests of "+
+	"credits: etcd or postgres; if empty, both, one after the other")
 
 func TestMain(m *testing.M) {
 	RunChild()

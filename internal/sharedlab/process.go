@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -165,4 +166,14 @@ func (p *process) end(how func(*process)) {
 		<-p.exited
 	}
 	_ = p.stdin.Close()
+}
+
+// raise sets a time, unless a later time is there.
+func raise(at *atomic.Int64, to int64) {
+	for {
+		now := at.Load()
+		if now >= to || at.CompareAndSwap(now, to) {
+			return
+		}
+	}
 }

@@ -29,8 +29,9 @@
 // After Revoke has returned, Receive delivers no message to the handler, Send accepts none, and the
 // context of the handler is cancelled. A Receive that is blocked returns within milliseconds, and
 // the client gets CodeUnauthenticated with the reason API_KEY_REVOKED. A Send that is blocked,
-// because the client does not read, returns after 200 ms; then the stream is reset, because a
-// client that does not read would not read a status. A unary call ends in the same way.
+// because the client or the connection is too slow, returns after 200 ms; then the stream is reset,
+// and the client gets CodeInternal, because a client that does not read would not read a status. A
+// status that is not delivered within 5 s resets the stream too. A unary call ends in the same way.
 //
 // A handler that ignores its context, Receive and Send does not end.
 //

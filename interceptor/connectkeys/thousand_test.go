@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,6 +30,9 @@ var (
 	revocations = flag.Int("revocations", 1, "how many times that is done")
 )
 
+// farewell is the time that httpkeys gives a client to read the status of a stream.
+const farewell = 5 * time.Second
+
 // One Revoke ends all open streams of all protocols, wherever their handlers wait: server-sent
 // events over HTTP/1.1, streams over HTTP/2 without a protocol above it, Connect, gRPC and
 // gRPC-Web.
@@ -36,6 +40,10 @@ var (
 // The server detects late messages. A message is late if a Read, Write, Receive or Send began after
 // Revoke had returned, and succeeded. The test sets a flag after Revoke has returned, so a
 // goroutine that loads the flag as true calls after Revoke has returned.
+//
+// No client takes a stream that was cut for a whole one. A client that reads gets the true status,
+// unless the handler is blocked in Send, or the status is not delivered in time: then the stream is
+// reset.
 func TestRevokeUnderAThousandStreams(t *testing.T) {
 	store := keystoretest.New(t, nil)
 	auth := newAuth(t, store)
@@ -84,8 +92,8 @@ func TestRevokeUnderAThousandStreams(t *testing.T) {
 		close(r.after)
 		r.clients.Wait()
 		t.Logf("%d streams: Revoke %v, the last handler returned after %v, the last client knew "+
-			"after %v, %d clients that read got a broken stream",
-			*streamCount, revoked, handlers, time.Since(begin), r.broken.Load())
+			"after %v, %d clients that read got a stream that was reset",
+			*streamCount, revoked, handlers, time.Since(begin), r.resets.Load())
 		require.Zero(t, r.late.Load(), "messages went through after Revoke had returned")
 		for _, client := range clients {
 			client.CloseIdleConnections()
@@ -103,7 +111,9 @@ func http1(server *httptest.Server) *http.Client {
 	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err == nil {
-			_ = conn.(*net.TCPConn).SetReadBuffer(1 << 14)
+			// Handlers must be blocked in Write. With a smaller buffer, a client that begins to
+			// read waits for seconds: the kernel of the server asks rarely whether there is space.
+			_ = conn.(*net.TCPConn).SetReadBuffer(1 << 18)
 		}
 		return conn, err
 	}
@@ -120,11 +130,19 @@ type round struct {
 	revoked   atomic.Bool   // set after Revoke has returned
 	after     chan struct{} // closed after all handlers have returned
 	late      atomic.Int64  // number of late messages
-	broken    atomic.Int64  // number of clients that read, and got a broken stream
+	resets    atomic.Int64  // number of clients that read, and got a stream that was reset
 	revokedAt atomic.Pointer[time.Time]
 	arrived   sync.WaitGroup
 	handlers  sync.WaitGroup
 	clients   sync.WaitGroup
+}
+
+// sinceRevoke returns the time since Revoke was called, or 0 before the call.
+func (r *round) sinceRevoke() time.Duration {
+	if at := r.revokedAt.Load(); at != nil {
+		return time.Since(*at)
+	}
+	return 0
 }
 
 func (c *crowd) begin() *round {
@@ -154,22 +172,18 @@ func (r *round) open(t *testing.T, clients []*http.Client, url, token string, i 
 		for err == nil {
 			_, err = s.Receive()
 		}
-		if reads {
-			var failed *connect.Error
-			ok := errors.As(err, &failed) && failed.Code() == connect.CodeUnauthenticated
-			if revoked := r.revokedAt.Load(); work == "sends" ||
-				revoked != nil && time.Since(*revoked) > 5*time.Second {
-				// A client that reads too slowly, on a busy machine too, gets a broken stream.
-				if !ok {
-					r.broken.Add(1)
-				}
-				ok = !errors.Is(err, io.EOF)
-			}
-			if !ok {
-				t.Errorf("protocol %d, a handler that %s: the client got %v", protocol, work, err)
-			}
-		} else if errors.Is(err, io.EOF) {
-			t.Errorf("protocol %d: the client took half a stream for a whole one", protocol)
+		var failed *connect.Error
+		reset := errors.As(err, &failed) && failed.Code() == connect.CodeInternal &&
+			strings.Contains(err.Error(), "INTERNAL_ERROR")
+		if reset && reads {
+			r.resets.Add(1)
+		}
+		switch {
+		case failed != nil && failed.Code() == connect.CodeUnauthenticated:
+		case reset && (strings.HasPrefix(work, "sends") || r.sinceRevoke() > farewell):
+			// The handler was blocked in Send, or the server could not send the status in time.
+		default:
+			t.Errorf("protocol %d, a handler that %s: the client got %v", protocol, work, err)
 		}
 		_ = s.CloseResponse()
 		return
@@ -198,9 +212,10 @@ func (r *round) open(t *testing.T, clients []*http.Client, url, token string, i 
 	if !reads {
 		<-r.after
 	}
-	if _, err := io.Copy(io.Discard, response.Body); err == nil {
-		t.Errorf("protocol %d, a handler that %s: the client took half a response for a whole one",
-			protocol, work)
+	_, err = io.Copy(io.Discard, response.Body)
+	if err == nil || protocol == 3 && !strings.Contains(err.Error(), "INTERNAL_ERROR") {
+		t.Errorf("protocol %d, a handler that %s: the client got %v after half a response",
+			protocol, work, err)
 	}
 }
 
@@ -255,6 +270,11 @@ func (r *round) work(
 	r.arrived.Done()
 	page := bytes.Repeat([]byte("data: x\n"), 1<<10)
 	for {
+		if work == "sends" {
+			// All of them together send a thousand messages in a second, so that no machine is too
+			// busy, and few of the handlers are blocked in Send.
+			time.Sleep(time.Duration(*streamCount/len(works)) * time.Millisecond)
+		}
 		before := r.revoked.Load()
 		var err error
 		switch work {
@@ -264,7 +284,6 @@ func (r *round) work(
 		case "receives":
 			err = receive()
 		case "sends":
-			time.Sleep(time.Millisecond)
 			err = send(page[:8])
 		default:
 			err = send(page)

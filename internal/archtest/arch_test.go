@@ -94,6 +94,7 @@ func TestImports(t *testing.T) {
 		{"internal/badlink",
 			[]string{"keystore/backend", "keystore/backend/backendtest", "internal/memory"},
 			[]string{badger, grpc}},
+		{"internal/remote", []string{"keystore/backend"}, []string{badger, grpc}},
 		{"internal/changequeue", nil, []string{badger, grpc}},
 		{"internal/intern", nil, []string{badger, grpc}},
 		{"internal/sequencer", nil, []string{badger, grpc}},

@@ -55,7 +55,7 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := backend.CheckChanges(b, changes); err != nil {
 		return err
 	}
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}

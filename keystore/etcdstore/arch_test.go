@@ -25,7 +25,8 @@ func TestImports(t *testing.T) {
 			require.False(t, strings.HasPrefix(dep, never), "it depends on %s", dep)
 		}
 		if pkg, ok := strings.CutPrefix(dep, own); ok {
-			require.Contains(t, []string{"keystore/etcdstore", "keystore/backend"}, pkg)
+			require.Contains(t, []string{"keystore/etcdstore", "keystore/backend",
+				"internal/remote"}, pkg)
 		}
 	}
 	sums, err := os.ReadFile("go.sum")

@@ -11,24 +11,17 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 )
-
-// A callError is an error of etcd or of the connection, with a text that says what to do. The text
-// has no credential. Unwrap returns the error of etcd.
-type callError struct {
-	text string
-	err  error
-}
-
-func (e *callError) Error() string { return e.text }
-func (e *callError) Unwrap() error { return e.err }
 
 // wrap returns the error of a call. If the context of the caller has ended, or the Backend was
 // closed, wrap returns that. After a deadline, the text also says what is known of the reason.
 func (b *Backend) wrap(ctx context.Context, op string, err error) error {
-	switch ended := b.ended(ctx); {
+	switch ended := b.calls.Ended(ctx); {
 	case errors.Is(ended, context.DeadlineExceeded):
-		return &callError{explain(b.client, b.prefix, "etcdstore: "+op, err).Error(), ended}
+		text := explain(b.client, b.prefix, "etcdstore: "+op, err).Error()
+		return &remote.Error{Text: text, Err: ended}
 	case ended != nil:
 		return ended
 	}
@@ -38,7 +31,7 @@ func (b *Backend) wrap(ctx context.Context, op string, err error) error {
 	return explain(b.client, b.prefix, "etcdstore: "+op, err)
 }
 
-// explain returns a callError that begins with what was done.
+// explain returns a remote.Error that begins with what was done. Its Err is the error of etcd.
 func explain(client *clientv3.Client, prefix, doing string, err error) error {
 	if err == nil {
 		return nil
@@ -48,7 +41,7 @@ func explain(client *clientv3.Client, prefix, doing string, err error) error {
 	if advice := advise(prefix, err, text); advice != "" {
 		text += ": " + advice
 	}
-	return &callError{doing + ": " + text, err}
+	return &remote.Error{Text: doing + ": " + text, Err: err}
 }
 
 // advise returns what to do about an error of etcd or of the connection, or "".
@@ -134,7 +127,7 @@ func codeOf(err error) codes.Code {
 
 // isTransient reports whether the same call may succeed later although no person changes anything.
 func isTransient(err error) bool {
-	if e := (*callError)(nil); !errors.As(err, &e) && !errors.Is(err, context.DeadlineExceeded) {
+	if e := (*remote.Error)(nil); !errors.As(err, &e) && !errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
 	if strings.Contains(err.Error(), connClosing) {

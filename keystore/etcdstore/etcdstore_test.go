@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -189,13 +190,13 @@ func TestErrors(t *testing.T) {
 	require.False(t, isTransient(gap(errRestored)))
 	late, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
-	err = (&Backend{client: client, done: t.Context()}).wrap(late, "read", status.Error(
+	err = (&Backend{client: client, calls: remote.NewCalls()}).wrap(late, "read", status.Error(
 		codes.DeadlineExceeded, "latest balancer error: s3cret: connection refused"))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.EqualError(t, err, "etcdstore: read: latest balancer error: REDACTED: connection "+
 		"refused: check the endpoints of the client's Config")
 	require.NoError(t, client.Close())
-	closed := (&Backend{client: client, done: t.Context()}).wrap(t.Context(), "read", client.Sync(
+	closed := (&Backend{client: client, calls: remote.NewCalls()}).wrap(t.Context(), "read", client.Sync(
 		context.Background()))
 	require.ErrorContains(t, closed, "the etcd client was closed before the store")
 	require.False(t, isTransient(closed))

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -66,7 +67,7 @@ const (
 
 // run runs the feed, and returns why the feed ended.
 func (f *feed) run() error {
-	ctx, stop, err := f.join(f.caller)
+	ctx, stop, err := f.calls.Join(f.caller)
 	if err != nil {
 		return err
 	}
@@ -82,14 +83,14 @@ func (f *feed) run() error {
 	}
 	if f.start >= f.end { // no change is in the range
 		<-ctx.Done()
-		return f.ended(f.caller)
+		return f.calls.Ended(f.caller)
 	}
 	for pause := minFeedPause; ; resumes = true {
 		err := f.follow(ctx, resumes)
 		if errors.Is(err, errStopped) {
 			return err
 		}
-		if ended := f.ended(f.caller); ended != nil {
+		if ended := f.calls.Ended(f.caller); ended != nil {
 			return ended
 		}
 		if !isTransient(err) {
@@ -101,20 +102,10 @@ func (f *feed) run() error {
 		if time.Since(f.failing) > feedPatience {
 			return err
 		}
-		f.log.log(slog.LevelDebug, "the feed from etcd begins again", "prefix", f.prefix,
+		f.log.Log(slog.LevelDebug, "the feed from etcd begins again", "prefix", f.prefix,
 			"error", err)
-		sleep(ctx, pause/2+rand.N(pause/2))
+		remote.Sleep(ctx, pause/2+rand.N(pause/2))
 		pause = min(2*pause, maxFeedPause)
-	}
-}
-
-// sleep waits for d, or until the context ends.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 
@@ -189,7 +180,7 @@ func (f *feed) pass(batch backend.Batch) error {
 	if !f.yield(batch, nil) {
 		return errStopped
 	}
-	return f.ended(f.caller)
+	return f.calls.Ended(f.caller)
 }
 
 // receive returns the events of the next response, or none.

@@ -110,7 +110,7 @@ func (h *history) restoredLocked(b *Backend, header *pb.ResponseHeader, sign str
 	h.generation++
 	h.cluster, h.revision = header.ClusterId, header.Revision
 	h.newer, h.older = nil, nil
-	b.log.log(slog.LevelError, "etcd was restored from a snapshot, or replaced: changes since the "+
+	b.log.Log(slog.LevelError, "etcd was restored from a snapshot, or replaced: changes since the "+
 		"snapshot are lost, and revoked keys may be active again: restore the store's own backup "+
 		"on top, or revoke the keys again", "prefix", b.prefix, "sign", sign)
 }

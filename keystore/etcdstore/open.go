@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -78,17 +79,16 @@ func Open(
 	}
 	b := &Backend{
 		client: client, kv: clientv3.NewKV(client), prefix: prefix, base: baseOf(prefix),
-		watch: pb.NewWatchClient(client.ActiveConnection()), log: logger{opts.Logger},
+		watch: pb.NewWatchClient(client.ActiveConnection()), log: remote.Logger{To: opts.Logger},
+		calls:   remote.NewCalls(),
 		quota:   quota{configured: opts.QuotaBytes, kick: make(chan struct{}, 1)},
 		history: history{seed: maphash.MakeSeed()},
 	}
-	b.done, b.cancel = context.WithCancel(context.Background())
 	if err := b.open(ctx); err != nil {
-		b.cancel()
+		b.calls.Close()
 		return nil, err
 	}
-	b.calls.Add(1)
-	go b.watchQuota()
+	b.calls.Go(b.watchQuota)
 	return b, nil
 }
 
@@ -103,7 +103,7 @@ func (b *Backend) open(ctx context.Context) error {
 	}
 	err := b.openPrefix(ctx)
 	for isTransient(err) && ctx.Err() == nil { // such as an election
-		sleep(ctx, openPause)
+		remote.Sleep(ctx, openPause)
 		err = b.openPrefix(ctx)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -208,7 +208,7 @@ func (b *Backend) askServer(ctx context.Context, i int, endpoint string, answers
 		if a.final {
 			return
 		}
-		sleep(ctx, openPause)
+		remote.Sleep(ctx, openPause)
 	}
 }
 
@@ -246,8 +246,8 @@ func (b *Backend) unreachable(ctx context.Context, endpoints []string, failures 
 	if ctx.Err() != nil {
 		first = ctx.Err()
 	}
-	return &callError{"etcdstore: open: no etcd server can be used: " + strings.Join(texts, "; "),
-		first}
+	text := "etcdstore: open: no etcd server can be used: " + strings.Join(texts, "; ")
+	return &remote.Error{Text: text, Err: first}
 }
 
 // isTooOld reports whether a version is below minVersion. A version that cannot be read is not.
@@ -316,7 +316,7 @@ func (b *Backend) openPrefix(ctx context.Context) error {
 	case err != nil:
 		return b.wrap(ctx, fmt.Sprintf("open: write below the prefix %q", b.prefix), err)
 	case w.Succeeded:
-		b.log.log(slog.LevelInfo, "made a new store in etcd", "prefix", b.prefix)
+		b.log.Log(slog.LevelInfo, "made a new store in etcd", "prefix", b.prefix)
 		return nil
 	}
 	if kvs := w.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {

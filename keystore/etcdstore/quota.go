@@ -84,11 +84,11 @@ func (q *quota) setLocked(b *Backend, full bool, size, limit int64) {
 	q.full, q.size, q.limit = full, size, limit
 	switch {
 	case changed && full:
-		b.log.log(slog.LevelError, "etcd's database is nearly full: only changes that restrict "+
+		b.log.Log(slog.LevelError, "etcd's database is nearly full: only changes that restrict "+
 			"keys are accepted: compact and defragment etcd, or raise --quota-backend-bytes",
 			"prefix", b.prefix, "bytes", size, "quota", limit)
 	case changed:
-		b.log.log(slog.LevelInfo, "etcd's database has space again", "prefix", b.prefix,
+		b.log.Log(slog.LevelInfo, "etcd's database has space again", "prefix", b.prefix,
 			"bytes", size, "quota", limit)
 	}
 }
@@ -150,14 +150,13 @@ func (q *quota) noteStatus(b *Backend, answers []*pb.StatusResponse) {
 
 // watchQuota asks for the status of the endpoints until Close.
 func (b *Backend) watchQuota() {
-	defer b.calls.Done()
 	timer := time.NewTicker(statusEvery)
 	defer timer.Stop()
 	for {
 		select {
 		case <-timer.C:
 		case <-b.quota.kick:
-		case <-b.done.Done():
+		case <-b.calls.Context().Done():
 			return
 		}
 		b.quota.mu.Lock()
@@ -169,7 +168,7 @@ func (b *Backend) watchQuota() {
 
 // statuses returns the status of each endpoint that answers, and warns of servers that are too old.
 func (b *Backend) statuses() (answers []*pb.StatusResponse) {
-	ctx, cancel := context.WithTimeout(b.done, statusTimeout)
+	ctx, cancel := context.WithTimeout(b.calls.Context(), statusTimeout)
 	defer cancel()
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -178,12 +177,12 @@ func (b *Backend) statuses() (answers []*pb.StatusResponse) {
 			r, err := statusOf(ctx, b.client, endpoint)
 			name := endpointName(endpoint)
 			if err != nil {
-				b.log.log(slog.LevelDebug, "an etcd server has not answered", "endpoint", name,
+				b.log.Log(slog.LevelDebug, "an etcd server has not answered", "endpoint", name,
 					"error", explain(b.client, b.prefix, "status", err))
 				return
 			}
 			if isTooOld(r.Version) {
-				b.log.log(slog.LevelError, "an etcd server is too old: the store relies on fixes "+
+				b.log.Log(slog.LevelError, "an etcd server is too old: the store relies on fixes "+
 					"of etcd "+minVersion, "endpoint", name, "version", r.Version)
 			}
 			mu.Lock()

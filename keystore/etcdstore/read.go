@@ -39,7 +39,7 @@ func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, e
 		return nil, fmt.Errorf("etcdstore: read %d keys at once: at most %d are allowed", len(keys),
 			backend.MaxChanges)
 	}
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, e
 func (b *Backend) read(
 	ctx context.Context, op, key string, opts ...clientv3.OpOption,
 ) (*clientv3.GetResponse, uint64, error) {
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -157,7 +157,7 @@ func (b *Backend) scan(ctx context.Context, start, end string,
 	yield func(backend.Entry, error) bool, page func(at string) (*clientv3.GetResponse, error),
 ) {
 	for at := start; ; {
-		if err := b.ended(ctx); err != nil {
+		if err := b.calls.Ended(ctx); err != nil {
 			yield(backend.Entry{}, err)
 			return
 		}
@@ -186,7 +186,7 @@ func (b *Backend) yieldAll(
 	for _, kv := range kvs {
 		e, err := b.parse(kv)
 		if err == nil {
-			err = b.ended(ctx)
+			err = b.calls.Ended(ctx)
 		}
 		if err != nil {
 			yield(backend.Entry{}, err)
@@ -196,7 +196,7 @@ func (b *Backend) yieldAll(
 			return false
 		}
 	}
-	if err := b.ended(ctx); err != nil && len(kvs) > 0 {
+	if err := b.calls.Ended(ctx); err != nil && len(kvs) > 0 {
 		yield(backend.Entry{}, err)
 		return false
 	}

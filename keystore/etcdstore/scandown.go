@@ -21,7 +21,7 @@ func (b *Backend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backe
 	return func(yield func(backend.Entry, error) bool) {
 		high, guess := end, ""
 		for {
-			if err := b.ended(ctx); err != nil {
+			if err := b.calls.Ended(ctx); err != nil {
 				yield(backend.Entry{}, err)
 				return
 			}

@@ -49,7 +49,7 @@ func (b *Backend) confirmAbsent(ctx context.Context, key []byte) (backend.Entry,
 	a.mu.Lock()
 	if a.next == nil {
 		a.next = &question{done: make(chan struct{})}
-		a.next.ctx, a.next.cancel = context.WithCancel(b.done)
+		a.next.ctx, a.next.cancel = context.WithCancel(b.calls.Context())
 	}
 	q := a.next
 	q.keys = append(q.keys, key)
@@ -81,9 +81,7 @@ func (b *Backend) startQuestionLocked() {
 	}
 	q := a.next
 	a.next, a.running, q.begun = nil, true, true
-	b.calls.Add(1)
-	go func() {
-		defer b.calls.Done()
+	b.calls.Go(func() {
 		defer q.cancel()
 		b.answer(q)
 		a.mu.Lock()
@@ -92,7 +90,7 @@ func (b *Backend) startQuestionLocked() {
 			a.running = false
 			b.startQuestionLocked()
 		}
-	}()
+	})
 }
 
 // leaveQuestion notes that a caller no longer waits.

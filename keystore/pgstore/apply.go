@@ -70,7 +70,7 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := backend.CheckChanges(b, changes); err != nil {
 		return err
 	}
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
 		if b.leave(c) {
 			b.writes.reset()
 		}
-		return b.ended(ctx)
+		return b.calls.Ended(ctx)
 	}
 	switch {
 	case err == nil, errors.Is(err, backend.ErrConflict):
@@ -126,8 +126,7 @@ func (b *Backend) enqueue(c *call) error {
 func (b *Backend) startWriterLocked() {
 	if m := &b.committer; m.writers < maxWriters && len(m.queue) > 0 {
 		m.writers++
-		b.calls.Add(1)
-		go b.write()
+		b.calls.Go(b.write)
 	}
 }
 
@@ -163,9 +162,8 @@ func (m *committer) sends(g *group) {
 
 // write makes groups until the queue is empty.
 func (b *Backend) write() {
-	defer b.calls.Done()
 	for {
-		ctx, cancel := context.WithCancel(b.done)
+		ctx, cancel := context.WithCancel(b.calls.Context())
 		g := b.committer.next(cancel)
 		if g == nil {
 			cancel()

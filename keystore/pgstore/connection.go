@@ -189,7 +189,7 @@ func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
 		return b.refuse("synchronous_commit is %s: %s", commit, adviceUnreplicated)
 	}
 	if fsync != "on" {
-		b.log.log(slog.LevelWarn, "fsync is off: a crash of the server's machine loses changes and "+
+		b.log.Log(slog.LevelWarn, "fsync is off: a crash of the server's machine loses changes and "+
 			"damages the database", "schema", b.schema)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
@@ -37,29 +38,19 @@ const (
 	codeCannotConnect  = "57P03"
 )
 
-// A callError is an error of PostgreSQL or of the connection, with a text that says what to do. The
-// text has no credential. Unwrap returns the error of pgx.
-type callError struct {
-	text string
-	err  error
-}
-
-func (e *callError) Error() string { return e.text }
-func (e *callError) Unwrap() error { return e.err }
-
 // wrap returns the error of a call. If the context of the caller has ended, or the Backend was
 // closed, wrap returns that.
 func (b *Backend) wrap(ctx context.Context, op string, err error) error {
-	if ended := b.ended(ctx); ended != nil {
+	if ended := b.calls.Ended(ctx); ended != nil {
 		return ended
 	}
 	return b.explain(op, err)
 }
 
-// explain returns a callError that begins with what was done. An error that is explained already
-// stays as it is.
+// explain returns a remote.Error that begins with what was done. Its Err is the error of pgx. An
+// error that is explained already stays as it is.
 func (b *Backend) explain(op string, err error) error {
-	var explained *callError
+	var explained *remote.Error
 	if errors.As(err, &explained) {
 		return explained
 	}
@@ -68,7 +59,7 @@ func (b *Backend) explain(op string, err error) error {
 	if advice := b.advise(err, text); advice != "" {
 		text += ": " + advice
 	}
-	return &callError{"pgstore: " + op + ": " + text, err}
+	return &remote.Error{Text: "pgstore: " + op + ": " + text, Err: err}
 }
 
 // codeOf returns the code of an error of PostgreSQL, or "".

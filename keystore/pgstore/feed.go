@@ -62,7 +62,7 @@ type feed struct {
 
 // run runs the feed, and returns why the feed ended.
 func (f *feed) run() error {
-	ctx, stop, err := f.join(f.caller)
+	ctx, stop, err := f.calls.Join(f.caller)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (f *feed) wait(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, feedPoll)
 	defer cancel()
 	err := f.conn.PgConn().WaitForNotification(limited)
-	if ended := f.ended(f.caller); ended != nil {
+	if ended := f.calls.Ended(f.caller); ended != nil {
 		return ended
 	}
 	if err != nil && !pgconn.Timeout(err) {
@@ -157,7 +157,7 @@ func (f *feed) pass(batch backend.Batch, t tag) error {
 	if !f.yield(batch, nil) {
 		return errStopped
 	}
-	return f.ended(f.caller)
+	return f.calls.Ended(f.caller)
 }
 
 // A logged is one row of the log, as far as the row is in the range of the feed.

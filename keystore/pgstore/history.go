@@ -133,7 +133,7 @@ func (h *history) changed(b *Backend, generation uint64, at backend.Position) er
 		h.generation++
 		h.delivered, h.replicated = 0, mark{}
 		h.tags, h.order, h.next = nil, nil, 0
-		b.log.log(slog.LevelError, "PostgreSQL was restored, or a standby without the last changes "+
+		b.log.Log(slog.LevelError, "PostgreSQL was restored, or a standby without the last changes "+
 			"was promoted: changes are lost, and revoked keys may be active again: restore the "+
 			"store's own backup on top, or revoke the keys again", "schema", b.schema,
 			"position", uint64(at))

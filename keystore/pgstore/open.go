@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/remote"
 )
 
 const (
@@ -46,15 +48,15 @@ func Open(
 		return nil, fmt.Errorf("pgstore: open: %w", err)
 	}
 	b := &Backend{pool: pool, schema: schema, sql: newStatements(schema),
-		unreplicated: opts.Unreplicated, log: logger{opts.Logger}}
-	b.done, b.cancel = context.WithCancel(context.Background())
+		unreplicated: opts.Unreplicated, log: remote.Logger{To: opts.Logger},
+		calls: remote.NewCalls()}
 	var err error
 	if b.own, err = b.newOwnPool(); err != nil {
 		return nil, b.explain("open", err)
 	}
 	b.reads.pool, b.writes.pool, b.feeds.pool = b.pool, b.own, b.own
 	if err := b.open(ctx); err != nil {
-		b.cancel()
+		b.calls.Close()
 		b.own.Close()
 		return nil, err
 	}
@@ -77,28 +79,19 @@ func (b *Backend) open(ctx context.Context) error {
 			last = err
 		}
 		if ctx.Err() == nil && isWorthWaiting(err) {
-			sleep(ctx, openPause)
+			remote.Sleep(ctx, openPause)
 		}
 		switch {
 		case ctx.Err() == nil && isWorthWaiting(err):
 		case ctx.Err() == nil:
 			return b.explain("open", err)
 		case last != nil:
-			return &callError{b.explain("open", last).Error(), errors.Join(ctx.Err(), last)}
+			return &remote.Error{Text: b.explain("open", last).Error(),
+				Err: errors.Join(ctx.Err(), last)}
 		default:
 			return fmt.Errorf("pgstore: open: the server does not answer: check the connection "+
 				"string and the network: %w", ctx.Err())
 		}
-	}
-}
-
-// sleep waits for d, or until the context ends.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 
@@ -163,14 +156,14 @@ func (b *Backend) migrate(ctx context.Context, conn *pgxpool.Conn, isNew bool) e
 		return b.laterError()
 	}
 	if err == nil && isNew {
-		b.log.log(slog.LevelInfo, "made a new store in PostgreSQL", "schema", b.schema)
+		b.log.Log(slog.LevelInfo, "made a new store in PostgreSQL", "schema", b.schema)
 	}
 	return err
 }
 
 // refuse returns an error of Open that says what to do.
 func (b *Backend) refuse(text string, args ...any) error {
-	return &callError{text: "pgstore: open: " + fmt.Sprintf(text, args...)}
+	return &remote.Error{Text: "pgstore: open: " + fmt.Sprintf(text, args...)}
 }
 
 func (b *Backend) foreignError(what string) error {

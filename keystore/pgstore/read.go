@@ -17,7 +17,7 @@ const pageEntries = 256
 // Get implements backend.Backend. Before Get returns ErrNotFound, Get waits for a commit: see
 // absence.
 func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return backend.Entry{}, err
 	}
@@ -79,7 +79,7 @@ func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, e
 		return nil, fmt.Errorf("pgstore: read %d keys at once: at most %d are allowed", len(keys),
 			backend.MaxChanges)
 	}
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -302,7 +302,7 @@ func (b *Backend) ScanDown(ctx context.Context, from, to []byte) iter.Seq2[backe
 func (b *Backend) page(
 	ctx context.Context, from, to []byte, down bool,
 ) ([]backend.Entry, error) {
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -353,7 +353,7 @@ func (b *Backend) scan(
 			if !yield(e, nil) {
 				return
 			}
-			if err := b.ended(ctx); err != nil {
+			if err := b.calls.Ended(ctx); err != nil {
 				yield(backend.Entry{}, err)
 				return
 			}

@@ -30,7 +30,7 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 			err = entries.each(func(key, value []byte, revision int64) error {
 				e, err := b.entry(key, value, revision)
 				if err == nil {
-					err = b.ended(ctx)
+					err = b.calls.Ended(ctx)
 				}
 				if err == nil && !yield(e, nil) {
 					err = errStopped
@@ -39,7 +39,7 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 			})
 		}
 		if err == nil {
-			err = b.ended(ctx)
+			err = b.calls.Ended(ctx)
 		}
 		if err != nil && !errors.Is(err, errStopped) {
 			yield(backend.Entry{}, err)
@@ -49,7 +49,7 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 
 // spool reads all entries of a range as of one moment.
 func (b *Backend) spool(ctx context.Context, s *spool, from, to []byte) error {
-	joined, end, err := b.begin(ctx)
+	joined, end, err := b.calls.Begin(ctx)
 	if err != nil {
 		return err
 	}

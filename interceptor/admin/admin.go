@@ -16,6 +16,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/internal/manage"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -26,7 +27,7 @@ type Server struct {
 	store     *keystore.Store
 	log       *slog.Logger
 	answers   *manage.Answers
-	inventory *manage.Inventory
+	inventory *inventory.Inventory
 	started   time.Time
 }
 
@@ -56,7 +57,7 @@ func New(store *keystore.Store, opts ...Option) (*Server, error) {
 		store:     store,
 		log:       slog.New(slog.DiscardHandler),
 		answers:   manage.NewAnswers(),
-		inventory: manage.NewInventory(store, time.Minute),
+		inventory: inventory.New(store, time.Minute),
 		started:   time.Now(),
 	}
 	for _, o := range opts {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/internal/storemetrics"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -44,7 +45,7 @@ type Options struct {
 // A Telemetry reports what a store and an Authenticator do. A Telemetry is safe for concurrent use.
 type Telemetry struct {
 	store       *keystore.Store
-	inventory   *storemetrics.Inventory // nil: none
+	inventory   *inventory.Inventory // nil: none
 	owner, name bool
 	refused     metric.Int64Counter
 	readers     []reader

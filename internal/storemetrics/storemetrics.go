@@ -4,10 +4,12 @@
 package storemetrics
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -48,15 +50,28 @@ type Value struct {
 // A Sample is what is known of a store at one moment.
 type Sample struct {
 	keystore.Stats
-	Up        bool    // Store.Err is nil
-	Inventory *Counts // nil: no count is complete, or no Inventory was given
+	Up        bool              // Store.Err is nil
+	Inventory *inventory.Counts // nil: no count is complete, or no Inventory was given
 }
 
-// Take returns a Sample of a store. inventory may be nil.
-func Take(store *keystore.Store, inventory *Inventory) *Sample {
+// MinInventory is the shortest time between two counts of an Inventory: each count reads every key.
+const MinInventory = 10 * time.Minute
+
+// NewInventory returns an Inventory that counts at most once in a time. The error says why the time
+// is not usable.
+func NewInventory(store *keystore.Store, every time.Duration) (*inventory.Inventory, error) {
+	if every < MinInventory {
+		return nil, fmt.Errorf("Inventory is %v: it must be 0, for no inventory, or at least %v, "+
+			"because each count reads every key", every, MinInventory)
+	}
+	return inventory.New(store, every), nil
+}
+
+// Take returns a Sample of a store. keys may be nil.
+func Take(store *keystore.Store, keys *inventory.Inventory) *Sample {
 	s := &Sample{Stats: store.Stats(), Up: store.Err() == nil}
-	if inventory != nil {
-		s.Inventory = inventory.Latest()
+	if keys != nil {
+		s.Inventory = keys.Refresh()
 	}
 	return s
 }
@@ -211,20 +226,20 @@ var Metrics = []Metric{
 		Prometheus: "apikeys_keys", OTel: "apikey.key.count", Unit: "{key}", Kind: Gauge,
 		Label: "state", Attribute: "apikey.key.state",
 		Help: "Keys in the store, by the status. With Inventory only.",
-		Read: counts(func(c *Counts) map[string]int { return c.Keys }),
+		Read: counts(func(c *inventory.Counts) map[string]int64 { return c.ByStatus }),
 	},
 	{
 		Prometheus: "apikeys_expiring_keys", OTel: "apikey.expiring_key.count", Unit: "{key}",
 		Kind: Gauge, Label: "within", Attribute: "apikey.key.expires_within",
 		Help: "Active keys that expire within a time. With Inventory only.",
-		Read: counts(func(c *Counts) map[string]int { return c.Expiring }),
+		Read: counts(func(c *inventory.Counts) map[string]int64 { return c.Expiring }),
 	},
 	{
 		Prometheus: "apikeys_unused_keys", OTel: "apikey.unused_key.count", Unit: "{key}",
 		Kind: Gauge, Label: "since", Attribute: "apikey.key.unused_since",
 		Help: "Active keys that were created before a time and not used since. With Inventory " +
 			"only.",
-		Read: counts(func(c *Counts) map[string]int { return c.Unused }),
+		Read: counts(func(c *inventory.Counts) map[string]int64 { return c.Unused }),
 	},
 	{
 		Prometheus: "apikeys_inventory_timestamp_seconds", OTel: "apikey.inventory.time",
@@ -274,7 +289,9 @@ func words[K ~string](values func(*Sample) map[K]uint64) func(*Sample, func(stri
 }
 
 // counts is words for a part of the Inventory.
-func counts(values func(*Counts) map[string]int) func(*Sample, func(string, Value)) {
+func counts(
+	values func(*inventory.Counts) map[string]int64,
+) func(*Sample, func(string, Value)) {
 	return func(s *Sample, yield func(string, Value)) {
 		if s.Inventory == nil {
 			return

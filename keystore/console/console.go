@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/failures"
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/internal/manage"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -30,7 +31,7 @@ type Console struct {
 	routes    map[string]route // by the pattern of the path
 	csrf      *http.CrossOriginProtection
 	answers   *manage.Answers
-	inventory *manage.Inventory
+	inventory *inventory.Inventory
 	failures  *failures.Limit
 	logins    *logins
 	notes     notes
@@ -122,7 +123,7 @@ func New(store *keystore.Store, opts ...Option) (*Console, error) {
 		clientAddr: remoteAddr,
 		csrf:       http.NewCrossOriginProtection(),
 		answers:    manage.NewAnswers(),
-		inventory:  manage.NewInventory(store, 0),
+		inventory:  inventory.New(store, 0),
 		failures:   failures.New(failuresPerSecond, failuresBurst),
 		traffic:    newTraffic(store),
 		patience:   pagePatience,

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/manage"
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -16,20 +16,20 @@ const countPatience = 10 * time.Millisecond
 
 // An overview is the content of the overview.
 type overview struct {
+	Counted time.Time // zero: not counted yet, and the numbers of keys are 0
 	States  []stateCount
-	Counted time.Time // zero: not counted yet
-	Counts  manage.Counts
+	Active  int64
+	Soon    int64 // keys that expire within 7 days
+	Unused  int64 // keys that are unused for 90 days
 	keystore.Stats
-	Charts     []*chart
-	Minutes    []minuteRow
-	Since      time.Time // when the charts began
-	Down       string    // why the store does not serve; "": the store serves
-	Full       uint64    // writes that failed because the disk was full
-	Failed     uint64    // other writes that failed
-	Logins     int
-	OwnLogin   bool
-	Expiring   int // the days of the filters for keys
-	UnusedDays int
+	Charts   []*chart
+	Minutes  []minuteRow
+	Since    time.Time // when the charts began
+	Down     string    // why the store does not serve; "": the store serves
+	Full     uint64    // writes that failed because the disk was full
+	Failed   uint64    // other writes that failed
+	Logins   int
+	OwnLogin bool
 }
 
 // A stateCount is the number of keys in a state.
@@ -46,22 +46,24 @@ func (v *visit) showOverview() {
 	defer cancel()
 	counts, err := v.inventory.Counts(ctx)
 	if err != nil {
-		counts, _ = v.inventory.Latest()
+		counts = v.inventory.Latest()
+	}
+	if counts == nil {
+		counts = new(inventory.Counts)
 	}
 	st := v.store.Stats()
 	hour := v.traffic.last(st)
 	o := &overview{
-		Counts: counts, Counted: counts.At, Stats: st, Since: v.traffic.since,
+		Counted: counts.At, Active: counts.ByStatus["active"], Soon: counts.Expiring["7d"],
+		Unused: counts.Unused["90d"], Stats: st, Since: v.traffic.since,
 		Charts: []*chart{
 			newChart("Admitted", "admitted", hour, func(m minute) uint64 { return m.admitted }),
 			newChart("Refused", "refused", hour, func(m minute) uint64 { return m.refused }),
 		},
-		Full:       st.FailedWrites["full"],
-		Failed:     st.FailedWrites["failed"],
-		Logins:     v.logins.count(),
-		OwnLogin:   v.login != nil,
-		Expiring:   int(manage.ExpiringWithin / day),
-		UnusedDays: int(manage.UnusedFor / day),
+		Full:     st.FailedWrites["full"],
+		Failed:   st.FailedWrites["failed"],
+		Logins:   v.logins.count(),
+		OwnLogin: v.login != nil,
 	}
 	for _, m := range slices.Backward(hour) {
 		o.Minutes = append(o.Minutes, minuteRow{clock(m.at), number(m.admitted), number(m.refused)})

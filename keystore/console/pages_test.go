@@ -572,12 +572,15 @@ func TestOverview(t *testing.T) {
 	console.CompleteMinute(r.console)
 	require.NoError(t, r.store.Revoke(t.Context(),
 		keystoretest.MustCreate(t, r.store, keystore.Spec{}).Key.ID, ""))
+	keystoretest.MustCreate(t, r.store, keystore.Spec{ExpiresAt: time.Now().Add(time.Hour)})
 	revoked := regexp.MustCompile(`(?s)state revoked">revoked</span></a></th><td class="number">1<`)
 	var p string
 	require.Eventually(t, func() bool { // a count stays for 20 times its own duration
 		p = b.get("").body
 		return revoked.MatchString(p)
 	}, 20*time.Second, time.Millisecond)
+	require.Contains(t, p, `<a href="./keys?expiring=7">1 key expiring within 7 days</a>`)
+	require.Contains(t, p, `<a href="./keys?unused=90">0 keys unused for 90 days</a>`)
 	require.Contains(t, p, "4 in all", "Bind of the login, and Verify")
 	require.Regexp(t, `<title>\d\d:\d\d UTC: 1 refused</title>`, p)
 	require.Contains(t, p, "<dt>Live streams</dt><dd>1</dd>")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/inventory"
 	"github.com/grpc-api-key/grpc-api-key/internal/storemetrics"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -27,7 +28,7 @@ type Options struct {
 // prometheus.Collector, and safe for concurrent use.
 type Collector struct {
 	store     *keystore.Store
-	inventory *storemetrics.Inventory // nil: none
+	inventory *inventory.Inventory // nil: none
 	metrics   []metric
 }
 

@@ -70,7 +70,7 @@ func serveEvents(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveSocket sends each message back. It returns only when the connection is closed, because the
-// key can end the connection only until then.
+// context ends with the handler.
 func serveSocket(w http.ResponseWriter, r *http.Request) {
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {

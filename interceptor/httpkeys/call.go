@@ -2,6 +2,7 @@ package httpkeys
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,8 @@ import (
 //	the context ends    in the background: a handler that waits for its context returns
 //	cut                 immediately afterwards: SetReadDeadline(past), if the body is not at its end
 //	cutLate             200 ms later: SetWriteDeadline(past), if the response has begun or a Write is
-//	                    blocked; after one second, a hijacked connection is closed
+//	                    blocked; after one second, a hijacked connection is closed, even if the
+//	                    handler has returned
 //	conclude            when the handler has returned: the caller gets 401 if the handler has sent
 //	                    nothing, and otherwise the connection, or the stream of HTTP/2, is aborted,
 //	                    so that the caller does not take half a response for a whole one
@@ -44,6 +46,8 @@ import (
 //  3. Once the session has ended, no Write of the handler begins, except after HandOver. So a Write
 //     that counts in writing when cutLate runs was blocked for 200 ms, or belongs to the end of the
 //     response that another protocol writes.
+//  4. The session of a hijacked connection lasts until the connection is closed and the handler has
+//     returned, whichever is later. So cut always finds the connection.
 type call struct {
 	auth    *Authenticator
 	ctx     *requestContext // the parent of the session's context
@@ -68,11 +72,14 @@ type call struct {
 	handedOver  atomic.Bool  // see HandOver
 	reportOnce  sync.Once
 
+	stop func() bool // of OnEnd of the session; set before the handler runs
+
 	mu       sync.Mutex // guards all below, and is held while a deadline is set
 	returned bool       // the handler has returned or panicked
 	farewell bool       // the end of the response is being written, with its own limit of time
 	timer    *time.Timer
-	hijacked net.Conn // nil unless the handler has hijacked the connection
+	hijacked bool     // the handler has hijacked the connection
+	conn     net.Conn // the hijacked connection; nil if there is none, and after its end
 }
 
 const (
@@ -89,15 +96,13 @@ var past = time.Unix(1, 0)
 
 // serve calls the handler. The session ends the call.
 func (c *call) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	defer c.session.Close()
 	c.control = http.NewResponseController(w)
 	if r.Body == nil || r.Body == http.NoBody {
 		c.bodyAtEnd.Store(true)
 	} else {
 		c.request.Body = &body{r.Body, c}
 	}
-	stop := c.session.OnEnd(c.cut)
-	defer stop()
+	c.stop = c.session.OnEnd(c.cut)
 	defer c.finish()
 	defer func() { r.Pattern = c.request.Pattern }()
 	next.ServeHTTP(&writer{w, c}, c.request)
@@ -136,13 +141,12 @@ func (c *call) cut() {
 	defer c.reportEnd()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if (c.returned || c.farewell) && !c.auth.hooks.forgetReturned {
-		return
-	}
 	grace := writeGrace
 	switch {
-	case c.hijacked != nil:
+	case c.conn != nil:
 		grace = hijackGrace
+	case (c.returned || c.farewell) && !c.auth.hooks.forgetReturned:
+		return
 	case !c.bodyAtEnd.Load():
 		// An error means that the ResponseWriter of a middleware has no deadlines.
 		_ = c.control.SetReadDeadline(past)
@@ -154,11 +158,14 @@ func (c *call) cut() {
 func (c *call) cutLate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.returned || c.farewell {
+	if c.conn != nil {
+		go func(conn net.Conn) { // over TLS, Close may take 5 s
+			_ = conn.Close()
+			c.forget()
+		}(c.conn)
 		return
 	}
-	if c.hijacked != nil {
-		_ = c.hijacked.Close()
+	if c.returned || c.farewell {
 		return
 	}
 	blocked := c.writing.Load() > 0
@@ -173,16 +180,40 @@ func (c *call) cutLate() {
 }
 
 // finish ends the work of the call after the handler has returned or panicked. Afterwards no
-// deadline is set.
+// deadline is set. If the handler has left a hijacked connection open, the session continues.
 func (c *call) finish() {
 	c.mu.Lock()
 	c.returned = true
-	if c.timer != nil {
+	open := c.conn != nil
+	if c.timer != nil && !open {
 		c.timer.Stop()
 	}
 	c.mu.Unlock()
 	if c.ended() != nil {
 		c.reportEnd()
+	}
+	if !open {
+		c.release()
+	}
+}
+
+// release closes the session. A second call does nothing.
+func (c *call) release() {
+	c.stop()
+	c.session.Close()
+}
+
+// forget notes that the hijacked connection is closed.
+func (c *call) forget() {
+	c.mu.Lock()
+	c.conn = nil
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	returned := c.returned
+	c.mu.Unlock()
+	if returned {
+		c.release()
 	}
 }
 
@@ -194,7 +225,7 @@ func (c *call) conclude(w http.ResponseWriter) {
 		return
 	}
 	c.mu.Lock()
-	hijacked := c.hijacked != nil
+	hijacked := c.hijacked
 	c.mu.Unlock()
 	if hijacked {
 		return
@@ -348,7 +379,7 @@ func (w *writer) FlushError() error {
 }
 
 // Hijack implements http.Hijacker. After the end of the session, the handler has one second to say
-// goodbye on the connection, and then the connection is closed, unless the handler has returned.
+// goodbye on the connection, and then the connection is closed.
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err := w.call.ended(); err != nil {
 		return nil, nil, err
@@ -358,7 +389,63 @@ func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.call.mu.Lock()
-	w.call.hijacked = conn
+	w.call.hijacked, w.call.conn = true, conn
 	w.call.mu.Unlock()
-	return conn, buffered, nil
+	// cut may have run before it could find the connection.
+	if err := w.call.ended(); err != nil {
+		_ = conn.Close()
+		w.call.forget()
+		return nil, nil, err
+	}
+	own := &hijackedConn{conn, w.call}
+	return own, bufio.NewReadWriter(readerOf(own, buffered.Reader), buffered.Writer), nil
 }
+
+// readerOf returns a Reader of a connection, which has buffered the same bytes as the Reader of
+// net/http.
+func readerOf(conn net.Conn, r *bufio.Reader) *bufio.Reader {
+	early, _ := r.Peek(r.Buffered()) // never fails
+	rest := io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn)
+	own := bufio.NewReaderSize(rest, r.Size())
+	_, _ = own.Peek(len(early))
+	return own
+}
+
+// A hijackedConn is a hijacked connection for the handler.
+type hijackedConn struct {
+	net.Conn
+	call *call
+}
+
+// Read returns nothing that arrives after the end of the session. Read drops such bytes, and returns
+// an error once the connection is closed. So a message that the client sends after Revoke has
+// returned does not arrive, and a handler that reads and says goodbye in two goroutines does not
+// have to say goodbye before the next message.
+func (h *hijackedConn) Read(p []byte) (int, error) {
+	for {
+		n, err := h.Conn.Read(p)
+		switch {
+		case h.call.ended() == nil || len(p) == 0:
+			return n, err
+		case err != nil:
+			return 0, err
+		}
+	}
+}
+
+func (h *hijackedConn) Close() error {
+	err := h.Conn.Close()
+	h.call.forget()
+	return err
+}
+
+// CloseWrite is for httputil.ReverseProxy.
+func (h *hijackedConn) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// NetConn returns the connection of net/http, as NetConn of a tls.Conn does.
+func (h *hijackedConn) NetConn() net.Conn { return h.Conn }

@@ -342,6 +342,120 @@ func TestHijackedConnection(t *testing.T) {
 	}
 }
 
+// dialHijack sends a request, and a text immediately after the request, to a handler that hijacks
+// the connection.
+func dialHijack(t *testing.T, url, token, early string) net.Conn {
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	_, err = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n\r\n%s",
+		token, early)
+	require.NoError(t, err)
+	return conn
+}
+
+// No message that a client sends after Revoke has returned arrives on a hijacked connection, and
+// the handler can still say goodbye.
+func TestNothingArrivesOnAHijackedConnection(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	key, token := issue(t, store, keystore.Spec{})
+	read, done := make(chan string, 8), make(chan error, 1)
+	url, _ := serve(t, false, newAuth(t, store).Wrap(http.HandlerFunc(
+		func(w http.ResponseWriter, r *http.Request) {
+			conn, buffered, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				done <- err
+				return
+			}
+			defer conn.Close()
+			defer context.AfterFunc(r.Context(), func() {
+				_, _ = io.WriteString(conn, "goodbye\n")
+				_ = conn.(interface{ CloseWrite() error }).CloseWrite()
+			})()
+			for {
+				line, err := buffered.ReadString('\n')
+				if err != nil {
+					done <- err
+					return
+				}
+				read <- line
+			}
+		})))
+	conn := dialHijack(t, url, token, "early\n")
+	require.Equal(t, "early\n", <-read)
+	_, err := io.WriteString(conn, "before\n")
+	require.NoError(t, err)
+	require.Equal(t, "before\n", <-read)
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	_, err = io.WriteString(conn, "after\n")
+	require.NoError(t, err)
+	rest, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Equal(t, "goodbye\n", string(rest))
+	require.NoError(t, conn.Close())
+	require.Error(t, <-done)
+	require.Empty(t, read)
+}
+
+// A key ends a hijacked connection even if the handler has returned and left the connection to
+// other goroutines. A session does not outlive its connection.
+func TestHijackedConnectionOfAHandlerThatHasReturned(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	key, token := issue(t, store, keystore.Spec{})
+	conns, returned := make(chan net.Conn, 1), make(chan struct{})
+	handler := newAuth(t, store).Wrap(http.HandlerFunc(
+		func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			require.NoError(t, err)
+			conns <- conn
+		}))
+	url, _ := serve(t, false, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler.ServeHTTP(w, r)
+		returned <- struct{}{}
+	}))
+	dialHijack(t, url, token, "")
+	conn := <-conns
+	<-returned
+	require.EqualValues(t, 1, store.Stats().Live)
+	require.NoError(t, conn.Close())
+	require.Zero(t, store.Stats().Live)
+
+	dialHijack(t, url, token, "")
+	conn = <-conns
+	<-returned
+	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	_, err := conn.Read(make([]byte, 1))
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.ErrorIs(t, conn.Close(), net.ErrClosed)
+}
+
+// A slowHijacker is a ResponseWriter whose Hijack takes so long that the key ends before.
+type slowHijacker struct {
+	http.ResponseWriter
+	during func()
+	conn   net.Conn
+}
+
+func (w *slowHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.during()
+	return w.conn, bufio.NewReadWriter(bufio.NewReader(w.conn), bufio.NewWriter(w.conn)), nil
+}
+
+// A connection that is hijacked while its key ends is closed.
+func TestRevokeDuringHijack(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	key, token := issue(t, store, keystore.Spec{})
+	server, client := net.Pipe()
+	w := &slowHijacker{ResponseWriter: httptest.NewRecorder(), conn: server,
+		during: func() { require.NoError(t, store.Revoke(t.Context(), key.ID, "")) }}
+	newAuth(t, store).Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _, err := w.(http.Hijacker).Hijack()
+		require.ErrorIs(t, err, keystore.ErrRevoked)
+	})).ServeHTTP(w, request(t, "GET", "/", token, nil))
+	_, err := client.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+}
+
 // A request takes its cost from the credits of its key, and a refused request takes nothing.
 func TestCost(t *testing.T) {
 	store := keystoretest.New(t, nil)

@@ -10,41 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
-
-// use uses each method of a Backend.
-func use(t *testing.T, b *etcdstore.Backend) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	k := []byte("k")
-	written := false
-	for batch, err := range b.Feed(ctx, nil, nil, 0) {
-		require.NoError(t, err)
-		if written {
-			require.Equal(t, []backend.Entry{{Key: k, Value: []byte("v"), Revision: 1}},
-				batch.Changes)
-			break
-		}
-		require.NoError(t, b.Apply(ctx, backend.Change{Key: k, Value: []byte("v")}))
-		written = true
-	}
-	e, err := b.Get(ctx, k)
-	require.NoError(t, err)
-	require.Equal(t, uint64(1), e.Revision)
-	for _, err := range b.Scan(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	for _, err := range b.ScanDown(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	for _, err := range b.Snapshot(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	require.NoError(t, b.Apply(ctx, backend.Change{Key: k, Expect: 1, Delete: true}))
-}
 
 // refused requires that Open returns an error that says something, and does not wait for the end of
 // the context.
@@ -71,7 +40,7 @@ func TestTLS(t *testing.T) {
 		return func(cfg *clientv3.Config) { cfg.TLS = c }
 	}
 	good := &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{own}}
-	use(t, open(t, l.Client(t, with(good)), newPrefix()))
+	remotetest.UseEachMethod(t, open(t, l.Client(t, with(good)), newPrefix()))
 
 	refused(t, l.Client(t, with(&tls.Config{RootCAs: a.pool})), "/p/", "client certificate")
 	stranger, _, _ := newAuthority(t).issue("stranger")
@@ -134,8 +103,8 @@ func TestUserWithLeastRights(t *testing.T) {
 	const grant = "grant-permission ROLE --prefix=true readwrite " + prefix
 	app := as("app")
 	refused(t, as("reader"), prefix, "write below", grant)
-	use(t, open(t, app, prefix))
-	use(t, open(t, app, prefix)) // the marker is there
+	remotetest.UseEachMethod(t, open(t, app, prefix))
+	remotetest.UseEachMethod(t, open(t, app, prefix)) // the marker is there
 	refused(t, app, "/apikeys/test/", "permission denied", "/apikeys/test/")
 	refused(t, as("reader"), prefix, "write below", grant)
 	refused(t, as("writer"), prefix, "read below", grant)

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
 )
@@ -21,7 +22,7 @@ import (
 func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
 	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	client := l.Client(t)
-	use(t, open(t, client, "/warm-up/"))
+	remotetest.UseEachMethod(t, open(t, client, "/warm-up/"))
 	b, err := etcdstore.Open(context.Background(), client, newPrefix(), nil)
 	require.NoError(t, err)
 	require.NoError(t, b.Apply(context.Background(), backend.Change{Key: []byte("k")}))
@@ -31,49 +32,7 @@ func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
 		require.Eventually(t, func() bool { return goleak.Find(before) == nil }, patience,
 			time.Millisecond, "%s: %v", what, goleak.Find(before))
 	}
-	endings := map[string]func(batch backend.Batch, cancel context.CancelFunc) (stop bool){
-		"break":  func(backend.Batch, context.CancelFunc) bool { return true },
-		"cancel": func(_ backend.Batch, cancel context.CancelFunc) bool { cancel(); return false },
-		"cancel later": func(_ backend.Batch, cancel context.CancelFunc) bool {
-			time.AfterFunc(20*time.Millisecond, cancel)
-			return false
-		},
-	}
-	for name, end := range endings {
-		for range 5 {
-			ctx, cancel := context.WithCancel(context.Background())
-			for batch, err := range b.Feed(ctx, nil, nil, 0) {
-				if err != nil {
-					require.ErrorIs(t, err, context.Canceled, name)
-				} else if end(batch, cancel) {
-					break
-				}
-			}
-			cancel()
-		}
-		none(name)
-	}
-	for range b.Scan(context.Background(), nil, nil) {
-		break
-	}
-	for range b.Snapshot(context.Background(), nil, nil) {
-		break
-	}
-	none("a scan and a snapshot")
-	ended := make(chan error, 1)
-	started := make(chan struct{}, 1)
-	go func() {
-		for _, err := range b.Feed(context.Background(), nil, nil, 0) {
-			if err != nil {
-				ended <- err
-			} else {
-				started <- struct{}{}
-			}
-		}
-	}()
-	<-started
-	require.NoError(t, b.Close())
-	require.ErrorIs(t, <-ended, backend.ErrClosed)
+	remotetest.EndLoops(t, b, none)
 	none("Close")
 }
 

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
@@ -86,7 +87,7 @@ func TestOpen(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer silent.Close()
-	use(t, open(t, l.Client(t, endpoints(l.Endpoints()[0], "http://"+silent.Addr().String())),
+	remotetest.UseEachMethod(t, open(t, l.Client(t, endpoints(l.Endpoints()[0], "http://"+silent.Addr().String())),
 		newPrefix()))
 
 	refused(t, client, "", "the prefix is empty")
@@ -124,7 +125,7 @@ func TestOpen(t *testing.T) {
 	version = "3.5.17"
 	refused(t, old, newPrefix(), l.Endpoints()[0], "version 3.5.17", "3.5.18 or later")
 	version = "3.5.18"
-	use(t, open(t, old, newPrefix()))
+	remotetest.UseEachMethod(t, open(t, old, newPrefix()))
 }
 
 func TestOpenWithFewOperations(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/figures"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -49,75 +50,7 @@ func TestReplicas(t *testing.T) {
 	r := startReplicas(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
-	const rounds, sessions = 12, 5
-	for n := range rounds {
-		creator, revoker := r.stores[n%3], r.stores[(n+1+n/3%2)%3]
-		issued, err := creator.Create(ctx, keystore.Spec{Name: fmt.Sprint("key ", n)})
-		require.NoError(t, err)
-		token := issued.Secret.Reveal()
-
-		var bound []*keystore.Session
-		for _, s := range r.stores {
-			key, err := s.Verify(ctx, token)
-			require.NoError(t, err)
-			require.Equal(t, issued.Key.ID, key.ID)
-			for range sessions {
-				session, err := s.Bind(ctx, token)
-				require.NoError(t, err)
-				defer session.Close()
-				bound = append(bound, session)
-			}
-		}
-		// Callers use the key in all stores, before, during and after the revocation.
-		var revoked atomic.Bool
-		var callers sync.WaitGroup
-		wrong := make(chan string, 2*len(r.stores))
-		stop := make(chan struct{})
-		for i, s := range r.stores {
-			callers.Go(func() {
-				for {
-					after := revoked.Load()
-					_, err := s.Verify(ctx, token)
-					if err == nil && after {
-						wrong <- fmt.Sprintf("store %d admits a revoked key", i)
-						return
-					}
-					if err != nil && !errors.Is(err, keystore.ErrRevoked) {
-						wrong <- fmt.Sprintf("store %d: %v", i, err)
-						return
-					}
-					select {
-					case <-stop:
-						return
-					default:
-						time.Sleep(time.Millisecond)
-					}
-				}
-			})
-		}
-		require.NoError(t, revoker.Revoke(ctx, issued.Key.ID, "test"))
-		for i, session := range bound {
-			require.ErrorIs(t, session.Cause(), keystore.ErrRevoked, "session %d", i)
-		}
-		revoked.Store(true)
-		for i, s := range r.stores {
-			_, err := s.Verify(ctx, token)
-			require.ErrorIs(t, err, keystore.ErrRevoked, "store %d", i)
-			_, err = s.Bind(ctx, token)
-			require.ErrorIs(t, err, keystore.ErrRevoked, "store %d", i)
-		}
-		close(stop)
-		callers.Wait()
-		select {
-		case what := <-wrong:
-			require.Fail(t, what)
-		default:
-		}
-	}
-	for _, s := range r.stores {
-		require.Equal(t, 3, s.Stats().Processes)
-		require.NoError(t, s.Err())
-	}
+	remotetest.RevokeInTurn(ctx, t, r.stores)
 }
 
 // A watch notes what goes wrong for a key that stays active: refusals, and sessions that end.

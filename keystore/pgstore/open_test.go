@@ -15,41 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
-
-// use uses each method of a Backend.
-func use(t *testing.T, b *pgstore.Backend) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	k := []byte("k")
-	written := false
-	for batch, err := range b.Feed(ctx, nil, nil, 0) {
-		require.NoError(t, err)
-		if written {
-			require.Equal(t, []backend.Entry{{Key: k, Value: []byte("v"), Revision: 1}},
-				batch.Changes)
-			break
-		}
-		require.NoError(t, b.Apply(ctx, backend.Change{Key: k, Value: []byte("v")}))
-		written = true
-	}
-	e, err := b.Get(ctx, k)
-	require.NoError(t, err)
-	require.Equal(t, uint64(1), e.Revision)
-	for _, err := range b.Scan(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	for _, err := range b.ScanDown(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	for _, err := range b.Snapshot(ctx, nil, nil) {
-		require.NoError(t, err)
-	}
-	require.NoError(t, b.Apply(ctx, backend.Change{Key: k, Expect: 1, Delete: true}))
-}
 
 // refused requires that Open returns an error that says something, and does not wait for the end of
 // the context.
@@ -79,9 +48,9 @@ func TestSchemaNames(t *testing.T) {
 		`$migrate$ $migrate1$`, strings.Repeat("n", 63),
 	}
 	for _, name := range names {
-		use(t, open(t, pool, name, alone))
+		remotetest.UseEachMethod(t, open(t, pool, name, alone))
 	}
-	use(t, open(t, pool, names[0], alone))
+	remotetest.UseEachMethod(t, open(t, pool, names[0], alone))
 	for _, name := range names {
 		b := open(t, pool, name, alone)
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -131,7 +100,7 @@ func TestLeastRights(t *testing.T) {
 		}
 	}
 	b := open(t, app, "apikeys", alone)
-	use(t, b)
+	remotetest.UseEachMethod(t, b)
 	refused(t, as("stranger"), "apikeys", alone, "too few rights")
 
 	// The role changes the tables in no other way than by the function.
@@ -276,7 +245,7 @@ func TestPassword(t *testing.T) {
 		return pool
 	}
 	b := open(t, as("app", password), "apikeys", alone)
-	use(t, b)
+	remotetest.UseEachMethod(t, b)
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		require.NotContains(t, fmt.Sprintf(format, b), password)
 	}

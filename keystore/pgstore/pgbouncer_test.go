@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
@@ -20,7 +21,7 @@ func TestPgBouncerInSessionMode(t *testing.T) {
 	t.Parallel()
 	primary, _ := startPair(t)
 	url := pglab.URL(primary.PgBouncer(t, "pool_mode = session", "default_pool_size = 60"))
-	use(t, open(t, newPool(t, url), "apikeys", nil))
+	remotetest.UseEachMethod(t, open(t, newPool(t, url), "apikeys", nil))
 	a := newStore(t, url, "apikeys", freshness, nil)
 	b := newStore(t, url, "apikeys", freshness, nil)
 	stores := []*keystore.Store{a, b}

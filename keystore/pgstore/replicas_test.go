@@ -3,8 +3,6 @@ package pgstore_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
@@ -60,75 +59,7 @@ func TestReplicas(t *testing.T) {
 	t.Parallel()
 	primary, _ := startPair(t)
 	stores := newReplicas(t, primary.URL())
-	ctx := within(t, 3*patience)
-	const rounds, sessions = 12, 5
-	for n := range rounds {
-		creator, revoker := stores[n%3], stores[(n+1+n/3%2)%3]
-		issued, err := creator.Create(ctx, keystore.Spec{Name: fmt.Sprint("key ", n)})
-		require.NoError(t, err)
-		token := issued.Secret.Reveal()
-		var bound []*keystore.Session
-		for _, s := range stores {
-			key, err := s.Verify(ctx, token)
-			require.NoError(t, err)
-			require.Equal(t, issued.Key.ID, key.ID)
-			for range sessions {
-				session, err := s.Bind(ctx, token)
-				require.NoError(t, err)
-				defer session.Close()
-				bound = append(bound, session)
-			}
-		}
-		// Callers use the key in all stores, before, during and after the revocation.
-		var revoked atomic.Bool
-		var callers sync.WaitGroup
-		wrong := make(chan string, len(stores))
-		stop := make(chan struct{})
-		for i, s := range stores {
-			callers.Go(func() {
-				for {
-					after := revoked.Load()
-					_, err := s.Verify(ctx, token)
-					switch {
-					case err == nil && after:
-						wrong <- fmt.Sprintf("store %d admits a revoked key", i)
-						return
-					case err != nil && !errors.Is(err, keystore.ErrRevoked) &&
-						!errors.Is(err, keystore.ErrUnavailable):
-						wrong <- fmt.Sprintf("store %d: %v", i, err)
-						return
-					}
-					select {
-					case <-stop:
-						return
-					default:
-						time.Sleep(time.Millisecond)
-					}
-				}
-			})
-		}
-		require.NoError(t, revoker.Revoke(ctx, issued.Key.ID, "test"))
-		for i, session := range bound {
-			require.ErrorIs(t, session.Cause(), keystore.ErrRevoked, "session %d", i)
-		}
-		revoked.Store(true)
-		requireRevoked(ctx, t, stores, token)
-		for i, s := range stores {
-			_, err = s.Bind(ctx, token)
-			require.ErrorIs(t, err, keystore.ErrRevoked, "store %d", i)
-		}
-		close(stop)
-		callers.Wait()
-		select {
-		case what := <-wrong:
-			require.Fail(t, what)
-		default:
-		}
-	}
-	for _, s := range stores {
-		require.Equal(t, 3, s.Stats().Processes)
-		require.NoError(t, s.Err())
-	}
+	remotetest.RevokeInTurn(within(t, 3*patience), t, stores, keystore.ErrUnavailable)
 }
 
 // The synchronous standby is promoted, and the old primary is alive: a revocation on the new

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
@@ -71,17 +72,17 @@ func TestOpenRequiresReplication(t *testing.T) {
 	primary := pglab.Start(t, pglab.Config{NoSync: true})
 	refused(t, newPool(t, primary.URL()), "apikeys", nil, "synchronous_standby_names is empty",
 		"Options.Unreplicated")
-	use(t, open(t, newPool(t, primary.URL()), "apikeys", alone))
+	remotetest.UseEachMethod(t, open(t, newPool(t, primary.URL()), "apikeys", alone))
 
 	primary.Standby(t, "b")
 	primary.Replicate(t, "b")
-	use(t, open(t, newPool(t, primary.URL()), "apikeys", nil))
+	remotetest.UseEachMethod(t, open(t, newPool(t, primary.URL()), "apikeys", nil))
 	for _, level := range []string{"on", "remote_apply", "remote_write"} {
-		use(t, open(t, newPool(t, primary.URL("synchronous_commit", level)), "apikeys", nil))
+		remotetest.UseEachMethod(t, open(t, newPool(t, primary.URL("synchronous_commit", level)), "apikeys", nil))
 	}
 	local := newPool(t, primary.URL("synchronous_commit", "local"))
 	refused(t, local, "apikeys", nil, "synchronous_commit is local")
-	use(t, open(t, local, "apikeys", alone))
+	remotetest.UseEachMethod(t, open(t, local, "apikeys", alone))
 	off := newPool(t, primary.URL("synchronous_commit", "off"))
 	refused(t, off, "apikeys", nil, "synchronous_commit is off")
 	refused(t, off, "apikeys", alone, "synchronous_commit is off")

@@ -26,6 +26,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
+	"github.com/grpc-api-key/grpc-api-key/internal/remote/remotetest"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
@@ -282,7 +283,7 @@ func TestTLS(t *testing.T) {
 		return strings.Replace(server.URL("sslmode", "verify-full", "sslrootcert", root),
 			"127.0.0.1", host, 1)
 	}
-	use(t, open(t, newPool(t, verify("127.0.0.1", file(ca))), "apikeys", alone))
+	remotetest.UseEachMethod(t, open(t, newPool(t, verify("127.0.0.1", file(ca))), "apikeys", alone))
 	refused(t, newPool(t, verify("127.0.0.1", file(stranger))), "apikeys", alone,
 		"does not trust the certificate", "sslrootcert")
 	refused(t, newPool(t, verify("localhost", file(ca))), "apikeys", alone,
@@ -365,53 +366,19 @@ func TestDamagedEntry(t *testing.T) {
 func TestNoGoroutineIsLeft(t *testing.T) { // not parallel: it counts goroutines
 	server := pglab.Start(t, pglab.Config{NoSync: true})
 	pool := newPool(t, server.URL())
-	use(t, open(t, pool, "warm", alone))
+	remotetest.UseEachMethod(t, open(t, pool, "warm", alone))
 	before := goleak.IgnoreCurrent()
 	b, err := pgstore.Open(context.Background(), pool, newSchema(), alone)
 	require.NoError(t, err)
 	require.NoError(t, put(context.Background(), b, "k", 0))
-	endings := map[string]func(cancel context.CancelFunc) (stop bool){
-		"break":  func(context.CancelFunc) bool { return true },
-		"cancel": func(cancel context.CancelFunc) bool { cancel(); return false },
-		"cancel later": func(cancel context.CancelFunc) bool {
-			time.AfterFunc(20*time.Millisecond, cancel)
-			return false
-		},
+	opened := goleak.IgnoreCurrent()
+	none := func(what string, since goleak.Option) {
+		t.Helper()
+		require.Eventually(t, func() bool { return goleak.Find(since) == nil }, patience,
+			10*time.Millisecond, "%s: %v", what, goleak.Find(since))
 	}
-	for name, end := range endings {
-		for range 5 {
-			ctx, cancel := context.WithCancel(context.Background())
-			for _, err := range b.Feed(ctx, nil, nil, 0) {
-				if err != nil {
-					require.ErrorIs(t, err, context.Canceled, name)
-				} else if end(cancel) {
-					break
-				}
-			}
-			cancel()
-		}
-	}
-	for range b.Scan(context.Background(), nil, nil) {
-		break
-	}
-	for range b.Snapshot(context.Background(), nil, nil) {
-		break
-	}
-	ended, started := make(chan error, 1), make(chan struct{}, 1)
-	go func() {
-		for _, err := range b.Feed(context.Background(), nil, nil, 0) {
-			if err != nil {
-				ended <- err
-			} else {
-				started <- struct{}{}
-			}
-		}
-	}()
-	<-started
-	require.NoError(t, b.Close())
-	require.ErrorIs(t, <-ended, backend.ErrClosed)
-	require.Eventually(t, func() bool { return goleak.Find(before) == nil }, patience,
-		10*time.Millisecond, "%v", goleak.Find(before))
+	remotetest.EndLoops(t, b, func(after string) { none(after, opened) })
+	none("Close", before)
 	server.Await(t, "select count(*) from pg_stat_activity where backend_type = 'client backend' "+
 		"and query like '%feed%' and pid <> pg_backend_pid()", "0")
 }

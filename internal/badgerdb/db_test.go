@@ -513,7 +513,7 @@ func TestDirectory(t *testing.T) {
 		}
 	})
 	t.Run("without a name", func(t *testing.T) {
-		require.ErrorContains(t, refused(t, ""), "no name")
+		require.ErrorContains(t, refused(t, ""), "the path of the directory is empty")
 	})
 	t.Run("a file", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "f")

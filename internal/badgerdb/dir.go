@@ -134,6 +134,33 @@ func (c contents) mayWrite(dir string) error {
 	return nil
 }
 
+// mayMake returns an error unless the directory, which has no files of a store, may become a new
+// store. kind is that of LAST.
+func (c contents) mayMake(dir string, kind commitfile.Kind, mustExist bool) error {
+	switch {
+	case kind == commitfile.Unknown:
+		return notAStore(dir, commitfile.Name, othersFile)
+	case len(c.badger) > 0:
+		return notAStore(dir, c.badger[0], othersDatabase)
+	case c.foreign != "":
+		return notAStore(dir, c.foreign, othersFile)
+	case mustExist:
+		return noStore(dir, "the directory is empty")
+	}
+	return nil
+}
+
+// lacks returns an error if the directory of a store has no LAST or no manifest.
+func (c contents) lacks(dir string, isNew bool) error {
+	switch {
+	case c.data != "" && !c.commitFile && !isNew:
+		return missing(dir, c.data, commitfile.Name)
+	case c.data != "" && !c.manifest:
+		return missing(dir, c.data, badgerfile.ManifestFile)
+	}
+	return nil
+}
+
 // A messageError wraps an error, and replaces the text of the error.
 type messageError struct {
 	text string

@@ -109,7 +109,7 @@ func openDir(dir string, opts Options) (_ *DB, err error) {
 		opts.Logger = quiet
 	}
 	if dir == "" {
-		return nil, errors.New("the directory has no name: pass one that is the store's own")
+		return nil, errors.New("the path of the directory is empty: name a directory for the store alone")
 	}
 	dir, err = filepath.Abs(dir) // the process may change its working directory
 	if err != nil {
@@ -166,90 +166,40 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err := c.mayWrite(db.dir); err != nil {
 		return nil, err
 	}
-	r, at, err := begunRecovery(db.dir, c.recoveries)
+	r, err := db.finishRecovery(c, opts)
 	if err != nil {
 		return nil, err
 	}
 	if r != nil {
-		r.crash = opts.crash
-		if err := r.refuse(db.dir, opts); err != nil {
-			return nil, err
-		}
-		if at == begun {
-			if err := r.replace(db.dir, db.claim); err != nil {
-				return nil, err
-			}
-		}
 		if c, err = listDir(db.dir); err != nil {
 			return nil, err
 		}
 	}
-	var records []commitfile.Record
-	kind := commitfile.Blank
-	if c.commitFile {
-		if db.commitFile, err = commitfile.Open(db.dir); err != nil {
-			return nil, err
-		}
-		if records, kind, err = db.commitFile.Records(); err != nil {
-			return nil, err
-		}
+	records, kind, err := db.readCommitFile(c)
+	if err != nil {
+		return nil, err
 	}
 	s, err := survey.Read(db.dir)
 	if err != nil {
 		return nil, err
 	}
-	isNew := false
-	if kind != commitfile.Ours && s.Summary.Seq == 0 { // the directory holds no files of a store
-		switch {
-		case kind == commitfile.Unknown:
-			return nil, notAStore(db.dir, commitfile.Name, othersFile)
-		case len(c.badger) > 0:
-			return nil, notAStore(db.dir, c.badger[0], othersDatabase)
-		case c.foreign != "":
-			return nil, notAStore(db.dir, c.foreign, othersFile)
-		case opts.MustExist:
-			return nil, noStore(db.dir, "the directory is empty")
+	isNew := kind != commitfile.Ours && s.Summary.Seq == 0 // there are no files of a store
+	if isNew {
+		if err := c.mayMake(db.dir, kind, opts.MustExist); err != nil {
+			return nil, err
 		}
-		isNew = true
 	}
-	if s.Foreign != "" {
-		return nil, fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.Foreign, errForeign)
-	}
-	if c.inTheWay != "" {
-		return nil, fmt.Errorf("%s holds %s, which Badger would take for a file of its own: "+
-			"move that file elsewhere", db.dir, c.inTheWay)
-	}
-	var inLogs, largest int64
-	for _, l := range s.Logs {
-		inLogs += l.End
-		largest = max(largest, l.Memory)
-	}
-	db.space = newSpaceGuard(db.dir, opts.memTableSize, largest)
-	if err := db.space.toOpen(inLogs); err != nil {
+	if err := db.reserveSpace(c, s, opts); err != nil {
 		return nil, err
 	}
 	if isNew {
-		if err := db.claim(); err != nil {
-			return nil, err
-		}
-		err := db.commitFile.Close() // closes a blank LAST, if there is one
+		first, err := db.makeStore(opts)
 		if err != nil {
 			return nil, err
 		}
-		var first commitfile.Record
-		if db.commitFile, first, err = commitfile.Create(db.dir); err != nil {
-			return nil, err
-		}
 		records = append(records, first)
-		opts.Logger.Info("made a new API key store", "dir", db.dir)
 	}
-	absent := error(nil)
-	switch {
-	case c.data != "" && !c.commitFile && !isNew:
-		absent = missing(db.dir, c.data, commitfile.Name)
-	case c.data != "" && !c.manifest:
-		absent = missing(db.dir, c.data, badgerfile.ManifestFile)
-	}
+	absent := c.lacks(db.dir, isNew)
 	if absent != nil && opts.Recover == nil {
 		return nil, absent
 	}
@@ -257,31 +207,12 @@ func (db *DB) open(opts Options) (*recovery, error) {
 	if err = cmp.Or(absent, err); err != nil {
 		return db.recoverOrFail(s, records, r, opts, err)
 	}
-	if err := db.claim(); err != nil {
+	if err := db.clean(c, s, records); err != nil {
 		return nil, err
 	}
-	if err := discardUnfinished(db.dir, c.recoveries, records[0].Store); err != nil {
+	if err := db.openBadger(s, opts); err != nil {
 		return nil, err
 	}
-	if err := s.Clean(); err != nil {
-		return nil, fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w",
-			db.dir, err)
-	}
-	db.compactions = newCompactions(db)
-	// No compaction runs while Badger opens. Badger would wait for a compaction if level 0 had the
-	// maximum number of tables. So the maximum is raised by the tables and logs in the directory.
-	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.Level0 + len(s.Logs))
-	if db.badger, err = badger.OpenManaged(options); err != nil {
-		db.badger = nil
-		return nil, openError(db.dir, err)
-	}
-	if err := db.awaitTables(s.Logs); err != nil {
-		return nil, err
-	}
-	db.compactions.space = db.space
-	db.space.idle, db.space.busy = db.compactions.whileIdle, db.compactions.blocked
-	close(db.compactions.ready)
-	db.writeCommitFile = db.commitFile.Write
 	if err := db.matchCommitFile(s, records, redo); err != nil {
 		if closeErr := db.closeBadger(); closeErr != nil {
 			return nil, errors.Join(err, closeErr)
@@ -290,6 +221,109 @@ func (db *DB) open(opts Options) (*recovery, error) {
 		return db.recoverOrFail(s, records, r, opts, err)
 	}
 	return r, db.space.opened(db.commitFile.Preallocate())
+}
+
+// finishRecovery finishes a recovery that has begun to replace the files of the directory, and
+// returns the recovery. The result is nil if there is no such recovery.
+func (db *DB) finishRecovery(c contents, opts Options) (*recovery, error) {
+	r, at, err := begunRecovery(db.dir, c.recoveries)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	r.crash = opts.crash
+	if err := r.refuse(db.dir, opts); err != nil {
+		return nil, err
+	}
+	if at == begun {
+		err = r.replace(db.dir, db.claim)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// readCommitFile opens LAST, and returns its commits and its kind. If LAST is missing, there is no
+// commit, and the kind is Blank.
+func (db *DB) readCommitFile(c contents) ([]commitfile.Record, commitfile.Kind, error) {
+	if !c.commitFile {
+		return nil, commitfile.Blank, nil
+	}
+	var err error
+	if db.commitFile, err = commitfile.Open(db.dir); err != nil {
+		return nil, commitfile.Blank, err
+	}
+	return db.commitFile.Records()
+}
+
+// reserveSpace returns an error if the files are those of another program, or if the disk has too
+// little space to open Badger.
+func (db *DB) reserveSpace(c contents, s *survey.Survey, opts Options) error {
+	if s.Foreign != "" {
+		return fmt.Errorf("%w: %s: %s: %w", backend.ErrCorrupt, db.dir, s.Foreign, errForeign)
+	}
+	if c.inTheWay != "" {
+		return fmt.Errorf("%s holds %s, which Badger would take for a file of its own: "+
+			"move that file elsewhere", db.dir, c.inTheWay)
+	}
+	var inLogs, largest int64
+	for _, l := range s.Logs {
+		inLogs += l.End
+		largest = max(largest, l.Memory)
+	}
+	db.space = newSpaceGuard(db.dir, opts.memTableSize, largest)
+	return db.space.toOpen(inLogs)
+}
+
+// makeStore makes LAST of a new store, and returns the first commit.
+func (db *DB) makeStore(opts Options) (first commitfile.Record, err error) {
+	if err := db.claim(); err != nil {
+		return first, err
+	}
+	if err := db.commitFile.Close(); err != nil { // closes a blank LAST, if there is one
+		return first, err
+	}
+	if db.commitFile, first, err = commitfile.Create(db.dir); err != nil {
+		return first, err
+	}
+	opts.Logger.Info("made a new API key store", "dir", db.dir)
+	return first, nil
+}
+
+// clean takes possession of the directory, and removes what earlier processes left unfinished.
+func (db *DB) clean(c contents, s *survey.Survey, records []commitfile.Record) error {
+	if err := db.claim(); err != nil {
+		return err
+	}
+	if err := discardUnfinished(db.dir, c.recoveries, records[0].Store); err != nil {
+		return err
+	}
+	if err := s.Clean(); err != nil {
+		return fmt.Errorf("%s cannot be written to, as a store must, also to be read: %w",
+			db.dir, err)
+	}
+	return nil
+}
+
+// openBadger opens Badger, and starts the guard of the space and the watch of the compactions.
+func (db *DB) openBadger(s *survey.Survey, opts Options) error {
+	db.compactions = newCompactions(db)
+	// No compaction runs while Badger opens. Badger would wait for a compaction if level 0 had the
+	// maximum number of tables. So the maximum is raised by the tables and logs in the directory.
+	options := db.options(opts).WithNumLevelZeroTablesStall(level0Stall + s.Level0 + len(s.Logs))
+	var err error
+	if db.badger, err = badger.OpenManaged(options); err != nil {
+		db.badger = nil
+		return openError(db.dir, err)
+	}
+	if err := db.awaitTables(s.Logs); err != nil {
+		return err
+	}
+	db.compactions.space = db.space
+	db.space.idle, db.space.busy = db.compactions.whileIdle, db.compactions.blocked
+	close(db.compactions.ready)
+	db.writeCommitFile = db.commitFile.Write
+	return nil
 }
 
 // awaitTables waits until Badger has turned the logs in the directory into tables. No compaction

@@ -37,6 +37,7 @@
 //	the key lacks a scope                              PermissionDenied   INSUFFICIENT_SCOPE
 //	RequireRules, and the method has no rule           PermissionDenied   METHOD_HAS_NO_RULE
 //	the key exceeds its RateLimit                      ResourceExhausted  RATE_LIMIT_EXCEEDED *
+//	the key has too few credits                        ResourceExhausted  CREDITS_EXHAUSTED *
 //	LimitFailures: too many failures from the address  ResourceExhausted  AUTH_THROTTLED *
 //	the store is closed, failed, did not answer, or is
 //	out of contact with the other processes            Unavailable        AUTH_BACKEND_UNAVAILABLE *
@@ -44,8 +45,9 @@
 //	the caller cancelled the call                      Canceled
 //	the deadline of the caller has passed              DeadlineExceeded
 //
-// The reasons with an asterisk come with a RetryInfo. A key is narrowed if the key loses a scope,
-// or gets stricter allowed networks, a stricter rate limit or an earlier expiry.
+// The reasons with an asterisk come with a RetryInfo. CREDITS_EXHAUSTED comes with a RetryInfo only
+// if a refill will end the refusal. A key is narrowed if the key loses a scope, or
+// gets stricter allowed networks, a stricter rate limit or an earlier expiry.
 //
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes of the rule in the metadata entry "scopes",
 // separated by spaces. The key needs all of these scopes, or one of them, as the rule requires.

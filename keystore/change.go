@@ -302,7 +302,7 @@ func (s *Store) Rotate(ctx context.Context, id string, grace time.Duration) (*Is
 		return nil, err
 	}
 	if grace < 0 {
-		return nil, invalid("the grace %v is negative: 0 ends the present secret at once", grace)
+		return nil, invalid("the grace %v is negative: 0 ends the present secret immediately", grace)
 	}
 	if grace > maxGrace {
 		return nil, invalid("the grace %v is too long: at most %v are allowed", grace, maxGrace)

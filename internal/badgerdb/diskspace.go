@@ -366,13 +366,13 @@ func (g *spaceGuard) tables() (size int64) {
 }
 
 func full(dir string, free, need int64) error {
-	return fmt.Errorf("badgerdb: %w: %s has %d KiB left and needs %d: make room",
+	return fmt.Errorf("badgerdb: %w: %s has %d KiB left and needs %d: make space",
 		backend.ErrFull, dir, free>>10, need>>10)
 }
 
 func refused(dir string, need int64, err error) error {
 	return fmt.Errorf("badgerdb: %w: %s needs %d KiB, and the disk or a quota does not allow "+
-		"that: make room, or raise the quota: %w",
+		"that: make space, or raise the quota: %w",
 		backend.ErrFull, dir, need>>10, err)
 }
 

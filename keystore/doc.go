@@ -1,6 +1,5 @@
 // Package keystore keeps API keys inside a Go process. The package creates, verifies, restricts,
-// rotates, revokes, audits and backs up keys. It knows nothing of gRPC: package
-// [github.com/grpc-api-key/grpc-api-key/interceptor] connects a store to a gRPC server.
+// rotates, revokes, audits and backs up keys.
 //
 //	store, err := keystore.Open("keys", nil)
 //	issued, err := store.Create(ctx, keystore.Spec{Name: "ci"})
@@ -8,14 +7,31 @@
 //	key, err := store.Verify(ctx, token)
 //	err = store.Revoke(ctx, key.ID, "leaked")
 //
+// A caller presents a token, which has the ID of a key and a secret. Verify is for a call: it
+// returns the Key, with its owner and scopes. Bind is for a connection or a stream: it returns a
+// Session, whose context ends with the key. The store has digests, and no token.
+//
+// # Where to begin
+//
+//	keys in a directory, for one process   Open
+//	keys for several processes             New, with module keystore/etcdstore or keystore/pgstore
+//	a gRPC server                          package interceptor
+//	a server of net/http                   package interceptor/httpkeys
+//	handlers of Connect                    module interceptor/connectkeys
+//	the command apikeyctl on a live store  package interceptor/admin
+//	pages for operators                    package keystore/console
+//	metrics                                module keystore/promkeys, or package interceptor/otelkeys
+//	keys of another system                 package keystore/importer
+//	your own tests                         package keystore/keystoretest
+//
 // # Revocation
 //
 // Once Revoke has returned nil, no Verify or Bind that starts later accepts the key, and every
-// context that Bind returned for the key is cancelled. Revoke keeps this promise although Verify
-// answers from a cache without reading the disk. Package internal/fence explains how.
+// Session of the key has ended. Revoke keeps this promise although Verify answers from a cache
+// without reading the disk. Package internal/fence explains how.
 //
 // A Revoke that returns an error may or may not have taken effect. In both cases, Revoke has ended
-// the live contexts of the key in this process, and Revoke is safe to repeat.
+// the sessions of the key in this process, and Revoke is safe to repeat.
 //
 // If several processes have the store open, the promise holds for all processes: see Several
 // processes.
@@ -49,8 +65,9 @@
 //
 // # Several processes
 //
-// A store on a backend.Feeder may be open in several processes at the same time. Each process calls
-// [New] with a separate backend, and each process has a separate cache.
+// One process has a directory open at a time, and no other process serves the keys. A store on a
+// backend.Feeder may be open in several processes at the same time. Each process calls [New] with a
+// separate backend, and each process has a separate cache.
 //
 //   - Changes, Get and List are linearizable for each key, across all processes.
 //   - Verify and Bind are exact once a change has returned: a call that begins later, in any
@@ -65,8 +82,8 @@
 //     Options.Freshness at the latest, and ends its sessions. The process joins again without help.
 //     If the storage itself is down for longer than Options.Freshness, all processes refuse all
 //     calls.
-//   - A Verify or a Bind whose key is not in memory reads the storage. Calls with the same key share
-//     reads. At most 256 of these reads run at the same time. Then further calls get
+//   - A Verify or a Bind whose key is not in memory reads the storage. Calls with the same key
+//     share reads. At most 256 of these reads run at the same time. Then further calls get
 //     ErrUnavailable, so that a slow storage does not collect the calls of the service.
 //   - The events of all processes have one order, see [Event]. For each key, the events are in the
 //     order of the changes, whatever the clocks of the processes show.
@@ -111,7 +128,4 @@
 // This version can read a store that a later version has written. If a record holds a rule that
 // this version does not know, only the key of the record is refused. If Open has to build indexes
 // over such a record, Open refuses the store.
-//
-// One process has a directory open at a time. Revocation is immediate in that process, and no other
-// process serves the keys. For several processes, use a backend that is a backend.Feeder.
 package keystore

@@ -6,6 +6,7 @@ replace github.com/grpc-api-key/grpc-api-key => ../..
 
 require (
 	github.com/envoyproxy/go-control-plane/envoy v1.40.0
+	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	github.com/grpc-api-key/grpc-api-key v0.0.0-00010101000000-000000000000
 	github.com/stretchr/testify v1.12.1
 	go.etcd.io/etcd/client/pkg/v3 v3.7.3

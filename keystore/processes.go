@@ -81,13 +81,42 @@ func (p *processes) found(w *addWatch) (ids []token.ID, many bool) {
 	return slices.Compact(ids), w.many
 }
 
-// noteDelivered adds a delivered key to the watches. k is nil if the record is damaged.
-func (p *processes) noteDelivered(id token.ID, k *Key) {
+// A deliveredRecord is a record that the feed has delivered, and is decoded at most once.
+type deliveredRecord struct {
+	entry   backend.Entry
+	decoded bool
+	record  *keyRecord // nil: not decoded, or damaged
+}
+
+// decode returns the record, or nil if the record is damaged.
+func (d *deliveredRecord) decode() *keyRecord {
+	if !d.decoded {
+		d.decoded = true
+		if kr, err := parseKeyRecord(d.entry); err == nil {
+			d.record = kr
+		}
+	}
+	return d.record
+}
+
+// cached returns the key of the record, or nil if the record is damaged.
+func (d *deliveredRecord) cached() *cachedKey {
+	if kr := d.decode(); kr != nil {
+		return kr.cached()
+	}
+	return nil
+}
+
+// noteDelivered adds a delivered key to the watches.
+func (p *processes) noteDelivered(id token.ID, d *deliveredRecord) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range p.watches {
-		switch {
-		case w.many, k != nil && (!k.RevokedAt.IsZero() || !w.query.selects(k)):
+		if w.many {
+			continue
+		}
+		switch kr := d.decode(); {
+		case kr != nil && (kr.record.RevokedAt != 0 || !w.query.selects(&kr.cached().key)):
 		case len(w.ids) == maxAdded:
 			w.many = true
 		default:
@@ -190,7 +219,9 @@ func (s *Store) refuseStale(ctx context.Context) error {
 	return errStale
 }
 
-// publishDelivered is cluster.Config.Changed.
+// publishDelivered is cluster.Config.Changed. Most keys that other processes change are used by no
+// session of this process, and by no running RevokeAll. So publishDelivered decodes a record only
+// if one of these needs the record.
 func (s *Store) publishDelivered(entries []backend.Entry) {
 	for _, e := range entries {
 		if len(e.Key) != 1+len(token.ID{}) || e.Key[0] != keySpace {
@@ -201,18 +232,14 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			s.fence.Publish(id, nil, ErrRevoked)
 			continue
 		}
-		kr, err := parseKeyRecord(e)
-		if err != nil {
-			s.processes.noteDelivered(id, nil)
-			s.fence.Publish(id, nil, ErrNarrowed)
-			continue
+		d := &deliveredRecord{entry: e}
+		if a := s.accounts.find(id); a != nil && !s.isWrong(noCreditNote) {
+			if kr := d.decode(); kr != nil {
+				a.note(kr.revision, kr.record.CreditsRevision)
+			}
 		}
-		e := kr.cached()
-		if !s.isWrong(noCreditNote) {
-			s.accounts.note(id, kr.revision, e.since())
-		}
-		s.processes.noteDelivered(id, &e.key)
-		s.fence.Publish(id, e, nil)
+		s.processes.noteDelivered(id, d)
+		s.fence.Publish(id, d.cached, ErrNarrowed)
 	}
 	s.processes.noteChanged()
 }

@@ -62,7 +62,7 @@ func TestEndedThatEndsItsGoroutine(t *testing.T) {
 			Ended:    runtime.Goexit,
 			AfterEnd: func() { followed = true },
 		})
-		f.Publish(id(1), val(1, newValue), nil)
+		f.Publish(id(1), just(val(1, newValue)), nil)
 		synctest.Wait()
 		require.True(t, followed)
 	})

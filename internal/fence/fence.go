@@ -422,20 +422,29 @@ func (f *Fence[V]) End(id ID, v *V) {
 }
 
 // Publish is Begin and End in one critical section, for a value that another process has committed.
-// Publish evicts id, and notifies every binding of id of the value before Publish returns. A nil v
-// means that the value is gone or unknown: Publish then ends every binding of id with cause.
+// Publish evicts id, and notifies every binding of id of the value before Publish returns. Publish
+// calls value only if id has a binding, at most once, and without a lock: most values that other
+// processes commit have no binding, and need not be decoded. If value is nil or returns nil, the
+// value is gone or unknown: Publish then ends every binding of id with cause.
 //
 // Publish, Flush and EndAll call Ended in the background, and do not wait: their caller reads the
 // changes of all processes, and code of the user must not delay the next change. Quiesce waits.
 //
-// A Get of the store that starts after the call of Publish must return v or a later value. Then
-// invariant 8 holds. Publish may run between a Begin and an End of the same ID.
-func (f *Fence[V]) Publish(id ID, v *V, cause error) {
+// A Get of the store that starts after the call of Publish must return the value or a later value.
+// Then invariant 8 holds. Publish may run between a Begin and an End of the same ID.
+func (f *Fence[V]) Publish(id ID, value func() *V, cause error) {
 	s := f.shard(id)
 	s.mu.Lock()
 	f.invalidateLocked(s, id, true, true)
 	bindings := s.startNotifyLocked(id)
 	s.mu.Unlock()
+	if len(bindings) == 0 {
+		return
+	}
+	var v *V
+	if value != nil {
+		v = value()
+	}
 	f.afterwards(s.end(id, bindings, func(b *Binding[V]) bool {
 		if v == nil {
 			b.Cut(cause)
@@ -632,6 +641,9 @@ func (f *Fence[V]) invalidateLocked(s *shard[V], id ID, evict, bump bool) {
 func (s *shard[V]) startNotifyLocked(id ID) []*Binding[V] {
 	s.notifications++
 	set := s.bound[id]
+	if len(set) == 0 {
+		return nil
+	}
 	return slices.AppendSeq(make([]*Binding[V], 0, len(set)), maps.Keys(set))
 }
 

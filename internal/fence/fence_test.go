@@ -23,6 +23,9 @@ type value struct {
 
 func val(of byte, n int64) *value { return &value{Node: Node{ID: id(of)}, n: n} }
 
+// just returns a function that returns v, for Publish.
+func just(v *value) func() *value { return func() *value { return v } }
+
 func newFence(size int) *Fence[value] {
 	return New(size, func(v *value) *Node { return &v.Node })
 }
@@ -653,7 +656,7 @@ func TestEveryInterleavingWithAnotherProcess(t *testing.T) {
 		verb  func(*Fence[value])
 		right bool
 	}{
-		"Publish": {func(f *Fence[value]) { f.Publish(id(1), val(1, newValue), nil) }, true},
+		"Publish": {func(f *Fence[value]) { f.Publish(id(1), just(val(1, newValue)), nil) }, true},
 		"Publish of nothing": {
 			func(f *Fence[value]) { f.Publish(id(1), nil, errors.New("cause")) }, true,
 		},
@@ -682,25 +685,63 @@ func TestEveryInterleavingWithAnotherProcess(t *testing.T) {
 	}
 }
 
+// If an ID has no binding, Publish evicts the ID without a look at the new value. Otherwise Publish
+// looks once, and all bindings receive the same value.
+func TestPublishLooksAtTheValueForBindingsOnly(t *testing.T) {
+	f := newFence(4)
+	load(f, 1, 1)
+	looks := 0
+	next := val(1, 2)
+	look := func() *value {
+		require.True(t, f.shard(id(1)).mu.TryLock(), "the shard is not locked")
+		f.shard(id(1)).mu.Unlock()
+		looks++
+		return next
+	}
+	f.Publish(id(1), look, nil)
+	require.False(t, cached(f, 1))
+	require.Zero(t, looks)
+
+	var received []*value
+	for range 2 {
+		bind(t, f, 1, &Binding[value]{
+			Changed:  func(v *value) bool { received = append(received, v); return true },
+			AfterEnd: func() {},
+		})
+	}
+	f.Publish(id(1), look, nil)
+	require.Equal(t, 1, looks)
+	require.Equal(t, []*value{next, next}, received)
+
+	cause := errors.New("cause")
+	var cut error
+	bind(t, f, 1, &Binding[value]{
+		Cut:      func(err error) { cut = err },
+		AfterEnd: func() {},
+	})
+	f.Publish(id(1), func() *value { return nil }, cause)
+	require.Equal(t, cause, cut, "a value that cannot be read ends the bindings")
+}
+
 // Publish and Begin with End may overlap, in any order.
 func TestPublishBesideAnOwnChange(t *testing.T) {
 	f := newFence(4)
 	load(f, 1, 1)
 	f.Begin(id(1))
-	f.Publish(id(1), val(1, 2), nil)
+	f.Publish(id(1), just(val(1, 2)), nil)
 	load(f, 1, 2)
 	require.False(t, cached(f, 1), "a change is pending")
 	f.End(id(1), val(1, 2))
 	load(f, 1, 2)
 	require.True(t, cached(f, 1))
-	f.Publish(id(1), val(1, 2), nil)
+	f.Publish(id(1), just(val(1, 2)), nil)
 	require.False(t, cached(f, 1))
 }
 
 // Publish, Flush and EndAll do not wait for Ended.
 func TestEndedInTheBackground(t *testing.T) {
 	for _, verb := range []func(*Fence[value]){
-		func(f *Fence[value]) { f.Publish(id(1), val(1, 2), nil) },
+		func(f *Fence[value]) { f.Publish(id(1), just(val(1, 2)), nil) },
 		func(f *Fence[value]) { f.Publish(id(1), nil, nil) },
 		func(f *Fence[value]) { f.Flush(nil) },
 		func(f *Fence[value]) { f.EndAll(nil) },

@@ -109,7 +109,7 @@ func (s *Store) RevokeAll(
 	}
 	if opts.DryRun {
 		var corrupt error
-		wanted := s.batches(ctx, s.candidates, q, len(reason), revokeChanges, q.wantsRevoked)
+		wanted := s.batches(ctx, s.candidates, q, len(reason), revokeChanges, isLive)
 		for batch, err := range wanted {
 			if errors.Is(err, ErrCorrupt) {
 				corrupt = err
@@ -232,7 +232,7 @@ func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, er
 
 // countWanted returns the number of keys that RevokeAll would revoke. Damaged keys do not count.
 func (s *Store) countWanted(ctx context.Context, q Query) (n int, err error) {
-	for batch, err := range s.batches(ctx, s.candidates, q, 0, revokeChanges, q.wantsRevoked) {
+	for batch, err := range s.batches(ctx, s.candidates, q, 0, revokeChanges, isLive) {
 		if errors.Is(err, ErrCorrupt) {
 			continue // revokeAll reports the damage
 		}
@@ -277,16 +277,19 @@ func (s *Store) watchAdded(
 	}, func() {}
 }
 
-// wantsRevoked reports whether RevokeAll has to revoke a key.
-func (q *Query) wantsRevoked(kr *keyRecord) bool {
-	return kr.record.RevokedAt == 0 && q.selects(&kr.cached().key) && q.knowsUses(kr)
-}
+// isLive reports whether a key is not yet revoked.
+func isLive(kr *keyRecord) bool { return kr.record.RevokedAt == 0 }
 
-// stillWanted is wantsRevoked for a key that was selected some time ago, and may have been used
-// since.
-func (s *Store) stillWanted(ctx context.Context, q *Query, kr *keyRecord) (bool, error) {
-	if !q.wantsRevoked(kr) || q.UnusedSince.IsZero() {
-		return q.wantsRevoked(kr), nil
+// stillWanted reports whether RevokeAll has to revoke a key that was selected some time ago. The
+// key may have been used since. If the record was read again, the key may have been changed too.
+func (s *Store) stillWanted(
+	ctx context.Context, q *Query, kr *keyRecord, again bool,
+) (bool, error) {
+	if !isLive(kr) || again && !(q.selects(&kr.cached().key) && q.knowsUses(kr)) {
+		return false, nil
+	}
+	if q.UnusedSince.IsZero() {
+		return true, nil
 	}
 	last, err := s.lastUsed(ctx, kr.id)
 	if err != nil {
@@ -295,8 +298,8 @@ func (s *Store) stillWanted(ctx context.Context, q *Query, kr *keyRecord) (bool,
 	return s.usage.unused(q.UnusedSince, last)
 }
 
-// revokeAll reads the selection once, with find, and revokes the selected keys. failed is the error that
-// ended the run. corrupt is the error for damaged data.
+// revokeAll reads the selection once, with find, and revokes the selected keys. failed is the error
+// that ended the run. corrupt is the error for damaged data.
 func (s *Store) revokeAll(
 	ctx context.Context, find finder, q Query, reason string, report func(*Key),
 ) (failed, corrupt error) {
@@ -318,7 +321,7 @@ func (s *Store) revokeAll(
 		}
 		return w.err
 	}
-	wanted := s.batches(ctx, find, q, len(reason), revokeChanges, q.wantsRevoked)
+	wanted := s.batches(ctx, find, q, len(reason), revokeChanges, isLive)
 	for batch, err := range wanted {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err
@@ -340,8 +343,8 @@ func (s *Store) revokeAll(
 		go func() {
 			event := &record.Event{Action: record.Action_ACTION_REVOKE, Reason: reason}
 			revoked, err := s.changeAll(ctx, batch, event, ErrRevoked,
-				func(kr *keyRecord) (bool, error) {
-					if wanted, err := s.stillWanted(ctx, &q, kr); err != nil || !wanted {
+				func(kr *keyRecord, again bool) (bool, error) {
+					if wanted, err := s.stillWanted(ctx, &q, kr, again); err != nil || !wanted {
 						return false, err
 					}
 					revoke(kr.record, reason)
@@ -412,7 +415,7 @@ func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 		}
 		event := &record.Event{Action: record.Action_ACTION_PURGE}
 		purged, err := s.changeAll(ctx, batch, event, ErrRevoked,
-			func(kr *keyRecord) (bool, error) {
+			func(kr *keyRecord, _ bool) (bool, error) {
 				if !dead(kr) {
 					return false, nil
 				}

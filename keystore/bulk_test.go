@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -400,6 +401,67 @@ func TestRevokeAllAmongOtherChanges(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 200, n)
 	require.Zero(t, none)
+}
+
+// A raced backend runs before ahead of the first Apply with a chosen change.
+type raced struct {
+	backend.Backend
+	chooses func(backend.Change) bool
+	before  func()
+	once    sync.Once
+}
+
+func (b *raced) Apply(ctx context.Context, changes ...backend.Change) error {
+	if slices.ContainsFunc(changes, b.chooses) {
+		b.once.Do(b.before)
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+// A key that is changed after RevokeAll has read the key, and before RevokeAll writes the key, is
+// read and evaluated again. The change makes the write of the whole batch fail.
+func TestRevokeAllEvaluatesAChangedKeyAgain(t *testing.T) {
+	var change func()
+	b := &raced{
+		Backend: backendtest.NewMemory(),
+		chooses: func(c backend.Change) bool { return c.Restricts && c.Key[0] == 'k' },
+		before:  func() { change() },
+	}
+	s, err := keystore.New(b, nil)
+	require.NoError(t, err)
+	defer s.Close()
+	keys := fill(t, s, 8, func(i int) keystore.Spec { return keystore.Spec{Owner: "acme"} })
+	update := func(n int, edit func(*keystore.Spec)) {
+		_, err := s.Update(context.Background(), keys[n].Key.ID,
+			func(spec *keystore.Spec) error { edit(spec); return nil })
+		require.NoError(t, err)
+	}
+	change = func() {
+		update(3, func(spec *keystore.Spec) { spec.Owner = "other" })
+		update(5, func(spec *keystore.Spec) { spec.Name = "changed" })
+	}
+	revoked := make(map[string]string)
+	n, err := s.RevokeAll(t.Context(), keystore.Query{Owner: "acme"}, "why",
+		&keystore.RevokeAllOptions{Progress: func(k *keystore.Key, _ int) {
+			require.False(t, k.RevokedAt.IsZero())
+			revoked[k.ID] = k.Name
+		}})
+	require.NoError(t, err)
+	require.Equal(t, 7, n)
+	require.Len(t, revoked, 7)
+	require.NotContains(t, revoked, keys[3].Key.ID)
+	require.Equal(t, "changed", revoked[keys[5].Key.ID])
+	for i, k := range keys {
+		now, err := s.Get(t.Context(), k.Key.ID)
+		require.NoError(t, err)
+		want := uint64(2)
+		if i == 5 {
+			want = 3
+		}
+		require.Equal(t, want, now.Revision)
+		require.Equal(t, i != 3, !now.RevokedAt.IsZero(), "key %d", i)
+	}
+	require.Equal(t, 1, admitted(t, s, keys))
 }
 
 // A damaged last use, of one key, is nothing to those who do not ask for it, and to others it is an

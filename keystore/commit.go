@@ -162,9 +162,12 @@ func (s *Store) changeInTurn(
 // changed one of the keys since the key was read, or if one of the keys is damaged, changeAll reads
 // and changes the keys again, one by one. changeAll passes over damaged keys, and returns an error
 // that wraps ErrCorrupt and names the damaged keys, with the new values of the other keys.
+//
+// again tells edit that the record was read again. edit changes the records of the batch in place,
+// so the caller no longer uses these records.
 func (s *Store) changeAll(
 	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
-	edit func(*keyRecord) (bool, error),
+	edit func(kr *keyRecord, again bool) (bool, error),
 ) ([]*cachedKey, error) {
 	changed, err := s.changeTogether(ctx, batch, event, unknownCause, edit)
 	if !errors.Is(err, backend.ErrConflict) && !errors.Is(err, ErrCorrupt) {
@@ -177,7 +180,7 @@ func (s *Store) changeAll(
 		e, err := s.changeOne(ctx, kr.id, event, unknownCause,
 			func(kr *keyRecord) (bool, error) {
 				var err error
-				was, err = edit(kr)
+				was, err = edit(kr, true)
 				return was, err
 			})
 		switch {
@@ -213,7 +216,7 @@ func (s *Store) changeOne(
 
 func (s *Store) changeTogether(
 	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
-	edit func(*keyRecord) (bool, error),
+	edit func(kr *keyRecord, again bool) (bool, error),
 ) ([]*cachedKey, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
@@ -224,15 +227,14 @@ func (s *Store) changeTogether(
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	var all []*prepared
-	var entries []*cachedKey
+	all := make([]*prepared, 0, len(batch))
+	entries := make([]*cachedKey, 0, len(batch))
 	for _, kr := range batch {
 		before := priorOf(kr)
-		kr := &keyRecord{id: kr.id, record: proto.CloneOf(kr.record), revision: kr.revision + 1}
-		changed, err := edit(kr)
+		changed, err := edit(kr, false)
 		if err == nil && changed {
-			own := proto.CloneOf(event)
-			own.Actor = actor
+			kr.revision++
+			own := &record.Event{Action: event.Action, Reason: event.Reason, Actor: actor}
 			var p *prepared
 			if p, err = s.prepareChange(ctx, before, kr, own); err == nil {
 				all = append(all, p)

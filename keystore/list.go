@@ -112,6 +112,13 @@ func (q *Query) selects(k *Key) bool {
 		(q.Text == "" || k.hasText(q.Text))
 }
 
+// onlyOwner reports whether the query selects by the Owner alone, or selects every key.
+func (q *Query) onlyOwner() bool {
+	without := *q
+	without.Owner = ""
+	return without.selectsAll()
+}
+
 // knowsUses reports whether the store had the key at UnusedSince. The store does not know the uses
 // of an imported key before the import.
 func (q *Query) knowsUses(kr *keyRecord) bool {
@@ -183,7 +190,8 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 
 // list returns the error that ends the list. If the consumer ended the list, list returns nil. With
 // ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
-// LastUsedAt if used is true, or if the query has UnusedSince.
+// LastUsedAt if used is true, or if the query has UnusedSince. If used is false, and
+// the query has at most an Owner, yield gets no Key.
 func (s *Store) list(
 	ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool,
 ) error {
@@ -211,15 +219,19 @@ func (s *Store) listFound(
 		if err != nil {
 			return yield(kr, nil, err)
 		}
-		key := &kr.cached().key
-		if !q.selects(key) || !q.knowsUses(kr) {
+		var key *Key
+		if used || !q.onlyOwner() {
+			key = &kr.cached().key
+		}
+		if key == nil && kr.record.Owner != q.Owner && q.Owner != "" ||
+			key != nil && (!q.selects(key) || !q.knowsUses(kr)) {
 			return true
 		}
 		if used {
 			key.LastUsedAt, err = s.lastUsedOf(ctx, c)
 		}
 		if errors.Is(err, ErrCorrupt) {
-			return yield(kr, nil, fmt.Errorf("key %s: %w", key.ID, err))
+			return yield(kr, nil, fmt.Errorf("key %s: %w", kr.id, err))
 		}
 		unused := true
 		if err == nil && !q.UnusedSince.IsZero() {

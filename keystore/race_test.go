@@ -243,7 +243,7 @@ func (r *rig) enableWithoutWaiting() {
 	require.NoError(r, err)
 	event := &record.Event{Action: record.Action_ACTION_ENABLE}
 	batch := []*keyRecord{kr}
-	enable := func(kr *keyRecord) (bool, error) {
+	enable := func(kr *keyRecord, _ bool) (bool, error) {
 		kr.record.Status = record.Status_STATUS_ACTIVE
 		kr.record.DisabledAt, kr.record.DisableReason = 0, ""
 		return true, nil

@@ -2,15 +2,12 @@ package badgerdb
 
 import (
 	"bytes"
-	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -18,13 +15,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/y"
-
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/badgerfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/commitfile"
-	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/layout"
-	"github.com/grpc-api-key/grpc-api-key/internal/badgerdb/survey"
 	"github.com/grpc-api-key/grpc-api-key/internal/fsys"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -293,292 +285,6 @@ func (r *recovery) discard() error {
 	return fsys.SyncDir(filepath.Dir(r.work))
 }
 
-// storeOf returns the identity of the store in a directory. The result is zeros if the identity is
-// unknown.
-func storeOf(s *survey.Survey, records []commitfile.Record) [16]byte {
-	if s.Summary.Seq == 0 && len(records) > 0 {
-		return records[len(records)-1].Store
-	}
-	return s.Summary.Store
-}
-
-// salvage writes a recovery of the directory. salvage does not change the store's files; replace
-// does.
-func (db *DB) salvage(
-	s *survey.Survey, records []commitfile.Record, opts Options, damage error,
-) (*recovery, error) {
-	c, err := listDir(db.dir)
-	if err != nil {
-		return nil, err
-	}
-	store := storeOf(s, records)
-	// Without Options.Recover, Open may refuse the directory, and must then leave the directory as
-	// before.
-	if opts.Recover != nil {
-		if err := discardUnfinished(db.dir, c.recoveries, store); err != nil {
-			return nil, err
-		}
-	}
-	if err := db.space.toSalvage(); err != nil {
-		return nil, err
-	}
-	var was layout.Summary
-	if len(records) > 0 {
-		was = records[len(records)-1].Summary
-	}
-	r, err := newRecovery(db.dir, opts.crash, recoveryFile{Store: store[:], Was: was.Append(nil)})
-	if err != nil {
-		return nil, err
-	}
-	if err := r.fill(db.dir, s, records, opts, damage); err != nil {
-		return nil, errors.Join(err, r.discard())
-	}
-	return r, nil
-}
-
-// fill makes the new database, and describes the new database in RECOVERY.
-func (r *recovery) fill(
-	from string, s *survey.Survey, records []commitfile.Record, opts Options, damage error,
-) error {
-	to := &DB{dir: r.work, space: newSpaceGuard(r.work, usualMemtable, 0)}
-	to.compactions = newCompactions(to)
-	// The new database has no compactors. compactions can check a compaction only if Badger flushes
-	// tables in the order of commits.
-	options := to.options(opts).WithSyncWrites(false).WithNumCompactors(0).
-		WithNumLevelZeroTablesStall(math.MaxInt)
-	made, err := badger.OpenManaged(options)
-	if err != nil {
-		return err
-	}
-	to.badger = made
-	must, whole, left, err := to.collect(from, s, records, opts.Forget)
-	if err = errors.Join(err, to.closeBadger()); err != nil {
-		return err
-	}
-	r.step("filled the database")
-	if err := commitfile.CreateWith(r.work, commitfile.Record{Summary: must}); err != nil {
-		return err
-	}
-	recoveredFiles, err := survey.Read(r.work)
-	if err != nil {
-		return err
-	}
-	if _, err := recoveredFiles.Reconcile([]commitfile.Record{{Summary: must}}); err != nil {
-		return err
-	}
-	c, err := listDir(r.work)
-	if err != nil {
-		return err
-	}
-	r.Must, r.Whole, r.Lost = must.Append(nil), whole, errors.Join(damage, left).Error()
-	names := slices.DeleteFunc(c.badger, func(name string) bool {
-		kind := badgerfile.Kind(name)
-		return kind != badgerfile.TableFiles && kind != badgerfile.LogFiles
-	})
-	if c.manifest {
-		names = append(names, badgerfile.ManifestFile)
-	}
-	for _, name := range append(names, commitfile.Name) {
-		sum, err := sumFile(filepath.Join(r.work, name), true)
-		if err != nil {
-			return err
-		}
-		r.Files = append(r.Files, recovered{name, sum})
-	}
-	return errors.Join(fsys.SyncDir(r.work), r.write())
-}
-
-// sumFile returns the SHA-256 of a file. If isNew is set, sumFile also makes the file durable.
-func sumFile(path string, isNew bool) ([]byte, error) {
-	flag := os.O_RDONLY
-	if isNew {
-		flag = os.O_RDWR
-	}
-	f, err := os.OpenFile(path, flag, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return nil, err
-	}
-	if isNew {
-		err = f.Sync()
-	}
-	return h.Sum(nil), err
-}
-
-// errForeign means that the directory holds data of another program.
-var errForeign = errors.New("it is not the key store's: another program with Badger uses the " +
-	"same directory: give each a directory of its own")
-
-// collect fills the new database from the files in the directory from. collect returns the summary
-// of the new database. left reports how many of the expected entries were recovered, and any
-// damage. whole means that all entries were recovered and are unchanged. Otherwise collect removes
-// the entries with the keys in forget: see Options.Forget.
-func (db *DB) collect(
-	from string, s *survey.Survey, records []commitfile.Record, forget [][]byte,
-) (h layout.Summary, whole bool, left, err error) {
-	_, _ = rand.Read(h.Store[:])
-	batch := db.badger.NewManagedWriteBatch()
-	defer batch.Cancel()
-	put := func(version uint64, w layout.Write) error {
-		if !isOurs(w.Key) {
-			return fmt.Errorf("the entry %.32x: %w", w.Key, errForeign)
-		}
-		h.Seq = max(h.Seq, version)
-		if w.Key[0] != layout.KeyPrefix || version == 0 {
-			return nil // skips the old summaries: the new database has another summary
-		}
-		value := w.Value
-		if _, _, err := layout.ParseEntry(w.Key, value); errors.Is(err, layout.ErrDamaged) {
-			value = nil // drops the damaged entry; see recovery
-		}
-		return batch.SetEntryAt(badger.NewEntry(w.Key, value), version)
-	}
-	damage, err := salvageTables(from, put)
-	if err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	for _, l := range s.Logs {
-		path := filepath.Join(from, l.Name)
-		_, err := badgerfile.ReadLog(path, func(version uint64, writes []layout.Write) error {
-			for _, w := range writes {
-				if err := put(version, w); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return layout.Summary{}, false, nil, err
-		}
-	}
-	for _, record := range records {
-		if s.Summary.Seq > 0 && record.Store != s.Summary.Store {
-			continue // the record belongs to another store
-		}
-		h.Store = record.Store
-		for _, w := range record.Writes {
-			if err := put(record.Seq, w); err != nil {
-				return layout.Summary{}, false, nil, err
-			}
-		}
-		h.Seq = max(h.Seq, record.Seq)
-	}
-	if err := batch.Flush(); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	if h.Seq == 0 {
-		// A new identity, so that the new LAST differs from the old LAST.
-		_, _ = rand.Read(h.Store[:])
-		return h, false, errors.New("nothing is left: the store is empty"), nil
-	}
-	var bad error // damage that put has not found
-	err = db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err })
-	if err != nil || bad != nil {
-		return layout.Summary{}, false, nil, errors.Join(err, bad)
-	}
-	report := fmt.Errorf("%d entries are left", h.Entries)
-	if len(records) > 0 {
-		want := records[len(records)-1].Summary
-		if s.Summary.Store == want.Store && s.Summary.Seq == want.Seq+1 {
-			want = s.Summary // the copy of this commit in LAST was not finished
-		}
-		report = fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
-		if whole = want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum; whole {
-			report = fmt.Errorf("all %d entries are left, as they were after commit %d",
-				h.Entries, want.Seq)
-		}
-	}
-	h.Seq++
-	txn := db.badger.NewTransactionAt(h.Seq, true)
-	defer txn.Discard()
-	if !whole {
-		if err := forgetEntries(txn, forget, &h); err != nil {
-			return layout.Summary{}, false, nil, err
-		}
-	}
-	if err := txn.SetEntry(badger.NewEntry(layout.SummaryKey, h.Append(nil))); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	if err := txn.CommitAt(h.Seq, nil); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	return h, whole, errors.Join(append(damage, report)...), nil
-}
-
-// forgetEntries deletes entries in txn, and subtracts the entries from h.
-func forgetEntries(txn *badger.Txn, keys [][]byte, h *layout.Summary) error {
-	for _, key := range keys {
-		stored := layout.StoredKey(key)
-		item, err := txn.Get(stored)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		_, sum, err := decodeItem(item)
-		if errors.Is(err, backend.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := txn.SetEntry(badger.NewEntry(stored, nil)); err != nil {
-			return err
-		}
-		h.Entries--
-		h.Sum -= sum
-	}
-	return nil
-}
-
-// isOurs reports whether a store, or Badger for a store, writes entries under key.
-func isOurs(key []byte) bool {
-	return len(key) > 0 && key[0] == layout.KeyPrefix || bytes.Equal(key, layout.SummaryKey) ||
-		bytes.HasPrefix(key, []byte("!badger!"))
-}
-
-// salvageTables calls put for every entry of every undamaged block of every table in dir. damage
-// lists the damage in the tables. If put fails, salvageTables returns the first error of put.
-func salvageTables(
-	dir string, put func(version uint64, w layout.Write) error,
-) (damage []error, err error) {
-	paths, err := badgerfile.FilesOf(dir, badgerfile.TableFiles)
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range paths {
-		var failed error
-		putEntry := func(key []byte, version uint64, value []byte) {
-			if failed == nil {
-				failed = put(version, layout.Write{Key: y.Copy(key), Value: y.Copy(value)})
-			}
-		}
-		note := func(err error) {
-			if err != nil {
-				damage = append(damage, fmt.Errorf("%s: %w", filepath.Base(path), err))
-			}
-		}
-		note(badgerfile.WithTable(path, func(t badgerfile.Table) error {
-			t.Blocks(func(_ int, block []byte, damage error) {
-				if damage == nil {
-					damage = badgerfile.Entries(block, putEntry)
-				}
-				note(damage)
-			})
-			return nil
-		}))
-		if failed != nil {
-			return nil, failed
-		}
-	}
-	return damage, nil
-}
-
 // replace moves the damaged files away, and moves the files of the recovery to their place. If a
 // crash has interrupted an earlier replace, replace continues the work. If a file of the recovery
 // does not match its checksum, replace returns an error and changes nothing.
@@ -685,4 +391,25 @@ func (r *recovery) refuse(dir string, opts Options) error {
 	return fmt.Errorf("%w: %s: a recovery with Options.Recover was interrupted: "+
 		"open the directory with Options.Recover, which reports what is lost",
 		backend.ErrCorrupt, dir)
+}
+
+// sumFile returns the SHA-256 of a file. If isNew is set, sumFile also makes the file durable.
+func sumFile(path string, isNew bool) ([]byte, error) {
+	flag := os.O_RDONLY
+	if isNew {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	if isNew {
+		err = f.Sync()
+	}
+	return h.Sum(nil), err
 }

@@ -127,6 +127,37 @@ var errForeign = errors.New("it is not the key store's: another program with Bad
 func (db *DB) collect(
 	from string, s *survey.Survey, records []commitfile.Record, forget [][]byte,
 ) (h layout.Summary, whole bool, left, err error) {
+	h, damage, err := db.copyEntries(from, s, records)
+	if err != nil {
+		return layout.Summary{}, false, nil, err
+	}
+	if h.Seq == 0 {
+		// A new identity, so that the new LAST differs from the old LAST.
+		_, _ = rand.Read(h.Store[:])
+		return h, false, errors.New("nothing is left: the store is empty"), nil
+	}
+	var bad error // damage that copyEntries has not found
+	err = db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err })
+	if err != nil || bad != nil {
+		return layout.Summary{}, false, nil, errors.Join(err, bad)
+	}
+	whole, report := compareSummary(h, s, records)
+	h.Seq++
+	if whole {
+		forget = nil
+	}
+	if err := db.commitSummary(&h, forget); err != nil {
+		return layout.Summary{}, false, nil, err
+	}
+	return h, whole, errors.Join(append(damage, report)...), nil
+}
+
+// copyEntries writes every entry of the tables, the logs and LAST into the new database. The
+// summary has the identity of the store, or a new one if no record is of the store, and the number
+// of the last commit, or 0 if there is none. damage lists the damage in the tables.
+func (db *DB) copyEntries(
+	from string, s *survey.Survey, records []commitfile.Record,
+) (h layout.Summary, damage []error, err error) {
 	_, _ = rand.Read(h.Store[:])
 	batch := db.badger.NewManagedWriteBatch()
 	defer batch.Cancel()
@@ -144,22 +175,20 @@ func (db *DB) collect(
 		}
 		return batch.SetEntryAt(badger.NewEntry(w.Key, value), version)
 	}
-	damage, err := salvageTables(from, put)
-	if err != nil {
-		return layout.Summary{}, false, nil, err
+	putAll := func(version uint64, writes []layout.Write) error {
+		for _, w := range writes {
+			if err := put(version, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if damage, err = salvageTables(from, put); err != nil {
+		return layout.Summary{}, nil, err
 	}
 	for _, l := range s.Logs {
-		path := filepath.Join(from, l.Name)
-		_, err := badgerfile.ReadLog(path, func(version uint64, writes []layout.Write) error {
-			for _, w := range writes {
-				if err := put(version, w); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return layout.Summary{}, false, nil, err
+		if _, err := badgerfile.ReadLog(filepath.Join(from, l.Name), putAll); err != nil {
+			return layout.Summary{}, nil, err
 		}
 	}
 	for _, record := range records {
@@ -167,53 +196,44 @@ func (db *DB) collect(
 			continue // the record belongs to another store
 		}
 		h.Store = record.Store
-		for _, w := range record.Writes {
-			if err := put(record.Seq, w); err != nil {
-				return layout.Summary{}, false, nil, err
-			}
+		if err := putAll(record.Seq, record.Writes); err != nil {
+			return layout.Summary{}, nil, err
 		}
 		h.Seq = max(h.Seq, record.Seq)
 	}
-	if err := batch.Flush(); err != nil {
-		return layout.Summary{}, false, nil, err
+	return h, damage, batch.Flush()
+}
+
+// compareSummary compares the summary of the new database with the summary of the last commit, and
+// reports how many entries are left.
+func compareSummary(
+	h layout.Summary, s *survey.Survey, records []commitfile.Record,
+) (whole bool, report error) {
+	if len(records) == 0 {
+		return false, fmt.Errorf("%d entries are left", h.Entries)
 	}
-	if h.Seq == 0 {
-		// A new identity, so that the new LAST differs from the old LAST.
-		_, _ = rand.Read(h.Store[:])
-		return h, false, errors.New("nothing is left: the store is empty"), nil
+	want := records[len(records)-1].Summary
+	if s.Summary.Store == want.Store && s.Summary.Seq == want.Seq+1 {
+		want = s.Summary // the copy of this commit in LAST was not finished
 	}
-	var bad error // damage that put has not found
-	err = db.countPages(context.Background(), h.Seq, &h, func(err error) { bad = err })
-	if err != nil || bad != nil {
-		return layout.Summary{}, false, nil, errors.Join(err, bad)
+	if want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum {
+		return true, fmt.Errorf("all %d entries are left, as they were after commit %d", h.Entries,
+			want.Seq)
 	}
-	report := fmt.Errorf("%d entries are left", h.Entries)
-	if len(records) > 0 {
-		want := records[len(records)-1].Summary
-		if s.Summary.Store == want.Store && s.Summary.Seq == want.Seq+1 {
-			want = s.Summary // the copy of this commit in LAST was not finished
-		}
-		report = fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
-		if whole = want.Store == h.Store && want.Entries == h.Entries && want.Sum == h.Sum; whole {
-			report = fmt.Errorf("all %d entries are left, as they were after commit %d",
-				h.Entries, want.Seq)
-		}
-	}
-	h.Seq++
+	return false, fmt.Errorf("%d of %d entries are left", h.Entries, want.Entries)
+}
+
+// commitSummary removes the entries with the keys in forget, and writes the summary.
+func (db *DB) commitSummary(h *layout.Summary, forget [][]byte) error {
 	txn := db.badger.NewTransactionAt(h.Seq, true)
 	defer txn.Discard()
-	if !whole {
-		if err := forgetEntries(txn, forget, &h); err != nil {
-			return layout.Summary{}, false, nil, err
-		}
+	if err := forgetEntries(txn, forget, h); err != nil {
+		return err
 	}
 	if err := txn.SetEntry(badger.NewEntry(layout.SummaryKey, h.Append(nil))); err != nil {
-		return layout.Summary{}, false, nil, err
+		return err
 	}
-	if err := txn.CommitAt(h.Seq, nil); err != nil {
-		return layout.Summary{}, false, nil, err
-	}
-	return h, whole, errors.Join(append(damage, report)...), nil
+	return txn.CommitAt(h.Seq, nil)
 }
 
 // forgetEntries deletes entries in txn, and subtracts the entries from h.

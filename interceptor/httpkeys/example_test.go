@@ -65,3 +65,17 @@ func Example() {
 	// 200 order 7 for acme
 	// 401 {"title":"Unauthorized","status":401,"detail":"invalid API key","reason":"API_KEY_INVALID"}
 }
+
+// A test of a handler needs neither a server nor a store.
+func ExampleNewContext() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		key, _ := httpkeys.FromContext(r.Context())
+		fmt.Fprintf(w, "the orders of %s", key.Owner)
+	}
+	r := httptest.NewRequest("GET", "/orders", nil)
+	r = r.WithContext(httpkeys.NewContext(r.Context(), &keystore.Key{Owner: "acme"}))
+	w := httptest.NewRecorder()
+	handler(w, r)
+	fmt.Println(w.Body)
+	// Output: the orders of acme
+}

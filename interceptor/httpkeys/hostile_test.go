@@ -230,6 +230,7 @@ func TestNewRefuses(t *testing.T) {
 		httpkeys.Header("", "Bearer"),
 		httpkeys.Header("Authorization", "Bearer x"),
 		httpkeys.TrustProxy("X-Forwarded-For"),
+		httpkeys.TrustProxyTransport("X-Forwarded-For", "tcp"),
 		httpkeys.LimitFailures(0, 1),
 		httpkeys.LogRefusals(nil),
 		httpkeys.Observe(nil),

@@ -14,9 +14,10 @@ import (
 )
 
 // A background runs the jobs that no call waits for. The jobs move the minute of last use, write
-// when keys were last used, give back credits of idle keys, replace the digests of earlier hashers, count the remaining digests of
-// earlier hashers, and remove old events. One goroutine keeps the time and starts each job in a
-// separate goroutine. So no job delays another job, even with much to do or a slow backend.
+// when keys were last used, give back credits of idle keys, replace the digests of earlier hashers,
+// count the remaining digests of earlier hashers, and remove old events. One goroutine keeps the
+// time and starts each job in a separate goroutine. So no job delays another job, even with much to
+// do or a slow backend.
 type background struct {
 	cancel   context.CancelFunc
 	done     sync.WaitGroup
@@ -25,8 +26,8 @@ type background struct {
 
 	mu        sync.Mutex            // guards all fields below
 	rehashing map[token.ID]struct{} // the keys with a digest to be replaced: at most maxRehashes
-	// the last count of digests of earlier hashers; -1: no count yet
-	outdated int
+	// the last count of digests of earlier hashers, by scheme; never changed; nil: no count yet
+	outdated map[string]int
 	recount  bool      // the number may be lower by now, or is not counted yet
 	epoch    int       // a count that began in an earlier epoch is discarded
 	next     time.Time // the earliest time of the next count
@@ -225,7 +226,7 @@ func (s *Store) rehash(ctx context.Context, r rehash) {
 func (b *background) uncount() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.outdated, b.recount, b.next = -1, true, time.Time{}
+	b.outdated, b.recount, b.next = nil, true, time.Time{}
 	b.epoch++
 }
 
@@ -260,30 +261,34 @@ func (s *Store) countOutdated(ctx context.Context) {
 	case b.epoch == epoch:
 		b.outdated = outdated
 		// Rotations and ends of a grace period are not reported here, so count again if any remain.
-		b.recount = b.recount || outdated > 0
+		b.recount = b.recount || len(outdated) > 0
 		// Counting should take at most a twentieth of the time.
 		b.next = time.Now().Add(20 * time.Since(began))
 	}
 }
 
-func (s *Store) outdated(ctx context.Context, now time.Time) (n int, err error) {
+// outdated returns the numbers of digests that the current hasher has not made, by scheme.
+func (s *Store) outdated(ctx context.Context, now time.Time) (map[string]int, error) {
+	counts := make(map[string]int)
+	count := func(scheme string) {
+		if scheme != s.dummyDigest.Scheme {
+			counts[scheme]++
+		}
+	}
 	for e, err := range s.backend.Scan(ctx, []byte{keySpace}, []byte{keySpace + 1}) {
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		kr, err := parseKeyRecord(e)
 		if err != nil || kr.record.RevokedAt != 0 || kr.purged() {
 			continue // no token will be matched with a digest of this key
 		}
-		if kr.record.DigestScheme != s.dummyDigest.Scheme {
-			n++
-		}
-		if p := kr.record.Previous; p != nil && p.DigestScheme != s.dummyDigest.Scheme &&
-			now.UnixNano() < p.Until {
-			n++
+		count(kr.record.DigestScheme)
+		if p := kr.record.Previous; p != nil && now.UnixNano() < p.Until {
+			count(p.DigestScheme)
 		}
 	}
-	return n, nil
+	return counts, nil
 }
 
 // remove deletes entries with from <= key < to, many in each write. For each entry, removal returns

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -293,8 +294,8 @@ func (s *Store) awaitReports() {
 // reportPatience is how long Close waits for an observer, beyond the changes that are under way.
 const reportPatience = 5 * time.Second
 
-// Stats describes a store at work. Each of the maps has every word that it can have, also with a
-// count of 0. The caller may change the maps.
+// Stats describes a store at work. Each of the maps, except OutdatedSchemes, has every word that it
+// can have, also with a count of 0. The caller may change the maps.
 type Stats struct {
 	// Hits counts the look-ups of Verify and Bind that were answered from memory. Misses counts the
 	// other look-ups.
@@ -351,6 +352,10 @@ type Stats struct {
 	// remove the earlier hashers. Outdated is -1 before the first count, which runs in the
 	// background, and if the Hasher has no earlier hashers.
 	Outdated int
+	// OutdatedSchemes has the numbers of Outdated by the scheme of the digests, such as
+	// "hmac-sha256:2025". A scheme without digests is not in the map, so you can remove its hasher.
+	// A scheme that no hasher of the keyring has is in the map too. Nil means that Outdated is -1.
+	OutdatedSchemes map[string]int
 }
 
 // Stats returns counts since the store was opened, and current numbers. All numbers of the cache
@@ -375,7 +380,13 @@ func (s *Store) Stats() Stats {
 	b := &s.background
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	st.Outdated = b.outdated
+	st.Outdated, st.OutdatedSchemes = -1, maps.Clone(b.outdated)
+	if b.outdated != nil {
+		st.Outdated = 0
+	}
+	for _, n := range b.outdated {
+		st.Outdated += n
+	}
 	return st
 }
 

@@ -48,6 +48,7 @@ func TestPepperIsReplaced(t *testing.T) {
 	require.NoError(t, err)
 	tokens = append(tokens, again.Secret.Reveal())
 	require.Equal(t, -1, s.Stats().Outdated, "nothing to count")
+	require.Nil(t, s.Stats().OutdatedSchemes)
 	require.NoError(t, s.Close())
 
 	s = reopen(keyring(t, second, first))
@@ -57,6 +58,7 @@ func TestPepperIsReplaced(t *testing.T) {
 			time.Millisecond, "%d", n)
 	}
 	outdated(5)
+	require.Equal(t, map[string]int{"hmac-sha256:2025": 5}, s.Stats().OutdatedSchemes)
 	require.Eventually(t, func() bool { // one event for each that was replaced
 		// of a key's two secrets, one waits until the other is through
 		for _, token := range tokens {
@@ -74,6 +76,7 @@ func TestPepperIsReplaced(t *testing.T) {
 
 	s = reopen(keyring(t, second, first))
 	outdated(0)
+	require.Equal(t, map[string]int{}, s.Stats().OutdatedSchemes)
 	require.NoError(t, s.Close())
 	s = reopen(second)
 	defer func() { require.NoError(t, s.Close()) }()

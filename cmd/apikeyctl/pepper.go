@@ -104,6 +104,19 @@ type countingHasher struct{ hashing.Hasher }
 
 func (countingHasher) HasEarlier() bool { return true }
 
+// A keyring is a hashing.Keyring.
+type keyring interface {
+	HasEarlier() bool
+	Schemes() []string
+}
+
+// importedSchemes are the schemes of digests that other systems have made. A server has hashers for
+// these schemes as earlier hashers at most, so the digests say nothing about the pepper.
+var importedSchemes = []string{
+	hashing.SHA512().Digest("").Scheme, hashing.PBKDF2SHA256().Digest("").Scheme,
+	sha2cryptForm{}.Digest("").Scheme,
+}
+
 // dirHasher returns the Hasher for a directory, and a function that checks the store that is opened
 // with the Hasher. The function returns a failure if the command needs the pepper of the server,
 // and the store has digests of a pepper that is not given: the server would not know a key that
@@ -111,30 +124,56 @@ func (countingHasher) HasEarlier() bool { return true }
 func (c *call) dirHasher() (
 	h hashing.Hasher, check func(context.Context, *keystore.Store) error, err error,
 ) {
-	peppers := c.peppers()
-	if h, err = hasherOf(peppers); err != nil {
+	if h, err = hasherOf(c.peppers()); err != nil {
 		return nil, nil, err
 	}
-	if len(peppers) > 1 || !slices.Contains(needsPepper, c.Name) {
+	if !slices.Contains(needsPepper, c.Name) {
 		return h, func(context.Context, *keystore.Store) error { return nil }, nil
 	}
-	return countingHasher{h}, c.checkPepper, nil
+	known := importedSchemes
+	if k, ok := h.(keyring); ok && k.HasEarlier() {
+		known = slices.Concat(known, k.Schemes())
+	} else {
+		h = countingHasher{h}
+	}
+	return h, func(ctx context.Context, store *keystore.Store) error {
+		return c.checkPepper(ctx, store, known)
+	}, nil
 }
 
-func (c *call) checkPepper(ctx context.Context, store *keystore.Store) error {
+// checkPepper returns a failure if the store has digests of schemes besides the scheme of new
+// digests and the known schemes.
+func (c *call) checkPepper(ctx context.Context, store *keystore.Store, known []string) error {
 	// The count begins with the store, and reads all keys.
-	others := store.Stats().Outdated
-	for ; others < 0; others = store.Stats().Outdated {
+	counts := store.Stats().OutdatedSchemes
+	for ; counts == nil; counts = store.Stats().OutdatedSchemes {
 		select {
 		case <-ctx.Done():
 			return interrupted("nothing was changed")
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	if others == 0 {
+	others, bare := 0, 0
+	for scheme, n := range counts {
+		switch {
+		case slices.Contains(known, scheme):
+		case scheme == hashing.SHA256().Digest("").Scheme:
+			bare += n
+		default:
+			others += n
+		}
+	}
+	switch {
+	case others > 0:
+		return usage("the store in %s has %s of a pepper that is not given: give each pepper of the "+
+			"server with --pepper-file ID=FILE, the current pepper first, and --pepper-file sha256 "+
+			"if the server also takes digests without a pepper", c.place.dir,
+			plural(others, "digest"))
+	case bare > 0:
+		return usage("the store in %s has %s without a pepper: if the server takes them besides the "+
+			"digests of its pepper, as after an import, give --pepper-file sha256 after the pepper. "+
+			"If the server has no pepper, give no --pepper-file", c.place.dir, plural(bare, "digest"))
+	default:
 		return nil
 	}
-	return usage("the store in %s has %s of a pepper that is not given: give each pepper of the "+
-		"server with --pepper-file ID=FILE, the current pepper first, and --pepper-file sha256 if "+
-		"the server also takes digests without a pepper", c.place.dir, plural(others, "digest"))
 }

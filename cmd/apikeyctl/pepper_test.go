@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -80,6 +81,49 @@ func TestPepperOfADirectory(t *testing.T) {
 	made(r)
 	require.Regexp(t, `Admitted +yes`, r.stdout)
 	admits(both, "a.key", "b.key", "c.key", "d.key")
+}
+
+// The digests of other systems say nothing about the pepper of the server. Digests without a pepper
+// do, so apikeyctl asks whether the server takes them.
+func TestPepperAfterAnImport(t *testing.T) {
+	for _, tt := range []struct{ system, file string }{
+		{"drf", "drf-3.1.0.csv"}, {"drf", "drf-2.3.0.csv"}, {"flask-api-key", "flask-api-key.csv"},
+		{"sanctum", "sanctum.csv"},
+	} {
+		t.Run(tt.file, func(t *testing.T) {
+			w := newWorld(t)
+			export, err := os.ReadFile("../../keystore/importer/testdata/" + tt.file)
+			require.NoError(t, err)
+			w.write("export", string(export))
+			for _, id := range []string{"2026", "2027"} {
+				w.write(id, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(id), 8)))
+			}
+			ctl := func(args ...string) result {
+				return w.ctl(append([]string{"--dir", "keys"}, args...)...)
+			}
+			ctl("import", "--from", tt.system, "export")
+			create := []string{"create", "--name", "a"}
+			if tt.system == "sanctum" {
+				r := ctl(append(create, "--pepper-file", "2026=2026")...)
+				require.Equal(t, exitUsage, r.code)
+				require.Contains(t, r.stderr, "the store in keys has 5 digests without a pepper")
+				require.Contains(t, r.stderr, "--pepper-file sha256")
+				create = append(create, "--pepper-file", "2026=2026", "--pepper-file", "sha256")
+			} else {
+				create = append(create, "--pepper-file", "2026=2026")
+			}
+			r := ctl(create...)
+			require.Zero(t, r.code, r.stderr)
+			for _, args := range [][]string{
+				{}, {"--pepper-file", "2027=2027"},
+				{"--pepper-file", "2027=2027", "--pepper-file", "sha256"},
+			} {
+				r := ctl(append(args, "create", "--name", "b")...)
+				require.Equal(t, exitUsage, r.code)
+				require.Contains(t, r.stderr, "1 digest of a pepper that is not given")
+			}
+		})
+	}
 }
 
 // No failure repeats what may be the pepper.

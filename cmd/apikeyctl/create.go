@@ -18,15 +18,19 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 )
 
-// The commands with these names make a store in an empty directory.
-const createName, restoreName = "create", "restore"
+const (
+	createName  = "create"  // makes a store in an empty directory, and a token
+	restoreName = "restore" // makes a store in an empty directory
+	rotateName  = "rotate"  // makes a token
+)
 
 func createCommand() *cli.Command {
 	return &cli.Command{
 		Name: createName, Category: groupKeys,
 		Usage: "make a key, and print its secret once",
 		Description: "The table of the key goes to stderr, and the secret alone to stdout. The " +
-			"server keeps only a digest, so the secret cannot be shown again.",
+			"server keeps only a digest, so the secret cannot be shown again. With --dir, the options " +
+			"of the server, such as MaxLifetime, do not apply, except --prefix and --pepper-file.",
 		UsageText: "apikeyctl create --name ci --owner acme --scope orders:read --expires 90d",
 		Flags: append(append(specFlags(),
 			&cli.StringFlag{Name: "credits", Usage: "admit `N` calls altogether"},
@@ -255,7 +259,7 @@ func (c *call) mask() (*fieldmaskpb.FieldMask, error) {
 
 func rotateCommand() *cli.Command {
 	return &cli.Command{
-		Name: "rotate", Category: groupKeys, ArgsUsage: "ID",
+		Name: rotateName, Category: groupKeys, ArgsUsage: "ID",
 		Usage: "give a key a new secret, and print the secret once",
 		Description: "Without --grace, the old secret and its streams end before the command does." +
 			" The table of the key goes to stderr, and the secret alone to stdout.",

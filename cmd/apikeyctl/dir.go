@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
@@ -25,13 +26,16 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	if err != nil {
 		return nil, err
 	}
-	store, err := c.openStore(c.place.dir, &keystore.Options{
-		Hasher: hasher, MustExist: c.Name != createName && c.Name != restoreName})
+	store, err := c.openStore(c.place.dir, &keystore.Options{Hasher: hasher,
+		Prefix: c.String("prefix"), MustExist: c.Name != createName && c.Name != restoreName})
 	if err != nil {
 		return nil, err
 	}
 	if err := check(ctx, store); err != nil {
 		store.Close()
+		return nil, err
+	}
+	if store, err = c.withPrefix(ctx, store, hasher); err != nil {
 		return nil, err
 	}
 	undo := []func() error{store.Close}
@@ -70,6 +74,46 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	}
 	undo = append(undo, conn.Close)
 	return &connection{conn.ClientConn, close}, nil
+}
+
+// withPrefix returns the store, or for commands that make tokens, the store with the prefix of the
+// newest key. So a new key looks as a key that the server makes. A key with another prefix works
+// too, but leak scanners do not know the key.
+func (c *call) withPrefix(
+	ctx context.Context, store *keystore.Store, hasher hashing.Hasher,
+) (*keystore.Store, error) {
+	if c.Name != createName && c.Name != rotateName || c.IsSet("prefix") {
+		return store, nil
+	}
+	prefix := newestPrefix(ctx, store)
+	if prefix == "" {
+		return store, nil
+	}
+	if err := store.Close(); err != nil {
+		return nil, local("%v: look at the store with apikeyctl check", err)
+	}
+	return c.openStore(c.place.dir, &keystore.Options{
+		Hasher: hasher, Prefix: prefix, MustExist: true})
+}
+
+// newestPrefix returns the prefix of the newest key of a store. The result is empty if the prefix
+// is the default prefix, or if no key tells the prefix.
+func newestPrefix(ctx context.Context, store *keystore.Store) string {
+	const defaultPrefix = "oil"
+	// The ID of an imported key has zeros in place of its time, so each key that the server has made
+	// is newer.
+	const noTime = "0000000000"
+	for key, err := range store.List(ctx, keystore.Query{Newest: true}) {
+		if err != nil {
+			continue // the command itself meets the error, if the error matters
+		}
+		prefix, _, ok := strings.Cut(key.Hint, "_"+key.ID+"_")
+		if !ok || prefix == defaultPrefix || strings.HasPrefix(key.ID, noTime) {
+			break
+		}
+		return prefix
+	}
+	return ""
 }
 
 // openStore opens a store, and logs to stderr.

@@ -97,7 +97,7 @@ func readPepper(value string) (hashing.Hasher, error) {
 }
 
 // needsPepper are the commands that make digests or compare digests.
-var needsPepper = []string{createName, "rotate", "lookup"}
+var needsPepper = []string{createName, rotateName, "lookup"}
 
 // A countingHasher is a Hasher that makes the store count the digests of other hashers.
 type countingHasher struct{ hashing.Hasher }

@@ -22,6 +22,7 @@ import (
 	unixcreds "google.golang.org/grpc/credentials/local"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
 const groupPlace = "Where the keys are (one of socket, addr, dir)"
@@ -40,6 +41,9 @@ func placeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dir", Category: groupPlace,
 			Usage: "the directory `DIR` of a store that no process has open [$APIKEYCTL_DIR]"},
 		pepperFlag(),
+		&cli.StringFlag{Name: "prefix", Category: groupPlace,
+			Usage: "with --dir: begin a new secret with `PREFIX`, as the server does. If not given, as " +
+				"the newest key of the store"},
 	}
 }
 
@@ -78,6 +82,14 @@ func placeOf(cmd *cli.Command) (place, error) {
 	case 1:
 		if p.dir == "" && len(cmd.StringSlice("pepper-file")) > 0 {
 			return p, usage("--pepper-file goes with --dir: a server has the pepper already")
+		}
+		prefix := cmd.String("prefix")
+		if p.dir == "" && prefix != "" {
+			return p, usage("--prefix goes with --dir: a server has its own prefix")
+		}
+		if cmd.IsSet("prefix") && !token.ValidPrefix(prefix) {
+			return p, usage("--prefix cannot be used: write 1 to 32 letters, digits and inner " +
+				"underscores")
 		}
 		return p, nil
 	default:

@@ -63,7 +63,7 @@ func (s *Store) candidates(
 func (s *Store) listError(ctx context.Context, err error) error {
 	err = s.scanError(ctx, "list", err)
 	if errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("%w; the keys behind it were not read", err)
+		return fmt.Errorf("%w; the keys after the damage were not read", err)
 	}
 	return err
 }

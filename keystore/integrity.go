@@ -147,7 +147,7 @@ func (c *integrityCheck) readSnapshot(ctx context.Context) error {
 		if err == nil {
 			err = c.add(ctx, e, graves)
 		} else if errors.Is(err, backend.ErrCorrupt) {
-			err = fmt.Errorf("%w: the entries behind it were not checked", err)
+			err = fmt.Errorf("%w; the entries after the damage were not checked", err)
 		}
 		if errors.Is(err, ErrCorrupt) {
 			if !c.note(err) {

@@ -60,7 +60,7 @@ func (s *Store) migrate(ctx context.Context) error {
 		}
 		switch {
 		case s.processes == nil && attempt+1 == changeAttempts:
-			return wrapErr(buildingIndex, errors.New("others keep changing the indexes"))
+			return wrapErr(buildingIndex, errors.New("too much contention on the indexes"))
 		case s.processes != nil && s.timeout > 0 && time.Since(began) > s.timeout:
 			return wrapErr(buildingIndex, errOtherBuilds)
 		}

@@ -179,7 +179,7 @@ func (s *Store) markSwept(ctx context.Context, stamp int64) error {
 			return err
 		}
 	}
-	return wrapErr("remove", errors.New("others keep changing the swept mark"))
+	return wrapErr("remove", errors.New("too much contention on the swept mark"))
 }
 
 // sweptMark reads the swept mark, and the revision of its entry. Both are 0 if there is no mark.

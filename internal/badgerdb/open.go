@@ -436,7 +436,7 @@ func (db *DB) matchCommitFile(s *survey.Survey, records, redo []commitfile.Recor
 		return err
 	}
 	if got := db.badger.MaxVersion(); got != s.Summary.Seq {
-		return s.CorruptError(fmt.Errorf("badger opened it at commit %d, and not at %d",
+		return s.CorruptError(fmt.Errorf("Badger has opened commit %d instead of commit %d",
 			got, s.Summary.Seq))
 	}
 	db.durable.Store(s.Summary.Seq)

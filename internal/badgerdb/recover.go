@@ -310,7 +310,7 @@ func (r *recovery) replace(dir string, claim func() error) error {
 		}
 	}
 	if len(errs) > 0 {
-		return fmt.Errorf("%w: %s: a recovery was interrupted, and cannot go on: restore the "+
+		return fmt.Errorf("%w: %s: a recovery was interrupted, and cannot continue: restore the "+
 			"directory from a backup, or move %s elsewhere and the files of %s, if there are any, "+
 			"back to their place: %w", backend.ErrCorrupt, dir, filepath.Base(r.work),
 			filepath.Base(r.away), errors.Join(errs...))

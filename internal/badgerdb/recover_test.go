@@ -439,7 +439,7 @@ func TestInterruptedRecoveryIsVerified(t *testing.T) {
 			if strings.HasPrefix(name, "a file") { // of the rest, what is left is recovered
 				_, err = Open(dir, Options{Recover: func(error) {}})
 				require.ErrorIs(t, err, backend.ErrCorrupt)
-				require.ErrorContains(t, err, "a recovery was interrupted, and cannot go on")
+				require.ErrorContains(t, err, "a recovery was interrupted, and cannot continue")
 				require.Equal(t, before, tree(t, dir))
 			}
 		})

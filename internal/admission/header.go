@@ -34,7 +34,7 @@ type Headers []Header
 // Add accepts keys in the header name, after the scheme. An empty scheme accepts the key alone.
 func (h *Headers) Add(name, scheme string) error {
 	lower := strings.ToLower(name)
-	if err := CheckHeader(lower); err != nil {
+	if err := checkHeader(lower); err != nil {
 		return fmt.Errorf("Header %q: %w", name, err)
 	}
 	if !isToken(scheme) {
@@ -124,9 +124,9 @@ func (h *Header) credential(value string) (string, error) {
 	return "", ErrNoScheme
 }
 
-// CheckHeader returns an error if clients or proxies cannot set a metadata header with the
+// checkHeader returns an error if clients or proxies cannot set a metadata header with the
 // lower-case name.
-func CheckHeader(lower string) error {
+func checkHeader(lower string) error {
 	switch {
 	case lower == "" || strings.Trim(lower, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "":
 		return errors.New("a header name consists of letters, digits, '-', '_' and '.'")

@@ -72,7 +72,7 @@ func (p *Proxies) TrustTransports(header string, transports []string) error {
 // setHeader sets the header for an option. All options must name the same header.
 func (p *Proxies) setHeader(option, header string) error {
 	lower := strings.ToLower(header)
-	if err := CheckHeader(lower); err != nil {
+	if err := checkHeader(lower); err != nil {
 		return fmt.Errorf("%s: the header %q: %w", option, header, err)
 	}
 	switch lower {

@@ -215,7 +215,7 @@ func (m *membership) followFeed(after *backend.Position) error {
 			}
 		}).Stop()
 	}
-	from, to := []byte{FeedFrom}, []byte{FeedTo}
+	from, to := []byte{feedFrom}, []byte{feedTo}
 	for b, err := range m.cfg.Backend.Feed(ctx, from, to, *after) {
 		switch {
 		case err != nil:

@@ -19,13 +19,13 @@ import (
 //	'n' id[16]   the guard entry: nothing; always at revision 1
 //
 // The ID is new for each membership, and is never used again. The feed has the keys with
-// FeedFrom <= key < FeedTo: the records of API keys ('k'), and the membership table.
+// feedFrom <= key < feedTo: the records of API keys ('k'), and the membership table.
 const (
 	memberSpace = 'm'
 	guardSpace  = 'n'
 
-	FeedFrom = 'k'
-	FeedTo   = guardSpace
+	feedFrom = 'k'
+	feedTo   = guardSpace
 
 	memberKeyLen  = 1 + 16
 	guardRevision = 1

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// MaxPrefixSize is the size of the longest prefix, in bytes.
-	MaxPrefixSize = 256
+	// maxPrefixSize is the size of the longest prefix, in bytes.
+	maxPrefixSize = 256
 
 	// minVersion is the first version of etcd that the store accepts.
 	minVersion = "3.5.18"
@@ -71,9 +71,9 @@ func Open(
 	case prefix == "":
 		return nil, errors.New("etcdstore: open: the prefix is empty: choose a prefix such as " +
 			"\"/apikeys/prod/\"")
-	case len(prefix) > MaxPrefixSize:
+	case len(prefix) > maxPrefixSize:
 		return nil, fmt.Errorf("etcdstore: open: the prefix has %d bytes: at most %d are allowed",
-			len(prefix), MaxPrefixSize)
+			len(prefix), maxPrefixSize)
 	case strings.ContainsRune(prefix, 0):
 		return nil, errors.New("etcdstore: open: the prefix has a NUL byte")
 	}

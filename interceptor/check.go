@@ -17,9 +17,9 @@ type ServiceInfoProvider interface {
 // Check returns an error if the rules do not match the methods of the server. Call Check after all
 // services are registered, before Serve. Check finds these mistakes:
 //
-//   - A rule or a Cost names a method or a service that the server does not have. The name is misspelt, or
-//     the method was renamed, so the rule protects nothing. (Check ignores rules of RulesFrom,
-//     which may belong to other servers.)
+//   - A rule or a Cost names a method or a service that the server does not have. The name is
+//     misspelt, or the method was renamed, so the rule protects nothing. (Check ignores rules of
+//     RulesFrom, which may belong to other servers.)
 //   - With RequireRules, a method of the server has no rule, so every call of the method is
 //     refused.
 //   - The server has streams that need a key, but neither Stream nor ServerOptions was called. Or

@@ -80,7 +80,8 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// Without LimitMessages, a stream costs its opening. With LimitMessages, each message costs as much.
+// Without LimitMessages, a stream costs its opening. With LimitMessages, each message costs as
+// much.
 func TestCostOfAStream(t *testing.T) {
 	store := openStore(t)
 	for name, opts := range map[string][]grpc.ServerOption{

@@ -69,7 +69,8 @@
 // clients call; [Authenticator.Check] finds misspelt names. [keystore.Key.HasScope] describes the
 // scopes of a key and their wildcards.
 //
-// [Cost] is no rule, and sets how many credits a call costs. The credits are taken after all checks.
+// [Cost] is no rule, and sets how many credits a call costs. The credits are taken after all
+// checks.
 //
 // # The credential
 //

@@ -24,11 +24,11 @@ import (
 //
 // If the store has a method Fresh() bool, WatchHealth calls Fresh once a second too. While Fresh is
 // false, this process of several processes on one store refuses every call: see
-// [github.com/grpc-api-key/grpc-api-key/keystore.Options.Freshness]. WatchHealth then sets the named
-// services to NOT_SERVING, and puts back the status that each service had before once Fresh is true
-// again. The status of the whole server stays, because a restart would not help. So the status of a
-// named service suits a check whether to send calls to this process, such as a readiness probe or
-// the health check of a client. Otherwise WatchHealth never sets SERVING.
+// [github.com/grpc-api-key/grpc-api-key/keystore.Options.Freshness]. WatchHealth then sets the
+// named services to NOT_SERVING, and puts back the status that each service had before once Fresh
+// is true again. The status of the whole server stays, because a restart would not help. So the
+// status of a named service suits a check whether to send calls to this process, such as a
+// readiness probe or the health check of a client. Otherwise WatchHealth never sets SERVING.
 //
 // Let probes call the health service without a key: Public("/grpc.health.v1.Health/*").
 func WatchHealth(ctx context.Context, server interface {

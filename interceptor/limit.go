@@ -3,8 +3,9 @@ package interceptor
 import "github.com/grpc-api-key/grpc-api-key/internal/admission"
 
 // LimitMessages applies the RateLimit and the credits of a key to each message that a stream
-// receives, not only to the opening of the stream. A stream that exceeds the limit, or has no credits
-// left, ends with ResourceExhausted. Without LimitMessages, a stream counts as one use of the key.
+// receives, not only to the opening of the stream. A stream that exceeds the limit, or has no
+// credits left, ends with ResourceExhausted. Without LimitMessages, a stream counts as one use of
+// the key.
 func LimitMessages() Option {
 	return Option{func(c *config) error {
 		c.limitMessages = true

@@ -26,14 +26,14 @@ func AnyKey(fullMethods ...string) Option {
 
 // Cost sets how many credits a call of each method costs, for keys with credits: see
 // keystore.Credits. Without Cost, a call costs one credit. 0 means that the methods are free. With
-// LimitMessages, each message that a stream receives costs as much as the opening of the stream. Give
-// full names, or all methods of a service, as in "/package.Service/*"; a Cost for the method itself
-// goes before a Cost for the service.
+// LimitMessages, each message that a stream receives costs as much as the opening of the stream.
+// Give full names, or all methods of a service, as in "/package.Service/*"; a Cost for the method
+// itself goes before a Cost for the service.
 //
-// The interceptor takes the credits after all other checks, just before the handler runs. A call that
-// is refused costs nothing, and a call whose handler fails has cost its credits. A key that has too
-// few credits gets ResourceExhausted, CREDITS_EXHAUSTED. Cost is no rule of access: a method may have
-// a Cost and a rule.
+// The interceptor takes the credits after all other checks, just before the handler runs. A call
+// that is refused costs nothing, and a call whose handler fails has cost its credits. A key that
+// has too few credits gets ResourceExhausted, CREDITS_EXHAUSTED. Cost is no rule of access: a
+// method may have a Cost and a rule.
 func Cost(credits int64, fullMethods ...string) Option {
 	return Option{func(c *config) error {
 		if credits < 0 || credits > maxCost {

@@ -16,8 +16,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 )
 
-// statuses are the default statuses of refused calls and ended streams, as far as they are constant.
-// The package comment lists all of them.
+// statuses are the default statuses of refused calls and ended streams, as far as they are
+// constant. The package comment lists all of them.
 var statuses = [admission.NumKinds]*status.Status{
 	admission.Several:   kindStatus(codes.Unauthenticated, admission.Several),
 	admission.Insecure:  kindStatus(codes.Unauthenticated, admission.Insecure),

@@ -79,8 +79,8 @@ func (s *ruleSet) forMethod(fullMethod string) rule {
 	return r
 }
 
-// costOf returns the cost of a call of a method: that of Cost for the method itself, or else for its
-// service, or else one credit.
+// costOf returns the cost of a call of a method: that of Cost for the method itself, or else for
+// its service, or else one credit.
 func (s *ruleSet) costOf(fullMethod string) int64 {
 	if len(s.costs) == 0 {
 		return 1

@@ -21,13 +21,12 @@ import (
 //	server := grpc.NewServer(append(auth.ServerOptions(), grpc.InTapHandle(auth.Tap()))...)
 //
 // A plausible key has the form of a key of package keystore and a correct checksum, or a format in
-// Options.Legacy of the store. Do not use Tap with another Verifier that accepts other keys. Tap does
-// not ask the Verifier. Tap checks only what
-// needs no store: the rule of the method, RequireTLS, LimitFailures, the number of credentials, and
-// the form of the key. Callers get the same statuses as from the interceptors, even for methods
-// that the server does not have. An ErrorMapper runs on the goroutine that reads the connection,
-// and delays the other calls of the connection. The Observer of the store does not see the refusals
-// of Tap.
+// Options.Legacy of the store. Do not use Tap with another Verifier that accepts other keys. Tap
+// does not ask the Verifier. Tap checks only what needs no store: the rule of the method,
+// RequireTLS, LimitFailures, the number of credentials, and the form of the key. Callers get the
+// same statuses as from the interceptors, even for methods that the server does not have. An
+// ErrorMapper runs on the goroutine that reads the connection, and delays the other calls of the
+// connection. The Observer of the store does not see the refusals of Tap.
 //
 // Tap does not refuse invented keys with a correct checksum, which every client can compute. Tap
 // does not refuse calls of Public methods, or calls of Optional methods without a credential. Under

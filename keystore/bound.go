@@ -112,8 +112,8 @@ func (b *boundContext) Err() error {
 	return b.Context.Err()
 }
 
-// key, allow and spend serve the Session. Bind returns the Session after markAdmitted, and admittedBy does
-// not change after markAdmitted.
+// key, allow and spend serve the Session. Bind returns the Session after markAdmitted, and
+// admittedBy does not change after markAdmitted.
 func (b *boundContext) key() *Key { return &b.admittedBy.key }
 
 func (b *boundContext) allow() error { return b.admittedBy.grants.allow() }

@@ -29,9 +29,9 @@ type Event struct {
 	Actor string
 	// Reason is the reason given to Revoke or Disable.
 	Reason string
-	// CreditsBefore and Credits are the credits of the key before and after an ActionCredits, without
-	// the credits that processes had leased. Credits is also what a new key got. Nil means that the
-	// use of the key was not limited, or is not limited.
+	// CreditsBefore and Credits are the credits of the key before and after an ActionCredits,
+	// without the credits that processes had leased. Credits is also what a new key got. Nil means
+	// that the use of the key was not limited, or is not limited.
 	CreditsBefore, Credits *Credits
 }
 

@@ -33,14 +33,14 @@ type Inspection struct {
 	// token proves nothing, and Refusal is ErrMalformed or ErrUnknown.
 	Key *Key
 	// Refusal is the error that Verify would return now. Refusal wraps ErrDenied, or is a
-	// *RateLimitError or a *CreditsError. Nil means that Verify would admit the token. Reason turns a Refusal into a
-	// word.
+	// *RateLimitError or a *CreditsError. Nil means that Verify would admit the token. Reason turns
+	// a Refusal into a word.
 	Refusal error
 }
 
-// Inspect returns the key of a token, and the reason if Verify would refuse the token. In
-// contrast to Verify, Inspect has no effect: Inspect does not count as a use, takes nothing from
-// the key's RateLimit and credits, does not call the Observer, changes no Stats, and caches nothing. Inspect
+// Inspect returns the key of a token, and the reason if Verify would refuse the token. In contrast
+// to Verify, Inspect has no effect: Inspect does not count as a use, takes nothing from the key's
+// RateLimit and credits, does not call the Observer, changes no Stats, and caches nothing. Inspect
 // always reads the storage, so Inspect is slower than Verify.
 //
 // As for Verify, the caller's address comes from ctx. For a key with AllowedNetworks, pass the

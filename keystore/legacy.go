@@ -22,9 +22,9 @@ type LegacyFormat struct {
 	Name string
 	// Parse reports whether a token has the format. For such a token, Parse returns two texts that
 	// are not empty. The lookup finds the key: the public part of the token, or, if the token has
-	// none, a digest of the secret part. The ID shows in logs, and a caller who knows the lookup can
-	// compute the ID, so the lookup is never a secret. The secret is the part of the token that the
-	// stored digest covers: the whole token in most systems.
+	// none, a digest of the secret part. The ID shows in logs, and a caller who knows the lookup
+	// can compute the ID, so the lookup is never a secret. The secret is the part of the token that
+	// the stored digest covers: the whole token in most systems.
 	//
 	// Parse runs for each token that is not a token of the store itself, so strangers decide what
 	// Parse receives: at most 512 bytes. A strict Parse saves a read of the storage. Parse must be

@@ -52,8 +52,8 @@ type Query struct {
 	Scope string
 	// CreatedBefore selects the keys that were created before this time, and CreatedAfter the keys
 	// that were created after this time. Zero selects keys of every age. With CreatedAfter, the
-	// store does not read the older keys, because IDs sort by creation. The store reads all imported
-	// keys, whose IDs sort before all other IDs.
+	// store does not read the older keys, because IDs sort by creation. The store reads all
+	// imported keys, whose IDs sort before all other IDs.
 	CreatedBefore, CreatedAfter time.Time
 	// ExpiresBefore selects the keys whose ExpiresAt is before this time, in the past or in the
 	// future. A key that never expires is not selected. Zero selects all keys.

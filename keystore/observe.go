@@ -29,7 +29,8 @@ type Observer interface {
 	// is called in the process that made the change: see Store.Follow for the changes of all.
 	Changed(Event)
 	// Ended is called for each context from Bind that the store has ended. If another process has
-	// changed the key, Ended is called in another goroutine, and the change does not wait for Ended.
+	// changed the key, Ended is called in another goroutine, and the change does not wait for
+	// Ended.
 	Ended(BindEnd)
 }
 

@@ -108,16 +108,16 @@ type Options struct {
 	// fs.ErrNotExist, and Open makes nothing. Set MustExist in a service once the store of the
 	// service was made. New does not use MustExist.
 	MustExist bool
-	// RebuildIndexes makes Open and New remove all indexes and build the indexes again from the keys
-	// and the events. Set RebuildIndexes for one Open after CheckIntegrity has named a damaged
+	// RebuildIndexes makes Open and New remove all indexes and build the indexes again from the
+	// keys and the events. Set RebuildIndexes for one Open after CheckIntegrity has named a damaged
 	// index, while no other process has the store open: otherwise New returns ErrInvalid. Open and
 	// New return once the indexes are complete, after about a minute for each million keys and
 	// events. If the process is killed before the end, the next Open continues, whether
 	// RebuildIndexes is set or not.
 	//
-	// If a process was suspended, and was removed from the store, it may wake up during the rebuild.
-	// Until the indexes are complete, its calls that use an index, such as RevokeAll with an Owner,
-	// return ErrUnavailable.
+	// If a process was suspended, and was removed from the store, it may wake up during the
+	// rebuild. Until the indexes are complete, its calls that use an index, such as RevokeAll with
+	// an Owner, return ErrUnavailable.
 	//
 	// RebuildIndexes brings no lost key and no lost event back. CheckIntegrity does not name an
 	// event that was lost before the rebuild.

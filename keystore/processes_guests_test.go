@@ -21,8 +21,8 @@ import (
 //
 //   - Once a Restore of the backup old has returned, no process admits a guest, and no session of a
 //     guest is open: C1 and C2.
-//   - Once a Purge of a revoked guest has returned, the guest is gone for good: no Restore brings the
-//     guest back.
+//   - Once a Purge of a revoked guest has returned, the guest is gone for good: no Restore brings
+//     the guest back.
 //   - The events of a guest are in the order of its revisions, and none follows the purge: C10.
 
 const chaosGuests = 4

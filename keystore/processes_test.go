@@ -353,7 +353,8 @@ func TestASessionAsksTheGate(t *testing.T) {
 				session := a.binds(a.create(Spec{}))
 				require.NoError(t, look(session))
 				a.link.Set(badlink.Faults{Silent: true})
-				// The gate closes at the end of the sleep. The test may run before the gate watcher.
+				// The gate closes at the end of the sleep. The test may run before the gate
+				// watcher.
 				for a.isFresh() {
 					time.Sleep(time.Millisecond)
 				}

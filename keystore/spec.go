@@ -47,8 +47,8 @@ type Spec struct {
 	// RateLimit limits how often the key may be used. Zero means no limit.
 	RateLimit RateLimit `json:",omitzero"`
 	// Credits are the credits of a new key. Nil means that the use of the key is not limited. Only
-	// Create reads Credits, and an Update that sets Credits gets ErrInvalid: the credits change with
-	// each use of the key. Call SetCredits or AddCredits.
+	// Create reads Credits, and an Update that sets Credits gets ErrInvalid: the credits change
+	// with each use of the key. Call SetCredits or AddCredits.
 	Credits *Credits `json:",omitzero"`
 }
 

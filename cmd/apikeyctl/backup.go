@@ -356,11 +356,11 @@ func csvWriter(w io.Writer) func(*key) error {
 	}
 }
 
-// csvText returns the cell for a text that people chose. A spreadsheet takes a cell that begins with
-// one of the characters below for a formula, and a formula can send the other cells to a stranger:
-// see "CSV Injection" of OWASP. So an apostrophe goes before the character, which the spreadsheet
-// shows as text. An apostrophe goes before an apostrophe too, so a program gets every text back: if
-// the cell begins with an apostrophe, the program removes the apostrophe.
+// csvText returns the cell for a text that people chose. A spreadsheet takes a cell that begins
+// with one of the characters below for a formula, and a formula can send the other cells to a
+// stranger: see "CSV Injection" of OWASP. So an apostrophe goes before the character, which the
+// spreadsheet shows as text. An apostrophe goes before an apostrophe too, so a program gets every
+// text back: if the cell begins with an apostrophe, the program removes the apostrophe.
 func csvText(text string) string {
 	if first, _ := utf8.DecodeRuneInString(text); strings.ContainsRune("=+-@\t\r\n'＝＋－＠", first) {
 		return "'" + text

@@ -214,8 +214,8 @@ func (c *call) limit(
 	return invoke(ctx, method, request, response, conn, opts...)
 }
 
-// repeatable has the calls that can be repeated if the answer was lost: they change nothing, or have
-// a request_id.
+// repeatable has the calls that can be repeated if the answer was lost: they change nothing, or
+// have a request_id.
 var repeatable = map[string]bool{
 	adminpb.KeyService_CreateKey_FullMethodName:  true,
 	adminpb.KeyService_RotateKey_FullMethodName:  true,

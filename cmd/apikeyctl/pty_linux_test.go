@@ -205,7 +205,8 @@ func TestPromptHidesTheSecret(t *testing.T) {
 	require.Equal(t, exitInterrupted, code)
 }
 
-// On a terminal, the secret is on stdout and the table on stderr, so that $(apikeyctl create) works.
+// On a terminal, the secret is on stdout and the table on stderr, so that $(apikeyctl create)
+// works.
 func TestSecretBesideATerminal(t *testing.T) {
 	w := startWorld(t)
 	cmd := w.command("create", "--name", "ci")

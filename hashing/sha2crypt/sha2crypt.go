@@ -1,8 +1,7 @@
-// Package sha2crypt has the hasher for digests of SHA-crypt, as crypt(3) of glibc and
-// sha512_crypt and sha256_crypt of passlib make them. The hasher is for keys of flask-api-key,
-// which hashes keys as if they were passwords. Put the hasher into a [hashing.Keyring] as an earlier
-// hasher, and remove the hasher when no key has such a digest any more. A new store does not need
-// the package.
+// Package sha2crypt has the hasher for digests of SHA-crypt, as crypt(3) of glibc and sha512_crypt
+// and sha256_crypt of passlib make them. The hasher is for keys of flask-api-key, which hashes keys
+// as if they were passwords. Put the hasher into a [hashing.Keyring] as an earlier hasher, and
+// remove the hasher when no key has such a digest any more. A new store does not need the package.
 package sha2crypt
 
 import (

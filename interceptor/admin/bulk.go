@@ -88,8 +88,8 @@ const maxUnsent = 1024
 
 // sender starts a goroutine that sends keys to the client, and returns the channel for the keys.
 // The store writes in the meantime. A response has the keys that are ready, so that no key waits
-// for the next key, and a fast revocation takes few responses. If the client has gone, the goroutine
-// calls gone, and discards the keys. finish waits until all keys are sent.
+// for the next key, and a fast revocation takes few responses. If the client has gone, the
+// goroutine calls gone, and discards the keys. finish waits until all keys are sent.
 func (b *batchRevocation) sender(gone func()) (keys chan<- *keystore.Key, finish func()) {
 	ready := make(chan *keystore.Key, maxUnsent)
 	var sender sync.WaitGroup

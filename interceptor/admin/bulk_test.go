@@ -307,8 +307,8 @@ func TestKillInTheMiddleOfABatchRevoke(t *testing.T) {
 	require.Equal(t, all, events, "no key was revoked twice")
 }
 
-// A holdingGate is a gate that holds the write that changes a key until release is closed, and sends
-// how many keys the write changes.
+// A holdingGate is a gate that holds the write that changes a key until release is closed, and
+// sends how many keys the write changes.
 type holdingGate struct {
 	*gate
 	key     atomic.Pointer[[]byte] // the storage key of the key

@@ -417,10 +417,10 @@ type hijackedConn struct {
 	call *call
 }
 
-// Read returns nothing that arrives after the end of the session. Read drops such bytes, and returns
-// an error once the connection is closed. So a message that the client sends after Revoke has
-// returned does not arrive, and a handler that reads and says goodbye in two goroutines does not
-// have to say goodbye before the next message.
+// Read returns nothing that arrives after the end of the session. Read drops such bytes, and
+// returns an error once the connection is closed. So a message that the client sends after Revoke
+// has returned does not arrive, and a handler that reads and says goodbye in two goroutines does
+// not have to say goodbye before the next message.
 func (h *hijackedConn) Read(p []byte) (int, error) {
 	for {
 		n, err := h.Conn.Read(p)

@@ -75,15 +75,15 @@
 //
 // # Websockets
 //
-// A key also ends a connection that a handler has hijacked, whether the handler has returned or not.
-// After Revoke has returned, no Read of the connection returns bytes: a Read waits, and drops what
-// arrives. When the context of the request ends, the handler has one second to close the connection
-// with another status; then the connection is closed. What a handler writes in this second still
-// goes to the caller. net/http ends the context when the handler returns, so a handler that closes
-// connections with a status must not return before.
+// A key also ends a connection that a handler has hijacked, whether the handler has returned or
+// not. After Revoke has returned, no Read of the connection returns bytes: a Read waits, and drops
+// what arrives. When the context of the request ends, the handler has one second to close the
+// connection with another status; then the connection is closed. What a handler writes in this
+// second still goes to the caller. net/http ends the context when the handler returns, so a handler
+// that closes connections with a status must not return before.
 //
-// The session of the key lasts until the connection is closed: close each connection. The connection
-// that Hijack returns has a method NetConn, as a tls.Conn has, for the connection of net/http. What
-// a program reads from that connection is not checked. examples/web has both, a websocket and
-// server-sent events.
+// The session of the key lasts until the connection is closed: close each connection. The
+// connection that Hijack returns has a method NetConn, as a tls.Conn has, for the connection of
+// net/http. What a program reads from that connection is not checked. examples/web has both, a
+// websocket and server-sent events.
 package httpkeys

@@ -41,8 +41,8 @@
 //
 // The last counter is not observable, because Observe counts the calls that the interceptor
 // refuses. No attribute of a metric has a text from outside: neither the ID, the name or the owner
-// of a key, nor an address. The metrics of otelgrpc cannot be divided by key, because otelgrpc takes
-// their attributes before any interceptor runs.
+// of a key, nor an address. The metrics of otelgrpc cannot be divided by key, because otelgrpc
+// takes their attributes before any interceptor runs.
 //
 // # Traces
 //

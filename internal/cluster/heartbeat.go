@@ -119,8 +119,8 @@ func (m *membership) confirmed(number, request uint64) {
 }
 
 // resolve reads the revision of the member record after a heartbeat with an unknown outcome.
-// resolve returns errGone if the member record was deleted, has an earlier revision, or has lost its
-// revision.
+// resolve returns errGone if the member record was deleted, has an earlier revision, or has lost
+// its revision.
 func (m *membership) resolve(revision *uint64) error {
 	for {
 		e, err := m.readOwn()

@@ -50,8 +50,8 @@ func TestAllEndBeforeAnyCallback(t *testing.T) {
 	}
 }
 
-// A change of another process notifies in a goroutine of the fence. An Ended that ends the goroutine
-// does not keep the contexts from being cancelled.
+// A change of another process notifies in a goroutine of the fence. An Ended that ends the
+// goroutine does not keep the contexts from being cancelled.
 func TestEndedThatEndsItsGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFence(4)

@@ -17,8 +17,8 @@ import (
 //go:generate go run github.com/bufbuild/buf/cmd/buf@v1.75.0 generate
 
 // Format is the format of what this program writes, except for the record of a key with credits,
-// which has FormatCredits. A program that does not know credits would admit the key without end, and
-// refuses the format.
+// which has FormatCredits. A program that does not know credits would admit the key without end,
+// and refuses the format.
 const (
 	Format        = 1
 	FormatCredits = 2

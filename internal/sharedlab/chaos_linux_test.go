@@ -100,7 +100,8 @@ func startChaos(
 	c := &chaos{t: t, engine: engine, freshness: freshness, longest: 5 * freshness, wrong: wrong,
 		space: newPrefix(), file: filepath.Join(t.TempDir(), "board"), rows: make(map[string]*row)}
 	var err error
-	// The processes make fewer than 100 keys a second. The file takes space for the keys that exist.
+	// The processes make fewer than 100 keys a second. The file takes space for the keys that
+	// exist.
 	c.board, err = newBoard(c.file, 2000+100*int(duration.Seconds()))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.board.close()) })

@@ -33,8 +33,8 @@ type Metric struct {
 	Kind             Kind
 	// Unit is the unit in OpenTelemetry (UCUM). "s" are seconds, and Prometheus has the same unit.
 	Unit string
-	// Label is the label in Prometheus, and Attribute the attribute in OpenTelemetry. Both are empty
-	// if the metric has one value.
+	// Label is the label in Prometheus, and Attribute the attribute in OpenTelemetry. Both are
+	// empty if the metric has one value.
 	Label, Attribute string
 	// Read passes each value to yield, with its label. The labels of a metric are always a subset
 	// of one small set of words, which no caller and no key can change.

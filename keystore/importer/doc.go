@@ -14,8 +14,8 @@
 // # Exports
 //
 // An export is a CSV file with a line of column names, or has one JSON object on each line, as
-// databases write both. Names of columns may have any case, and may have any order. Columns
-// that the system does not have are ignored. Times are RFC 3339, the text of a database, or seconds or
+// databases write both. Names of columns may have any case, and may have any order. Columns that
+// the system does not have are ignored. Times are RFC 3339, the text of a database, or seconds or
 // milliseconds since 1970. An empty value, NULL and \N mean that there is no value.
 //
 // A row with a value that cannot be understood is refused, and not imported without the value: the

@@ -73,7 +73,8 @@ func TestCallsShareACommit(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, []int{0, 3}, number%4)
 	}
-	// The first two groups may have one call each, and the conflicts of one entry take a group each.
+	// The first two groups may have one call each, and the conflicts of one entry take a group
+	// each.
 	transactions, err := strconv.Atoi(server.Exec(t, fmt.Sprintf(
 		"select count(distinct xmin::text) from apikeys.log where position > %d", start)))
 	require.NoError(t, err)

@@ -1,6 +1,6 @@
 // Orders is the program to deploy: one server of several that share their API keys. The guide to
-// replicas on Kubernetes deploys this program. To share the keys in PostgreSQL, replace the engine by
-// that of the package postgres beside the package etcd.
+// replicas on Kubernetes deploys this program. To share the keys in PostgreSQL, replace the engine
+// by that of the package postgres beside the package etcd.
 package main
 
 import (

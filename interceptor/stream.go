@@ -293,24 +293,22 @@ func (s *stream) recvAbandonable(m any) error {
 }
 
 // countMessage counts a received message as a use of the key, and takes its cost. If the message
-// exceeds the rate limit or the credits, countMessage ends the stream. The argument is the error of RecvMsg: if it is not nil,
-// countMessage returns it.
+// exceeds the rate limit or the credits, countMessage ends the stream. The argument is the error of
+// RecvMsg: if it is not nil, countMessage returns it.
 func (s *stream) countMessage(err error) error {
 	if err != nil || s.onLimit == nil {
 		return err
 	}
 	limited := s.session.Allow()
 	if limited == nil {
-		if limited = s.session.Spend(s.session.Context(), s.cost); limited == nil {
-			return nil
-		}
-		// While Spend waited for the storage, the stream may have ended.
-		if err := s.ended(); err != nil {
-			return err
-		}
-		if err := s.session.Context().Err(); err != nil {
-			return status.FromContextError(err).Err()
-		}
+		limited = s.session.Spend(s.session.Context(), s.cost)
+	}
+	// While Spend waited for the storage, the stream may have ended.
+	if ended := s.ended(); ended != nil || limited == nil {
+		return ended
+	}
+	if err := s.session.Context().Err(); err != nil {
+		return status.FromContextError(err).Err()
 	}
 	s.limitStatus.CompareAndSwap(nil, s.onLimit(limited))
 	if s.mode == interruptible {

@@ -70,11 +70,27 @@ func (s *Session) Cause() error { return s.ctx.Cause() }
 // stop returns false, even if f has not begun.
 func (s *Session) OnEnd(f func()) (stop func() bool) { return s.ctx.OnEnd(f) }
 
-// Allow takes one use from the RateLimit of the session's key, as Key.Allow does.
-func (s *Session) Allow() error { return s.ctx.allow() }
+// Allow takes one use from the RateLimit of the session's key, as Key.Allow does. If the session has
+// ended, Allow takes nothing, and returns the cause.
+func (s *Session) Allow() error {
+	if err := s.Cause(); err != nil {
+		return err
+	}
+	return s.ctx.allow()
+}
 
-// Spend takes credits from the session's key, as Key.Spend does.
-func (s *Session) Spend(ctx context.Context, credits int64) error { return s.ctx.spend(ctx, credits) }
+// Spend takes credits from the session's key, as Key.Spend does. If the session has ended, Spend
+// takes nothing, and returns the cause. Spend may wait for the storage. If the session ends
+// meanwhile, Spend returns the cause, and may have taken the credits.
+func (s *Session) Spend(ctx context.Context, credits int64) error {
+	if err := s.Cause(); err != nil {
+		return err
+	}
+	if err := s.ctx.spend(ctx, credits); err != nil {
+		return err
+	}
+	return s.Cause()
+}
 
 // Close ends the session. The cause is context.Canceled, unless the session has ended before. The
 // store keeps the session in memory until Close is called. A second Close does nothing.

@@ -42,6 +42,8 @@ func TestSession(t *testing.T) {
 	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""))
 	require.ErrorIs(t, ended.Cause(), keystore.ErrRevoked)
 	require.ErrorIs(t, context.Cause(ended.Context()), keystore.ErrRevoked)
+	require.ErrorIs(t, ended.Allow(), keystore.ErrRevoked)
+	require.ErrorIs(t, ended.Spend(t.Context(), 1), keystore.ErrRevoked)
 	require.Equal(t, "ended", <-called)
 	ended.Close()
 	require.ErrorIs(t, ended.Cause(), keystore.ErrRevoked, "the first cause stays")

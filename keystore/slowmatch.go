@@ -27,7 +27,9 @@ import (
 //     wait for their match, and no longer than Options.Timeout.
 //  2. The result of a match depends on the digest and the text alone, so results are remembered.
 //     A burst of calls with one token, and a client that repeats a wrong token, cost one match.
-//  3. After a wrong token for a key, the next second has no match of the key for the same address.
+//  3. A token whose key does not exist costs a match too, so that the time of the answer does not
+//     reveal which keys exist, and the match follows the same rules.
+//  4. After a wrong token for a key, the next second has no match of the key for the same address.
 //
 // Calls that have no match for these reasons get ErrUnavailable, because nothing is known about
 // their token.
@@ -60,6 +62,14 @@ const busyMatch = hashing.Result(0xfe)
 // errSlowMatches is the error for busyMatch.
 var errSlowMatches = fmt.Errorf("%w: too many tokens are compared with slow digests of imported "+
 	"keys", ErrUnavailable)
+
+// busyError returns the error for a busyMatch.
+func busyError(ctx context.Context) error {
+	if ended := endOf(ctx); ended != nil {
+		return ended
+	}
+	return errSlowMatches
+}
 
 // newSlowMatches returns nil if the Hasher has no slow scheme.
 func newSlowMatches(h hashing.Hasher, current string) *slowMatches {

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -111,5 +112,38 @@ func TestSlowMatches(t *testing.T) {
 		i, err := s.Inspect(t.Context(), pubToken(36))
 		require.NoError(t, err)
 		require.NotNil(t, i.Key)
+	})
+}
+
+// If the present Hasher is slow, unknown tokens follow the same rules as the tokens of keys.
+func TestSlowMatchesOfUnknownTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowHasher{Hasher: hashing.SHA512()}
+		open := func() *Store {
+			s, err := New(backendtest.NewMemory(), &Options{Hasher: slow, Timeout: -1})
+			require.NoError(t, err)
+			return s
+		}
+		s, other := open(), open()
+		defer func() { require.NoError(t, errors.Join(s.Close(), other.Close())) }()
+		slow.most.Store(0)
+		var calls sync.WaitGroup
+		var unknown, unavailable atomic.Int64
+		for range maxSlowWaits + 4 {
+			issued, err := other.Create(t.Context(), Spec{Name: "k"})
+			require.NoError(t, err)
+			calls.Go(func() {
+				switch _, err := s.Verify(t.Context(), issued.Secret.Reveal()); {
+				case errors.Is(err, ErrUnknown):
+					unknown.Add(1)
+				case errors.Is(err, ErrUnavailable):
+					unavailable.Add(1)
+				}
+			})
+		}
+		calls.Wait()
+		require.EqualValues(t, maxSlowWaits, unknown.Load())
+		require.EqualValues(t, 4, unavailable.Load())
+		require.EqualValues(t, 1, slow.most.Load(), "one at a time")
 	})
 }

@@ -314,10 +314,7 @@ func (s *Store) prove(
 		result = s.matchDigest(ctx, e.ID, t.previous.digest, text)
 	}
 	if result == busyMatch {
-		if ended := endOf(ctx); ended != nil {
-			return 0, false, ended
-		}
-		return 0, false, errSlowMatches
+		return 0, false, busyError(ctx)
 	}
 	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
 		return 0, false, errHasher
@@ -357,8 +354,14 @@ func (s *Store) find(
 	if errors.Is(err, ErrNotFound) {
 		// Match does as much work as for an existing key. Otherwise the time of a slow hasher would
 		// reveal which IDs exist.
-		if sum == nil && s.hasher.Match(s.dummyDigest, text) == failedMatch {
+		if sum != nil {
+			return nil, ErrUnknown
+		}
+		switch s.matchDigest(ctx, id, s.dummyDigest, text) {
+		case failedMatch:
 			return nil, errHasher
+		case busyMatch:
+			return nil, busyError(ctx)
 		}
 		return nil, ErrUnknown
 	}

@@ -18,7 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys"
+	"github.com/grpc-api-key/grpc-api-key/internal/memory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
@@ -480,4 +482,35 @@ func TestCost(t *testing.T) {
 			require.Empty(t, recorder.Header().Get("Retry-After"), "there is no refill")
 		}
 	}
+}
+
+// A slowLease calls during before a lease of credits is written.
+type slowLease struct {
+	backend.Backend
+	during func()
+}
+
+func (b *slowLease) Apply(ctx context.Context, changes ...backend.Change) error {
+	if len(changes) == 1 && b.during != nil { // a change of a key has an event too
+		b.during()
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+// A request whose credits arrive after Revoke has returned does not reach the handler.
+func TestRevokeWhileCreditsAreLeased(t *testing.T) {
+	slow := &slowLease{Backend: memory.New()}
+	store, err := keystore.New(slow, nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, store.Close()) }()
+	key, token := issue(t, store, keystore.Spec{Credits: &keystore.Credits{Remaining: 3}})
+	slow.during = sync.OnceFunc(func() {
+		require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+	})
+	answer := httptest.NewRecorder()
+	newAuth(t, store).Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("the handler runs")
+	})).ServeHTTP(answer, request(t, "GET", "/", token, nil))
+	require.Equal(t, http.StatusUnauthorized, answer.Code)
+	require.Contains(t, answer.Body.String(), "API_KEY_INVALID")
 }

@@ -567,7 +567,7 @@ func (w *write) waitPublished() {
 func (s *Store) publish(err, unknownCause error, all []*prepared) {
 	for _, p := range all {
 		if err == nil && !p.creates() {
-			s.accounts.note(p.key.ID, p.key.terms().revision, p.key.since())
+			s.accounts.note(p.key)
 		}
 		switch {
 		case p.creates():

@@ -222,6 +222,38 @@ func (b *faulty) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	return b.Backend.Get(ctx, key)
 }
 
+// A call that waits for a lease is refused once Revoke or Disable has returned, in this process or
+// in another.
+func TestRevokeWhileACallWaitsForALease(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		for _, by := range []*member{a, b} {
+			for want, stop := range map[error]func(context.Context, string, string) error{
+				ErrRevoked: by.Revoke, ErrDisabled: by.Disable,
+			} {
+				i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+				key, err := a.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+				require.NoError(t, err)
+				hold := make(chan struct{})
+				a.onApply(func(ctx context.Context, changes []backend.Change,
+					next func(context.Context) error) error {
+					if isLease(changes) {
+						<-hold
+					}
+					return next(ctx)
+				})
+				verified := start(func() error { return a.uses(i) })
+				spent := start(func() error { return key.Spend(t.Context(), 2) })
+				synctest.Wait()
+				require.NoError(t, stop(t.Context(), i.Key.ID, ""))
+				close(hold)
+				require.ErrorIs(t, verified(), want)
+				require.ErrorIs(t, spent(), want)
+			}
+		}
+	})
+}
+
 // A caller who waits for a lease does not wait longer than its context, and many callers cost one
 // lease.
 func TestManyCallersWaitForOneLease(t *testing.T) {

@@ -37,7 +37,9 @@ import (
 //     one write. The others wait for fetch.done, or for the end of their contexts. A caller is
 //     refused only by an answer about the balance that was asked for after the caller began to wait,
 //     or that is not older than shortTrust while the record has not changed.
-//  6. A closed account has nothing left, and nothing comes into left any more. The accounts hold no
+//  6. A caller that has waited for a lease takes no credit once Revoke or Disable of its key has
+//     returned: note sets stopped before they return, in every process, as in invariant 4.
+//  7. A closed account has nothing left, and nothing comes into left any more. The accounts hold no
 //     closed account, unless the store is closed, and one account of a key.
 type account struct {
 	id token.ID
@@ -51,6 +53,7 @@ type account struct {
 	since    uint64 // the revision at which the credits in left, or later credits, were set
 	period   int64  // the time of the refill that the credits in left are from
 	free     bool   // the use of the key is no longer limited
+	stopped  error  // why the key admits no caller at the revision; nil: it may admit callers
 	waiting  int64  // the sum of the costs of the callers that wait
 	fetch    *fetch // nil: no goroutine leases
 	count    uint64 // the number of leases that came in
@@ -146,8 +149,8 @@ func (s *Store) newAccounts() *accounts {
 }
 
 // of returns the account of a key whose record has a revision, and credits that were set at the
-// revision since.
-func (as *accounts) of(id token.ID, revision, since uint64) *account {
+// revision since. stopped is that of terms.
+func (as *accounts) of(id token.ID, revision, since uint64, stopped error) *account {
 	as.mu.Lock()
 	a, ok := as.all[id]
 	if !ok {
@@ -157,7 +160,7 @@ func (as *accounts) of(id token.ID, revision, since uint64) *account {
 		}
 	}
 	as.mu.Unlock()
-	a.note(revision, since)
+	a.note(revision, since, stopped)
 	return a
 }
 
@@ -168,20 +171,27 @@ func (as *accounts) find(id token.ID) *account {
 	return as.all[id]
 }
 
-// note notes the record of a key. since is 0 if the use of the key is not limited.
-func (as *accounts) note(id token.ID, revision, since uint64) {
-	if a := as.find(id); a != nil {
-		a.note(revision, since)
+// note notes the present state of a key.
+func (as *accounts) note(e *cachedKey) {
+	if a := as.find(e.ID); a != nil {
+		a.noteKey(e)
 	}
 }
 
-func (a *account) note(revision, since uint64) {
+func (a *account) noteKey(e *cachedKey) {
+	t := e.terms()
+	a.note(t.revision, e.since(), t.stopped())
+}
+
+// note notes the record of the key. since is 0 if the use of the key is not limited.
+func (a *account) note(revision, since uint64, stopped error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if revision <= a.revision || a.closed {
 		return
 	}
 	a.revision, a.free, a.trusted = revision, since == 0, time.Time{}
+	a.stopped = stopped
 	if since > a.since {
 		a.since, a.period = since, 0
 		a.left.Store(0)
@@ -204,7 +214,7 @@ func (s *Store) draw(ctx context.Context, q *quota, n int64) error {
 		if err := s.serving(); err != nil {
 			return err
 		}
-		q.account.Store(s.accounts.of(a.id, q.revision, q.since))
+		q.account.Store(s.accounts.of(a.id, q.revision, q.since, nil))
 	}
 }
 
@@ -220,6 +230,8 @@ func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
 		switch {
 		case a.closed:
 			return errAccountClosed
+		case asked && a.stopped != nil:
+			return a.stopped
 		case a.free || a.take(n):
 			return nil
 		}

@@ -24,6 +24,18 @@ func (t *terms) unlimited() bool {
 		t.limits == nil
 }
 
+// stopped returns ErrRevoked or ErrDisabled if the key is revoked or disabled.
+func (t *terms) stopped() error {
+	switch {
+	case t.revoked:
+		return ErrRevoked
+	case t.disabled:
+		return ErrDisabled
+	default:
+		return nil
+	}
+}
+
 // permits returns nil if the key now admits the bearer of the secret with this rotation number,
 // from the client address of ctx. Otherwise permits returns the reason.
 func (t *terms) permits(ctx context.Context, rotation uint32) error {
@@ -46,11 +58,10 @@ func (g *grants) allowsFrom(addr netip.Addr) bool {
 // Otherwise admits returns the reason. admits reads the clock only if the key has a beginning, or
 // the secret has an end.
 func (t *terms) admits(rotation uint32) error {
+	if err := t.stopped(); err != nil {
+		return err
+	}
 	switch {
-	case t.revoked:
-		return ErrRevoked
-	case t.disabled:
-		return ErrDisabled
 	case rotation != t.rotations && (rotation != t.rotations-1 || t.previous == nil):
 		return ErrRevoked // the secret of a context from Bind, replaced after the Bind
 	case t.notBefore != 0 && time.Now().UnixNano() < t.notBefore:

@@ -234,8 +234,8 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 		}
 		d := &deliveredRecord{entry: e}
 		if a := s.accounts.find(id); a != nil && !s.isWrong(noCreditNote) {
-			if kr := d.decode(); kr != nil {
-				a.note(kr.revision, kr.record.CreditsRevision)
+			if e := d.cached(); e != nil {
+				a.noteKey(e)
 			}
 		}
 		s.processes.noteDelivered(id, d)

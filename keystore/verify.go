@@ -393,7 +393,7 @@ func (s *Store) attachQuota(e *cachedKey) {
 	q.limiter = s.limits.of(e.ID, &e.key)
 	if q.since != 0 {
 		q.accounts = s.accounts
-		q.account.Store(s.accounts.of(e.ID, q.revision, q.since))
+		q.account.Store(s.accounts.of(e.ID, q.revision, q.since, t.stopped()))
 	}
 }
 

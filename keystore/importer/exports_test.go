@@ -2,6 +2,7 @@ package importer_test
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -209,6 +210,30 @@ func TestUnreadableRows(t *testing.T) {
 	_, err := s.Import(t.Context(), from.Read(strings.NewReader("a: [b: "+commonToken+"\n"), nil), nil)
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), commonToken)
+}
+
+// An endless is a reader without an end. It counts what was read.
+type endless struct{ read int }
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'a'
+	}
+	e.read += len(p)
+	return len(p), nil
+}
+
+// A quote without an end does not take the export into memory.
+func TestQuoteWithoutAnEnd(t *testing.T) {
+	s := openFor(t, "plain")
+	from, _ := importer.Named("plain")
+	tail := new(endless)
+	export := io.MultiReader(strings.NewReader("token\n"+commonToken+"\n\""), tail)
+	result, err := s.Import(t.Context(), from.Read(export, nil), nil)
+	require.ErrorContains(t, err, "after line 2")
+	require.NotContains(t, err.Error(), "aaa")
+	require.Equal(t, 1, result.Imported)
+	require.Less(t, tail.read, 2<<20)
 }
 
 // With IgnoreCredits, a key with a limited number of uses loses the limit.

@@ -222,12 +222,33 @@ func firstByte(in *bufio.Reader) (byte, error) {
 	}
 }
 
+// A rowLimit is a reader that returns errLongRow after maxLine bytes of one row. Otherwise a quote
+// without an end would take the rest of the export into memory.
+type rowLimit struct {
+	io.Reader
+	left int
+}
+
+var errLongRow = fmt.Errorf("a row has more than %d bytes: a quote may have no end", maxLine)
+
+func (l *rowLimit) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, errLongRow
+	}
+	n, err := l.Reader.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}
+
 func csvLines(in io.Reader, yield func(row, error) bool) {
-	c := csv.NewReader(in)
+	limit := &rowLimit{Reader: in}
+	c := csv.NewReader(limit)
 	c.ReuseRecord = true
 	c.TrimLeadingSpace = true
 	var names []string
+	line := 0 // of the last row
 	for {
+		limit.left = maxLine
 		fields, err := c.Read()
 		if err == io.EOF {
 			return
@@ -239,17 +260,20 @@ func csvLines(in io.Reader, yield func(row, error) bool) {
 			}
 			continue
 		}
+		if errors.Is(err, errLongRow) {
+			err = fmt.Errorf("after line %d: %w", line, err)
+		}
 		if err != nil {
 			yield(row{}, err)
 			return
 		}
+		line, _ = c.FieldPos(0)
 		if names == nil {
 			for _, name := range fields {
 				names = append(names, strings.ToLower(strings.TrimSpace(name)))
 			}
 			continue
 		}
-		line, _ := c.FieldPos(0)
 		columns := make(map[string]string, len(names))
 		for i, v := range fields {
 			if v != "NULL" && v != `\N` {
@@ -262,7 +286,7 @@ func csvLines(in io.Reader, yield func(row, error) bool) {
 	}
 }
 
-// maxLine is the longest line with a JSON object, in bytes.
+// maxLine is the longest row, in bytes.
 const maxLine = 1 << 20
 
 func jsonLines(in *bufio.Reader, yield func(row, error) bool) {

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/urfave/cli/v3"
+	"google.golang.org/grpc/codes"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 )
@@ -224,6 +225,10 @@ func restore(ctx context.Context, c *call) (err error) {
 	c.left = "some keys may be restored: run the same command again, which is safe"
 	n, err := c.send(ctx, in, size)
 	if err != nil {
+		f := failureOf(err)
+		if arg != "-" && (f.code == codes.InvalidArgument || f.reason == "BACKUP_CORRUPT") {
+			f.message = arg + " cannot be restored: " + f.message
+		}
 		return err
 	}
 	return c.out.said(written{File: arg, Bytes: n}, fmt.Sprintf("restored %s", arg))

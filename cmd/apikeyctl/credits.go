@@ -174,6 +174,9 @@ func changeCredits(ctx context.Context, c *call) (err error) {
 		if changes > 0 {
 			return c.wouldBe(keyOf(r.Key), "changed")
 		}
+		if r.Key.GetCredits() == nil {
+			c.note("the use of the key is not limited")
+		}
 		return c.out.one(keyOf(r.Key))
 	}
 	var key *adminpb.Key

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
 // An event is a change of a key as apikeyctl prints it.
@@ -21,6 +23,10 @@ type event struct {
 	Action   string    `json:"action"`
 	Actor    string    `json:"actor"`
 	Reason   string    `json:"reason"`
+
+	// For the action credits. Nil means that the use of the key is not limited.
+	CreditsBefore *credits `json:"credits_before"`
+	Credits       *credits `json:"credits"`
 }
 
 func eventOf(m *adminpb.Event) event {
@@ -32,6 +38,9 @@ func eventOf(m *adminpb.Event) event {
 		Action:   m.GetAction(),
 		Actor:    m.GetActor(),
 		Reason:   m.GetReason(),
+
+		CreditsBefore: creditsOf(m.GetCreditsBefore()),
+		Credits:       creditsOf(m.GetCredits()),
 	}
 }
 
@@ -66,13 +75,27 @@ func eventsCommand() *cli.Command {
 			&cli.StringFlag{Name: "since", Usage: "changes since `TIME`, such as 24h or 2026-12-01"},
 			&cli.StringFlag{Name: "until", Usage: "changes before `TIME`"},
 			&cli.StringFlag{Name: "actor", Usage: "changes that `ACTOR` made, such as unix:root(0)"},
-			&cli.StringFlag{Name: "action", Usage: "changes of one kind: create, update, rotate, " +
-				"disable, enable, revoke, credits, restore, import or purge", DefaultText: "all"},
+			&cli.StringFlag{Name: "action", Usage: "changes of the kind `ACTION`: " + actionNames()},
 			&cli.BoolFlag{Name: "newest", Usage: "begin with the last change"},
-			&cli.IntFlag{Name: "limit", Usage: "print `N` changes at most"},
+			&cli.IntFlag{Name: "limit", HideDefault: true, Usage: "print `N` changes at most"},
 		},
 		Action: withServer(events),
 	}
+}
+
+// actions are the values of --action.
+var actions = []keystore.Action{
+	keystore.ActionCreate, keystore.ActionUpdate, keystore.ActionRotate, keystore.ActionDisable,
+	keystore.ActionEnable, keystore.ActionRevoke, keystore.ActionCredits, keystore.ActionRehash,
+	keystore.ActionRestore, keystore.ActionImport, keystore.ActionPurge,
+}
+
+func actionNames() string {
+	var names []string
+	for _, a := range actions {
+		names = append(names, string(a))
+	}
+	return either(names)
 }
 
 func events(ctx context.Context, c *call) (err error) {
@@ -88,6 +111,10 @@ func events(ctx context.Context, c *call) (err error) {
 	if err != nil {
 		return err
 	}
+	action := c.String("action")
+	if action != "" && !slices.Contains(actions, keystore.Action(action)) {
+		return usage("--action cannot be used: write %s", actionNames())
+	}
 	limit := c.Int("limit")
 	if limit < 0 || c.IsSet("limit") && limit == 0 {
 		return usage("--limit cannot be used: write a number from 1 on")
@@ -99,7 +126,7 @@ func events(ctx context.Context, c *call) (err error) {
 	defer done(&err)
 	c.left = "the list is not complete"
 	request := &adminpb.ListEventsRequest{
-		Key: name, Actor: c.String("actor"), Action: c.String("action"),
+		Key: name, Actor: c.String("actor"), Action: action,
 		StartTime: timeProto(since), EndTime: timeProto(until), NewestFirst: c.Bool("newest"),
 	}
 	out := c.out.list()

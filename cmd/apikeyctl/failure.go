@@ -104,6 +104,7 @@ var flagNames = strings.NewReplacer(
 	"filter.unused_since", "--unused-since",
 	"scopes[", "--scope[",
 	"after is not a cursor", "--after is not a cursor",
+	"call SetCredits", "give --set",
 )
 
 // adviceFor says what to do about a reason, where the text of the server says nothing.

@@ -42,7 +42,7 @@ var (
 const (
 	aboutTimes = "A time is a duration (90d, 2w, 12h), a date (2026-12-31, which begins at midnight " +
 		"UTC) or in the form of RFC 3339. Each flag says whether a duration leads ahead or back; " +
-		"+7d and -7d say so themselves."
+		"+7d always leads ahead, and -7d back."
 	exitCodes = "0 done; 1 the command line, or this machine; 2 the server; 3 no such key; 4 not " +
 		"permitted; 5 the directory is open elsewhere; 6 the key or the selection has changed; 130 " +
 		"interrupted."
@@ -106,7 +106,7 @@ func (h helpWriter) command(cmd *cli.Command) {
 		}
 	}
 	h.text(0, "")
-	h.text(0, `"apikeyctl --help" shows the flags of every command, and the exit codes.`)
+	h.text(0, `"apikeyctl --help" shows the flags that all commands have, and the exit codes.`)
 }
 
 func (h helpWriter) flag(flag cli.Flag) {
@@ -138,7 +138,7 @@ func describe(flag cli.Flag) (label, text string, ok bool) {
 	}
 	text = before + placeholder + after
 	if value := doc.GetValue(); doc.TakesValue() && value != "" && doc.IsDefaultVisible() {
-		text += " [" + value + "]"
+		text += " [" + strings.Trim(value, `"`) + "]"
 	}
 	for _, env := range doc.GetEnvVars() {
 		text += " [$" + env + "]"

@@ -25,10 +25,11 @@ func importCommand() *cli.Command {
 		Name: "import", Category: groupStore, ArgsUsage: "FILE|-",
 		Usage: "add the keys of another system to the store, so that their tokens work",
 		Description: "The file is an export of the system, as csv or with a JSON object on each " +
-			"line. The command opens the directory of --dir, which no server may have open. A row " +
-			"whose key was imported before changes nothing: run the command again after an error, or " +
-			"for the keys that were added since. The server needs the formats of the system in " +
-			"Options.Legacy. --dry-run counts, and changes nothing. - means stdin.",
+			"line. The command opens the directory of --dir, which no server may have open. To import " +
+			"without a stop of the server, or into etcd or PostgreSQL, let the server call " +
+			"Store.Import. A row whose key was imported before changes nothing: run the command again " +
+			"after an error, or for the keys that were added since. The server needs the formats of " +
+			"the system in Options.Legacy. --dry-run counts, and changes nothing. - means stdin.",
 		UsageText: "apikeyctl import --from sanctum tokens.csv --dir /var/lib/orders/keys",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "from", Usage: "the `SYSTEM` of the export: " + systemNames()},
@@ -46,8 +47,13 @@ func systemNames() string {
 	for _, s := range importer.Systems() {
 		names = append(names, s.Name())
 	}
-	last := len(names) - 1
-	return strings.Join(names[:last], ", ") + " or " + names[last]
+	return either(names)
+}
+
+// either returns words as in a, b or c.
+func either(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 // An imported is the result of an import.
@@ -69,13 +75,18 @@ func importKeys(ctx context.Context, c *call) (err error) {
 	if err != nil {
 		return err
 	}
-	system, ok := importer.Named(c.String("from"))
+	from := c.String("from")
+	if from == "" {
+		return usage("it is not known where the file is from: give --from with %s", systemNames())
+	}
+	system, ok := importer.Named(from)
 	if !ok {
 		return usage("--from names no system that is known: write %s", systemNames())
 	}
 	if c.place.dir == "" {
 		return usage("import opens the directory of a store itself: stop the server, and give --dir. " +
-			"A program can call Import of its store while it serves")
+			"To import without a stop, or into etcd or PostgreSQL, let the server call Store.Import: " +
+			"see the guide examples/guides/import.md")
 	}
 	in := io.Reader(os.Stdin)
 	if arg != "-" {

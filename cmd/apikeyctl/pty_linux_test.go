@@ -150,7 +150,7 @@ func TestSelectionGrowsBeforeTheAnswer(t *testing.T) {
 	term.typeIn("3\n")
 	code, text := term.end()
 	require.Equal(t, exitConflict, code, text)
-	require.Contains(t, text, "selects 4 keys, and 3 were expected")
+	require.Contains(t, text, "selects 4 keys, and the call expects 3")
 	require.Equal(t, 4, w.count(keystore.StatusActive))
 }
 

@@ -90,7 +90,7 @@ func listCommand() *cli.Command {
 		UsageText: "apikeyctl list --owner acme --expires-before 7d",
 		Flags: append(filterFlags(),
 			&cli.BoolFlag{Name: "newest", Usage: "begin with the key that was created last"},
-			&cli.IntFlag{Name: "limit", Usage: "print `N` keys at most"}),
+			&cli.IntFlag{Name: "limit", HideDefault: true, Usage: "print `N` keys at most"}),
 		Action: withServer(listKeys),
 	}
 }

@@ -59,7 +59,7 @@ func (b *batchRevocation) run() (err error) {
 
 func errSelection(expected, found int64) error {
 	return refuse(codes.FailedPrecondition, "SELECTION_CHANGED",
-		fmt.Sprintf("the filter selects %d keys, and %d were expected: look at the keys again",
+		fmt.Sprintf("the filter selects %d keys, and the call expects %d: look at the keys again",
 			found, expected),
 		map[string]string{
 			"expected": strconv.FormatInt(expected, 10), "found": strconv.FormatInt(found, 10),

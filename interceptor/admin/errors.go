@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -76,12 +77,13 @@ func statusOf(err error, writes bool) *status.Status {
 	case errors.Is(err, keystore.ErrInvalid):
 		return errinfo.New(codes.InvalidArgument, "INVALID_ARGUMENT", textOf(err), nil)
 	case errors.Is(err, keystore.ErrNotFound):
-		return errinfo.New(codes.NotFound, "KEY_NOT_FOUND", textOf(err), nil)
+		return errinfo.New(codes.NotFound, "KEY_NOT_FOUND", withoutOperation(textOf(err)), nil)
 	case errors.Is(err, keystore.ErrKeyRevoked):
-		return errinfo.New(codes.FailedPrecondition, "KEY_REVOKED", textOf(err), nil)
+		return errinfo.New(codes.FailedPrecondition, "KEY_REVOKED",
+			withoutOperation(textOf(err)), nil)
 	case errors.Is(err, keystore.ErrConflict):
 		return errinfo.New(codes.Aborted, "ETAG_MISMATCH",
-			textOf(err)+": get the key, and decide again", nil)
+			withoutOperation(textOf(err))+": get the key, and decide again", nil)
 	case errors.Is(err, keystore.ErrCorrupt):
 		return errinfo.New(codes.DataLoss, "STORE_CORRUPT", textOf(err), nil)
 	case errors.Is(err, keystore.ErrClosed):
@@ -118,6 +120,12 @@ func textOf(err error) string {
 	text = strings.TrimPrefix(text, keystore.ErrInvalid.Error()+": ")
 	return fieldNames.Replace(text)
 }
+
+// withoutOperation returns a text of the store without the operation that begins the text. One method
+// makes several operations, and the caller knows the method.
+func withoutOperation(text string) string { return storeOperation.ReplaceAllString(text, "") }
+
+var storeOperation = regexp.MustCompile(`^[a-z ]+: `)
 
 var fieldNames = strings.NewReplacer(
 	"Spec.Name", "display_name",

@@ -209,7 +209,8 @@ func (c *call) restore(
 	}
 	err = c.store.Restore(c.ctx, file)
 	if errors.Is(err, keystore.ErrCorrupt) {
-		return refuse(codes.DataLoss, "BACKUP_CORRUPT", damageText(err), nil)
+		return refuse(codes.DataLoss, "BACKUP_CORRUPT",
+			withoutOperation(damageText(err)), nil)
 	}
 	return err
 }

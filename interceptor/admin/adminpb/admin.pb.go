@@ -2168,8 +2168,8 @@ type Event struct {
 	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	// The revision that the change gave the key.
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// What was done: create, update, rotate, disable, enable, revoke, credits, rehash, restore or
-	// purge.
+	// What was done: create, update, rotate, disable, enable, revoke, credits, rehash, restore, import
+	// or purge.
 	Action string `protobuf:"bytes,5,opt,name=action,proto3" json:"action,omitempty"`
 	// Who made the change: unix:{user}({uid}), key:{id}, or the words of the application. Empty means
 	// that no actor is known.

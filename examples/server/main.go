@@ -118,6 +118,7 @@ func run(addr, dir, socket, consoleAddr, certFile, keyFile, caFile string) error
 	go func() { failed <- server.Serve(lis) }()
 	var administration sync.WaitGroup
 	if socket != "" {
+		fmt.Printf("apikeyctl --socket %s manages the keys\n", socket)
 		administration.Go(func() {
 			if err := srv.ServeUnix(ctx, socket); err != nil {
 				failed <- err

@@ -112,7 +112,7 @@ func (p *processes) noteDelivered(id token.ID, d *deliveredRecord) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range p.watches {
-		if w.many {
+		if w.many || record.IsRevoked(d.entry.Value) {
 			continue
 		}
 		switch kr := d.decode(); {

@@ -30,6 +30,22 @@ func TestRoundTrip(t *testing.T) {
 	require.Equal(t, b, again, "a record has exactly one encoding")
 }
 
+func TestIsRevoked(t *testing.T) {
+	r := valid()
+	live, err := Encode(r)
+	require.NoError(t, err)
+	require.False(t, IsRevoked(live))
+	require.False(t, IsRevoked(nil), "of a deleted entry")
+	r.Status, r.RevokedAt, r.RevokeReason = Status_STATUS_REVOKED, 5, "why"
+	revoked, err := Encode(r)
+	require.NoError(t, err)
+	require.True(t, IsRevoked(revoked))
+	require.True(t, IsRevoked(AppendLastStamp(revoked, 7)))
+	require.False(t, IsRevoked(append(revoked, live...)[:len(revoked)+1]), "the end is missing")
+	again := protowire.AppendTag(revoked, revokedAtNumber, protowire.VarintType)
+	require.False(t, IsRevoked(protowire.AppendVarint(again, 0)), "the last value counts")
+}
+
 func TestDecodeRefusesUnusableRecords(t *testing.T) {
 	for name, spoil := range map[string]func(*Record){
 		"no format":            func(r *Record) { r.Format = 0 },
@@ -100,6 +116,7 @@ func FuzzDecode(f *testing.F) {
 			require.Nil(t, r)
 			return
 		}
+		require.Equal(t, r.RevokedAt != 0, IsRevoked(b))
 		again, err := Encode(r)
 		require.NoError(t, err, "Encode accepts every record that Decode returns")
 		back, err := Decode(again)

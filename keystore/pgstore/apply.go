@@ -251,8 +251,8 @@ func (b *Backend) commit(ctx context.Context, g *group) (failed []int32, err err
 		switch code := codeOf(err); {
 		case err == nil || ctx.Err() != nil || attempt == maxAttempts:
 			return failed, err
-		case (code == codeSomeConflict || code == codeUnique) && args[changesArg] != nil:
-			args[changesArg] = nil
+		case (code == codeSomeConflict || code == codeUnique) && args[looksArg] == false:
+			args[looksArg] = true
 		case !pgconn.SafeToRetry(err):
 			return failed, err
 		}
@@ -287,38 +287,52 @@ func (b *Backend) tryCommit(
 	return failed, err
 }
 
-// changesArg is the place of the argument changes of the function apply.
-const changesArg = 3
+// looksArg is the place of the argument looks of the function apply of schema.sql.
+const looksArg = 2
 
-// arguments returns the arguments of the function apply of schema.sql, without the first.
+// arguments returns the arguments of the function apply of schema.sql, without the first. An array
+// without elements is null.
 func arguments(calls []*call) []any {
-	n := 0
-	for _, c := range calls {
-		n += len(c.changes)
+	var rows [][]byte
+	var deletes []bool
+	var checked, deleted, updated, inserted struct {
+		calls              []int32
+		keys, values       [][]byte
+		expects, revisions []int64
 	}
-	numbers, kinds := make([]int32, 0, n), make([]string, 0, n)
-	keys, values := make([][]byte, 0, n), make([][]byte, 0, n)
-	expects, revisions := make([]int64, 0, n), make([]int64, 0, n)
-	notify, checks := false, 0
+	notify := false
 	for i, one := range calls {
 		notify = notify || restricts(one.changes)
+		row, removes := appendRow(one.changes)
+		rows, deletes = append(rows, row), append(deletes, removes)
 		for j := range one.changes {
 			c := &one.changes[j]
-			kind, value, revision := "write", c.Value, c.NewRevision()
+			to := &updated
 			switch {
 			case c.Check:
-				kind, value, revision = "check", nil, 0
-				checks++
+				to = &checked
 			case c.Delete:
-				kind, value, revision = "delete", nil, 0
-			case value == nil:
-				value = []byte{}
+				to = &deleted
+			case c.Expect == 0:
+				to = &inserted
 			}
-			numbers, kinds = append(numbers, int32(i+1)), append(kinds, kind)
-			keys, values = append(keys, c.Key), append(values, value)
-			expects = append(expects, int64(c.Expect))
-			revisions = append(revisions, int64(revision))
+			to.calls, to.keys = append(to.calls, int32(i+1)), append(to.keys, c.Key)
+			if to != &inserted {
+				to.expects = append(to.expects, int64(c.Expect))
+			}
+			if to == &updated || to == &inserted {
+				value := c.Value
+				if value == nil {
+					value = []byte{} // nil is the null of SQL
+				}
+				to.values = append(to.values, value)
+				to.revisions = append(to.revisions, int64(c.NewRevision()))
+			}
 		}
 	}
-	return []any{notify, len(calls), n - checks, numbers, kinds, keys, values, expects, revisions}
+	return []any{notify, false, rows, deletes,
+		checked.calls, checked.keys, checked.expects,
+		deleted.calls, deleted.keys, deleted.expects,
+		updated.calls, updated.keys, updated.expects, updated.values, updated.revisions,
+		inserted.calls, inserted.keys, inserted.values, inserted.revisions}
 }

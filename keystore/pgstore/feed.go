@@ -160,10 +160,11 @@ func (f *feed) pass(batch backend.Batch, t tag) error {
 	return f.calls.Ended(f.caller)
 }
 
-// A logged is one row of the log, as far as the row is in the range of the feed.
+// A logged is one row of the log.
 type logged struct {
-	backend.Batch
-	tag tag
+	position int64
+	tag      tag
+	row      []byte // see logrow.go; nil: the feed has passed the row
 }
 
 // page yields the next Batches, and returns the number of positions that the feed has passed.
@@ -174,21 +175,25 @@ func (f *feed) page(ctx context.Context) (int, error) {
 	}
 	// The page begins with the row at the position of the feed, unless the server has another
 	// history, or no longer has the row.
-	if len(page) == 0 || page[0].Position != f.at {
+	if len(page) == 0 || backend.Position(page[0].position) != f.at {
 		return 0, f.lost(ctx)
 	}
 	if page[0].tag != f.tag {
 		return 0, f.history.changed(f.Backend, f.generation, f.at)
 	}
-	for _, row := range page[1:] {
-		if row.Position != f.at+1 {
+	for _, l := range page[1:] {
+		if backend.Position(l.position) != f.at+1 {
 			return 0, gap(fmt.Errorf("the log has no position %d", f.at+1))
 		}
-		f.at, f.tag = row.Position, row.tag
-		if len(row.Changes) == 0 {
+		changes, err := parseRow(l.row, f.from, f.to)
+		if err != nil {
+			return 0, gap(fmt.Errorf("position %d: %w", l.position, err))
+		}
+		f.at, f.tag = f.at+1, l.tag
+		if len(changes) == 0 {
 			continue
 		}
-		if err := f.pass(row.Batch, row.tag); err != nil {
+		if err := f.pass(backend.Batch{Position: f.at, Changes: changes}, l.tag); err != nil {
 			return 0, err
 		}
 	}
@@ -197,34 +202,16 @@ func (f *feed) page(ctx context.Context) (int, error) {
 
 // read reads the row at the position of the feed, and the rows that follow.
 func (f *feed) read(ctx context.Context) (page []logged, err error) {
-	rows, err := f.conn.Query(ctx, f.sql.feedPage, int64(f.at), f.from, f.to)
+	rows, err := f.conn.Query(ctx, f.sql.feedPage, int64(f.at))
+	if err == nil {
+		var r logged
+		_, err = pgx.ForEachRow(rows, []any{&r.position, &r.tag, &r.row}, func() error {
+			page = append(page, r)
+			r.row = nil // the next row gets another buffer
+			return nil
+		})
+	}
 	if err != nil {
-		return nil, f.wrap(f.caller, "feed", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var at int64
-		var t tag
-		var key, value []byte
-		var revision *int64
-		if err := rows.Scan(&at, &t, &key, &value, &revision); err != nil {
-			return nil, f.wrap(f.caller, "feed", err)
-		}
-		position := backend.Position(at)
-		if n := len(page); n == 0 || page[n-1].Position != position {
-			page = append(page, logged{backend.Batch{Position: position}, t})
-		}
-		if key == nil {
-			continue // the Apply has changed nothing in the range
-		}
-		last := &page[len(page)-1]
-		e := backend.Entry{Key: key, Value: value}
-		if revision != nil {
-			e.Revision = uint64(*revision)
-		}
-		last.Changes = append(last.Changes, e)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, f.wrap(f.caller, "feed", err)
 	}
 	return page, nil

@@ -108,7 +108,7 @@ func TestLeastRights(t *testing.T) {
 	defer cancel()
 	for _, statement := range []string{
 		"insert into apikeys.entry values ('k', 'v', 1)", "delete from apikeys.entry",
-		"update apikeys.log set revisions = '{}'", "delete from apikeys.log",
+		"update apikeys.log set changes = ''", "delete from apikeys.log",
 		"update apikeys.head set version = 7", "create table apikeys.more ()",
 		"drop table apikeys.entry", "truncate apikeys.log",
 	} {

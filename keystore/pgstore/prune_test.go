@@ -219,3 +219,25 @@ func TestReadAfterTheLogIsPruned(t *testing.T) {
 	require.NoError(t, err, "a read without a wait")
 	require.NoError(t, standby.Resume())
 }
+
+// A row that another program has changed ends the feed with ErrGap. So a process with the feed
+// forgets what it knows, and begins at the present.
+func TestDamagedRowOfTheLog(t *testing.T) {
+	t.Parallel()
+	server := pglab.Start(t, pglab.Config{NoSync: true})
+	b := open(t, newPool(t, server.URL()), "apikeys", alone)
+	ctx := within(t, patience)
+	reads, stop := context.WithCancel(ctx)
+	start := read(reads, b, 0).next(t).Position
+	require.NoError(t, put(ctx, b, "k", 0))
+	require.NoError(t, put(ctx, b, "k", 1))
+	server.Exec(t, fmt.Sprintf(`update apikeys.log set changes = substr(changes, 1, 5) `+
+		`where position = %d`, start+2))
+	r := read(reads, b, start)
+	require.Equal(t, start+1, r.next(t).Position)
+	err := r.fails(t)
+	require.ErrorIs(t, err, backend.ErrGap)
+	require.ErrorContains(t, err, "another program has changed the row")
+	require.Equal(t, start+2, read(reads, b, 0).next(t).Position)
+	stop()
+}

@@ -123,7 +123,8 @@ func newStatements(schema string) statements {
 			"join pg_namespace n on n.oid = p.pronamespace " +
 			"where n.nspname = @name@ and p.proname in ('apply', 'page')), false)"),
 		apply: fill("select failed, at, tag from " +
-			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, " +
+			"$17, $18, $19, $20)"),
 		present: fill("select key, value, revision from @schema@.entry where key = any($1)"),
 		// getSoon reads two rows, and usually shows enough: see state.shows.
 		getSoon: fill("select pg_is_in_recovery(), " + known + ", e.value, e.revision, e.position " +
@@ -145,11 +146,9 @@ func newStatements(schema string) statements {
 		snapshotTo: fill(snapshot + " and key < $2 order by key"),
 		listen:     fill("listen @channel@"),
 		feedStart:  fill("select position, tag from @schema@.log order by position desc limit 1"),
-		feedPage: fill("select l.position, l.tag, c.key, c.value, c.revision " +
-			"from @schema@.log l left join lateral " +
-			"unnest(l.keys, l.vals, l.revisions) c(key, value, revision) " +
-			"on c.key >= $2 and ($3::bytea is null or c.key < $3) " +
-			"where l.position >= $1 and l.position <= $1 + @batches@ order by l.position"),
+		feedPage: fill("select position, tag, case when position > $1 then changes end " +
+			"from @schema@.log " +
+			"where position >= $1 and position <= $1 + @batches@ order by position"),
 		feedPositions: fill("select min(position), max(position) from @schema@.log"),
 	}
 }

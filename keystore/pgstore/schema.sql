@@ -30,40 +30,43 @@ begin
 			position bigint not null
 		);
 		-- Each row of log is one Apply. The positions have no holes. The tag tells one history from
-		-- another that has the same positions. A deleted entry has a null value and revision 0, and
-		-- deletes says that there is one. at is the time of the Apply, while the row of head is
-		-- locked. oldest is the first position that the log has after the Apply. The row with the
-		-- last position is never removed.
+		-- another that has the same positions. changes has the changed entries, in the form of
+		-- logrow.go, and deletes says that one of the entries was deleted. at is the time of the
+		-- Apply, while the row of head is locked. oldest is the first position that the log has
+		-- after the Apply. The row with the last position is never removed.
 		create table @schema@.log (
 			position bigint primary key,
 			tag uuid not null default pg_catalog.gen_random_uuid(),
 			at timestamptz not null default pg_catalog.clock_timestamp(),
 			oldest bigint not null,
-			keys bytea[] not null,
-			vals bytea[] not null,
-			revisions bigint[] not null,
+			changes bytea not null,
 			deletes boolean not null default false
 		);
 		-- To compress the rows would take more time than to write them.
-		alter table @schema@.log alter keys set storage external, alter vals set storage external;
+		alter table @schema@.log alter changes set storage external;
 		create index log_deletes on @schema@.log (position) where deletes;
-		insert into @schema@.log (position, oldest, keys, vals, revisions)
-			values (1, 1, '{}', '{}', '{}');
+		insert into @schema@.log (position, oldest, changes) values (1, 1, '');
 
 		-- apply makes several calls of Apply, which are numbered from 1. No two of the calls write the
 		-- same key, and none writes a key that another checks. apply returns the last row of the log.
 		--
-		-- Each change has a kind: check, delete or write. changes is the number of changes without
-		-- those that check. If an entry does not have the revision that a change expects, apply fails
-		-- with KS004, or with a unique violation, and changes nothing. The caller then calls apply
-		-- again with changes null: apply looks at the entries first, and returns the numbers of the
-		-- calls that conflict, or null. This would take half as long again for each call.
+		-- rows and deletes have the row of the log for each call. The other arrays have the changes of
+		-- all calls, by kind: the arrays of a kind have the same length, and are null if there is no
+		-- such change. If an entry does not have the revision that a change expects, apply fails with
+		-- KS004, or with a unique violation, and changes nothing. The caller then calls apply again
+		-- with looks: apply looks at the entries first, and returns the numbers of the calls that
+		-- conflict, or null. This would take half as long again for each call.
 		--
 		-- The role of the application may execute apply, and may not write to the tables.
 		create function @schema@.apply(
-			replicated boolean, restricts boolean, calls integer, changes integer,
-			call integer[], kind text[], keys bytea[], vals bytea[], expects bigint[],
-			revisions bigint[],
+			replicated boolean, restricts boolean, looks boolean,
+			rows bytea[], deletes boolean[],
+			check_call integer[], check_key bytea[], check_expect bigint[],
+			delete_call integer[], delete_key bytea[], delete_expect bigint[],
+			update_call integer[], update_key bytea[], update_expect bigint[],
+			update_value bytea[], update_revision bigint[],
+			insert_call integer[], insert_key bytea[],
+			insert_value bytea[], insert_revision bigint[],
 			out failed integer[], out at bigint, out tag uuid
 		) language plpgsql security definer
 		set search_path = pg_catalog, pg_temp
@@ -74,7 +77,6 @@ begin
 			last bigint;
 			start bigint;
 			made integer;
-			more integer;
 		begin
 			if current_setting('synchronous_commit') = 'off'
 				or replicated and current_setting('synchronous_commit') = 'local'
@@ -85,14 +87,51 @@ begin
 			-- The lock lasts until the commit is durable. So no other change is made between the
 			-- lines below, and the positions become visible in their order.
 			perform from @schema@.head for update;
-			select array_agg(distinct c.call) into failed
-				from unnest(call, kind, keys, expects) c(call, kind, key, expect)
-				where (changes is null or c.kind = 'check') and c.expect <> coalesce(
+			if looks then
+				select array_agg(distinct c.call) into failed from (
+					select * from unnest(check_call, check_key, check_expect)
+					union all select * from unnest(delete_call, delete_key, delete_expect)
+					union all select * from unnest(update_call, update_key, update_expect)
+					union all select i.call, i.key, 0 from unnest(insert_call, insert_key) i(call, key)
+				) c(call, key, expect)
+				where c.expect <> coalesce(
 					(select e.revision from @schema@.entry e where e.key = c.key), 0);
-			if cardinality(failed) = calls then
-				raise exception using errcode = 'KS001', message = 'conflict';
-			elsif changes is not null and failed is not null then
-				raise exception using errcode = 'KS004', message = 'some calls conflict';
+			elsif check_key is not null then
+				select array_agg(distinct c.call) into failed
+					from unnest(check_call, check_key, check_expect) c(call, key, expect)
+					where c.expect <> coalesce(
+						(select e.revision from @schema@.entry e where e.key = c.key), 0);
+			end if;
+			if failed is not null then
+				if cardinality(failed) = cardinality(rows) then
+					raise exception using errcode = 'KS001', message = 'conflict';
+				elsif not looks then
+					raise exception using errcode = 'KS004', message = 'some calls conflict';
+				end if;
+				-- The other calls are made, with new numbers. The subtrahend is null for a call that
+				-- has failed.
+				select array_agg(r.line order by r.call), array_agg(r.deletes order by r.call)
+					into rows, deletes
+					from unnest(rows, deletes) with ordinality r(line, deletes, call)
+					where r.call <> all(failed);
+				select array_agg(d.call - (select count(*) from unnest(failed) f where f < d.call)),
+						array_agg(d.key), array_agg(d.expect)
+					into delete_call, delete_key, delete_expect
+					from unnest(delete_call, delete_key, delete_expect) d(call, key, expect)
+					where d.call <> all(failed);
+				select array_agg(u.call - (select count(*) from unnest(failed) f where f < u.call)),
+						array_agg(u.key), array_agg(u.expect), array_agg(u.value),
+						array_agg(u.revision)
+					into update_call, update_key, update_expect, update_value, update_revision
+					from unnest(update_call, update_key, update_expect, update_value,
+						update_revision) u(call, key, expect, value, revision)
+					where u.call <> all(failed);
+				select array_agg(i.call - (select count(*) from unnest(failed) f where f < i.call)),
+						array_agg(i.key), array_agg(i.value), array_agg(i.revision)
+					into insert_call, insert_key, insert_value, insert_revision
+					from unnest(insert_call, insert_key, insert_value, insert_revision)
+						i(call, key, value, revision)
+					where i.call <> all(failed);
 			end if;
 			select l.position, l.oldest into strict last, start
 				from @schema@.log l order by l.position desc limit 1;
@@ -109,38 +148,35 @@ begin
 					where l.position >= start and l.position < start + @prune@;
 				start := start + @prune@;
 			end if;
-			delete from @schema@.entry e
-				using unnest(call, kind, keys, expects) c(call, kind, key, expect)
-				where e.key = c.key and e.revision = c.expect and c.kind = 'delete'
-				and (c.call = any(failed)) is not true;
-			get diagnostics made = row_count;
-			update @schema@.entry e
-				set value = c.value, revision = c.revision, position = last + c.call -
-					(select count(*) from unnest(failed) f(call) where f.call < c.call)
-				from unnest(call, kind, keys, vals, expects, revisions)
-					c(call, kind, key, value, expect, revision)
-				where c.kind = 'write' and c.expect <> 0 and e.key = c.key and e.revision = c.expect
-				and (c.call = any(failed)) is not true;
-			get diagnostics more = row_count;
-			made := made + more;
-			insert into @schema@.entry (key, value, revision, position)
-				select c.key, c.value, c.revision, last + c.call -
-					(select count(*) from unnest(failed) f(call) where f.call < c.call)
-				from unnest(call, kind, keys, vals, expects, revisions)
-					c(call, kind, key, value, expect, revision)
-				where c.kind = 'write' and c.expect = 0 and (c.call = any(failed)) is not true;
-			get diagnostics more = row_count;
-			if made + more <> changes then
-				raise exception using errcode = 'KS004', message = 'some calls conflict';
+			if delete_key is not null then
+				delete from @schema@.entry e
+					using unnest(delete_key, delete_expect) c(key, expect)
+					where e.key = c.key and e.revision = c.expect;
+				get diagnostics made = row_count;
+				if made <> cardinality(delete_key) then
+					raise exception using errcode = 'KS004', message = 'some calls conflict';
+				end if;
 			end if;
-			insert into @schema@.log (position, oldest, keys, vals, revisions, deletes)
-				select last + c.call -
-						(select count(*) from unnest(failed) f(call) where f.call < c.call),
-					start, array_agg(c.key), array_agg(c.value), array_agg(c.revision),
-					bool_or(c.kind = 'delete')
-				from unnest(call, kind, keys, vals, revisions) c(call, kind, key, value, revision)
-				where c.kind <> 'check' and (c.call = any(failed)) is not true
-				group by c.call;
+			if update_key is not null then
+				update @schema@.entry e
+					set value = c.value, revision = c.revision, position = last + c.call
+					from unnest(update_call, update_key, update_expect, update_value,
+						update_revision) c(call, key, expect, value, revision)
+					where e.key = c.key and e.revision = c.expect;
+				get diagnostics made = row_count;
+				if made <> cardinality(update_key) then
+					raise exception using errcode = 'KS004', message = 'some calls conflict';
+				end if;
+			end if;
+			if insert_key is not null then
+				insert into @schema@.entry (key, value, revision, position)
+					select c.key, c.value, c.revision, last + c.call
+					from unnest(insert_call, insert_key, insert_value, insert_revision)
+						c(call, key, value, revision);
+			end if;
+			insert into @schema@.log (position, oldest, changes, deletes)
+				select last + r.call, start, r.line, r.deletes
+				from unnest(rows, deletes) with ordinality r(line, deletes, call);
 			if restricts then
 				perform pg_notify('@channel@', '');
 			end if;

@@ -17,7 +17,7 @@ import (
 // A request is one call of Apply on its way through the committer.
 type request struct {
 	changes []backend.Change
-	writes  []layout.Write // the stored form of each change
+	writes  []layout.Write // the stored form of each change; empty for a Check
 	sums    []uint64       // the checksum of each entry
 	size    int            // the number of bytes that the changes write
 	urgent  bool           // see backend.Change
@@ -54,7 +54,7 @@ func (db *DB) Apply(ctx context.Context, changes ...backend.Change) error {
 // check checks the changes, and sets the fields that follow from the changes. The callers of Apply
 // do this work at the same time, and the committer does not wait for it.
 func (r *request) check(db *DB) error {
-	if err := backend.CheckChanges(db, r.changes); err != nil {
+	if err := backend.CheckChanges(r.changes); err != nil {
 		return fmt.Errorf("badgerdb: %w", err)
 	}
 	r.size = len(r.changes) * perWrite
@@ -62,6 +62,9 @@ func (r *request) check(db *DB) error {
 	r.sums = make([]uint64, len(r.changes))
 	for i := range r.changes {
 		c := &r.changes[i]
+		if c.Check {
+			continue
+		}
 		r.writes[i], r.sums[i] = layout.StoredWrite(*c)
 		r.size += len(c.Key) + len(c.Value)
 		r.urgent = r.urgent || c.Restricts
@@ -175,6 +178,9 @@ func (db *DB) commit(requests []*request) error {
 			continue
 		}
 		for i, c := range r.changes {
+			if c.Check {
+				continue
+			}
 			w, sum := r.writes[i], r.sums[i]
 			entries = append(entries, badger.Entry{Key: w.Key, Value: w.Value})
 			if err := txn.SetEntry(&entries[len(entries)-1]); err != nil {

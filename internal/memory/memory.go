@@ -74,7 +74,7 @@ func (m *memory) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, er
 }
 
 func (m *memory) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := backend.CheckChanges(m, changes); err != nil {
+	if err := backend.CheckChanges(changes); err != nil {
 		return err
 	}
 	m.mu.Lock()

@@ -107,7 +107,7 @@ type feeder struct {
 }
 
 func (f *feeder) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := backend.CheckChanges(f, changes); err != nil {
+	if err := backend.CheckChanges(changes); err != nil {
 		return err
 	}
 	f.mu.Lock()

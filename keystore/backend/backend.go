@@ -119,9 +119,6 @@ type Change struct {
 	// Check writes nothing. The Apply conflicts unless the entry is at revision Expect. If Expect
 	// is 0, the Apply conflicts unless the entry does not exist. Value must be empty, Revision must
 	// be 0, and Delete must be false. At least one other change of the Apply must write or delete.
-	//
-	// Only a Feeder accepts a Change with Check. Any other backend returns an error; see
-	// CheckChanges.
 	Check bool
 }
 

@@ -16,9 +16,8 @@ func (c *Change) NewRevision() uint64 {
 
 // CheckChanges returns an error if changes break a rule of Backend.Apply that does not depend on
 // the stored entries: the number of changes, the sizes, the fields of each Change, and one change
-// of each key. Apply of every backend calls CheckChanges first, with itself as b. Only if b is a
-// Feeder, CheckChanges accepts a Change with Check.
-func CheckChanges(b Backend, changes []Change) error {
+// of each key. Apply of every backend calls CheckChanges first.
+func CheckChanges(changes []Change) error {
 	if len(changes) == 0 {
 		return errors.New("no changes to apply")
 	}
@@ -61,13 +60,8 @@ func CheckChanges(b Backend, changes []Change) error {
 		return fmt.Errorf("%w: changes of %d bytes at once: at most %d are allowed",
 			ErrTooLarge, size, MaxApplySize)
 	}
-	if checks > 0 {
-		if _, ok := b.(Feeder); !ok {
-			return errors.New("a change has Check: only a backend that is a Feeder can check")
-		}
-		if checks == len(changes) {
-			return errors.New("all changes have Check: at least one must write or delete")
-		}
+	if checks == len(changes) {
+		return errors.New("all changes have Check: at least one must write or delete")
 	}
 	return nil
 }

@@ -9,10 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-type plainBackend struct{ Backend }
-
-type feederBackend struct{ Feeder }
-
 // The errors say which rule the changes break. The conformance suite of package backendtest tests
 // the rules.
 func TestCheckChanges(t *testing.T) {
@@ -49,31 +45,19 @@ func TestCheckChanges(t *testing.T) {
 		{[]Change{{Key: key, Delete: true}}, "the deletion of 6b has", nil},
 		{[]Change{{Key: key, Expect: 1, Revision: 2, Delete: true}}, "the deletion of 6b has", nil},
 		{[]Change{{Key: key, Expect: 1, Value: key, Delete: true}}, "the deletion of 6b has", nil},
-	} {
-		for _, b := range []Backend{plainBackend{}, feederBackend{}} {
-			requireCheck(t, CheckChanges(b, tt.changes), tt.err, tt.is)
-		}
-	}
-
-	for _, tt := range []struct {
-		changes []Change
-		err     string // of a Feeder
-	}{
-		{[]Change{{Key: key, Check: true}, write}, ""},
-		{[]Change{write, {Key: key, Expect: math.MaxUint64, Check: true}}, ""},
-		{[]Change{{Key: key, Check: true}}, "all changes have Check"},
+		{[]Change{{Key: key, Check: true}, write}, "", nil},
+		{[]Change{write, {Key: key, Expect: math.MaxUint64, Check: true}}, "", nil},
+		{[]Change{{Key: key, Check: true}}, "all changes have Check", nil},
 		{[]Change{{Key: key, Expect: 1, Check: true}, {Key: long(2), Check: true}},
-			"all changes have Check"},
-		{[]Change{write, {Key: key, Check: true}, {Key: key}}, "two changes have the key 6b"},
-		{[]Change{write, {Key: key, Check: true, Value: key}}, "the check of 6b has a value"},
-		{[]Change{write, {Key: key, Check: true, Revision: 1}}, "the check of 6b has a value"},
-		{[]Change{write, {Key: key, Check: true, Expect: 1, Delete: true}}, "the check of 6b has"},
+			"all changes have Check", nil},
+		{[]Change{write, {Key: key, Check: true}, {Key: key}}, "two changes have the key 6b", nil},
+		{[]Change{write, {Key: key, Check: true, Value: key}}, "the check of 6b has a value", nil},
+		{[]Change{write, {Key: key, Check: true, Revision: 1}}, "the check of 6b has a value", nil},
+		{[]Change{write, {Key: key, Check: true, Expect: 1, Delete: true}}, "the check of 6b has",
+			nil},
 	} {
-		requireCheck(t, CheckChanges(feederBackend{}, tt.changes), tt.err, nil)
-		require.Error(t, CheckChanges(plainBackend{}, tt.changes))
+		requireCheck(t, CheckChanges(tt.changes), tt.err, tt.is)
 	}
-	requireCheck(t, CheckChanges(plainBackend{}, []Change{write, {Key: key, Check: true}}),
-		"only a backend that is a Feeder can check", nil)
 }
 
 func requireCheck(t *testing.T, err error, text string, is error) {
@@ -98,7 +82,7 @@ func BenchmarkCheckChanges(b *testing.B) {
 				changes[i] = Change{Key: fmt.Appendf(nil, "k%016d", i), Value: make([]byte, 200)}
 			}
 			for b.Loop() {
-				if err := CheckChanges(plainBackend{}, changes); err != nil {
+				if err := CheckChanges(changes); err != nil {
 					b.Fatal(err)
 				}
 			}

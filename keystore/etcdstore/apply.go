@@ -52,7 +52,7 @@ func (b *Backend) parse(kv *mvccpb.KeyValue) (backend.Entry, error) {
 // only, so the transaction writes only if each entry has the revision Expect. Whether the
 // remembered ModRevision is old makes no difference.
 func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := backend.CheckChanges(b, changes); err != nil {
+	if err := backend.CheckChanges(changes); err != nil {
 		return err
 	}
 	joined, end, err := b.calls.Begin(ctx)

@@ -67,7 +67,7 @@ type group struct {
 // Apply implements backend.Backend. Apply is one round trip. If a change conflicts, or a change of
 // another call in the same group, Apply is two round trips.
 func (b *Backend) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := backend.CheckChanges(b, changes); err != nil {
+	if err := backend.CheckChanges(changes); err != nil {
 		return err
 	}
 	joined, end, err := b.calls.Begin(ctx)

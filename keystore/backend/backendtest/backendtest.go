@@ -571,18 +571,42 @@ var (
 			require.Error(t, b.Apply(ctx, change("a", "1", 0), change("a", "2", 0)))
 			requireNone(t, b, "a")
 		}},
-		{"only a Feeder accepts a Check", func(t require.TestingT, b backend.Backend) {
+		{"Check compares and writes nothing", func(t require.TestingT, b backend.Backend) {
 			put(t, b, "guard", "v", 0)
-			err := b.Apply(ctx, change("k", "v", 0), checkOf("guard", 1))
-			if _, ok := b.(backend.Feeder); ok {
-				require.NoError(t, err)
-				return
+			put(t, b, "guard", "w", 1)
+			require.NoError(t, b.Apply(ctx, checkOf("guard", 2), change("k", "v", 0)))
+			require.NoError(t, b.Apply(ctx, change("k", "w", 1), checkOf("none", 0),
+				checkOf("guard", 2)))
+			require.NoError(t, b.Apply(ctx, deletion("k", 2), checkOf("guard", 2)))
+			for _, check := range []backend.Change{
+				checkOf("guard", 0), checkOf("guard", 1), checkOf("guard", 3), checkOf("none", 1),
+				checkOf("k", 2),
+			} {
+				require.ErrorIs(t, b.Apply(ctx, change("l", "v", 0), check), backend.ErrConflict)
+				require.ErrorIs(t, b.Apply(ctx, check, change("l", "v", 0)), backend.ErrConflict)
 			}
-			require.Error(t, err)
-			require.Error(t, b.Apply(ctx, checkOf("guard", 1)))
-			requireNone(t, b, "k")
-			requireEntry(t, b, "guard", "v", 1)
+			require.Error(t, b.Apply(ctx, checkOf("guard", 2)), "no change writes or deletes")
+			requireNone(t, b, "l")
+			requireNone(t, b, "none")
+			requireEntry(t, b, "guard", "w", 2)
 		}},
+		{"no Apply that checks for an entry succeeds after another Apply has made the entry",
+			func(t require.TestingT, b backend.Backend) {
+				for n := range 100 {
+					mark, key := fmt.Sprint("mark", n), fmt.Sprint("k", n)
+					var checked, made error
+					var both sync.WaitGroup
+					both.Go(func() { checked = b.Apply(ctx, change(key, "v", 0), checkOf(mark, 0)) })
+					both.Go(func() { made = b.Apply(ctx, change(mark, "v", 0), checkOf(key, 0)) })
+					both.Wait()
+					// Whichever comes first makes the other conflict.
+					if checked != nil {
+						checked, made = made, checked
+					}
+					require.NoError(t, checked)
+					require.ErrorIs(t, made, backend.ErrConflict)
+				}
+			}},
 		{"every call ends when its context is done", func(t require.TestingT, b backend.Backend) {
 			done, cancel := context.WithCancel(ctx)
 			cancel()
@@ -748,6 +772,8 @@ func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 				c = deletion(key, expect)
 			case n == 2:
 				c.Revision = expect + 1 + m.random.Uint64N(3)
+			case n == 3 && len(changes) > 0:
+				c = checkOf(key, expect)
 			}
 			changes = append(changes, c)
 		}
@@ -757,6 +783,9 @@ func (m *model) applyRandom(t require.TestingT, b backend.Backend, steps int) {
 		} else {
 			require.NoError(t, err)
 			for _, c := range changes {
+				if c.Check {
+					continue
+				}
 				if c.Delete {
 					delete(m.entries, string(c.Key))
 					continue

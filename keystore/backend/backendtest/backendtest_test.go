@@ -49,6 +49,8 @@ func TestSuiteCatches(t *testing.T) {
 		"Snapshot is a Scan":    func(b backend.Backend) backend.Backend { return &drifting{b} },
 		"Snapshot is too early": func(b backend.Backend) backend.Backend { return &hasty{b} },
 		"Check is ignored":      func(b backend.Backend) backend.Backend { return &unguarded{b} },
+		"Check writes":          func(b backend.Backend) backend.Backend { return &marking{b} },
+		"Check is too early":    func(b backend.Backend) backend.Backend { return &eager{b} },
 		"ScanDown ascends":      func(b backend.Backend) backend.Backend { return &ascending{b} },
 		"ScanDown includes to":  func(b backend.Backend) backend.Backend { return &lifted{b} },
 		"ScanDown is too early": func(b backend.Backend) backend.Backend { return &premature{b} },
@@ -390,4 +392,31 @@ func (b *unguarded) Apply(ctx context.Context, changes ...backend.Change) error 
 	writes := slices.DeleteFunc(slices.Clone(changes),
 		func(c backend.Change) bool { return c.Check })
 	return b.Backend.Apply(ctx, writes...)
+}
+
+// marking writes what a Check compares.
+type marking struct{ backend.Backend }
+
+func (b *marking) Apply(ctx context.Context, changes ...backend.Change) error {
+	changes = slices.Clone(changes)
+	for i := range changes {
+		changes[i].Check = false
+	}
+	return b.Backend.Apply(ctx, changes...)
+}
+
+// eager checks before the Apply, and not as a part of the Apply.
+type eager struct{ backend.Backend }
+
+func (b *eager) Apply(ctx context.Context, changes ...backend.Change) error {
+	if err := backend.CheckChanges(changes); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if e, _ := b.Get(ctx, c.Key); c.Check && e.Revision != c.Expect {
+			return backend.ErrConflict
+		}
+	}
+	time.Sleep(time.Millisecond)
+	return (&unguarded{b.Backend}).Apply(ctx, changes...)
 }

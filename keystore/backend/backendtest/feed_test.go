@@ -636,7 +636,7 @@ func (f *checkWrites) Apply(ctx context.Context, changes ...backend.Change) erro
 type checksFirst struct{ backend.Feeder }
 
 func (f *checksFirst) Apply(ctx context.Context, changes ...backend.Change) error {
-	if err := backend.CheckChanges(f, changes); err != nil {
+	if err := backend.CheckChanges(changes); err != nil {
 		return err
 	}
 	for _, c := range changes {

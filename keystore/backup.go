@@ -546,7 +546,12 @@ func merge(have, saved *keyRecord) *keyRecord {
 		}
 		if have.record != nil {
 			// A key is created once: the time leads to the event of the store. See index.go.
-			saved.record.CreatedAt = have.record.CreatedAt
+			if saved.purged() {
+				saved.record.CreatedAt = firstStamp(have.record)
+			} else {
+				saved.record.CreatedAt = have.record.CreatedAt
+				saved.record.ImportedAt = have.record.ImportedAt
+			}
 		}
 		revision := max(saved.revision, have.revision+1)
 		return &keyRecord{id: saved.id, record: saved.record, revision: revision}

@@ -486,25 +486,25 @@ func (s *Store) readIndexed(
 	return true, nil
 }
 
-// creation returns the event of the creation of a key, if the record or the grave of the key leads
-// to the event, and if the stamp is between first and last. Otherwise the event is nil: the event
+// creation returns the event of the creation or of the import of a key, if the record or the grave of
+// the key leads to the event, and if the stamp is between first and last. Otherwise the event is nil: the event
 // index may lead to the event.
 func (s *Store) creation(
 	ctx context.Context, id token.ID, first, last int64,
 ) (foundEvent, error) {
-	created, err := s.createdAt(ctx, id)
-	if err != nil || created < first || created > last {
+	stamp, err := s.readFirstStamp(ctx, id)
+	if err != nil || stamp < first || stamp > last {
 		return foundEvent{}, err
 	}
-	f, err := s.eventOf(ctx, id, created)
-	if err != nil || f.event == nil || f.event.Action != record.Action_ACTION_CREATE {
+	f, err := s.eventOf(ctx, id, stamp)
+	if err != nil || f.event == nil || !isFirst(f.event) {
 		return foundEvent{}, err
 	}
 	return f, nil
 }
 
-// createdAt returns the time of the creation in the record or the grave of a key, or 0.
-func (s *Store) createdAt(ctx context.Context, id token.ID) (int64, error) {
+// readFirstStamp returns the firstStamp of the record or the grave of a key, or 0.
+func (s *Store) readFirstStamp(ctx context.Context, id token.ID) (int64, error) {
 	ctx, cancel := s.limitedRead(ctx)
 	defer cancel()
 	// The order matters: a Purge in between moves the time from the record to the grave.
@@ -515,7 +515,7 @@ func (s *Store) createdAt(ctx context.Context, id token.ID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return kr.record.GetCreatedAt(), nil
+	return firstStamp(kr.record), nil
 }
 
 // eventOf reads the event of a key with a stamp. The event is nil if there is no such event.

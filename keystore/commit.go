@@ -274,8 +274,9 @@ type prepared struct {
 	space      [maxChanges]backend.Change // the memory of the changes of a write of one key
 }
 
-// maxChanges is the largest number of changes of a prepared: of the record, the grave, the event,
-// and the indexes. A change of the owner takes two of the owner index, but none of the grave.
+// maxChanges is the largest number of changes of a prepared, beside a balance: of the record, the
+// grave, the event, and the indexes. A change of the owner takes two of the owner index, but none of
+// the grave.
 const maxChanges = 5
 
 // A prior is the state of a key before a change.
@@ -345,7 +346,8 @@ func (s *Store) prepare(before prior, kr *keyRecord, event *record.Event) (*prep
 			Restricts: restricts(event),
 		})
 		if before.revision == 0 && !p.creates() { // a Restore or an Import: see graveyard.go
-			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave})
+			changes = append(changes, backend.Change{Key: graveKey(kr.id), Expect: before.grave,
+				Check: before.grave == 0 && event.Action == record.Action_ACTION_IMPORT})
 		}
 	}
 	if kr.balance != nil {

@@ -333,9 +333,12 @@ func (i *importRun) dryRun(ctx context.Context, r *importRow) error {
 	i.seen[r.id] = mark
 	ctx, cancel := i.store.limited(ctx)
 	defer cancel()
-	_, problem, err := i.store.importKey(ctx, r, i.actor)
+	p, problem, err := i.store.importKey(ctx, r, i.actor)
 	if err == nil {
 		i.count(r, problem)
+	}
+	if p != nil {
+		i.store.endStamps(p.stamp)
 	}
 	return err
 }
@@ -486,7 +489,19 @@ func (s *Store) importKeys(
 ) ([]*ImportProblem, error) {
 	problems := make([]*ImportProblem, len(batch))
 	marks := make(map[token.ID]string, len(batch)) // of the keys in this write
+	guard, err := s.guard()                        // before the stamps: see processes
+	if err != nil {
+		return nil, err
+	}
 	var all []*prepared
+	begun := false
+	defer func() {
+		if !begun {
+			for _, p := range all {
+				s.endStamps(p.stamp)
+			}
+		}
+	}()
 	for n, r := range batch {
 		if mark, twice := marks[r.id]; twice {
 			if mark != string(r.record.ImportedDigest) {
@@ -495,7 +510,6 @@ func (s *Store) importKeys(
 			continue
 		}
 		p, problem := (*prepared)(nil), noProblem
-		var err error
 		if attempt == 0 {
 			// Most keys are new. If one is not, the write conflicts, and the next attempt reads.
 			p, err = s.prepareImport(ctx, r, actor, 0, false)
@@ -509,17 +523,19 @@ func (s *Store) importKeys(
 		if p == nil {
 			continue
 		}
+		p.guard = guard
+		all = append(all, p)
+		marks[r.id] = string(r.record.ImportedDigest)
 		if attempt > 0 {
 			if _, err := s.mendOwners(ctx, p); err != nil {
 				return nil, err
 			}
 		}
-		marks[r.id] = string(r.record.ImportedDigest)
-		all = append(all, p)
 	}
 	if len(all) == 0 {
 		return problems, nil
 	}
+	begun = true
 	return problems, s.commit(ctx, ErrNarrowed, all...)
 }
 
@@ -553,27 +569,41 @@ func (s *Store) importKey(
 	return p, noProblem, err
 }
 
-// prepareImport prepares the import of a key that has no record. grave is the revision of the
-// grave. If reads is false, prepareImport expects that there is no last use.
+// prepareImport prepares the import of a key that has no record, with a stamp for the event. grave is
+// the revision of the grave. If reads is false, prepareImport expects that there is no last use.
+//
+// The key is imported at the stamp, so that the record leads to the event: see prepareNew. A key
+// that has a grave may come from another store, and the event index leads to the event.
 func (s *Store) prepareImport(
 	ctx context.Context, r *importRow, actor string, grave uint64, reads bool,
 ) (*prepared, error) {
-	kr := &keyRecord{id: r.id, record: r.record, revision: 1}
-	p, err := s.prepare(prior{grave: grave}, kr,
-		&record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor})
-	if err != nil || r.lastUsed.IsZero() {
-		return p, err
-	}
-	minute := minuteOf(r.lastUsed)
-	have, revision := int64(0), uint64(0)
-	if reads {
-		if have, revision, err = s.readUsage(ctx, r.id); err != nil {
+	var usage []backend.Change
+	if minute := minuteOf(r.lastUsed); !r.lastUsed.IsZero() {
+		have, revision, err := int64(0), uint64(0), error(nil)
+		if reads {
+			have, revision, err = s.readUsage(ctx, r.id)
+		}
+		if err != nil {
 			return nil, err
 		}
+		if minute > have {
+			usage = append(usage, backend.Change{Key: usageKey(r.id),
+				Value: binary.AppendUvarint(nil, uint64(minute)), Expect: revision})
+		}
 	}
-	if minute > have {
-		p.keyChanges = append(p.keyChanges, backend.Change{
-			Key: usageKey(r.id), Value: binary.AppendUvarint(nil, uint64(minute)), Expect: revision})
+	stamp, now := s.sequencer.Begin(true), time.Now().UnixNano()
+	r.record.ImportedAt = now
+	leads := grave == 0 && stamp-now < int64(maxLead)
+	if leads {
+		r.record.ImportedAt = stamp
 	}
+	p, err := s.prepare(prior{grave: grave}, &keyRecord{id: r.id, record: r.record, revision: 1},
+		&record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor})
+	if err != nil {
+		s.endStamps(stamp)
+		return nil, err
+	}
+	p.stamp, p.indexesEvent = stamp, !leads
+	p.keyChanges = append(p.keyChanges, usage...)
 	return p, nil
 }

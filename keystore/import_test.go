@@ -552,3 +552,101 @@ func TestParseOfLegacyFormats(t *testing.T) {
 	require.NoError(t, err)
 	session.Close()
 }
+
+// A key that another import adds, and that is purged, while an import is about to write the key does
+// not come back, although the import has found neither a record nor a grave.
+func TestPurgeBesideImport(t *testing.T) {
+	for _, wrong := range []variant{0, noGrave} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx := t.Context()
+			b := &gated{Backend: backendtest.NewMemory()}
+			s, err := New(b, legacyOptions(t))
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close()) }()
+			s.wrong = wrong
+			stop := b.set(&b.beforeApply)
+			var result ImportResult
+			imported := start(func() (err error) {
+				result, err = s.Import(context.Background(), rowsOf(pubRow(1)), nil)
+				return err
+			})
+			<-stop.arrived
+			b.clear(&b.beforeApply)
+			importAll(t, s, pubRow(1))
+			require.NoError(t, s.Revoke(ctx, legacyID("pub", "1").String(), ""))
+			time.Sleep(time.Second)
+			n, err := s.Purge(ctx, time.Now())
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+			close(stop.open)
+			require.NoError(t, imported())
+			_, err = s.Verify(ctx, pubToken(1))
+			if wrong != 0 {
+				require.NoError(t, err, "the purged key is back")
+				return
+			}
+			require.ErrorIs(t, err, ErrUnknown)
+			require.Equal(t, map[string]int{ImportPurged: 1}, result.Problems)
+			require.NoError(t, s.CheckIntegrity(ctx))
+			requireIndexed(t, b)
+		})
+	}
+}
+
+// The record of an imported key leads to the event of the import, and so does the grave of the key.
+// Keys that a Restore has added have entries in the event index instead.
+func TestEventsOfImportedKeys(t *testing.T) {
+	ctx := t.Context()
+	b := backendtest.NewMemory()
+	s := newLegacyStore(t, b)
+	importAll(t, s, pubRows(20)...)
+	require.Empty(t, read(t, b, eventIndexSpace, graveSpace))
+	var saved strings.Builder
+	require.NoError(t, s.Backup(ctx, &saved))
+	other := backendtest.NewMemory()
+	restored := newLegacyStore(t, other)
+	importAll(t, restored, pubRows(10)...)
+	require.NoError(t, restored.Restore(ctx, strings.NewReader(saved.String())))
+	for store, firsts := range map[*Store][2]Action{
+		s: {ActionImport, ActionImport}, restored: {ActionImport, ActionRestore},
+	} {
+		for _, purged := range []bool{false, true} {
+			for i := range 20 {
+				id := legacyID("pub", fmt.Sprint(i)).String()
+				for _, newest := range []bool{false, true} {
+					var actions []Action
+					for e, err := range store.Events(ctx, EventQuery{KeyID: id, Newest: newest}) {
+						require.NoError(t, err)
+						actions = append(actions, e.Action)
+					}
+					if newest {
+						slices.Reverse(actions)
+					}
+					require.Equal(t, firsts[i/10], actions[0])
+					require.Len(t, actions, map[bool]int{false: 1, true: 3}[purged])
+				}
+				if !purged {
+					require.NoError(t, store.Revoke(ctx, id, ""))
+				}
+			}
+			require.NoError(t, store.CheckIntegrity(ctx))
+			if !purged {
+				n, err := store.Purge(ctx, time.Now())
+				require.NoError(t, err)
+				require.Equal(t, 20, n)
+			}
+		}
+	}
+	requireIndexed(t, b)
+	requireIndexed(t, other)
+
+	// The check of the integrity finds a lost event.
+	lost := backendtest.NewMemory()
+	s = newLegacyStore(t, lost)
+	importAll(t, s, pubRow(1))
+	for _, e := range read(t, lost, eventSpace) {
+		require.NoError(t, lost.Apply(ctx,
+			backend.Change{Key: e.Key, Expect: e.Revision, Delete: true}))
+	}
+	require.ErrorIs(t, s.CheckIntegrity(ctx), ErrCorrupt)
+}

@@ -1,12 +1,14 @@
 package keystore
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -21,10 +23,10 @@ import (
 //  1. A key that has an owner and is not purged has exactly one entry in the owner index, under the
 //     hash of its owner. There are no other entries in the owner index.
 //  2. An event has exactly one entry in the event index, with one exception, and there are no other
-//     entries in the event index. The exception is the event of the creation of a key, if its stamp
-//     is the CreatedAt of the record of the key, or of the grave. The record leads to this event,
-//     and the event need not have an entry. The exception halves the space that the indexes of a
-//     new key take.
+//     entries in the event index. The exception is the event of the creation or of the import of a
+//     key, if its stamp is the firstStamp of the record of the key, or of the grave. The record leads
+//     to this event, and the event need not have an entry. The exception halves the space that the
+//     indexes of a new key take.
 //
 // A reader finds a candidate through an index, and decides by the record or the event. So a reader
 // reads a little more if two owners have the same hash. A reader skips an index entry whose record
@@ -121,6 +123,15 @@ func parseEventIndexKey(e backend.Entry) (id token.ID, stamp int64, err error) {
 			ErrCorrupt, e.Key)
 	}
 	return token.ID(e.Key[1:]), int64(binary.BigEndian.Uint64(e.Key[1+len(id):])), nil
+}
+
+// firstStamp returns the stamp of the first event of a key, if the record leads to this event: see
+// invariant 2. The record of a full grave has the stamp as CreatedAt.
+func firstStamp(r *record.Record) int64 { return cmp.Or(r.GetImportedAt(), r.GetCreatedAt()) }
+
+// isFirst reports whether the record of a key may lead to the event.
+func isFirst(e *record.Event) bool {
+	return e.Action == record.Action_ACTION_CREATE || e.Action == record.Action_ACTION_IMPORT
 }
 
 // indexed returns the storage key of the record or of the event that an index entry leads to, or

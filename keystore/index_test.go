@@ -67,7 +67,7 @@ func requireIndexed(t testing.TB, b backend.Backend) {
 		kr, err := parseKeyRecord(e)
 		require.NoError(t, err)
 		require.False(t, kr.purged(), "a purged key lies in the graveyard")
-		created[kr.id] = kr.record.CreatedAt
+		created[kr.id] = firstStamp(kr.record)
 		if kr.record.Owner != "" {
 			want[string(ownerKey(kr.record.Owner, kr.id))] = true
 		}
@@ -78,7 +78,7 @@ func requireIndexed(t testing.TB, b backend.Backend) {
 		_, ok := created[grave.id]
 		require.Equal(t, ok, grave.record == nil, "a key has a record or a full grave")
 		if grave.record != nil {
-			created[grave.id] = grave.record.CreatedAt
+			created[grave.id] = firstStamp(grave.record)
 		}
 	}
 	for _, e := range read(t, b, eventSpace) {
@@ -87,7 +87,7 @@ func requireIndexed(t testing.TB, b backend.Backend) {
 		id := token.ID(event.KeyId)
 		key := string(eventIndexKey(id, stampOf(e.Key)))
 		want[key] = true
-		if event.Action == record.Action_ACTION_CREATE && created[id] == stampOf(e.Key) {
+		if isFirst(event) && created[id] == stampOf(e.Key) {
 			_, err := b.Get(t.Context(), []byte(key))
 			want[key] = err == nil // the entry may be missing
 		}

@@ -9,7 +9,6 @@ import (
 	"math"
 	"sync"
 
-	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -176,7 +175,7 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 			return err
 		}
 		if grave.record != nil && c.leads(grave) {
-			c.events.should -= c.hashEvent(grave.id, grave.record.CreatedAt)
+			c.events.should -= c.hashEvent(grave.id, firstStamp(grave.record))
 		}
 	case keySpace:
 		kr, err := parseKeyRecord(e)
@@ -198,7 +197,7 @@ func (c *integrityCheck) add(ctx context.Context, e backend.Entry, graves *grave
 		switch {
 		case grave == nil:
 			if c.leads(kr) {
-				c.events.should -= c.hashEvent(kr.id, kr.record.CreatedAt)
+				c.events.should -= c.hashEvent(kr.id, firstStamp(kr.record))
 			}
 		case grave.record != nil:
 			return c.bothLiveAndDead(ctx, kr.id)
@@ -238,8 +237,8 @@ func (c *integrityCheck) findBalance(ctx context.Context, id token.ID) error {
 }
 
 // leads reports whether the record of a key or of a full grave should lead to the event of the
-// creation of the key. The key has no grave, or the record is the record of its grave.
-func (c *integrityCheck) leads(kr *keyRecord) bool { return kr.record.CreatedAt >= c.since }
+// creation or of the import of the key. The key has no grave, or the record is the record of its grave.
+func (c *integrityCheck) leads(kr *keyRecord) bool { return firstStamp(kr.record) >= c.since }
 
 func (c *integrityCheck) hash(key []byte) uint64 { return maphash.Bytes(c.seed, key) }
 
@@ -402,9 +401,9 @@ func (c *integrityCheck) compareEvents(ctx context.Context) error {
 		if err != nil || there {
 			return err
 		}
-		if event.Action == record.Action_ACTION_CREATE {
-			created, err := s.createdAt(ctx, id)
-			if err != nil || created == stamp {
+		if isFirst(event) {
+			first, err := s.readFirstStamp(ctx, id)
+			if err != nil || first == stamp {
 				return err
 			}
 		}
@@ -462,21 +461,19 @@ func (c *integrityCheck) findCreations(ctx context.Context) error {
 // findCreation looks up the event of the creation of a key. The record is the record of the key or
 // of its grave. The key may change during the look-up, but only a sweep removes the event.
 func (c *integrityCheck) findCreation(ctx context.Context, kr *keyRecord) error {
-	s, created := c.store, kr.record.CreatedAt
+	s, first := c.store, firstStamp(kr.record)
 	if !c.leads(kr) {
 		return nil
 	}
-	found, err := s.eventOf(ctx, kr.id, created)
-	isCreation := func(f foundEvent) bool {
-		return f.event != nil && f.event.Action == record.Action_ACTION_CREATE
-	}
+	found, err := s.eventOf(ctx, kr.id, first)
+	isCreation := func(f foundEvent) bool { return f.event != nil && isFirst(f.event) }
 	if err != nil || isCreation(found) {
 		return err
 	}
 	if !kr.purged() {
 		e, err := s.backend.Get(ctx, graveKey(kr.id))
 		if err == nil && len(e.Value) == 0 {
-			return nil // a Restore or an Import has added the key
+			return nil // a Restore has added the key
 		}
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
 			return err
@@ -485,7 +482,7 @@ func (c *integrityCheck) findCreation(ctx context.Context, kr *keyRecord) error 
 	// If the clock was set back, the event has a later stamp, and the event index leads to the
 	// event.
 	indexed, damaged := false, error(nil)
-	_, err = s.indexedEvents(ctx, kr.id, false, created, math.MaxInt64-1,
+	_, err = s.indexedEvents(ctx, kr.id, false, first, math.MaxInt64-1,
 		func(f foundEvent, err error) bool {
 			if err != nil {
 				damaged = err

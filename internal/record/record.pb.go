@@ -206,7 +206,8 @@ type Record struct {
 	// themselves are in a Balance. 0 means that the key has no credits, so that its use is not
 	// counted. A record with credits has format 2.
 	CreditsRevision uint64 `protobuf:"varint,23,opt,name=credits_revision,json=creditsRevision,proto3" json:"credits_revision,omitempty"`
-	// When the key was imported from another system. 0 means that the store has made the key.
+	// When the key was imported from another system: the stamp of the event of the import, unless the
+	// clock was set back. 0 means that the store has made the key.
 	ImportedAt int64 `protobuf:"varint,24,opt,name=imported_at,json=importedAt,proto3" json:"imported_at,omitempty"`
 	// The first bytes of a hash of the digest that the import has read. The digest of the record may
 	// change, and a later import still finds that the key was imported.

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -8,7 +9,10 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -52,11 +56,11 @@ type ImportOptions struct {
 	// AllowWeak imports tokens of fewer than 20 characters. A reader of the ID of such a key, in
 	// a log for example, may be able to find the token by trial.
 	AllowWeak bool
-	// Problem receives each row that was not imported, with the reason. Nil means that the problems
-	// are only counted.
+	// Problem receives each row that was not imported, with the reason, in the order of the rows.
+	// Nil means that the problems are only counted.
 	Problem func(*ImportProblem)
-	// Progress receives the number of rows so far, from time to time. Nil means that no progress is
-	// reported. A panic of Problem or Progress passes through to the caller of Import, and ends the
+	// Progress receives the number of rows that were read, from time to time. Up to 131,072 of these
+	// rows may not be imported yet. Nil means that no progress is reported. A panic of Problem or Progress passes through to the caller of Import, and ends the
 	// call as an error would.
 	Progress func(rows int)
 }
@@ -118,7 +122,9 @@ const (
 // purged is not imported again.
 //
 // A RevokeAll that runs at the same time also evaluates the keys that Import is writing. Import has
-// an event for each key, with ActionImport.
+// an event for each key, with ActionImport. Import collects 65,536 rows, or 32 MiB, and writes the
+// rows in the order of the IDs, while Import reads the next rows. So the events of these rows, and
+// their keys, appear in another order than the rows. Problems are reported in the order of the rows.
 //
 // ErrInvalid means that nothing was done. After any other error, the rows before the error may have
 // been imported. The result is valid in any case.
@@ -157,6 +163,11 @@ func (s *Store) Import(
 }
 
 // An importRun is one call of Import.
+//
+// The IDs of imported keys are random. Many rows in the order of their IDs cost a backend with
+// sorted files fewer rewrites of these files than the same rows in another order. So an importRun
+// collects rows in a window, and writes the window in the order of the IDs, while the next window is
+// filled. The outcomes are counted, and reported, in the order of the rows.
 type importRun struct {
 	store  *Store
 	opts   ImportOptions
@@ -164,35 +175,45 @@ type importRun struct {
 	result ImportResult
 	seen   map[token.ID][importMark]byte // by a dry run
 
-	batch   []*importRow
-	size    int // of the batch, in bytes
-	running []chan importedBatch
+	window  importWindow  // is being filled
+	writing *importWindow // nil: no window is being written
+
+	// found means that a batch has found keys of an earlier import, so that the next batch reads
+	// before it writes.
+	found atomic.Bool
 }
 
-// An importRow is a row that can be imported.
+// An importWindow is a part of the rows, in the order of the export.
+type importWindow struct {
+	rows []*importRow
+	size int // in bytes
+	done chan struct{}
+	err  error // readable once done is closed
+}
+
+// An importRow is a row of an export.
 type importRow struct {
 	row      string
 	id       token.ID
-	record   *record.Record
+	record   *record.Record // nil: the row is refused
 	lastUsed time.Time
+	// outcome is noProblem if the row was imported, and unchanged if the key was imported before.
+	// nil: the outcome is not known.
+	outcome *ImportProblem
 }
 
-// An importedBatch is the outcome of a batch. problems has an element for each row: noProblem if
-// the row was imported, nil if the key was imported before.
-type importedBatch struct {
-	rows     []*importRow
-	problems []*ImportProblem
-	err      error
-}
-
-var noProblem = new(ImportProblem)
+var noProblem, unchanged = new(ImportProblem), new(ImportProblem)
 
 const (
+	// A window has at most so many rows, and at most so many bytes of records and of problems. Two
+	// windows are in memory at the same time.
+	maxWindow     = 1 << 16
+	maxWindowSize = 32 << 20
 	// maxImportWrites is how many batches run at the same time, so that the backend can commit them
 	// together.
 	maxImportWrites = 32
-	// importChanges is how many changes the import of a key takes: of the record, the grave, the
-	// event, the two indexes and the last use.
+	// importChanges is the largest number of changes that the import of a key takes: of the record,
+	// the grave, the event, the two indexes and the last use.
 	importChanges = 6
 	// importMark is the length of Record.imported_digest.
 	importMark = 16
@@ -204,18 +225,20 @@ const (
 
 func (i *importRun) run(ctx context.Context, rows iter.Seq2[Imported, error]) (err error) {
 	defer func() {
-		if failed := i.finish(0); err == nil {
+		if failed := i.finish(); err == nil {
 			err = failed
 		}
+		i.count(i.window.rows) // after an error, the refused rows of the window
 	}()
 	now := time.Now()
 	for row, err := range rows {
+		r := new(importRow)
 		if problem := (*ImportProblem)(nil); errors.As(err, &problem) {
-			i.result.Rows++
-			i.refuse(problem)
-			continue
-		}
-		if err != nil {
+			own := *problem // is reported later
+			r.outcome = &own
+		} else if err != nil {
+			return err
+		} else if r, err = i.store.importRow(&row, &i.opts, now); err != nil {
 			return err
 		}
 		i.result.Rows++
@@ -227,14 +250,6 @@ func (i *importRun) run(ctx context.Context, rows iter.Seq2[Imported, error]) (e
 				return err
 			}
 		}
-		r, problem, err := i.store.importRow(&row, &i.opts, now)
-		if err != nil {
-			return err
-		}
-		if problem != nil {
-			i.refuse(problem)
-			continue
-		}
 		if i.opts.DryRun {
 			if err := i.dryRun(ctx, r); err != nil {
 				return err
@@ -245,102 +260,147 @@ func (i *importRun) run(ctx context.Context, rows iter.Seq2[Imported, error]) (e
 			return err
 		}
 	}
-	return i.flush(ctx)
+	return i.write(ctx)
 }
 
-func (i *importRun) refuse(p *ImportProblem) {
-	i.result.Refused++
-	i.result.Problems[p.Reason]++
-	if i.opts.Problem != nil {
-		i.opts.Problem(p)
-	}
-}
-
-// count adds the outcome of one row to the result.
-func (i *importRun) count(r *importRow, problem *ImportProblem) {
-	switch problem {
-	case nil:
-		i.result.Unchanged++
-	case noProblem:
-		i.result.Imported++
-		if i.store.slow.has(r.record.DigestScheme) {
-			i.result.Slow++
+// count adds the outcomes of rows to the result, and reports the problems.
+func (i *importRun) count(rows []*importRow) {
+	for _, r := range rows {
+		switch r.outcome {
+		case nil:
+		case unchanged:
+			i.result.Unchanged++
+		case noProblem:
+			i.result.Imported++
+			if i.store.slow.has(r.record.DigestScheme) {
+				i.result.Slow++
+			}
+		default:
+			i.result.Refused++
+			i.result.Problems[r.outcome.Reason]++
+			if i.opts.Problem != nil {
+				i.opts.Problem(r.outcome)
+			}
 		}
-	default:
-		i.refuse(problem)
 	}
 }
 
-// add adds a row to the batch, and begins to write a full batch.
+// add adds a row to the window, and begins to write a full window.
 func (i *importRun) add(ctx context.Context, r *importRow) error {
-	size := proto.Size(r.record) + maxText + 384 // as sizeOf
-	if len(i.batch) == maxKeyChanges/importChanges || i.size+size > maxKeysSize {
-		if err := i.flush(ctx); err != nil {
-			return err
-		}
-	}
-	i.batch, i.size = append(i.batch, r), i.size+size
-	return nil
-}
-
-// flush begins to write the batch.
-func (i *importRun) flush(ctx context.Context) error {
-	if len(i.batch) == 0 {
+	i.window.rows = append(i.window.rows, r)
+	i.window.size += r.size()
+	if len(i.window.rows) < maxWindow && i.window.size < maxWindowSize {
 		return nil
 	}
-	if err := i.finish(maxImportWrites - 1); err != nil {
+	return i.write(ctx)
+}
+
+// size returns an upper bound of the bytes that the row takes in a write, as sizeOf does.
+func (r *importRow) size() int {
+	if r.record == nil {
+		return len(r.outcome.Row) + len(r.outcome.Text)
+	}
+	return proto.Size(r.record) + maxText + 384
+}
+
+// write waits for the window that is being written, and begins to write the next window.
+func (i *importRun) write(ctx context.Context) error {
+	if err := i.finish(); err != nil || len(i.window.rows) == 0 {
 		return err
 	}
-	batch, outcome := i.batch, make(chan importedBatch, 1)
-	i.batch, i.size = nil, 0
-	i.running = append(i.running, outcome)
+	w := i.window
+	w.done = make(chan struct{})
+	i.writing, i.window = &w, importWindow{}
 	go func() {
-		problems, err := i.store.importBatch(ctx, batch, i.actor)
-		outcome <- importedBatch{batch, problems, err}
+		defer close(w.done)
+		w.err = i.writeWindow(ctx, w.rows)
 	}()
 	return nil
 }
 
-// finish waits until at most so many batches are running, and returns the first error of the
-// finished batches.
-func (i *importRun) finish(most int) (err error) {
-	for len(i.running) > most {
-		b := <-i.running[0]
-		i.running = i.running[1:]
-		if b.err != nil {
-			if err == nil {
-				err = b.err
+// finish waits for the window that is being written, counts its outcomes, and returns its error.
+func (i *importRun) finish() error {
+	w := i.writing
+	if w == nil {
+		return nil
+	}
+	i.writing = nil
+	<-w.done
+	i.count(w.rows)
+	return w.err
+}
+
+// writeWindow writes the rows that are not refused. After an error, some rows have no outcome.
+func (i *importRun) writeWindow(ctx context.Context, rows []*importRow) error {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *importRow) bool { return r.record == nil })
+	slices.SortStableFunc(rows, func(a, b *importRow) int { return bytes.Compare(a.id[:], b.id[:]) })
+	turns := make(chan struct{}, maxImportWrites)
+	for len(rows) > 0 {
+		var running sync.WaitGroup
+		var failed atomic.Pointer[error]
+		batches, again := importBatches(rows)
+		for _, batch := range batches {
+			turns <- struct{}{}
+			if failed.Load() != nil {
+				<-turns
+				break
 			}
+			running.Go(func() {
+				defer func() { <-turns }()
+				if err := i.importBatch(ctx, batch); err != nil {
+					failed.CompareAndSwap(nil, &err)
+				}
+			})
+		}
+		running.Wait()
+		if err := failed.Load(); err != nil {
+			return *err
+		}
+		rows = again
+	}
+	return nil
+}
+
+// importBatches returns batches of sorted rows, each small enough for one write. If several rows
+// have the same ID, the first row is in a batch. The other rows are returned too: their outcomes
+// depend on that of the first row.
+func importBatches(rows []*importRow) (batches [][]*importRow, again []*importRow) {
+	var batch []*importRow
+	size := 0
+	for n, r := range rows {
+		if n > 0 && rows[n-1].id == r.id {
+			again = append(again, r)
 			continue
 		}
-		for n, r := range b.rows {
-			i.count(r, b.problems[n])
+		if len(batch) == maxKeyChanges/importChanges || len(batch) > 0 && size+r.size() > maxKeysSize {
+			batches = append(batches, batch)
+			batch, size = nil, 0
 		}
+		batch = append(batch, r)
+		size += r.size()
 	}
-	return err
+	if len(batch) > 0 {
+		batches = append(batches, batch)
+	}
+	return batches, again
 }
 
 func (i *importRun) dryRun(ctx context.Context, r *importRow) error {
-	mark := [importMark]byte(r.record.ImportedDigest)
-	if other, ok := i.seen[r.id]; ok {
-		if other == mark {
-			i.count(r, nil)
-		} else {
-			i.count(r, r.duplicate())
+	if r.record != nil {
+		mark := [importMark]byte(r.record.ImportedDigest)
+		if other, ok := i.seen[r.id]; !ok {
+			i.seen[r.id] = mark
+			ctx, cancel := i.store.limited(ctx)
+			defer cancel()
+			if err := i.store.readImports(ctx, []*importRow{r}, nil); err != nil {
+				return err
+			}
+		} else if r.outcome = unchanged; other != mark {
+			r.outcome = r.duplicate()
 		}
-		return nil
 	}
-	i.seen[r.id] = mark
-	ctx, cancel := i.store.limited(ctx)
-	defer cancel()
-	p, problem, err := i.store.importKey(ctx, r, i.actor)
-	if err == nil {
-		i.count(r, problem)
-	}
-	if p != nil {
-		i.store.endStamps(p.stamp)
-	}
-	return err
+	i.count([]*importRow{r})
+	return nil
 }
 
 func (r *importRow) duplicate() *ImportProblem {
@@ -349,11 +409,10 @@ func (r *importRow) duplicate() *ImportProblem {
 }
 
 // importRow checks a row, and makes the record of the key.
-func (s *Store) importRow(
-	row *Imported, opts *ImportOptions, now time.Time,
-) (*importRow, *ImportProblem, error) {
-	refuse := func(reason, format string, args ...any) (*importRow, *ImportProblem, error) {
-		return nil, &ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}, nil
+func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*importRow, error) {
+	refuse := func(reason, format string, args ...any) (*importRow, error) {
+		problem := &ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}
+		return &importRow{outcome: problem}, nil
 	}
 	format := formatNamed(s.legacy, row.Format)
 	if format == nil {
@@ -386,7 +445,7 @@ func (s *Store) importRow(
 		}
 		var err error
 		if digest, err = s.digest(secret); err != nil {
-			return nil, nil, wrapErr("import", err)
+			return nil, wrapErr("import", err)
 		}
 		sum := sha256.Sum256([]byte(secret))
 		mark = hashing.Digest{Scheme: plainScheme, Sum: sum[:]}
@@ -439,7 +498,7 @@ func (s *Store) importRow(
 	if err := checkSize(r, 0); err != nil {
 		return refuse(ImportSpec, "the key needs more than %d bytes of storage", maxRecordSize)
 	}
-	return &importRow{row.Row, id, r, row.LastUsedAt}, nil, nil
+	return &importRow{row: row.Row, id: id, record: r, lastUsed: row.LastUsedAt}, nil
 }
 
 // importedReason is the reason for a revocation or a disabling by the other system.
@@ -456,15 +515,14 @@ func markOfDigest(d hashing.Digest) []byte {
 	return h.Sum(nil)[:importMark]
 }
 
-// importBatch imports the rows of a batch, and returns an outcome for each row: see importedBatch.
+// importBatch imports the rows of a batch, and sets their outcomes. The IDs of the rows differ.
 //
 // The batch begins a stamp before it reads, and ends the stamp after the write. So a RevokeAll that
 // begins in between waits for the batch: see watchAdded.
-func (s *Store) importBatch(
-	ctx context.Context, batch []*importRow, actor string,
-) ([]*ImportProblem, error) {
+func (i *importRun) importBatch(ctx context.Context, batch []*importRow) error {
+	s := i.store
 	if err := s.ready(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -472,138 +530,168 @@ func (s *Store) importBatch(
 		stamp := s.sequencer.Begin(true)
 		defer s.endStamps(stamp)
 	}
+	// Most keys are new. If a key is not, the write conflicts, and the next attempt reads.
+	reads := i.found.Load()
 	for attempt := 0; ; attempt++ {
-		problems, err := s.importKeys(ctx, batch, actor, attempt)
+		err := s.importKeys(ctx, batch, i.actor, reads || attempt > 0)
 		if !mayRetry(err) {
-			return problems, err
+			i.found.Store(slices.ContainsFunc(batch, func(r *importRow) bool {
+				return r.outcome == unchanged
+			}))
+			return err
 		}
 		if !s.retries(ctx, err, attempt, false) {
-			return nil, s.contention(ctx, "import", err)
+			return s.contention(ctx, "import", err)
 		}
 	}
 }
 
-// importKeys makes one attempt of importBatch.
+// importKeys makes one attempt of importBatch. If reads is false, importKeys expects that the store
+// has nothing of the keys.
 func (s *Store) importKeys(
-	ctx context.Context, batch []*importRow, actor string, attempt int,
-) ([]*ImportProblem, error) {
-	problems := make([]*ImportProblem, len(batch))
-	marks := make(map[token.ID]string, len(batch)) // of the keys in this write
-	guard, err := s.guard()                        // before the stamps: see processes
-	if err != nil {
-		return nil, err
-	}
+	ctx context.Context, batch []*importRow, actor string, reads bool,
+) (err error) {
 	var all []*prepared
 	begun := false
 	defer func() {
+		if err == nil {
+			return
+		}
+		for _, r := range batch {
+			r.outcome = nil
+		}
 		if !begun {
 			for _, p := range all {
 				s.endStamps(p.stamp)
 			}
 		}
 	}()
+	befores := make([]importBefore, len(batch))
+	if reads {
+		if err := s.readImports(ctx, batch, befores); err != nil {
+			return err
+		}
+	}
+	guard, err := s.guard() // before the stamps: see processes
+	if err != nil {
+		return err
+	}
 	for n, r := range batch {
-		if mark, twice := marks[r.id]; twice {
-			if mark != string(r.record.ImportedDigest) {
-				problems[n] = r.duplicate()
-			}
+		if !reads {
+			r.outcome = noProblem
+		}
+		if r.outcome != noProblem {
 			continue
 		}
-		p, problem := (*prepared)(nil), noProblem
-		if attempt == 0 {
-			// Most keys are new. If one is not, the write conflicts, and the next attempt reads.
-			p, err = s.prepareImport(ctx, r, actor, 0, false)
-		} else {
-			p, problem, err = s.importKey(ctx, r, actor)
-		}
+		p, err := s.prepareImport(r, actor, befores[n])
 		if err != nil {
-			return nil, err
-		}
-		problems[n] = problem
-		if p == nil {
-			continue
+			return err
 		}
 		p.guard = guard
 		all = append(all, p)
-		marks[r.id] = string(r.record.ImportedDigest)
-		if attempt > 0 {
+		if reads {
 			if _, err := s.mendOwners(ctx, p); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
 	if len(all) == 0 {
-		return problems, nil
+		return nil
 	}
 	begun = true
-	return problems, s.commit(ctx, ErrNarrowed, all...)
+	return s.commit(ctx, ErrNarrowed, all...)
 }
 
-// importKey prepares the import of one key. The results are nil if the key was imported before.
-func (s *Store) importKey(
-	ctx context.Context, r *importRow, actor string,
-) (*prepared, *ImportProblem, error) {
-	e, err := s.backend.Get(ctx, storageKey(r.id))
-	switch {
-	case err == nil:
-		kr, err := parseKeyRecord(e)
+// An importBefore is what the store has of a key that has no record.
+type importBefore struct {
+	grave uint64 // the revision of the empty grave; 0: there is no grave
+	used  int64  // the minute of the last use; 0: not known
+	usage uint64 // the revision of the last use; 0: there is no last use
+}
+
+// readImports reads what the store has of the keys of a batch, and sets the outcome that the import
+// of each row will have. befores is nil in a dry run.
+func (s *Store) readImports(
+	ctx context.Context, batch []*importRow, befores []importBefore,
+) error {
+	ids := make([]token.ID, len(batch))
+	for n, r := range batch {
+		ids[n] = r.id
+	}
+	entries := make([]backend.Entry, len(batch))
+	var err error
+	if s.all != nil {
+		if entries, _, err = s.readTogether(ctx, ids, false, nil); err != nil {
+			return s.scanError(ctx, "import", err)
+		}
+	}
+	for n, r := range batch {
+		e := entries[n]
+		if s.all == nil {
+			e, err = s.backend.Get(ctx, storageKey(r.id))
+			if err != nil && !errors.Is(err, backend.ErrNotFound) {
+				return s.scanError(ctx, "import", err)
+			}
+		}
+		if e.Revision > 0 {
+			kr, err := parseKeyRecord(e)
+			if err != nil {
+				return wrapErr("import", err)
+			}
+			r.outcome = unchanged
+			if string(kr.record.ImportedDigest) != string(r.record.ImportedDigest) {
+				r.outcome = r.duplicate()
+			}
+			continue
+		}
+		grave, err := s.readGrave(ctx, r.id)
 		if err != nil {
-			return nil, nil, wrapErr("import", err)
+			return err
 		}
-		if string(kr.record.ImportedDigest) != string(r.record.ImportedDigest) {
-			return nil, r.duplicate(), nil
+		if grave.record != nil {
+			r.outcome = &ImportProblem{r.row, ImportPurged,
+				"the key was imported before, and was purged: a purged key does not come back"}
+			continue
 		}
-		return nil, nil, nil
-	case !errors.Is(err, backend.ErrNotFound):
-		return nil, nil, s.scanError(ctx, "import", err)
+		r.outcome = noProblem
+		if befores == nil {
+			continue
+		}
+		befores[n].grave = grave.revision
+		if !r.lastUsed.IsZero() {
+			befores[n].used, befores[n].usage, err = s.readUsage(ctx, r.id)
+			if err != nil {
+				return err
+			}
+		}
 	}
-	grave, err := s.readGrave(ctx, r.id)
-	if err != nil {
-		return nil, nil, err
-	}
-	if grave.record != nil {
-		return nil, &ImportProblem{r.row, ImportPurged,
-			"the key was imported before, and was purged: a purged key does not come back"}, nil
-	}
-	p, err := s.prepareImport(ctx, r, actor, grave.revision, true)
-	return p, noProblem, err
+	return nil
 }
 
-// prepareImport prepares the import of a key that has no record, with a stamp for the event. grave is
-// the revision of the grave. If reads is false, prepareImport expects that there is no last use.
+// prepareImport prepares the import of a key that has no record, with a stamp for the event.
 //
 // The key is imported at the stamp, so that the record leads to the event: see prepareNew. A key
 // that has a grave may come from another store, and the event index leads to the event.
 func (s *Store) prepareImport(
-	ctx context.Context, r *importRow, actor string, grave uint64, reads bool,
+	r *importRow, actor string, before importBefore,
 ) (*prepared, error) {
-	var usage []backend.Change
-	if minute := minuteOf(r.lastUsed); !r.lastUsed.IsZero() {
-		have, revision, err := int64(0), uint64(0), error(nil)
-		if reads {
-			have, revision, err = s.readUsage(ctx, r.id)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if minute > have {
-			usage = append(usage, backend.Change{Key: usageKey(r.id),
-				Value: binary.AppendUvarint(nil, uint64(minute)), Expect: revision})
-		}
-	}
 	stamp, now := s.sequencer.Begin(true), time.Now().UnixNano()
 	r.record.ImportedAt = now
-	leads := grave == 0 && stamp-now < int64(maxLead)
+	leads := before.grave == 0 && stamp-now < int64(maxLead)
 	if leads {
 		r.record.ImportedAt = stamp
 	}
-	p, err := s.prepare(prior{grave: grave}, &keyRecord{id: r.id, record: r.record, revision: 1},
+	kr := &keyRecord{id: r.id, record: r.record, revision: 1}
+	p, err := s.prepare(prior{grave: before.grave}, kr,
 		&record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor})
 	if err != nil {
 		s.endStamps(stamp)
 		return nil, err
 	}
 	p.stamp, p.indexesEvent = stamp, !leads
-	p.keyChanges = append(p.keyChanges, usage...)
+	if minute := minuteOf(r.lastUsed); !r.lastUsed.IsZero() && minute > before.used {
+		p.keyChanges = append(p.keyChanges, backend.Change{Key: usageKey(r.id),
+			Value: binary.AppendUvarint(nil, uint64(minute)), Expect: before.usage})
+	}
 	return p, nil
 }

@@ -650,3 +650,66 @@ func TestEventsOfImportedKeys(t *testing.T) {
 	}
 	require.ErrorIs(t, s.CheckIntegrity(ctx), ErrCorrupt)
 }
+
+// The problems of an import come in the order of the rows, whether a row is refused when it is read
+// or when its window is written. Of rows with one ID, the first is imported, wherever its batch is.
+func TestImportReportsInOrder(t *testing.T) {
+	const n = maxWindow + 1000 // two windows
+	b := backendtest.NewMemory()
+	s := newLegacyStore(t, b)
+	importAll(t, s, pubRow(1), pubRow(n-1))
+	row := func(i int) (Imported, error) {
+		r := Imported{Row: fmt.Sprint("line ", i), Format: "pub", Lookup: fmt.Sprint(i),
+			Digest: hashing.SHA256().Digest(pubToken(i)), Spec: Spec{Name: "n"}}
+		switch {
+		case i%1000 == 3:
+			return Imported{}, &ImportProblem{Row: r.Row, Reason: ImportUnreadable}
+		case i%1000 == 2: // as the row before
+			r.Lookup, r.Digest = fmt.Sprint(i-1), hashing.SHA256().Digest("another")
+		case i%1000 == 5: // the same key as the row before
+			r.Lookup, r.Digest = fmt.Sprint(i-1), hashing.SHA256().Digest(pubToken(i-1))
+		}
+		return r, nil
+	}
+	rows := func(yield func(Imported, error) bool) {
+		for i := range n {
+			if !yield(row(i)) {
+				return
+			}
+		}
+	}
+	var want []string
+	wanted := ImportResult{Rows: n, Problems: make(map[string]int)}
+	for i := range n {
+		reason := ""
+		switch {
+		case i%1000 == 3:
+			reason = ImportUnreadable
+		case i%1000 == 2, i == 1, i == n-1:
+			reason = ImportDuplicate
+		case i%1000 == 5:
+			wanted.Unchanged++
+		default:
+			wanted.Imported++
+		}
+		if reason != "" {
+			want = append(want, fmt.Sprint("line ", i))
+			wanted.Refused++
+			wanted.Problems[reason]++
+		}
+	}
+	for _, dry := range []bool{true, false} {
+		var got []string
+		result, err := s.Import(t.Context(), rows, &ImportOptions{DryRun: dry,
+			Problem: func(p *ImportProblem) { got = append(got, p.Row) }})
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+		require.Equal(t, wanted, result)
+	}
+	for i := 7; i < n; i += 1000 {
+		_, err := s.Verify(t.Context(), pubToken(i))
+		require.NoError(t, err)
+		_, err = s.Verify(t.Context(), pubToken(i-6))
+		require.NoError(t, err, "the first row with the ID")
+	}
+}

@@ -55,6 +55,16 @@ func (s *Store) readBalance(ctx context.Context, id token.ID) (*balance, error) 
 	return parseBalance(e)
 }
 
+// readBalanceToSet is readBalance for a change that sets all of the balance: the balance may be
+// missing or lost, unless a later version has written the balance.
+func (s *Store) readBalanceToSet(ctx context.Context, id token.ID) (*balance, error) {
+	b, err := s.readBalance(ctx, id)
+	if errors.Is(err, ErrCorrupt) && !errors.Is(err, record.ErrNewer) {
+		err = nil
+	}
+	return b, err
+}
+
 // parseBalance decodes the entry of a balance. If the balance is damaged, parseBalance returns the
 // error, and an empty balance with the ID and the revision.
 func parseBalance(e backend.Entry) (*balance, error) {
@@ -92,6 +102,19 @@ func (b *balance) set(r *record.Record, revision uint64, c *Credits) {
 		r.CreditsRevision = revision
 		b.Remaining, b.Refill = c.Remaining, c.Refill.toRecord()
 	}
+}
+
+// grant sets the first credits of a new key. The Apply that writes the record writes the balance
+// too. old is the revision of a balance that is left over, or 0. If c is nil, grant does nothing.
+func (kr *keyRecord) grant(c *Credits, old uint64, event *record.Event) (err error) {
+	if c == nil {
+		return nil
+	}
+	b := &balance{id: kr.id, revision: old}
+	b.set(kr.record, kr.revision, c)
+	event.Credits = c.toRecord()
+	kr.balance, err = b.change()
+	return err
 }
 
 // add adds n credits, or takes -n away. The record of the key is to have the revision.

@@ -110,13 +110,8 @@ func (s *Store) prepareNew(
 		return nil, "", err
 	}
 	event := &record.Event{Action: record.Action_ACTION_CREATE, Actor: actor}
-	if spec.Credits != nil {
-		b := &balance{id: id}
-		b.set(kr.record, kr.revision, spec.Credits)
-		if kr.balance, err = b.change(); err != nil {
-			return nil, "", err
-		}
-		event.Credits = spec.Credits.toRecord()
+	if err := kr.grant(spec.Credits, 0, event); err != nil {
+		return nil, "", err
 	}
 	p, err = s.prepare(prior{}, kr, event)
 	if err != nil {

@@ -254,11 +254,7 @@ func (s *Store) changeCredits(
 		if err := refuseRevoked(doing, id.String(), kr.record); err != nil {
 			return false, err
 		}
-		b, err := s.readBalance(ctx, id)
-		if errors.Is(err, ErrCorrupt) && !errors.Is(err, record.ErrNewer) {
-			// There is no balance yet, or the balance is lost. SetCredits writes another one.
-			err = nil
-		}
+		b, err := s.readBalanceToSet(ctx, id)
 		if err != nil {
 			return false, err
 		}

@@ -13,21 +13,20 @@ import (
 
 // The graveyard is the key space of the graves. A purged key has no record in the key space, so
 // that no list and no count reads the key again. A grave keeps what remains of the key: the ID, the
-// revision, the time of the purge, and the time of the creation or of the import. A grave stays forever, so that
-// Restore cannot bring the key back.
+// revision, the time of the purge, and the time of the creation or of the import. A grave stays
+// forever, so that Restore cannot bring the key back.
 //
 // A grave is full or empty. A full grave is the record of a purged key. An empty grave belongs to a
-// key that Restore has added, and says nothing else. An Import writes an empty grave only if there is
-// one already.
+// key that Restore has added, and says nothing else.
 //
 // The invariants:
 //
 //  1. No key has both a record and a full grave. A full grave never changes. So a purged key stays
 //     purged.
 //  2. Purge, Restore and Import are the only changes that delete a record, or add a record of an ID
-//     that may have existed before. In the same Apply, each of these changes writes the grave of the
-//     key, with the revision of the grave that the change has read. No change deletes a grave. If
-//     there is no grave, an Import writes none, and checks that there is none: see Change.Check.
+//     that may have existed before. In the same Apply, each of these changes writes the grave, with
+//     the revision of the grave that the change has read. No change deletes a grave. An Import that
+//     has found no grave writes none, and checks that there is still none: see Change.Check.
 //  3. No event of a key follows the event that filled its grave. So a full grave needs no stamp of
 //     the last event, as the record of a key in a store of several processes does.
 //
@@ -37,8 +36,9 @@ import (
 // Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
 // record, and the revision of the record alone would not show that time has passed. But the
 // revision of the grave does: the first Restore expects no grave, and gets ErrConflict. For this
-// reason, a Restore that adds a key writes an empty grave, as an Import does, and all entries of the
-// graveyard stay. The Check of an Import finds the grave of the Purge, too.
+// reason, a Restore that adds a key writes an empty grave, and all entries of the graveyard stay.
+// The Check of an Import finds the grave of the Purge, too. An empty grave also says that the record
+// does not lead to the first event of the key: see index.go.
 // Create writes no grave, because no change can have used the ID of the new key before.
 
 func graveKey(id token.ID) []byte {

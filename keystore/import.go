@@ -37,7 +37,8 @@ type Imported struct {
 	// of what Parse returns as the secret. Options.Hasher must match the scheme of the digest.
 	Lookup string
 	Digest hashing.Digest
-	// Spec has the properties of the key. An ExpiresAt in the past is accepted. Credits are refused.
+	// Spec has the properties of the key. An ExpiresAt in the past is accepted. A refill of
+	// Spec.Credits with Every is counted from the import.
 	Spec Spec
 	// CreatedAt is when the other system made the key. Zero, or a time in the future, means the
 	// time of the import. LastUsedAt is when the key was last used; zero means never.
@@ -60,8 +61,8 @@ type ImportOptions struct {
 	// Nil means that the problems are only counted.
 	Problem func(*ImportProblem)
 	// Progress receives the number of rows that were read, from time to time. Up to 131,072 of these
-	// rows may not be imported yet. Nil means that no progress is reported. A panic of Problem or Progress passes through to the caller of Import, and ends the
-	// call as an error would.
+	// rows may not be imported yet. Nil means that no progress is reported. A panic of Problem or
+	// Progress passes through to the caller of Import, and ends the call as an error would.
 	Progress func(rows int)
 }
 
@@ -74,6 +75,8 @@ type ImportResult struct {
 	// Slow is how many of the Imported keys have a digest that takes long to compare. The first use
 	// of such a key takes a part of a second, and one such use runs at a time.
 	Slow int
+	// Metered is how many of the Imported keys have credits.
+	Metered int
 	// Problems counts the refused rows by the Reason of the ImportProblem.
 	Problems map[string]int
 }
@@ -103,7 +106,6 @@ const (
 	ImportLifetime   = "lifetime"   // Options.MaxLifetime forbids the expiry
 	ImportDuplicate  = "duplicate"  // another key has the same Lookup
 	ImportPurged     = "purged"     // the key was imported before, and was purged
-	ImportCredits    = "credits"    // the key has a limited number of uses, which would be lost
 )
 
 // Import adds keys of other systems to the store, and returns when the keys are durable. From then
@@ -119,12 +121,15 @@ const (
 // Import is idempotent: a row whose key was imported before changes nothing. So after an error, or
 // a crash, call Import again with all rows. If another row has the Lookup of a key but another
 // digest, the row is refused. A key that was revoked in the store stays revoked, and a key that was
-// purged is not imported again.
+// purged is not imported again. The credits of a key are written together with the key, and a later
+// import leaves them alone.
 //
 // A RevokeAll that runs at the same time also evaluates the keys that Import is writing. Import has
-// an event for each key, with ActionImport. Import collects 65,536 rows, or 32 MiB, and writes the
-// rows in the order of the IDs, while Import reads the next rows. So the events of these rows, and
-// their keys, appear in another order than the rows. Problems are reported in the order of the rows.
+// an event for each key, with ActionImport.
+//
+// Import collects 65,536 rows, or 32 MiB, and writes these rows in the order of the IDs, while
+// Import reads the next rows. So the order of the keys and of the events is not the order of the
+// rows. Problems are reported in the order of the rows.
 //
 // ErrInvalid means that nothing was done. After any other error, the rows before the error may have
 // been imported. The result is valid in any case.
@@ -164,10 +169,10 @@ func (s *Store) Import(
 
 // An importRun is one call of Import.
 //
-// The IDs of imported keys are random. Many rows in the order of their IDs cost a backend with
-// sorted files fewer rewrites of these files than the same rows in another order. So an importRun
-// collects rows in a window, and writes the window in the order of the IDs, while the next window is
-// filled. The outcomes are counted, and reported, in the order of the rows.
+// The IDs of imported keys are random. A backend with sorted files reads and rewrites less of these
+// files if many rows come in the order of their IDs. So an importRun collects rows in a window, and
+// writes the window in the order of the IDs, while the next window is filled. The outcomes are
+// counted, and reported, in the order of the rows.
 type importRun struct {
 	store  *Store
 	opts   ImportOptions
@@ -196,10 +201,16 @@ type importRow struct {
 	row      string
 	id       token.ID
 	record   *record.Record // nil: the row is refused
+	size     int            // of the record, or of the problem, in bytes
+	credits  *Credits
 	lastUsed time.Time
 	// outcome is noProblem if the row was imported, and unchanged if the key was imported before.
 	// nil: the outcome is not known.
 	outcome *ImportProblem
+}
+
+func refusedRow(p ImportProblem) *importRow {
+	return &importRow{outcome: &p, size: len(p.Row) + len(p.Text)}
 }
 
 var noProblem, unchanged = new(ImportProblem), new(ImportProblem)
@@ -213,8 +224,8 @@ const (
 	// together.
 	maxImportWrites = 32
 	// importChanges is the largest number of changes that the import of a key takes: of the record,
-	// the grave, the event, the two indexes and the last use.
-	importChanges = 6
+	// the grave, the event, the two indexes, the last use and the balance.
+	importChanges = 7
 	// importMark is the length of Record.imported_digest.
 	importMark = 16
 	// minImported is the length of the shortest token that is imported without AllowWeak.
@@ -232,11 +243,11 @@ func (i *importRun) run(ctx context.Context, rows iter.Seq2[Imported, error]) (e
 	}()
 	now := time.Now()
 	for row, err := range rows {
-		r := new(importRow)
+		var r *importRow
 		if problem := (*ImportProblem)(nil); errors.As(err, &problem) {
-			own := *problem // is reported later
-			r.outcome = &own
+			r = refusedRow(*problem) // is reported later
 		} else if err != nil {
+			_ = i.write(ctx) // the rows before the error
 			return err
 		} else if r, err = i.store.importRow(&row, &i.opts, now); err != nil {
 			return err
@@ -275,6 +286,9 @@ func (i *importRun) count(rows []*importRow) {
 			if i.store.slow.has(r.record.DigestScheme) {
 				i.result.Slow++
 			}
+			if r.credits != nil {
+				i.result.Metered++
+			}
 		default:
 			i.result.Refused++
 			i.result.Problems[r.outcome.Reason]++
@@ -288,19 +302,11 @@ func (i *importRun) count(rows []*importRow) {
 // add adds a row to the window, and begins to write a full window.
 func (i *importRun) add(ctx context.Context, r *importRow) error {
 	i.window.rows = append(i.window.rows, r)
-	i.window.size += r.size()
+	i.window.size += r.size
 	if len(i.window.rows) < maxWindow && i.window.size < maxWindowSize {
 		return nil
 	}
 	return i.write(ctx)
-}
-
-// size returns an upper bound of the bytes that the row takes in a write, as sizeOf does.
-func (r *importRow) size() int {
-	if r.record == nil {
-		return len(r.outcome.Row) + len(r.outcome.Text)
-	}
-	return proto.Size(r.record) + maxText + 384
 }
 
 // write waits for the window that is being written, and begins to write the next window.
@@ -372,12 +378,13 @@ func importBatches(rows []*importRow) (batches [][]*importRow, again []*importRo
 			again = append(again, r)
 			continue
 		}
-		if len(batch) == maxKeyChanges/importChanges || len(batch) > 0 && size+r.size() > maxKeysSize {
+		most := r.size + maxText + 512 // see sizeOf
+		if len(batch) == maxKeyChanges/importChanges || len(batch) > 0 && size+most > maxKeysSize {
 			batches = append(batches, batch)
 			batch, size = nil, 0
 		}
 		batch = append(batch, r)
-		size += r.size()
+		size += most
 	}
 	if len(batch) > 0 {
 		batches = append(batches, batch)
@@ -411,8 +418,7 @@ func (r *importRow) duplicate() *ImportProblem {
 // importRow checks a row, and makes the record of the key.
 func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*importRow, error) {
 	refuse := func(reason, format string, args ...any) (*importRow, error) {
-		problem := &ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}
-		return &importRow{outcome: problem}, nil
+		return refusedRow(ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}), nil
 	}
 	format := formatNamed(s.legacy, row.Format)
 	if format == nil {
@@ -462,10 +468,6 @@ func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*i
 	if err := row.Spec.check(new(Spec)); err != nil {
 		return refuse(ImportSpec, "%v", strings.TrimPrefix(err.Error(), "keystore: invalid argument: "))
 	}
-	if row.Spec.Credits != nil {
-		return refuse(ImportCredits, "the import cannot set credits: import the key without them, and "+
-			"call SetCredits before a client uses the key")
-	}
 	dead := !row.RevokedAt.IsZero() ||
 		!row.Spec.ExpiresAt.IsZero() && !row.Spec.ExpiresAt.After(now)
 	if s.maxLifetime > 0 && !dead {
@@ -498,7 +500,8 @@ func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*i
 	if err := checkSize(r, 0); err != nil {
 		return refuse(ImportSpec, "the key needs more than %d bytes of storage", maxRecordSize)
 	}
-	return &importRow{row: row.Row, id: id, record: r, lastUsed: row.LastUsedAt}, nil
+	return &importRow{row: row.Row, id: id, record: r, size: proto.Size(r),
+		credits: row.Spec.Credits, lastUsed: row.LastUsedAt}, nil
 }
 
 // importedReason is the reason for a revocation or a disabling by the other system.
@@ -607,6 +610,8 @@ type importBefore struct {
 	grave uint64 // the revision of the empty grave; 0: there is no grave
 	used  int64  // the minute of the last use; 0: not known
 	usage uint64 // the revision of the last use; 0: there is no last use
+	// the revision of a balance that is left over; 0: there is no balance
+	balance uint64
 }
 
 // readImports reads what the store has of the keys of a batch, and sets the outcome that the import
@@ -664,6 +669,13 @@ func (s *Store) readImports(
 				return err
 			}
 		}
+		if r.credits != nil {
+			b, err := s.readBalanceToSet(ctx, r.id)
+			if err != nil {
+				return err
+			}
+			befores[n].balance = b.revision
+		}
 	}
 	return nil
 }
@@ -682,8 +694,12 @@ func (s *Store) prepareImport(
 		r.record.ImportedAt = stamp
 	}
 	kr := &keyRecord{id: r.id, record: r.record, revision: 1}
-	p, err := s.prepare(prior{grave: before.grave}, kr,
-		&record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor})
+	event := &record.Event{Action: record.Action_ACTION_IMPORT, Actor: actor}
+	err := kr.grant(r.credits, before.balance, event)
+	var p *prepared
+	if err == nil {
+		p, err = s.prepare(prior{grave: before.grave}, kr, event)
+	}
 	if err != nil {
 		s.endStamps(stamp)
 		return nil, err

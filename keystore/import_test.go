@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
@@ -553,8 +554,8 @@ func TestParseOfLegacyFormats(t *testing.T) {
 	session.Close()
 }
 
-// A key that another import adds, and that is purged, while an import is about to write the key does
-// not come back, although the import has found neither a record nor a grave.
+// An import has found neither a record nor a grave of a key. Before the import writes the key,
+// another import adds the key, and the key is purged. The key does not come back.
 func TestPurgeBesideImport(t *testing.T) {
 	for _, wrong := range []variant{0, noGrave} {
 		synctest.Test(t, func(t *testing.T) {
@@ -712,4 +713,109 @@ func TestImportReportsInOrder(t *testing.T) {
 		_, err = s.Verify(t.Context(), pubToken(i-6))
 		require.NoError(t, err, "the first row with the ID")
 	}
+}
+
+// An imported key with credits is never there without its balance, and a further import gives no
+// credits, even after all were spent.
+func TestImportOfCredits(t *testing.T) {
+	ctx := t.Context()
+	metered := func(n int) []Imported {
+		rows := pubRows(n)
+		for i := range rows {
+			rows[i].Spec.Credits = &Credits{Remaining: int64(i % 3)}
+			rows[i].LastUsedAt = time.Now().Add(-time.Hour) // the largest number of changes
+		}
+		return rows
+	}
+	for _, open := range []func() backend.Backend{
+		func() backend.Backend { return backendtest.NewMemory() },
+		func() backend.Backend { return backendtest.NewShared().Open() },
+	} {
+		b := &watchedBalances{Backend: open()}
+		var on backend.Backend = b
+		if f, ok := b.Backend.(backend.Feeder); ok {
+			on = struct {
+				*watchedBalances
+				feeds
+			}{b, f}
+		}
+		// A balance without a record is left over.
+		left := balance{Balance: new(record.Balance), id: legacyID("pub", "8")}
+		left.set(new(record.Record), 7, &Credits{Remaining: 1000})
+		change, err := left.change()
+		require.NoError(t, err)
+		require.NoError(t, b.Backend.Apply(ctx, *change))
+
+		s := newLegacyStore(t, on)
+		dry, err := s.Import(ctx, rowsOf(metered(100)...), &ImportOptions{DryRun: true})
+		require.NoError(t, err)
+		for _, want := range []ImportResult{
+			{Rows: 100, Imported: 100, Metered: 100, Problems: map[string]int{}},
+			{Rows: 100, Unchanged: 100, Problems: map[string]int{}},
+		} {
+			result, err := s.Import(ctx, rowsOf(metered(100)...), nil)
+			require.NoError(t, err)
+			require.Equal(t, want, result)
+			if want.Imported > 0 {
+				require.Equal(t, result, dry)
+				require.Equal(t, 100, b.seen)
+			}
+			for i := range 100 {
+				for range i % 3 {
+					if want.Imported > 0 {
+						_, err := s.Verify(ctx, pubToken(i))
+						require.NoError(t, err)
+					}
+				}
+				_, err := s.Verify(ctx, pubToken(i))
+				require.ErrorAs(t, err, new(*CreditsError), "key %d has spent its credits", i)
+			}
+		}
+		for e, err := range s.Events(ctx, EventQuery{KeyID: legacyID("pub", "8").String(), Limit: 1}) {
+			require.NoError(t, err)
+			require.Equal(t, ActionImport, e.Action)
+			require.Equal(t, &Credits{Remaining: 2}, e.Credits)
+		}
+		require.NoError(t, s.CheckIntegrity(ctx))
+	}
+}
+
+// feeds is the part of a backend.Feeder that a backend.Backend lacks.
+type feeds interface {
+	Feed(context.Context, []byte, []byte, backend.Position) iter.Seq2[backend.Batch, error]
+}
+
+// watchedBalances refuses an Apply that writes the first record of a key with credits without the
+// balance of the key.
+type watchedBalances struct {
+	backend.Backend
+	mu   sync.Mutex
+	seen int
+}
+
+func (b *watchedBalances) Apply(ctx context.Context, changes ...backend.Change) error {
+	for _, c := range changes {
+		if c.Key[0] != keySpace || c.Expect != 0 {
+			continue
+		}
+		r, err := record.Decode(c.Value)
+		if err != nil {
+			return err
+		}
+		with := slices.ContainsFunc(changes, func(other backend.Change) bool {
+			return string(other.Key) == string(creditKey(token.ID(c.Key[1:])))
+		})
+		if (r.CreditsRevision != 0) != with {
+			return errors.New("a key with credits is written without its balance")
+		}
+	}
+	err := b.Backend.Apply(ctx, changes...)
+	for _, c := range changes {
+		if err == nil && c.Key[0] == keySpace && c.Expect == 0 {
+			b.mu.Lock()
+			b.seen++
+			b.mu.Unlock()
+		}
+	}
+	return err
 }

@@ -24,9 +24,9 @@ import (
 //     hash of its owner. There are no other entries in the owner index.
 //  2. An event has exactly one entry in the event index, with one exception, and there are no other
 //     entries in the event index. The exception is the event of the creation or of the import of a
-//     key, if its stamp is the firstStamp of the record of the key, or of the grave. The record leads
-//     to this event, and the event need not have an entry. The exception halves the space that the
-//     indexes of a new key take.
+//     key, if its stamp is the firstStamp of the record of the key, or of the grave. The record
+//     leads to this event, and the event need not have an entry. The exception halves the space
+//     that the indexes of a new key take.
 //
 // A reader finds a candidate through an index, and decides by the record or the event. So a reader
 // reads a little more if two owners have the same hash. A reader skips an index entry whose record

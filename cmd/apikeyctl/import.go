@@ -63,6 +63,7 @@ type imported struct {
 	Unchanged int            `json:"unchanged"`
 	Refused   int            `json:"refused"`
 	Slow      int            `json:"slow_digests"`
+	Metered   int            `json:"with_credits"`
 	Problems  map[string]int `json:"problems"`
 }
 
@@ -127,12 +128,17 @@ func importKeys(ctx context.Context, c *call) (err error) {
 		c.note("%s have a slow digest: the first use of each takes up to a second, and one runs at a "+
 			"time", plural(result.Slow, "key"))
 	}
+	if result.Metered > 0 {
+		c.note("%s with credits: what is used in the other system from the export on is not counted",
+			plural(result.Metered, "key"))
+	}
 	verb := "imported"
 	if c.Bool("dry-run") {
 		verb = "would import"
 	}
 	err = c.out.said(imported{result.Rows, result.Imported, result.Unchanged, result.Refused,
-		result.Slow, result.Problems}, fmt.Sprintf("%s %s of %s, %d were there before, %d refused%s",
+		result.Slow, result.Metered, result.Problems}, fmt.Sprintf(
+		"%s %s of %s, %d were there before, %d refused%s",
 		verb, plural(result.Imported, "key"), plural(result.Rows, "row"), result.Unchanged,
 		result.Refused, problems.counts()))
 	if err == nil && result.Refused > 0 {

@@ -36,7 +36,8 @@ func TestImport(t *testing.T) {
 		code         int
 		say          string
 	}{
-		{"unkey", "unkey.csv", 1, "7 keys of 8 rows, 0 were there before, 1 refused (1 credits)"},
+		{"unkey", "unkey.csv", 0, "8 keys of 8 rows, 0 were there before, 0 refused"},
+		{"better-auth", "better-auth.jsonl", 0, "5 keys of 5 rows, 0 were there before, 0 refused"},
 		{"sanctum", "sanctum.csv", 1, "5 keys of 6 rows, 0 were there before, 1 refused (1 spec)"},
 		{"drf", "drf-3.1.0.csv", 0, "5 keys of 5 rows, 0 were there before, 0 refused"},
 		{"flask-api-key", "flask-api-key.csv", 0, "3 keys of 3 rows, 0 were there before, 0 refused"},
@@ -61,6 +62,10 @@ func TestImport(t *testing.T) {
 		first := run()
 		require.Equal(t, tt.code, first.code, first.stderr)
 		require.Equal(t, "imported "+tt.say+"\n", first.stdout)
+		for _, r := range []result{dry, first} { // the exports of two systems have one such key
+			require.Equal(t, tt.system == "unkey" || tt.system == "better-auth",
+				strings.Contains(r.stderr, "1 key with credits: "), r.stderr)
+		}
 		again := run("-o", "json")
 		var got imported
 		require.NoError(t, json.Unmarshal([]byte(again.stdout), &got), again.stdout)

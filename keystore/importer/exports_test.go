@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -186,7 +187,18 @@ func TestUnreadableRows(t *testing.T) {
 		{"unkey", "hash,meta\n" + commonBase64 + ",{\n", 0, []string{"line 2: "}},
 		{"unkey", "hash,enabled\n" + commonToken + ",1\n", 0, []string{"line 2: "}},
 		{"sanctum", "token,abilities\n" + sanctumSum + ",\"[1]\"\n", 0, []string{"line 2: "}},
-		{"better-auth", "key,remaining\n" + commonURL + ",0\n", 0, []string{"line 2: "}},
+		{"better-auth", "key,remaining\n" + commonURL + ",few\n", 0, []string{"line 2: "}},
+		{"better-auth", "key,remaining\n" + commonURL + ",-1\n", 0, []string{"line 2: "}},
+		{"better-auth", "key,remaining,refillAmount,refillInterval\n" + commonURL + ",1,5,999\n", 0,
+			[]string{"line 2: "}},
+		{"better-auth", "key,remaining,refillAmount,refillInterval\n" + commonURL +
+			",1,5,9223372036854775807\n", 0, []string{"line 2: "}},
+		{"unkey", "hash,remaining_requests,refill_amount,refill_day\n" + commonBase64 + ",1,5,0\n", 0,
+			[]string{"line 2: "}},
+		{"unkey", "hash,remaining_requests,refill_amount,refill_day\n" + commonBase64 + ",1,5,32\n", 0,
+			[]string{"line 2: "}},
+		{"unkey", "hash,remaining_requests,refill_amount\n" + commonBase64 + ",1,0\n", 0,
+			[]string{"line 2: "}},
 		{"better-auth", "key\n" + commonHex + "\n", 1, nil},
 		{"drf", "prefix,hashed_key\nabcdefgh,sha512$$" + commonHex + "\n", 0, []string{"line 2: "}},
 		{"drf", "prefix,hashed_key\nabcdefgh," + commonToken + "\n", 0, []string{"line 2: "}},
@@ -235,6 +247,65 @@ func TestQuoteWithoutAnEnd(t *testing.T) {
 	require.Less(t, tail.read, 2<<20)
 }
 
+// The remaining uses and the refill of a row become credits. A row without remaining uses has none,
+// whatever its refill.
+func TestCredits(t *testing.T) {
+	const unkey, betterAuth = "hash,remaining_requests,refill_amount,refill_day\n" + commonBase64,
+		"key,remaining,refillAmount,refillInterval,lastRefillAt,createdAt\n" + commonURL
+	past := time.Now().Add(-time.Hour).Format(time.RFC3339)
+	for _, tt := range []struct {
+		system, export string
+		want           *keystore.Credits
+	}{
+		{"unkey", unkey + ",NULL,100,NULL\n", nil},
+		{"unkey", unkey + ",0,NULL,NULL\n", &keystore.Credits{}},
+		{"unkey", unkey + ",7,NULL,3\n", &keystore.Credits{Remaining: 7}},
+		{"unkey", unkey + ",7,100,NULL\n", &keystore.Credits{Remaining: 7,
+			Refill: keystore.Refill{Amount: 100, Daily: true}}},
+		{"unkey", unkey + ",0,100,31\n", &keystore.Credits{
+			Refill: keystore.Refill{Amount: 100, MonthDay: 31}}},
+		{"better-auth", betterAuth + ",,100,60000,,\n", nil},
+		{"better-auth", betterAuth + ",0,,,,\n", &keystore.Credits{}},
+		{"better-auth", betterAuth + ",5,,60000,,\n", &keystore.Credits{Remaining: 5}},
+		{"better-auth", betterAuth + ",5,100,,,\n", &keystore.Credits{Remaining: 5}},
+		{"better-auth", betterAuth + ",5,100,86400000,," + past + "\n", &keystore.Credits{
+			Remaining: 5, Refill: keystore.Refill{Amount: 100, Every: 24 * time.Hour}}},
+		{"better-auth", betterAuth + ",0,100,60000,," + past + "\n", &keystore.Credits{ // is due
+			Remaining: 100, Refill: keystore.Refill{Amount: 100, Every: time.Minute}}},
+		{"better-auth", betterAuth + ",5,100,60000," + time.Now().Format(time.RFC3339) + "," + past +
+			"\n", &keystore.Credits{Remaining: 5,
+			Refill: keystore.Refill{Amount: 100, Every: time.Minute}}},
+	} {
+		s := openFor(t, tt.system)
+		result, _ := load(t, s, tt.system, tt.export, nil)
+		require.Equal(t, 1, result.Imported, "%q", tt.export)
+		require.Equal(t, tt.want != nil, result.Metered == 1)
+		for k, err := range s.List(t.Context(), keystore.Query{}) {
+			require.NoError(t, err)
+			credits, err := s.Credits(t.Context(), k.ID)
+			require.NoError(t, err)
+			require.Equal(t, tt.want, credits, "%q", tt.export)
+		}
+	}
+	for file, want := range map[string]*keystore.Credits{ // the rows with the name metered
+		"unkey.csv":         {Remaining: 100, Refill: keystore.Refill{Amount: 100, Daily: true}},
+		"better-auth.jsonl": {Remaining: 5},
+	} {
+		system, _, _ := strings.Cut(file, ".")
+		text, err := os.ReadFile("testdata/" + file)
+		require.NoError(t, err)
+		s := openFor(t, system)
+		result, _ := load(t, s, system, string(text), nil)
+		require.Equal(t, 1, result.Metered)
+		for k, err := range s.List(t.Context(), keystore.Query{Text: "metered"}) {
+			require.NoError(t, err)
+			credits, err := s.Credits(t.Context(), k.ID)
+			require.NoError(t, err)
+			require.Equal(t, want, credits)
+		}
+	}
+}
+
 // With IgnoreCredits, a key with a limited number of uses loses the limit.
 func TestIgnoreCredits(t *testing.T) {
 	from := importer.BetterAuth()
@@ -244,6 +315,7 @@ func TestIgnoreCredits(t *testing.T) {
 		from.Read(strings.NewReader(export), &importer.Options{IgnoreCredits: true}), nil)
 	require.NoError(t, err)
 	require.Equal(t, 1, result.Imported)
+	require.Zero(t, result.Metered)
 	_, ok := importer.Named("nobody")
 	require.False(t, ok)
 }

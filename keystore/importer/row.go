@@ -174,12 +174,26 @@ func (r *row) metadata(name string, extra ...string) map[string]string {
 	return m
 }
 
-// limited refuses a row with a limited number of uses.
-func (r *row) limited(columns ...string) {
-	if r.text(columns...) != "" && !r.opts.IgnoreCredits {
-		r.refuse(keystore.ImportCredits, "the key has a limited number of uses, which the import "+
-			"would lift: import the row with IgnoreCredits, or give the client a new key")
+// integer returns the whole number in a column, or 0 if the column has no value.
+func (r *row) integer(name string) int64 {
+	v := r.columns[name]
+	if v == "" {
+		return 0
 	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		r.refuse(keystore.ImportUnreadable, "the column %s is no whole number", name)
+	}
+	return n
+}
+
+// credits returns credits with the remaining uses in a column. If the column has no value, the use
+// of the key is not limited, and the result is nil.
+func (r *row) credits(remaining string) *keystore.Credits {
+	if r.text(remaining) == "" || r.opts.IgnoreCredits {
+		return nil
+	}
+	return &keystore.Credits{Remaining: r.integer(remaining)}
 }
 
 // problemAt is the problem of a row that has no columns.

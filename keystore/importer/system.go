@@ -43,7 +43,7 @@ func (s System) Formats() []keystore.LegacyFormat { return slices.Clone(s.format
 // Options are the settings of Read. Nil and the zero value are valid.
 type Options struct {
 	// IgnoreCredits imports a key that the other system admits a limited number of times as a key
-	// without this limit. Otherwise the row of such a key is refused.
+	// without this limit. Otherwise the key has as many credits as it had in the other system.
 	IgnoreCredits bool
 }
 

@@ -13,6 +13,9 @@ import (
 // Unkey is unkey (https://unkey.com). The export is the table keys. Read takes external_id and
 // permissions too, if the export has these columns from a join. Keys that unkey has itself taken
 // from seam, with the SHA-256 of their last part in hexadecimal, have the second format.
+//
+// The columns remaining_requests, refill_amount and refill_day become the credits of the key. Unkey
+// refills at the end of a day, and the store at the beginning of the day, in UTC.
 func Unkey() System {
 	return System{
 		name: "unkey",
@@ -52,7 +55,12 @@ func Unkey() System {
 				k.DisabledAt = r.time("updated_at_m")
 				r.disabled(&k)
 			}
-			r.limited("remaining_requests")
+			if k.Spec.Credits = r.credits("remaining_requests"); k.Spec.Credits != nil &&
+				r.text("refill_amount") != "" {
+				k.Spec.Credits.Refill = keystore.Refill{Amount: r.integer("refill_amount"),
+					Daily:    r.text("refill_day") == "",
+					MonthDay: int(min(r.integer("refill_day"), 32))} // 32 is refused
+			}
 			return k
 		},
 	}
@@ -205,7 +213,9 @@ func FlaskAPIKey() System {
 }
 
 // BetterAuth is the plugin api-key of better-auth. The export is the table apikey. The column key
-// holds a digest, or the token itself if disableKeyHashing is set.
+// holds a digest, or the token itself if disableKeyHashing is set. The columns remaining,
+// refillAmount and refillInterval become the credits of the key. Better-auth deletes a key without
+// remaining uses and without a refill; the store keeps the key.
 func BetterAuth() System {
 	return System{
 		name: "better-auth",
@@ -241,9 +251,25 @@ func BetterAuth() System {
 				k.DisabledAt = r.time("updatedat")
 				r.disabled(&k)
 			}
-			r.limited("remaining")
+			k.Spec.Credits = r.credits("remaining")
+			r.refillEvery(k.Spec.Credits)
 			return k
 		},
+	}
+}
+
+// refillEvery sets the refill of better-auth, which refills at the first use after the interval. If
+// a refill is due, better-auth would make it at the next use, so refillEvery makes it.
+func (r *row) refillEvery(c *keystore.Credits) {
+	amount, millis := r.integer("refillamount"), r.integer("refillinterval")
+	if c == nil || amount == 0 || millis == 0 {
+		return
+	}
+	c.Refill = keystore.Refill{Amount: amount,
+		Every: time.Duration(min(millis, 1<<40)) * time.Millisecond} // 1<<40 is refused
+	last := r.time("lastrefillat", "createdat")
+	if !last.IsZero() && r.now.Sub(last) > c.Refill.Every {
+		c.Remaining = amount
 	}
 }
 

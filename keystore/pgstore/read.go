@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -23,19 +24,18 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	}
 	defer end()
 	key = append([]byte{}, key...)
-	var value []byte
-	var revision *int64
 	if m, ok := b.history.latest(b.unreplicated); ok {
-		var s state
-		err := b.pool.QueryRow(joined, b.sql.getSoon, int64(m.at), key).Scan(&s.standby, &s.tag,
-			&value, &revision, &s.written)
-		if err != nil {
+		var row soonRow
+		err := b.pool.QueryRow(joined, b.sql.getSoon, int64(m.at), key).Scan(&row)
+		switch {
+		case err == nil && row.shows(m, b.unreplicated):
+			return b.found(joined, key, row.value, row.revision)
+		case err != nil && !errors.Is(err, pgx.ErrNoRows):
 			return backend.Entry{}, b.wrap(ctx, "read", err)
 		}
-		if s.shows(m, b.unreplicated) {
-			return b.found(joined, key, value, revision)
-		}
 	}
+	var value []byte
+	var revision *int64
 	err = b.read(joined, func(q querier, s *state) error {
 		return q.QueryRow(joined, b.sql.get, int64(s.replicated.at), key).Scan(&s.standby,
 			&s.position, &s.tag, &s.deleted, &value, &revision, &s.written)
@@ -63,12 +63,54 @@ func (b *Backend) found(
 	return e, err
 }
 
+// A soonRow is the row of the statement getSoon: the row of the log at a mark, and the entry. There
+// is no row if the log does not have the position.
+type soonRow struct {
+	standby           bool
+	tag               tag
+	value             []byte
+	revision, written *int64 // nil: there is no entry
+
+	numbers [2]int64 // what revision and written point to
+}
+
 // shows reports whether the row of the log at m is enough to accept the read of one entry: the
 // server has everything up to m, as check requires, and the entry is replicated, as isReplicated
 // requires. If there is no entry, the log may have a deletion that is not replicated.
-func (s *state) shows(m mark, unreplicated bool) bool {
-	return !s.standby && s.tag != nil && *s.tag == m.tag &&
-		(unreplicated || s.written != nil && backend.Position(*s.written) <= m.at)
+func (r *soonRow) shows(m mark, unreplicated bool) bool {
+	return !r.standby && r.tag == m.tag &&
+		(unreplicated || r.written != nil && backend.Position(*r.written) <= m.at)
+}
+
+// ScanRow implements pgx.RowScanner. ScanRow decodes the binary format itself: for each call, pgx
+// would look for a way from each type of PostgreSQL to each Go type. The caller's configuration of
+// the pool may make pgx use the text format, and then pgx decodes the row.
+func (r *soonRow) ScanRow(rows pgx.Rows) error {
+	for _, f := range rows.FieldDescriptions() {
+		if f.Format != pgx.BinaryFormatCode {
+			return rows.Scan(&r.standby, &r.tag, &r.value, &r.revision, &r.written)
+		}
+	}
+	raw := rows.RawValues()
+	if len(raw) != 5 || len(raw[0]) != 1 || len(raw[1]) != len(r.tag) {
+		return errors.New("the server has sent a row of an unknown form")
+	}
+	r.standby = raw[0][0] != 0
+	r.tag = tag(raw[1])
+	if raw[2] != nil {
+		r.value = append([]byte{}, raw[2]...)
+	}
+	for i, number := range []**int64{&r.revision, &r.written} {
+		switch n := raw[3+i]; len(n) {
+		case 8:
+			r.numbers[i] = int64(binary.BigEndian.Uint64(n))
+			*number = &r.numbers[i]
+		case 0: // null
+		default:
+			return errors.New("the server has sent a number of an unknown form")
+		}
+	}
+	return nil
 }
 
 // GetAll implements backend.AllGetter. GetAll is one round trip. Unlike Get, GetAll does not confirm

@@ -457,6 +457,23 @@ func (s *Store) limitedRead(ctx context.Context) (context.Context, context.Cance
 	return s.limited(ctx)
 }
 
+// limitedMiss is limitedRead for Verify and Bind. limitedMiss returns a context that ends earlier
+// anyway as it is, such as that of a gRPC call with a deadline: a timer takes a microsecond.
+func (s *Store) limitedMiss(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := s.limitedRead
+	if s.reads != nil {
+		limit = s.limitedWrite // a read must not keep its place among the reads for good
+	}
+	timeout := s.timeout
+	if timeout <= 0 {
+		timeout = defaultTimeout
+	}
+	if end, ok := ctx.Deadline(); ok && time.Until(end) <= timeout {
+		return ctx, func() {}
+	}
+	return limit(ctx)
+}
+
 // endOf returns nil while ctx has not ended, ErrUnavailable if the timeout of the store has ended
 // ctx, and otherwise the error of ctx. endOf does not return a cause from the caller, because the
 // cause may be a denial of another key.

@@ -344,11 +344,7 @@ func WithClientAddr(ctx context.Context, addr netip.Addr) context.Context {
 func (s *Store) find(
 	ctx context.Context, id token.ID, text string, sum *[sha256.Size]byte,
 ) (*cachedKey, error) {
-	limited := s.limitedRead
-	if s.reads != nil {
-		limited = s.limitedWrite // a read must not keep its place among the reads for good
-	}
-	ctx, cancel := limited(ctx)
+	ctx, cancel := s.limitedMiss(ctx)
 	defer cancel()
 	kr, err := s.getForCaller(ctx, id)
 	if errors.Is(err, ErrNotFound) {

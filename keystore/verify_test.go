@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -281,6 +284,57 @@ func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnavailable)
 		require.NotErrorIs(t, err, ErrDenied)
 		require.Zero(t, r.store.Stats().Live)
+	}
+}
+
+// Once a silent backend is on, it answers no Get before the context of the call ends.
+type silent struct {
+	backend.Backend
+	on atomic.Bool
+}
+
+func (b *silent) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	if !b.on.Load() {
+		return b.Backend.Get(ctx, key)
+	}
+	<-ctx.Done()
+	return backend.Entry{}, ctx.Err()
+}
+
+// A Verify that reads the storage ends with the deadline of the caller or with Options.Timeout,
+// whichever is earlier. Only the latter is trouble of the storage.
+func TestAMissEndsAtTheEarlierTime(t *testing.T) {
+	for _, tt := range []struct {
+		deadline, timeout, ends time.Duration // deadline 0: none
+		err                     error
+	}{
+		{0, 0, 10 * time.Second, ErrUnavailable},
+		{20 * time.Second, 0, 10 * time.Second, ErrUnavailable},
+		{9 * time.Second, 0, 9 * time.Second, context.DeadlineExceeded},
+		{9 * time.Second, 3 * time.Second, 3 * time.Second, ErrUnavailable},
+		{time.Minute, -1, time.Minute, context.DeadlineExceeded},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &silent{Backend: backendtest.NewMemory()}
+			s, err := New(b, &Options{Timeout: tt.timeout, CacheSize: -1})
+			require.NoError(t, err)
+			defer s.Close()
+			issued, err := s.Create(t.Context(), Spec{Name: "k"})
+			require.NoError(t, err)
+			b.on.Store(true)
+			defer b.on.Store(false)
+			ctx := t.Context()
+			if tt.deadline != 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, tt.deadline)
+				defer cancel()
+			}
+			began := time.Now()
+			_, err = s.Verify(ctx, issued.Secret.Reveal())
+			require.ErrorIs(t, err, tt.err, tt)
+			require.NotErrorIs(t, err, ErrDenied)
+			require.Equal(t, tt.ends, time.Since(began), tt)
+		})
 	}
 }
 

@@ -10,11 +10,12 @@ import (
 )
 
 // An absence makes sure that entries do not exist. A primary that was deposed lacks the entries
-// that the new primary has. So before Get returns ErrNotFound, a commit that began after Get shows
-// that the server is still the primary: a deposed primary has no standby, and confirms no commit.
+// that the new primary has. So before Get returns ErrNotFound, or GetAll leaves an entry out, a
+// commit that began after the call shows that the server is still the primary: a deposed primary
+// has no standby, and confirms no commit.
 //
-// Calls of Get that run at the same time share a commit. So callers that guess keys cause one
-// commit after the other, and use one connection, however many they are.
+// Calls that run at the same time share a commit. So callers that guess keys cause one commit after
+// the other, and use one connection, however many they are.
 //
 // Invariants:
 //
@@ -42,9 +43,11 @@ type question struct {
 	err    error
 }
 
-// confirmAbsent returns ErrNotFound if an entry does not exist, or the entry. The caller is a
-// running call.
-func (b *Backend) confirmAbsent(ctx context.Context, key []byte) (backend.Entry, error) {
+// confirmAbsent asks whether entries exist, and returns those that exist, and perhaps others. The
+// caller is a running call. Several callers get the same map and the same bytes.
+func (b *Backend) confirmAbsent(
+	ctx context.Context, keys ...[]byte,
+) (present map[string]backend.Entry, err error) {
 	a := &b.absence
 	a.mu.Lock()
 	if a.next == nil {
@@ -52,7 +55,7 @@ func (b *Backend) confirmAbsent(ctx context.Context, key []byte) (backend.Entry,
 		a.next.ctx, a.next.cancel = context.WithCancel(b.calls.Context())
 	}
 	q := a.next
-	q.keys = append(q.keys, key)
+	q.keys = append(q.keys, keys...)
 	q.waiting++
 	b.startQuestionLocked()
 	a.mu.Unlock()
@@ -60,16 +63,9 @@ func (b *Backend) confirmAbsent(ctx context.Context, key []byte) (backend.Entry,
 	case <-q.done:
 	case <-ctx.Done():
 		b.leaveQuestion(q)
-		return backend.Entry{}, ctx.Err()
+		return nil, ctx.Err()
 	}
-	if q.err != nil {
-		return backend.Entry{}, q.err
-	}
-	e, ok := q.found[string(key)]
-	if !ok {
-		return backend.Entry{}, backend.ErrNotFound
-	}
-	return b.entry(key, e.Value, int64(e.Revision))
+	return q.found, q.err
 }
 
 // startQuestionLocked begins the next question, unless a question is under way. The caller is a

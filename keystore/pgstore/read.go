@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -29,7 +30,7 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 		err := b.pool.QueryRow(joined, b.sql.getSoon, int64(m.at), key).Scan(&row)
 		switch {
 		case err == nil && row.shows(m, b.unreplicated):
-			return b.found(joined, key, row.value, row.revision)
+			return b.found(ctx, joined, key, row.value, row.revision)
 		case err != nil && !errors.Is(err, pgx.ErrNoRows):
 			return backend.Entry{}, b.wrap(ctx, "read", err)
 		}
@@ -43,12 +44,12 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	if err != nil {
 		return backend.Entry{}, b.wrap(ctx, "read", err)
 	}
-	return b.found(joined, key, value, revision)
+	return b.found(ctx, joined, key, value, revision)
 }
 
-// found is entry for a key that may have no entry.
+// found is entry for a key that may have no entry. joined is the context of Calls.Begin.
 func (b *Backend) found(
-	ctx context.Context, key, value []byte, revision *int64,
+	ctx, joined context.Context, key, value []byte, revision *int64,
 ) (backend.Entry, error) {
 	switch {
 	case revision != nil:
@@ -56,11 +57,22 @@ func (b *Backend) found(
 	case b.unreplicated:
 		return backend.Entry{}, backend.ErrNotFound
 	}
-	e, err := b.confirmAbsent(ctx, key)
-	if err != nil && !errors.Is(err, backend.ErrNotFound) && !errors.Is(err, backend.ErrCorrupt) {
-		err = b.wrap(ctx, "read", err)
+	present, err := b.confirmAbsent(joined, key)
+	if err != nil {
+		return backend.Entry{}, b.wrap(ctx, "read", err)
 	}
-	return e, err
+	return b.presentEntry(present, key)
+}
+
+// presentEntry returns the entry of a key in the result of confirmAbsent, or ErrNotFound.
+func (b *Backend) presentEntry(
+	present map[string]backend.Entry, key []byte,
+) (backend.Entry, error) {
+	e, ok := present[string(key)]
+	if !ok {
+		return backend.Entry{}, backend.ErrNotFound
+	}
+	return b.entry(key, slices.Clone(e.Value), int64(e.Revision))
 }
 
 // A soonRow is the row of the statement getSoon: the row of the log at a mark, and the entry. There
@@ -113,9 +125,8 @@ func (r *soonRow) ScanRow(rows pgx.Rows) error {
 	return nil
 }
 
-// GetAll implements backend.AllGetter. GetAll is one round trip. Unlike Get, GetAll does not confirm
-// that an entry is missing: on a deposed primary, an entry of the new primary may be missing, as in
-// a Scan. No decision about a caller depends on GetAll.
+// GetAll implements backend.AllGetter. GetAll is one round trip. If entries are missing, GetAll
+// also waits for one commit, as Get does: see absence.
 func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, error) {
 	if len(keys) > backend.MaxChanges {
 		return nil, fmt.Errorf("pgstore: read %d keys at once: at most %d are allowed", len(keys),
@@ -156,6 +167,9 @@ func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, e
 		})
 		return err
 	})
+	if err == nil && damage == nil {
+		damage, err = b.confirmMissing(joined, wanted, entries)
+	}
 	switch {
 	case err != nil:
 		return nil, b.wrap(ctx, "read", err)
@@ -163,6 +177,36 @@ func (b *Backend) GetAll(ctx context.Context, keys [][]byte) ([]backend.Entry, e
 		return nil, damage
 	}
 	return entries, nil
+}
+
+// confirmMissing confirms that the entries with revision 0 do not exist, or sets these entries.
+// damage is the error of a damaged entry.
+func (b *Backend) confirmMissing(
+	ctx context.Context, keys [][]byte, entries []backend.Entry,
+) (damage, err error) {
+	var missing [][]byte
+	for i := range entries {
+		if entries[i].Revision == 0 {
+			missing = append(missing, keys[i])
+		}
+	}
+	if len(missing) == 0 || b.unreplicated {
+		return nil, nil
+	}
+	present, err := b.confirmAbsent(ctx, missing...)
+	if err != nil {
+		return nil, err
+	}
+	for i := range entries {
+		if entries[i].Revision != 0 {
+			continue
+		}
+		entries[i], damage = b.presentEntry(present, keys[i])
+		if damage != nil && !errors.Is(damage, backend.ErrNotFound) {
+			return damage, nil
+		}
+	}
+	return nil, nil
 }
 
 // A querier is a pool or a transaction.

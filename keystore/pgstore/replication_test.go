@@ -263,6 +263,11 @@ func TestMissingEntryOnADeposedPrimary(t *testing.T) {
 	ctx := within(t, 2*patience)
 	_, err := left.Get(ctx, []byte("k"))
 	require.ErrorIs(t, err, backend.ErrNotFound)
+	require.NoError(t, put(ctx, left, "old", 0))
+	keys := [][]byte{[]byte("old"), []byte("k")}
+	entries, err := left.GetAll(ctx, keys)
+	require.NoError(t, err)
+	require.Equal(t, []uint64{1, 0}, revisions(entries))
 
 	standby.Promote(t)
 	standby.Standby(t, "b2")
@@ -271,9 +276,75 @@ func TestMissingEntryOnADeposedPrimary(t *testing.T) {
 	require.NoError(t, put(ctx, moved, "k", 0))
 	_, err = left.Get(within(t, 300*time.Millisecond), []byte("k"))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = left.GetAll(within(t, 300*time.Millisecond), keys)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	entries, err = moved.GetAll(ctx, keys)
+	require.NoError(t, err)
+	require.Equal(t, []uint64{1, 1}, revisions(entries))
 	_, err = moved.Get(ctx, []byte("other"))
 	require.ErrorIs(t, err, backend.ErrNotFound)
 	old.Crash()
+}
+
+func revisions(entries []backend.Entry) (all []uint64) {
+	for _, e := range entries {
+		all = append(all, e.Revision)
+	}
+	return all
+}
+
+// An entry is missing when a read looks, and exists when the commit that follows looks. The read
+// returns the entry, and each caller gets bytes of its own. Close ends a read that waits.
+func TestEntryThatIsMissingAtFirst(t *testing.T) {
+	t.Parallel()
+	primary, standby := startPair(t)
+	b := open(t, newPool(t, primary.URL()), "apikeys", nil)
+	ctx := within(t, 2*patience)
+	require.NoError(t, put(ctx, b, "old", 0))
+	require.NoError(t, standby.Pause())
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.Get(ctx, []byte("missing"))
+		done <- err
+	}()
+	primary.Await(t, "select count(*) from pg_stat_activity where wait_event = 'SyncRep'", "1")
+	// The next reads wait for the end of this question.
+	keys := [][]byte{[]byte("new"), []byte("old"), []byte("new"), []byte("missing")}
+	found := make(chan []backend.Entry, 2)
+	read := func() {
+		entries, err := b.GetAll(ctx, keys)
+		if err != nil {
+			done <- err
+		}
+		found <- entries
+	}
+	go read()
+	go read()
+	require.Eventually(t, func() bool { return b.AskNext() == 2*3 }, patience, time.Millisecond)
+	primary.Exec(t, "set synchronous_commit = local; "+
+		"insert into apikeys.entry values ('new', 'v', 1, 2)")
+	require.NoError(t, standby.Resume())
+	require.ErrorIs(t, <-done, backend.ErrNotFound)
+	first, second := <-found, <-found
+	require.Equal(t, []uint64{1, 1, 1, 0}, revisions(first))
+	require.Equal(t, first, second)
+	first[0].Value[0], first[0].Key[0] = 'x', 'x'
+	require.Equal(t, "v", string(first[2].Value))
+	require.Equal(t, "v", string(second[0].Value))
+	require.Equal(t, "new", string(first[2].Key))
+
+	require.NoError(t, standby.Pause())
+	for _, get := range []func() error{
+		func() error { _, err := b.Get(ctx, []byte("missing")); return err },
+		func() error { _, err := b.GetAll(ctx, keys); return err },
+	} {
+		go func() { done <- get() }()
+	}
+	require.Eventually(t, func() bool { return b.AskNext() > 0 }, patience, time.Millisecond)
+	require.NoError(t, b.Close())
+	require.ErrorIs(t, <-done, backend.ErrClosed)
+	require.ErrorIs(t, <-done, backend.ErrClosed)
+	require.NoError(t, standby.Resume())
 }
 
 // Reads of many missing entries share a commit, so callers that guess keys cost little. A caller

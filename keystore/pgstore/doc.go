@@ -23,10 +23,11 @@
 // while the setting is empty, every change fails. Only a standby that the server waits for may be
 // promoted. The old primary, if it is still alive, then confirms no change any more, so its
 // processes refuse every call after at most Options.Freshness of package keystore. Until then, such
-// a process admits no key that was revoked. Such a process may deny a key that was disabled, and
-// then enabled on the new primary. A key that the old primary does not have is not denied: before
-// Get returns backend.ErrNotFound, a commit shows that the server is still the primary. Calls that
-// run at the same time share the commit.
+// a process admits no key whose revocation has returned, and denies no key whose Enable has
+// returned: each change of a key waits until all processes have the change or refuse every call.
+// Create does not wait. So before Get returns backend.ErrNotFound, or GetAll leaves an entry out, a
+// commit shows that the server is still the primary. Calls that run at the same time share the
+// commit.
 //
 // Options.Unreplicated allows a server that no standby replaces. If a standby is promoted all the
 // same, revocations that have returned may be lost, and processes that still reach the old primary

@@ -3,6 +3,7 @@ package pgstore_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,7 +65,7 @@ func TestReplicas(t *testing.T) {
 
 // The synchronous standby is promoted, and the old primary is alive: a revocation on the new
 // primary is in force in a process that still reaches the old primary, because this process refuses
-// every call.
+// every call. For the same reason, the process denies no key once Enable has returned.
 func TestReplicasOfADeposedPrimary(t *testing.T) {
 	t.Parallel()
 	old, standby := startPair(t)
@@ -81,10 +82,13 @@ func TestReplicasOfADeposedPrimary(t *testing.T) {
 		return err == nil
 	}, patience, time.Millisecond)
 	defer session.Close()
+	off, err := left.Create(ctx, keystore.Spec{Name: "off"})
+	require.NoError(t, err)
+	require.NoError(t, left.Disable(ctx, off.Key.ID, "test"))
 
-	// A caller uses the key all the time in the process that is left.
-	var returned atomic.Bool
-	var admitted, after, refused atomic.Int64
+	// A caller uses both keys all the time in the process that is left.
+	var returned, enabled atomic.Bool
+	var admitted, after, refused, denied, deniedAfter atomic.Int64
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -101,6 +105,16 @@ func TestReplicasOfADeposedPrimary(t *testing.T) {
 			default:
 				refused.Add(1)
 			}
+			late = enabled.Load()
+			limited, cancel = context.WithTimeout(ctx, 200*time.Millisecond)
+			_, err = left.Verify(limited, off.Secret.Reveal())
+			cancel()
+			switch {
+			case errors.Is(err, keystore.ErrDenied) && late:
+				deniedAfter.Add(1)
+			case errors.Is(err, keystore.ErrDenied):
+				denied.Add(1)
+			}
 			select {
 			case <-stop:
 				return
@@ -109,16 +123,29 @@ func TestReplicasOfADeposedPrimary(t *testing.T) {
 			}
 		}
 	}()
-	require.Eventually(t, func() bool { return admitted.Load() > 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return admitted.Load() > 0 && denied.Load() > 0 }, patience,
+		time.Millisecond)
 	standby.Promote(t)
 	standby.Standby(t, "b2")
 	standby.Replicate(t, "b2")
-	require.Eventually(t, func() bool {
-		limited, cancel := context.WithTimeout(ctx, 5*freshness)
-		defer cancel()
-		return moved.Revoke(limited, issued.Key.ID, "test") == nil
-	}, patience, 10*time.Millisecond)
-	returned.Store(true)
+	change := func(make func(context.Context) error, made *atomic.Bool) func() {
+		return func() {
+			for ctx.Err() == nil && !made.Load() {
+				limited, cancel := context.WithTimeout(ctx, 5*freshness)
+				made.Store(make(limited) == nil)
+				cancel()
+			}
+		}
+	}
+	var changes sync.WaitGroup
+	changes.Go(change(func(ctx context.Context) error {
+		return moved.Enable(ctx, off.Key.ID)
+	}, &enabled))
+	changes.Go(change(func(ctx context.Context) error {
+		return moved.Revoke(ctx, issued.Key.ID, "test")
+	}, &returned))
+	changes.Wait()
+	require.True(t, enabled.Load() && returned.Load())
 	require.Error(t, session.Cause(), "the session of the process that is left")
 	requireRevoked(ctx, t, []*keystore.Store{moved}, token)
 	seen := refused.Load()
@@ -127,6 +154,9 @@ func TestReplicasOfADeposedPrimary(t *testing.T) {
 	close(stop)
 	<-done
 	require.Zero(t, after.Load(), "calls were admitted after Revoke had returned")
+	require.Zero(t, deniedAfter.Load(), "calls were denied after Enable had returned")
+	_, err = moved.Verify(ctx, off.Secret.Reveal())
+	require.NoError(t, err)
 	limited, cancel := context.WithTimeout(ctx, 2*freshness)
 	defer cancel()
 	_, err = left.Verify(limited, token)

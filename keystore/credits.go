@@ -152,7 +152,8 @@ func (s *Store) SetCredits(ctx context.Context, id string, credits *Credits) err
 	return err
 }
 
-// AddCredits adds n credits to the remaining credits of a key, and returns the credits afterwards.
+// AddCredits adds n credits to the remaining credits of a key, and returns the credits afterwards,
+// without those that processes have leased.
 // The refill stays: at the next refill, what was added is gone too. A negative n takes credits away,
 // but never more than remain. Credits that a process has leased stay leased: see Credits.
 //

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
+	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -136,6 +139,89 @@ func TestSetCreditsDuringALease(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A process loses contact, so the feed leaves out a SetCredits of another process. Afterwards a Key
+// of an earlier Verify spends no credit that was leased before. Without SetCredits, no credit is
+// lost.
+func TestLeasesOverAGapInTheFeed(t *testing.T) {
+	spent := func(t *testing.T, f *fleet, wrong variant, set bool) (n int) {
+		a, b := f.open(nil), f.open(nil)
+		b.processes.wrong = wrong
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+		require.NoError(t, err)
+		for range 200 {
+			require.NoError(t, key.Spend(t.Context(), 1))
+		}
+		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
+		b.link.Set(badlink.Faults{Drop: true, Silent: true})
+		for b.isFresh() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
+		if set {
+			require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
+		}
+		time.Sleep(10 * testFreshness) // b is evicted
+		b.link.Set(badlink.Faults{})
+		b.awaitFresh()
+		for err = nil; err == nil; n++ {
+			err = key.Spend(t.Context(), 1)
+		}
+		require.ErrorAs(t, err, new(*CreditsError))
+		return n - 1
+	}
+	fleetTest(t, func(t *testing.T, f *fleet) { require.Equal(t, 7, spent(t, f, 0, true)) })
+	fleetTest(t, func(t *testing.T, f *fleet) { require.Equal(t, 800, spent(t, f, 0, false)) })
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		require.Greater(t, spent(t, f, noCreditHold, true), 7, "the test would notice")
+	})
+}
+
+// A process leases for the callers that wait, unless what they cost is more than what remains.
+func TestALeaseForCallersThatWait(t *testing.T) {
+	for _, tt := range []struct {
+		waiting waiters
+		want    int64
+	}{
+		{waiters{1: 1}, 1},
+		{waiters{1: 3, 5: 2}, 13},
+		{waiters{1: 3, 1 << 53: 7}, 3},
+		{waiters{1: 3, math.MaxInt64: 7}, 3},
+		{waiters{1: 3, 100: 12}, 903},
+		{waiters{1: 2000}, 1000},
+		{waiters{1: 1 << 40}, 1000},
+	} {
+		a := &account{waiting: tt.waiting}
+		b := &balance{Balance: &record.Balance{CreditsRevision: 1, Remaining: 1000}}
+		l, write := a.plan(b, 1, time.Now())
+		require.True(t, write)
+		require.Equal(t, tt.want, l.size, "%v", tt.waiting)
+		require.Equal(t, 1000-tt.want, b.Remaining)
+	}
+}
+
+// What is given back does not raise a balance above the largest number of credits.
+func TestGivenBackToAFullBalance(t *testing.T) {
+	creditsTest(t, func(t *testing.T, s *Store) {
+		i := withCredits(t, s, &Credits{Remaining: maxCredits})
+		for range 300 {
+			_, err := s.Verify(t.Context(), i.Secret.Reveal())
+			require.NoError(t, err)
+		}
+		require.Positive(t, s.accounts.list()[0].left.Load())
+		_, err := s.AddCredits(t.Context(), i.Key.ID, 300)
+		require.NoError(t, err)
+		for err == nil {
+			_, err = s.AddCredits(t.Context(), i.Key.ID, 1)
+		}
+		require.ErrorIs(t, err, ErrInvalid)
+		time.Sleep(5 * time.Minute)
+		require.Equal(t, maxCredits, remaining(t, s, i))
+		_, err = s.AddCredits(t.Context(), i.Key.ID, -1)
+		require.NoError(t, err)
+	})
 }
 
 // The answer of a write of the balance is lost, or the write is. No credit is lost or comes back,

@@ -32,7 +32,10 @@ import (
 //  4. SetCredits returns after each process has noted the new revision of the record: the feed
 //     calls note, in the order of the changes, before the barrier is acknowledged. A lease that was
 //     written before SetCredits, and arrives after note, has a lower revision and is dropped. A
-//     lease cannot be written after SetCredits with the old balance: see balance.
+//     lease cannot be written after SetCredits with the old balance: see balance. No call waits for
+//     a process that has lost contact, and the feed of the process may leave SetCredits out. So
+//     after a gap in the feed, all leases are held, with those that are on their way, until a look
+//     at the balance that began after the gap has found the same grant.
 //  5. At most one goroutine leases for an account, so that many callers who find nothing left cost
 //     one write. The others wait for fetch.done, or for the end of their contexts. A caller is
 //     refused only by an answer about the balance that was asked for after the caller began to wait,
@@ -54,7 +57,9 @@ type account struct {
 	period   int64  // the time of the refill that the credits in left are from
 	free     bool   // the use of the key is no longer limited
 	stopped  error  // why the key admits no caller at the revision; nil: it may admit callers
-	waiting  int64  // the sum of the costs of the callers that wait
+	held     int64  // leased like left, and not to be spent until installLocked
+	gaps     uint64 // the number of calls of hold
+	waiting  waiters
 	fetch    *fetch // nil: no goroutine leases
 	count    uint64 // the number of leases that came in
 
@@ -69,6 +74,23 @@ type account struct {
 	leased   int64     // what was left then
 	idle     int64     // what was left at the last call of closeIdle; -1: not known
 	reported time.Time // when trouble was logged last
+}
+
+// waiters are the callers that wait for credits: how many callers there are for each cost.
+type waiters map[int64]int64
+
+// sum returns the sum of the costs of the callers for whom most credits suffice, if the callers with
+// low costs come first. Another caller counts nothing: otherwise a process would lease all that
+// remains for a call that is refused.
+func (w waiters) sum(most int64) (sum int64) {
+	for _, cost := range slices.Sorted(maps.Keys(w)) {
+		n := min(w[cost], (most-sum)/cost)
+		sum += n * cost
+		if n < w[cost] {
+			break
+		}
+	}
+	return sum
 }
 
 // A fetch is an attempt to lease.
@@ -193,8 +215,19 @@ func (a *account) note(revision, since uint64, stopped error) {
 	a.revision, a.free, a.trusted = revision, since == 0, time.Time{}
 	a.stopped = stopped
 	if since > a.since {
-		a.since, a.period = since, 0
+		a.since, a.period, a.held = since, 0, 0
 		a.left.Store(0)
+	}
+}
+
+// hold notes that the feed has left out records, or one record of the key.
+func (a *account) hold() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		a.held += a.left.Swap(0)
+		a.gaps++
+		a.trusted = time.Time{}
 	}
 }
 
@@ -224,8 +257,15 @@ var errAccountClosed = errors.New("the account is closed: take another")
 func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.waiting += n
-	defer func() { a.waiting -= n }()
+	if a.waiting == nil {
+		a.waiting = make(waiters)
+	}
+	a.waiting[n]++
+	defer func() {
+		if a.waiting[n]--; a.waiting[n] == 0 {
+			delete(a.waiting, n)
+		}
+	}()
 	for asked := false; ; asked = true {
 		switch {
 		case a.closed:
@@ -299,7 +339,7 @@ func (s *Store) beginFetchLocked(a *account, n int64) *fetch {
 	}
 	f := &fetch{done: make(chan struct{})}
 	a.fetch = f
-	revision := a.revision
+	revision, gaps := a.revision, a.gaps
 	go func() {
 		defer s.writes.Done()
 		l, made, err := editBalance(s, a.id, func(b *balance) (lease, bool) {
@@ -308,10 +348,13 @@ func (s *Store) beginFetchLocked(a *account, n int64) *fetch {
 		if made {
 			s.counts.leases.Add(1)
 		}
+		if s.isWrong(noRefillEnd) {
+			l.next = 0
+		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if err == nil {
-			a.installLocked(l, revision, time.Now())
+			a.installLocked(l, revision, gaps, time.Now())
 		} else if now := time.Now(); now.Sub(a.reported) >= reportAgain {
 			a.reported = now // one line for each call would make the trouble worse
 			s.log.Error("API key credits could not be leased", "id", a.id.String(), "error", err)
@@ -337,10 +380,10 @@ func (a *account) plan(b *balance, n int64, now time.Time) (l lease, write bool)
 	b.CreditsRevision = max(b.CreditsRevision, a.since)
 	left := int64(0)
 	if b.CreditsRevision == a.since && b.RefilledAt == a.period {
-		left = a.left.Load()
+		left = a.left.Load() + a.held
 	}
 	if left+b.Remaining >= n {
-		want := max(a.waiting-left, a.sizeLocked(b.Remaining, now))
+		want := max(a.waiting.sum(left+b.Remaining)-left, a.sizeLocked(b.Remaining, now))
 		l.size = max(0, min(want, b.Remaining))
 	}
 	b.Remaining -= l.size
@@ -361,10 +404,10 @@ func (a *account) sizeLocked(remaining int64, now time.Time) int64 {
 	return max(1, int64(size))
 }
 
-// installLocked takes over what a fetch has found. revision is the newest revision of the record
-// that was known before the fetch began.
-func (a *account) installLocked(l lease, revision uint64, now time.Time) {
-	if revision == a.revision {
+// installLocked takes over what a fetch has found. revision and gaps are those of the account when
+// the fetch began.
+func (a *account) installLocked(l lease, revision, gaps uint64, now time.Time) {
+	if revision == a.revision && gaps == a.gaps {
 		// The record has not changed since, so the answer is not older than the last SetCredits or
 		// AddCredits that this process has noted.
 		a.free, a.trusted = l.unlimited, now
@@ -374,13 +417,18 @@ func (a *account) installLocked(l lease, revision uint64, now time.Time) {
 		return // the credits were set again
 	}
 	if l.since != a.since || l.period != a.period {
-		a.since, a.period = l.since, l.period
+		a.since, a.period, a.held = l.since, l.period, 0
 		a.left.Store(0)
 	}
 	a.until.Store(l.next)
+	a.held += l.size
 	if l.size > 0 {
-		a.leased, a.leasedAt = a.left.Add(l.size), now
+		a.leased, a.leasedAt = a.left.Load()+a.held, now
 		a.count++
+	}
+	if gaps == a.gaps {
+		a.left.Add(a.held)
+		a.held = 0
 	}
 }
 
@@ -404,13 +452,14 @@ func (a *account) unspent(b *balance) int64 {
 	if a.since != b.CreditsRevision || a.period != b.RefilledAt {
 		return 0
 	}
-	return max(0, a.left.Load())
+	return max(0, a.left.Load()+a.held)
 }
 
 // closeLocked closes the account, and returns what was left.
 func (a *account) closeLocked() (left int64) {
 	a.closed = true
-	return max(0, a.left.Swap(math.MinInt64/2))
+	left, a.held = a.held, 0
+	return max(0, left+a.left.Swap(math.MinInt64/2))
 }
 
 // settle gives back what was leased for keys that were not used since the last call, and forgets
@@ -439,8 +488,8 @@ func (as *accounts) closeIdle(a *account) (left int64, idle bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	before := a.idle
-	a.idle = a.left.Load()
-	if a.fetch != nil || a.waiting > 0 || a.idle != before {
+	a.idle = a.left.Load() + a.held
+	if a.fetch != nil || len(a.waiting) > 0 || a.idle != before {
 		return 0, false
 	}
 	delete(as.all, a.id)
@@ -462,8 +511,8 @@ func (s *Store) giveBack(a *account, left int64) error {
 	_, _, err := editBalance(s, a.id, func(b *balance) (struct{}, bool) {
 		b.refill(time.Now())
 		same := !b.Unlimited && b.CreditsRevision == a.since && b.RefilledAt == a.period
-		b.Remaining += left
-		return struct{}{}, same
+		b.Remaining = min(maxCredits, b.Remaining+left) // AddCredits may have filled the balance
+		return struct{}{}, same || s.isWrong(blindGiveBack)
 	})
 	return err
 }

@@ -236,6 +236,8 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 		if a := s.accounts.find(id); a != nil && !s.isWrong(noCreditNote) {
 			if e := d.cached(); e != nil {
 				a.noteKey(e)
+			} else {
+				a.hold()
 			}
 		}
 		s.processes.noteDelivered(id, d)
@@ -246,6 +248,11 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 
 // flushCache is cluster.Config.Flush.
 func (s *Store) flushCache() {
+	if !s.isWrong(noCreditHold) {
+		for _, a := range s.accounts.list() {
+			a.hold()
+		}
+	}
 	s.fence.Flush(errNoMembership)
 	s.processes.noteFlush()
 	s.processes.noteChanged()

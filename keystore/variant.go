@@ -2,7 +2,7 @@ package keystore
 
 // A variant is a set of errors, most of them in how a Store works with other processes. The correct
 // Store is the zero variant. Tests use the other variants to show that the tests would detect such an error.
-type variant uint8
+type variant uint16
 
 const (
 	noSecondLook     variant = 1 << iota // Bind does not ask the gate after the registration
@@ -13,6 +13,10 @@ const (
 	noImportStamp                        // a batch of Import has no stamp while it reads
 	noCreditNote                         // no account notes the changes of other processes
 	blindCredits                         // a write of a balance whose answer is lost is made again
+	noCreditHold                         // leases remain valid over a gap in the feed
+	blindGiveBack                        // leases are given back to any grant
+	blindBalance                         // a write of a balance overwrites the changes of others
+	noRefillEnd                          // a lease outlives the refill
 )
 
 func (v variant) has(wrong variant) bool { return v&wrong != 0 }

@@ -300,12 +300,12 @@ func (s *Store) writeBalance(b *balance) (number uint64, err error) {
 	}
 	ctx, cancel := s.limitedWrite(context.Background())
 	defer cancel()
-	if s.isWrong(blindBalance) {
-		if e, err := s.backend.Get(ctx, change.Key); err == nil {
-			change.Expect = e.Revision
-		}
-	}
 	err = s.backend.Apply(ctx, *change)
+	for s.isWrong(blindBalance) && errors.Is(err, backend.ErrConflict) {
+		e, _ := s.backend.Get(ctx, change.Key)
+		change.Expect = e.Revision
+		err = s.backend.Apply(ctx, *change)
+	}
 	s.counts.noteWrite(err)
 	s.noteFailure(err)
 	return number, err

@@ -141,7 +141,7 @@ func TestSetCreditsDuringALease(t *testing.T) {
 	}
 }
 
-// A process loses contact, so the feed leaves out a SetCredits of another process. Afterwards a Key
+// A process loses contact, and the feed leaves out a SetCredits of another process. Afterwards a Key
 // of an earlier Verify spends no credit that was leased before. Without SetCredits, no credit is
 // lost.
 func TestLeasesOverAGapInTheFeed(t *testing.T) {
@@ -155,7 +155,7 @@ func TestLeasesOverAGapInTheFeed(t *testing.T) {
 			require.NoError(t, key.Spend(t.Context(), 1))
 		}
 		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
-		b.link.Set(badlink.Faults{Drop: true, Silent: true})
+		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
 		for b.isFresh() {
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -163,7 +163,6 @@ func TestLeasesOverAGapInTheFeed(t *testing.T) {
 		if set {
 			require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
 		}
-		time.Sleep(10 * testFreshness) // b is evicted
 		b.link.Set(badlink.Faults{})
 		b.awaitFresh()
 		for err = nil; err == nil; n++ {

@@ -38,6 +38,9 @@ package keystore
 //	regular, checkProcesses                linearizable_regular_test.go    the verdict
 //	chaos, chaosProcess                    processes_chaos_test.go         seeds in a bubble
 //
+// Credits have a model of their own, creditModel, in linearizable_credits_test.go: one key, one
+// process or three, in a bubble.
+//
 // A jittery backend makes races common: the backend delays calls until another call of the key
 // arrives. A failing backend returns errors before and after a write. The other backends and
 // variants are wrong on purpose. TestLinearizableCatches and TestLinearizableOverKillsCatches have

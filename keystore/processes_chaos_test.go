@@ -76,7 +76,7 @@ type chaos struct {
 	wrong  processVariant
 	start  time.Time
 	ctx    context.Context // of the clients and of the faults
-	clock  atomic.Int64    // the last moment
+	historyClock
 
 	guests []*guest
 	young  []byte    // a backup of the guests: all are active
@@ -114,12 +114,16 @@ func runChaos(
 	return found
 }
 
-// moment is the clock of the history. Two moments are never equal.
-func (c *chaos) moment() int64 {
+// A historyClock is the clock of a history. Two moments are never equal.
+type historyClock struct {
+	at atomic.Int64
+}
+
+func (c *historyClock) moment() int64 {
 	for {
-		last := c.clock.Load()
+		last := c.at.Load()
 		next := max(last+1, time.Now().UnixNano())
-		if c.clock.CompareAndSwap(last, next) {
+		if c.at.CompareAndSwap(last, next) {
 			return next
 		}
 	}

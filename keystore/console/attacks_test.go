@@ -29,6 +29,7 @@ import (
 // pages returns the path of each page of a key.
 func pages(id string) []string {
 	return []string{"", "keys", "keys/new", "keys/" + id, "keys/" + id + "/edit",
+		"keys/" + id + "/credits",
 		"keys/" + id + "/rotate", "keys/" + id + "/disable", "keys/" + id + "/enable",
 		"keys/" + id + "/revoke", "keys/act?do=revoke&id=" + id, "audit", "backup", "login"}
 }
@@ -40,6 +41,7 @@ func changes(id string) map[string]url.Values {
 		"keys/new":                {"name": {"forged"}, "expires": {"never"}, "request_id": {request}},
 		"keys/act":                {"do": {"revoke"}, "id": {id}},
 		"keys/" + id + "/edit":    {"name": {"forged"}, "expires": {"never"}},
+		"keys/" + id + "/credits": {"credits": {"1"}},
 		"keys/" + id + "/rotate":  {"grace": {"0"}, "request_id": {request}},
 		"keys/" + id + "/disable": nil, "keys/" + id + "/enable": nil,
 		"keys/" + id + "/revoke": nil, "backup": nil, "logout": nil,

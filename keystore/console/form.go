@@ -26,6 +26,7 @@ type keyForm struct {
 	Name, Owner, Scopes, Metadata,
 	Expires, ExpiresAt, NotBefore,
 	Networks, PerSecond, Burst string
+	creditFields // of a new key
 	// Errors are the errors by the name of the field. An error of no field has the name "".
 	Errors map[string]string
 	Key    *keystore.Key // nil: a new key
@@ -34,13 +35,14 @@ type keyForm struct {
 
 // Restricted reports whether the rarer fields have a value or an error.
 func (f *keyForm) Restricted() bool {
-	for _, name := range []string{"not_before", "networks", "per_second", "burst", "metadata"} {
+	for _, name := range []string{"not_before", "networks", "per_second", "burst", "metadata",
+		"credits", "refill", "refill_when"} {
 		if f.Errors[name] != "" {
 			return true
 		}
 	}
 	return f.NotBefore != "" || f.Networks != "" || f.PerSecond != "" || f.Burst != "" ||
-		f.Metadata != ""
+		f.Metadata != "" || f.creditFields != creditFieldsOf(nil) && f.Key == nil
 }
 
 // The values of Expires.
@@ -63,7 +65,8 @@ func (v *visit) readForm() *keyForm {
 		ExpiresAt: field("expires_at"),
 		NotBefore: field("not_before"), Networks: field("networks"),
 		PerSecond: field("per_second"), Burst: field("burst"),
-		Errors: make(map[string]string),
+		creditFields: v.readCreditFields(),
+		Errors:       make(map[string]string),
 	}
 }
 
@@ -125,6 +128,15 @@ func (f *keyForm) change(now time.Time) func(*keystore.Spec) error {
 			return errForm
 		}
 		return nil
+	}
+}
+
+// creation is change for a new key, which may have credits.
+func (f *keyForm) creation(now time.Time) func(*keystore.Spec) error {
+	change := f.change(now)
+	return func(s *keystore.Spec) error {
+		s.Credits = f.credits(f.Errors)
+		return change(s)
 	}
 }
 
@@ -243,7 +255,7 @@ func fieldOf(err error) string {
 	if match := specField.FindStringSubmatch(err.Error()); match != nil {
 		return map[string]string{"Name": "name", "Owner": "owner", "Scopes": "scopes",
 			"Metadata": "metadata", "ExpiresAt": "expires", "NotBefore": "not_before",
-			"AllowedNetworks": "networks", "RateLimit": "per_second"}[match[1]]
+			"AllowedNetworks": "networks", "RateLimit": "per_second", "Credits": "credits"}[match[1]]
 	}
 	return ""
 }
@@ -285,7 +297,8 @@ func ceilingText(e *manage.CeilingError) string {
 
 // showNew shows the form for a new key.
 func (v *visit) showNew() {
-	v.renderNew(http.StatusOK, &keyForm{Expires: "90d", Owner: v.r.URL.Query().Get("owner")})
+	v.renderNew(http.StatusOK, &keyForm{Expires: "90d", Owner: v.r.URL.Query().Get("owner"),
+		creditFields: creditFieldsOf(nil)})
 }
 
 // renderNew shows the form for a new key. The request id is new, so that the form makes a key even
@@ -307,7 +320,7 @@ type madeSecret struct {
 func (v *visit) create() {
 	f := v.readForm()
 	made, err := v.once("create", f.RequestID, func() (*madeSecret, error) {
-		issued, err := v.operator(0).Create(v.changeCtx(), f.change(time.Now()))
+		issued, err := v.operator(0).Create(v.changeCtx(), f.creation(time.Now()))
 		if err != nil {
 			return nil, err
 		}

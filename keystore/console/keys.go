@@ -230,15 +230,16 @@ func (f keyFilter) next(id string) template.URL {
 // A keyPage is the content of the page of one key.
 type keyPage struct {
 	keyRow
-	AllScopes []string
-	Metadata  []pair
-	Networks  []string
-	Previous  bool // the previous secret is still valid
-	Credits   *keystore.Credits
-	Own       bool // the operator is logged in with this key
-	Events    *eventList
-	Actions   []action
-	Ceiling   string // why some actions are not there; "": all are there
+	AllScopes   []string
+	Metadata    []pair
+	Networks    []string
+	Previous    bool              // the previous secret is still valid
+	Credits     *keystore.Credits // nil: the use of the key is not limited
+	LostCredits bool              // the balance of the key is damaged
+	Own         bool              // the operator is logged in with this key
+	Events      *eventList
+	Actions     []action
+	Ceiling     string // why some actions are not there; "": all are there
 }
 
 type pair struct{ Name, Value string }
@@ -260,7 +261,7 @@ func (v *visit) showKey() {
 	for _, network := range key.AllowedNetworks() {
 		p.Networks = append(p.Networks, network.String())
 	}
-	if p.Credits, err = v.store.Credits(v.ctx(), v.id); err != nil {
+	if p.Credits, p.LostCredits, err = v.readCredits(v.id); err != nil {
 		v.fail(keyError(err))
 		return
 	}
@@ -308,6 +309,7 @@ func (v *visit) actions(k *keystore.Key) (all []action, ceiling string) {
 	}
 	add(o.MayRotate(k), action{"rotate", "Rotate", false})
 	add(o.MayEnable(k), action{"edit", "Edit", false})
+	add(o.MayEnable(k), action{"credits", "Credits", false})
 	if k.DisabledAt.IsZero() {
 		add(o.MayStop(k), action{"disable", "Disable", false})
 	} else {

@@ -100,7 +100,7 @@ func TestCeiling(t *testing.T) {
 	b, _ := r.as(t, "keys:read", "keys:write", "orders:*")
 	admin := keystoretest.MustCreate(t, r.store, keystore.Spec{Scopes: []string{"keys:admin"}}).Key.ID
 	other := keystoretest.MustCreate(t, r.store, keystore.Spec{Scopes: []string{"billing"}}).Key.ID
-	for _, path := range []string{"/rotate", "/edit", "/disable", "/enable", "/revoke"} {
+	for _, path := range []string{"/rotate", "/edit", "/credits", "/disable", "/enable", "/revoke"} {
 		require.NotContains(t, b.get("keys/"+admin).body, path+`"`)
 	}
 	require.Contains(t, b.get("keys/"+admin).body, "You cannot do everything with this key")

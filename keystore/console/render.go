@@ -147,16 +147,17 @@ func (v *visit) render(status int, page, title string, data any) {
 }
 
 var functions = template.FuncMap{
-	"when":      when,
-	"num":       number,
-	"cut":       cut,
-	"plural":    plural,
-	"refill":    refill,
-	"stamp":     func(t time.Time) string { return strconv.FormatInt(t.UnixNano(), 10) },
-	"icon":      func() template.URL { return icon },
-	"lifetimes": lifetimeNames,
-	"graces":    func() []pair { return graces },
-	"verbs":     func() []*verb { return verbs },
+	"when":        when,
+	"num":         number,
+	"cut":         cut,
+	"plural":      plural,
+	"refill":      refill,
+	"stamp":       func(t time.Time) string { return strconv.FormatInt(t.UnixNano(), 10) },
+	"icon":        func() template.URL { return icon },
+	"lifetimes":   lifetimeNames,
+	"refilltimes": func() []pair { return refillTimes },
+	"graces":      func() []pair { return graces },
+	"verbs":       func() []*verb { return verbs },
 }
 
 // icon is the picture of a tab: a key.

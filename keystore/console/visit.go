@@ -37,6 +37,7 @@ func newRoutes() map[string]route {
 		"keys/*":         {get: (*visit).showKey, scope: manage.Read},
 		"keys/*/edit":    change((*visit).showEdit, (*visit).edit),
 		"keys/*/rotate":  change((*visit).showRotate, (*visit).rotate),
+		"keys/*/credits": change((*visit).showCredits, (*visit).changeCredits),
 		"keys/*/disable": change((*visit).showDisable, (*visit).disable),
 		"keys/*/enable":  change((*visit).showEnable, (*visit).enable),
 		"keys/*/revoke":  change((*visit).showRevoke, (*visit).revoke),

@@ -48,6 +48,8 @@ func newScenery(t *testing.T) *scenery {
 		Metadata:  map[string]string{"ticket": "OPS-4711", "environment": "production"},
 		ExpiresAt: time.Now().Add(90 * 24 * time.Hour),
 		RateLimit: keystore.RateLimit{PerSecond: 50, Burst: 100},
+		Credits: &keystore.Credits{Remaining: 8_400,
+			Refill: keystore.Refill{Amount: 10_000, MonthDay: 1}},
 	})
 	for range 2 {
 		w.stream(busy)
@@ -98,6 +100,7 @@ func newScenery(t *testing.T) *scenery {
 			s.hide(p)
 		}},
 		at("edit", key+"/edit", "Edit the key"),
+		at("credits", key+"/credits", "Credits of the key"),
 		at("rotate", key+"/rotate", "Rotate the key"),
 		at("disable", key+"/disable", "Disable the key"),
 		at("revoke", key+"/revoke", "Revoke the key"),

@@ -38,7 +38,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	token := issued.Secret.Reveal() // hand it to its owner; it cannot be had again
+	token := issued.Secret.Reveal() // it cannot be retrieved later
 
 	key, err := store.Verify(ctx, token)
 	fmt.Println(key.Owner, key.HasScope("orders:read"), err)

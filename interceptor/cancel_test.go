@@ -2,6 +2,7 @@ package interceptor_test
 
 import (
 	"context"
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -126,33 +127,11 @@ func TestUnaryCallsCompleteWithoutCancelUnary(t *testing.T) {
 
 // Every change that ends a stream also ends a unary call, and the client gets the same status.
 func TestChangesCancelUnary(t *testing.T) {
-	for name, tt := range map[string]struct {
-		change func(ctx context.Context, s *keystore.Store, id string) error
-		code   codes.Code
-		reason string
-	}{
-		"Disable": {func(ctx context.Context, s *keystore.Store, id string) error {
-			return s.Disable(ctx, id, "")
-		}, codes.Unauthenticated, "API_KEY_INVALID"},
-		"Rotate without a grace": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Rotate(ctx, id, 0)
-			return err
-		}, codes.Unauthenticated, "API_KEY_REVOKED"},
-		"Rotate with a short one": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Rotate(ctx, id, 50*time.Millisecond)
-			return err
-		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
-		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
-				spec.Scopes = nil
-				return nil
-			})
-			return err
-		}, codes.Unavailable, "API_KEY_CHANGED"},
-		"Close": {func(_ context.Context, s *keystore.Store, _ string) error {
-			return s.Close()
-		}, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE"},
-	} {
+	all := maps.Clone(endings)
+	all["Close"] = ending{func(_ context.Context, s *keystore.Store, _ string) error {
+		return s.Close()
+	}, codes.Unavailable, "AUTH_BACKEND_UNAVAILABLE"}
+	for name, tt := range all {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			key, token := issue(t, store, keystore.Spec{Scopes: []string{"a"}})

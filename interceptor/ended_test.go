@@ -373,17 +373,8 @@ func TestHandlerReturnsBeforeTheWatcherRuns(t *testing.T) {
 		bound.cause.Store(&revoked)
 		panic("after the end")
 	}}
-	recovery := grpc.ChainStreamInterceptor(func(
-		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
-	) (err error) {
-		defer func() {
-			_ = recover()
-			err = status.Error(codes.Internal, "panic")
-		}()
-		return next(srv, ss)
-	})
 	conn := dial(t,
-		serve(t, svc, append([]grpc.ServerOption{recovery}, newAuth(t, v).ServerOptions()...)...))
+		serve(t, svc, append([]grpc.ServerOption{recoverStreams()}, newAuth(t, v).ServerOptions()...)...))
 	stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), "k"))
 	require.NoError(t, err)
 	_, err = stream.Recv()

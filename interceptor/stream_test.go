@@ -256,32 +256,38 @@ func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
 	}
 }
 
+// An ending is a change of a key that ends the streams and calls of the key, and the status that the
+// clients then get.
+type ending struct {
+	change func(ctx context.Context, s *keystore.Store, id string) error
+	code   codes.Code
+	reason string
+}
+
+var endings = map[string]ending{
+	"Disable": {func(ctx context.Context, s *keystore.Store, id string) error {
+		return s.Disable(ctx, id, "")
+	}, codes.Unauthenticated, "API_KEY_INVALID"},
+	"Rotate without a grace": {func(ctx context.Context, s *keystore.Store, id string) error {
+		_, err := s.Rotate(ctx, id, 0)
+		return err
+	}, codes.Unauthenticated, "API_KEY_REVOKED"},
+	"Rotate with a short one": {func(ctx context.Context, s *keystore.Store, id string) error {
+		_, err := s.Rotate(ctx, id, 50*time.Millisecond)
+		return err
+	}, codes.Unauthenticated, "API_KEY_EXPIRED"},
+	"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
+		_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
+			spec.Scopes = nil
+			return nil
+		})
+		return err
+	}, codes.Unavailable, "API_KEY_CHANGED"},
+}
+
 // Every change that narrows a key ends the streams of the key, with the right status.
 func TestChangesEndStreams(t *testing.T) {
-	for name, tt := range map[string]struct {
-		change func(ctx context.Context, s *keystore.Store, id string) error
-		code   codes.Code
-		reason string
-	}{
-		"Disable": {func(ctx context.Context, s *keystore.Store, id string) error {
-			return s.Disable(ctx, id, "")
-		}, codes.Unauthenticated, "API_KEY_INVALID"},
-		"Rotate without a grace": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Rotate(ctx, id, 0)
-			return err
-		}, codes.Unauthenticated, "API_KEY_REVOKED"},
-		"Rotate with a short one": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Rotate(ctx, id, 50*time.Millisecond)
-			return err
-		}, codes.Unauthenticated, "API_KEY_EXPIRED"},
-		"Update to a scope less": {func(ctx context.Context, s *keystore.Store, id string) error {
-			_, err := s.Update(ctx, id, func(spec *keystore.Spec) error {
-				spec.Scopes = nil
-				return nil
-			})
-			return err
-		}, codes.Unavailable, "API_KEY_CHANGED"},
-	} {
+	for name, tt := range endings {
 		t.Run(name, func(t *testing.T) {
 			store := openStore(t)
 			key, token := issue(t, store, keystore.Spec{Scopes: []string{"a"}})
@@ -536,18 +542,9 @@ func TestHandlerPanicsBeforeTheWatcherRuns(t *testing.T) {
 		<-s.Context().Done()
 		panic("after the end")
 	}}
-	recovery := grpc.ChainStreamInterceptor(func(
-		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
-	) (err error) {
-		defer func() {
-			_ = recover()
-			err = status.Error(codes.Internal, "panic")
-		}()
-		return next(srv, ss)
-	})
 	conn := dial(t,
 		serve(t, svc,
-			append([]grpc.ServerOption{recovery}, newAuth(t, store).ServerOptions()...)...))
+			append([]grpc.ServerOption{recoverStreams()}, newAuth(t, store).ServerOptions()...)...))
 	for range 50 {
 		key, token := issue(t, store, keystore.Spec{})
 		stream, err := testpb.NewTestServiceClient(conn).FullDuplexCall(withKey(t.Context(), token))
@@ -592,3 +589,16 @@ func TestPanicBelowTheInterceptor(t *testing.T) {
 type panickingStream struct{ grpc.ServerStream }
 
 func (*panickingStream) SendMsg(any) error { panic("below") }
+
+// recoverStreams ends each stream with Internal, also after a panic of the handler.
+func recoverStreams() grpc.ServerOption {
+	return grpc.ChainStreamInterceptor(func(
+		srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler,
+	) (err error) {
+		defer func() {
+			_ = recover()
+			err = status.Error(codes.Internal, "panic")
+		}()
+		return next(srv, ss)
+	})
+}

@@ -91,20 +91,8 @@ func (s *Spec) check(before *Spec) error {
 			return invalid("Spec.Scopes[%d] %v", i, err)
 		}
 	}
-	for k, v := range s.Metadata {
-		if !utf8.ValidString(k) || !utf8.ValidString(v) {
-			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, " +
-				"with base64 for example")
-		}
-		if old, ok := before.Metadata[k]; ok && old == v {
-			continue
-		}
-		if err := checkHidden("a key of Spec.Metadata", k, hides); err != nil {
-			return err
-		}
-		if err := checkHidden(fmt.Sprintf("Spec.Metadata[%q]", k), v, hidesInText); err != nil {
-			return err
-		}
+	if err := s.checkMetadata(before.Metadata); err != nil {
+		return err
 	}
 	if s.ExpiresAt.Year() > 2261 { // int64 nanoseconds end in 2262
 		return invalid("Spec.ExpiresAt is after the year 2261: leave it zero for a key that does " +
@@ -118,22 +106,8 @@ func (s *Spec) check(before *Spec) error {
 		return invalid("Spec.NotBefore is not before Spec.ExpiresAt: the key would never be " +
 			"admitted")
 	}
-	if len(s.AllowedNetworks) > maxNetworks {
-		return invalid("Spec.AllowedNetworks has %d networks: at most %d are allowed",
-			len(s.AllowedNetworks), maxNetworks)
-	}
-	for i, network := range s.AllowedNetworks {
-		switch {
-		case !network.IsValid():
-			return invalid("Spec.AllowedNetworks[%d] is not a network: use netip.ParsePrefix", i)
-		case network.Addr().Is4In6():
-			return invalid("Spec.AllowedNetworks[%d] %v is an IPv4-mapped IPv6 network: write "+
-				"the network as IPv4", i, network)
-		case network.Masked() != network:
-			return invalid("Spec.AllowedNetworks[%d] %v has bits behind its mask: write %v, or "+
-				"%v/%d for one address",
-				i, network, network.Masked(), network.Addr(), network.Addr().BitLen())
-		}
+	if err := checkNetworks(s.AllowedNetworks); err != nil {
+		return err
 	}
 	if l := s.RateLimit; l != (RateLimit{}) && (!(l.PerSecond > 0) || math.IsInf(l.PerSecond, 0) ||
 		l.Burst < 1 || l.Burst > maxBurst) {
@@ -144,6 +118,47 @@ func (s *Spec) check(before *Spec) error {
 }
 
 const maxBurst = 1 << 30
+
+// checkMetadata checks the entries that differ from those before.
+func (s *Spec) checkMetadata(before map[string]string) error {
+	for k, v := range s.Metadata {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return invalid("Spec.Metadata holds text that is not UTF-8: encode binary values, " +
+				"with base64 for example")
+		}
+		if old, ok := before[k]; ok && old == v {
+			continue
+		}
+		if err := checkHidden("a key of Spec.Metadata", k, hides); err != nil {
+			return err
+		}
+		if err := checkHidden(fmt.Sprintf("Spec.Metadata[%q]", k), v, hidesInText); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkNetworks(networks []netip.Prefix) error {
+	if len(networks) > maxNetworks {
+		return invalid("Spec.AllowedNetworks has %d networks: at most %d are allowed", len(networks),
+			maxNetworks)
+	}
+	for i, network := range networks {
+		switch {
+		case !network.IsValid():
+			return invalid("Spec.AllowedNetworks[%d] is not a network: use netip.ParsePrefix", i)
+		case network.Addr().Is4In6():
+			return invalid("Spec.AllowedNetworks[%d] %v is an IPv4-mapped IPv6 network: write "+
+				"the network as IPv4", i, network)
+		case network.Masked() != network:
+			return invalid("Spec.AllowedNetworks[%d] %v has bits after its mask: write %v, or "+
+				"%v/%d for one address",
+				i, network, network.Masked(), network.Addr(), network.Addr().BitLen())
+		}
+	}
+	return nil
+}
 
 // checkTimes checks ExpiresAt against the clock. The check is not part of check, because an
 // Update may change a key that has expired.

@@ -2,8 +2,12 @@
 // metadata of each call, ask a key store, and give the record of the key to the handler. When a key
 // is revoked, the streams that the key opened end.
 //
-//	auth, err := interceptor.New(store)
+//	store, err := keystore.Open("keys", nil)
+//	auth, err := interceptor.New(store, interceptor.Require("/orders.v1.Orders/Get", "orders:read"))
 //	server := grpc.NewServer(auth.ServerOptions()...)
+//
+// A handler finds the key with [FromContext], and gets no credential. Clients send the key with
+// package [github.com/grpc-api-key/grpc-api-key/interceptor/keycreds].
 //
 // Every method needs a key, unless [Public] names the method. Health checks and reflection need a
 // key too, and so do methods that a grpc.UnknownServiceHandler serves. gRPC itself answers every

@@ -232,8 +232,8 @@ func (s *Store) takesCheck(
 // restoreBalances merges the balances of a backup into the store, before the keys. For a key whose
 // balance the store has, the later grant wins: the later SetCredits or AddCredits, by the revision
 // of the record, and then the later refill. Of two balances of the same grant, the lower one wins,
-// because the higher one does not know of credits that were spent. So no Restore raises what remains
-// of a grant.
+// because the higher one does not know of credits that were spent. So no Restore raises what
+// remains of a grant.
 func (s *Store) restoreBalances(
 	ctx context.Context, batch []backend.Entry, _ int,
 ) (changed int, err error) {
@@ -255,14 +255,7 @@ func (s *Store) restoreBalances(
 				Expect: have.revision})
 		}
 	}
-	if len(changes) == 0 {
-		return 0, nil
-	}
-	err = s.backend.Apply(ctx, changes...)
-	if err != nil && !errors.Is(err, backend.ErrConflict) {
-		return 0, s.scanError(ctx, "restore", err)
-	}
-	return 0, err
+	return 0, s.applyRestored(ctx, changes)
 }
 
 // isAfter reports whether the balance b wins over the balance have in a Restore.
@@ -293,12 +286,17 @@ func (s *Store) restoreUsage(
 			changes = append(changes, backend.Change{Key: e.Key, Value: e.Value, Expect: revision})
 		}
 	}
+	return 0, s.applyRestored(ctx, changes)
+}
+
+// applyRestored writes changes that no event reports. A conflict is returned as it is.
+func (s *Store) applyRestored(ctx context.Context, changes []backend.Change) error {
 	if len(changes) == 0 {
-		return 0, nil
+		return nil
 	}
-	err = s.backend.Apply(ctx, changes...)
+	err := s.backend.Apply(ctx, changes...)
 	if err != nil && !errors.Is(err, backend.ErrConflict) {
-		return 0, s.scanError(ctx, "restore", err)
+		return s.scanError(ctx, "restore", err)
 	}
-	return 0, err
+	return err
 }

@@ -84,8 +84,8 @@ type stream struct {
 
 	reportEnd func() // reports the end, once; nil without LogRefusals and Observe
 
-	// onLimit reports that the key exceeds its rate limit or its credits, and returns the status for
-	// the client. It is nil without LimitMessages.
+	// onLimit reports that the key exceeds its rate limit or its credits, and returns the status
+	// for the client. It is nil without LimitMessages.
 	onLimit     func(error) *status.Status
 	limitStatus atomic.Pointer[status.Status] // set when a message has exceeded the limits
 	cost        int64                         // of a message, in credits
@@ -185,8 +185,8 @@ func (s *stream) finish() {
 	}
 }
 
-// reportIfEnded reports once that the stream ended with its key, if it did. Call reportIfEnded after
-// the client got the status, because a logger may block.
+// reportIfEnded reports once that the stream ended with its key, if it did. Call reportIfEnded
+// after the client got the status, because a logger may block.
 func (s *stream) reportIfEnded() {
 	if s.reportEnd != nil && s.limitStatus.Load() == nil && admission.EndedByStore(s.session.Cause()) {
 		s.reportEnd()

@@ -256,8 +256,8 @@ func TestRevokeUnderAnHTTPServerOfClientsThatDoNotRead(t *testing.T) {
 	}
 }
 
-// An ending is a change of a key that ends the streams and calls of the key, and the status that the
-// clients then get.
+// An ending is a change of a key that ends the streams and calls of the key, and the status that
+// the clients then get.
 type ending struct {
 	change func(ctx context.Context, s *keystore.Store, id string) error
 	code   codes.Code

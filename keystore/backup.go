@@ -79,8 +79,8 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error {
 }
 
 // formOf returns the form of a backup whose first entry is of a key space. Graves are before check
-// values, and check values are before balances and keys. A balance may come later in the backup. Only
-// Purge deletes balances, so the store still has the balance.
+// values, and check values are before balances and keys. A balance may come later in the backup.
+// Only Purge deletes balances, so the store still has the balance.
 func (s *Store) formOf(ctx context.Context, space byte) (backupfile.Form, error) {
 	from, to := spaceOf(creditSpace)
 	for _, err := range s.backend.Scan(ctx, from, to) {

@@ -486,9 +486,9 @@ func (s *Store) readIndexed(
 	return true, nil
 }
 
-// creation returns the event of the creation or of the import of a key, if the record or the grave of
-// the key leads to the event, and if the stamp is between first and last. Otherwise the event is nil: the event
-// index may lead to the event.
+// creation returns the event of the creation or of the import of a key, if the record or the grave
+// of the key leads to the event, and if the stamp is between first and last. Otherwise the event is
+// nil: the event index may lead to the event.
 func (s *Store) creation(
 	ctx context.Context, id token.ID, first, last int64,
 ) (foundEvent, error) {

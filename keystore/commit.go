@@ -275,8 +275,8 @@ type prepared struct {
 }
 
 // maxChanges is the largest number of changes of a prepared, beside a balance: of the record, the
-// grave, the event, and the indexes. A change of the owner takes two of the owner index, but none of
-// the grave.
+// grave, the event, and the indexes. A change of the owner takes two of the owner index, but none
+// of the grave.
 const maxChanges = 5
 
 // A prior is the state of a key before a change.

@@ -32,14 +32,14 @@ import (
 //
 // Invariant 3 follows from invariant 1: a key with a full grave has no record, only Restore and
 // Import change a key without a record, and both leave a full grave alone. Invariant 1 follows from
-// invariant 2. Suppose that Restore finds neither a record nor a grave.
-// Then another Restore adds the key, and a Purge removes the key. Now the backend again has no
-// record, and the revision of the record alone would not show that time has passed. But the
-// revision of the grave does: the first Restore expects no grave, and gets ErrConflict. For this
-// reason, a Restore that adds a key writes an empty grave, and all entries of the graveyard stay.
-// The Check of an Import finds the grave of the Purge, too. An empty grave also says that the record
-// does not lead to the first event of the key: see index.go.
-// Create writes no grave, because no change can have used the ID of the new key before.
+// invariant 2. Suppose that Restore finds neither a record nor a grave. Then another Restore adds
+// the key, and a Purge removes the key. Now the backend again has no record, and the revision of
+// the record alone would not show that time has passed. But the revision of the grave does: the
+// first Restore expects no grave, and gets ErrConflict. For this reason, a Restore that adds a key
+// writes an empty grave, and all entries of the graveyard stay. The Check of an Import finds the
+// grave of the Purge, too. An empty grave also says that the record does not lead to the first
+// event of the key: see index.go. Create writes no grave, because no change can have used the ID of
+// the new key before.
 
 func graveKey(id token.ID) []byte {
 	return append(append(make([]byte, 0, 1+len(id)), graveSpace), id[:]...)

@@ -44,8 +44,8 @@ type Imported struct {
 	// time of the import. LastUsedAt is when the key was last used; zero means never.
 	CreatedAt, LastUsedAt time.Time
 	// RevokedAt and DisabledAt are when the other system revoked or disabled the key. Zero means
-	// that the key is not revoked, or not disabled. A revoked key is imported too, as a revoked key,
-	// so that the store knows why the key is refused.
+	// that the key is not revoked, or not disabled. A revoked key is imported too, as a revoked
+	// key, so that the store knows why the key is refused.
 	RevokedAt, DisabledAt time.Time
 }
 
@@ -60,9 +60,10 @@ type ImportOptions struct {
 	// Problem receives each row that was not imported, with the reason, in the order of the rows.
 	// Nil means that the problems are only counted.
 	Problem func(*ImportProblem)
-	// Progress receives the number of rows that were read, from time to time. Up to 131,072 of these
-	// rows may not be imported yet. Nil means that no progress is reported. A panic of Problem or
-	// Progress passes through to the caller of Import, and ends the call as an error would.
+	// Progress receives the number of rows that were read, from time to time. Up to 131,072 of
+	// these rows may not be imported yet. Nil means that no progress is reported. A panic of
+	// Problem or Progress passes through to the caller of Import, and ends the call as an error
+	// would.
 	Progress func(rows int)
 }
 

@@ -34,8 +34,8 @@ import (
 
 // indexCheck returns a function that a reader of an index calls after it has read a part of the
 // index, and before it uses the part. If the index was incomplete at some moment since the call of
-// indexCheck, the function, or indexCheck itself, returns ErrUnavailable. In a store of one process,
-// the indexes are complete, because Open builds them.
+// indexCheck, the function, or indexCheck itself, returns ErrUnavailable. In a store of one
+// process, the indexes are complete, because Open builds them.
 //
 // In a store of several processes, a rebuild begins while no other process is a member. But a
 // process that was suspended, and was evicted, may wake up during the rebuild, and would miss keys

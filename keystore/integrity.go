@@ -76,9 +76,9 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 // The sum of the event index needs to know which events have no index entry, because the record of
 // their key leads to them. The check expects this of each key that was created since the store has
 // indexes and since the swept mark, and was neither restored nor imported: see leads. The
-// expectation is wrong for a key that was created while the clock was set back. The look-ups know of
-// this exception. So a wrong expectation costs time, and causes no error. If the expectation is right and the event is
-// missing, the sums differ, and the look-ups find that the event is lost.
+// expectation is wrong for a key that was created while the clock was set back. The look-ups know
+// of this exception. So a wrong expectation costs time, and causes no error. If the expectation is
+// right and the event is missing, the sums differ, and the look-ups find that the event is lost.
 type integrityCheck struct {
 	store  *Store
 	seed   maphash.Seed
@@ -237,7 +237,8 @@ func (c *integrityCheck) findBalance(ctx context.Context, id token.ID) error {
 }
 
 // leads reports whether the record of a key or of a full grave should lead to the event of the
-// creation or of the import of the key. The key has no grave, or the record is the record of its grave.
+// creation or of the import of the key. The key has no grave, or the record is the record of its
+// grave.
 func (c *integrityCheck) leads(kr *keyRecord) bool { return firstStamp(kr.record) >= c.since }
 
 func (c *integrityCheck) hash(key []byte) uint64 { return maphash.Bytes(c.seed, key) }

@@ -70,8 +70,8 @@ func (s *Session) Cause() error { return s.ctx.Cause() }
 // stop returns false, even if f has not begun.
 func (s *Session) OnEnd(f func()) (stop func() bool) { return s.ctx.OnEnd(f) }
 
-// Allow takes one use from the RateLimit of the session's key, as Key.Allow does. If the session has
-// ended, Allow takes nothing, and returns the cause.
+// Allow takes one use from the RateLimit of the session's key, as Key.Allow does. If the session
+// has ended, Allow takes nothing, and returns the cause.
 func (s *Session) Allow() error {
 	if err := s.Cause(); err != nil {
 		return err

@@ -309,8 +309,8 @@ type Stats struct {
 	// Changes counts the changes of keys that this Store has made, by the action.
 	Changes map[Action]uint64
 	// Durations has how long the calls that change one key took, by the action and whatever the
-	// result: Create, Update, Rotate, Disable, Enable, Revoke, SetCredits and AddCredits, until the change was in force in
-	// every process, and the rehash of a digest in the background.
+	// result: Create, Update, Rotate, Disable, Enable, Revoke, SetCredits and AddCredits, until the
+	// change was in force in every process, and the rehash of a digest in the background.
 	Durations map[Action]Histogram
 	// FailedWrites counts the writes of changes and of last uses that failed, by one of two words:
 	// full, if the storage had no space, and failed. Most of the failed writes are those of a call
@@ -338,8 +338,8 @@ type Stats struct {
 	Freshness, FeedLag time.Duration
 	Barriers           Histogram
 	LostTouch, Removed uint64
-	// Leases counts the leases of credits: each is a write. Exhausted counts the calls of Verify, Bind
-	// and Spend that were refused with a *CreditsError. A call of Spend is in no other count.
+	// Leases counts the leases of credits: each is a write. Exhausted counts the calls of Verify,
+	// Bind and Spend that were refused with a *CreditsError. A call of Spend is in no other count.
 	Leases, Exhausted uint64
 	// Evicted counts the keys that left the memory because other keys needed the space: see
 	// Options.CacheSize.

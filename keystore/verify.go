@@ -183,8 +183,8 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 		return nil, s.refuse(text, err)
 	}
 	// The context may have ended after admitBound, and the gate may have closed: Cause asks the
-	// gate again. Bind returns the error of ctx and not the cause of ctx, because the cause may be a
-	// denial of another key.
+	// gate again. Bind returns the error of ctx and not the cause of ctx, because the cause may be
+	// a denial of another key.
 	if s.isWrong(noSecondLook) {
 		err = b.endCause()
 	} else {

@@ -130,9 +130,9 @@ func TestKillInTheMiddleOfImport(t *testing.T) {
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	// A pipe holds 64 KiB, so most of this part is read when the write returns. Import writes 65,536
-	// rows while it reads as many, and then waits. So the first 65,536 rows are imported, and the
-	// next are being imported.
+	// A pipe holds 64 KiB, so most of this part is read when the write returns. Import writes
+	// 65,536 rows while it reads as many, and then waits. So the first 65,536 rows are imported,
+	// and the next are being imported.
 	part := bytes.LastIndexByte(all.Bytes()[:all.Len()*39/40], '\n') + 1
 	_, err = in.Write(all.Bytes()[:part])
 	require.NoError(t, err)

@@ -121,8 +121,8 @@ func textOf(err error) string {
 	return fieldNames.Replace(text)
 }
 
-// withoutOperation returns a text of the store without the operation that begins the text. One method
-// makes several operations, and the caller knows the method.
+// withoutOperation returns a text of the store without the operation that begins the text. One
+// method makes several operations, and the caller knows the method.
 func withoutOperation(text string) string { return storeOperation.ReplaceAllString(text, "") }
 
 var storeOperation = regexp.MustCompile(`^[a-z ]+: `)

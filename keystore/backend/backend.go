@@ -204,8 +204,8 @@ type Feeder interface {
 	// Feed may stop yielding for good without an error. The reader must detect this silence.
 	//
 	// A damaged entry does not end Feed. Feed yields the entry without a Value; otherwise one
-	// damaged entry would stop every process. If the revision of the entry is not known either, Feed
-	// yields the revision math.MaxUint64, and an Apply that deletes the entry at this revision
+	// damaged entry would stop every process. If the revision of the entry is not known either,
+	// Feed yields the revision math.MaxUint64, and an Apply that deletes the entry at this revision
 	// succeeds.
 	//
 	// Feed holds no lock while the loop body of the caller runs, so the body may call any method.

@@ -8,7 +8,7 @@ const (
 	noSecondLook     variant = 1 << iota // Bind does not ask the gate after the registration
 	noGuard                              // a change does not Check the guard entry
 	noLastStamp                          // a stamp is not after the last stamp of its key
-	noGrave                              // Purge and Restore write no grave
+	noGrave                              // no change writes or checks a grave
 	noRestoreBarrier                     // Restore does not wait for the other processes
 	noImportStamp                        // a batch of Import has no stamp while it reads
 	noCreditNote                         // no account notes the changes of other processes

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
 
@@ -133,16 +134,20 @@ func keyID(t testing.TB, s *keystore.Store, token string) string {
 	return id
 }
 
-// forms returns texts that whoever has read the database of the other system could present.
+// forms returns texts that a reader of the database of the other system could present.
+// If that system stores tokens as plain text, the digests are those that this store has.
 func forms(v vector) []string {
-	if v.stored == "" {
-		return nil
-	}
 	sum := sha256.Sum256([]byte(v.token))
-	texts := []string{v.stored, strings.TrimPrefix(v.stored, "sha512$$"), hex.EncodeToString(sum[:]),
-		base64.StdEncoding.EncodeToString(sum[:]), base64.RawURLEncoding.EncodeToString(sum[:])}
+	stored := []string{hex.EncodeToString(sum[:]), base64.StdEncoding.EncodeToString(sum[:]),
+		base64.RawURLEncoding.EncodeToString(sum[:])}
+	if v.stored != "" {
+		stored = append(stored, v.stored, strings.TrimPrefix(v.stored, "sha512$$"))
+	}
+	texts := slices.Clone(stored)
 	for _, prefix := range []string{"67|", "abcdefgh.", "mycompany_BRTRKFsL_", "sk_test_"} {
-		texts = append(texts, prefix+v.stored)
+		for _, digest := range stored {
+			texts = append(texts, prefix+digest)
+		}
 	}
 	return texts
 }

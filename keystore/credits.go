@@ -94,7 +94,8 @@ func (e *CreditsError) Error() string {
 
 // WithCost returns a context under which Verify and Bind take so many credits. Without WithCost,
 // they take one. With a cost of 0, the call is free: a caller of Verify may then take the credits
-// later, with Spend. With a negative cost, Verify and Bind return ErrInvalid for a key with credits.
+// later, with Spend. With a negative cost, Verify and Bind return ErrInvalid for a key with
+// credits.
 func WithCost(ctx context.Context, credits int64) context.Context {
 	return context.WithValue(ctx, credit.Key{}, credits)
 }
@@ -116,10 +117,10 @@ func (k *Key) Metered() bool {
 
 // Spend takes credits from the key, for example for a call that turned out to be dear. Spend takes
 // all of them or none. If the key has too few, the error is a *CreditsError. If the store cannot
-// tell how many the key has, the error is ErrUnavailable, ErrCorrupt or ErrClosed, or the error of a
-// ctx that has ended: then no credits of the call are taken. Spend may wait for the storage. If the
-// key is revoked or disabled meanwhile, the error is ErrRevoked or ErrDisabled. ErrInvalid means
-// that credits is negative.
+// tell how many the key has, the error is ErrUnavailable, ErrCorrupt or ErrClosed, or the error of
+// a ctx that has ended: then no credits of the call are taken. Spend may wait for the storage. If
+// the key is revoked or disabled during the wait, the error is ErrRevoked or ErrDisabled.
+// ErrInvalid means that credits is negative.
 //
 // If the key did not come from Verify or Bind, or is not metered, Spend always returns nil.
 func (k *Key) Spend(ctx context.Context, credits int64) error {
@@ -153,14 +154,14 @@ func (s *Store) SetCredits(ctx context.Context, id string, credits *Credits) err
 }
 
 // AddCredits adds n credits to the remaining credits of a key, and returns the credits afterwards,
-// without those that processes have leased.
-// The refill stays: at the next refill, what was added is gone too. A negative n takes credits away,
-// but never more than remain. Credits that a process has leased stay leased: see Credits.
+// without those that processes have leased. The refill stays: at the next refill, what was added is
+// gone too. A negative n takes credits away, but never more than remain. Credits that a process has
+// leased stay leased: see Credits.
 //
 // The errors are the same as the errors of SetCredits. ErrInvalid also means that the key has no
 // credits to add to, or would have more than 1<<53. After an error other than these and
-// ErrNotEverywhere, the credits may have been added: call Credits before you add them again, or give
-// the change a revision with IfRevision, so that a second call cannot add them twice.
+// ErrNotEverywhere, the credits may have been added: call Credits before you add them again, or
+// give the change a revision with IfRevision, so that a second call cannot add them twice.
 func (s *Store) AddCredits(ctx context.Context, id string, n int64) (*Credits, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -182,9 +183,9 @@ func (s *Store) AddCredits(ctx context.Context, id string, n int64) (*Credits, e
 }
 
 // Credits returns the credits of a key, or nil if the use of the key is not limited. Remaining
-// counts the credits that this process has leased and not spent. If several processes have the store
-// open, Remaining lacks the credits that the other processes have leased, each at most an eighth of
-// what remained at the time.
+// counts the credits that this process has leased and not spent. If several processes have the
+// store open, Remaining lacks the credits that the other processes have leased, each at most an
+// eighth of what remained at the time.
 //
 // ErrNotFound means that there is no such key. ErrInvalid means that id is not an ID.
 func (s *Store) Credits(ctx context.Context, id string) (*Credits, error) {
@@ -234,8 +235,8 @@ func (s *Store) readCredits(ctx context.Context, id token.ID) (*balance, error) 
 
 const creditsAttempts = 8
 
-// peekCredits returns the error that the next use of a key would get from its credits, or nil as the
-// refusal, and takes nothing.
+// peekCredits returns the error that the next use of a key would get from its credits, or nil as
+// the refusal, and takes nothing.
 func (s *Store) peekCredits(ctx context.Context, id token.ID) (refusal, err error) {
 	b, err := s.readCredits(ctx, id)
 	if err != nil || b.Unlimited || b.Remaining > 0 {

@@ -81,7 +81,7 @@ func (s *Session) Allow() error {
 
 // Spend takes credits from the session's key, as Key.Spend does. If the session has ended, Spend
 // takes nothing, and returns the cause. Spend may wait for the storage. If the session ends
-// meanwhile, Spend returns the cause, and may have taken the credits.
+// during the wait, Spend returns the cause, and may have taken the credits.
 func (s *Session) Spend(ctx context.Context, credits int64) error {
 	if err := s.Cause(); err != nil {
 		return err

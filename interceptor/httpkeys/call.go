@@ -79,7 +79,7 @@ type call struct {
 	farewell bool       // the end of the response is being written, with its own limit of time
 	timer    *time.Timer
 	hijacked bool     // the handler has hijacked the connection
-	conn     net.Conn // the hijacked connection; nil if there is none, and after its end
+	conn     net.Conn // the hijacked connection; nil before the hijack, and after the end
 }
 
 const (

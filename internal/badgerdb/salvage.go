@@ -153,8 +153,9 @@ func (db *DB) collect(
 }
 
 // copyEntries writes every entry of the tables, the logs and LAST into the new database. The
-// summary has the identity of the store, or a new one if no record is of the store, and the number
-// of the last commit, or 0 if there is none. damage lists the damage in the tables.
+// summary has the identity of the store, or a new identity if no record is of the store. The
+// summary also has the number of the last commit; 0 means that the directory has no commit. damage
+// lists the damage in the tables.
 func (db *DB) copyEntries(
 	from string, s *survey.Survey, records []commitfile.Record,
 ) (h layout.Summary, damage []error, err error) {

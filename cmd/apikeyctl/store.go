@@ -41,6 +41,8 @@ type stats struct {
 	OutdatedDigests *int64           `json:"outdated_digests"`
 	Processes       int32            `json:"processes"`
 	Fresh           bool             `json:"fresh"`
+	Leases          int64            `json:"leases"`
+	Exhausted       int64            `json:"exhausted"`
 	StartTime       *time.Time       `json:"start_time"`
 }
 
@@ -63,7 +65,7 @@ func printStats(ctx context.Context, c *call) (err error) {
 		Refusals: counts(r.Refusals), Changes: counts(r.Changes), Ended: counts(r.Ended),
 		Hits: r.Hits, Misses: r.Misses, CachedKeys: r.CachedKeys,
 		OutdatedDigests: r.OutdatedDigests, Processes: r.Processes, Fresh: r.Fresh,
-		StartTime: timeOf(r.StartTime),
+		Leases: r.Leases, Exhausted: r.Exhausted, StartTime: timeOf(r.StartTime),
 	})
 }
 
@@ -93,6 +95,7 @@ func (s stats) row() []field {
 		{"Streams", strconv.FormatInt(s.LiveStreams, 10)},
 		{"Admitted", strconv.FormatInt(s.Admitted, 10)},
 		{"Refused", strconv.FormatInt(s.Refused, 10) + inBrackets(s.Refusals)},
+		{"Credits", fmt.Sprintf("%d leases, %d calls without credits", s.Leases, s.Exhausted)},
 		{"Changes", countsText(s.Changes)},
 		{"Streams ended", countsText(s.Ended)},
 		{"Cached keys", strconv.FormatInt(s.CachedKeys, 10)},

@@ -291,7 +291,20 @@ func TestStats(t *testing.T) {
 	require.Equal(t, map[string]int64{
 		"active": 1, "pending": 0, "expired": 0, "disabled": 0, "revoked": 0}, st.Keys)
 	require.Nil(t, st.OutdatedDigests)
+	require.Zero(t, st.Leases)
+	require.Zero(t, st.Exhausted)
 	require.False(t, st.CountedTime.AsTime().Before(before))
 	require.True(t, st.StartTime.AsTime().Before(before))
 	require.Contains(t, st.Ended, "revoked")
+
+	metered := keystoretest.MustCreate(t, store,
+		keystore.Spec{Credits: &keystore.Credits{Remaining: 1}})
+	for range 2 {
+		_, err = store.Verify(t.Context(), metered.Secret.Reveal())
+	}
+	require.ErrorAs(t, err, new(*keystore.CreditsError))
+	st, err = c.GetStats(t.Context(), &adminpb.GetStatsRequest{})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, st.Leases)
+	require.EqualValues(t, 1, st.Exhausted)
 }

@@ -47,6 +47,8 @@ func (s *storeService) GetStats(
 				Keys:        counts.ByStatus,
 				CountedTime: timestamppb.New(counts.At),
 				StartTime:   timestamppb.New(c.started),
+				Leases:      int64(st.Leases),
+				Exhausted:   int64(st.Exhausted),
 			}
 			if st.Outdated >= 0 {
 				outdated := int64(st.Outdated)

@@ -2649,7 +2649,11 @@ type GetStatsResponse struct {
 	// takes long.
 	CountedTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=counted_time,json=countedTime,proto3" json:"counted_time,omitempty"`
 	// When the service was started.
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// The leases of credits: each is a write to the store.
+	Leases int64 `protobuf:"varint,16,opt,name=leases,proto3" json:"leases,omitempty"`
+	// The calls and messages that were refused because their key had too few credits.
+	Exhausted     int64 `protobuf:"varint,17,opt,name=exhausted,proto3" json:"exhausted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2787,6 +2791,20 @@ func (x *GetStatsResponse) GetStartTime() *timestamppb.Timestamp {
 		return x.StartTime
 	}
 	return nil
+}
+
+func (x *GetStatsResponse) GetLeases() int64 {
+	if x != nil {
+		return x.Leases
+	}
+	return 0
+}
+
+func (x *GetStatsResponse) GetExhausted() int64 {
+	if x != nil {
+		return x.Exhausted
+	}
+	return 0
 }
 
 // PurgeKeysRequest is the request of PurgeKeys.
@@ -3311,7 +3329,7 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\v2\x1a.grpcapikey.admin.v1.EventR\x06events\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x16\n" +
 	"\x06damage\x18\x03 \x03(\tR\x06damage\"\x11\n" +
-	"\x0fGetStatsRequest\"\xc3\a\n" +
+	"\x0fGetStatsRequest\"\xf9\a\n" +
 	"\x10GetStatsResponse\x12\x12\n" +
 	"\x04hits\x18\x01 \x01(\x03R\x04hits\x12\x16\n" +
 	"\x06misses\x18\x02 \x01(\x03R\x06misses\x12\x1a\n" +
@@ -3330,7 +3348,9 @@ const file_grpcapikey_admin_v1_admin_proto_rawDesc = "" +
 	"\x04keys\x18\r \x03(\v2/.grpcapikey.admin.v1.GetStatsResponse.KeysEntryR\x04keys\x12=\n" +
 	"\fcounted_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\vcountedTime\x129\n" +
 	"\n" +
-	"start_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x1a;\n" +
+	"start_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x16\n" +
+	"\x06leases\x18\x10 \x01(\x03R\x06leases\x12\x1c\n" +
+	"\texhausted\x18\x11 \x01(\x03R\texhausted\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a:\n" +

@@ -22,6 +22,7 @@ const (
 	createName  = "create"  // makes a store in an empty directory, and a token
 	restoreName = "restore" // makes a store in an empty directory
 	rotateName  = "rotate"  // makes a token
+	lookupName  = "lookup"
 )
 
 func createCommand() *cli.Command {

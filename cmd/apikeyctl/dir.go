@@ -16,6 +16,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/importer"
 )
 
 // openDir opens the directory of a store, and serves the store to this process alone: on a socket
@@ -26,8 +27,14 @@ func (c *call) openDir(ctx context.Context, opts []grpc.DialOption) (*connection
 	if err != nil {
 		return nil, err
 	}
-	store, err := c.openStore(c.place.dir, &keystore.Options{Hasher: hasher,
-		Prefix: c.String("prefix"), MustExist: c.Name != createName && c.Name != restoreName})
+	settings := &keystore.Options{Hasher: hasher, Prefix: c.String("prefix"),
+		MustExist: c.Name != createName && c.Name != restoreName}
+	if c.Name == lookupName {
+		for _, system := range importer.Systems() {
+			settings.Legacy = append(settings.Legacy, system.Formats()...)
+		}
+	}
+	store, err := c.openStore(c.place.dir, settings)
 	if err != nil {
 		return nil, err
 	}

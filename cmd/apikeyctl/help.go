@@ -138,7 +138,7 @@ func describe(flag cli.Flag) (label, text string, ok bool) {
 	}
 	text = before + placeholder + after
 	if value := doc.GetValue(); doc.TakesValue() && value != "" && doc.IsDefaultVisible() {
-		text += " [" + strings.Trim(value, `"`) + "]"
+		text += " [default " + strings.Trim(value, `"`) + "]"
 	}
 	for _, env := range doc.GetEnvVars() {
 		text += " [$" + env + "]"

@@ -143,8 +143,8 @@ func importKeys(ctx context.Context, c *call) (err error) {
 		result.Refused, problems.counts()))
 	if err == nil && result.Refused > 0 {
 		return &failure{exitUsage, codes.InvalidArgument, "ROWS_REFUSED", fmt.Sprintf(
-			"%s were not imported: correct the export, or give their clients new keys, and run the "+
-				"same command again", plural(result.Refused, "row"))}
+			"%s not imported: correct the export, or give the clients of these rows new keys, and run "+
+				"the same command again", plural(result.Refused, "row"))}
 	}
 	return err
 }

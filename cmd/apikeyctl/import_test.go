@@ -73,6 +73,15 @@ func TestImport(t *testing.T) {
 
 		tokens, err := os.ReadFile(data + strings.TrimSuffix(tt.file, filepath.Ext(tt.file)) + ".tokens")
 		require.NoError(t, err)
+		line, _, _ := strings.Cut(string(tokens), "\n")
+		_, oldToken, _ := strings.Cut(line, " ")
+		looked := w.ctlIn(oldToken, "--dir", "keys", "lookup")
+		if tt.system != "flask-api-key" {
+			require.Zero(t, looked.code, looked.stderr)
+			require.Regexp(t, "Admitted +yes", looked.stdout)
+		} else {
+			require.Contains(t, looked.stderr, "The text names the key 0000000000")
+		}
 		w.openImported(tt.system)
 		for line := range strings.Lines(string(tokens)) {
 			word, token, _ := strings.Cut(strings.TrimSpace(line), " ")

@@ -17,10 +17,11 @@ import (
 
 func lookupCommand() *cli.Command {
 	return &cli.Command{
-		Name: "lookup", Category: groupKeys,
+		Name: lookupName, Category: groupKeys,
 		Usage: "print the key of a secret, and why the secret is refused",
 		Description: "The secret comes from a prompt, from stdin or from a file: an argument would" +
-			" be visible to other users. lookup does not count as a use of the key.",
+			" be visible to other users. lookup does not count as a use of the key. With --dir, " +
+			"lookup cannot compare a token of flask-api-key, but names the key of the token.",
 		UsageText: "apikeyctl lookup --file leaked.txt",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "file", Usage: "read the secret from `FILE`"},

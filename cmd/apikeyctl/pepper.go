@@ -97,7 +97,7 @@ func readPepper(value string) (hashing.Hasher, error) {
 }
 
 // needsPepper are the commands that make digests or compare digests.
-var needsPepper = []string{createName, rotateName, "lookup"}
+var needsPepper = []string{createName, rotateName, lookupName}
 
 // A countingHasher is a Hasher that makes the store count the digests of other hashers.
 type countingHasher struct{ hashing.Hasher }
@@ -126,6 +126,12 @@ func (c *call) dirHasher() (
 ) {
 	if h, err = hasherOf(c.peppers()); err != nil {
 		return nil, nil, err
+	}
+	if c.Name == lookupName {
+		h, err = hashing.Keyring(h, hashing.SHA512(), hashing.PBKDF2SHA256()) // of imported keys
+		if err != nil {
+			return nil, nil, local("%v", err)
+		}
 	}
 	if !slices.Contains(needsPepper, c.Name) {
 		return h, func(context.Context, *keystore.Store) error { return nil }, nil

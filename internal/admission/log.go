@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -139,11 +140,22 @@ func (l *Log) Recovered(ctx context.Context, message, reason string, where slog.
 		logger = slog.Default()
 	}
 	l.write(ctx, logger, slog.LevelError, message, "", []slog.Attr{
-		slog.String("panic", truncate(fmt.Sprint(p), maxErrorText)),
+		slog.String("panic", describePanic(p)),
 		slog.String("reason", reason),
 		where,
 		slog.String("stack", truncate(string(debug.Stack()), 4*maxErrorText)),
 	})
+}
+
+// describePanic returns the type of a panic's value, as the store logs it. The value itself may hold
+// a credential. So describePanic adds the text only of errors of the Go runtime.
+func describePanic(value any) string {
+	text := fmt.Sprintf("%T", value)
+	err, ok := value.(runtime.Error)
+	if ok && strings.HasPrefix(strings.TrimPrefix(text, "*"), "runtime.") {
+		text += ": " + truncate(err.Error(), maxErrorText)
+	}
+	return text
 }
 
 // write logs a line if the bucket of the message and reason allows one. Otherwise write counts the

@@ -307,16 +307,16 @@ func (b *Backend) tryConfirm(
 	received := stateOf(conn.Conn().PgConn())
 	received.warning = ""
 	generation, _, _ := b.history.now()
+	s := b.newState()
 	var at int64
 	var m mark
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead},
 		func(tx pgx.Tx) error {
 			var standbys string
-			if err := tx.QueryRow(ctx, b.sql.mark).Scan(&at, &m.tag, &standbys); err != nil {
+			if err := tx.QueryRow(ctx, b.sql.mark).Scan(&s.position, &m.tag, &standbys); err != nil {
 				return err
 			}
-			s := b.newState()
-			s.position = at
+			at = s.position
 			if err := do(tx, s); err != nil {
 				return err
 			}

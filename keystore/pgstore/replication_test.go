@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/pglab"
@@ -419,6 +422,54 @@ func (r *reader) fails(t *testing.T) error {
 		require.Fail(t, "the feed does not end")
 	}
 	return nil
+}
+
+// A tracer calls a function once, after a statement has run and before the caller sees the result.
+type tracer struct {
+	statement string // how the statement begins
+	run       func()
+	once      sync.Once
+}
+
+type statementKey struct{}
+
+func (*tracer) TraceQueryStart(
+	ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData,
+) context.Context {
+	return context.WithValue(ctx, statementKey{}, q.SQL)
+}
+
+func (r *tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if strings.HasPrefix(ctx.Value(statementKey{}).(string), r.statement) {
+		r.once.Do(r.run)
+	}
+}
+
+// A read that confirms is not refused because a feed delivers a change after the snapshot of the
+// read was made.
+func TestChangeDuringAConfirmedRead(t *testing.T) {
+	t.Parallel()
+	primary, _ := startPair(t)
+	ctx := within(t, patience)
+	c, err := pgxpool.ParseConfig(primary.URL())
+	require.NoError(t, err)
+	hook := &tracer{statement: "select position, tag, current_setting"}
+	c.ConnConfig.Tracer = hook
+	pool, err := pgxpool.NewWithConfig(ctx, c)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	b := open(t, pool, "apikeys", nil)
+	feed := read(ctx, b, 0)
+	feed.next(t)
+	ran := false
+	hook.run = func() {
+		ran = true
+		require.NoError(t, put(ctx, b, "other", 0))
+		feed.next(t) // delivered
+	}
+	_, err = b.Get(ctx, []byte("missing")) // confirms that there is no entry
+	require.ErrorIs(t, err, backend.ErrNotFound)
+	require.True(t, ran)
 }
 
 // A standby is promoted without the last changes, which Unreplicated allows. A feed that has

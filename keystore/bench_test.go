@@ -519,7 +519,7 @@ func TestVerifyHitDoesNotAllocate(t *testing.T) {
 // nothing and is not remembered.
 func TestUnknownKeysDoNotEvictOrFill(t *testing.T) {
 	floods := 1_000_000
-	if testing.Short() || raceEnabled {
+	if testing.Short() || keystore.RaceEnabled {
 		floods = 50_000
 	}
 	const hot = 100

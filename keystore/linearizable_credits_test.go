@@ -277,7 +277,8 @@ const (
 func (r *creditRound) play() {
 	time.Sleep(24*time.Hour - time.Second - time.Duration(r.int(int64(time.Second))))
 	processes := roundProcesses
-	if r.first.alone = r.int(3) == 0; r.first.alone {
+	gap := r.wrong == noCreditHold // such a store is wrong in these rounds only
+	if r.first.alone = r.int(3) == 0 && !gap; r.first.alone {
 		processes = 1
 	}
 	for range processes {
@@ -290,7 +291,7 @@ func (r *creditRound) play() {
 		r.first.refill = Refill{Amount: 1 + r.int(60), Daily: true}
 	}
 	if !r.first.alone {
-		r.lossy, r.restart = r.int(3) == 0, r.int(2) == 0
+		r.lossy, r.restart = r.int(3) == 0 || gap, r.int(2) == 0
 	}
 	r.first.left, r.first.loss = 20+r.int(200), r.lossy
 	r.first.since = r.moment()
@@ -423,6 +424,9 @@ func TestLinearizableCredits(t *testing.T) {
 
 // Each wrong store is caught, by the same code.
 func TestLinearizableCreditsCatches(t *testing.T) {
+	if RaceEnabled {
+		t.Skip("the race detector takes ten times as long for a round, and finds nothing more here")
+	}
 	for name, wrong := range map[string]variant{
 		"a process does not note SetCredits":   noCreditNote,
 		"a lost answer takes a lease again":    blindCredits,

@@ -1,5 +1,5 @@
 //go:build !race
 
-package keystore_test
+package keystore
 
-const raceEnabled = false
+const RaceEnabled = false

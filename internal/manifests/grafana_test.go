@@ -39,8 +39,8 @@ func TestGrafana(t *testing.T) {
 	}
 }
 
-// A board is a dashboard in the form that has panels, as the file has, and as each Grafana imports.
-// The newer form has elements.
+// A board is a dashboard in the older form, which has panels. The file has this form, and Grafana
+// imports both forms.
 //
 //lint:ignore SA1019 the file has this form
 type board = dashboard.Dashboard

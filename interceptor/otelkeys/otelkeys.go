@@ -70,7 +70,7 @@ func New(store *keystore.Store, opts *Options) (*Telemetry, error) {
 	if o.Inventory != 0 {
 		var err error
 		if t.inventory, err = storemetrics.NewInventory(store, o.Inventory); err != nil {
-			return nil, fmt.Errorf("otelkeys: New: Options.%w", err)
+			return nil, fmt.Errorf("otelkeys: New: Options.Inventory %w", err)
 		}
 	}
 	meter := o.MeterProvider.Meter(scopeName, metric.WithSchemaURL(semconv.SchemaURL))

@@ -436,7 +436,7 @@ func (db *DB) matchCommitFile(s *survey.Survey, records, redo []commitfile.Recor
 		return err
 	}
 	if got := db.badger.MaxVersion(); got != s.Summary.Seq {
-		return s.CorruptError(fmt.Errorf("Badger has opened commit %d instead of commit %d",
+		return s.CorruptError(fmt.Errorf("the newest commit that Badger has opened is %d instead of %d",
 			got, s.Summary.Seq))
 	}
 	db.durable.Store(s.Summary.Seq)

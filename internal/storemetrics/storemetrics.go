@@ -57,12 +57,12 @@ type Sample struct {
 // MinInventory is the shortest time between two counts of an Inventory: each count reads every key.
 const MinInventory = 10 * time.Minute
 
-// NewInventory returns an Inventory that counts at most once in a time. The error says why the time
-// is not usable.
+// NewInventory returns an Inventory that counts at most once in a time. The error continues the
+// name of the option, and says why the time is not usable.
 func NewInventory(store *keystore.Store, every time.Duration) (*inventory.Inventory, error) {
 	if every < MinInventory {
-		return nil, fmt.Errorf("Inventory is %v: it must be 0, for no inventory, or at least %v, "+
-			"because each count reads every key", every, MinInventory)
+		return nil, fmt.Errorf("is %v: it must be 0, for no inventory, or at least %v, because "+
+			"each count reads every key", every, MinInventory)
 	}
 	return inventory.New(store, every), nil
 }

@@ -51,7 +51,7 @@ func NewCollector(store *keystore.Store, opts *Options) (*Collector, error) {
 	if opts != nil && opts.Inventory != 0 {
 		var err error
 		if c.inventory, err = storemetrics.NewInventory(store, opts.Inventory); err != nil {
-			return nil, fmt.Errorf("promkeys: NewCollector: Options.%w", err)
+			return nil, fmt.Errorf("promkeys: NewCollector: Options.Inventory %w", err)
 		}
 	}
 	for _, m := range storemetrics.Metrics {

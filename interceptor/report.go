@@ -49,14 +49,7 @@ type Refusal struct {
 // Error returns the text of the wrapped error and the address of the caller, for example "API key
 // denied: wrong network: the call came from 203.0.113.9 through proxy 10.0.0.4".
 func (r *Refusal) Error() string {
-	from, through := "an unknown address", ""
-	if r.Addr.IsValid() {
-		from = r.Addr.String()
-	}
-	if r.Proxy != "" {
-		through = " through proxy " + r.Proxy
-	}
-	return fmt.Sprintf("%v: the call came from %s%s", r.err, from, through)
+	return fmt.Sprintf("%v: the call came from %s", r.err, admission.Origin(r.Addr, r.Proxy))
 }
 
 // Unwrap returns the error of the Verifier, or an unexported error of this package.

@@ -197,3 +197,17 @@ func parseAddr(s string) netip.Addr {
 	}
 	return netip.Addr{}
 }
+
+// Origin returns the text of an error about where a call came from. addr and proxy are those of a
+// Refusal: an invalid addr is not known, and an empty proxy means that no trusted proxy sent the
+// call.
+func Origin(addr netip.Addr, proxy string) string {
+	from := "an unknown address"
+	if addr.IsValid() {
+		from = addr.String()
+	}
+	if proxy != "" {
+		from += " through proxy " + proxy
+	}
+	return from
+}

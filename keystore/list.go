@@ -190,8 +190,8 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 
 // list returns the error that ends the list. If the consumer ended the list, list returns nil. With
 // ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
-// LastUsedAt if used is true, or if the query has UnusedSince. If used is false, and
-// the query has at most an Owner, yield gets no Key.
+// LastUsedAt if used is true, or if the query has UnusedSince. If used is false, and the query has at
+// most an Owner, yield gets no Key.
 func (s *Store) list(
 	ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool,
 ) error {

@@ -202,8 +202,8 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// A page of ScanDown may be dense or sparse, and keys may have a long prefix in common.
-func TestScanDown(t *testing.T) {
+// A page of a scan may be dense or sparse, and keys may have a long prefix in common.
+func TestScans(t *testing.T) {
 	t.Parallel()
 	l := StartEtcd(t, EtcdConfig{NoSync: true})
 	b := open(t, l.Client(t), newPrefix())
@@ -234,6 +234,13 @@ func TestScanDown(t *testing.T) {
 		if n < len(keys) {
 			to = []byte(keys[n])
 		}
+		up := bounds[0]
+		for e, err := range b.Scan(ctx, []byte(keys[up]), to) {
+			require.NoError(t, err)
+			require.Equal(t, keys[up], string(e.Key))
+			up++
+		}
+		require.Equal(t, n, up)
 		for e, err := range b.ScanDown(ctx, []byte(keys[bounds[0]]), to) {
 			require.NoError(t, err)
 			n--

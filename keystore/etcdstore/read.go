@@ -110,12 +110,12 @@ func (b *Backend) bounds(from, to []byte) (start, end string) {
 	return start, b.base + string(to)
 }
 
-// Scan implements backend.Backend. Scan reads 256 entries with one request.
+// Scan implements backend.Backend. Scan reads up to 256 entries with one request.
 func (b *Backend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
 	start, end := b.bounds(from, to)
 	return func(yield func(backend.Entry, error) bool) {
-		b.scan(ctx, start, end, yield, func(at string) (*clientv3.GetResponse, error) {
-			r, _, err := b.read(ctx, "read", at, clientv3.WithRange(end),
+		b.scan(ctx, start, end, yield, func(p part) (*clientv3.GetResponse, error) {
+			r, _, err := b.read(ctx, "read", p.from, clientv3.WithRange(p.to),
 				clientv3.WithLimit(pageEntries))
 			return r, err
 		})
@@ -130,8 +130,8 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 	return func(yield func(backend.Entry, error) bool) {
 		var revision int64 // of the snapshot; 0: no page was read
 		var first uint64   // the generation of the first page
-		b.scan(ctx, start, end, yield, func(at string) (*clientv3.GetResponse, error) {
-			r, generation, err := b.read(ctx, "read a snapshot", at, clientv3.WithRange(end),
+		b.scan(ctx, start, end, yield, func(p part) (*clientv3.GetResponse, error) {
+			r, generation, err := b.read(ctx, "read a snapshot", p.from, clientv3.WithRange(p.to),
 				clientv3.WithLimit(pageEntries), clientv3.WithRev(revision))
 			switch {
 			case errors.Is(err, rpctypes.ErrCompacted):
@@ -152,27 +152,27 @@ func (b *Backend) Snapshot(ctx context.Context, from, to []byte) iter.Seq2[backe
 	}
 }
 
-// scan yields the pages of a range. page reads the entries from a key on.
+// scan yields the entries of a range. page reads the first entries of a part of the range.
 func (b *Backend) scan(ctx context.Context, start, end string,
-	yield func(backend.Entry, error) bool, page func(at string) (*clientv3.GetResponse, error),
+	yield func(backend.Entry, error) bool, page func(part) (*clientv3.GetResponse, error),
 ) {
-	for at := start; ; {
+	for p := (part{start, end}); ; {
 		if err := b.calls.Ended(ctx); err != nil {
 			yield(backend.Entry{}, err)
 			return
 		}
-		if at >= end {
+		if p.from >= end {
 			return
 		}
-		r, err := page(at)
+		r, err := page(p)
 		if err != nil {
 			yield(backend.Entry{}, err)
 			return
 		}
-		if !b.yieldAll(ctx, r.Kvs, yield) || !r.More || len(r.Kvs) == 0 {
+		if !b.yieldAll(ctx, r.Kvs, yield) {
 			return
 		}
-		at = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+		p = p.next(r, end)
 	}
 }
 

@@ -3,7 +3,6 @@ package etcdstore
 import (
 	"context"
 	"iter"
-	"math/big"
 	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -94,48 +93,4 @@ func (b *Backend) count(ctx context.Context, from, to string) (first string, n i
 		return "", 0, err
 	}
 	return string(r.Kvs[0].Key), r.Count, nil
-}
-
-// middle returns a key about halfway between two keys, or low if no key lies between low and high.
-// low must be lower than high. If keys differ only by zeros at the end, middle may never divide the
-// keys. A storage key has at most backend.MaxKeySize bytes, so a page holds all such keys.
-func middle(low, high string) string {
-	size := max(len(low), len(high)) + 1
-	sum := new(big.Int).Add(number(low, size), number(high, size))
-	at := text(sum.Rsh(sum, 1), size)
-	if low < at && at < high {
-		return at
-	}
-	if next := low + "\x00"; next < high {
-		return next
-	}
-	return low
-}
-
-// below returns a key that lies as far below at as top lies above at, or "" if there is no such
-// key.
-func below(at, top string) string {
-	size := max(len(at), len(top))
-	n := number(at, size)
-	n.Sub(n.Lsh(n, 1), number(top, size))
-	if n.Sign() <= 0 {
-		return ""
-	}
-	return text(n, size)
-}
-
-// number returns a key as a number of size digits. The digits have base 256.
-func number(key string, size int) *big.Int {
-	digits := make([]byte, size)
-	copy(digits, key)
-	return new(big.Int).SetBytes(digits)
-}
-
-// text returns the key of a number of size digits, without the zeros at the end.
-func text(n *big.Int, size int) string {
-	digits := n.FillBytes(make([]byte, size))
-	for size > 0 && digits[size-1] == 0 {
-		size--
-	}
-	return string(digits[:size])
 }

@@ -90,6 +90,9 @@ func (s *Store) inspect(ctx context.Context, i *Inspection, id token.ID, secret 
 	}
 	e := kr.cached()
 	rotation, _, err := s.prove(ctx, e, secret, s.matchDigest(ctx, id, e.digest(), secret))
+	if err == errLate {
+		return s.inspect(ctx, i, id, secret)
+	}
 	if err != nil {
 		return err
 	}

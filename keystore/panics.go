@@ -116,14 +116,14 @@ func callers() string {
 }
 
 // A guardedHasher guards a Hasher. After a panic, Digest returns the zero Digest and Match returns
-// failedMatch.
+// failedMatch. The other Results of this package never come from the Hasher.
 type guardedHasher struct {
 	hasher hashing.Hasher
 	panics *panics
 }
 
-// failedMatch is the Result of a Match that panicked. Package hashing declares three Results. The
-// store treats any other Result, including failedMatch, as a failure of the store.
+// failedMatch is the Result of a Match that panicked, or whose Result is none of the three that
+// package hashing declares. The store treats failedMatch as a failure of the store.
 const failedMatch = hashing.Result(0xff)
 
 // errHasher is the error of a call whose Hasher gave no usable answer.
@@ -146,7 +146,10 @@ func (g *guardedHasher) Digest(token string) (d hashing.Digest) {
 func (g *guardedHasher) Match(d hashing.Digest, token string) (r hashing.Result) {
 	r = failedMatch
 	defer g.panics.recovered("Hasher.Match")
-	r = g.hasher.Match(d, token)
+	switch result := g.hasher.Match(d, token); result {
+	case hashing.Mismatch, hashing.Match, hashing.MatchOutdated:
+		r = result
+	}
 	return r
 }
 

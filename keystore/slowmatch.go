@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -30,6 +31,9 @@ import (
 //  3. A token whose key does not exist costs a match too, so that the time of the answer does not
 //     reveal which keys exist, and the match follows the same rules.
 //  4. After a wrong token for a key, the next second has no match of the key for the same address.
+//  5. A call that waited for a match does not decide by the record from before the wait: the key
+//     may have been revoked during the wait. The result is lateMatch, and the call reads the record
+//     again. The second match has a remembered result, and does not wait.
 //
 // Calls that have no match for these reasons get ErrUnavailable, because nothing is known about
 // their token.
@@ -58,6 +62,12 @@ const (
 
 // busyMatch is the Result of a match that did not run: see failedMatch.
 const busyMatch = hashing.Result(0xfe)
+
+// lateMatch is the Result of a match that succeeded after a wait: see rule 5 of slowMatches.
+const lateMatch = hashing.Result(0xfd)
+
+// errLate is the error for lateMatch. No caller of the store receives errLate.
+var errLate = errors.New("the record may have changed during the match")
 
 // errSlowMatches is the error for busyMatch.
 var errSlowMatches = fmt.Errorf("%w: too many tokens are compared with slow digests of imported "+
@@ -103,7 +113,7 @@ func (m *slowMatches) has(scheme string) bool {
 }
 
 // matchDigest compares a text with a digest of a key. The result is busyMatch if a slow match did
-// not run.
+// not run, and lateMatch instead of Match and MatchOutdated if the call has waited.
 func (s *Store) matchDigest(
 	ctx context.Context, id token.ID, d hashing.Digest, text string,
 ) hashing.Result {
@@ -131,11 +141,14 @@ func (s *Store) matchDigest(
 	case <-s.serves.Done():
 		return busyMatch
 	}
-	if result, known := m.look(sum, from); known { // another call had the same match
-		return result
+	result, known := m.look(sum, from) // another call may have had the same match
+	if !known {
+		result = s.hasher.Match(d, text)
+		m.note(sum, from, result)
 	}
-	result := s.hasher.Match(d, text)
-	m.note(sum, from, result)
+	if result == hashing.Match || result == hashing.MatchOutdated {
+		return lateMatch
+	}
 	return result
 }
 

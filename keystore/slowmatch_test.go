@@ -115,6 +115,95 @@ func TestSlowMatches(t *testing.T) {
 	})
 }
 
+// A key is revoked, disabled or narrowed while a call waits for a slow match. Once the change has
+// returned, the call does not admit by the record from before the change, whether the call has read
+// the record from the storage or from the cache, and also with the previous secret.
+func TestChangesDuringASlowMatch(t *testing.T) {
+	changes := map[error]func(*Store, string) error{
+		ErrRevoked:  func(s *Store, id string) error { return s.Revoke(context.Background(), id, "") },
+		ErrDisabled: func(s *Store, id string) error { return s.Disable(context.Background(), id, "") },
+		ErrNetworkNotAllowed: func(s *Store, id string) error {
+			_, err := s.Update(context.Background(), id, func(spec *Spec) error {
+				spec.AllowedNetworks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+				return nil
+			})
+			return err
+		},
+	}
+	bind := func(s *Store, text string) error {
+		session, err := s.Bind(context.Background(), text)
+		if err == nil {
+			session.Close()
+		}
+		return err
+	}
+	verify := func(s *Store, text string) error {
+		_, err := s.Verify(context.Background(), text)
+		return err
+	}
+	for want, change := range changes {
+		for name, use := range map[string]func(*Store, string) error{"verify": verify, "bind": bind} {
+			for _, cached := range []bool{false, true} {
+				for _, previous := range []bool{false, true} {
+					of := fmt.Sprintf("%s,%s,cached=%v,previous=%v", Reason(want), name, cached,
+						previous)
+					t.Run(of, func(t *testing.T) {
+						slowTest(t, func(t *testing.T, s *Store, i *Issued) {
+							text := i.Secret.Reveal()
+							if previous {
+								_, err := s.Rotate(t.Context(), i.Key.ID, time.Hour)
+								require.NoError(t, err)
+							}
+							if cached {
+								require.NoError(t, verify(s, text))
+								s.slow.results.Purge()
+							}
+							began := time.Now()
+							used := start(func() error { return use(s, text) })
+							synctest.Wait()
+							require.NoError(t, change(s, i.Key.ID))
+							require.Equal(t, began, time.Now(), "the match has not ended yet")
+							if err := used(); want != ErrNetworkNotAllowed || name != "bind" {
+								require.ErrorIs(t, err, want)
+							} else {
+								require.Error(t, err, "narrowed, or the network is not allowed")
+							}
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// Inspect shows a key as the key is after a slow match.
+func TestInspectDuringASlowMatch(t *testing.T) {
+	slowTest(t, func(t *testing.T, s *Store, i *Issued) {
+		var found *Inspection
+		inspected := start(func() (err error) {
+			found, err = s.Inspect(t.Context(), i.Secret.Reveal())
+			return err
+		})
+		synctest.Wait()
+		require.NoError(t, s.Revoke(t.Context(), i.Key.ID, ""))
+		require.NoError(t, inspected())
+		require.Equal(t, ErrRevoked, found.Refusal)
+	})
+}
+
+// slowTest runs a test with a store whose Hasher is slow, and a key.
+func slowTest(t *testing.T, test func(t *testing.T, s *Store, i *Issued)) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(backendtest.NewMemory(),
+			&Options{Hasher: &slowHasher{Hasher: hashing.SHA512()}, Timeout: -1})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, s.Close()) }()
+		i, err := s.Create(t.Context(), Spec{Name: "n"})
+		require.NoError(t, err)
+		test(t, s, i)
+	})
+}
+
 // If the present Hasher is slow, unknown tokens follow the same rules as the tokens of keys.
 func TestSlowMatchesOfUnknownTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -68,6 +68,12 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 				return e, nil // by far the most frequent case: nothing to decide or to note
 			}
 			_, err := s.decide(ctx, e, text, result)
+			if err == errLate {
+				if !s.isFresh() {
+					return nil, s.refuseStale(ctx)
+				}
+				return s.admitParsed(ctx, text, sum)
+			}
 			if err == nil {
 				err = s.use(ctx, e)
 			} else if _, ok := token.Parse(text); !ok && err == ErrUnknown {
@@ -210,7 +216,7 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 
 // bindAttempts is how many attempts a Bind makes. An attempt fails if contexts of keys in the same
 // shard were ended while Bind read the store. A Bind that meets a revocation in each attempt is
-// refused.
+// refused. An attempt of Bind or Verify that has waited for a slow match fails too: see errLate.
 const bindAttempts = 8
 
 // admitBound returns the key for a token and the rotation of the secret in the token, or the reason
@@ -239,6 +245,12 @@ func (s *Store) admitBound(
 		}
 		result := s.match(ctx, e, text, sum)
 		rotation, err := s.decide(ctx, e, text, result)
+		if err == errLate {
+			if !s.isFresh() {
+				return nil, 0, s.refuseStale(ctx)
+			}
+			continue
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -302,6 +314,7 @@ func (s *Store) decide(
 // prove returns the rotation of the key's secret that the text holds, and whether an earlier
 // hasher has made the digest of the secret. The argument result says how the text matches the
 // digest of the present secret. If the text holds no secret of the key, prove returns ErrUnknown.
+// If the caller must read the record again, prove returns errLate.
 func (s *Store) prove(
 	ctx context.Context, e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, outdated bool, err error) {
@@ -315,6 +328,9 @@ func (s *Store) prove(
 	}
 	if result == busyMatch {
 		return 0, false, busyError(ctx)
+	}
+	if result == lateMatch {
+		return 0, false, errLate
 	}
 	if result != hashing.Mismatch && result != hashing.Match && result != hashing.MatchOutdated {
 		return 0, false, errHasher

@@ -118,9 +118,9 @@ func (k *Key) Metered() bool {
 // Spend takes credits from the key, for example for a call that turned out to be dear. Spend takes
 // all of them or none. If the key has too few, the error is a *CreditsError. If the store cannot
 // tell how many the key has, the error is ErrUnavailable, ErrCorrupt or ErrClosed, or the error of
-// a ctx that has ended: then no credits of the call are taken. Spend may wait for the storage. If
-// the key is revoked or disabled during the wait, the error is ErrRevoked or ErrDisabled.
-// ErrInvalid means that credits is negative.
+// a ctx that has ended: then no credits of the call are taken. Spend may wait for the storage. Once
+// Revoke or Disable of the key has returned, the error is ErrRevoked or ErrDisabled. ErrInvalid
+// means that credits is negative.
 //
 // If the key did not come from Verify or Bind, or is not metered, Spend always returns nil.
 func (k *Key) Spend(ctx context.Context, credits int64) error {

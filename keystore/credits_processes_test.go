@@ -21,6 +21,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
+	"github.com/grpc-api-key/grpc-api-key/internal/token"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
@@ -567,4 +568,112 @@ func TestCreditsOverKills(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.LessOrEqual(t, total, credits)
 	require.Equal(t, credits, total+lost)
+}
+
+// A key is revoked after a call has read the record, and before the account of the key exists. The
+// call then waits for a lease, and is refused.
+func TestRevokeBeforeACallWaitsForALease(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		for _, by := range []*member{a, b} {
+			i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+			hold, held := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			get := a.reads.get
+			a.reads.get = func(ctx context.Context, id token.ID) (backend.Entry, error) {
+				e, err := get(ctx, id)
+				once.Do(func() { close(held); <-hold })
+				return e, err
+			}
+			verified := start(func() error { return a.uses(i) })
+			<-held
+			require.NoError(t, by.Revoke(t.Context(), i.Key.ID, ""))
+			close(hold)
+			require.ErrorIs(t, verified(), ErrRevoked)
+		}
+	})
+}
+
+// A key is revoked while a call waits for a lease, and while the feed leaves out changes. The
+// process is back in contact when the lease arrives, and refuses the call.
+func TestRevokeInAGapWhileACallWaitsForALease(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+		require.NoError(t, err)
+		hold := make(chan struct{})
+		b.onApply(func(ctx context.Context, changes []backend.Change,
+			next func(context.Context) error) error {
+			if isLease(changes) {
+				<-hold
+			}
+			return next(ctx)
+		})
+		spent := start(func() error { return key.Spend(t.Context(), 2) })
+		synctest.Wait()
+		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
+		for b.isFresh() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		b.link.Set(badlink.Faults{})
+		b.awaitFresh()
+		close(hold)
+		require.ErrorIs(t, spent(), ErrRevoked)
+	})
+}
+
+// A process loses contact while a call waits for a lease, and the key is revoked in another
+// process. The storage then answers, and the feed does not: the call is refused.
+func TestACallThatWaitsForALeaseWithoutContact(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		hold := make(chan struct{})
+		b.onApply(func(ctx context.Context, changes []backend.Change,
+			next func(context.Context) error) error {
+			if isLease(changes) {
+				<-hold
+			}
+			return next(ctx)
+		})
+		used := start(func() error { return b.uses(i) })
+		synctest.Wait()
+		b.link.Set(badlink.Faults{FeedError: errors.New("no feed")})
+		for b.isFresh() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		close(hold)
+		require.ErrorIs(t, used(), ErrUnavailable)
+	})
+}
+
+// Once Revoke or Disable has returned, a Key of an earlier Verify spends no credit that the process
+// has leased before. Enable loses no credit.
+func TestSpendAfterRevoke(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+		require.NoError(t, err)
+		for range 200 {
+			require.NoError(t, key.Spend(t.Context(), 1))
+		}
+		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
+		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
+		require.NoError(t, a.Enable(t.Context(), i.Key.ID))
+		for range 700 {
+			require.NoError(t, key.Spend(t.Context(), 1))
+		}
+		require.Positive(t, b.accounts.list()[0].left.Load())
+		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
+		time.Sleep(5 * time.Minute) // the account is closed and forgotten
+		require.Nil(t, b.accounts.list())
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
+		require.EqualValues(t, 100, remaining(t, b.Store, i))
+	})
 }

@@ -40,8 +40,13 @@ import (
 //     one write. The others wait for fetch.done, or for the end of their contexts. A caller is
 //     refused only by an answer about the balance that was asked for after the caller began to wait,
 //     or that is not older than shortTrust while the record has not changed.
-//  6. A caller that has waited for a lease takes no credit once Revoke or Disable of its key has
-//     returned: note sets stopped before they return, in every process, as in invariant 4.
+//  6. No caller takes a credit once Revoke or Disable of its key has returned, however long the
+//     caller has waited for a lease: note sets stopped and empties left before they return, in
+//     every process, as in invariant 4. A process that has lost contact admits nothing, so a caller
+//     asks ready again after the wait. An account may not have noted a change from before the
+//     account was in accounts.all, or a change that the feed left out. So unsure is set until
+//     a read of the record that began afterwards, and no caller takes a credit after a wait while
+//     unsure is set.
 //  7. A closed account has nothing left, and nothing comes into left any more. The accounts hold no
 //     closed account, unless the store is closed, and one account of a key.
 type account struct {
@@ -57,6 +62,7 @@ type account struct {
 	period   int64  // the time of the refill that the credits in left are from
 	free     bool   // the use of the key is no longer limited
 	stopped  error  // why the key admits no caller at the revision; nil: it may admit callers
+	unsure   bool   // a change of the record may not have come to note
 	held     int64  // leased like left, and not to be spent until installLocked
 	gaps     uint64 // the number of calls of hold
 	waiting  waiters
@@ -176,7 +182,7 @@ func (as *accounts) of(id token.ID, revision, since uint64, stopped error) *acco
 	as.mu.Lock()
 	a, ok := as.all[id]
 	if !ok {
-		a = &account{id: id, idle: -1, closed: as.closed}
+		a = &account{id: id, idle: -1, closed: as.closed, unsure: true}
 		if !as.closed {
 			as.all[id] = a
 		}
@@ -218,6 +224,9 @@ func (a *account) note(revision, since uint64, stopped error) {
 		a.since, a.period, a.held = since, 0, 0
 		a.left.Store(0)
 	}
+	if stopped != nil {
+		a.held += a.left.Swap(0)
+	}
 }
 
 // hold notes that the feed has left out records, or one record of the key.
@@ -227,6 +236,7 @@ func (a *account) hold() {
 	if !a.closed {
 		a.held += a.left.Swap(0)
 		a.gaps++
+		a.unsure = true
 		a.trusted = time.Time{}
 	}
 }
@@ -270,8 +280,11 @@ func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
 		switch {
 		case a.closed:
 			return errAccountClosed
-		case asked && a.stopped != nil:
+		case asked && !s.isFresh():
+			return s.refuseStale(ctx)
+		case a.stopped != nil:
 			return a.stopped
+		case asked && a.unsure: // the record could not be read, or a gap came after the read
 		case a.free || a.take(n):
 			return nil
 		}
@@ -351,18 +364,48 @@ func (s *Store) beginFetchLocked(a *account, n int64) *fetch {
 		if s.isWrong(noRefillEnd) {
 			l.next = 0
 		}
+		noted := err
+		if err == nil {
+			noted = s.noteUnsure(a)
+		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if noted == nil && gaps == a.gaps {
+			a.unsure = false
+		}
 		if err == nil {
 			a.installLocked(l, revision, gaps, time.Now())
-		} else if now := time.Now(); now.Sub(a.reported) >= reportAgain {
-			a.reported = now // one line for each call would make the trouble worse
-			s.log.Error("API key credits could not be leased", "id", a.id.String(), "error", err)
 		}
-		a.fetch, f.err = nil, err
+		if now := time.Now(); noted != nil && now.Sub(a.reported) >= reportAgain {
+			a.reported = now // one line for each call would make the trouble worse
+			s.log.Error("API key credits could not be leased", "id", a.id.String(), "error", noted)
+		}
+		a.fetch, f.err = nil, noted
 		close(f.done)
 	}()
 	return f
+}
+
+// noteUnsure reads the record of an account that is unsure, and notes the record.
+func (s *Store) noteUnsure(a *account) error {
+	a.mu.Lock()
+	unsure, revision := a.unsure, a.revision
+	a.mu.Unlock()
+	if !unsure {
+		return nil
+	}
+	ctx, cancel := s.limitedWrite(context.Background())
+	defer cancel()
+	kr, err := s.get(ctx, a.id)
+	switch {
+	case errors.Is(err, ErrNotFound): // purged
+		a.note(revision+1, 0, ErrRevoked)
+	case err != nil:
+		return err
+	default:
+		a.noteKey(kr.cached())
+	}
+	return nil
 }
 
 // reportAgain is how long trouble with the credits of a key is not logged again.
@@ -407,7 +450,7 @@ func (a *account) sizeLocked(remaining int64, now time.Time) int64 {
 // installLocked takes over what a fetch has found. revision and gaps are those of the account when
 // the fetch began.
 func (a *account) installLocked(l lease, revision, gaps uint64, now time.Time) {
-	if revision == a.revision && gaps == a.gaps {
+	if revision == a.revision && gaps == a.gaps && !a.unsure {
 		// The record has not changed since, so the answer is not older than the last SetCredits or
 		// AddCredits that this process has noted.
 		a.free, a.trusted = l.unlimited, now
@@ -426,7 +469,7 @@ func (a *account) installLocked(l lease, revision, gaps uint64, now time.Time) {
 		a.leased, a.leasedAt = a.left.Load()+a.held, now
 		a.count++
 	}
-	if gaps == a.gaps {
+	if gaps == a.gaps && a.stopped == nil {
 		a.left.Add(a.held)
 		a.held = 0
 	}

@@ -237,7 +237,12 @@ func editBalance[R any](
 	s *Store, id token.ID, edit func(b *balance) (result R, write bool),
 ) (result R, made bool, err error) {
 	var none R
-	lost := make(map[uint64]R) // the results of the writes whose answers are lost, by their numbers
+	type lostWrite struct {
+		result R
+		expect uint64 // the revision that the write expects
+		err    error
+	}
+	lost := make(map[uint64]lostWrite) // the writes whose answers are lost, by their numbers
 	for failures := 0; ; {
 		b, err := s.readBalanceAlone(id)
 		if err != nil {
@@ -249,8 +254,13 @@ func editBalance[R any](
 			continue
 		}
 		for _, number := range b.Writes {
-			if result, ok := lost[number]; ok && !s.isWrong(blindCredits) {
-				return result, true, nil
+			if w, ok := lost[number]; ok && !s.isWrong(blindCredits) {
+				return w.result, true, nil
+			}
+		}
+		for _, w := range lost {
+			if b.revision > w.expect+writtenNumbers { // the number may have been dropped
+				return none, false, wrapErr("write credits", w.err)
 			}
 		}
 		result, write := edit(b)
@@ -268,7 +278,7 @@ func editBalance[R any](
 		case outcomeUnknown(err) && failures < balanceAttempts &&
 			!errors.Is(err, backend.ErrFailed) && !errors.Is(err, backend.ErrClosed):
 			failures++
-			lost[number] = result
+			lost[number] = lostWrite{result, b.revision, err}
 			time.Sleep(rand.N(maxPause))
 		default:
 			return none, false, wrapErr("write credits", err)

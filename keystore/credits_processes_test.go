@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -676,4 +677,51 @@ func TestSpendAfterRevoke(t *testing.T) {
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
 		require.EqualValues(t, 100, remaining(t, b.Store, i))
 	})
+}
+
+// A process gives back what it has leased, and the answer is lost. Before the process looks again,
+// others write the balance so often that the balance no longer has the number of the write. Nothing
+// is given back twice.
+func TestGivenBackOnceAmongManyWrites(t *testing.T) {
+	for _, others := range []int{0, 1, writtenNumbers - 1, writtenNumbers, 3 * writtenNumbers} {
+		for name, made := range map[string]bool{"made": true, "lost": false} {
+			t.Run(fmt.Sprintf("%s, %d other writes", name, others), func(t *testing.T) {
+				fleetTest(t, func(t *testing.T, f *fleet) {
+					a, b := f.open(nil), f.open(nil)
+					i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+					for range 200 {
+						require.NoError(t, a.uses(i))
+					}
+					account := a.accounts.list()[0]
+					require.Greater(t, account.left.Load(), int64(10))
+					var lost bool
+					a.onApply(func(ctx context.Context, changes []backend.Change,
+						next func(context.Context) error) error {
+						if !isLease(changes) || lost {
+							return next(ctx)
+						}
+						lost = true
+						if made {
+							require.NoError(t, next(ctx))
+						}
+						for range others {
+							_, made, err := editBalance(b.Store, account.id,
+								func(*balance) (struct{}, bool) { return struct{}{}, true })
+							require.NoError(t, err)
+							require.True(t, made)
+						}
+						return errors.New("the answer is lost")
+					})
+					time.Sleep(5 * time.Minute)
+					require.True(t, lost)
+					require.Empty(t, a.accounts.list())
+					left := remaining(t, b.Store, i)
+					require.LessOrEqual(t, left, int64(800), "given back twice")
+					if others <= writtenNumbers-1 {
+						require.EqualValues(t, 800, left, "nothing is lost")
+					}
+				})
+			})
+		}
+	}
 }

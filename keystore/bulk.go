@@ -460,7 +460,8 @@ func (s *Store) batches(
 		q.Limit = 0 // keys that are not wanted do not count
 		var batch []*keyRecord
 		size, on := 0, true
-		err := s.listFound(ctx, find, q, false, func(kr *keyRecord, _ *Key, err error) bool {
+		err := s.listFound(ctx, find, q, false, func(l listedKey, err error) bool {
+			kr := l.keyRecord
 			switch {
 			case err != nil && kr == nil:
 				on = yield(nil, err)

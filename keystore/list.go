@@ -154,11 +154,13 @@ func (q *Query) selectsAll() bool {
 // too, and the text of the error says that keys were not read.
 func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 	return func(yield func(*Key, error) bool) {
-		err := s.list(ctx, q, true, func(kr *keyRecord, k *Key, err error) bool {
-			if k != nil {
-				k.Live = s.fence.BoundTo(kr.id)
+		err := s.list(ctx, q, true, func(l listedKey, err error) bool {
+			if err != nil {
+				return yield(nil, err)
 			}
-			return yield(k, err)
+			k := l.key()
+			k.Live = s.fence.BoundTo(l.id)
+			return yield(k, nil)
 		})
 		if err != nil {
 			yield(nil, err)
@@ -174,7 +176,7 @@ func (s *Store) List(ctx context.Context, q Query) iter.Seq2[*Key, error] {
 // of the error says that keys were not read. After any other error, the number is meaningless.
 func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 	var corrupt error
-	err = s.list(ctx, q, false, func(_ *keyRecord, _ *Key, err error) bool {
+	err = s.list(ctx, q, false, func(_ listedKey, err error) bool {
 		if err != nil {
 			corrupt = err
 		} else {
@@ -188,20 +190,32 @@ func (s *Store) Count(ctx context.Context, q Query) (n int, err error) {
 	return n, err
 }
 
+// A listedKey is a key that a list has found.
+type listedKey struct {
+	*keyRecord
+	made *Key // nil until the first call of key
+}
+
+// key returns the Key of the record. To make a Key takes time, and many lists need none.
+func (l *listedKey) key() *Key {
+	if l.made == nil {
+		l.made = &l.cached().key
+	}
+	return l.made
+}
+
 // list returns the error that ends the list. If the consumer ended the list, list returns nil. With
-// ErrCorrupt, yield gets a nil keyRecord, or a keyRecord that may have only the ID. list fills in
-// LastUsedAt if used is true, or if the query has UnusedSince. If used is false, and the query has at
-// most an Owner, yield gets no Key.
+// ErrCorrupt, yield gets a listedKey whose keyRecord is nil or may have only the ID. list fills in
+// LastUsedAt if used is true, or if the query has UnusedSince.
 func (s *Store) list(
-	ctx context.Context, q Query, used bool, yield func(*keyRecord, *Key, error) bool,
+	ctx context.Context, q Query, used bool, yield func(listedKey, error) bool,
 ) error {
 	return s.listFound(ctx, s.candidates, q, used, yield)
 }
 
 // listFound is list with another way to find the candidates.
 func (s *Store) listFound(
-	ctx context.Context, find finder, q Query, used bool,
-	yield func(*keyRecord, *Key, error) bool,
+	ctx context.Context, find finder, q Query, used bool, yield func(listedKey, error) bool,
 ) error {
 	if err := s.ready(ctx); err != nil {
 		return err
@@ -215,27 +229,26 @@ func (s *Store) listFound(
 	left := q.Limit
 	var failed error
 	err := find(ctx, &q, used, func(c candidate, err error) bool {
-		kr := c.keyRecord
-		if err != nil {
-			return yield(kr, nil, err)
-		}
-		var key *Key
-		if used || !q.onlyOwner() {
-			key = &kr.cached().key
-		}
-		if key == nil && kr.record.Owner != q.Owner && q.Owner != "" ||
-			key != nil && (!q.selects(key) || !q.knowsUses(kr)) {
+		l := listedKey{keyRecord: c.keyRecord}
+		switch {
+		case err != nil:
+			return yield(l, err)
+		case used || !q.onlyOwner():
+			if !q.selects(l.key()) || !q.knowsUses(l.keyRecord) {
+				return true
+			}
+		case q.Owner != "" && l.record.Owner != q.Owner:
 			return true
 		}
 		if used {
-			key.LastUsedAt, err = s.lastUsedOf(ctx, c)
+			l.key().LastUsedAt, err = s.lastUsedOf(ctx, c)
 		}
 		if errors.Is(err, ErrCorrupt) {
-			return yield(kr, nil, fmt.Errorf("key %s: %w", kr.id, err))
+			return yield(l, fmt.Errorf("key %s: %w", l.id, err))
 		}
 		unused := true
 		if err == nil && !q.UnusedSince.IsZero() {
-			unused, err = s.usage.unused(q.UnusedSince, key.LastUsedAt)
+			unused, err = s.usage.unused(q.UnusedSince, l.key().LastUsedAt)
 		}
 		if err != nil {
 			failed = err
@@ -245,7 +258,7 @@ func (s *Store) listFound(
 			return true
 		}
 		left--
-		return yield(kr, key, nil) && left != 0
+		return yield(l, nil) && left != 0
 	})
 	if failed != nil {
 		return failed

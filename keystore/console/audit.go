@@ -186,30 +186,33 @@ func (v *visit) findEvents(f eventFilter, l *eventList) error {
 		return err
 	}
 	defer end()
+	return v.inOrder(func(newest bool) error { return v.readEvents(f, l, limit, newest) })
+}
+
+// readEvents is findEvents in one of the two orders. ErrInvalid means that nothing was added.
+func (v *visit) readEvents(
+	f eventFilter, l *eventList, limit time.Duration, newest bool,
+) error {
 	size, most := pageSize, maxEventText
 	if l.Few {
 		size, most = fewEvents, maxFewText
 	}
-	q := f.storeQuery(!v.oldest.Load())
-	l.Oldest = !q.Newest
+	q := f.storeQuery(newest)
+	l.Oldest = !newest
 	if !f.reads() {
 		q.Limit = size + 1
 	}
 	begin := time.Now()
 	names := v.keyNames()
-	seen, text := false, 0
+	text := 0
 	for e, err := range v.store.Events(v.ctx(), q) {
 		switch {
-		case errors.Is(err, keystore.ErrInvalid) && q.Newest && !seen && !v.oldest.Load():
-			v.oldest.Store(true)
-			return v.findEvents(f, l)
 		case errors.Is(err, keystore.ErrCorrupt):
 			l.Damaged++
 			continue
 		case err != nil:
 			return err
 		}
-		seen = true
 		if f.selects(e) {
 			text += len(e.Reason) + len(e.Actor)
 			if n := len(l.Events); n == size || n > 0 && text > most {

@@ -16,6 +16,7 @@ const (
 	PageSize        = pageSize
 	MaxKeyLogins    = maxKeyLogins
 	MaxActorStreams = maxActorStreams
+	MaxSearches     = maxSearches
 )
 
 // Streams returns the number of open streams of events.
@@ -23,4 +24,16 @@ func Streams(c *Console) int {
 	c.streams.mu.Lock()
 	defer c.streams.mu.Unlock()
 	return c.streams.n
+}
+
+// OccupySearches takes the turns of n searches through the whole store, until the result is called.
+func OccupySearches(c *Console, n int) (end func()) {
+	for range n {
+		c.searching <- struct{}{}
+	}
+	return func() {
+		for range n {
+			<-c.searching
+		}
+	}
 }

@@ -159,7 +159,6 @@ func (v *visit) showKeys() {
 	first := f
 	first.Cursor = ""
 	l.FirstQ = first.query()
-	l.Oldest = v.oldest.Load()
 	v.render(http.StatusOK, "keys", "Keys", l)
 }
 
@@ -184,24 +183,40 @@ func (v *visit) findKeys(f keyFilter, l *keyList) error {
 		return err
 	}
 	defer end()
-	q := keystore.Query{Owner: f.Owner, Cursor: f.Cursor, Newest: !v.oldest.Load()}
+	return v.inOrder(func(newest bool) error { return v.readKeys(f, l, limit, newest) })
+}
+
+// inOrder calls read with true, to read the newest first. If the backend cannot do this, the store
+// returns ErrInvalid, and inOrder calls read with false. A query with a wrong ID gets ErrInvalid in
+// both orders, and says nothing about the backend.
+func (v *visit) inOrder(read func(newest bool) error) error {
+	newest := !v.oldest.Load()
+	err := read(newest)
+	if newest && errors.Is(err, keystore.ErrInvalid) {
+		if err = read(false); err == nil {
+			v.oldest.Store(true)
+		}
+	}
+	return err
+}
+
+// readKeys is findKeys in one of the two orders. ErrInvalid means that nothing was added.
+func (v *visit) readKeys(f keyFilter, l *keyList, limit time.Duration, newest bool) error {
+	l.Oldest = !newest
+	q := keystore.Query{Owner: f.Owner, Cursor: f.Cursor, Newest: newest}
 	if !f.reads() {
 		q.Limit = pageSize + 1 // the store reads no more than this
 	}
 	begin := time.Now()
-	last, lastSeen, seen := "", time.Time{}, false
+	last, lastSeen := "", time.Time{}
 	for key, err := range v.store.List(v.ctx(), q) {
 		switch {
-		case errors.Is(err, keystore.ErrInvalid) && q.Newest && !seen:
-			v.oldest.Store(true)
-			return v.findKeys(f, l)
 		case errors.Is(err, keystore.ErrCorrupt):
 			l.Damaged++
 			continue
 		case err != nil:
 			return err
 		}
-		seen = true
 		if f.selects(key, begin) {
 			if len(l.Keys) == pageSize {
 				l.More = f.next(last)

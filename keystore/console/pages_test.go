@@ -614,6 +614,32 @@ func TestOldestFirst(t *testing.T) {
 	}
 }
 
+// An address with a wrong ID does not turn the order of the lists, and finds nothing.
+func TestWrongIDsDoNotTurnTheOrder(t *testing.T) {
+	r := newRig(t)
+	b, _ := r.as(t, "keys:read")
+	wrong := strings.Repeat("u", 26)
+	require.Equal(t, http.StatusNotFound, b.do(http.MethodGet, "audit?key="+wrong, nil, nil).status)
+	require.Equal(t, http.StatusBadRequest,
+		b.do(http.MethodGet, "keys?cursor="+wrong, nil, nil).status)
+	require.Contains(t, b.get("keys").body, "Keys, newest first")
+	require.NotContains(t, b.get("keys").body, "oldest first")
+	require.NotContains(t, b.get("audit").body, "oldest first")
+}
+
+// A search through a whole store that cannot read downwards waits for no other search.
+func TestSearchOldestFirst(t *testing.T) {
+	for _, path := range []string{"keys?all=1", "audit?all=1"} {
+		store, err := keystore.New(upward{memory.New()}, nil)
+		require.NoError(t, err)
+		defer store.Close()
+		r := newRigOver(t, store)
+		b, _ := r.as(t, "keys:read")
+		defer console.OccupySearches(r.console, console.MaxSearches-1)()
+		require.Equal(t, http.StatusOK, b.get(path).status)
+	}
+}
+
 // The assets have the hash of their content in their names, and browsers keep them.
 func TestAssets(t *testing.T) {
 	r := newRig(t)

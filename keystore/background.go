@@ -161,10 +161,11 @@ func (s *Store) stopBackground() {
 
 // rehashLater schedules the replacement of a digest that an earlier hasher has made. The token
 // itself is not kept after the call. A new digest is made only if the queue has space. Each key has
-// at most one replacement at a time.
-func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
+// at most one replacement at a time. late means that a slow Hasher has made a digest: the call must
+// read the record again, see errLate.
+func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) (late bool) {
 	if !e.terms().rehashing.CompareAndSwap(false, true) {
-		return
+		return false
 	}
 	b := &s.background
 	b.mu.Lock()
@@ -172,7 +173,7 @@ func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
 	if waits || len(b.rehashing) == maxRehashes {
 		b.mu.Unlock()
 		e.terms().rehashing.Store(false) // the next use tries again
-		return
+		return false
 	}
 	b.rehashing[e.ID] = struct{}{}
 	b.mu.Unlock()
@@ -180,9 +181,10 @@ func (s *Store) rehashLater(e *cachedKey, old hashing.Digest, text string) {
 	var err error
 	if r.new, err = s.digest(text); err != nil {
 		s.rehashed(r, false)
-		return
+		return false
 	}
 	b.rehashes <- r
+	return s.slow.has(s.dummyDigest.Scheme)
 }
 
 // rehashed records the outcome of a rehash. If ok, the digest has been replaced. Otherwise a later

@@ -176,6 +176,51 @@ func TestChangesDuringASlowMatch(t *testing.T) {
 	}
 }
 
+// A key is revoked while a call makes a new digest with a slow Hasher. The call is then refused.
+// Without a revocation, the call is admitted, and the digest is replaced.
+func TestRevokeDuringASlowDigest(t *testing.T) {
+	for _, revoked := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := open{backendtest.NewMemory()}
+			s, err := New(b, nil)
+			require.NoError(t, err)
+			i, err := s.Create(t.Context(), Spec{Name: "n"})
+			require.NoError(t, err)
+			require.NoError(t, s.Close())
+			h, err := hashing.Keyring(&slowDigester{hashing.SHA512()}, hashing.SHA256())
+			require.NoError(t, err)
+			s, err = New(b, &Options{Hasher: h, Timeout: -1})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close()) }()
+			began := time.Now()
+			verified := start(func() error {
+				_, err := s.Verify(t.Context(), i.Secret.Reveal())
+				return err
+			})
+			synctest.Wait()
+			if !revoked {
+				require.NoError(t, verified())
+				time.Sleep(time.Hour)
+				require.Zero(t, s.Stats().Outdated)
+				return
+			}
+			require.NoError(t, s.Revoke(t.Context(), i.Key.ID, ""))
+			require.Equal(t, began, time.Now(), "the digest is not made yet")
+			require.ErrorIs(t, verified(), ErrRevoked)
+		})
+	}
+}
+
+// A slowDigester takes a second for a digest.
+type slowDigester struct{ hashing.Hasher }
+
+func (h *slowDigester) Slow() bool { return true }
+
+func (h *slowDigester) Digest(token string) hashing.Digest {
+	time.Sleep(time.Second)
+	return h.Hasher.Digest(token)
+}
+
 // Inspect shows a key as the key is after a slow match.
 func TestInspectDuringASlowMatch(t *testing.T) {
 	slowTest(t, func(t *testing.T, s *Store, i *Issued) {

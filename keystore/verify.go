@@ -289,7 +289,8 @@ func (s *Store) use(ctx context.Context, e *cachedKey) error {
 
 // decide returns the rotation of the key's secret that the text holds, or the reason why the
 // secret does not admit the bearer now. The argument result says how the text matches the digest of
-// the present secret. The store decides on every use, cached or not.
+// the present secret. The store decides on every use, cached or not. If the caller must read the
+// record again, decide returns errLate.
 func (s *Store) decide(
 	ctx context.Context, e *cachedKey, text string, result hashing.Result,
 ) (rotation uint32, err error) {
@@ -306,7 +307,9 @@ func (s *Store) decide(
 		if rotation != t.rotations {
 			old = t.previous.digest
 		}
-		s.rehashLater(e, old, text)
+		if s.rehashLater(e, old, text) {
+			return 0, errLate
+		}
 	}
 	return rotation, nil
 }

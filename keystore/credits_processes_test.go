@@ -679,6 +679,35 @@ func TestSpendAfterRevoke(t *testing.T) {
 	})
 }
 
+// A Restore purges a key. Once Restore has returned, no process spends credits that it has leased.
+func TestSpendAfterARestoreThatPurges(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+		require.NoError(t, err)
+		for range 200 {
+			require.NoError(t, key.Spend(t.Context(), 1))
+		}
+		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
+		var backup bytes.Buffer
+		require.NoError(t, a.Backup(t.Context(), &backup))
+		other, err := New(backendtest.NewMemory(), nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, other.Close()) }()
+		require.NoError(t, other.Restore(t.Context(), &backup))
+		require.NoError(t, other.Revoke(t.Context(), i.Key.ID, ""))
+		time.Sleep(time.Millisecond)
+		n, err := other.Purge(t.Context(), time.Now())
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		backup.Reset()
+		require.NoError(t, other.Backup(t.Context(), &backup))
+		require.NoError(t, a.Restore(t.Context(), &backup))
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
+	})
+}
+
 // A process gives back what it has leased, and the answer is lost. Before the process looks again,
 // others write the balance so often that the balance no longer has the number of the write. Nothing
 // is given back twice.

@@ -228,12 +228,16 @@ func (s *Store) publishDelivered(entries []backend.Entry) {
 			continue
 		}
 		id := token.ID(e.Key[1:])
+		a := s.accounts.find(id)
 		if e.Revision == 0 { // purged
+			if a != nil {
+				a.hold()
+			}
 			s.fence.Publish(id, nil, ErrRevoked)
 			continue
 		}
 		d := &deliveredRecord{entry: e}
-		if a := s.accounts.find(id); a != nil && !s.isWrong(noCreditNote) {
+		if a != nil && !s.isWrong(noCreditNote) {
 			if e := d.cached(); e != nil {
 				a.noteKey(e)
 			} else {

@@ -229,7 +229,7 @@ func (a *account) note(revision, since uint64, stopped error) {
 	}
 }
 
-// hold notes that the feed has left out records, or one record of the key.
+// hold notes that the feed has left out records, or one record of the key, or that the key is gone.
 func (a *account) hold() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
+	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
@@ -209,6 +210,62 @@ func TestRevokeDuringASlowDigest(t *testing.T) {
 			require.ErrorIs(t, verified(), ErrRevoked)
 		})
 	}
+}
+
+// A process loses contact while a call waits for a slow match, and another process revokes the key.
+// The call is refused, whether the process is back in contact or not, and although the process has
+// had the key in the cache.
+func TestSlowMatchWithoutContact(t *testing.T) {
+	for want, back := range map[error]bool{ErrUnavailable: false, ErrRevoked: true} {
+		fleetTest(t, func(t *testing.T, f *fleet) {
+			opts := &Options{Hasher: minuteHasher{hashing.SHA512()}, Timeout: time.Hour}
+			a, b := f.open(opts), f.open(opts)
+			i := a.create(Spec{})
+			require.NoError(t, b.uses(i))
+			b.slow.results.Purge()
+			used := start(func() error { return b.uses(i) })
+			synctest.Wait()
+			began := time.Now()
+			b.link.Set(badlink.Faults{FeedError: errors.New("no feed")})
+			for b.isFresh() {
+				time.Sleep(10 * time.Millisecond)
+			}
+			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+			if back {
+				b.link.Set(badlink.Faults{})
+				b.awaitFresh()
+			}
+			require.Less(t, time.Since(began), time.Minute, "the match has not ended yet")
+			require.ErrorIs(t, used(), want)
+		})
+	}
+}
+
+// A minuteHasher takes a minute for a match.
+type minuteHasher struct{ hashing.Hasher }
+
+func (h minuteHasher) Slow() bool { return true }
+
+func (h minuteHasher) Match(d hashing.Digest, token string) hashing.Result {
+	time.Sleep(time.Minute)
+	return h.Hasher.Match(d, token)
+}
+
+// The store is closed while a call waits for a slow match. The call is refused, although the key is
+// in the cache.
+func TestCloseDuringASlowMatch(t *testing.T) {
+	slowTest(t, func(t *testing.T, s *Store, i *Issued) {
+		_, err := s.Verify(t.Context(), i.Secret.Reveal())
+		require.NoError(t, err)
+		s.slow.results.Purge()
+		verified := start(func() error {
+			_, err := s.Verify(t.Context(), i.Secret.Reveal())
+			return err
+		})
+		synctest.Wait()
+		require.NoError(t, s.Close())
+		require.ErrorIs(t, verified(), ErrClosed)
+	})
 }
 
 // A slowDigester takes a second for a digest.

@@ -69,8 +69,8 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			}
 			_, err := s.decide(ctx, e, text, result)
 			if err == errLate {
-				if !s.isFresh() {
-					return nil, s.refuseStale(ctx)
+				if err := s.readyAgain(ctx); err != nil {
+					return nil, err
 				}
 				return s.admitParsed(ctx, text, sum)
 			}
@@ -246,8 +246,8 @@ func (s *Store) admitBound(
 		result := s.match(ctx, e, text, sum)
 		rotation, err := s.decide(ctx, e, text, result)
 		if err == errLate {
-			if !s.isFresh() {
-				return nil, 0, s.refuseStale(ctx)
+			if err := s.readyAgain(ctx); err != nil {
+				return nil, 0, err
 			}
 			continue
 		}
@@ -265,6 +265,18 @@ func (s *Store) admitBound(
 		}
 	}
 	return nil, 0, wrapErr("bind", errors.New("too many concurrent revocations, try again"))
+}
+
+// readyAgain returns nil if a call that has waited may look at the key again. The store may have
+// been closed in the meantime, and the gate too.
+func (s *Store) readyAgain(ctx context.Context) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if !s.isFresh() {
+		return errStale
+	}
+	return nil
 }
 
 // use takes one use of an admitted key from the key's RateLimit, takes the cost of the call from

@@ -446,6 +446,32 @@ func TestLoginTimes(t *testing.T) {
 	})
 }
 
+// The store knows the last use of a key to the minute, so no page invents the seconds.
+func TestLastUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := keystoretest.New(t, nil)
+		c, err := console.New(store, console.WithUser(
+			func(*http.Request) (string, []string, bool) { return "u", []string{"keys:read"}, true }))
+		require.NoError(t, err)
+		defer c.Close()
+		time.Sleep(40 * time.Second) // into the minute
+		issued := keystoretest.MustCreate(t, store, keystore.Spec{})
+		_, err = store.Verify(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		shown := func() string {
+			w := httptest.NewRecorder()
+			c.ServeHTTP(w, httptest.NewRequest("GET", "https://console.example/keys/"+issued.Key.ID, nil))
+			_, after, found := strings.Cut(w.Body.String(), "<dt>Last used</dt>")
+			require.True(t, found)
+			text, _, _ := strings.Cut(after, "</dd>")
+			return text
+		}
+		require.Contains(t, shown(), "title=\"1 January 2000, 00:00 UTC\">just now<")
+		time.Sleep(20 * time.Second)
+		require.Contains(t, shown(), ">1 minute ago<")
+	})
+}
+
 // The console accepts a key only over TLS, from this machine, or behind a proxy with TLS.
 func TestConnections(t *testing.T) {
 	store := keystoretest.New(t, nil)

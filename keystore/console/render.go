@@ -148,6 +148,7 @@ func (v *visit) render(status int, page, title string, data any) {
 
 var functions = template.FuncMap{
 	"when":        when,
+	"used":        used,
 	"num":         number,
 	"cut":         cut,
 	"plural":      plural,
@@ -176,6 +177,20 @@ func when(t time.Time) *moment {
 	t = t.UTC()
 	return &moment{t.Format(time.RFC3339), t.Format("2 January 2006, 15:04:05 UTC"),
 		relative(time.Since(t))}
+}
+
+// used returns the moment for the minute of a last use, or nil for the zero time. Seconds are not
+// known.
+func used(t time.Time) *moment {
+	m := when(t)
+	if m == nil {
+		return nil
+	}
+	m.Exact = t.UTC().Format("2 January 2006, 15:04 UTC")
+	if time.Since(t) < time.Minute {
+		m.Relative = relative(0)
+	}
+	return m
 }
 
 // relative returns how long ago something was, or how far in the future it is if ago is negative.

@@ -108,7 +108,7 @@ func (k key) row() []field {
 		{"OWNER", k.Owner},
 		{"STATE", k.State},
 		{"EXPIRES", relative(k.ExpireTime)},
-		{"USED", relative(k.LastUseTime)},
+		{"USED", lastUse(k.LastUseTime)},
 		{"STREAMS", strconv.Itoa(int(k.LiveStreams))},
 		{"SCOPES", strings.Join(k.Scopes, ",")},
 	}
@@ -124,7 +124,7 @@ func (k key) whole() []field {
 		{"Created", exact(k.CreateTime)},
 		{"Not before", exact(k.StartTime)},
 		{"Expires", exact(k.ExpireTime)},
-		{"Last used", exact(k.LastUseTime)},
+		{"Last used", exactUse(k.LastUseTime)},
 		{"Streams", strconv.Itoa(int(k.LiveStreams))},
 		{"Networks", strings.Join(k.AllowedNetworks, ", ")},
 		{"Rate", k.RateLimit.String()},

@@ -96,6 +96,30 @@ func spanText(d time.Duration) string {
 	return fmt.Sprintf("%ds", d.Round(time.Second)/time.Second)
 }
 
+// lastUse writes the minute of a last use for a table: now, if the minute is not over. Nil means that
+// no use is known.
+func lastUse(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return lastUseTo(*t, time.Now())
+}
+
+func lastUseTo(t, now time.Time) string {
+	if now.Sub(t) < time.Minute {
+		return "now"
+	}
+	return relativeTo(t, now)
+}
+
+// exactUse writes the minute of a last use, and how long ago the minute was.
+func exactUse(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s)", t.UTC().Format("2006-01-02T15:04Z07:00"), lastUse(t))
+}
+
 // exact writes a time, and how far away the time is.
 func exact(t *time.Time) string {
 	if t == nil {

@@ -38,6 +38,7 @@ var (
 		text    string
 	}{
 		{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "2026-12-01T09:00:00Z"},
+		{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\dZ`), "2026-12-01T09:00Z"},
 		{regexp.MustCompile(`\b((\d+s|1m) ago|in \ds)\b`), "now"},
 		{regexp.MustCompile(`\b1[789]\d{17}\b`), "1796115600000000000"},
 		{regexp.MustCompile(`unix:[a-z]+\(\d+\)`), "unix:alice(1000)"},

@@ -65,6 +65,22 @@ func TestRelative(t *testing.T) {
 	require.Equal(t, "-", relative(nil))
 }
 
+// The store knows the last use to the minute, so the minute of a use may be before the key was
+// created, and a number of seconds would be invented.
+func TestLastUse(t *testing.T) {
+	now := time.Date(2026, 12, 1, 9, 0, 59, 0, time.UTC)
+	for d, want := range map[time.Duration]string{
+		0: "now", -59 * time.Second: "now", -time.Minute: "1m ago", time.Minute: "now",
+		-47 * time.Hour: "47h ago",
+	} {
+		require.Equal(t, want, lastUseTo(now.Add(d), now), d)
+	}
+	minute := time.Date(2026, 12, 1, 9, 0, 0, 0, time.UTC)
+	require.Regexp(t, `^2026-12-01T09:00Z \(`, exactUse(&minute))
+	require.Equal(t, "-", lastUse(nil))
+	require.Equal(t, "-", exactUse(nil))
+}
+
 func TestParseRate(t *testing.T) {
 	for text, want := range map[string]*adminpb.RateLimit{
 		"10/s:20": {PerSecond: 10, Burst: 20}, "600/m": {PerSecond: 10, Burst: 10},

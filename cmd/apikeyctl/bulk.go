@@ -135,7 +135,7 @@ func (c *call) preview(ctx context.Context, request *adminpb.BatchRevokeKeysRequ
 	request.ValidateOnly = true
 	out := c.out.list()
 	err := c.batchOf(ctx, request, func(r *adminpb.BatchRevokeKeysResponse) error {
-		return out.addKeys(r.Keys)
+		return out.addBatch(r.Keys)
 	})
 	err = errors.Join(err, out.close())
 	if err == nil {
@@ -211,7 +211,7 @@ func (c *call) revokeBatch(ctx context.Context, request *adminpb.BatchRevokeKeys
 		if c.out.format == formatTable {
 			return nil
 		}
-		return out.addKeys(r.Keys)
+		return out.addBatch(r.Keys)
 	})
 	bar.end()
 	if err != nil {

@@ -151,6 +151,20 @@ func (k key) whole() []field {
 	return fields
 }
 
+// A batchKey is a key of a batch. The server does not look up the last use and the open streams of
+// such a key, so a batchKey has neither: a hyphen would say that the key was never used.
+type batchKey struct {
+	key
+	LastUseTime *time.Time `json:"last_use_time,omitempty"` // nil; hides the field of key
+	LiveStreams int32      `json:"live_streams,omitempty"`  // 0; hides the field of key
+}
+
+func (k batchKey) row() []field {
+	return slices.DeleteFunc(k.key.row(), func(f field) bool {
+		return f.name == "USED" || f.name == "STREAMS"
+	})
+}
+
 // label names a key in a sentence: 01k9… (billing).
 func (k key) label() string { return fmt.Sprintf("%s (%s)", k.ID, k.Name) }
 

@@ -149,9 +149,10 @@ func (l *list) add(r record) (err error) {
 	}
 }
 
-func (l *list) addKeys(keys []*adminpb.Key) error {
+// addBatch adds the keys of a batch.
+func (l *list) addBatch(keys []*adminpb.Key) error {
 	for _, m := range keys {
-		if err := l.add(keyOf(m)); err != nil {
+		if err := l.add(batchKey{key: keyOf(m)}); err != nil {
 			return err
 		}
 	}

@@ -158,6 +158,21 @@ func TestCSV(t *testing.T) {
 	}
 }
 
+// The keys of a batch come without the last use and the open streams, so neither is printed as if
+// the key were unused.
+func TestBatchKey(t *testing.T) {
+	var names []string
+	for _, f := range (batchKey{}).row() {
+		names = append(names, f.name)
+	}
+	require.Equal(t, []string{"ID", "NAME", "OWNER", "STATE", "EXPIRES", "SCOPES"}, names)
+	text, err := encode(batchKey{key: key{ID: "01k9"}}, "", "")
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"id":"01k9"`)
+	require.NotContains(t, string(text), "last_use_time")
+	require.NotContains(t, string(text), "live_streams")
+}
+
 func TestSizeText(t *testing.T) {
 	require.Equal(t, "0 bytes", sizeText(0))
 	require.Equal(t, "1 byte", sizeText(1))

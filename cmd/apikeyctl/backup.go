@@ -35,7 +35,8 @@ func restoreCommand() *cli.Command {
 		Name: restoreName, Category: groupStore, ArgsUsage: "FILE|-",
 		Usage: "add the keys of a backup to the store",
 		Description: "A key that is revoked or purged in the store remains so. The backup does not" +
-			" know what was revoked after it was made. - means stdin, with --yes.",
+			" know what was revoked after it was made. On a terminal, restore asks first. Without a " +
+			"terminal, and with - for stdin, give --yes.",
 		UsageText: "apikeyctl restore keys-2026-12-01.backup",
 		Action:    withServer(restore),
 	}
@@ -47,7 +48,7 @@ func exportCommand() *cli.Command {
 		Usage: "write all keys as csv or jsonl to a new file, without digests",
 		Description: "The end of the name, .csv or .jsonl, is the format. - means stdout, as jsonl" +
 			" unless --format says otherwise. A key in jsonl is as list -o jsonl prints " +
-			"it. In csv, a text that begins with = + - @ ' or a tab has an apostrophe " +
+			"it; csv has no metadata. In csv, a text that begins with = + - @ ' or a tab has an apostrophe " +
 			"before it, so that no spreadsheet takes the text for a formula: a program removes the " +
 			"apostrophe that begins a cell, or reads jsonl.",
 		UsageText: "apikeyctl export keys.csv --owner acme",
@@ -347,17 +348,23 @@ func csvWriter(w io.Writer) func(*key) error {
 			head = true
 			_ = out.Write([]string{"id", "name", "owner", "state", "scopes", "allowed_networks",
 				"rate_limit", "start_time", "expire_time", "create_time", "last_use_time",
-				"disable_time", "disable_reason", "revoke_time", "revoke_reason", "hint"})
+				"disable_time", "disable_reason", "revoke_time", "revoke_reason", "hint",
+				"credits", "refill"})
 		}
 		if k == nil {
 			out.Flush()
 			return out.Error()
 		}
+		remaining, refill := "", ""
+		if k.Credits != nil {
+			remaining = strconv.FormatInt(k.Credits.Remaining, 10)
+			refill = k.Credits.Refill.String()
+		}
 		return out.Write([]string{k.ID, csvText(k.Name), csvText(k.Owner), k.State,
 			csvText(strings.Join(k.Scopes, " ")), strings.Join(k.AllowedNetworks, " "),
 			k.RateLimit.String(), csvTime(k.StartTime), csvTime(k.ExpireTime), csvTime(k.CreateTime),
 			csvTime(k.LastUseTime), csvTime(k.DisableTime), csvText(k.DisableReason),
-			csvTime(k.RevokeTime), csvText(k.RevokeReason), k.Hint})
+			csvTime(k.RevokeTime), csvText(k.RevokeReason), k.Hint, remaining, refill})
 	}
 }
 

@@ -40,23 +40,29 @@ func creditsOf(m *adminpb.Credits) *credits {
 	return c
 }
 
-// String returns the credits with the refill as --refill takes it: 950, refill 1000/month:31.
+// String returns the credits with the refill: 950, refill 1000/month:31.
 func (c *credits) String() string {
 	if c == nil {
 		return ""
 	}
 	text := strconv.FormatInt(c.Remaining, 10)
-	r := c.Refill
+	if c.Refill != nil {
+		text += ", refill " + c.Refill.String()
+	}
+	return text
+}
+
+// String returns the refill as --refill takes it: 1000/month:31.
+func (r *refill) String() string {
 	switch {
 	case r == nil:
-		return text
+		return ""
 	case r.Daily:
-		return fmt.Sprintf("%s, refill %d/day", text, r.Amount)
+		return fmt.Sprintf("%d/day", r.Amount)
 	case r.MonthDay != 0:
-		return fmt.Sprintf("%s, refill %d/month:%d", text, r.Amount, r.MonthDay)
+		return fmt.Sprintf("%d/month:%d", r.Amount, r.MonthDay)
 	default:
-		every := time.Duration(r.Every * float64(time.Second))
-		return fmt.Sprintf("%s, refill %d/%v", text, r.Amount, every)
+		return fmt.Sprintf("%d/%v", r.Amount, time.Duration(r.Every*float64(time.Second)))
 	}
 }
 
@@ -123,7 +129,8 @@ func creditsCommand() *cli.Command {
 		Name: "credits", Category: groupKeys, ArgsUsage: "ID",
 		Usage: "print how often a key may still be used, or change it",
 		Description: "Without a flag, the command changes nothing. A key without credits is not " +
-			"limited. After --set, the credits that remained before are void.",
+			"limited. --set replaces the credits that remained, and the refill: without --refill, the " +
+			"credits are not set anew.",
 		UsageText: "apikeyctl credits 01k9x3v7q2f8hr6m5w0c4tzbnd --set 1000 --refill 1000/month",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "set", Usage: "let `N` credits remain"},

@@ -173,6 +173,24 @@ func TestBatchKey(t *testing.T) {
 	require.NotContains(t, string(text), "live_streams")
 }
 
+// The last columns have the credits, in the words of --credits and --refill.
+func TestCSVHasCredits(t *testing.T) {
+	var file bytes.Buffer
+	write := csvWriter(&file)
+	for _, c := range []*credits{nil, {Remaining: 0}, {Remaining: 7, Refill: &refill{Amount: 1000,
+		MonthDay: 31}}} {
+		require.NoError(t, write(&key{ID: "id", Credits: c}))
+	}
+	require.NoError(t, write(nil))
+	rows, err := csv.NewReader(&file).ReadAll()
+	require.NoError(t, err)
+	var last [][]string
+	for _, row := range rows {
+		last = append(last, row[len(row)-2:])
+	}
+	require.Equal(t, [][]string{{"credits", "refill"}, {"", ""}, {"0", ""}, {"7", "1000/month:31"}}, last)
+}
+
 func TestSizeText(t *testing.T) {
 	require.Equal(t, "0 bytes", sizeText(0))
 	require.Equal(t, "1 byte", sizeText(1))

@@ -120,6 +120,8 @@ func importKeys(ctx context.Context, c *call) (err error) {
 		return interrupted(c.left)
 	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, keystore.ErrCorrupt):
 		return &failure{exitServer, codes.Unavailable, "IMPORT_FAILED", textOf(err) + ": " + c.left}
+	case result.Rows == 0:
+		return local("cannot read the export: %v", textOf(err))
 	default:
 		return local("cannot read the export: %v: %s", textOf(err), c.left)
 	}

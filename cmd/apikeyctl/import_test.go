@@ -107,6 +107,18 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// The file of another system gets one line, which says what to do.
+func TestImportOfAnotherSystem(t *testing.T) {
+	w := newWorld(t)
+	w.write("export", "prefix,hashed_key\nabcdefgh,x\nabcdefgi,x\n")
+	r := w.ctl("--dir", "keys", "import", "--from", "sanctum", "export")
+	require.Equal(t, exitUsage, r.code)
+	require.Empty(t, r.stdout)
+	require.Equal(t, "apikeyctl: cannot read the export: the first line names no column token, "+
+		"which an export of sanctum has: is it the file of another system, or are the columns not "+
+		"separated by commas?\n", r.stderr)
+}
+
 func TestImportRefusesArguments(t *testing.T) {
 	w := newWorld(t)
 	w.write("export", "token\n"+strings.Repeat("s", 40)+"\n")

@@ -224,6 +224,25 @@ func TestUnreadableRows(t *testing.T) {
 	require.NotContains(t, err.Error(), commonToken)
 }
 
+// A file of another system is one mistake, and not a problem of each row.
+func TestFileOfAnotherSystem(t *testing.T) {
+	for system, export := range map[string]string{
+		"sanctum": "prefix,hashed_key\nabcdefgh," + commonHex + "\nabcdefgi," + commonHex + "\n",
+		"drf":     "id,token\n1," + sanctumSum + "\n2," + sanctumSum + "\n",
+		"unkey":   "id;hash\n1;" + commonHex + "\n",
+		"plain":   commonToken + "\n" + commonToken + "2\n",
+	} {
+		s := openFor(t, system)
+		from, _ := importer.Named(system)
+		result, err := s.Import(t.Context(), from.Read(strings.NewReader(export), nil), nil)
+		require.ErrorContains(t, err, "the first line names no column", system)
+		require.Zero(t, result.Rows)
+		for _, secret := range []string{commonToken, commonHex, sanctumSum} {
+			require.NotContains(t, err.Error(), secret)
+		}
+	}
+}
+
 // An endless is a reader without an end. It counts what was read.
 type endless struct{ read int }
 

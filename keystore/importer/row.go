@@ -21,6 +21,8 @@ import (
 type row struct {
 	place   string            // such as "line 7"
 	columns map[string]string // by the name in lower case; an object or a list is JSON
+	header  []string          // the names of all columns in CSV, which every row has; otherwise nil
+	lacks   string            // a column that each row needs, and that the header lacks
 	opts    *Options
 	now     time.Time
 	problem *keystore.ImportProblem
@@ -48,8 +50,17 @@ func (r *row) need(name string) string {
 	v := r.text(name)
 	if v == "" {
 		r.refuse(keystore.ImportUnreadable, "the row has no %s", name)
+		r.needOneOf(name)
 	}
 	return v
+}
+
+// needOneOf notes the first of some columns, of which each row needs one, if the header has none.
+func (r *row) needOneOf(names ...string) {
+	has := func(name string) bool { return slices.Contains(r.header, name) }
+	if r.header != nil && !slices.ContainsFunc(names, has) {
+		r.lacks = names[0]
+	}
 }
 
 // time returns the time in the first of some columns that has a value, or the zero time.
@@ -294,7 +305,8 @@ func csvLines(in io.Reader, yield func(row, error) bool) {
 				columns[names[i]] = strings.Clone(v)
 			}
 		}
-		if !yield(row{place: fmt.Sprintf("line %d", line), columns: columns}, nil) {
+		next := row{place: fmt.Sprintf("line %d", line), columns: columns, header: names}
+		if !yield(next, nil) {
 			return
 		}
 	}

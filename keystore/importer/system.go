@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"fmt"
 	"io"
 	"iter"
 	"slices"
@@ -48,8 +49,8 @@ type Options struct {
 }
 
 // Read reads an export. A row that cannot be used comes as an error that is a
-// [keystore.ImportProblem], and the reading continues. Any other error is an error of r, and ends
-// the reading. No error contains a token or a digest. r is read once, during the iteration.
+// [keystore.ImportProblem], and the reading continues. Any other error ends the reading: an error of
+// r, or a first line in CSV without a column that every key needs. No error contains a token or a digest. r is read once, during the iteration.
 func (s System) Read(r io.Reader, opts *Options) iter.Seq2[keystore.Imported, error] {
 	if opts == nil {
 		opts = new(Options)
@@ -62,6 +63,12 @@ func (s System) Read(r io.Reader, opts *Options) iter.Seq2[keystore.Imported, er
 				row.opts, row.now = opts, now
 				key = s.key(&row)
 				key.Row = row.place
+				if row.lacks != "" { // so does every other row
+					yield(keystore.Imported{}, fmt.Errorf("the first line names no column %s, which "+
+						"an export of %s has: is it the file of another system, or are the columns "+
+						"not separated by commas?", row.lacks, s.name))
+					return
+				}
 				if row.problem != nil {
 					key, err = keystore.Imported{}, row.problem
 				}

@@ -336,6 +336,7 @@ func Plain() System {
 				}
 			} else if r.text("token") == "" {
 				r.refuse(keystore.ImportUnreadable, "the row has neither a token nor a digest")
+				r.needOneOf("token", "digest")
 			}
 			if token := r.text("token"); token != "" {
 				k.Token = keystore.NewSecret(token)

@@ -100,6 +100,7 @@ func (a *Authenticator) mapStatus(
 //
 //	reason                 the Reason of a Refusal
 //	key                    the ID of the key, if the caller sent the whole key
+//	scopes                 the scopes that the rule names, only if the key lacks a scope
 //	method, addr, proxy    the Method, Addr and Proxy of a Refusal; addr and proxy only if known
 //	error                  the text of the error, only if the code is Unavailable or Internal
 //	suppressed             the number of lines of this reason that were dropped before this line

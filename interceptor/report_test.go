@@ -271,7 +271,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{"not_yet_valid", early, bearer(earlyToken), "WARN", store, interceptor.Option{}},
 		{"network", elsewhere, bearer(elsewhereToken), "WARN", store, interceptor.Option{}},
 		{"rate_limited", limited, bearer(limitedToken), "WARN", store, interceptor.Option{}},
-		{"scope", good, bearer(goodToken), "WARN", store, interceptor.Require("/p.S/M", "a")},
+		{"scope", good, bearer(goodToken), "WARN", store, interceptor.Require("/p.S/M", "a", "b")},
 		{"no_rule", "", bearer(goodToken), "WARN", store, interceptor.RequireRules()},
 		{"closed", "", bearer(goodToken), "ERROR", closed, interceptor.Option{}},
 		{
@@ -309,6 +309,9 @@ func TestRefusalsAreExplained(t *testing.T) {
 					"addr": "203.0.113.9", "proxy": "10.0.0.4"}
 				if c.key != "" {
 					want["key"] = c.key
+				}
+				if c.reason == "scope" {
+					want["scopes"] = "a b"
 				}
 				if c.level == "ERROR" {
 					want["error"] = errors.Unwrap(got).Error()

@@ -204,7 +204,7 @@ func TestFailuresAndLog(t *testing.T) {
 	require.NotContains(t, text.String(), "\u202e")
 	for _, want := range []string{
 		`msg="HTTP request refused" reason=scope request="GET /orders/7" key=` + key.ID +
-			" addr=198.51.100.7 proxy=192.0.2.1",
+			" scopes=orders:read addr=198.51.100.7 proxy=192.0.2.1",
 		"reason=network", "reason=malformed", "reason=throttled", "function of Observe panicked",
 	} {
 		require.Contains(t, text.String(), want)

@@ -115,6 +115,9 @@ func (l *Log) Refusal(ctx context.Context, line Line) {
 	if line.KeyID != "" {
 		attrs = append(attrs, slog.String("key", line.KeyID))
 	}
+	if lacks := (*ScopeError)(nil); errors.As(line.Err, &lacks) {
+		attrs = append(attrs, slog.String("scopes", strings.Join(lacks.Scopes, " ")))
+	}
 	if line.Addr.IsValid() {
 		attrs = append(attrs, slog.String("addr", line.Addr.String()))
 	}

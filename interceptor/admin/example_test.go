@@ -102,7 +102,7 @@ func ExampleRules() {
 		conn.Close()
 	}
 	// Output:
-	// [] PermissionDenied the API key lacks a scope that this method needs
+	// [] PermissionDenied the API key lacks a scope that this method needs: keys:write, keys:admin
 	// [keys:write] PermissionDenied your own key lacks scopes that the changed key has: orders:read
 	// [keys:write orders:*] OK
 }

@@ -3,6 +3,7 @@
 package errinfo
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -39,6 +40,7 @@ func Soon() *errdetails.RetryInfo {
 // MissingScope returns the status for a key that lacks the scopes that a method needs.
 func MissingScope(scopes []string) *status.Status {
 	return New(codes.PermissionDenied, "INSUFFICIENT_SCOPE",
-		"the API key lacks a scope that this method needs",
+		fmt.Sprintf("the API key lacks a scope that this method needs: %s",
+			strings.Join(scopes, ", ")),
 		map[string]string{"scopes": strings.Join(scopes, " ")})
 }

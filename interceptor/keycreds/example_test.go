@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync/atomic"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -16,7 +17,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
 )
 
 // Every call on the connection carries the key. The credentials may be printed and logged: the text
@@ -105,6 +109,48 @@ func ExampleAllowInsecure() {
 	}
 	fmt.Println(reply.GetStatus())
 	// Output: SERVING
+}
+
+// A client finds out why the server has refused its call.
+func Example_refused() {
+	store, err := keystore.New(backendtest.NewMemory(), nil) // in production: keystore.Open
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	auth, err := interceptor.New(store,
+		interceptor.Require("/grpc.health.v1.Health/Check", "health:read"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(auth.ServerOptions()...) // in production: with grpc.Creds
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go server.Serve(lis)
+	defer server.Stop()
+	issued, err := store.Create(context.Background(), keystore.Spec{Name: "no scopes"})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	conn, err := grpc.NewClient(lis.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(
+			keycreds.New(issued.Secret.Reveal(), keycreds.AllowInsecure())))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = healthpb.NewHealthClient(conn).Check(context.Background(),
+		&healthpb.HealthCheckRequest{})
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			fmt.Println(info.Reason, info.Metadata["scopes"])
+		}
+	}
+	// Output: INSUFFICIENT_SCOPE health:read
 }
 
 // A server that expects the key alone in a header.

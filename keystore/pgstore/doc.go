@@ -61,7 +61,9 @@
 //
 // The table entry has a row for each entry. The table log has a row for each Apply, with a
 // position; the positions have no holes. A position of a feed is a position of the log. The tables
-// head and log must not be changed by other programs.
+// head and log must not be changed by other programs. If a program puts earlier rows back while the
+// server runs, a Get may show these rows until a feed notices, usually within 50 ms. Stop the
+// processes of the store before you restore its tables in place.
 //
 // The log keeps each change for at least 10 minutes, by the clock of the server. The function apply
 // removes older rows in the transaction of a change, at most 128 rows at a time, and no other

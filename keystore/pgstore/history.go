@@ -21,7 +21,8 @@ type tag [16]byte
 //  1. A generation is one history, as far as this Backend has noticed. What the Backend remembers
 //     of an earlier generation is dropped.
 //  2. delivered is the highest position that a feed of this generation has yielded. A read refuses
-//     a state below the position: a pool may reach another server.
+//     a state below the position: a pool may reach another server. A seenMark shows that a
+//     connection leads to the same server as before.
 //  3. replicated is a position of which an own commit has shown that the standby has everything up
 //     to there. On a server that has this position with this tag, an entry that was written at or
 //     below the position is not lost in a failover. Any other entry may be: a primary shows a

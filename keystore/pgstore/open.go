@@ -47,9 +47,9 @@ func Open(
 	if err := checkSchema(schema); err != nil {
 		return nil, fmt.Errorf("pgstore: open: %w", err)
 	}
-	b := &Backend{pool: pool, schema: schema, sql: newStatements(schema),
-		unreplicated: opts.Unreplicated, log: remote.Logger{To: opts.Logger},
-		calls: remote.NewCalls()}
+	b := &Backend{pool: pool, schema: schema, seenKey: "pgstore " + schema,
+		sql: newStatements(schema), unreplicated: opts.Unreplicated,
+		log: remote.Logger{To: opts.Logger}, calls: remote.NewCalls()}
 	var err error
 	if b.own, err = b.newOwnPool(); err != nil {
 		return nil, b.explain("open", err)

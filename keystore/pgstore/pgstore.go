@@ -27,6 +27,7 @@ type Backend struct {
 	pool         *pgxpool.Pool // of the caller: for Get and the scans
 	own          *pgxpool.Pool // for Apply, Feed and Snapshot; see newOwnPool
 	schema       string        // as the caller of Open wrote the name, for messages
+	seenKey      string        // see seenBy
 	sql          statements
 	unreplicated bool
 	log          remote.Logger

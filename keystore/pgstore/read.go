@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
@@ -26,13 +27,12 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	defer end()
 	key = append([]byte{}, key...)
 	if m, ok := b.history.latest(b.unreplicated); ok {
-		var row soonRow
-		err := b.pool.QueryRow(joined, b.sql.getSoon, int64(m.at), key).Scan(&row)
+		row, shown, err := b.getSoon(joined, m, key)
 		switch {
-		case err == nil && row.shows(m, b.unreplicated):
-			return b.found(ctx, joined, key, row.value, row.revision)
-		case err != nil && !errors.Is(err, pgx.ErrNoRows):
+		case err != nil:
 			return backend.Entry{}, b.wrap(ctx, "read", err)
+		case shown:
+			return b.found(ctx, joined, key, row.value, row.revision)
 		}
 	}
 	var value []byte
@@ -75,40 +75,107 @@ func (b *Backend) presentEntry(
 	return b.entry(key, slices.Clone(e.Value), int64(e.Revision))
 }
 
-// A soonRow is the row of the statement getSoon: the row of the log at a mark, and the entry. There
-// is no row if the log does not have the position.
-type soonRow struct {
-	standby           bool
-	tag               tag
-	value             []byte
-	revision, written *int64 // nil: there is no entry
-
-	numbers [2]int64 // what revision and written point to
+// getSoon reads an entry, and whether the read is enough: the server has everything up to m, as
+// check requires, and the entry is replicated, as isReplicated requires. If there is no entry, the
+// log may have a deletion that is not replicated.
+func (b *Backend) getSoon(
+	ctx context.Context, m mark, key []byte,
+) (row soonRow, ok bool, err error) {
+	conn, err := b.pool.Acquire(ctx)
+	if err != nil {
+		return row, false, err
+	}
+	defer conn.Release()
+	isReplicated := func() bool {
+		return b.unreplicated || row.written != nil && backend.Position(*row.written) <= m.at
+	}
+	seen := b.seenBy(conn.Conn().PgConn())
+	if seen.mark == m {
+		sql := b.sql.getSeen
+		if b.unreplicated { // only then is a row without an entry enough
+			sql = b.sql.getSeenOrNone
+		}
+		err = conn.QueryRow(ctx, sql, key).Scan(&row)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			return row, false, nil
+		case err != nil:
+			return row, false, err
+		case row.server == seen.server:
+			return row, isReplicated(), nil
+		}
+		row = soonRow{}
+	}
+	err = conn.QueryRow(ctx, b.sql.getSoon, int64(m.at), key).Scan(&row)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return row, false, nil
+	case err != nil || row.standby || row.tag != m.tag:
+		return row, false, err
+	}
+	if row.server != (server{}) {
+		*seen = seenMark{m, row.server}
+	}
+	return row, isReplicated(), nil
 }
 
-// shows reports whether the row of the log at m is enough to accept the read of one entry: the
-// server has everything up to m, as check requires, and the entry is replicated, as isReplicated
-// requires. If there is no entry, the log may have a deletion that is not replicated.
-func (r *soonRow) shows(m mark, unreplicated bool) bool {
-	return !r.standby && r.tag == m.tag &&
-		(unreplicated || r.written != nil && backend.Position(*r.written) <= m.at)
+// A server identifies a process of a server, and so the server since its last start: the time of
+// the start, and the number of the process. The zero server is unknown.
+type server [12]byte
+
+// A seenMark is a mark that a read has found in the log of a server, while the server was a
+// primary. Each later read from the server shows everything up to the mark: a primary forgets no
+// change, and becomes a standby only when the server is started again. So a read of one entry looks
+// for a mark in the log once for each connection.
+//
+// A connection leads to one process of a server. Each read compares the process too, in case there
+// is a pooler that Open has not noticed.
+type seenMark struct {
+	mark   mark
+	server server
+}
+
+// seenBy returns what the last read with a connection of the pool has found in the log of this
+// schema. The caller has acquired the connection.
+func (b *Backend) seenBy(conn *pgconn.PgConn) *seenMark {
+	data := conn.CustomData()
+	s, ok := data[b.seenKey].(*seenMark)
+	if !ok {
+		s = new(seenMark)
+		data[b.seenKey] = s
+	}
+	return s
+}
+
+// A soonRow is the row of the statements getSeen, getSeenOrNone and getSoon. Only getSoon sets
+// standby and tag. getSoon has no row if the log does not have the position.
+type soonRow struct {
+	server            server // zero if the format is not binary
+	value             []byte
+	revision, written *int64 // nil: there is no entry
+	standby           bool
+	tag               tag // at the position
+
+	numbers [2]int64 // what revision and written point to
 }
 
 // ScanRow implements pgx.RowScanner. ScanRow decodes the binary format itself: for each call, pgx
 // would look for a way from each type of PostgreSQL to each Go type. The caller's configuration of
 // the pool may make pgx use the text format, and then pgx decodes the row.
 func (r *soonRow) ScanRow(rows pgx.Rows) error {
+	raw := rows.RawValues()
 	for _, f := range rows.FieldDescriptions() {
 		if f.Format != pgx.BinaryFormatCode {
-			return rows.Scan(&r.standby, &r.tag, &r.value, &r.revision, &r.written)
+			return rows.Scan([]any{nil, nil, &r.value, &r.revision, &r.written, &r.standby,
+				&r.tag}[:len(raw)]...)
 		}
 	}
-	raw := rows.RawValues()
-	if len(raw) != 5 || len(raw[0]) != 1 || len(raw[1]) != len(r.tag) {
-		return errors.New("the server has sent a row of an unknown form")
+	const seen, soon = 5, 7 // columns
+	if len(raw) != seen && len(raw) != soon || len(raw[0]) != 8 || len(raw[1]) != 4 {
+		return errRowForm
 	}
-	r.standby = raw[0][0] != 0
-	r.tag = tag(raw[1])
+	copy(r.server[:8], raw[0])
+	copy(r.server[8:], raw[1])
 	if raw[2] != nil {
 		r.value = append([]byte{}, raw[2]...)
 	}
@@ -119,11 +186,20 @@ func (r *soonRow) ScanRow(rows pgx.Rows) error {
 			*number = &r.numbers[i]
 		case 0: // null
 		default:
-			return errors.New("the server has sent a number of an unknown form")
+			return errRowForm
 		}
+	}
+	if len(raw) == soon {
+		if len(raw[5]) != 1 || len(raw[6]) != len(r.tag) {
+			return errRowForm
+		}
+		r.standby = raw[5][0] != 0
+		r.tag = tag(raw[6])
 	}
 	return nil
 }
+
+var errRowForm = errors.New("the server has sent a row of an unknown form")
 
 // GetAll implements backend.AllGetter. GetAll is one round trip. If entries are missing, GetAll
 // also waits for one commit, as Get does: see absence.

@@ -66,7 +66,8 @@ func checkSchema(schema string) error {
 // statements are the SQL of a Backend, with the name of the schema.
 type statements struct {
 	migrate, version, rights, apply            string
-	getSoon, get, getAll, present              string
+	getSeen, getSeenOrNone, getSoon, get       string
+	getAll, present                            string
 	scan                                       string
 	mark, snapshot, snapshotTo                 string
 	listen, feedStart, feedPage, feedPositions string
@@ -108,6 +109,9 @@ func newStatements(schema string) statements {
 			"order by position desc limit 1)"
 		known    = "(select tag from @schema@.log where position = $1)"
 		snapshot = "select key, value, revision from @schema@.entry where key >= $1"
+		// soon are the columns of a soonRow that getSeen and getSoon have. They begin with those
+		// that identify the process of the server.
+		soon = "pg_postmaster_start_time(), pg_backend_pid(), e.value, e.revision, e.position"
 	)
 	return statements{
 		grants: []string{
@@ -126,9 +130,14 @@ func newStatements(schema string) statements {
 			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, " +
 			"$17, $18, $19, $20)"),
 		present: fill("select key, value, revision from @schema@.entry where key = any($1)"),
-		// getSoon reads two rows, and usually shows enough: see soonRow. A join of the two takes
-		// PostgreSQL less time than a select inside the select.
-		getSoon: fill("select pg_is_in_recovery(), l.tag, e.value, e.revision, e.position " +
+		// getSeen reads one row, and shows enough with a connection whose server has shown the mark:
+		// see seenMark. If there is no entry, getSeen has no row, and getSeenOrNone has one, which
+		// takes PostgreSQL a microsecond more. getSoon reads two rows, and usually shows enough. A
+		// join of the two takes PostgreSQL less time than a select inside the select.
+		getSeen: fill("select " + soon + " from @schema@.entry e where e.key = $1"),
+		getSeenOrNone: fill("select " + soon + " from (select) one " +
+			"left join @schema@.entry e on e.key = $1"),
+		getSoon: fill("select " + soon + ", pg_is_in_recovery(), l.tag " +
 			"from @schema@.log l left join @schema@.entry e on e.key = $2 where l.position = $1"),
 		get: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " +
 			"case when e.key is null then " + deleted + " end, e.value, e.revision, e.position " +

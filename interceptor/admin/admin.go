@@ -211,10 +211,17 @@ func answer[A any](
 	case codes.Canceled:
 		level = slog.LevelDebug // the client has gone, as at the end of every watch
 	}
-	s.log.Log(ctx, level, "admin call refused", "method", method, "principal", c.caller.Actor(),
+	s.logLine(ctx, level, "admin call refused", "method", method, "principal", c.caller.Actor(),
 		"code", st.Code().String(), "error", err)
 	var none A
 	return none, st.Err()
+}
+
+// logLine logs a line. A handshake runs on a goroutine of gRPC, where no interceptor recovers panics,
+// so a panic of the logger's handler would end the process.
+func (s *Server) logLine(ctx context.Context, level slog.Level, message string, args ...any) {
+	defer func() { _ = recover() }()
+	s.log.Log(ctx, level, message, args...)
 }
 
 // begin returns the call. With an error, the call still names the caller.

@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
@@ -110,3 +112,26 @@ func TestLevelOfACallThatTheClientEnds(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, slog.LevelInfo, <-lines.to)
 }
+
+// A handler of the logger that panics changes no answer.
+func TestLoggerThatPanics(t *testing.T) {
+	server, err := admin.New(keystoretest.New(t, nil), admin.Logger(slog.New(panicking{})))
+	require.NoError(t, err)
+	defer server.Close()
+	var keys adminpb.KeyServiceServer
+	server.RegisterKeys(registrar(func(service any) { keys = service.(adminpb.KeyServiceServer) }))
+	require.NotPanics(t, func() {
+		_, err := keys.GetKey(t.Context(), new(adminpb.GetKeyRequest))
+		require.Equal(t, codes.Unauthenticated, status.Code(err))
+	})
+}
+
+// A panicking handler panics on each line.
+type panicking struct{ slog.Handler }
+
+func (panicking) Enabled(context.Context, slog.Level) bool { panic("the handler panics") }
+
+// A registrar receives the service that a Server registers.
+type registrar func(service any)
+
+func (r registrar) RegisterService(_ *grpc.ServiceDesc, service any) { r(service) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -75,7 +76,9 @@ func (s *Server) ServeUnix(ctx context.Context, path string, opts ...SocketOptio
 		return err
 	}
 	logRefused := SocketOption{func(c *socketConfig) {
-		c.refused = func(err error) { s.log.Warn("admin peer refused", "error", err) }
+		c.refused = func(err error) {
+			s.logLine(ctx, slog.LevelWarn, "admin peer refused", "error", err)
+		}
 	}}
 	server := grpc.NewServer(
 		grpc.Creds(PeerCredentials(append(slices.Clone(opts), logRefused)...)),

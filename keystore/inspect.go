@@ -80,10 +80,7 @@ func (s *Store) Inspect(ctx context.Context, text string) (*Inspection, error) {
 func (s *Store) inspect(ctx context.Context, i *Inspection, id token.ID, secret string) error {
 	kr, err := s.get(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		if s.hasher.Match(s.dummyDigest, secret) == failedMatch { // see find
-			return errHasher
-		}
-		return ErrUnknown
+		return s.matchUnknown(ctx, id, secret)
 	}
 	if err != nil {
 		return err

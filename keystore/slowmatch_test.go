@@ -293,6 +293,26 @@ func TestInspectDuringASlowMatch(t *testing.T) {
 	})
 }
 
+// Inspect of unknown tokens runs one slow match at a time, as Verify does.
+func TestInspectManyUnknownTokens(t *testing.T) {
+	slowTest(t, func(t *testing.T, s *Store, _ *Issued) {
+		slow := s.hasher.(*guardedHasher).hasher.(*slowHasher)
+		slow.most.Store(0)
+		var calls sync.WaitGroup
+		for range maxSlowWaits {
+			_, text := s.format.New()
+			calls.Go(func() {
+				i, err := s.Inspect(t.Context(), text)
+				if err != nil || i.Refusal != ErrUnknown {
+					t.Error(i, err)
+				}
+			})
+		}
+		calls.Wait()
+		require.EqualValues(t, 1, slow.most.Load())
+	})
+}
+
 // slowTest runs a test with a store whose Hasher is slow, and a key.
 func slowTest(t *testing.T, test func(t *testing.T, s *Store, i *Issued)) {
 	synctest.Test(t, func(t *testing.T) {

@@ -379,18 +379,10 @@ func (s *Store) find(
 	defer cancel()
 	kr, err := s.getForCaller(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		// Match does as much work as for an existing key. Otherwise the time of a slow hasher would
-		// reveal which IDs exist.
 		if sum != nil {
 			return nil, ErrUnknown
 		}
-		switch s.matchDigest(ctx, id, s.dummyDigest, text) {
-		case failedMatch:
-			return nil, errHasher
-		case busyMatch:
-			return nil, busyError(ctx)
-		}
-		return nil, ErrUnknown
+		return nil, s.matchUnknown(ctx, id, text)
 	}
 	if err != nil {
 		if !errors.Is(err, errManyReads) { // one line for each call would make the trouble worse
@@ -405,6 +397,19 @@ func (s *Store) find(
 	s.attachQuota(e)
 	s.shareTerms(e)
 	return e, nil
+}
+
+// matchUnknown returns the error for the token of a key that does not exist. The Hasher does as much
+// work as for an existing key. Otherwise the time of a slow Hasher would reveal which IDs exist.
+func (s *Store) matchUnknown(ctx context.Context, id token.ID, text string) error {
+	switch s.matchDigest(ctx, id, s.dummyDigest, text) {
+	case failedMatch:
+		return errHasher
+	case busyMatch:
+		return busyError(ctx)
+	default:
+		return ErrUnknown
+	}
 }
 
 // attachQuota connects a key from the backend with its limiter and its account.

@@ -679,6 +679,29 @@ func TestSpendAfterRevoke(t *testing.T) {
 	})
 }
 
+// A key is disabled, and is enabled while the feed leaves out changes. Afterwards, a Key of an
+// earlier Verify spends credits again.
+func TestSpendAfterEnableInAGap(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
+		require.NoError(t, err)
+		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
+		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
+		for b.isFresh() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.NoError(t, a.Enable(t.Context(), i.Key.ID))
+		b.link.Set(badlink.Faults{})
+		b.awaitFresh()
+		require.NoError(t, key.Spend(t.Context(), 1))
+		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
+	})
+}
+
 // A Restore purges a key. Once Restore has returned, no process spends credits that it has leased.
 func TestSpendAfterARestoreThatPurges(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {

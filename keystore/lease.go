@@ -282,9 +282,9 @@ func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
 			return errAccountClosed
 		case asked && !s.isFresh():
 			return s.refuseStale(ctx)
+		case a.unsure && (asked || a.stopped != nil): // the record must be read first
 		case a.stopped != nil:
 			return a.stopped
-		case asked && a.unsure: // the record could not be read, or a gap came after the read
 		case a.free || a.take(n):
 			return nil
 		}

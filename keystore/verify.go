@@ -399,8 +399,9 @@ func (s *Store) find(
 	return e, nil
 }
 
-// matchUnknown returns the error for the token of a key that does not exist. The Hasher does as much
-// work as for an existing key. Otherwise the time of a slow Hasher would reveal which IDs exist.
+// matchUnknown returns the error for the token of a key that does not exist. The Hasher does as
+// much work as for an existing key. Otherwise the time of a slow Hasher would reveal which IDs
+// exist.
 func (s *Store) matchUnknown(ctx context.Context, id token.ID, text string) error {
 	switch s.matchDigest(ctx, id, s.dummyDigest, text) {
 	case failedMatch:

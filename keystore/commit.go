@@ -44,22 +44,34 @@ func (s *Store) changeKey(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
 	edit func(*keyRecord) (changed bool, err error),
 ) (*cachedKey, error) {
-	if err := s.ready(ctx); err != nil {
-		return nil, err
-	}
-	actor, err := actorOf(ctx)
+	ctx, cancel, actor, err := s.beginChange(ctx)
 	if err != nil {
 		return nil, err
 	}
-	event.Actor = actor
-	defer s.counts.took[event.Action].since(time.Now())
-	ctx, cancel := s.limited(ctx)
 	defer cancel()
+	defer s.counts.took[event.Action].since(time.Now())
+	event.Actor = actor
 	e, err := s.changeHere(ctx, id, event, unknownCause, edit)
 	if err == nil && event.Action != record.Action_ACTION_REHASH { // the old digest still matches
 		err = s.barrier(ctx, string(actions[event.Action]))
 	}
 	return e, err
+}
+
+// beginChange returns the actor of a change, and the context of the change, which ends after
+// Options.Timeout. beginChange returns an error if the store does not take a change now, or if the
+// actor cannot be stored.
+func (s *Store) beginChange(ctx context.Context) (
+	_ context.Context, cancel context.CancelFunc, actor string, err error,
+) {
+	if err := s.ready(ctx); err != nil {
+		return nil, nil, "", err
+	}
+	if actor, err = actorOf(ctx); err != nil {
+		return nil, nil, "", err
+	}
+	ctx, cancel = s.limited(ctx)
+	return ctx, cancel, actor, nil
 }
 
 // changeHere is change up to the moment when the change is in force in this process. The caller has
@@ -200,17 +212,13 @@ func (s *Store) changeOne(
 	ctx context.Context, id token.ID, event *record.Event, unknownCause error,
 	edit func(*keyRecord) (changed bool, err error),
 ) (*cachedKey, error) {
-	if err := s.ready(ctx); err != nil {
-		return nil, err
-	}
-	actor, err := actorOf(ctx)
+	ctx, cancel, actor, err := s.beginChange(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer cancel()
 	own := proto.CloneOf(event)
 	own.Actor = actor
-	ctx, cancel := s.limited(ctx)
-	defer cancel()
 	return s.changeHere(ctx, id, own, unknownCause, edit)
 }
 
@@ -218,14 +226,10 @@ func (s *Store) changeTogether(
 	ctx context.Context, batch []*keyRecord, event *record.Event, unknownCause error,
 	edit func(kr *keyRecord, again bool) (bool, error),
 ) ([]*cachedKey, error) {
-	if err := s.ready(ctx); err != nil {
-		return nil, err
-	}
-	actor, err := actorOf(ctx)
+	ctx, cancel, actor, err := s.beginChange(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	all := make([]*prepared, 0, len(batch))
 	entries := make([]*cachedKey, 0, len(batch))

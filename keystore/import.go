@@ -245,12 +245,13 @@ func (i *importRun) run(ctx context.Context, rows iter.Seq2[Imported, error]) (e
 	now := time.Now()
 	for row, err := range rows {
 		var r *importRow
+		if err == nil {
+			r, err = i.store.importRow(&row, &i.opts, now)
+		}
 		if problem := (*ImportProblem)(nil); errors.As(err, &problem) {
 			r = refusedRow(*problem) // is reported later
 		} else if err != nil {
 			_ = i.write(ctx) // the rows before the error
-			return err
-		} else if r, err = i.store.importRow(&row, &i.opts, now); err != nil {
 			return err
 		}
 		i.result.Rows++
@@ -416,80 +417,32 @@ func (r *importRow) duplicate() *ImportProblem {
 		"the store has another key with the same public part: one of the two must get a new key"}
 }
 
-// importRow checks a row, and makes the record of the key.
+// problem returns an ImportProblem of a row.
+func (row *Imported) problem(reason, format string, args ...any) error {
+	return &ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}
+}
+
+// importRow checks a row, and makes the record of the key. The error is an ImportProblem if the row
+// cannot be imported.
 func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*importRow, error) {
-	refuse := func(reason, format string, args ...any) (*importRow, error) {
-		return refusedRow(ImportProblem{row.Row, reason, fmt.Sprintf(format, args...)}), nil
-	}
 	format := formatNamed(s.legacy, row.Format)
 	if format == nil {
-		return refuse(ImportFormat, "Options.Legacy has no format %.40q: the store would refuse "+
-			"the token", row.Format)
+		return nil, row.problem(ImportFormat, "Options.Legacy has no format %.40q: the store would "+
+			"refuse the token", row.Format)
 	}
-	lookup, digest := row.Lookup, row.Digest
-	id := legacyID(format.Name, lookup)
-	mark := digest
-	if text := row.Token.Reveal(); text != "" {
-		if lookup != "" || digest.Scheme != "" {
-			return refuse(ImportUnreadable, "the row has both a token and a digest")
-		}
-		if _, ok := token.Parse(text); ok {
-			return refuse(ImportNative, "the token has the form of the store's own tokens: "+
-				"restore a backup of its store instead")
-		}
-		if len(text) < minImported && !opts.AllowWeak {
-			return refuse(ImportWeak, "the token has %d characters, and needs %d: give the client "+
-				"a new key, or allow weak tokens", len(text), minImported)
-		}
-		if len(text) > token.MaxLength || strings.IndexFunc(text, notInToken) >= 0 {
-			return refuse(ImportFormat, "the token has more than %d bytes, or a character that no "+
-				"header can carry", token.MaxLength)
-		}
-		var secret string
-		var ok bool
-		if id, secret, ok = s.parseLegacy(format, text); !ok {
-			return refuse(ImportFormat, "the token does not have the format %s", format.Name)
-		}
-		var err error
-		if digest, err = s.digest(secret); err != nil {
-			return nil, wrapErr("import", err)
-		}
-		sum := sha256.Sum256([]byte(secret))
-		mark = hashing.Digest{Scheme: plainScheme, Sum: sum[:]}
-	} else {
-		if lookup == "" || digest.Scheme == "" || len(digest.Sum) == 0 {
-			return refuse(ImportUnreadable, "the row has neither a token nor a digest")
-		}
-		if len(digest.Scheme) > maxScheme || len(digest.Sum) > maxSum || !s.recognizes(digest) {
-			return refuse(ImportDigest, "the Hasher of the store cannot match the digest of scheme "+
-				"%.40q: add the hasher of this scheme to a hashing.Keyring, or give the client a "+
-				"new key", digest.Scheme)
-		}
+	secret, err := s.secretOfRow(row, format, opts)
+	if err != nil {
+		return nil, err
 	}
-	if err := row.Spec.check(new(Spec)); err != nil {
-		return refuse(ImportSpec, "%v", strings.TrimPrefix(err.Error(), "keystore: invalid argument: "))
-	}
-	dead := !row.RevokedAt.IsZero() ||
-		!row.Spec.ExpiresAt.IsZero() && !row.Spec.ExpiresAt.After(now)
-	if s.maxLifetime > 0 && !dead {
-		if err := row.Spec.checkTimes(now, s.maxLifetime); err != nil {
-			return refuse(ImportLifetime, "Options.MaxLifetime wants every key to expire within %v",
-				s.maxLifetime)
-		}
-	}
-	for _, t := range []time.Time{
-		row.CreatedAt, row.LastUsedAt, row.RevokedAt, row.DisabledAt, row.Spec.ExpiresAt,
-	} {
-		if !t.IsZero() && (t.Year() < 1970 || t.Year() > 2261) {
-			return refuse(ImportSpec, "a time is not between the years 1970 and 2261")
-		}
+	if err := s.checkRow(row, now); err != nil {
+		return nil, err
 	}
 	created := row.CreatedAt
 	if created.UnixNano() <= 0 || created.After(now) {
 		created = now
 	}
-	r := newRecord(row.Spec, format.Name, digest, created)
-	r.ImportedAt, r.ImportedDigest = toNanos(now), markOfDigest(mark)
+	r := newRecord(row.Spec, format.Name, secret.digest, created)
+	r.ImportedAt, r.ImportedDigest = toNanos(now), markOfDigest(secret.mark)
 	switch {
 	case !row.RevokedAt.IsZero():
 		r.Status, r.RevokedAt = record.Status_STATUS_REVOKED, max(1, toNanos(row.RevokedAt))
@@ -499,10 +452,94 @@ func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*i
 		r.DisableReason = importedReason
 	}
 	if err := checkSize(r, 0); err != nil {
-		return refuse(ImportSpec, "the key needs more than %d bytes of storage", maxRecordSize)
+		return nil, row.problem(ImportSpec, "the key needs more than %d bytes of storage",
+			maxRecordSize)
 	}
-	return &importRow{row: row.Row, id: id, record: r, size: proto.Size(r),
+	return &importRow{row: row.Row, id: secret.id, record: r, size: proto.Size(r),
 		credits: row.Spec.Credits, lastUsed: row.LastUsedAt}, nil
+}
+
+// A rowSecret is what the store keeps of the token of a row.
+type rowSecret struct {
+	id     token.ID
+	digest hashing.Digest
+	// mark is for markOfDigest. A later import of the row has the same mark, whatever the Hasher is.
+	mark hashing.Digest
+}
+
+// secretOfRow checks the token or the digest of a row. The error is an ImportProblem if the store
+// could not admit the token, or should not.
+func (s *Store) secretOfRow(
+	row *Imported, format *LegacyFormat, opts *ImportOptions,
+) (rowSecret, error) {
+	text, digest := row.Token.Reveal(), row.Digest
+	switch {
+	case text != "" && (row.Lookup != "" || digest.Scheme != ""):
+		return rowSecret{}, row.problem(ImportUnreadable, "the row has both a token and a digest")
+	case text != "":
+		return s.secretOfToken(row, format, opts)
+	case row.Lookup == "" || digest.Scheme == "" || len(digest.Sum) == 0:
+		return rowSecret{}, row.problem(ImportUnreadable, "the row has neither a token nor a digest")
+	case len(digest.Scheme) > maxScheme || len(digest.Sum) > maxSum || !s.recognizes(digest):
+		return rowSecret{}, row.problem(ImportDigest, "the Hasher of the store cannot match the "+
+			"digest of scheme %.40q: add the hasher of this scheme to a hashing.Keyring, or give the "+
+			"client a new key", digest.Scheme)
+	}
+	return rowSecret{legacyID(format.Name, row.Lookup), digest, digest}, nil
+}
+
+// secretOfToken is secretOfRow for a row with a token.
+func (s *Store) secretOfToken(
+	row *Imported, format *LegacyFormat, opts *ImportOptions,
+) (rowSecret, error) {
+	text := row.Token.Reveal()
+	if _, ok := token.Parse(text); ok {
+		return rowSecret{}, row.problem(ImportNative, "the token has the form of the store's own "+
+			"tokens: restore a backup of its store instead")
+	}
+	if len(text) < minImported && !opts.AllowWeak {
+		return rowSecret{}, row.problem(ImportWeak, "the token has %d characters, and needs %d: give "+
+			"the client a new key, or allow weak tokens", len(text), minImported)
+	}
+	if len(text) > token.MaxLength || strings.IndexFunc(text, notInToken) >= 0 {
+		return rowSecret{}, row.problem(ImportFormat, "the token has more than %d bytes, or a "+
+			"character that no header can carry", token.MaxLength)
+	}
+	id, secret, ok := s.parseLegacy(format, text)
+	if !ok {
+		return rowSecret{}, row.problem(ImportFormat, "the token does not have the format %s",
+			format.Name)
+	}
+	digest, err := s.digest(secret)
+	if err != nil {
+		return rowSecret{}, wrapErr("import", err)
+	}
+	sum := sha256.Sum256([]byte(secret))
+	return rowSecret{id, digest, hashing.Digest{Scheme: plainScheme, Sum: sum[:]}}, nil
+}
+
+// checkRow checks the Spec and the times of a row. The error is an ImportProblem.
+func (s *Store) checkRow(row *Imported, now time.Time) error {
+	if err := row.Spec.check(new(Spec)); err != nil {
+		return row.problem(ImportSpec, "%v",
+			strings.TrimPrefix(err.Error(), "keystore: invalid argument: "))
+	}
+	dead := !row.RevokedAt.IsZero() ||
+		!row.Spec.ExpiresAt.IsZero() && !row.Spec.ExpiresAt.After(now)
+	if s.maxLifetime > 0 && !dead {
+		if err := row.Spec.checkTimes(now, s.maxLifetime); err != nil {
+			return row.problem(ImportLifetime, "Options.MaxLifetime wants every key to expire within "+
+				"%v", s.maxLifetime)
+		}
+	}
+	for _, t := range []time.Time{
+		row.CreatedAt, row.LastUsedAt, row.RevokedAt, row.DisabledAt, row.Spec.ExpiresAt,
+	} {
+		if !t.IsZero() && (t.Year() < 1970 || t.Year() > 2261) {
+			return row.problem(ImportSpec, "a time is not between the years 1970 and 2261")
+		}
+	}
+	return nil
 }
 
 // importedReason is the reason for a revocation or a disabling by the other system.

@@ -80,8 +80,8 @@ func (b *Backend) advise(err error, text string) string {
 	case codePassword:
 		return "PostgreSQL refuses the user name or the password: check the connection string"
 	case codeAuthorization:
-		return "PostgreSQL has no rule in pg_hba.conf that lets this user connect from here, or " +
-			"requires TLS or a client certificate"
+		return "there is no such user, or PostgreSQL has no rule in pg_hba.conf that lets this user " +
+			"connect from here, or requires TLS or a client certificate"
 	case codeNoDatabase:
 		return "make the database, or check the connection string"
 	case codeNoSchema, codeNoTable:

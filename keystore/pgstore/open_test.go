@@ -250,7 +250,7 @@ func TestPassword(t *testing.T) {
 		require.NotContains(t, fmt.Sprintf(format, b), password)
 	}
 	refused(t, as("app", "hunter2"), "apikeys", alone, "refuses the user name or the password")
-	refused(t, as("nobody", ""), "apikeys", alone, "pg_hba.conf")
+	refused(t, as("nobody", ""), "apikeys", alone, "there is no such user, or PostgreSQL has no rule")
 	refused(t, newPool(t, strings.Replace(server.URL(), "/postgres?", "/none?", 1)), "apikeys",
 		alone, "make the database")
 }

@@ -186,6 +186,9 @@ func TestRefusals(t *testing.T) {
 				if len(c.credentials) == 1 && c.status == 200 && c.path != "/open" {
 					require.Equal(t, good.ID, header.Get("Key"))
 				}
+				if c.name == "lacks a scope" {
+					require.Contains(t, p.Detail, "needs: orders:write, orders:read")
+				}
 				if c.status == 429 {
 					require.NotEmpty(t, header.Get("Retry-After"))
 				}

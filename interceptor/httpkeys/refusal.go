@@ -147,7 +147,8 @@ func (a *Authenticator) problem(
 		var scope *admission.ScopeError
 		errors.As(err, &scope)
 		p.Scopes = scope.Scopes
-		p.Detail = "the API key lacks a scope that this request needs"
+		p.Detail = "the API key lacks a scope that this request needs: " +
+			strings.Join(scope.Scopes, ", ")
 	case admission.Unavailable:
 		switch ended := ctx.Err(); {
 		case errors.Is(ended, context.DeadlineExceeded):

@@ -17,8 +17,11 @@
 // The options, the rules and the reasons are those of package
 // [github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys]. A rule for a method is a rule for
 // its path, as in httpkeys.Require("/acme.orders.v1.Orders/Get", "orders:read"), and a rule for a
-// service is a rule for a tree, as in httpkeys.Public("/grpc.health.v1.Health/"). A refused caller
-// gets the code, the ErrorInfo and the RetryInfo of package
+// service is a rule for a tree, as in httpkeys.Public("/grpc.health.v1.Health/"). A method
+// whose rule is misspelt takes any valid key, unless httpkeys.RequireRules is set. Generated code
+// has a constant for the path of each method, such as OrdersGetProcedure.
+//
+// A refused caller gets the code, the ErrorInfo and the RetryInfo of package
 // [github.com/grpc-api-key/grpc-api-key/interceptor], in the protocol of the call. Requests that no
 // Connect client sends get the problem of httpkeys.
 //

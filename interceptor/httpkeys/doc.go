@@ -48,6 +48,8 @@
 // [http.ServeMux], as in "GET /orders/{id}" or "/admin/". The most specific pattern counts. As in a
 // ServeMux, GET matches HEAD too, and a pattern with a slash at the end matches the path without
 // the slash. A request that matches no pattern takes any valid key, or, with [RequireRules], none.
+// Nothing else finds a misspelt pattern, whose requests then take any valid key: set RequireRules,
+// and give AnyKey to what needs no scope.
 //
 // A rule sees the request as Wrap gets the request: put http.StripPrefix inside. If the handler is
 // not a ServeMux, the router may read a path in another way. So a path with the segment "." or

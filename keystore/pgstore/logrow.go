@@ -68,9 +68,6 @@ func parseRow(row, from, to []byte) (entries []backend.Entry, err error) {
 		if string(key) < string(from) || to != nil && string(key) >= string(to) {
 			continue
 		}
-		if entries == nil {
-			entries = make([]backend.Entry, 0, backend.MaxChanges/2)
-		}
 		entries = append(entries, backend.Entry{Key: key, Value: value, Revision: revision})
 	}
 	return entries, nil

@@ -68,11 +68,11 @@ func (s *Store) listError(ctx context.Context, err error) error {
 	return err
 }
 
-// ownedKeys reads maxTogether keys together, or maxRoundTrip if each read is a round trip. The keys
-// and their last uses are at most backend.MaxChanges entries.
+// ownedKeys reads maxTogether keys together, or, if each read is a round trip, as many keys as have
+// maxRoundTrip entries: the record, and the last use if the caller wants to know it.
 const (
 	maxTogether  = 16
-	maxRoundTrip = backend.MaxChanges / 2
+	maxRoundTrip = backend.MaxChanges
 )
 
 // ownedKeys yields the records that the entries of the owner index lead to: see candidates.
@@ -86,6 +86,8 @@ func (s *Store) ownedKeys(
 	}
 	most := 1
 	switch {
+	case s.all != nil && s.processes != nil && used:
+		most = maxRoundTrip / 2
 	case s.all != nil && s.processes != nil:
 		most = maxRoundTrip
 	case s.all != nil || s.processes != nil:

@@ -165,7 +165,8 @@ func serveConsole(
 			failed <- err
 		}
 	}()
-	fmt.Printf("the console is on http://%s/keys/\n", lis.Addr())
+	fmt.Printf("the console is on http://%s/keys/ (log in with a key of scope keys:admin)\n",
+		lis.Addr())
 	return func() {
 		c.Close() // ends the streams of events, for which Shutdown would wait
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

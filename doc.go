@@ -6,7 +6,7 @@
 //   - [github.com/grpc-api-key/grpc-api-key/interceptor/keycreds]: the client's side of gRPC
 //   - [github.com/grpc-api-key/grpc-api-key/interceptor/httpkeys]: net/http, both sides; module
 //     interceptor/connectkeys is for Connect
-//   - [github.com/grpc-api-key/grpc-api-key/interceptor/admin]: the service that cmd/apikeyctl calls
+//   - [github.com/grpc-api-key/grpc-api-key/interceptor/admin]: the server of cmd/apikeyctl
 //   - [github.com/grpc-api-key/grpc-api-key/keystore/console]: pages for operators
 //   - [github.com/grpc-api-key/grpc-api-key/interceptor/otelkeys]: OpenTelemetry; module
 //     keystore/promkeys is for Prometheus

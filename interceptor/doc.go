@@ -54,7 +54,8 @@
 // gets stricter allowed networks, a stricter rate limit or an earlier expiry.
 //
 // The ErrorInfo of INSUFFICIENT_SCOPE has the scopes of the rule in the metadata entry "scopes",
-// separated by spaces, and the text of the status names the scopes too. The key needs all of these scopes, or one of them, as the rule requires.
+// separated by spaces, and the text of the status names the scopes too. The key needs all of these
+// scopes, or one of them, as the rule requires.
 //
 // All bad keys get the same text, so that a caller cannot find out which keys exist. Each mistake
 // in the syntax of a credential has a reason and a text for itself, because such a mistake says

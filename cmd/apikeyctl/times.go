@@ -96,8 +96,8 @@ func spanText(d time.Duration) string {
 	return fmt.Sprintf("%ds", d.Round(time.Second)/time.Second)
 }
 
-// lastUse writes the minute of a last use for a table: now, if the minute is not over. Nil means that
-// no use is known.
+// lastUse writes the minute of a last use for a table: now, if the minute is not over. Nil means
+// that no use is known.
 func lastUse(t *time.Time) string {
 	if t == nil {
 		return "-"

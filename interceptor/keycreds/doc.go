@@ -61,11 +61,11 @@
 //	a bad header or scheme, or a nil source                 Internal
 //
 // Unauthenticated means that the client needs another key. A server that refuses a key uses the
-// same code, but its status has an ErrorInfo, and the errors of this package do not. The failure of a
-// source says nothing about the key, and the source may recover. So the code is Unavailable, which
-// clients retry, for every code of the error of the source. errors.Is and errors.As find that error
-// in the error of the call. The package credentials/jwt of gRPC uses nearly the same codes (gRFC
-// A97). The codes FailedPrecondition and InvalidArgument do not occur, because gRPC forbids
+// same code, but its status has an ErrorInfo, and the errors of this package do not. The failure of
+// a source says nothing about the key, and the source may recover. So the code is Unavailable,
+// which clients retry, for every code of the error of the source. errors.Is and errors.As find that
+// error in the error of the call. The package credentials/jwt of gRPC uses nearly the same codes
+// (gRFC A97). The codes FailedPrecondition and InvalidArgument do not occur, because gRPC forbids
 // credentials to return them (gRFC A54).
 //
 // # Why a server refused a call

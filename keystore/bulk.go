@@ -108,24 +108,11 @@ func (s *Store) RevokeAll(
 		}
 	}
 	if opts.DryRun {
-		var corrupt error
-		wanted := s.batches(ctx, s.candidates, q, len(reason), revokeChanges, isLive)
-		for batch, err := range wanted {
-			if errors.Is(err, ErrCorrupt) {
-				corrupt = err
-				continue
-			}
-			if err != nil {
-				return done, err
-			}
-			for _, kr := range batch {
-				report(&kr.cached().key)
-			}
+		failed, corrupt := s.findAll(ctx, q, reason, report)
+		if failed == nil && guarded && done > opts.AtMost {
+			failed = &SelectionError{done, opts.AtMost}
 		}
-		if guarded && done > opts.AtMost {
-			return done, errors.Join(&SelectionError{done, opts.AtMost}, corrupt)
-		}
-		return done, corrupt
+		return done, errors.Join(failed, corrupt)
 	}
 	whole := q
 	if guarded {
@@ -163,6 +150,26 @@ func (s *Store) RevokeAll(
 		cancel()
 	}
 	return done, errors.Join(excess, failed, corrupt)
+}
+
+// findAll reports the keys that revokeAll would revoke. failed and corrupt are as those of revokeAll.
+func (s *Store) findAll(
+	ctx context.Context, q Query, reason string, report func(*Key),
+) (failed, corrupt error) {
+	wanted := s.batches(ctx, s.candidates, q, len(reason), revokeChanges, isLive)
+	for batch, err := range wanted {
+		if errors.Is(err, ErrCorrupt) {
+			corrupt = err
+			continue
+		}
+		if err != nil {
+			return err, corrupt
+		}
+		for _, kr := range batch {
+			report(&kr.cached().key)
+		}
+	}
+	return nil, corrupt
 }
 
 // checkExcess returns a SelectionError if the query selects keys besides the keys that RevokeAll

@@ -192,11 +192,30 @@ func benchmarkRevokeAll(b *testing.B, server *pglab.Server, s *keystore.Store) {
 	b.ReportMetric(revokes.Seconds()/updates.Seconds(), "revoke-all/update")
 }
 
-// BenchmarkVerifyMiss measures a Verify that reads the storage, and a prepared SELECT by the
-// primary key, in turns. Both have the same context, which has a deadline, as the context of a call
-// of gRPC has.
+// BenchmarkVerifyMiss measures a Verify that reads the storage, and a prepared SELECT by the primary
+// key, in turns: of the only process on a server without a standby, and of one of three processes
+// on a server with a standby. Both have the same context, which has a deadline, as the context of a
+// call of gRPC has.
 func BenchmarkVerifyMiss(b *testing.B) {
-	server, engine, s := startAlone(b)
+	b.Run("alone", func(b *testing.B) {
+		server, engine, s := startAlone(b)
+		benchmarkVerifyMiss(b, server, engine, s)
+	})
+	b.Run("three", func(b *testing.B) {
+		primary := pglab.Start(b, pglab.Config{})
+		primary.Standby(b, "b")
+		primary.Replicate(b, "b")
+		for range 2 {
+			openStore(b, primary, nil)
+		}
+		engine, s := openStore(b, primary, nil)
+		benchmarkVerifyMiss(b, primary, engine, s)
+	})
+}
+
+func benchmarkVerifyMiss(
+	b *testing.B, server *pglab.Server, engine *pgstore.Backend, s *keystore.Store,
+) {
 	ctx := context.Background()
 	issued, err := s.Create(ctx, keystore.Spec{Name: "bench"})
 	require.NoError(b, err)

@@ -21,7 +21,7 @@ type tag [16]byte
 //  1. A generation is one history, as far as this Backend has noticed. What the Backend remembers
 //     of an earlier generation is dropped.
 //  2. delivered is the highest position that a feed of this generation has yielded. A read refuses
-//     a state below the position: a pool may reach another server. A seenMark shows that a
+//     a state below the position: a pool may reach another server. A seenView shows that a
 //     connection leads to the same server as before.
 //  3. replicated is a position of which an own commit has shown that the standby has everything up
 //     to there. On a server that has this position with this tag, an entry that was written at or
@@ -68,19 +68,26 @@ func (h *history) now() (generation uint64, delivered backend.Position, replicat
 	return h.generation, h.delivered, h.replicated
 }
 
-// latest returns a position at or above delivered, with its tag. Unless unreplicated is true,
-// everything up to the position is replicated. ok is false if no such position is known.
-func (h *history) latest(unreplicated bool) (m mark, ok bool) {
+// A view is what a server must have in its log, so that the read of one entry from the server is
+// enough: see getSoon. The two marks may be the same.
+type view struct {
+	delivered  mark // a position at or above the delivered of the history
+	replicated mark // the replicated of the history; of an unreplicated Backend, any position
+}
+
+// latest returns the present view. ok is false if the history does not know the marks.
+func (h *history) latest(unreplicated bool) (v view, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case h.replicated.at >= h.delivered:
-		return h.replicated, h.replicated.at > 0
-	case unreplicated:
-		t, ok := h.tags[h.delivered]
-		return mark{h.delivered, t}, ok
+	if h.replicated.at >= h.delivered {
+		return view{h.replicated, h.replicated}, h.replicated.at > 0
 	}
-	return mark{}, false
+	t, ok := h.tags[h.delivered]
+	v = view{mark{h.delivered, t}, h.replicated}
+	if unreplicated {
+		v.replicated = v.delivered
+	}
+	return v, ok && v.replicated.at > 0
 }
 
 // confirmed notes that everything up to a position is replicated, by a commit that began in a

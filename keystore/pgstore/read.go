@@ -26,8 +26,8 @@ func (b *Backend) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 	}
 	defer end()
 	key = append([]byte{}, key...)
-	if m, ok := b.history.latest(b.unreplicated); ok {
-		row, shown, err := b.getSoon(joined, m, key)
+	if v, ok := b.history.latest(b.unreplicated); ok {
+		row, shown, err := b.getSoon(joined, v, key)
 		switch {
 		case err != nil:
 			return backend.Entry{}, b.wrap(ctx, "read", err)
@@ -75,11 +75,11 @@ func (b *Backend) presentEntry(
 	return b.entry(key, slices.Clone(e.Value), int64(e.Revision))
 }
 
-// getSoon reads an entry, and whether the read is enough: the server has everything up to m, as
-// check requires, and the entry is replicated, as isReplicated requires. If there is no entry, the
-// log may have a deletion that is not replicated.
+// getSoon reads an entry, and whether the read is enough: the server has the view, as check
+// requires, and the entry is replicated, as isReplicated requires. If there is no entry, the log
+// may have a deletion that is not replicated.
 func (b *Backend) getSoon(
-	ctx context.Context, m mark, key []byte,
+	ctx context.Context, v view, key []byte,
 ) (row soonRow, ok bool, err error) {
 	conn, err := b.pool.Acquire(ctx)
 	if err != nil {
@@ -87,10 +87,11 @@ func (b *Backend) getSoon(
 	}
 	defer conn.Release()
 	isReplicated := func() bool {
-		return b.unreplicated || row.written != nil && backend.Position(*row.written) <= m.at
+		return b.unreplicated ||
+			row.written != nil && backend.Position(*row.written) <= v.replicated.at
 	}
 	seen := b.seenBy(conn.Conn().PgConn())
-	if seen.mark == m {
+	if seen.view == v {
 		sql := b.sql.getSeen
 		if b.unreplicated { // only then is a row without an entry enough
 			sql = b.sql.getSeenOrNone
@@ -106,15 +107,17 @@ func (b *Backend) getSoon(
 		}
 		row = soonRow{}
 	}
-	err = conn.QueryRow(ctx, b.sql.getSoon, int64(m.at), key).Scan(&row)
+	err = conn.QueryRow(ctx, b.sql.getSoon, int64(v.delivered.at), int64(v.replicated.at), key).
+		Scan(&row)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return row, false, nil
-	case err != nil || row.standby || row.tag != m.tag:
+	case err != nil || row.standby,
+		row.delivered != v.delivered.tag, row.replicated != v.replicated.tag:
 		return row, false, err
 	}
 	if row.server != (server{}) {
-		*seen = seenMark{m, row.server}
+		*seen = seenView{v, row.server}
 	}
 	return row, isReplicated(), nil
 }
@@ -123,38 +126,40 @@ func (b *Backend) getSoon(
 // the start, and the number of the process. The zero server is unknown.
 type server [12]byte
 
-// A seenMark is a mark that a read has found in the log of a server, while the server was a
-// primary. Each later read from the server shows everything up to the mark: a primary forgets no
+// A seenView is a view that a read has found in the log of a server, while the server was a
+// primary. Each later read from the server shows everything up to the view: a primary forgets no
 // change, and becomes a standby only when the server is started again. So a read of one entry looks
-// for a mark in the log once for each connection.
+// for a view in the log once for each connection.
 //
 // A connection leads to one process of a server. Each read compares the process too, in case there
 // is a pooler that Open has not noticed.
-type seenMark struct {
-	mark   mark
+type seenView struct {
+	view   view
 	server server
 }
 
 // seenBy returns what the last read with a connection of the pool has found in the log of this
 // schema. The caller has acquired the connection.
-func (b *Backend) seenBy(conn *pgconn.PgConn) *seenMark {
+func (b *Backend) seenBy(conn *pgconn.PgConn) *seenView {
 	data := conn.CustomData()
-	s, ok := data[b.seenKey].(*seenMark)
+	s, ok := data[b.seenKey].(*seenView)
 	if !ok {
-		s = new(seenMark)
+		s = new(seenView)
 		data[b.seenKey] = s
 	}
 	return s
 }
 
 // A soonRow is the row of the statements getSeen, getSeenOrNone and getSoon. Only getSoon sets
-// standby and tag. getSoon has no row if the log does not have the position.
+// standby and the tags of the view. getSoon has no row if the log does not have a position of the
+// view.
 type soonRow struct {
 	server            server // zero if the format is not binary
 	value             []byte
 	revision, written *int64 // nil: there is no entry
 	standby           bool
-	tag               tag // at the position
+	delivered         tag
+	replicated        tag
 
 	numbers [2]int64 // what revision and written point to
 }
@@ -167,10 +172,10 @@ func (r *soonRow) ScanRow(rows pgx.Rows) error {
 	for _, f := range rows.FieldDescriptions() {
 		if f.Format != pgx.BinaryFormatCode {
 			return rows.Scan([]any{nil, nil, &r.value, &r.revision, &r.written, &r.standby,
-				&r.tag}[:len(raw)]...)
+				&r.delivered, &r.replicated}[:len(raw)]...)
 		}
 	}
-	const seen, soon = 5, 7 // columns
+	const seen, soon = 5, 8 // columns
 	if len(raw) != seen && len(raw) != soon || len(raw[0]) != 8 || len(raw[1]) != 4 {
 		return errRowForm
 	}
@@ -190,11 +195,11 @@ func (r *soonRow) ScanRow(rows pgx.Rows) error {
 		}
 	}
 	if len(raw) == soon {
-		if len(raw[5]) != 1 || len(raw[6]) != len(r.tag) {
+		if len(raw[5]) != 1 || len(raw[6]) != len(tag{}) || len(raw[7]) != len(tag{}) {
 			return errRowForm
 		}
 		r.standby = raw[5][0] != 0
-		r.tag = tag(raw[6])
+		r.delivered, r.replicated = tag(raw[6]), tag(raw[7])
 	}
 	return nil
 }

@@ -130,15 +130,16 @@ func newStatements(schema string) statements {
 			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, " +
 			"$17, $18, $19, $20)"),
 		present: fill("select key, value, revision from @schema@.entry where key = any($1)"),
-		// getSeen reads one row, and shows enough with a connection whose server has shown the mark:
-		// see seenMark. If there is no entry, getSeen has no row, and getSeenOrNone has one, which
-		// takes PostgreSQL a microsecond more. getSoon reads two rows, and usually shows enough. A
-		// join of the two takes PostgreSQL less time than a select inside the select.
+		// getSeen reads one row, and shows enough with a connection whose server has shown the view:
+		// see seenView. If there is no entry, getSeen has no row, and getSeenOrNone has one, which
+		// takes PostgreSQL a microsecond more. getSoon reads three rows, and usually shows enough. A
+		// join takes PostgreSQL less time than a select inside the select.
 		getSeen: fill("select " + soon + " from @schema@.entry e where e.key = $1"),
 		getSeenOrNone: fill("select " + soon + " from (select) one " +
 			"left join @schema@.entry e on e.key = $1"),
-		getSoon: fill("select " + soon + ", pg_is_in_recovery(), l.tag " +
-			"from @schema@.log l left join @schema@.entry e on e.key = $2 where l.position = $1"),
+		getSoon: fill("select " + soon + ", pg_is_in_recovery(), d.tag, r.tag " +
+			"from @schema@.log d join @schema@.log r on r.position = $2 " +
+			"left join @schema@.entry e on e.key = $3 where d.position = $1"),
 		get: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " +
 			"case when e.key is null then " + deleted + " end, e.value, e.revision, e.position " +
 			"from (select) one left join @schema@.entry e on e.key = $2"),

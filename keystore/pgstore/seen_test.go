@@ -62,9 +62,9 @@ func newSingle(t *testing.T, url string, change func(*pgxpool.Config)) *pgxpool.
 	return pool
 }
 
-// A Get reads the log if its connection has not shown the last mark, and not again before there is
-// another mark.
-func TestGetReadsTheLogOnceForEachMark(t *testing.T) {
+// A Get reads the log if its connection has not shown the present view, and not again before there
+// is another view.
+func TestGetReadsTheLogOnceForEachView(t *testing.T) {
 	t.Parallel()
 	primary, _ := startPair(t)
 	for name, o := range map[string]*pgstore.Options{"replicated": nil, "unreplicated": alone} {
@@ -90,19 +90,28 @@ func TestGetReadsTheLogOnceForEachMark(t *testing.T) {
 			require.Equal(t, "E", get(other, 1))
 			require.Equal(t, "E", get(b, 1))
 			require.NoError(t, put(ctx, b, "k", 1))
-			require.Equal(t, "L", get(b, 2), "there is another mark")
+			require.Equal(t, "L", get(b, 2), "there is another view")
 			require.Equal(t, "E", get(b, 2))
 			pool.Reset()
 			require.Equal(t, "L", get(b, 2), "the connection is new")
 			require.Equal(t, "E", get(b, 2))
 
-			require.NoError(t, put(ctx, open(t, newPool(t, primary.URL()), schema, o), "k", 2))
+			process := open(t, newPool(t, primary.URL()), schema, o)
+			changes := read(ctx, b, 0)
+			at := changes.next(t).Position
+			require.NoError(t, put(ctx, process, "other", 0))
+			require.Greater(t, changes.next(t).Position, at)
+			require.Equal(t, "L", get(b, 2), "the feed has delivered a change of another process")
+			require.Equal(t, "E", get(b, 2))
+
+			require.NoError(t, put(ctx, process, "k", 2))
 			if got := get(b, 3); o == nil {
 				require.Regexp(t, "^EL", got, "the entry is newer than the mark")
 			} else {
 				require.Equal(t, "E", got)
 			}
-			get(b, 3) // the wait for the standby has made another mark
+			require.Greater(t, changes.next(t).Position, at)
+			get(b, 3) // the wait for the standby has made another view
 			require.Equal(t, "E", get(b, 3))
 			_, err := b.Get(ctx, []byte("missing"))
 			require.ErrorIs(t, err, backend.ErrNotFound)

@@ -2,6 +2,7 @@ package httpkeys
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"path"
@@ -71,10 +72,7 @@ func (s *ruleSet) find(r *http.Request) (*rule, error) {
 	found := s.match(r)
 	if r.URL.RawPath != "" {
 		unescaped := *r
-		unescaped.URL = &url.URL{Host: r.URL.Host, Path: path.Clean("/" + r.URL.Path)}
-		if strings.HasSuffix(r.URL.Path, "/") && unescaped.URL.Path != "/" {
-			unescaped.URL.Path += "/"
-		}
+		unescaped.URL = &url.URL{Host: r.URL.Host, Path: cleanPath(r.URL.Path)}
 		if s.match(&unescaped) != found {
 			return &s.other, admission.ErrPath
 		}
@@ -89,11 +87,53 @@ func (s *ruleSet) find(r *http.Request) (*rule, error) {
 // redirect the request, to a path with a slash at the end or without double slashes, match returns
 // the rule of the new path.
 func (s *ruleSet) match(r *http.Request) *rule {
+	if r.Method == http.MethodConnect {
+		return s.matchConnect(r)
+	}
 	handler, pattern := s.mux.Handler(r)
 	if found, ok := handler.(*rule); ok {
 		return found
 	}
 	return s.byPattern[pattern]
+}
+
+// matchConnect is match for the method CONNECT. A ServeMux takes the path of CONNECT as it is, with
+// double slashes, or empty as in "CONNECT example.com:443", and the host with its port. The handler
+// may read both in the usual way. So matchConnect finds the rule that another method would have.
+func (s *ruleSet) matchConnect(r *http.Request) *rule {
+	escaped := cleanPath(r.URL.EscapedPath())
+	unescaped, err := url.PathUnescape(escaped)
+	if err != nil {
+		return nil
+	}
+	usual := *r
+	if host, _, err := net.SplitHostPort(r.Host); err == nil {
+		usual.Host = host
+	}
+	usual.URL = &url.URL{Host: usual.Host, Path: unescaped, RawPath: escaped}
+	handler, pattern := s.mux.Handler(&usual)
+	if found, ok := handler.(*rule); ok {
+		return found
+	}
+	if pattern == "" {
+		return nil
+	}
+	// The ServeMux would redirect the request to the path with a slash at the end. For CONNECT, the
+	// ServeMux returns this path in place of the pattern.
+	usual.URL.Path += "/"
+	usual.URL.RawPath += "/"
+	handler, _ = s.mux.Handler(&usual)
+	found, _ := handler.(*rule)
+	return found
+}
+
+// cleanPath returns the path without double slashes, as a ServeMux cleans the paths of requests.
+func cleanPath(p string) string {
+	clean := path.Clean("/" + p)
+	if strings.HasSuffix(p, "/") && clean != "/" {
+		clean += "/"
+	}
+	return clean
 }
 
 // hasDotSegment reports whether one of the segments of the path is "." or "..".

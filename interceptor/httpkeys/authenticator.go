@@ -94,7 +94,7 @@ func (a *Authenticator) serve(w http.ResponseWriter, r *http.Request, next http.
 	case err != nil:
 	case a.needsNoKey(r, rule):
 		c.request = a.strip(c.ctx, r)
-		defer func() { r.Pattern = c.request.Pattern }()
+		defer c.giveBack(r)
 		next.ServeHTTP(w, c.request)
 		return
 	default:

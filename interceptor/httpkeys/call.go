@@ -104,9 +104,16 @@ func (c *call) serve(w http.ResponseWriter, r *http.Request, next http.Handler) 
 	}
 	c.stop = c.session.OnEnd(c.cut)
 	defer c.finish()
-	defer func() { r.Pattern = c.request.Pattern }()
+	defer c.giveBack(r)
 	next.ServeHTTP(&writer{w, c}, c.request)
 	c.conclude(w)
+}
+
+// giveBack gives the request of net/http what the handler has set in its copy of the request: the
+// pattern, for middleware that logs, and the form with files, whose temporary files net/http
+// removes.
+func (c *call) giveBack(r *http.Request) {
+	r.Pattern, r.MultipartForm = c.request.Pattern, c.request.MultipartForm
 }
 
 // An EndedError is the error of Read, Write and Flush when the key has ended the request. errors.Is
@@ -231,6 +238,9 @@ func (c *call) conclude(w http.ResponseWriter) {
 		return
 	}
 	if c.wroteHeader.Load() {
+		if files := c.request.MultipartForm; files != nil {
+			_ = files.RemoveAll() // after a panic, net/http does not
+		}
 		panic(http.ErrAbortHandler)
 	}
 	c.Farewell()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -65,6 +66,7 @@ type call struct {
 
 	session *keystore.Session // nil unless a key was accepted; nil in a public request
 	control *http.ResponseController
+	outer   http.Header // of the response, before the handler ran; nil if there were none
 
 	bodyAtEnd   atomic.Bool  // the body has no more bytes: a Read does not block
 	writing     atomic.Int32 // Writes and Flushes that are running
@@ -105,6 +107,9 @@ func (c *call) serve(w http.ResponseWriter, r *http.Request, next http.Handler) 
 	c.stop = c.session.OnEnd(c.cut)
 	defer c.finish()
 	defer c.giveBack(r)
+	if h := w.Header(); len(h) > 0 {
+		c.outer = h.Clone()
+	}
 	next.ServeHTTP(&writer{w, c}, c.request)
 	c.conclude(w)
 }
@@ -243,11 +248,19 @@ func (c *call) conclude(w http.ResponseWriter) {
 		}
 		panic(http.ErrAbortHandler)
 	}
+	c.dropHeaders(w.Header())
 	c.Farewell()
 	c.writing.Add(1)
 	defer c.writing.Add(-1)
 	problem, _ := c.Ended()
 	c.writeProblem(w, c.refusal(c.session.Cause()), problem)
+}
+
+// dropHeaders removes the headers and the trailers of the handler, which may have the result of the
+// request. The headers of middleware around Wrap remain.
+func (c *call) dropHeaders(h http.Header) {
+	clear(h)
+	maps.Copy(h, c.outer)
 }
 
 // HandOver, Ended and Farewell are for package connectkeys, which finds the call in the context of

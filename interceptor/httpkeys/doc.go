@@ -47,7 +47,8 @@
 // The patterns of [Public], [Optional], [AnyKey], [Require], [RequireAny] and [Cost] are those of
 // [http.ServeMux], as in "GET /orders/{id}" or "/admin/". The most specific pattern counts. As in a
 // ServeMux, GET matches HEAD too, and a pattern with a slash at the end matches the path without
-// the slash. A request that matches no pattern takes any valid key, or, with [RequireRules], none.
+// the slash. In contrast to a ServeMux, this and the cleaning of double slashes hold for CONNECT
+// too. A request that matches no pattern takes any valid key, or, with [RequireRules], none.
 // Nothing else finds a misspelt pattern, whose requests then take any valid key: set RequireRules,
 // and give AnyKey to what needs no scope.
 //
@@ -63,10 +64,11 @@
 // returned, no Read of the body and no Write of the response succeeds, and the context of the
 // request is cancelled. A Read that is blocked returns within milliseconds. A Write that is
 // blocked, because the caller does not read, returns within half a second. Both return an
-// [EndedError]. If the handler has sent nothing, the caller gets 401 when the handler returns.
-// Otherwise the connection is closed (in HTTP/2, the stream is reset) when the handler returns, by
-// a panic with [http.ErrAbortHandler], so that the caller does not take a part of a response for
-// the whole. A middleware around Wrap that recovers from panics must let this one pass.
+// [EndedError]. If the handler has sent nothing, the caller gets 401 when the handler returns,
+// without the headers that the handler has set. Otherwise the connection is closed (in HTTP/2, the
+// stream is reset) when the handler returns, by a panic with [http.ErrAbortHandler], so that the
+// caller does not take a part of a response for the whole. A middleware around Wrap that recovers
+// from panics must let this one pass.
 //
 // This is true of each request, short or long, server-sent events and HTTP/2 included. It needs a
 // ResponseWriter with deadlines, which that of net/http has. Around Wrap, http.TimeoutHandler hides

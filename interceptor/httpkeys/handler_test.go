@@ -16,6 +16,51 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
+// A header may be the result of a request, as a session cookie is. So no header and no trailer that
+// the handler has set goes to the caller after Revoke has returned. The headers of middleware
+// around Wrap do.
+func TestHeadersAfterRevoke(t *testing.T) {
+	for _, protocol := range protocols {
+		for _, middleware := range []bool{false, true} {
+			store := keystoretest.New(t, nil)
+			key, token := issue(t, store, keystore.Spec{})
+			handler := newAuth(t, store).Wrap(http.HandlerFunc(
+				func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Trailer", "X-Sum")
+					w.Header().Set("X-Request-Id", "of the handler")
+					require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+					w.Header().Set("Set-Cookie", "session=result")
+					w.Header().Set("X-Sum", "result")
+					w.Header().Set(http.TrailerPrefix+"X-Other", "result")
+					_, err := io.WriteString(w, "result")
+					require.ErrorIs(t, err, keystore.ErrRevoked)
+				}))
+			url, client := serve(t, protocol.h2, http.HandlerFunc(
+				func(w http.ResponseWriter, r *http.Request) {
+					if middleware {
+						w.Header().Set("X-Request-Id", "7")
+					}
+					handler.ServeHTTP(w, r)
+				}))
+			response, err := client.Do(request(t, "GET", url, token, nil))
+			require.NoError(t, err)
+			body, err := io.ReadAll(response.Body)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			require.Equal(t, http.StatusUnauthorized, response.StatusCode)
+			require.Contains(t, string(body), "API_KEY_REVOKED")
+			require.NotContains(t, response.Header, "Set-Cookie")
+			require.NotContains(t, response.Header, "X-Sum")
+			require.Empty(t, response.Trailer)
+			want := []string(nil)
+			if middleware {
+				want = []string{"7"}
+			}
+			require.Equal(t, want, response.Header.Values("X-Request-Id"))
+		}
+	}
+}
+
 // The temporary files of a form with files are removed after the request, as net/http does it
 // without Wrap. Otherwise, each upload would leave a file on the disk for ever.
 func TestFilesOfAForm(t *testing.T) {

@@ -35,6 +35,8 @@
 // because the client or the connection is too slow, returns after 200 ms; then the stream is reset,
 // and the client gets CodeInternal, because a client that does not read would not read a status. A
 // status that is not delivered within 5 s resets the stream too. A unary call ends in the same way.
+// The status comes without the trailers of the handler, and without headers that were not sent
+// before.
 //
 // A handler that ignores its context, Receive and Send does not end.
 //
@@ -47,6 +49,7 @@ package connectkeys
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -198,8 +201,13 @@ func (interceptor) WrapStreamingHandler(
 			return err
 		}
 		c.HandOver()
+		header := maps.Clone(conn.ResponseHeader())
 		err = next(ctx, &stream{conn, c})
 		if p, ended := c.Ended(); ended {
+			// What the handler has set may be the result of the stream.
+			clear(conn.ResponseTrailer())
+			clear(conn.ResponseHeader())
+			maps.Copy(conn.ResponseHeader(), header)
 			c.Farewell()
 			return newError(p)
 		}

@@ -3,6 +3,7 @@ package connectkeys_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -329,5 +330,51 @@ func TestRevokeEndsAUnaryCall(t *testing.T) {
 			_, err := newClient(client, url, unaryMethod, opts...).CallUnary(t.Context(), r)
 			requireRefused(t, err, connect.CodeUnauthenticated, "API_KEY_REVOKED")
 		})
+	}
+}
+
+// A header or a trailer may be the result of a stream. So none that the handler has set goes to the
+// client with the status of the end, unless the header was sent before.
+func TestMetadataAfterRevoke(t *testing.T) {
+	type stream = connect.BidiStream[message, message]
+	for name, opts := range protocols {
+		for _, begun := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, begun: %v", name, begun), func(t *testing.T) {
+				store := keystoretest.New(t, nil)
+				key, token := issue(t, store, keystore.Spec{})
+				auth := newAuth(t, store)
+				svc := service{duplex: func(ctx context.Context, s *stream) error {
+					if begun {
+						s.ResponseHeader().Set("X-Early", "sent")
+						require.NoError(t, s.Send(wrapperspb.Bytes([]byte("hello"))))
+					}
+					require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
+					s.ResponseHeader().Set("X-Result", "result")
+					s.ResponseTrailer().Set("X-Result", "result")
+					return nil
+				}}
+				url, client := serve(t, auth.Wrap(svc.mux(
+					connect.WithInterceptors(auth.Interceptor()))))
+				s := newClient(client, url, duplexMethod, opts...).CallBidiStream(t.Context())
+				defer s.CloseResponse()
+				s.RequestHeader().Set("Authorization", "Bearer "+token)
+				_ = s.Send(wrapperspb.Bytes([]byte("hello"))) // the stream may have ended
+				var err error
+				for err == nil {
+					_, err = s.Receive()
+				}
+				requireRefused(t, err, connect.CodeUnauthenticated, "API_KEY_REVOKED")
+				var failed *connect.Error
+				require.ErrorAs(t, err, &failed)
+				for _, h := range []http.Header{
+					s.ResponseHeader(), s.ResponseTrailer(), failed.Meta(),
+				} {
+					require.Empty(t, h.Values("X-Result"))
+				}
+				if begun {
+					require.Equal(t, "sent", s.ResponseHeader().Get("X-Early"))
+				}
+			})
+		}
 	}
 }

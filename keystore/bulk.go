@@ -213,9 +213,9 @@ func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, er
 	if err := s.ready(ctx); err != nil {
 		return 0, err
 	}
-	complete := func() error { return nil }
+	var check *indexCheck
 	if q.Owner != "" {
-		if complete, err = s.indexCheck(ctx); err != nil {
+		if check, err = s.checkIndexes(ctx); err != nil {
 			return 0, err
 		}
 	}
@@ -234,7 +234,7 @@ func (s *Store) countEntries(ctx context.Context, q *Query, most int) (n int, er
 			break
 		}
 	}
-	return n, complete()
+	return n, check.complete(ctx)
 }
 
 // countWanted returns the number of keys that RevokeAll would revoke. Damaged keys do not count.

@@ -69,10 +69,11 @@ func (s *Store) listError(ctx context.Context, err error) error {
 }
 
 // ownedKeys reads maxTogether keys together, or, if each read is a round trip, as many keys as have
-// maxRoundTrip entries: the record, and the last use if the caller wants to know it.
+// maxRoundTrip entries: the record, and the last use if the caller wants to know it. The round trip
+// also reads the state of the indexes.
 const (
 	maxTogether  = 16
-	maxRoundTrip = backend.MaxChanges
+	maxRoundTrip = backend.MaxChanges - 1
 )
 
 // ownedKeys yields the records that the entries of the owner index lead to: see candidates.
@@ -80,7 +81,7 @@ func (s *Store) ownedKeys(
 	ctx context.Context, q *Query, used bool, entries iter.Seq2[backend.Entry, error],
 	yield func(candidate, error) bool,
 ) error {
-	complete, err := s.indexCheck(ctx)
+	check, err := s.checkIndexes(ctx)
 	if err != nil {
 		return err
 	}
@@ -98,10 +99,7 @@ func (s *Store) ownedKeys(
 	}
 	ids := make([]token.ID, 0, most)
 	flush := func() (more bool, err error) {
-		if err := complete(); err != nil {
-			return false, err
-		}
-		more, err = s.readOwned(ctx, ids, used, yield)
+		more, err = s.readOwned(ctx, check, ids, used, yield)
 		ids = ids[:0]
 		return more, err
 	}
@@ -129,24 +127,28 @@ func (s *Store) ownedKeys(
 	return err
 }
 
-// readOwned yields the records of keys that the owner index leads to. more is true if yield has
-// always returned true.
+// readOwned yields the records of keys that the owner index leads to, if check allows this. more is
+// true if yield has always returned true.
 func (s *Store) readOwned(
-	ctx context.Context, ids []token.ID, used bool, yield func(candidate, error) bool,
+	ctx context.Context, check *indexCheck, ids []token.ID, used bool,
+	yield func(candidate, error) bool,
 ) (more bool, err error) {
 	var records, written []backend.Entry
 	uses := make([]keyUse, len(ids))
 	read := func(i int) (*keyRecord, error) { return s.ownedBy(ctx, ids[i]) }
-	switch {
-	case len(ids) < 2:
-	case s.all != nil:
-		if records, written, err = s.readTogether(ctx, ids, used, uses); err != nil {
-			records = nil // one of the entries is damaged: read the keys one by one
+	if len(ids) > 1 && s.all != nil {
+		// If one of the entries is damaged, the keys are read one by one.
+		records, written, _ = s.readTogether(ctx, check, ids, used, uses)
+	}
+	if records == nil {
+		if err := check.complete(ctx); err != nil {
+			return false, err
 		}
-	case s.processes != nil:
-		var stop func()
-		read, stop = s.startReads(ctx, ids)
-		defer stop()
+		if len(ids) > 1 && s.processes != nil {
+			var stop func()
+			read, stop = s.startReads(ctx, ids)
+			defer stop()
+		}
 	}
 	for i := range ids {
 		var c candidate
@@ -191,7 +193,7 @@ func (s *Store) theseKeys(ids []token.ID) finder {
 			slices.Reverse(inRange)
 		}
 		for part := range slices.Chunk(inRange, maxTogether) {
-			if more, err := s.readOwned(ctx, part, used, yield); err != nil || !more {
+			if more, err := s.readOwned(ctx, nil, part, used, yield); err != nil || !more {
 				return err
 			}
 		}
@@ -232,11 +234,11 @@ func (s *Store) startReads(
 }
 
 // readTogether reads the records of keys, and, if used is true, the last uses, except for the field
-// written of uses.
+// written of uses. If check does not allow the read, readTogether returns an error.
 func (s *Store) readTogether(
-	ctx context.Context, ids []token.ID, used bool, uses []keyUse,
+	ctx context.Context, check *indexCheck, ids []token.ID, used bool, uses []keyUse,
 ) (records, written []backend.Entry, err error) {
-	keys := make([][]byte, 0, 2*len(ids))
+	keys := make([][]byte, 0, 2*len(ids)+1)
 	for _, id := range ids {
 		keys = append(keys, storageKey(id))
 	}
@@ -247,9 +249,15 @@ func (s *Store) readTogether(
 			keys = append(keys, usageKey(id))
 		}
 	}
+	if check != nil {
+		keys = append(keys, stateKey)
+	}
 	ctx, cancel := s.limitedRead(ctx)
 	defer cancel()
 	entries, err := s.all.GetAll(ctx, keys)
+	if err == nil && check != nil {
+		err = check.completeBy(entries[len(entries)-1])
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -432,7 +440,7 @@ func (s *Store) indexedEvents(
 	ctx context.Context, id token.ID, newest bool, first, last int64,
 	yield func(foundEvent, error) bool,
 ) (more bool, err error) {
-	complete, err := s.indexCheck(ctx)
+	check, err := s.checkIndexes(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -442,7 +450,7 @@ func (s *Store) indexedEvents(
 	}
 	page := make([]backend.Entry, 0, maxTogether)
 	flush := func() (more bool, err error) {
-		if err := complete(); err != nil {
+		if err := check.complete(ctx); err != nil {
 			return false, err
 		}
 		more, err = s.readIndexed(ctx, id, page, yield)

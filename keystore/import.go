@@ -664,7 +664,7 @@ func (s *Store) readImports(
 	entries := make([]backend.Entry, len(batch))
 	var err error
 	if s.all != nil {
-		if entries, _, err = s.readTogether(ctx, ids, false, nil); err != nil {
+		if entries, _, err = s.readTogether(ctx, nil, ids, false, nil); err != nil {
 			return s.scanError(ctx, "import", err)
 		}
 	}

@@ -32,42 +32,71 @@ import (
 // reads a little more if two owners have the same hash. A reader skips an index entry whose record
 // is gone by now, or whose record has another owner by now.
 
-// indexCheck returns a function that a reader of an index calls after it has read a part of the
-// index, and before it uses the part. If the index was incomplete at some moment since the call of
-// indexCheck, the function, or indexCheck itself, returns ErrUnavailable. In a store of one
-// process, the indexes are complete, because Open builds them.
+// An indexCheck tells a reader of an index whether the index was complete at each moment since
+// checkIndexes. The reader asks after it has read a part of the index, and before it uses the part.
+// In a store of one process, the indexes are complete, because Open builds them, and the indexCheck
+// is nil.
 //
 // In a store of several processes, a rebuild begins while no other process is a member. But a
 // process that was suspended, and was evicted, may wake up during the rebuild, and would miss keys
 // and events. The rebuild writes its phase and its beginning before it removes the first entry.
-func (s *Store) indexCheck(ctx context.Context) (complete func() error, err error) {
+type indexCheck struct {
+	store *Store
+	began int64 // when the indexes were begun
+}
+
+// checkIndexes returns an indexCheck, or ErrUnavailable if the indexes are not complete.
+func (s *Store) checkIndexes(ctx context.Context) (*indexCheck, error) {
 	if s.processes == nil {
-		return func() error { return nil }, nil
+		return nil, nil
 	}
-	began, err := s.indexesComplete(ctx)
+	c := &indexCheck{store: s}
+	e, err := c.readState(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return func() error {
-		now, err := s.indexesComplete(ctx)
-		if err == nil && now != began {
-			err = wrapErr("read an index", errRebuilt)
-		}
-		return err
-	}, nil
+	c.began, err = indexesBegan(e)
+	return c, err
 }
 
-// indexesComplete returns when the present indexes were begun, or ErrUnavailable if they are not
-// complete.
-func (s *Store) indexesComplete(ctx context.Context) (since int64, err error) {
-	ctx, cancel := s.limitedRead(ctx)
-	defer cancel()
-	e, err := s.backend.Get(ctx, stateKey)
-	if errors.Is(err, backend.ErrNotFound) {
-		return 0, nil // no index was ever built: all keys were created with their index entries
+// complete returns ErrUnavailable if the index was incomplete at some moment.
+func (c *indexCheck) complete(ctx context.Context) error {
+	if c == nil {
+		return nil
 	}
+	e, err := c.readState(ctx)
 	if err != nil {
-		return 0, s.scanError(ctx, "read an index", err)
+		return err
+	}
+	return c.completeBy(e)
+}
+
+// completeBy is complete for a caller that has read the entry of the state after its part of the
+// index. The entry has revision 0 if there is none.
+func (c *indexCheck) completeBy(e backend.Entry) error {
+	began, err := indexesBegan(e)
+	if err == nil && began != c.began {
+		err = wrapErr("read an index", errRebuilt)
+	}
+	return err
+}
+
+// readState returns the entry of the state. The entry has revision 0 if there is none.
+func (c *indexCheck) readState(ctx context.Context) (backend.Entry, error) {
+	ctx, cancel := c.store.limitedRead(ctx)
+	defer cancel()
+	e, err := c.store.backend.Get(ctx, stateKey)
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
+		return e, c.store.scanError(ctx, "read an index", err)
+	}
+	return e, nil
+}
+
+// indexesBegan returns when the present indexes were begun, or ErrUnavailable if they are not
+// complete.
+func indexesBegan(e backend.Entry) (int64, error) {
+	if e.Revision == 0 {
+		return 0, nil // no index was ever built: all keys were created with their index entries
 	}
 	state, err := parseState(e)
 	if err != nil {

@@ -26,7 +26,7 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	complete, err := s.indexCheck(ctx)
+	check, err := s.checkIndexes(ctx)
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (s *Store) CheckIntegrity(ctx context.Context) error {
 	err = c.run(ctx)
 	wg.Wait()
 	if err == nil && c.index {
-		err = complete() // what another process has not built yet is no damage
+		err = check.complete(ctx) // what another process has not built yet is no damage
 	}
 	if failed != nil {
 		return failed

@@ -119,7 +119,7 @@ func (b *boundContext) key() *Key { return &b.admittedBy.key }
 func (b *boundContext) allow() error { return b.admittedBy.grants.allow() }
 
 func (b *boundContext) spend(ctx context.Context, credits int64) error {
-	return b.admittedBy.grants.spend(ctx, credits)
+	return b.admittedBy.grants.spend(ctx, credits, decision{})
 }
 
 // Cause implements Session.Cause. The end of the parent context does not count.

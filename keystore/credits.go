@@ -124,7 +124,7 @@ func (k *Key) Metered() bool {
 //
 // If the key did not come from Verify or Bind, or is not metered, Spend always returns nil.
 func (k *Key) Spend(ctx context.Context, credits int64) error {
-	return k.granted().spend(ctx, credits)
+	return k.granted().spend(ctx, credits, decision{})
 }
 
 // SetCredits sets the credits of a key, and returns when the change is in force in every process.

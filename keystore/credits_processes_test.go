@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -321,14 +322,7 @@ func TestRevokeWhileACallWaitsForALease(t *testing.T) {
 				i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
 				key, err := a.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
 				require.NoError(t, err)
-				hold := make(chan struct{})
-				a.onApply(func(ctx context.Context, changes []backend.Change,
-					next func(context.Context) error) error {
-					if isLease(changes) {
-						<-hold
-					}
-					return next(ctx)
-				})
+				hold := holdLeases(a)
 				verified := start(func() error { return a.uses(i) })
 				spent := start(func() error { return key.Spend(t.Context(), 2) })
 				synctest.Wait()
@@ -339,6 +333,99 @@ func TestRevokeWhileACallWaitsForALease(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A key is narrowed while a call waits for a lease, in this process or in another. Once Update has
+// returned, the call decides by the narrowed record and returns it, takes no credits if the call is
+// refused, and takes one use from the RateLimit if the call is admitted.
+func TestNarrowingWhileACallWaitsForALease(t *testing.T) {
+	var expiry time.Time
+	for name, narrow := range map[string]struct {
+		change func(*Spec)
+		check  func(*testing.T, *Key)
+		want   error
+	}{
+		"scopes": {
+			change: func(spec *Spec) { spec.Scopes = []string{"read"} },
+			check:  func(t *testing.T, key *Key) { require.False(t, key.HasScope("write")) },
+		},
+		"expiry": {
+			change: func(spec *Spec) { spec.ExpiresAt = expiry },
+			check:  func(t *testing.T, key *Key) { require.True(t, expiry.Equal(key.ExpiresAt)) },
+		},
+		"rate": {
+			change: func(spec *Spec) { spec.RateLimit.PerSecond = 1e-7 },
+			check:  func(t *testing.T, key *Key) { require.Equal(t, 1e-7, key.RateLimit.PerSecond) },
+		},
+		"networks": {
+			change: func(spec *Spec) {
+				spec.AllowedNetworks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			},
+			want: ErrNetworkNotAllowed,
+		},
+	} {
+		for _, cache := range []int{0, -1} {
+			t.Run(fmt.Sprintf("%s, CacheSize=%d", name, cache), func(t *testing.T) {
+				fleetTest(t, func(t *testing.T, f *fleet) {
+					expiry = time.Now().Add(time.Hour)
+					opts := &Options{CacheSize: cache}
+					a, b := f.open(opts), f.open(opts)
+					for _, by := range []*member{a, b} {
+						i := a.create(Spec{Credits: &Credits{Remaining: 1000},
+							Scopes: []string{"read", "write"}, RateLimit: RateLimit{1e-6, 1}})
+						hold := holdLeases(a)
+						var key *Key
+						verified := start(func() (err error) {
+							key, err = a.Verify(t.Context(), i.Secret.Reveal())
+							return err
+						})
+						synctest.Wait()
+						_, err := by.Update(t.Context(), i.Key.ID, func(spec *Spec) error {
+							narrow.change(spec)
+							return nil
+						})
+						require.NoError(t, err)
+						close(hold)
+						require.ErrorIs(t, verified(), narrow.want)
+						if narrow.want != nil {
+							require.EqualValues(t, 1000, remaining(t, a.Store, i))
+							continue
+						}
+						narrow.check(t, key)
+						require.EqualValues(t, 999, remaining(t, a.Store, i))
+					}
+				})
+			})
+		}
+	}
+}
+
+// A key expires while a call waits for a lease. The call is refused, and takes no credits.
+func TestExpiryWhileACallWaitsForALease(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a := f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000},
+			ExpiresAt: time.Now().Add(time.Second)})
+		hold := holdLeases(a)
+		verified := start(func() error { return a.uses(i) })
+		time.Sleep(time.Second)
+		close(hold)
+		require.ErrorIs(t, verified(), ErrExpired)
+		require.EqualValues(t, 1000, remaining(t, a.Store, i))
+	})
+}
+
+// holdLeases makes the leases of a process wait until the channel is closed.
+func holdLeases(m *member) (hold chan struct{}) {
+	hold = make(chan struct{})
+	m.onApply(func(ctx context.Context, changes []backend.Change,
+		next func(context.Context) error) error {
+		if isLease(changes) {
+			<-hold
+		}
+		return next(ctx)
+	})
+	return hold
 }
 
 // A caller who waits for a lease does not wait longer than its context, and many callers cost one
@@ -603,14 +690,7 @@ func TestRevokeInAGapWhileACallWaitsForALease(t *testing.T) {
 		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
 		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
 		require.NoError(t, err)
-		hold := make(chan struct{})
-		b.onApply(func(ctx context.Context, changes []backend.Change,
-			next func(context.Context) error) error {
-			if isLease(changes) {
-				<-hold
-			}
-			return next(ctx)
-		})
+		hold := holdLeases(b)
 		spent := start(func() error { return key.Spend(t.Context(), 2) })
 		synctest.Wait()
 		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
@@ -631,14 +711,7 @@ func TestACallThatWaitsForALeaseWithoutContact(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
 		a, b := f.open(nil), f.open(nil)
 		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
-		hold := make(chan struct{})
-		b.onApply(func(ctx context.Context, changes []backend.Change,
-			next func(context.Context) error) error {
-			if isLease(changes) {
-				<-hold
-			}
-			return next(ctx)
-		})
+		hold := holdLeases(b)
 		used := start(func() error { return b.uses(i) })
 		synctest.Wait()
 		b.link.Set(badlink.Faults{FeedError: errors.New("no feed")})

@@ -46,7 +46,9 @@ import (
 //     asks ready again after the wait. An account may not have noted a change from before the
 //     account was in accounts.all, or a change that the feed left out. So unsure is set until
 //     a read of the record that began afterwards, and no caller takes a credit after a wait while
-//     unsure is set.
+//     unsure is set. The same holds for every change: Verify and Bind take credits after a wait
+//     only if the account has the revision that they have decided by. Otherwise they take nothing,
+//     and read the record again.
 //  7. A closed account has nothing left, and nothing comes into left any more. The accounts hold no
 //     closed account, unless the store is closed, and one account of a key.
 type account struct {
@@ -133,8 +135,28 @@ func (a *account) take(n int64) bool {
 	}
 }
 
-// spend takes n credits of the key.
-func (g *grants) spend(ctx context.Context, n int64) error {
+// A decision says why Verify or Bind may take credits. The zero decision is of a caller that has a
+// Key already.
+type decision struct {
+	terms    *terms // the record that admits the bearer
+	rotation uint32 // of the secret
+}
+
+// again returns nil if the decision is still right after a wait. revision is the present revision
+// of the record. If the record has changed, again returns errLate.
+func (d decision) again(ctx context.Context, revision uint64) error {
+	switch {
+	case d.terms == nil:
+		return nil
+	case d.terms.revision != revision:
+		return errLate
+	default:
+		return d.terms.permits(ctx, d.rotation) // the key may have expired
+	}
+}
+
+// spend takes n credits of the key. If spend returns an error, spend has taken nothing.
+func (g *grants) spend(ctx context.Context, n int64, d decision) error {
 	q := g.quota
 	if n == 0 || q == nil || q.accounts == nil {
 		return nil
@@ -148,7 +170,7 @@ func (g *grants) spend(ctx context.Context, n int64) error {
 	if q.account.Load().take(n) {
 		return nil
 	}
-	return q.accounts.draw(ctx, q, n)
+	return q.accounts.draw(ctx, q, n, d)
 }
 
 // The accounts are those of the keys with credits that were used lately. Callers reach the accounts
@@ -156,7 +178,7 @@ func (g *grants) spend(ctx context.Context, n int64) error {
 // Store.
 type accounts struct {
 	ready func(context.Context) error // returns nil if this process may admit a caller
-	draw  func(ctx context.Context, q *quota, n int64) error
+	draw  func(ctx context.Context, q *quota, n int64, d decision) error
 
 	mu     sync.Mutex // guards all below
 	closed bool
@@ -242,12 +264,12 @@ func (a *account) hold() {
 }
 
 // draw takes n credits of a key, and leases more if too few are left.
-func (s *Store) draw(ctx context.Context, q *quota, n int64) error {
+func (s *Store) draw(ctx context.Context, q *quota, n int64, d decision) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	for {
 		a := q.account.Load()
-		err := s.drawFrom(ctx, a, n)
+		err := s.drawFrom(ctx, a, n, d)
 		if _, short := err.(*CreditsError); short {
 			s.counts.exhausted.Add(1)
 		}
@@ -264,7 +286,7 @@ func (s *Store) draw(ctx context.Context, q *quota, n int64) error {
 var errAccountClosed = errors.New("the account is closed: take another")
 
 // drawFrom takes n credits of an account. The context has the timeout of limited.
-func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
+func (s *Store) drawFrom(ctx context.Context, a *account, n int64, d decision) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.waiting == nil {
@@ -285,8 +307,15 @@ func (s *Store) drawFrom(ctx context.Context, a *account, n int64) error {
 		case a.unsure && (asked || a.stopped != nil): // the record must be read first
 		case a.stopped != nil:
 			return a.stopped
-		case a.free || a.take(n):
-			return nil
+		default:
+			if asked {
+				if err := d.again(ctx, a.revision); err != nil {
+					return err
+				}
+			}
+			if a.free || a.take(n) {
+				return nil
+			}
 		}
 		if err := a.shortLocked(n, time.Now()); err != nil {
 			return err

@@ -114,7 +114,7 @@ func (f *freeContext) key() *Key { return f.of }
 func (f *freeContext) allow() error { return f.grants.allow() }
 
 func (f *freeContext) spend(ctx context.Context, credits int64) error {
-	return f.grants.spend(ctx, credits)
+	return f.grants.spend(ctx, credits, decision{})
 }
 
 // Cause checks the parent too. If package context does not know the type of the parent, the parent

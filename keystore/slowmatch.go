@@ -66,8 +66,9 @@ const busyMatch = hashing.Result(0xfe)
 // lateMatch is the Result of a match that succeeded after a wait: see rule 5 of slowMatches.
 const lateMatch = hashing.Result(0xfd)
 
-// errLate is the error for lateMatch, and for a call that has made a slow digest: see rehashLater.
-// No caller of the store receives errLate.
+// errLate is the error for lateMatch, for a call that has made a slow digest, see rehashLater, and
+// for a call during whose wait for credits the record has changed, see decision. No caller of the
+// store receives errLate.
 var errLate = errors.New("the record may have changed in the meantime")
 
 // errSlowMatches is the error for busyMatch.

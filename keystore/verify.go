@@ -67,16 +67,18 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 				s.counts.calls.Add(hitAdmitted)
 				return e, nil // by far the most frequent case: nothing to decide or to note
 			}
-			_, err := s.decide(ctx, e, text, result)
+			rotation, err := s.decide(ctx, e, text, result)
+			admits := err == nil
+			if admits {
+				err = s.use(ctx, e, rotation, false)
+			}
 			if err == errLate {
 				if err := s.readyAgain(ctx); err != nil {
 					return nil, err
 				}
-				return s.admitParsed(ctx, text, sum)
+				return s.admitParsed(ctx, text, sum, admits)
 			}
-			if err == nil {
-				err = s.use(ctx, e)
-			} else if _, ok := token.Parse(text); !ok && err == ErrUnknown {
+			if _, ok := token.Parse(text); !ok && err == ErrUnknown {
 				err = ErrMalformed // Locate does not parse
 			}
 			if err != nil {
@@ -87,19 +89,19 @@ func (s *Store) admit(ctx context.Context, text string) (*cachedKey, error) {
 			return e, nil
 		}
 	}
-	return s.admitParsed(ctx, text, sum)
+	return s.admitParsed(ctx, text, sum, false)
 }
 
-// admitParsed is admit without the look at the front of the fence.
+// admitParsed is admit without the look at the front of the fence. limited is that of admitBound.
 func (s *Store) admitParsed(
-	ctx context.Context, text string, sum *[sha256.Size]byte,
+	ctx context.Context, text string, sum *[sha256.Size]byte, limited bool,
 ) (e *cachedKey, err error) {
 	err = s.tryToken(text, func(id token.ID, secret string) error {
 		if secret != text {
 			sum = nil // the sum of the whole text
 		}
 		var err error
-		e, _, err = s.admitBound(ctx, id, secret, sum, nil)
+		e, _, err = s.admitBound(ctx, id, secret, sum, nil, limited)
 		return err
 	})
 	if err != nil {
@@ -176,7 +178,7 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 	var e *cachedKey
 	err := s.tryToken(text, func(id token.ID, secret string) error {
 		b = s.newBoundContext(ctx, id)
-		found, rotation, err := s.admitBound(ctx, id, secret, nil, &b.Binding)
+		found, rotation, err := s.admitBound(ctx, id, secret, nil, &b.Binding, false)
 		if err != nil {
 			b.cancelContext(err)
 			return err
@@ -216,15 +218,16 @@ func (s *Store) Bind(ctx context.Context, text string) (*Session, error) {
 
 // bindAttempts is how many attempts a Bind makes. An attempt fails if contexts of keys in the same
 // shard were ended while Bind read the store. A Bind that meets a revocation in each attempt is
-// refused. An attempt of Bind or Verify that has waited for a slow match fails too: see errLate.
+// refused. An attempt of Bind or Verify that has waited may fail too: see errLate.
 const bindAttempts = 8
 
 // admitBound returns the key for a token and the rotation of the secret in the token, or the reason
-// for a refusal. admitBound registers b for the key, unless b is nil or the token is refused. See
-// fence.Fence for the steps.
+// for a refusal. admitBound registers b for the key, unless b is nil or the token is refused.
+// limited means that the call has taken a use from the key's RateLimit already. See fence.Fence for
+// the steps.
 func (s *Store) admitBound(
 	ctx context.Context, id token.ID, text string, sum *[sha256.Size]byte,
-	b *fence.Binding[cachedKey],
+	b *fence.Binding[cachedKey], limited bool,
 ) (_ *cachedKey, _ uint32, err error) {
 	if b != nil {
 		defer func() {
@@ -245,22 +248,23 @@ func (s *Store) admitBound(
 		}
 		result := s.match(ctx, e, text, sum)
 		rotation, err := s.decide(ctx, e, text, result)
-		if err == errLate {
-			if err := s.readyAgain(ctx); err != nil {
-				return nil, 0, err
+		if err == nil {
+			if !hit {
+				s.noteProof(e, result)
 			}
-			continue
+			if !hit && !s.fence.Put(id, e, ticket, b) {
+				if err := s.serving(); err != nil {
+					return nil, 0, err
+				}
+				continue
+			}
+			err = s.use(ctx, e, rotation, limited)
+			limited = true
 		}
-		if err != nil {
-			return nil, 0, err
+		if err != errLate {
+			return e, rotation, err
 		}
-		if !hit {
-			s.noteProof(e, result)
-		}
-		if hit || s.fence.Put(id, e, ticket, b) {
-			return e, rotation, s.use(ctx, e)
-		}
-		if err := s.serving(); err != nil {
+		if err := s.readyAgain(ctx); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -280,15 +284,20 @@ func (s *Store) readyAgain(ctx context.Context) error {
 }
 
 // use takes one use of an admitted key from the key's RateLimit, takes the cost of the call from
-// the key's credits, and notes the use. use returns a *RateLimitError if the limit is reached, the
-// errors of Key.Spend, and ErrClosed if the use is too late to be noted.
-func (s *Store) use(ctx context.Context, e *cachedKey) error {
+// the key's credits, and notes the use. With limited, the call has taken the use from the RateLimit
+// already. use returns a *RateLimitError if the limit is reached, the errors of Key.Spend, and
+// ErrClosed if the use is too late to be noted. If the caller must read the record again, use
+// returns errLate, and has taken no credits.
+func (s *Store) use(ctx context.Context, e *cachedKey, rotation uint32, limited bool) error {
 	if q := e.grants.quota; q != nil {
-		if err := e.grants.allow(); err != nil {
-			return err
+		if !limited {
+			if err := e.grants.allow(); err != nil {
+				return err
+			}
 		}
 		if q.since != 0 {
-			if err := e.grants.spend(ctx, costOf(ctx)); err != nil {
+			d := decision{e.terms(), rotation}
+			if err := e.grants.spend(ctx, costOf(ctx), d); err != nil {
 				return err
 			}
 		}

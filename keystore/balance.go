@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -74,11 +75,24 @@ func parseBalance(e backend.Entry) (*balance, error) {
 	}
 	id := token.ID(e.Key[1:])
 	b, err := record.DecodeBalance(e.Value)
+	if err == nil && !(&balance{Balance: b}).bounded() {
+		err = errBalanceBounds
+	}
 	if err != nil {
 		return &balance{new(record.Balance), id, e.Revision},
 			fmt.Errorf("%w: the balance of key %s: %w", ErrCorrupt, id, err)
 	}
 	return &balance{b, id, e.Revision}, nil
+}
+
+var errBalanceBounds = errors.New("the credits, the refill, or the time of the last refill, are " +
+	"out of bounds")
+
+// bounded reports whether the balance keeps the bounds of SetCredits, and the store can represent
+// the time of the next refill. Otherwise a call that takes credits could lease in a loop, because
+// each lease would end before the call has taken a credit.
+func (b *balance) bounded() bool {
+	return b.credits().check("") == nil && b.RefilledAt <= math.MaxInt64-int64(maxEvery)
 }
 
 // change returns the change that writes the balance.

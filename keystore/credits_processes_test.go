@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/backupfile"
 	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
@@ -557,6 +559,53 @@ func TestALostBalance(t *testing.T) {
 			require.NoError(t, s.CheckIntegrity(ctx))
 		}
 	})
+}
+
+// No call waits for the credits of a balance that SetCredits would not have written, and Restore
+// takes no such balance. SetCredits makes the key usable again.
+func TestABalanceOutOfBounds(t *testing.T) {
+	now := time.Now().UnixNano()
+	often := &record.Refill{Amount: 1, Every: 1}
+	for name, bad := range map[string]*record.Balance{
+		"too many credits":     {Remaining: maxCredits + 1, RefilledAt: now},
+		"too large a refill":   {Refill: &record.Refill{Amount: maxCredits + 1, Daily: true}},
+		"a refill too often":   {Remaining: 1, Refill: often, RefilledAt: now},
+		"a refill too seldom":  {Refill: &record.Refill{Amount: 1, Every: math.MaxInt64}},
+		"two refills":          {Refill: &record.Refill{Amount: 1, Daily: true, MonthDay: 1}},
+		"a refill after 2262":  {Refill: &record.Refill{Amount: 1, Every: 1e9}, RefilledAt: 1<<63 - 1},
+		"a refill in no month": {Refill: &record.Refill{Amount: 1, MonthDay: 32}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			m := backendtest.NewMemory()
+			s, err := New(m, nil)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close()) }()
+			i := withCredits(t, s, &Credits{Remaining: 100})
+			id, err := parseID("", i.Key.ID)
+			require.NoError(t, err)
+			bad.Format, bad.CreditsRevision = record.Format, 1
+			value, err := proto.Marshal(bad)
+			require.NoError(t, err)
+
+			e := backend.Entry{Key: creditKey(id), Value: value, Revision: 1}
+			other, err := New(backendtest.NewMemory(), nil)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, other.Close()) }()
+			b := backupOf(t, backupfile.FormCredits, e)
+			require.ErrorIs(t, other.Restore(ctx, bytes.NewReader(b)), ErrCorrupt)
+			require.Empty(t, read(t, other.backend, creditSpace))
+
+			require.NoError(t, m.Apply(ctx,
+				backend.Change{Key: e.Key, Expect: e.Revision, Value: e.Value}))
+			_, err = s.Verify(ctx, i.Secret.Reveal())
+			require.ErrorIs(t, err, ErrCorrupt)
+			require.NotErrorIs(t, err, ErrInvalid)
+			require.ErrorIs(t, s.CheckIntegrity(ctx), ErrCorrupt)
+			require.NoError(t, s.SetCredits(ctx, i.Key.ID, &Credits{Remaining: 3}))
+			require.Equal(t, 3, admitted(t, s, i))
+		})
+	}
 }
 
 // spenderJob holds what a process that is to be killed spends, in its environment.

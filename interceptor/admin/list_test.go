@@ -13,6 +13,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
@@ -262,6 +263,39 @@ func TestDamageIsNamed(t *testing.T) {
 		damage += len(m.Damage)
 	}
 	require.Equal(t, 2, got)
+}
+
+// The sentences about damage that a page leaves out take no space from the keys. So a page has
+// keys, also after much damage, and the next page continues after the last of them.
+func TestAKeyAfterMuchDamage(t *testing.T) {
+	gate := newGate()
+	store, err := keystore.New(gate, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	for n := range 2 << 20 / backend.MaxKeySize / backend.MaxChanges {
+		var changes []backend.Change
+		for m := range backend.MaxChanges {
+			key := make([]byte, backend.MaxKeySize)
+			key[0], key[2], key[3] = 'k', byte(n), byte(m)
+			changes = append(changes, backend.Change{Key: key, Value: []byte("damaged")})
+		}
+		require.NoError(t, gate.Backend.Apply(t.Context(), changes...))
+	}
+	for range 3 {
+		keystoretest.MustCreate(t, store, keystore.Spec{})
+	}
+	c := newRig(t, store).local(t)
+	r := &adminpb.ListKeysRequest{PageSize: 2}
+	page, err := c.ListKeys(t.Context(), r)
+	require.NoError(t, err)
+	require.Len(t, page.Keys, 2)
+	require.Len(t, page.Damage, 100)
+	r.PageToken = page.NextPageToken
+	page, err = c.ListKeys(t.Context(), r)
+	require.NoError(t, err)
+	require.Len(t, page.Keys, 1)
+	require.Empty(t, page.Damage)
+	require.Empty(t, page.NextPageToken)
 }
 
 func TestStats(t *testing.T) {

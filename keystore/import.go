@@ -41,7 +41,8 @@ type Imported struct {
 	// Spec.Credits with Every is counted from the import.
 	Spec Spec
 	// CreatedAt is when the other system made the key. Zero, or a time in the future, means the
-	// time of the import. LastUsedAt is when the key was last used; zero means never.
+	// time of the import. LastUsedAt is when the key was last used; zero means never, and a time in
+	// the future means the time of the import.
 	CreatedAt, LastUsedAt time.Time
 	// RevokedAt and DisabledAt are when the other system revoked or disabled the key. Zero means
 	// that the key is not revoked, or not disabled. A revoked key is imported too, as a revoked
@@ -441,6 +442,10 @@ func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*i
 	if created.UnixNano() <= 0 || created.After(now) {
 		created = now
 	}
+	lastUsed := row.LastUsedAt
+	if lastUsed.After(now) {
+		lastUsed = now // otherwise the key would not count as unused until the time has come
+	}
 	r := newRecord(row.Spec, format.Name, secret.digest, created)
 	r.ImportedAt, r.ImportedDigest = toNanos(now), markOfDigest(secret.mark)
 	switch {
@@ -456,7 +461,7 @@ func (s *Store) importRow(row *Imported, opts *ImportOptions, now time.Time) (*i
 			maxRecordSize)
 	}
 	return &importRow{row: row.Row, id: secret.id, record: r, size: proto.Size(r),
-		credits: row.Spec.Credits, lastUsed: row.LastUsedAt}, nil
+		credits: row.Spec.Credits, lastUsed: lastUsed}, nil
 }
 
 // A rowSecret is what the store keeps of the token of a row.

@@ -55,7 +55,8 @@ type Options struct {
 	// the expiry is next changed.
 	MaxLifetime time.Duration
 	// EventRetention is how long the store keeps the events of changes, to the hour. 0 or less
-	// means forever.
+	// means forever. The clock of the machine decides which events are old: a clock that is set far
+	// ahead removes events too early.
 	EventRetention time.Duration
 	// Timeout is the longest time that a call waits for storage, unless the context of the call
 	// ends earlier. 0 means 10 s. Negative means no limit; but if several processes may have the

@@ -24,8 +24,10 @@ import (
 //
 // The rules:
 //
-//  1. One match runs at a time. So slow schemes use one core at most. At most maxSlowWaits calls
-//     wait for their match, and no longer than Options.Timeout.
+//  1. One match runs at a time. So matches of slow schemes use one core at most. At most
+//     maxSlowWaits calls wait for their match, and no longer than Options.Timeout. The digests of a
+//     slow present Hasher have no such limit: only Create, Rotate and Import, and the bearer of a
+//     valid key with an outdated digest, make the Hasher work, see rehashLater.
 //  2. The result of a match depends on the digest and the text alone, so results are remembered.
 //     A burst of calls with one token, and a client that repeats a wrong token, cost one match.
 //  3. A token whose key does not exist costs a match too, so that the time of the answer does not

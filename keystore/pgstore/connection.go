@@ -151,6 +151,11 @@ select (select count(*) from settings) > 0, pg_backend_pid(),
 	pg_is_in_recovery(), current_setting('fsync'),
 	current_setting('synchronous_standby_names'), current_setting('synchronous_commit')`
 
+// oneTrip runs a statement in one round trip. For a query in the simple protocol, pgx would require
+// client_encoding UTF8 and standard_conforming_strings, which the role or the database may set
+// otherwise. A database whose encoding is not UTF8 has another client_encoding by default.
+const oneTrip = pgx.QueryExecModeExec
+
 // setUp prepares a new connection, and returns an error if the server cannot serve the store.
 func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
 	var number int
@@ -158,8 +163,7 @@ func (b *Backend) setUp(ctx context.Context, conn *pgx.Conn) error {
 	var version, fsync, standbys, commit string
 	var set, standby bool
 	try := func(expected uint32) error {
-		// The simple protocol needs one round trip only.
-		return conn.QueryRow(ctx, fmt.Sprintf(setUp, expected), pgx.QueryExecModeSimpleProtocol).
+		return conn.QueryRow(ctx, fmt.Sprintf(setUp, expected), oneTrip).
 			Scan(&set, &process, &number, &version, &standby, &fsync, &standbys, &commit)
 	}
 	err := try(conn.PgConn().PID())
@@ -213,8 +217,7 @@ const (
 // follows.
 func (b *Backend) checkPooler(ctx context.Context, conn *pgx.Conn) error {
 	process := func(c *pgx.Conn) (number uint32, err error) {
-		err = c.QueryRow(ctx, "select pg_backend_pid()", pgx.QueryExecModeSimpleProtocol).
-			Scan(&number)
+		err = c.QueryRow(ctx, "select pg_backend_pid()", oneTrip).Scan(&number)
 		return number, err
 	}
 	other, err := pgx.ConnectConfig(ctx, conn.Config())

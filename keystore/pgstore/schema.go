@@ -113,6 +113,9 @@ func newStatements(schema string) statements {
 		// that identify the process of the server.
 		soon = "pg_postmaster_start_time(), pg_backend_pid(), e.value, e.revision, e.position"
 	)
+	// A function of another role in a schema of the search path must not replace a function of
+	// PostgreSQL. PostgreSQL prefers a function with the exact types of the arguments, and so
+	// unnest(bytea[]) to its own unnest(anyarray).
 	return statements{
 		grants: []string{
 			fill("grant usage on schema @schema@ to ROLE"),
@@ -144,7 +147,8 @@ func newStatements(schema string) statements {
 			"case when e.key is null then " + deleted + " end, e.value, e.revision, e.position " +
 			"from (select) one left join @schema@.entry e on e.key = $2"),
 		getAll: fill("select pg_is_in_recovery(), " + last + ", " + known + ", " + deleted + ", " +
-			"k.n, e.value, e.revision, e.position from unnest($2::bytea[]) with ordinality k(key, n) " +
+			"k.n, e.value, e.revision, e.position " +
+			"from pg_catalog.unnest($2::bytea[]) with ordinality k(key, n) " +
 			"left join lateral (select value, revision, position from @schema@.entry " +
 			"where key = k.key limit 1) e on true"),
 		scan: fill("select pg_is_in_recovery(), l.position, " + known + ", " + deleted +

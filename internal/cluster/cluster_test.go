@@ -80,6 +80,37 @@ func TestBarrierWaitsUntilTheDeadline(t *testing.T) {
 	})
 }
 
+// While the engine answers reads and refuses writes, the memory of a process does not grow, and the
+// process is fresh again soon after the engine accepts writes.
+func TestEngineThatRefusesWrites(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a := w.add("a", 0)
+		var refuses atomic.Bool
+		a.link.hook = func(_ context.Context, point string, _ []backend.Change) error {
+			if point == "apply" && refuses.Load() {
+				return backend.ErrFull
+			}
+			return nil
+		}
+		require.NoError(t, a.join(t.Context(), testFreshness))
+		defer a.c.Close()
+		known := func() int {
+			a.c.mu.Lock()
+			defer a.c.mu.Unlock()
+			return len(a.c.member.heartbeats)
+		}
+		refuses.Store(true)
+		time.Sleep(1000 * testFreshness)
+		require.LessOrEqual(t, known(), maxHeartbeats+1)
+		require.Greater(t, a.c.Stats().FeedLag, 900*testFreshness)
+		require.False(t, a.fresh())
+		refuses.Store(false)
+		a.awaitFresh()
+		require.EqualValues(t, 1, a.c.Stats().Memberships)
+		require.Less(t, known(), 3)
+	})
+}
+
 // A process that reaches nothing cannot know whether its view is the view of the engine. So its
 // Barrier waits for a confirmed write, also after the deadline.
 func TestBarrierNeedsAConfirmedWrite(t *testing.T) {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"math"
 	"time"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
@@ -104,6 +105,28 @@ func (m *membership) began(number uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.heartbeats[number] = &heartbeat{began: m.cfg.Clock()}
+	if len(m.heartbeats) > maxHeartbeats {
+		m.forgetHeartbeatsLocked()
+	}
+}
+
+// maxHeartbeats is the number of heartbeats from which on the process forgets some.
+const maxHeartbeats = 256
+
+// forgetHeartbeatsLocked forgets the heartbeats that are not confirmed and began more than D ago,
+// except the first: while the engine refuses writes, each attempt is another heartbeat. None of
+// these can open the gate. The first heartbeat stays for feedLagLocked. A confirmed heartbeat
+// stays, because proveLocked finds with it that the feed lags.
+func (m *membership) forgetHeartbeatsLocked() {
+	now, first := m.cfg.Clock().Mono, uint64(math.MaxUint64)
+	for number := range m.heartbeats {
+		first = min(first, number)
+	}
+	for number, h := range m.heartbeats {
+		if !h.confirmed && number != first && now-h.began.Mono > int64(m.freshness) {
+			delete(m.heartbeats, number)
+		}
+	}
 }
 
 // confirmed notes that the write of a heartbeat with a request number returned nil.

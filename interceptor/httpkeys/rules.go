@@ -32,7 +32,8 @@ func (*rule) ServeHTTP(http.ResponseWriter, *http.Request) {}
 // ruleSet. There are three ways to read a path: ServeMux splits the escaped path, many routers
 // split the unescaped path, and some routers resolve ".." while others do not. So find refuses a
 // path with dot segments, and a path that has different rules in its escaped and its unescaped
-// form.
+// form. In "GET http:admin/x HTTP/1.1", the path is empty for a ServeMux, but a proxy requests
+// admin/x. So find refuses such a request too.
 type ruleSet struct {
 	mux       *http.ServeMux
 	byPattern map[string]*rule
@@ -66,7 +67,7 @@ func (s *ruleSet) find(r *http.Request) (*rule, error) {
 	if len(s.byPattern) == 0 {
 		return &s.other, nil
 	}
-	if hasDotSegment(r.URL.Path) {
+	if hasDotSegment(r.URL.Path) || r.URL.Opaque != "" {
 		return &s.other, admission.ErrPath
 	}
 	found := s.match(r)

@@ -61,3 +61,28 @@ func TestRulesOfCONNECT(t *testing.T) {
 		require.NoError(t, conn.Close())
 	}
 }
+
+// A URL without a slash after the scheme has an empty path, but a proxy sends what follows the
+// scheme to the next server. The rule of the root must not open that.
+func TestURLWithoutAPath(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	auth := newAuth(t, store, httpkeys.Public("/{$}"), httpkeys.Require("/admin/", "admin"))
+	url, _ := serve(t, false, auth.Wrap(http.HandlerFunc(
+		func(_ http.ResponseWriter, r *http.Request) {
+			require.Equal(t, "/", r.URL.RequestURI())
+		})))
+	for _, c := range []struct{ target, status string }{
+		{"http:admin/x", "400"}, {"x:admin/x", "400"}, {"http:/admin/x", "401"},
+		{"http://b.example/admin/x", "401"}, {"http://b.example", "200"}, {"/", "200"},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		require.NoError(t, err)
+		_, err = conn.Write([]byte("GET " + c.target + " HTTP/1.1\r\nHost: b.example\r\n" +
+			"Connection: close\r\n\r\n"))
+		require.NoError(t, err)
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(line, "HTTP/1.1 "+c.status), "%s: %s", c.target, line)
+		require.NoError(t, conn.Close())
+	}
+}

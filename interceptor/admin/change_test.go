@@ -552,6 +552,13 @@ func TestNotEverywhere(t *testing.T) {
 			_, err := c.RevokeKey(t.Context(), &adminpb.RevokeKeyRequest{Name: name})
 			return err
 		},
+		"add credits": func(c clients, name string) error {
+			_, err := c.AddCredits(t.Context(), &adminpb.AddCreditsRequest{Name: name, Add: 1})
+			if strings.Contains(err.Error(), "repeat") {
+				t.Error("a repeat would add the credits again")
+			}
+			return err
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shared := backendtest.NewShared()
@@ -565,7 +572,7 @@ func TestNotEverywhere(t *testing.T) {
 			link := badlink.Open(shared)
 			there := open(link)
 			c := newRig(t, here).local(t)
-			key := create(t, c, &adminpb.Key{DisplayName: "a"}).Key
+			key := create(t, c, &adminpb.Key{DisplayName: "a", Credits: &adminpb.Credits{}}).Key
 			link.Set(badlink.Faults{Silent: true})
 			called := make(chan error, 1)
 			go func() { called <- call(c, key.Name) }()

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -40,21 +42,91 @@ func (s *keyService) AddCredits(
 ) (*adminpb.AddCreditsResponse, error) {
 	return answer(s.Server, ctx, adminpb.KeyService_AddCredits_FullMethodName, r,
 		func(c *call) (*adminpb.AddCreditsResponse, error) {
-			return once(c, r.RequestId, r, c.addCredits)
+			id, err := c.target("name", r.Name, r.Etag)
+			if err != nil {
+				return nil, err
+			}
+			if r.RequestId == "" {
+				err = c.operator().AddCredits(c.ctx, id, r.Add)
+			} else {
+				err = c.addOnce(id, r)
+			}
+			if errors.Is(err, keystore.ErrNotEverywhere) {
+				return nil, errAddedNotEverywhere
+			}
+			if err != nil {
+				return nil, err
+			}
+			key, err := c.present(id)
+			return &adminpb.AddCreditsResponse{Key: key}, err
 		})
 }
 
-func (c *call) addCredits(r *adminpb.AddCreditsRequest) (*adminpb.AddCreditsResponse, error) {
-	id, err := c.target("name", r.Name, r.Etag)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.operator().AddCredits(c.ctx, id, r.Add); err != nil {
-		return nil, err
-	}
-	key, err := c.present(id)
-	return &adminpb.AddCreditsResponse{Key: key}, err
+// An addition is what the Server knows of an earlier call of AddCredits with the same request_id.
+type addition struct {
+	revision uint64 // of the key, before the credits were added; 0: there was no attempt yet
+	doubt    bool   // the store did not answer, so the credits may have been added
 }
+
+// addOnce adds the credits of a request with a request_id, and adds nothing if an earlier call with
+// the request_id has added the credits. If the outcome of the earlier call is not known, addOnce
+// adds the credits only to the revision that the earlier call has seen, so one of the two calls has
+// no effect: the store writes the key with a new revision when it adds credits.
+func (c *call) addOnce(id string, r *adminpb.AddCreditsRequest) error {
+	attempts := *c
+	attempts.method += " attempts"
+	a, err := once(&attempts, r.RequestId, r, func(*adminpb.AddCreditsRequest) (*addition, error) {
+		return new(addition), nil
+	})
+	if err != nil {
+		return err
+	}
+	// Only one call at a time is in the function, so no other call uses a.
+	_, err = once(c, r.RequestId, r, func(*adminpb.AddCreditsRequest) (struct{}, error) {
+		return struct{}{}, a.add(c, id, r.Add)
+	})
+	return err
+}
+
+// add makes an attempt to add n credits.
+func (a *addition) add(c *call, id string, n int64) error {
+	for {
+		o := c.operator()
+		if !a.doubt {
+			key, err := c.store.Get(c.ctx, id)
+			if err != nil {
+				return err
+			}
+			a.revision = key.Revision
+		}
+		if o.Revision == 0 {
+			o.Revision = a.revision
+		}
+		err := o.AddCredits(c.ctx, id, n)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, keystore.ErrConflict) && a.doubt:
+			return errAddedOrNot
+		case errors.Is(err, keystore.ErrConflict) && c.revision == 0:
+			continue // another change was first
+		}
+		switch statusOf(err, true).Code() {
+		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+			a.doubt = true
+		}
+		return err
+	}
+}
+
+var (
+	errAddedOrNot = refuse(codes.Aborted, "ETAG_MISMATCH", "the store did not answer an earlier "+
+		"call with this request_id, which may have added the credits, and the key has changed "+
+		"since: get the key, and decide again", nil)
+	errAddedNotEverywhere = &refusal{status: errinfo.New(codes.Unavailable, "NOT_EVERYWHERE",
+		"the credits are added, but another process of the store may not know this yet: a second "+
+			"call may add the credits again", nil, errinfo.Soon())}
+)
 
 // present returns the message for a key as the key is now.
 func (c *call) present(id string) (*adminpb.Key, error) {

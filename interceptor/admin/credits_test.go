@@ -1,6 +1,9 @@
 package admin_test
 
 import (
+	"errors"
+	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
+	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
 )
 
@@ -109,6 +113,98 @@ func TestCredits(t *testing.T) {
 	require.EqualValues(t, 11, events.Events[0].Credits.Remaining)
 	require.Nil(t, events.Events[2].Credits)
 	require.NotEmpty(t, events.Events[0].Actor)
+}
+
+// A repeated request adds once, also if the store has failed during or after the first call.
+func TestARepeatedRequestAddsOnce(t *testing.T) {
+	errLost := errors.New("the connection is lost")
+	for _, c := range []struct {
+		name      string
+		write     func(gate *gate, apply func() error) error
+		between   bool // another caller adds 100 between the two calls
+		repeat    codes.Code
+		remaining int64
+	}{
+		{"the answer of the write is lost", func(_ *gate, apply func() error) error {
+			return errors.Join(apply(), errLost)
+		}, false, codes.Aborted, 15},
+		{"the answer is lost, and the key changes", func(_ *gate, apply func() error) error {
+			return errors.Join(apply(), errLost)
+		}, true, codes.Aborted, 115},
+		{"the write is lost", func(*gate, func() error) error { return errLost },
+			false, codes.OK, 15},
+		{"the write is lost, and the key changes", func(*gate, func() error) error { return errLost },
+			true, codes.Aborted, 110},
+		{"the key cannot be read afterwards", func(gate *gate, apply func() error) error {
+			err := apply()
+			gate.failReads(errLost)
+			return err
+		}, false, codes.OK, 15},
+		{"the key cannot be read, and changes", func(gate *gate, apply func() error) error {
+			err := apply()
+			gate.failReads(errLost)
+			return err
+		}, true, codes.OK, 115},
+	} {
+		for _, local := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, local: %v", c.name, local), func(t *testing.T) {
+				ctx := t.Context()
+				gate := newGate()
+				store, err := keystore.New(gate, nil)
+				require.NoError(t, err)
+				t.Cleanup(func() { require.NoError(t, store.Close()) })
+				r := newRig(t, store)
+				root := r.local(t)
+				caller := root
+				if !local {
+					caller, _ = r.holder(t, "keys:write")
+				}
+				name := create(t, root, &adminpb.Key{DisplayName: "a",
+					Credits: &adminpb.Credits{Remaining: 10}}).Key.Name
+				request := &adminpb.AddCreditsRequest{Name: name, Add: 5,
+					RequestId: uuid.NewString()}
+				gate.onWrites(func(apply func() error) error { return c.write(gate, apply) })
+				_, err = caller.AddCredits(ctx, request)
+				requireCode(t, err, codes.Unavailable)
+				gate.onWrites(nil)
+				gate.failReads(nil)
+				if c.between {
+					_, err = root.AddCredits(ctx, &adminpb.AddCreditsRequest{Name: name, Add: 100})
+					require.NoError(t, err)
+				}
+				for range 2 {
+					_, err = caller.AddCredits(ctx, request)
+					requireCode(t, err, c.repeat)
+				}
+				got, err := root.GetKey(ctx, &adminpb.GetKeyRequest{Name: name})
+				require.NoError(t, err)
+				require.Equal(t, c.remaining, got.Key.Credits.Remaining)
+			})
+		}
+	}
+}
+
+// Requests with different ids that race for one key all add.
+func TestRequestsWithIDsRace(t *testing.T) {
+	const n = 20
+	r := newRig(t, keystoretest.New(t, nil))
+	local := r.local(t)
+	name := create(t, local, &adminpb.Key{DisplayName: "a",
+		Credits: &adminpb.Credits{}}).Key.Name
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			_, err := local.AddCredits(t.Context(), &adminpb.AddCreditsRequest{Name: name, Add: 1,
+				RequestId: uuid.NewString()})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	got, err := local.GetKey(t.Context(), &adminpb.GetKeyRequest{Name: name})
+	require.NoError(t, err)
+	require.EqualValues(t, n, got.Key.Credits.Remaining)
 }
 
 // Credits are within the ceiling of the caller: who may not enable a key may not give it credits.

@@ -88,4 +88,9 @@
 // request_id, and gets the same answer, with the secret. The server keeps the answers 10 minutes
 // long, in memory, and 1,024 at most: the oldest answer goes first. Each process has its own
 // answers.
+//
+// A repeat of AddCredits with the same request_id does not add the credits again, also if the first
+// call returned OUTCOME_UNKNOWN. If the key has changed since such a call, by that call or by
+// another one, the repeat returns ETAG_MISMATCH. A call without a request_id adds the credits each
+// time.
 package admin

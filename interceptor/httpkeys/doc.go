@@ -52,6 +52,10 @@
 // Nothing else finds a misspelt pattern, whose requests then take any valid key: set RequireRules,
 // and give AnyKey to what needs no scope.
 //
+// For HTTP/2 without TLS, set Protocols of [http.Server]. The handler of package
+// golang.org/x/net/http2/h2c has to be outside of Wrap: inside, Wrap would check the first request
+// of a connection alone.
+//
 // A rule sees the request as Wrap gets the request: put http.StripPrefix inside. If the handler is
 // not a ServeMux, the router may read a path in another way. So a path with the segment "." or
 // "..", encoded or not, is refused if there are rules; and so is a path whose rule depends on

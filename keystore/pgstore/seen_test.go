@@ -17,7 +17,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/pgstore"
 )
 
-// A recorder is a tracer that keeps the statements of a pool.
+// A recorder is a tracer that keeps the statements that read entries. A feed has the tracer of the
+// pool too, and reads the log at any time.
 type recorder struct {
 	mu         sync.Mutex // guards statements
 	statements []string
@@ -28,7 +29,9 @@ func (r *recorder) TraceQueryStart(
 ) context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.statements = append(r.statements, q.SQL)
+	if strings.Contains(q.SQL, ".entry") {
+		r.statements = append(r.statements, q.SQL)
+	}
 	return ctx
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/remote"
@@ -121,6 +122,9 @@ func (b *Backend) openSchema(ctx context.Context) error {
 	case codeNoColumn:
 		return b.foreignError("head")
 	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return b.hiddenError()
+	}
 	if err != nil {
 		return err
 	}
@@ -132,9 +136,12 @@ func (b *Backend) openSchema(ctx context.Context) error {
 			return err
 		}
 	}
-	var enough bool
-	if err := conn.QueryRow(ctx, b.sql.rights).Scan(&enough); err != nil {
+	var enough, hidden bool
+	if err := conn.QueryRow(ctx, b.sql.rights).Scan(&enough, &hidden); err != nil {
 		return err
+	}
+	if hidden {
+		return b.hiddenError()
 	}
 	if !enough {
 		return b.refuse("the role has too few rights in the schema %q: %s", b.schema, b.grants())
@@ -169,6 +176,13 @@ func (b *Backend) refuse(text string, args ...any) error {
 func (b *Backend) foreignError(what string) error {
 	return b.refuse("the schema %q holds tables of something else (%s): choose a schema that is "+
 		"the store's own", b.schema, what)
+}
+
+// hiddenError is for a role that would read a store with entries as a store without entries.
+func (b *Backend) hiddenError() error {
+	return b.refuse("row-level security hides the rows of the schema %q from the role, or another "+
+		"program has deleted the row of the table head: for each table of the schema, run: alter "+
+		"table NAME disable row level security", b.schema)
 }
 
 func (b *Backend) laterError() error {

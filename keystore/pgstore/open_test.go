@@ -128,6 +128,32 @@ func TestLeastRights(t *testing.T) {
 	}
 }
 
+// Open refuses a role from which row-level security hides all rows. To such a role, each key would
+// be unknown, and a RevokeAll would find no key.
+func TestRowLevelSecurity(t *testing.T) {
+	t.Parallel()
+	server := pglab.Start(t, pglab.Config{NoSync: true})
+	server.Exec(t, "create role app login")
+	app := newPool(t, strings.Replace(server.URL(), "postgres@", "app@", 1))
+	owner := open(t, newPool(t, server.URL()), "apikeys", alone)
+	for _, grant := range documentedGrants(t) {
+		server.Exec(t, grant)
+	}
+	ctx := within(t, patience)
+	require.NoError(t, put(ctx, owner, "a", 0))
+	for _, table := range []string{"entry", "log", "head"} {
+		server.Exec(t, "alter table apikeys."+table+" enable row level security")
+		refused(t, app, "apikeys", alone, "row-level security")
+		server.Exec(t, "alter table apikeys."+table+" disable row level security")
+	}
+	server.Exec(t, "alter table apikeys.entry enable row level security; "+
+		"create policy app on apikeys.entry for select to app using (true)")
+	b := open(t, app, "apikeys", alone)
+	_, err := b.Get(ctx, []byte("a"))
+	require.NoError(t, err)
+	remotetest.UseEachMethod(t, b)
+}
+
 // documentedGrants returns the statements in the package documentation.
 func documentedGrants(t *testing.T) (grants []string) {
 	text, err := os.ReadFile("doc.go")

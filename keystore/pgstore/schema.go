@@ -128,7 +128,11 @@ func newStatements(schema string) statements {
 			"has_table_privilege(@log@, 'select') and " +
 			"coalesce((select bool_and(has_function_privilege(p.oid, 'execute')) from pg_proc p " +
 			"join pg_namespace n on n.oid = p.pronamespace " +
-			"where n.nspname = @name@ and p.proname in ('apply', 'page')), false)"),
+			"where n.nspname = @name@ and p.proname in ('apply', 'page')), false), " +
+			// Row-level security without a policy hides all rows.
+			"exists (select from pg_class c where c.oid in (@entry@::regclass, @log@::regclass) " +
+			"and row_security_active(c.oid) " +
+			"and not exists (select from pg_policy where polrelid = c.oid))"),
 		apply: fill("select failed, at, tag from " +
 			"@schema@.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, " +
 			"$17, $18, $19, $20)"),

@@ -139,10 +139,13 @@ func (l *link) call(ctx context.Context, write bool, do func(context.Context) er
 }
 
 func (l *link) at(ctx context.Context, point string, changes ...backend.Change) error {
-	if l.hook == nil {
+	l.mu.Lock()
+	hook := l.hook
+	l.mu.Unlock()
+	if hook == nil {
 		return nil
 	}
-	return l.hook(ctx, point, changes)
+	return hook(ctx, point, changes)
 }
 
 func (l *link) Get(ctx context.Context, key []byte) (e backend.Entry, err error) {

@@ -868,13 +868,12 @@ func TestGivenBackOnceAmongManyWrites(t *testing.T) {
 					}
 					account := a.accounts.list()[0]
 					require.Greater(t, account.left.Load(), int64(10))
-					var lost bool
+					var lost atomic.Bool
 					a.onApply(func(ctx context.Context, changes []backend.Change,
 						next func(context.Context) error) error {
-						if !isLease(changes) || lost {
+						if !isLease(changes) || !lost.CompareAndSwap(false, true) {
 							return next(ctx)
 						}
-						lost = true
 						if made {
 							require.NoError(t, next(ctx))
 						}
@@ -887,7 +886,7 @@ func TestGivenBackOnceAmongManyWrites(t *testing.T) {
 						return errors.New("the answer is lost")
 					})
 					time.Sleep(5 * time.Minute)
-					require.True(t, lost)
+					require.True(t, lost.Load())
 					require.Empty(t, a.accounts.list())
 					left := remaining(t, b.Store, i)
 					require.LessOrEqual(t, left, int64(800), "given back twice")

@@ -723,8 +723,10 @@ var (
 // transfer makes one Apply. It distributes the total between "a" and "z" at random, and increments
 // the revision of "moves".
 func transfer(b backend.Backend, random *rand.Rand, total int) error {
+	// Each transfer changes "moves", which is read first: so a transfer in between is a conflict, also
+	// if "a" or "z" were deleted and have the same revisions again.
 	var entries [3]backend.Entry
-	for i, key := range []string{"a", "z", "moves"} {
+	for i, key := range []string{"moves", "a", "z"} {
 		e, err := b.Get(ctx, []byte(key))
 		if err != nil && !errors.Is(err, backend.ErrNotFound) {
 			return err
@@ -732,9 +734,9 @@ func transfer(b backend.Backend, random *rand.Rand, total int) error {
 		entries[i] = e
 	}
 	amount := random.IntN(total + 1)
-	changes := []backend.Change{change("moves", "", entries[2].Revision)}
+	changes := []backend.Change{change("moves", "", entries[0].Revision)}
 	for i, amount := range []int{amount, total - amount} {
-		switch key, expect := [2]string{"a", "z"}[i], entries[i].Revision; {
+		switch key, expect := [2]string{"a", "z"}[i], entries[i+1].Revision; {
 		case amount > 0:
 			changes = append(changes, change(key, fmt.Sprint(amount), expect))
 		case expect > 0:

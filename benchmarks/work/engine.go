@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
@@ -142,7 +143,8 @@ func startEtcd(ctx context.Context, dir string) (_ *engine, err error) {
 	var outs []*bufio.Reader
 	for _, m := range members {
 		m.Cluster = strings.Join(cluster, ",")
-		cmd, err := childCommand(ctx, "etcd", dir)
+		// The members outlast an interrupt: the stores need them for Close.
+		cmd, err := childCommand(context.WithoutCancel(ctx), "etcd", dir)
 		if err != nil {
 			return nil, err
 		}
@@ -210,6 +212,7 @@ func startChild(cmd *exec.Cmd) (in io.WriteCloser, out io.Reader, err error) {
 // runEtcd runs a member of etcd until the standard input ends. The first line of the input contains
 // the settings.
 func runEtcd(string) error {
+	signal.Ignore(os.Interrupt) // which a terminal sends to each process of the group
 	in := json.NewDecoder(os.Stdin)
 	var m etcdMember
 	if err := in.Decode(&m); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"iter"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"sync"
@@ -24,6 +25,41 @@ type recorder struct{ failed bool }
 
 func (r *recorder) Errorf(string, ...any) { r.failed = true }
 func (r *recorder) FailNow()              { r.failed = true; runtime.Goexit() }
+
+// A busy backend makes two other transfers after each read of the last account. The last account
+// then has the revision of before, because it was deleted in between.
+type busy struct {
+	backend.Backend
+	t *testing.T
+}
+
+func (b *busy) Get(ctx context.Context, key []byte) (backend.Entry, error) {
+	e, err := b.Backend.Get(ctx, key)
+	if string(key) != "z" {
+		return e, err
+	}
+	for _, changes := range [][]backend.Change{
+		{change("a", "10", 0), deletion("z", 1)},
+		{change("a", "7", 1), change("z", "3", 0)},
+	} {
+		moves, err := b.Backend.Get(ctx, []byte("moves"))
+		require.NoError(b.t, err)
+		changes = append(changes, change("moves", "", moves.Revision))
+		require.NoError(b.t, b.Apply(ctx, changes...))
+	}
+	return e, nil
+}
+
+// A transfer that reads the accounts before two other transfers, and writes after them, conflicts.
+func TestTransferBesideTransfers(t *testing.T) {
+	const total = 10
+	for seed := range uint64(100) {
+		b := &busy{NewMemory(), t}
+		require.NoError(t, b.Apply(ctx, change("z", "10", 0), change("moves", "", 0)))
+		random := rand.New(rand.NewPCG(seed, 0))
+		require.ErrorIs(t, transfer(b, random, total), backend.ErrConflict)
+	}
+}
 
 // For each kind of broken backend, at least one check of the suite fails.
 func TestSuiteCatches(t *testing.T) {

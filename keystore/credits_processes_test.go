@@ -161,9 +161,7 @@ func TestLeasesOverAGapInTheFeed(t *testing.T) {
 		}
 		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
 		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		for b.isFresh() {
-			time.Sleep(10 * time.Millisecond)
-		}
+		b.awaitStale()
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
 		if set {
 			require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
@@ -743,9 +741,7 @@ func TestRevokeInAGapWhileACallWaitsForALease(t *testing.T) {
 		spent := start(func() error { return key.Spend(t.Context(), 2) })
 		synctest.Wait()
 		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		for b.isFresh() {
-			time.Sleep(10 * time.Millisecond)
-		}
+		b.awaitStale()
 		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
 		b.link.Set(badlink.Faults{})
 		b.awaitFresh()
@@ -764,9 +760,7 @@ func TestACallThatWaitsForALeaseWithoutContact(t *testing.T) {
 		used := start(func() error { return b.uses(i) })
 		synctest.Wait()
 		b.link.Set(badlink.Faults{FeedError: errors.New("no feed")})
-		for b.isFresh() {
-			time.Sleep(10 * time.Millisecond)
-		}
+		b.awaitStale()
 		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
 		close(hold)
 		require.ErrorIs(t, used(), ErrUnavailable)
@@ -812,9 +806,7 @@ func TestSpendAfterEnableInAGap(t *testing.T) {
 		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
 		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		for b.isFresh() {
-			time.Sleep(10 * time.Millisecond)
-		}
+		b.awaitStale()
 		require.NoError(t, a.Enable(t.Context(), i.Key.ID))
 		b.link.Set(badlink.Faults{})
 		b.awaitFresh()

@@ -140,6 +140,13 @@ func (m *member) awaitFresh() {
 	}
 }
 
+// awaitStale waits until the process admits nothing.
+func (m *member) awaitStale() {
+	for m.isFresh() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // took returns how long a call takes.
 func took(call func()) time.Duration {
 	began := time.Now()
@@ -355,9 +362,7 @@ func TestASessionAsksTheGate(t *testing.T) {
 				a.link.Set(badlink.Faults{Silent: true})
 				// The gate closes at the end of the sleep. The test may run before the gate
 				// watcher.
-				for a.isFresh() {
-					time.Sleep(time.Millisecond)
-				}
+				a.awaitStale()
 				require.Error(t, look(session))
 				require.ErrorIs(t, session.Cause(), ErrUnavailable)
 			})

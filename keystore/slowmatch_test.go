@@ -227,9 +227,7 @@ func TestSlowMatchWithoutContact(t *testing.T) {
 			synctest.Wait()
 			began := time.Now()
 			b.link.Set(badlink.Faults{FeedError: errors.New("no feed")})
-			for b.isFresh() {
-				time.Sleep(10 * time.Millisecond)
-			}
+			b.awaitStale()
 			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
 			if back {
 				b.link.Set(badlink.Faults{})

@@ -71,8 +71,8 @@ func (c *indexCheck) complete(ctx context.Context) error {
 	return c.completeBy(e)
 }
 
-// completeBy is complete for a caller that has read the entry of the state after its part of the
-// index. The entry has revision 0 if there is none.
+// completeBy is complete for a caller that has read the state after its part of the index: see
+// readState.
 func (c *indexCheck) completeBy(e backend.Entry) error {
 	began, err := indexesBegan(e)
 	if err == nil && began != c.began {
@@ -81,7 +81,7 @@ func (c *indexCheck) completeBy(e backend.Entry) error {
 	return err
 }
 
-// readState returns the entry of the state. The entry has revision 0 if there is none.
+// readState returns the entry of the state, with revision 0 if the store has no state yet.
 func (c *indexCheck) readState(ctx context.Context) (backend.Entry, error) {
 	ctx, cancel := c.store.limitedRead(ctx)
 	defer cancel()

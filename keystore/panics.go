@@ -122,7 +122,7 @@ type guardedHasher struct {
 	panics *panics
 }
 
-// failedMatch is the Result of a Match that panicked, or whose Result is none of the three that
+// failedMatch is the Result of a Match that panicked, or whose Result is not one of the three that
 // package hashing declares. The store treats failedMatch as a failure of the store.
 const failedMatch = hashing.Result(0xff)
 

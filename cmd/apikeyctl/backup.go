@@ -48,9 +48,9 @@ func exportCommand() *cli.Command {
 		Usage: "write all keys as csv or jsonl to a new file, without digests",
 		Description: "The end of the name, .csv or .jsonl, is the format. - means stdout, as jsonl" +
 			" unless --format says otherwise. A key in jsonl is as list -o jsonl prints " +
-			"it; csv has no metadata. In csv, a text that begins with = + - @ ' or a tab has an apostrophe " +
-			"before it, so that no spreadsheet takes the text for a formula: a program removes the " +
-			"apostrophe that begins a cell, or reads jsonl.",
+			"it; csv has no metadata. In csv, a text that begins with = + - @ ' or a tab has an " +
+			"apostrophe before it, so that no spreadsheet takes the text for a formula: a program " +
+			"removes the apostrophe that begins a cell, or reads jsonl.",
 		UsageText: "apikeyctl export keys.csv --owner acme",
 		Flags: append(filterFlags(),
 			&cli.StringFlag{Name: "format", Usage: "write `FORMAT`: csv or jsonl"}),

@@ -77,7 +77,8 @@ func eventsCommand() *cli.Command {
 			&cli.StringFlag{Name: "actor", Usage: "changes that `ACTOR` made, such as unix:root(0)"},
 			&cli.StringFlag{Name: "action", Usage: "changes of the kind `ACTION`: " + actionNames()},
 			&cli.BoolFlag{Name: "newest", Usage: "begin with the last change"},
-			&cli.IntFlag{Name: "limit", HideDefault: true, Usage: "print the first `N` changes; with --newest, the last N"},
+			&cli.IntFlag{Name: "limit", HideDefault: true,
+				Usage: "print the first `N` changes; with --newest, the last N"},
 		},
 		Action: withServer(events),
 	}

@@ -107,7 +107,7 @@ func isWorthWaiting(err error) bool {
 	return false
 }
 
-// openSchema checks the tables of the store, and makes the tables if there are none.
+// openSchema checks the tables of the store, and makes the tables if the schema has no tables yet.
 func (b *Backend) openSchema(ctx context.Context) error {
 	conn, err := b.own.Acquire(ctx)
 	if err != nil {

@@ -85,25 +85,26 @@ func TestFollowOfProcessesEnds(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
 		a, b := f.open(nil), f.open(nil)
 		until := time.Now().Add(time.Minute)
-		n := 0
+		var followed atomic.Int32 // by both followers
 		follow := func(m *member, q EventQuery) func() error {
 			return start(func() error {
 				for _, err := range m.Follow(t.Context(), q) {
 					if err != nil {
 						return err
 					}
-					n++
+					followed.Add(1)
 				}
 				return nil
 			})
 		}
 		ends, closes := follow(b, EventQuery{Until: until}), follow(a, EventQuery{})
 		a.create(Spec{})
+		synctest.Wait() // both have followed the event
 		require.NoError(t, a.Close())
 		require.ErrorIs(t, closes(), ErrClosed)
 		require.NoError(t, ends())
 		require.False(t, time.Now().Before(until))
-		require.Equal(t, 2, n)
+		require.EqualValues(t, 2, followed.Load())
 	})
 }
 

@@ -65,9 +65,10 @@ var (
 	// ErrClosed. To wait, call the method again: it has nothing left to change, and waits for the
 	// other processes.
 	ErrNotEverywhere = errors.New("the change is made, but may not be in force in every process yet")
-	// ErrKeyRevoked means that Update, Rotate, Disable or Enable cannot change the key, because the
-	// key is revoked. ErrKeyRevoked is about the key that the call names, and not about the caller,
-	// so ErrKeyRevoked does not wrap ErrDenied. Verify and Bind return ErrRevoked instead.
+	// ErrKeyRevoked means that a method such as Update, Rotate, Enable or SetCredits cannot change
+	// the key, because the key is revoked. ErrKeyRevoked is about the key that the call names, and
+	// not about the caller, so ErrKeyRevoked does not wrap ErrDenied. Verify, Bind and Spend return
+	// ErrRevoked instead.
 	ErrKeyRevoked = errors.New("the API key is revoked and cannot be changed")
 	// ErrConflict means that the key does not have the revision that IfRevision requires. The call
 	// has done nothing. Get returns the key as the key is now.

@@ -10,10 +10,11 @@ import (
 type revisionKey struct{}
 
 // IfRevision makes changes under the returned context depend on the revision of the key. Update,
-// Rotate, Revoke, Disable and Enable then change the key only if the Revision of the key is n. If
-// the key has another revision, the call returns ErrConflict and has done nothing. The store
-// compares the revisions inside the write, so of several callers with the same n, one changes the
-// key. Use IfRevision for an etag: take n from the Key that a person has seen and decided about.
+// Rotate, Revoke, Disable, Enable, SetCredits and AddCredits then change the key only if the
+// Revision of the key is n. If the key has another revision, the call returns ErrConflict and has
+// done nothing. The store compares the revisions inside the write, so of several callers with the
+// same n, one changes the key. Use IfRevision for an etag: take n from the Key that a person has
+// seen and decided about.
 //
 // The comparison goes before everything else about the key. So ErrConflict, and not ErrKeyRevoked,
 // means that the key has changed, perhaps because another caller has revoked the key. A Revoke with
@@ -24,9 +25,10 @@ type revisionKey struct{}
 // ErrConflict because the first call has made the change. The store itself raises the revision when
 // it replaces a digest that an earlier Hasher made.
 //
-// The revision of a key is 1 or more, so every change with an n of 0 returns ErrInvalid. Create,
-// RevokeAll, Purge and Restore do not change one known key. Under the returned context, they return
-// ErrInvalid. Every other method ignores n.
+// The revision of a key is 1 or more, so every change with an n of 0 returns ErrInvalid. Preview of
+// an Update makes the same comparison. Create, Import, RevokeAll, Purge and Restore do not change
+// one known key. Under the returned context, they and Preview of a Create return ErrInvalid. Every
+// other method ignores n.
 func IfRevision(ctx context.Context, n uint64) context.Context {
 	return context.WithValue(ctx, revisionKey{}, n)
 }

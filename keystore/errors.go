@@ -62,8 +62,12 @@ var (
 	// every other process, the change is in force 1.2 times the freshness of the store after the
 	// call has made the change, whatever happens: see Options.Freshness. The error also wraps the
 	// reason why the call ended: the error of the context, ErrUnavailable after Options.Timeout, or
-	// ErrClosed. To wait, call the method again: it has nothing left to change, and waits for the
-	// other processes.
+	// ErrClosed.
+	//
+	// To wait, call Revoke, Disable, Enable, RevokeAll, Purge or Restore again, without IfRevision:
+	// the second call has nothing left to change, and waits for the other processes. After Rotate,
+	// SetCredits or AddCredits, a second call would make a second change. Call Update instead, with
+	// a function that changes nothing.
 	ErrNotEverywhere = errors.New("the change is made, but may not be in force in every process yet")
 	// ErrKeyRevoked means that a method such as Update, Rotate, Enable or SetCredits cannot change
 	// the key, because the key is revoked. ErrKeyRevoked is about the key that the call names, and

@@ -51,8 +51,8 @@ func (e *SelectionError) Error() string {
 
 // RevokeAll revokes every key that the query selects and that is not yet revoked. RevokeAll
 // revokes many keys in one write, and returns the number of keys that the call revoked. After a
-// nil error, no selected key is admitted any more, and the live contexts of the keys have ended,
-// as with Revoke. RevokeAll refuses a Query that selects every key, unless RevokeAllOptions.All
+// nil error, no selected key is admitted any more, and the sessions of the keys have ended, as
+// with Revoke. RevokeAll refuses a Query that selects every key, unless RevokeAllOptions.All
 // is set. An Owner from a variable that was not set must not revoke every key.
 //
 // If several processes have the store open, RevokeAll waits for the other processes once, at the
@@ -70,8 +70,8 @@ func (e *SelectionError) Error() string {
 // called for, and perhaps more keys. Call RevokeAll again to continue with the
 // keys that are not revoked.
 //
-// A key whose stored data is damaged cannot be evaluated. RevokeAll ends the live contexts of the
-// key, continues with the other keys, and returns ErrCorrupt at the end. If the query has an Owner,
+// A key whose stored data is damaged cannot be evaluated. RevokeAll ends the sessions of the key,
+// continues with the other keys, and returns ErrCorrupt at the end. If the query has an Owner,
 // RevokeAll meets a damaged key only if the key had this owner. If storage cannot read past the
 // damage, the keys after the damage are not revoked, and the text of ErrCorrupt says that these
 // keys were not read.

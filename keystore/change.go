@@ -138,7 +138,7 @@ const maxLead = time.Second
 // ErrConflict means that the key does not have the revision of IfRevision. After these three
 // errors, nothing was done. ErrNotEverywhere means that the key is revoked, and that another
 // process may admit the key for a moment. After any other error, the key may be revoked or not, and
-// the contexts of this process under the key are cancelled: call Revoke again.
+// the sessions of the key in this process have ended: call Revoke again.
 func (s *Store) Revoke(ctx context.Context, id, reason string) error {
 	reason = escaped(reason, maxReason)
 	return s.deactivate(ctx, id, reason, record.Action_ACTION_REVOKE, ErrRevoked,
@@ -221,15 +221,15 @@ func (s *Store) Enable(ctx context.Context, id string) error {
 // other effect. A panic of change passes through to the caller, and nothing was done.
 //
 // A change that narrows the key, by fewer scopes or an earlier expiry, is in force when Update
-// returns. The narrowing ends the live contexts of the key with ErrNarrowed. A change that widens
-// the key does not end the contexts.
+// returns. The narrowing ends the sessions of the key with ErrNarrowed. A change that widens the
+// key ends no session.
 //
 // Update returns an error of change without wrapping. The text of an ErrInvalid names what is wrong
 // with the Spec that change made. ErrKeyRevoked means that the key is revoked. ErrNotFound means
 // that there is no such key. ErrConflict means that the key does not have the revision of
-// IfRevision. After each of these errors, nothing was done. After an ErrUnavailable
-// because of contention, nothing was done either. With ErrNotEverywhere, the change was made, and
-// Update returns the key too. After any other error, the change may have been made.
+// IfRevision. After each of these errors, nothing was done. After an ErrUnavailable because of
+// contention, nothing was done either. With ErrNotEverywhere, the change was made, and Update
+// returns the key too. After any other error, the change may have been made.
 func (s *Store) Update(ctx context.Context, id string, change func(*Spec) error) (*Key, error) {
 	parsed, err := parseID("", id)
 	if err != nil {
@@ -278,9 +278,9 @@ func (s *Store) edit(r *record.Record, id string, change func(*Spec) error) (boo
 }
 
 // Rotate gives a key a new secret. The ID and everything else stay. The previous secret works
-// exactly until the grace is over. Live contexts that were opened with the previous secret end at
-// the same moment, with ErrExpired. With a grace of 0, the previous secret ends immediately: its
-// live contexts are cancelled, with ErrRevoked, before Rotate returns.
+// exactly until the grace is over. Sessions that were opened with the previous secret end at the
+// same moment, with ErrExpired. With a grace of 0, the previous secret ends immediately: its
+// sessions end, with ErrRevoked, before Rotate returns.
 //
 // A key has at most two secrets. So a rotation during the grace of an earlier rotation ends the
 // older secret immediately. Key.PreviousUntil shows whether the key has a previous secret.

@@ -53,9 +53,9 @@ var (
 	// answer in time.
 	ErrUnavailable = errors.New("API key store unavailable")
 
-	// ErrNarrowed means that a change has narrowed the key while Bind ran, or while a context from
-	// Bind was in use. The change removed a scope, for example, or set an earlier expiry. The
-	// caller may bind the key again.
+	// ErrNarrowed means that a change has narrowed the key while Bind ran, or while a session was
+	// open. The change removed a scope, for example, or set an earlier expiry. The caller may bind
+	// the key again.
 	ErrNarrowed = errors.New("API key narrowed")
 	// ErrNotEverywhere means that a change was made and is durable, but that the call ended before
 	// every process was known to have taken the change. In this process, the change is in force. In

@@ -46,18 +46,18 @@ type Key struct {
 	// PreviousUntil is the end of the grace period of the previous secret. Zero means that there
 	// was no previous secret. PreviousUntil may be in the past.
 	PreviousUntil time.Time
-	// LastUsedAt is the minute in which the key was last used. Zero means never. Get and List
-	// fill in LastUsedAt.
+	// LastUsedAt is the minute in which the key was last used. Zero means never. Get, List, Inspect
+	// and Preview fill in LastUsedAt.
 	//
 	// Verify and Bind use a key when they admit a caller. Allow uses a key when Allow returns nil
-	// for a key with a RateLimit. A context from Bind uses its key until the context ends. The
-	// store writes a use within a minute or two, so a crash may lose the last minutes.
-	// Query.UnusedSince takes this loss into account.
+	// for a key with a RateLimit. A session uses its key until the session ends. The store writes a
+	// use within a minute or two, so a crash may lose the last minutes. Query.UnusedSince takes
+	// this loss into account.
 	LastUsedAt time.Time
 	// Live is the number of sessions that are bound to the key now, such as open streams: these
-	// sessions end if the key is revoked. Get, List and Inspect fill in Live. A session counts from
-	// Bind until its Close, unless the store ends the session before. If several processes have the
-	// store open, Live counts the sessions of this process only.
+	// sessions end if the key is revoked. Get, List, Inspect and Preview fill in Live. A session
+	// counts from Bind until its Close, unless the store ends the session before. If several
+	// processes have the store open, Live counts the sessions of this process only.
 	Live int
 	// Revision is 1 for a new key. Each change adds one.
 	Revision uint64

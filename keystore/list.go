@@ -64,10 +64,9 @@ type Query struct {
 	// that the other fields select.
 	Text string
 	// UnusedSince selects the keys that were created before this time and were not used since. An
-	// imported key counts as created at the import.
-	// Zero selects all keys. A key with a live context from Bind, such as an open stream, is in
-	// use now. The store records uses to the minute. So a key that was last used in the minute of
-	// this time, or in the minute before, is not selected.
+	// imported key counts as created at the import. Zero selects all keys. A key with an open
+	// session, such as a stream, is in use now. The store records uses to the minute. So a key that
+	// was last used in the minute of this time, or in the minute before, is not selected.
 	//
 	// A key is not selected if a use of the key may be unknown. The store knows every use only
 	// since a certain time:

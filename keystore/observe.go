@@ -28,14 +28,14 @@ type Observer interface {
 	// order. Event.Revision has the right order. If several processes have the store open, Changed
 	// is called in the process that made the change: see Store.Follow for the changes of all.
 	Changed(Event)
-	// Ended is called for each context from Bind that the store has ended. If another process has
-	// changed the key, Ended is called in another goroutine, and the change does not wait for
-	// Ended.
+	// Ended is called for each session that the store has ended. If another process has changed the
+	// key, Ended is called in another goroutine, and the change does not wait for Ended.
 	Ended(BindEnd)
 }
 
 // A Verification describes a caller that Verify or Bind has accepted.
 type Verification struct {
+	// Key is the key that the caller gets.
 	Key *Key
 	// Bound is true for Bind, and false for Verify.
 	Bound bool
@@ -50,11 +50,12 @@ type Refusal struct {
 	Err error
 }
 
-// A BindEnd describes the end of a context from Bind that the store has ended.
+// A BindEnd describes the end of a session that the store has ended.
 type BindEnd struct {
+	// KeyID is the ID of the key of the session.
 	KeyID string
-	// Cause is the cause of the context.
+	// Cause is the Cause of the session.
 	Cause error
-	// After is how long the context lived.
+	// After is the time from Bind to the end.
 	After time.Duration
 }

@@ -15,7 +15,7 @@ import (
 
 // Restore adds the keys of a backup to the keys of the store. If both have a key, the higher
 // revision wins, except that a key revoked or purged in either is revoked or purged afterwards. The
-// changes are in force when Restore returns, on live contexts too. Restore writes an event for each
+// changes are in force when Restore returns, on open sessions too. Restore writes an event for each
 // changed key, with ActionRestore. ErrNotEverywhere means that all keys were restored, and that the
 // changes may not be in force in another process yet.
 //

@@ -239,11 +239,10 @@ func newStore(opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// Close ends every context from Bind, with the cause ErrClosed: a key that can no longer be revoked
-// must not admit any caller. Close waits for changes that are under way, and releases the
-// directory. After Close, every method returns ErrClosed. After a Close that returned nil, a
-// further Close does nothing. A Close that is called during the first Close waits for the first
-// Close.
+// Close ends every session, with the cause ErrClosed: a key that can no longer be revoked must not
+// admit any caller. Close waits for changes that are under way, and releases the directory. After
+// Close, every method returns ErrClosed. After a Close that returned nil, a further Close does
+// nothing. A Close that is called during the first Close waits for the first Close.
 //
 // To stop a gRPC server and its store, call Shutdown of package interceptor. If the store is closed
 // before the server, the server refuses every call, even a call with a valid key.
@@ -344,7 +343,7 @@ type Stats struct {
 	// Evicted counts the keys that left the memory because other keys needed the space: see
 	// Options.CacheSize.
 	Evicted uint64
-	// Cached is the number of keys in memory. Live is the number of contexts from Bind that have
+	// Cached is the number of keys in memory. Live is the number of sessions from Bind that have
 	// not ended.
 	Cached, Live int
 	// Outdated is the number of stored digests that an earlier hasher of a hashing.Keyring has

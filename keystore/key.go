@@ -23,8 +23,9 @@ type Key struct {
 	// anyway.
 	grants *keyGrants // nil: nothing is granted
 
-	// ID names the key in logs, lists and Revoke. An ID is a UUIDv7 in 26 characters of
-	// Crockford's base32. IDs sort by creation. An ID is no secret.
+	// ID names the key in logs, lists and Revoke. An ID is a UUID in 26 characters of Crockford's
+	// base32: a UUIDv7, so that IDs sort by creation. The ID of an imported key is a UUIDv8 that
+	// depends on the token, and sorts before all UUIDv7. An ID is no secret.
 	ID string
 	// Name and Owner are copied from the Spec.
 	Name, Owner string
@@ -43,8 +44,8 @@ type Key struct {
 	RevokedAt, DisabledAt time.Time
 	// RevokeReason and DisableReason are the reasons given by the calls that took effect.
 	RevokeReason, DisableReason string
-	// PreviousUntil is the end of the grace period of the previous secret. Zero means that there
-	// was no previous secret. PreviousUntil may be in the past.
+	// PreviousUntil is the end of the grace period of the previous secret. Zero means that the key
+	// has no previous secret. PreviousUntil may be in the past.
 	PreviousUntil time.Time
 	// LastUsedAt is the minute in which the key was last used. Zero means never. Get, List, Inspect
 	// and Preview fill in LastUsedAt.

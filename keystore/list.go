@@ -86,8 +86,9 @@ type Query struct {
 	// and ends the list. The text of the error says since when all uses are known. To decide
 	// without the unknown uses, List the keys, look at LastUsedAt, and Revoke each key by ID.
 	UnusedSince time.Time
-	// Newest reverses the order: the key that was created last comes first. The backend must be a
-	// backend.DownScanner, as the store's own directory is. Otherwise Newest gives ErrInvalid.
+	// Newest reverses the order: the key that was created last comes first, and imported keys come
+	// last. The backend must be a backend.DownScanner, as the store's own directory is. Otherwise
+	// Newest gives ErrInvalid.
 	Newest bool
 	// Cursor is the ID of the last key that the caller has read. The list begins after this key in
 	// the order of the list: with Newest, at the next older key. With an empty Cursor, the list
@@ -141,12 +142,13 @@ func (q *Query) selectsAll() bool {
 		q.UnusedSince.IsZero()
 }
 
-// List yields keys in the order of creation, or newest first. List reads during the iteration, and
-// holds no lock between keys. List shows each key as the key is at the moment of the read. A key
-// that is created during the iteration usually comes at the end. But if several keys are created at
-// the same time, one of them may appear before keys that were already read. A list that continues
-// after the read keys misses the new key. A later List finds the new key. With Newest, the list
-// misses most of the keys that are created during the iteration.
+// List yields the imported keys, in the order of their IDs, and then the other keys, in the order
+// of creation. Query.Newest reverses the order. List reads during the iteration, and holds no lock
+// between keys. List shows each key as the key is at the moment of the read. A key that is created
+// during the iteration usually comes at the end. But if several keys are created at the same time,
+// one of them may appear before keys that were already read. A list that continues after the read
+// keys misses the new key. A later List finds the new key. With Newest, the list misses most of the
+// keys that are created during the iteration.
 //
 // An error comes with a nil key. ErrCorrupt concerns one key: the list can continue. Any other
 // error ends the list. If storage cannot read past the damage, the list ends after ErrCorrupt

@@ -46,9 +46,9 @@ type Options struct {
 	// form are not affected. Empty means that the store accepts its own tokens only.
 	Legacy []LegacyFormat
 	// CacheSize is the number of keys held in memory. A key with a name, an owner and two scopes
-	// takes some 450 bytes, and 160 more if the key expires or is restricted otherwise. 0 means
-	// 65,536. With a negative CacheSize, the store holds no keys in memory, and every Verify reads
-	// the storage.
+	// takes some 450 bytes, 50 more until its last use is written, and 160 more if the key expires
+	// or is restricted otherwise. 0 means 65,536. With a negative CacheSize, the store holds no
+	// keys in memory, and every Verify reads the storage.
 	CacheSize int
 	// MaxLifetime is a policy: every key must expire, at most MaxLifetime after the Create or the
 	// Update that sets the expiry. 0 or less means no policy. Existing keys keep their expiry until

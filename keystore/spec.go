@@ -34,10 +34,12 @@ type Spec struct {
 	// Metadata in memory with the key. The whole key takes at most 16 KiB of storage. Values may
 	// contain line breaks and tabs, but no other characters that a name must not have.
 	Metadata map[string]string
-	// ExpiresAt is the first moment at which the key is no longer admitted. Zero means that the
-	// key does not expire. Options.MaxLifetime may forbid keys that do not expire.
+	// ExpiresAt is the first moment at which the key is no longer admitted, at most in the year
+	// 2261. Zero means that the key does not expire. Options.MaxLifetime may forbid keys that do
+	// not expire.
 	ExpiresAt time.Time `json:",omitzero"`
-	// NotBefore is the first moment at which the key is admitted. Zero means immediately.
+	// NotBefore is the first moment at which the key is admitted, from the year 1971 to 2261. Zero
+	// means immediately.
 	NotBefore time.Time `json:",omitzero"`
 	// AllowedNetworks are the networks from which the key may be used: at most 64. Empty means
 	// anywhere. If the key has networks, the store refuses every caller whose address the store
@@ -47,8 +49,8 @@ type Spec struct {
 	// RateLimit limits how often the key may be used. Zero means no limit.
 	RateLimit RateLimit `json:",omitzero"`
 	// Credits are the credits of a new key. Nil means that the use of the key is not limited. Only
-	// Create reads Credits, and an Update that sets Credits gets ErrInvalid: the credits change
-	// with each use of the key. Call SetCredits or AddCredits.
+	// Create and Import read Credits, and an Update that sets Credits gets ErrInvalid: the credits
+	// change with each use of the key. Call SetCredits or AddCredits.
 	Credits *Credits `json:",omitzero"`
 }
 
@@ -58,7 +60,7 @@ type Spec struct {
 // a scope.
 type RateLimit struct {
 	PerSecond float64 // more than 0
-	Burst     int     // 1 or more
+	Burst     int     // from 1 to 1<<30
 }
 
 const (

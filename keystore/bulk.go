@@ -65,10 +65,11 @@ func (e *SelectionError) Error() string {
 // to a key after the key was evaluated. A query with UnusedSince is evaluated again just before
 // the key is revoked. If the key was used since the first evaluation, the key is not revoked.
 //
-// ErrInvalid means that nothing was done, and a *SelectionError that more keys are selected than
+// ErrInvalid means that nothing was done, unless a query with UnusedSince becomes too early during
+// the call: see Query.UnusedSince. A *SelectionError means that more keys are selected than
 // RevokeAllOptions.AtMost. After any other error, RevokeAll has revoked the keys that Progress was
-// called for, and perhaps more keys. Call RevokeAll again to continue with the
-// keys that are not revoked.
+// called for, and perhaps more keys. Call RevokeAll again to continue with the keys that are not
+// revoked.
 //
 // A key whose stored data is damaged cannot be evaluated. RevokeAll ends the sessions of the key,
 // continues with the other keys, and returns ErrCorrupt at the end. If the query has an Owner,

@@ -131,8 +131,10 @@ const maxLead = time.Second
 // The reason is for people. The reason may be empty, and has at most 1,024 bytes. Line breaks and
 // other invisible characters are stored escaped, for example as \n and \u202e.
 //
-// Revoke, Disable and RevokeAll go before other changes. While any of the three is under way, each
-// Update, Rotate and Enable of the key waits.
+// Revoke and Disable go before other changes of the key: while a Revoke or a Disable is under way,
+// every other change of the key waits. No change waits for a RevokeAll, which writes many keys
+// together. But if another change of a key is committed before this write, RevokeAll revokes the
+// key alone, and goes before other changes as Revoke does.
 //
 // ErrNotFound means that there is no such key. ErrInvalid means that an argument cannot be used.
 // ErrConflict means that the key does not have the revision of IfRevision. After these three

@@ -386,9 +386,13 @@ func revoke(r *record.Record, reason string) {
 // A few bytes of each key remain forever, so that Restore cannot bring the key back.
 //
 // Purge removes no other key. A key that is only disabled remains. A key whose expiry is moved by
-// an Update during the Purge remains too. The errors are the same as the errors of RevokeAll. If
-// the bytes that would remain of a key are damaged already, the key stays, and Purge returns
-// ErrCorrupt at the end.
+// an Update during the Purge remains too.
+//
+// ErrInvalid means that nothing was done: before is zero or in the future, for example.
+// ErrNotEverywhere means that the keys are removed, and that another process may not know this yet.
+// ErrCorrupt comes at the end, after Purge has removed the other keys: the key, or the bytes that
+// would remain of the key, are damaged, and the key stays. After any other error, a part of the
+// keys is removed: call Purge again.
 func (s *Store) Purge(ctx context.Context, before time.Time) (int, error) {
 	now := time.Now()
 	if before.IsZero() || before.After(now) {

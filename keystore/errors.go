@@ -49,8 +49,9 @@ var (
 	// ErrInvalid means that an argument cannot be used. The text names the argument and the reason.
 	// The call has done nothing.
 	ErrInvalid = errors.New("invalid argument")
-	// ErrUnavailable means that the store could not do its work now: the disk failed, or did not
-	// answer in time.
+	// ErrUnavailable means that the store could not do its work now: the storage failed, is full,
+	// or did not answer in time; the process has lost contact with the other processes; too many
+	// calls compete; or a Hasher has panicked. The text gives the reason.
 	ErrUnavailable = errors.New("API key store unavailable")
 
 	// ErrNarrowed means that a change has narrowed the key while Bind ran, or while a session was

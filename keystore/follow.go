@@ -21,8 +21,7 @@ import (
 // While the storage has not answered a change, the events of later changes wait. If several
 // processes have the store open, Follow yields the events of all processes. A process that died
 // delays the events until the other processes have removed it, for about three times the freshness
-// of the store.
-// Follow starts no goroutine, and each call may have a different query.
+// of the store. Follow starts no goroutine, and each call may have a different query.
 func (s *Store) Follow(ctx context.Context, q EventQuery) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if err := s.follow(ctx, q, yield); err != nil {

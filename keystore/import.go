@@ -75,7 +75,7 @@ type ImportResult struct {
 	Unchanged int // keys that an earlier import has taken, whatever has become of the keys since
 	Refused   int // rows with an ImportProblem
 	// Slow is how many of the Imported keys have a digest that takes long to compare. The first use
-	// of such a key takes a part of a second, and one such use runs at a time.
+	// of such a key takes up to a few seconds of processor time, and one such use runs at a time.
 	Slow int
 	// Metered is how many of the Imported keys have credits.
 	Metered int
@@ -86,7 +86,7 @@ type ImportResult struct {
 // An ImportProblem says why a row was not imported. The text has neither a token nor a digest.
 type ImportProblem struct {
 	Row    string // from Imported
-	Reason string // one of the constants below
+	Reason string // one of the constants from ImportUnreadable to ImportPurged
 	Text   string // what is wrong and what to do, for people
 }
 
@@ -126,8 +126,8 @@ const (
 // purged is not imported again. The credits of a key are written together with the key, and a later
 // import leaves them alone.
 //
-// A RevokeAll that runs at the same time also evaluates the keys that Import is writing. Import has
-// an event for each key, with ActionImport.
+// A RevokeAll that runs at the same time also evaluates the keys that Import is writing. Import
+// writes an event for each new key, with ActionImport.
 //
 // Import collects 65,536 rows, or 32 MiB, and writes these rows in the order of the IDs, while
 // Import reads the next rows. So the order of the keys and of the events is not the order of the

@@ -13,10 +13,11 @@ func LimitMessages() Option {
 	}}
 }
 
-// LimitFailures limits the failed calls from one address. A call fails if its credential is
-// refused. An address may fail burst times in a row, and perSecond times per second in the long
-// run. After that, the server refuses every call from the address with ResourceExhausted, even a
-// call with a valid key, and does not ask the store.
+// LimitFailures limits the failed calls from one address. A call fails if the call is refused as
+// Unauthenticated, also if the call has no credential. An address may fail burst times in a row,
+// and perSecond times per second in the long run. After that, the server refuses every call from
+// the address with ResourceExhausted, even a call with a valid key, and does not ask the store. New
+// returns an error unless perSecond is a finite number above 0 and burst is 1 or more.
 //
 // The limit counts addresses (for IPv6, networks of 64 bits), never keys. So an attacker cannot
 // lock out the owner of a key from another address. With a proxy in front of the server, give

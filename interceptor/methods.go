@@ -25,10 +25,11 @@ func AnyKey(fullMethods ...string) Option {
 }
 
 // Cost sets how many credits a call of each method costs, for keys with credits: see
-// keystore.Credits. Without Cost, a call costs one credit. 0 means that the methods are free. With
-// LimitMessages, each message that a stream receives costs as much as the opening of the stream.
-// Give full names, or all methods of a service, as in "/package.Service/*"; a Cost for the method
-// itself goes before a Cost for the service.
+// keystore.Credits. Without Cost, a call costs one credit. 0 means that the methods are free. A
+// negative cost, or a cost of more than 1<<53, is an error of New. With LimitMessages, each message
+// that a stream receives costs as much as the opening of the stream. Give full names, or all
+// methods of a service, as in "/package.Service/*"; a Cost for the method itself goes before a Cost
+// for the service.
 //
 // The interceptor takes the credits after all other checks, just before the handler runs. A call
 // that is refused costs nothing, and a call whose handler fails has cost its credits. A key that

@@ -12,7 +12,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/scope"
 )
 
-// An Option is a setting for New.
+// An Option is a setting for New. The zero Option has no effect. New returns an error for an Option
+// that cannot be used, such as a nil function, a malformed name, or a second rule for a method.
 type Option struct {
 	apply func(*config) error
 }
@@ -36,13 +37,15 @@ func Public(fullMethods ...string) Option {
 // Require lets a key call the method only if the key has all the scopes. See keystore.Key.HasScope
 // for wildcards in the scopes of keys. A method without a rule takes any valid key.
 //
-// A scope is printable ASCII without spaces, as in keystore.Spec. New returns an error for a scope
-// that no key can have, such as "a b" or "read\n".
+// Give the full name of one method, and at least one scope. A scope is printable ASCII without
+// spaces, as in keystore.Spec. New returns an error for a scope that no key can have, such as "a b"
+// or "read\n".
 func Require(fullMethod string, scopes ...string) Option {
 	return requireScopes("Require", fullMethod, scopes, false)
 }
 
-// RequireAny lets a key call the method only if the key has at least one of the scopes.
+// RequireAny lets a key call the method only if the key has at least one of the scopes. Otherwise
+// RequireAny is as Require.
 func RequireAny(fullMethod string, scopes ...string) Option {
 	return requireScopes("RequireAny", fullMethod, scopes, true)
 }

@@ -14,7 +14,7 @@ import (
 
 // Tap returns a tap handle that refuses calls without a plausible key before gRPC reads the
 // request. The interceptors of unary calls run after gRPC has read and decompressed the request. So
-// without Tap, a stranger can make the server inflate 83 KB of gzip to the size that
+// without Tap, a stranger can make the server inflate 88 KB of gzip to the size that
 // grpc.MaxRecvMsgSize allows. (The interceptors of streams run before gRPC reads messages.) Use the
 // handle in addition to the interceptors:
 //

@@ -32,7 +32,8 @@
 //	the key exceeds its RateLimit                             429     RATE_LIMIT_EXCEEDED
 //	the key has too few credits                               429     CREDITS_EXHAUSTED
 //	LimitFailures: too many failures from the address         429     AUTH_THROTTLED
-//	the store is closed, failed, or did not answer            503     AUTH_BACKEND_UNAVAILABLE
+//	the store is closed, failed, did not answer, or is out of
+//	contact with the other processes                          503     AUTH_BACKEND_UNAVAILABLE
 //	the key was narrowed before the handler sent anything     503     API_KEY_CHANGED
 //	two Authenticators in a row                               500     AUTHENTICATED_TWICE
 //	the caller cancelled the request                          499

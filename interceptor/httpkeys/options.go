@@ -12,7 +12,8 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/internal/scope"
 )
 
-// An Option is a setting for New.
+// An Option is a setting for New. The zero Option has no effect. New returns an error for an Option
+// that cannot be used, such as a nil function, a malformed pattern, or a second rule for a pattern.
 type Option struct {
 	apply func(*Authenticator) error
 }
@@ -44,8 +45,8 @@ func Optional(patterns ...string) Option {
 func AnyKey(patterns ...string) Option { return addRules("AnyKey", rule{}, patterns) }
 
 // Require lets a key send the requests that match the pattern only if the key has all the scopes.
-// See keystore.Key.HasScope for wildcards in the scopes of keys. A scope is printable ASCII without
-// spaces. New returns an error for a scope that no key can have.
+// See keystore.Key.HasScope for wildcards in the scopes of keys. Give at least one scope. A scope is
+// printable ASCII without spaces. New returns an error for a scope that no key can have.
 func Require(pattern string, scopes ...string) Option {
 	return requireScopes("Require", pattern, scopes, false)
 }
@@ -67,8 +68,9 @@ func RequireRules() Option {
 }
 
 // Cost sets how many credits a request costs, for keys with credits: see keystore.Credits. Without
-// Cost, a request costs one credit. 0 means that the requests are free. Cost is no rule of access:
-// a request may have a Cost and a rule.
+// Cost, a request costs one credit. 0 means that the requests are free. A negative cost, or a cost
+// of more than 1<<53, is an error of New. Cost is no rule of access: a request may have a Cost and a
+// rule.
 //
 // The credits are taken after all other checks, just before the handler runs. So a request that is
 // refused costs nothing, and a request whose handler fails has cost its credits. A key that has too

@@ -19,8 +19,9 @@ import (
 
 // A Refusal has the reason why a request was refused, or why it ended with its key. A Refusal wraps
 // the error of the Verifier: errors.Is finds the errors of package keystore, and errors.As finds a
-// *keystore.RateLimitError. A Refusal is meant for logs and for operators of the server. Do not
-// show the text to callers. A Refusal never contains the credential.
+// *keystore.RateLimitError or a *keystore.CreditsError. A Refusal is meant for logs and for
+// operators of the server. Do not show the text to callers. A Refusal never contains the
+// credential.
 type Refusal struct {
 	// Reason is one word of a fixed set, and so may be the label of a metric. The words are those
 	// of interceptor.Refusal, and "path": see the package comment on rules.

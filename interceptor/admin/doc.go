@@ -13,20 +13,21 @@
 //	server := grpc.NewServer(append(auth.ServerOptions(), tls)...)
 //	srv.Register(server)
 //
-// If the store is shared by several processes, as an etcd is, each process can serve its keys.
+// If several processes share the store, as with etcd, each process can serve the keys.
 //
 // # Who may call
 //
 // Each call has a principal: the holder of the key that an Authenticator has accepted, or the user
 // at the other end of a unix socket with [PeerCredentials]. The service refuses a call without a
-// principal, so a server without an Authenticator opens nothing. The events of the store name the
-// principal as the actor: key:01k9…, or unix:alice(1000).
+// principal, so a server without an Authenticator admits no caller. The events of the store name
+// the principal as the actor: key:01k9…, or unix:alice(1000).
 //
 // A key needs a scope, also on a server without Rules:
 //
 //	keys:read    GetKey, ListKeys, LookupKey, ListEvents, WatchEvents, GetStats
-//	keys:write   CreateKey, UpdateKey, RotateKey, DisableKey, EnableKey, RevokeKey
-//	keys:admin   everything, and BatchRevokeKeys, PurgeKeys, Backup, Restore, CheckIntegrity
+//	keys:write   CreateKey, UpdateKey, RotateKey, DisableKey, EnableKey, RevokeKey, SetCredits,
+//	             AddCredits
+//	keys:admin   all of these, and BatchRevokeKeys, PurgeKeys, Backup, Restore, CheckIntegrity
 //
 // keys:write does not include keys:read. The keys of all owners are within reach of each of these
 // scopes.
@@ -35,8 +36,8 @@
 //
 // A caller without keys:admin cannot make more of a key than the caller's own key is:
 //
-//   - To create, update, rotate or enable a key, the caller's key must have every scope that the
-//     key has afterwards. See [keystore.Key.HasScope].
+//   - To create, update, rotate or enable a key, or to change its credits, the caller's key must
+//     have every scope that the key has afterwards. See [keystore.Key.HasScope].
 //   - A key that is created or rotated, or gets another expiry, must not last longer than the
 //     caller's key.
 //   - Only a caller with keys:admin changes a key that has keys:admin, in any way.

@@ -53,8 +53,9 @@ const (
 // KeyService manages keys. A caller with an API key needs the scope that each method names, or the
 // scope keys:admin.
 //
-// A caller without keys:admin can create, update, enable or rotate a key only if the caller's own
-// key has every scope of the key, and cannot change a key that has keys:admin in any way.
+// A caller without keys:admin can create, update, enable or rotate a key, or change its credits,
+// only if the caller's own key has every scope of the key. Such a caller cannot change a key that
+// has keys:admin in any way.
 type KeyServiceClient interface {
 	// CreateKey makes a key, and returns its secret. The scope is keys:write.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
@@ -267,8 +268,9 @@ type KeyService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsRespon
 // KeyService manages keys. A caller with an API key needs the scope that each method names, or the
 // scope keys:admin.
 //
-// A caller without keys:admin can create, update, enable or rotate a key only if the caller's own
-// key has every scope of the key, and cannot change a key that has keys:admin in any way.
+// A caller without keys:admin can create, update, enable or rotate a key, or change its credits,
+// only if the caller's own key has every scope of the key. Such a caller cannot change a key that
+// has keys:admin in any way.
 type KeyServiceServer interface {
 	// CreateKey makes a key, and returns its secret. The scope is keys:write.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)

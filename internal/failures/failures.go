@@ -1,5 +1,5 @@
-// Package failures limits how often callers from one address may fail to log in. Package
-// interceptor limits calls with bad credentials, and the console limits bad logins.
+// Package failures limits how often callers from one address may send a bad credential. Packages
+// interceptor and httpkeys limit calls and requests, and the console limits logins.
 package failures
 
 import (

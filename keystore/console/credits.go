@@ -142,15 +142,11 @@ func (v *visit) showCredits() {
 
 // renderCredits shows the form, or an empty form if f is nil.
 func (v *visit) renderCredits(status int, f *creditForm) {
-	key, err := v.store.Get(v.ctx(), v.id)
-	if err == nil && !key.RevokedAt.IsZero() {
-		err = keystore.ErrKeyRevoked
+	key, ok := v.changeableKey()
+	if !ok {
+		return
 	}
-	var present *keystore.Credits
-	lost := false
-	if err == nil {
-		present, lost, err = v.readCredits(v.id)
-	}
+	present, lost, err := v.readCredits(v.id)
 	if err != nil {
 		v.fail(keyError(err))
 		return

@@ -377,16 +377,22 @@ func (v *visit) answerOnce(made *madeSecret, err error, again func(text string) 
 
 // showEdit shows the form for a change of a key.
 func (v *visit) showEdit() {
+	if key, ok := v.changeableKey(); ok {
+		v.render(http.StatusOK, "edit", "Edit "+key.Name, formOf(key))
+	}
+}
+
+// changeableKey returns the key of the path, and true. If the key cannot be changed, because there
+// is no such key or because the key is revoked, changeableKey shows a page that says so.
+func (v *visit) changeableKey() (key *keystore.Key, ok bool) {
 	key, err := v.store.Get(v.ctx(), v.id)
+	if err == nil && !key.RevokedAt.IsZero() {
+		err = keystore.ErrKeyRevoked
+	}
 	if err != nil {
 		v.fail(keyError(err))
-		return
 	}
-	if !key.RevokedAt.IsZero() {
-		v.fail(keystore.ErrKeyRevoked)
-		return
-	}
-	v.render(http.StatusOK, "edit", "Edit "+key.Name, formOf(key))
+	return key, err == nil
 }
 
 // edit changes a key.
@@ -440,13 +446,8 @@ func (v *visit) showRotate() {
 }
 
 func (v *visit) renderRotate(status int, f *rotateForm) {
-	var err error
-	if f.Key, err = v.store.Get(v.ctx(), v.id); err != nil {
-		v.fail(keyError(err))
-		return
-	}
-	if !f.Key.RevokedAt.IsZero() {
-		v.fail(keystore.ErrKeyRevoked)
+	var ok bool
+	if f.Key, ok = v.changeableKey(); !ok {
 		return
 	}
 	f.Previous = f.Key.PreviousUntil.After(time.Now())

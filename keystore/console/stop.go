@@ -73,13 +73,8 @@ func (v *visit) showConfirmation(name string) {
 }
 
 func (v *visit) renderConfirmation(status int, c *confirmation) {
-	key, err := v.store.Get(v.ctx(), v.id)
-	if err != nil {
-		v.fail(keyError(err))
-		return
-	}
-	if !key.RevokedAt.IsZero() {
-		v.fail(keystore.ErrKeyRevoked)
+	key, ok := v.changeableKey()
+	if !ok {
 		return
 	}
 	c.Keys, c.Live, c.Own = []keyRow{rowOf(key)}, key.Live, v.isOwn(key)

@@ -116,9 +116,9 @@ func events(ctx context.Context, c *call) (err error) {
 	if action != "" && !slices.Contains(actions, keystore.Action(action)) {
 		return usage("--action cannot be used: write %s", actionNames())
 	}
-	limit := c.Int("limit")
-	if limit < 0 || c.IsSet("limit") && limit == 0 {
-		return usage("--limit cannot be used: write a number from 1 on")
+	limit, err := c.limitFlag()
+	if err != nil {
+		return err
 	}
 	done, err := c.dial(ctx)
 	if err != nil {

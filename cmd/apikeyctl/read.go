@@ -95,6 +95,15 @@ func listCommand() *cli.Command {
 	}
 }
 
+// limitFlag returns the number that --limit gives, or 0 if there is no --limit.
+func (c *call) limitFlag() (int, error) {
+	limit := c.Int("limit")
+	if limit < 0 || c.IsSet("limit") && limit == 0 {
+		return 0, usage("--limit cannot be used: write a number from 1 on")
+	}
+	return limit, nil
+}
+
 // pageSize is the number of keys or events in one answer of the server, at most.
 const pageSize = 1000
 
@@ -106,9 +115,9 @@ func listKeys(ctx context.Context, c *call) (err error) {
 	if err != nil {
 		return err
 	}
-	limit := c.Int("limit")
-	if limit < 0 || c.IsSet("limit") && limit == 0 {
-		return usage("--limit cannot be used: write a number from 1 on")
+	limit, err := c.limitFlag()
+	if err != nil {
+		return err
 	}
 	done, err := c.dial(ctx)
 	if err != nil {

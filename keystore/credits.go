@@ -184,8 +184,8 @@ func (s *Store) AddCredits(ctx context.Context, id string, n int64) (*Credits, e
 
 // Credits returns the credits of a key, or nil if the use of the key is not limited. Remaining
 // counts the credits that this process has leased and not spent. If several processes have the
-// store open, Remaining lacks the credits that the other processes have leased, each at most an
-// eighth of what remained at the time.
+// store open, Remaining lacks the credits that the other processes have leased and not spent: each
+// at most an eighth of what remained at the time, or one credit.
 //
 // ErrNotFound means that there is no such key. ErrInvalid means that id is not an ID.
 func (s *Store) Credits(ctx context.Context, id string) (*Credits, error) {

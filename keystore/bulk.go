@@ -80,24 +80,11 @@ func (s *Store) RevokeAll(
 	ctx context.Context, q Query, reason string, opts *RevokeAllOptions,
 ) (int, error) {
 	reason = escaped(reason, maxReason)
-	if err := checkReason(reason); err != nil {
-		return 0, err
-	}
-	if _, err := actorOf(ctx); err != nil {
-		return 0, err
-	}
-	if err := refuseCondition(ctx, "RevokeAll"); err != nil {
-		return 0, err
-	}
 	if opts == nil {
 		opts = new(RevokeAllOptions)
 	}
-	if all := q.selectsAll(); all && !opts.All {
-		return 0, invalid("the Query selects every key: set RevokeAllOptions.All if all are " +
-			"meant, and otherwise a field of the Query")
-	} else if !all && opts.All {
-		return 0, invalid("RevokeAllOptions.All is set, but the Query selects some keys only: " +
-			"set one of them")
+	if err := checkRevokeAll(ctx, &q, reason, opts.All); err != nil {
+		return 0, err
 	}
 	guarded := opts.AtMost > 0 && (q.Limit <= 0 || q.Limit > opts.AtMost)
 	done, last := 0, ""
@@ -153,7 +140,29 @@ func (s *Store) RevokeAll(
 	return done, errors.Join(excess, failed, corrupt)
 }
 
-// findAll reports the keys that revokeAll would revoke. failed and corrupt are as those of revokeAll.
+// checkRevokeAll returns an error if an argument of RevokeAll cannot be used.
+func checkRevokeAll(ctx context.Context, q *Query, reason string, all bool) error {
+	if err := checkReason(reason); err != nil {
+		return err
+	}
+	if _, err := actorOf(ctx); err != nil {
+		return err
+	}
+	if err := refuseCondition(ctx, "RevokeAll"); err != nil {
+		return err
+	}
+	switch selectsAll := q.selectsAll(); {
+	case selectsAll && !all:
+		return invalid("the Query selects every key: set RevokeAllOptions.All if all are meant, " +
+			"and otherwise a field of the Query")
+	case all && !selectsAll:
+		return invalid("RevokeAllOptions.All is set, but the Query selects some keys only: set one " +
+			"of them")
+	}
+	return nil
+}
+
+// findAll reports the keys that revokeAll would revoke. failed and corrupt are those of revokeAll.
 func (s *Store) findAll(
 	ctx context.Context, q Query, reason string, report func(*Key),
 ) (failed, corrupt error) {

@@ -87,8 +87,10 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 			ruleless = append(ruleless, name)
 		}
 	}
+	slices.Sort(unknown)
+	unknown = slices.Compact(unknown) // a name may have a rule and a Cost
 	return errors.Join(
-		listError(slices.Compact(slices.Sorted(slices.Values(unknown))), "rules for methods that the server does not have: %s: "+
+		listError(unknown, "rules for methods that the server does not have: %s: "+
 			"correct the names, or call Check after all services are registered"),
 		listError(ruleless,
 			"RequireRules refuses every call of these methods, which have no rule: %s: "+

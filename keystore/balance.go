@@ -20,13 +20,13 @@ import (
 //
 //  1. Each write of a balance expects the revision that the writer has read. So no two writers take
 //     the same credits, in one process or in several.
-//  2. If the record of a key says that the key has credits, the key has a balance. SetCredits writes
-//     both in one Apply. A balance without a record, or of a key whose use is no longer limited, may
-//     be left over, and does no harm.
+//  2. If the record of a key says that the key has credits, the key has a balance. SetCredits
+//     writes both in one Apply. A balance without a record, or of a key whose use is no longer
+//     limited, may be left over, and does no harm.
 //  3. While a key exists, its balance is never deleted. Otherwise the revision of the entry would
 //     begin again at 1, and a late write could meet the revision that it expects.
-//  4. refilled_at never goes back, until the credits are set again. So a clock that is set back does
-//     not refill twice.
+//  4. refilled_at never goes back, until the credits are set again. So a clock that is set back
+//     does not refill twice.
 type balance struct {
 	*record.Balance
 	id       token.ID
@@ -238,15 +238,15 @@ func creditsOf(c *record.Credits) *Credits {
 // writtenNumbers is how many numbers of writes a balance keeps.
 const writtenNumbers = 8
 
-// editBalance changes the balance of a key by edit. edit may run several times, each time on a fresh
-// balance, and reports whether the balance is to be written. made reports whether the write of the
-// last edit, or of the edit with the result that editBalance returns, was made.
+// editBalance changes the balance of a key by edit. edit may run several times, each time on a
+// fresh balance, and reports whether the balance is to be written. made reports whether the write
+// of the last edit, or of the edit with the result that editBalance returns, was made.
 //
-// The answer of a write may be lost. If editBalance then wrote again, the credits could be taken, or
-// given back, twice. So each write has a random number, and the balance keeps the last numbers: a
-// lost answer is found in the balance. If the numbers do not tell either, because others have
-// written many times in between, editBalance returns the error of the write. Then the credits of one
-// lease may be lost, but are never spent twice.
+// The answer of a write may be lost. If editBalance then wrote again, the credits could be taken,
+// or given back, twice. So each write has a random number, and the balance keeps the last numbers:
+// a lost answer is found in the balance. If the numbers do not tell either, because others have
+// written many times in between, editBalance returns the error of the write. Then the credits of
+// one lease may be lost, but are never spent twice.
 func editBalance[R any](
 	s *Store, id token.ID, edit func(b *balance) (result R, write bool),
 ) (result R, made bool, err error) {

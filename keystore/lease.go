@@ -38,8 +38,8 @@ import (
 //     at the balance that began after the gap has found the same grant.
 //  5. At most one goroutine leases for an account, so that many callers who find nothing left cost
 //     one write. The others wait for fetch.done, or for the end of their contexts. A caller is
-//     refused only by an answer about the balance that was asked for after the caller began to wait,
-//     or that is not older than shortTrust while the record has not changed.
+//     refused only by an answer about the balance that was asked for after the caller began to
+//     wait, or that is not older than shortTrust while the record has not changed.
 //  6. No caller takes a credit once Revoke or Disable of its key has returned, however long the
 //     caller has waited for a lease: note sets stopped and empties left before they return, in
 //     every process, as in invariant 4. A process that has lost contact admits nothing, so a caller
@@ -87,9 +87,9 @@ type account struct {
 // waiters are the callers that wait for credits: how many callers there are for each cost.
 type waiters map[int64]int64
 
-// sum returns the sum of the costs of the callers for whom most credits suffice, if the callers with
-// low costs come first. Another caller counts nothing: otherwise a process would lease all that
-// remains for a call that is refused.
+// sum returns the sum of the costs of the callers for whom most credits suffice, if the callers
+// with low costs come first. Another caller counts nothing: otherwise a process would lease all
+// that remains for a call that is refused.
 func (w waiters) sum(most int64) (sum int64) {
 	for _, cost := range slices.Sorted(maps.Keys(w)) {
 		n := min(w[cost], (most-sum)/cost)

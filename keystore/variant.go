@@ -1,7 +1,8 @@
 package keystore
 
 // A variant is a set of errors, most of them in how a Store works with other processes. The correct
-// Store is the zero variant. Tests use the other variants to show that the tests would detect such an error.
+// Store is the zero variant. Tests use the other variants to show that the tests would detect such
+// an error.
 type variant uint16
 
 const (

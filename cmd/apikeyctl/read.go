@@ -190,6 +190,6 @@ func damaged(lost int) error {
 	if lost == 0 {
 		return nil
 	}
-	return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT", `some of the stored data is damaged, ` +
-		`and the list lacks it: run "apikeyctl check"`}
+	return &failure{exitServer, codes.DataLoss, "STORE_CORRUPT",
+		`some of the stored data is damaged, and the list lacks it: run "apikeyctl check"`}
 }

@@ -49,10 +49,12 @@ type lab struct {
 	failed error
 }
 
-func (l *lab) Helper()           {}
-func (l *lab) Cleanup(f func())  { l.demo.cleanups = append(l.demo.cleanups, f) }
-func (l *lab) Error(args ...any) { l.failed = errors.Join(l.failed, errors.New(fmt.Sprint(args...))) }
-func (l *lab) Skip(args ...any)  { l.Fatal(args...) }
+func (l *lab) Helper()          {}
+func (l *lab) Cleanup(f func()) { l.demo.cleanups = append(l.demo.cleanups, f) }
+func (l *lab) Error(args ...any) {
+	l.failed = errors.Join(l.failed, errors.New(fmt.Sprint(args...)))
+}
+func (l *lab) Skip(args ...any) { l.Fatal(args...) }
 
 func (l *lab) Fatal(args ...any) {
 	l.Error(args...)

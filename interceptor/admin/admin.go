@@ -217,8 +217,8 @@ func answer[A any](
 	return none, st.Err()
 }
 
-// logLine logs a line. A handshake runs on a goroutine of gRPC, where no interceptor recovers panics,
-// so a panic of the logger's handler would end the process.
+// logLine logs a line. A handshake runs on a goroutine of gRPC, where no interceptor recovers
+// panics, so a panic of the logger's handler would end the process.
 func (s *Server) logLine(ctx context.Context, level slog.Level, message string, args ...any) {
 	defer func() { _ = recover() }()
 	s.log.Log(ctx, level, message, args...)

@@ -63,8 +63,8 @@ func (p *page) note(err error) bool {
 // damageText returns the sentence about an item that cannot be read.
 func damageText(err error) string { return strings.TrimPrefix(err.Error(), "keystore: ") }
 
-// maxDamage is how many sentences about damage a page has. These sentences take less than 100 KB, so
-// a page has space for items. CheckIntegrity reads everything.
+// maxDamage is how many sentences about damage a page has. These sentences take less than 100 KB,
+// so a page has space for items. CheckIntegrity reads everything.
 const maxDamage = 100
 
 // A page token is a hash of the request and the cursor, and then the cursor of the last item of the

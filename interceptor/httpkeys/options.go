@@ -45,8 +45,8 @@ func Optional(patterns ...string) Option {
 func AnyKey(patterns ...string) Option { return addRules("AnyKey", rule{}, patterns) }
 
 // Require lets a key send the requests that match the pattern only if the key has all the scopes.
-// See keystore.Key.HasScope for wildcards in the scopes of keys. Give at least one scope. A scope is
-// printable ASCII without spaces. New returns an error for a scope that no key can have.
+// See keystore.Key.HasScope for wildcards in the scopes of keys. Give at least one scope. A scope
+// is printable ASCII without spaces. New returns an error for a scope that no key can have.
 func Require(pattern string, scopes ...string) Option {
 	return requireScopes("Require", pattern, scopes, false)
 }
@@ -69,8 +69,8 @@ func RequireRules() Option {
 
 // Cost sets how many credits a request costs, for keys with credits: see keystore.Credits. Without
 // Cost, a request costs one credit. 0 means that the requests are free. A negative cost, or a cost
-// of more than 1<<53, is an error of New. Cost is no rule of access: a request may have a Cost and a
-// rule.
+// of more than 1<<53, is an error of New. Cost is no rule of access: a request may have a Cost and
+// a rule.
 //
 // The credits are taken after all other checks, just before the handler runs. So a request that is
 // refused costs nothing, and a request whose handler fails has cost its credits. A key that has too

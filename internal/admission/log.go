@@ -150,8 +150,8 @@ func (l *Log) Recovered(ctx context.Context, message, reason string, where slog.
 	})
 }
 
-// describePanic returns the type of a panic's value, as the store logs it. The value itself may hold
-// a credential. So describePanic adds the text only of errors of the Go runtime.
+// describePanic returns the type of a panic's value, as the store logs it. The value itself may
+// hold a credential. So describePanic adds the text only of errors of the Go runtime.
 func describePanic(value any) string {
 	text := fmt.Sprintf("%T", value)
 	err, ok := value.(runtime.Error)

@@ -69,8 +69,8 @@ func wholeNumber(text string) (int64, error) {
 	return strconv.ParseInt(strings.ReplaceAll(text, ",", ""), 10, 64)
 }
 
-// credits returns the credits that the fields describe, or nil if the use of the key is not limited.
-// If a field cannot be used, credits notes an error for the field.
+// credits returns the credits that the fields describe, or nil if the use of the key is not
+// limited. If a field cannot be used, credits notes an error for the field.
 func (f *creditFields) credits(failed map[string]string) *keystore.Credits {
 	refill := f.refill(failed)
 	if f.Credits == "" {
@@ -158,8 +158,8 @@ func (v *visit) renderCredits(status int, f *creditForm) {
 	v.render(status, "credits", "Credits of "+key.Name, f)
 }
 
-// changeCredits sets the credits of a key, or adds credits. The form has the revision of the key, so
-// a form that is sent twice adds the credits once.
+// changeCredits sets the credits of a key, or adds credits. The form has the revision of the key,
+// so a form that is sent twice adds the credits once.
 func (v *visit) changeCredits() {
 	f := &creditForm{creditFields: v.readCreditFields(), Errors: make(map[string]string),
 		Add: strings.TrimSpace(v.r.PostFormValue("add"))}

@@ -111,9 +111,9 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 // maxKeptBuffer is the size of the largest buffer that is kept for the next page.
 const maxKeptBuffer = 128 << 10
 
-// render sends a page. If the login has ended since the request began, render sends no page that was
-// read from the store. After a change, the page says what the operator has done, and may have the
-// only copy of a secret.
+// render sends a page. If the login has ended since the request began, render sends no page that
+// was read from the store. After a change, the page says what the operator has done, and may have
+// the only copy of a secret.
 func (v *visit) render(status int, page, title string, data any) {
 	if v.r.Method != http.MethodPost && v.hasEnded() {
 		v.leadToLogin()

@@ -190,8 +190,8 @@ func (v *visit) serve() {
 }
 
 // readBody reports whether the form of a POST can be read. Otherwise readBody answers the request.
-// A client may hold back the rest of the form for hours. So readBody runs before serve looks for the
-// operator: an operator whose key was revoked in the meantime changes nothing.
+// A client may hold back the rest of the form for hours. So readBody runs before serve looks for
+// the operator: an operator whose key was revoked in the meantime changes nothing.
 func (v *visit) readBody() bool {
 	if err := v.r.ParseForm(); err != nil {
 		v.failWith(http.StatusBadRequest, "The form cannot be read",

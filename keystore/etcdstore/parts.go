@@ -10,8 +10,8 @@ import (
 // entries of the whole range, whatever the limit is. So a scan of a long range reads the range in
 // parts: without parts, the time of the scan would grow with the square of its entries.
 //
-// Nothing tells the scan how many entries a part has. So the scan guesses from the part before, with
-// keys as numbers: the digits are the bytes.
+// Nothing tells the scan how many entries a part has. So the scan guesses from the part before,
+// with keys as numbers: the digits are the bytes.
 type part struct{ from, to string }
 
 // A part without entries makes the next part widerIfEmpty times as wide, so that a scan passes a
@@ -22,8 +22,8 @@ const (
 	widerIfRead  = 2
 )
 
-// next returns the part that a scan up to end reads after p. r is the response for p. After the last
-// part, next.from is end.
+// next returns the part that a scan up to end reads after p. r is the response for p. After the
+// last part, next.from is end.
 func (p part) next(r *clientv3.GetResponse, end string) (next part) {
 	switch n := len(r.Kvs); {
 	case r.More:

@@ -49,9 +49,9 @@ type Options struct {
 }
 
 // Read reads an export. A row that cannot be used comes as an error that is a
-// [keystore.ImportProblem], and the reading continues. Any other error ends the reading: an error of
-// r, or a first line in CSV without a column that every key needs. No error contains a token or a
-// digest. r is read once, during the iteration.
+// [keystore.ImportProblem], and the reading continues. Any other error ends the reading: an error
+// of r, or a first line in CSV without a column that every key needs. No error contains a token or
+// a digest. r is read once, during the iteration.
 func (s System) Read(r io.Reader, opts *Options) iter.Seq2[keystore.Imported, error] {
 	if opts == nil {
 		opts = new(Options)

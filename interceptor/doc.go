@@ -36,7 +36,8 @@
 //	or got another secret without a grace period       Unauthenticated    API_KEY_REVOKED
 //	a stream whose key, or whose old secret with its
 //	grace period, expired while the stream was open    Unauthenticated    API_KEY_EXPIRED
-//	a stream whose key was disabled while it was open  Unauthenticated    API_KEY_INVALID
+//	a stream whose key was disabled, or got a later
+//	beginning, while the stream was open               Unauthenticated    API_KEY_INVALID
 //	a stream whose key was narrowed while it was open  Unavailable        API_KEY_CHANGED *
 //	the key lacks a scope                              PermissionDenied   INSUFFICIENT_SCOPE
 //	RequireRules, and the method has no rule           PermissionDenied   METHOD_HAS_NO_RULE

@@ -44,7 +44,8 @@ type Inspection struct {
 // always reads the storage, so Inspect is slower than Verify.
 //
 // As for Verify, the caller's address comes from ctx. For a key with AllowedNetworks, pass the
-// address of the caller with WithClientAddr. Otherwise the Refusal is ErrNetworkNotAllowed.
+// address of the caller with WithClientAddr. Otherwise the Refusal is ErrNetworkNotAllowed. Inspect
+// ignores WithCost, and answers for a Verify that takes one credit.
 //
 // The answer is for operators. To the sender of a token, every Inspection without a Key must look
 // the same.

@@ -64,9 +64,9 @@ type Options struct {
 	// each write.
 	//
 	// Timeout does not bound calls that read many keys or events: List, Count, Events, Follow,
-	// RevokeAll, Purge, Backup, Restore and CheckIntegrity. Timeout does not bound an Observer. A
-	// read of the store's own directory cannot be interrupted, so Timeout does not bound the read
-	// either.
+	// RevokeAll, Purge, Backup, Restore, Import and CheckIntegrity. Timeout does not bound an
+	// Observer. A read of the store's own directory cannot be interrupted, so Timeout does not
+	// bound the read either.
 	Timeout time.Duration
 	// Freshness is for a backend.Feeder, which several processes may have open at the same time.
 	// Freshness is how long a process may admit callers after its last proof that it knows every

@@ -155,8 +155,8 @@ func (s *Store) refuse(text string, err error) error {
 // the session is then
 //
 //   - ErrRevoked if the key, or the secret that was used, was revoked, ErrDisabled if the key was
-//     disabled, or ErrNarrowed if the key was narrowed: the session has ended before the call that
-//     changed the key returns;
+//     disabled, ErrNotYetValid if NotBefore was set to a time in the future, or ErrNarrowed if the
+//     key was narrowed: the session has ended before the call that changed the key returns;
 //   - ErrExpired, at the key's expiry, or at the end of the grace of a secret that was replaced;
 //   - ErrClosed, if the store was closed;
 //   - ErrUnavailable, if several processes have the store open, and this process has lost contact

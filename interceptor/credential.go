@@ -25,8 +25,8 @@ func (c *credentialReader) credential(call *callContext) (string, error) {
 	return c.headers.Credential(func(lower string) []string { return valuesOf(md, lower) })
 }
 
-// valuesOf returns the values of a name in md, not a copy. Otherwise valuesOf is
-// metadata.ValueFromIncomingContext: the case of names in md does not matter.
+// valuesOf returns the values of a name in md, as metadata.ValueFromIncomingContext does: the case
+// of names in md does not matter. But the values are not a copy.
 func valuesOf(md metadata.MD, lower string) []string {
 	if values, ok := md[lower]; ok {
 		return values

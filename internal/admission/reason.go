@@ -145,7 +145,6 @@ func RetryAfter(err error) time.Duration {
 	if short := (*keystore.CreditsError)(nil); errors.As(err, &short) && !short.RefillAt.IsZero() {
 		return max(0, time.Until(short.RefillAt))
 	}
-
 	if limited := (*keystore.RateLimitError)(nil); errors.As(err, &limited) {
 		return max(0, limited.RetryAfter)
 	}

@@ -6,10 +6,10 @@
 //	go run -C examples/replicas .       # the same, from the root of the repository
 //	go run -C examples/replicas . -engine postgres
 //
-// The servers share their keys in etcd, or in PostgreSQL if the machine has PostgreSQL. Each
-// server, and each of the three members of etcd, is a process, and listens on loopback. PostgreSQL
-// is a primary and a standby. Package server is the code of a server. The command needs Linux or
-// macOS.
+// The servers share their keys in etcd, or, with -engine postgres, in PostgreSQL, which the machine
+// must have. Each server, and each of the three members of etcd, is a process, and listens on
+// loopback. PostgreSQL is a primary and a standby. Package server is the code of a server. The
+// command needs Linux or macOS.
 package main
 
 import (

@@ -29,52 +29,31 @@ type ServiceInfoProvider interface {
 // If the server forwards calls with a grpc.UnknownServiceHandler, name the forwarded methods in
 // proxied: full method names, or services, as in "/package.Service/*".
 func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
-	known := make(map[string]bool)    // services and methods that the server has
-	streams := make(map[string]bool)  // by method: whether the method is a stream
-	unlisted := make(map[string]bool) // services whose method names are not known
-	for service, info := range s.GetServiceInfo() {
-		known["/"+service] = true
-		for _, m := range info.Methods {
-			name := "/" + service + "/" + m.Name
-			known[name] = true
-			streams[name] = m.IsClientStream || m.IsServerStream
-		}
-	}
-	for _, name := range proxied {
-		service, method, ok := splitMethod(name)
-		if !ok {
-			return fmt.Errorf("interceptor: Check: %q is neither a full method name "+
-				"nor a service: write /package.Service/Method or /package.Service/*", name)
-		}
-		known[service] = true
-		streams[name] = true // gRPC treats every call of an UnknownServiceHandler as a stream
-		if method == "*" {
-			unlisted[service] = true
-		} else {
-			known[name] = true
-		}
+	m, err := methodsOf(s, proxied)
+	if err != nil {
+		return err
 	}
 	var unknown, ruleless, openUnary, openStreams []string
 	for name, r := range a.rules.methods {
-		if service, _, _ := splitMethod(name); !known[name] && !unlisted[service] && !r.fromProto {
+		if !m.has(name) && !r.fromProto {
 			unknown = append(unknown, name)
 		}
 	}
 	for name := range a.rules.services {
-		if !known[name] {
+		if !m.has(name) {
 			unknown = append(unknown, name+"/*")
 		}
 	}
 	for name := range a.rules.costs {
-		service, _, isMethod := splitMethod(name)
-		if !isMethod && !known[name] {
-			unknown = append(unknown, name+"/*")
+		if m.has(name) {
+			continue
 		}
-		if isMethod && !known[name] && !unlisted[service] {
-			unknown = append(unknown, name)
+		if _, _, isMethod := splitMethod(name); !isMethod {
+			name += "/*"
 		}
+		unknown = append(unknown, name)
 	}
-	for name, stream := range streams {
+	for name, stream := range m.streams {
 		r := a.rules.forMethod(name)
 		switch {
 		case r.public:
@@ -99,6 +78,51 @@ func (a *Authenticator) Check(s ServiceInfoProvider, proxied ...string) error {
 			"so these methods need no key: %s: give the ServerOptions to grpc.NewServer"),
 		listError(openStreams, "the interceptor of Stream is not in use, "+
 			"so these streams need no key: %s: give the ServerOptions to grpc.NewServer"))
+}
+
+// serverMethods are the methods that a server has. The name of a service is "/package.Service".
+type serverMethods struct {
+	known    map[string]bool // services and methods
+	streams  map[string]bool // by method: whether the method is a stream
+	unlisted map[string]bool // services whose method names are not known
+}
+
+// methodsOf returns the methods of a server, and the methods that the server forwards.
+func methodsOf(s ServiceInfoProvider, proxied []string) (*serverMethods, error) {
+	m := &serverMethods{
+		known:    make(map[string]bool),
+		streams:  make(map[string]bool),
+		unlisted: make(map[string]bool),
+	}
+	for service, info := range s.GetServiceInfo() {
+		m.known["/"+service] = true
+		for _, method := range info.Methods {
+			name := "/" + service + "/" + method.Name
+			m.known[name] = true
+			m.streams[name] = method.IsClientStream || method.IsServerStream
+		}
+	}
+	for _, name := range proxied {
+		service, method, ok := splitMethod(name)
+		if !ok {
+			return nil, fmt.Errorf("interceptor: Check: %q is neither a full method name "+
+				"nor a service: write /package.Service/Method or /package.Service/*", name)
+		}
+		m.known[service] = true
+		m.streams[name] = true // gRPC treats every call of an UnknownServiceHandler as a stream
+		if method == "*" {
+			m.unlisted[service] = true
+		} else {
+			m.known[name] = true
+		}
+	}
+	return m, nil
+}
+
+// has reports whether the server has a service or a method, or may have the method.
+func (m *serverMethods) has(name string) bool {
+	service, _, isMethod := splitMethod(name)
+	return m.known[name] || isMethod && m.unlisted[service]
 }
 
 // listError returns an error that lists the names, or nil if there are no names.

@@ -81,7 +81,7 @@ func Read(dir string) (*Survey, error) {
 	return s, nil
 }
 
-// readTables reads the manifest, and checks the tables that the manifest names.
+// readTables reads the manifest, checks the tables that the manifest names, and finds the others.
 func (s *Survey) readTables() error {
 	f, err := os.Open(filepath.Join(s.dir, badgerfile.ManifestFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,6 +101,18 @@ func (s *Survey) readTables() error {
 		tables, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
 		return errors.Join(err, s.findSummaries(tables))
 	}
+	failed := s.checkTables(manifest)
+	paths, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
+	for _, path := range paths {
+		if !slices.Contains(s.Named, path) {
+			s.Strays = append(s.Strays, path)
+		}
+	}
+	return errors.Join(failed, err)
+}
+
+// checkTables checks the tables that the manifest names, several at the same time.
+func (s *Survey) checkTables(manifest []badgerfile.ManifestTable) error {
 	var (
 		mu     sync.Mutex // guards s, and failed
 		failed error
@@ -146,13 +158,7 @@ func (s *Survey) readTables() error {
 	}
 	close(names)
 	wg.Wait()
-	paths, err := badgerfile.FilesOf(s.dir, badgerfile.TableFiles)
-	for _, path := range paths {
-		if !slices.Contains(s.Named, path) {
-			s.Strays = append(s.Strays, path)
-		}
-	}
-	return errors.Join(failed, err)
+	return failed
 }
 
 // findSummaries searches for a summary in tables without a readable manifest. A summary shows that

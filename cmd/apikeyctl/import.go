@@ -126,6 +126,11 @@ func importKeys(ctx context.Context, c *call) (err error) {
 		return local("cannot read the export: %v: %s", textOf(err), c.left)
 	}
 	problems.print(c)
+	return c.sayImported(result, &problems)
+}
+
+// sayImported prints what an import has done. If rows were refused, sayImported returns a failure.
+func (c *call) sayImported(result keystore.ImportResult, problems *problemList) error {
 	if result.Slow > 0 {
 		c.note("%s have a slow digest: the first use of each takes up to a second, and one runs at a "+
 			"time", plural(result.Slow, "key"))
@@ -138,7 +143,7 @@ func importKeys(ctx context.Context, c *call) (err error) {
 	if c.Bool("dry-run") {
 		verb = "would import"
 	}
-	err = c.out.said(imported{result.Rows, result.Imported, result.Unchanged, result.Refused,
+	err := c.out.said(imported{result.Rows, result.Imported, result.Unchanged, result.Refused,
 		result.Slow, result.Metered, result.Problems}, fmt.Sprintf(
 		"%s %s of %s, %d were there before, %d refused%s",
 		verb, plural(result.Imported, "key"), plural(result.Rows, "row"), result.Unchanged,

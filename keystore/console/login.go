@@ -348,10 +348,9 @@ func (v *visit) logIn() {
 		return
 	}
 	ctx := keystore.WithClientAddr(context.Background(), addr)
-	ctx = keystore.WithCost(ctx, 0) // a login is no call that the key pays for
+	ctx = keystore.WithCost(ctx, 0) // a login costs no credits, also if the key has none left
 	session, err := v.store.Bind(ctx, strings.TrimSpace(v.r.PostFormValue("key")))
 	var limited *keystore.RateLimitError
-	var spent *keystore.CreditsError
 	switch {
 	case errors.Is(err, keystore.ErrDenied), errors.Is(err, keystore.ErrNarrowed):
 		v.failures.Add(addr)
@@ -364,10 +363,6 @@ func (v *visit) logIn() {
 		v.w.Header().Set("Retry-After", retryAfter(limited.RetryAfter))
 		f.Error = "This key was used too often. Wait " + waitText(limited.RetryAfter) +
 			", and try again."
-		v.renderLogin(http.StatusTooManyRequests, f)
-		return
-	case errors.As(err, &spent):
-		f.Error = "This key has no credits left."
 		v.renderLogin(http.StatusTooManyRequests, f)
 		return
 	case err != nil:

@@ -15,11 +15,11 @@ import (
 // A compactions watches every compaction of Badger, and stops the DB if a compaction lost a table.
 //
 // WARNING: THE WATCH DEPENDS ON LOG TEXTS OF BADGER v4.9. The constants saysAdded, saysDone,
-// saysFailed and saysVain must match the format strings in Badger's levels.go and db.go exactly,
-// with the types of the arguments and the goroutines that log the texts. If only the text of Added
-// changes, onDone stops the DB. If only the text of DONE changes, reads wait without end. If both
-// texts change, compactions run unwatched. So compare the texts at each upgrade of Badger, and run
-// compaction_test.go.
+// saysFailed and saysOpenFailed must match the format strings in Badger's levels.go and db.go
+// exactly, with the types of the arguments and the goroutines that log the texts. If only the text
+// of Added changes, onDone stops the DB. If only the text of DONE changes, reads wait without end.
+// If both texts change, compactions run unwatched. So compare the texts at each upgrade of Badger,
+// and run compaction_test.go.
 //
 // A compaction writes new tables from old tables, replaces the old names in the manifest, and
 // deletes the old files. Badger may be unable to make a table, for example because no file

@@ -49,10 +49,14 @@
 //
 // # Errors
 //
-// An error that wraps [ErrDenied] is an answer: the caller is refused. Every other error from
-// Verify or Bind means trouble in the store, or the end of the caller's context, and says nothing
-// about the key. Refuse the call then, but do not tell the caller that the key is bad. No error
-// holds a token or part of a secret.
+// An error that wraps [ErrDenied] is an answer: the caller is refused. A [*RateLimitError] and a
+// [*CreditsError] are answers too: the key is valid, but was used too often. [ErrNarrowed] asks the
+// caller of Bind to try again. Every other error from Verify or Bind means trouble in the store, or
+// the end of the caller's context, and says nothing about the key. Refuse the call then, but do not
+// tell the caller that the key is bad. No error holds a token or part of a secret.
+//
+// Each method that takes a context may return ErrUnavailable, ErrCorrupt, ErrClosed or the error of
+// the context, even if the comment of the method does not name the error.
 //
 // Store.Inspect tells an operator to which key a token belongs, and why Verify refuses the token.
 // Reason names an error with a word. Store.Err reports whether the store has stopped, for a health

@@ -23,12 +23,14 @@ import (
 // contain the token.
 type Verifier interface {
 	// Verify returns the key for the token. An error that wraps keystore.ErrDenied means that the
-	// token is not valid now. Any other error means that the Verifier cannot decide.
+	// token is not valid now. A *keystore.RateLimitError or a *keystore.CreditsError means that the
+	// key is valid, but was used too often. Any other error means that the Verifier cannot decide.
 	Verify(ctx context.Context, token string) (*keystore.Key, error)
-	// Bind opens a session for a stream, for a token that Verify would accept. The Authenticator
-	// closes the session. When the key no longer permits the stream, the session ends with a cause
-	// that wraps keystore.ErrDenied or keystore.ErrNarrowed. If the Verifier can no longer decide,
-	// the cause wraps keystore.ErrClosed or keystore.ErrUnavailable. keystore.NewSession makes a
+	// Bind opens a session for a stream, for a token that Verify would accept. The errors are those
+	// of Verify, and keystore.ErrNarrowed if the caller has to try again. The Authenticator closes
+	// the session. When the key no longer permits the stream, the session ends with a cause that
+	// wraps keystore.ErrDenied or keystore.ErrNarrowed. If the Verifier can no longer decide, the
+	// cause wraps keystore.ErrClosed or keystore.ErrUnavailable. keystore.NewSession makes a
 	// session without a store.
 	Bind(ctx context.Context, token string) (*keystore.Session, error)
 }

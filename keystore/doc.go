@@ -37,8 +37,9 @@
 // processes.
 //
 // Every other change that narrows a key takes effect in the same way: Disable; an Update that
-// removes a scope, brings the expiry forward or tightens a restriction; and Rotate, at the end of
-// the grace. RevokeAll does for many keys what Revoke does for a single key.
+// removes a scope, brings the expiry forward or tightens a restriction; SetCredits of a key without
+// credits; and Rotate, at the end of the grace. RevokeAll does for many keys what Revoke does for a
+// single key.
 //
 // # Audit
 //

@@ -22,9 +22,8 @@ import (
 // session must have a key and a context; otherwise the request is refused with 503, and the fault
 // is logged. The text of an error must not contain the token.
 type Verifier interface {
-	// Bind opens a session for the token. An error that wraps keystore.ErrDenied means that the
-	// token is not valid now. Any other error means that the Verifier cannot decide. The
-	// Authenticator closes the session. For the end of a session, see interceptor.Verifier.
+	// Bind opens a session for the token. The Authenticator closes the session. The errors, and the
+	// causes of the end of a session, are those of Bind in interceptor.Verifier.
 	Bind(ctx context.Context, token string) (*keystore.Session, error)
 }
 

@@ -382,8 +382,8 @@ func (v *visit) showEdit() {
 	}
 }
 
-// changeableKey returns the key of the path, and true. If the key cannot be changed, because there
-// is no such key or because the key is revoked, changeableKey shows a page that says so.
+// changeableKey returns the key of the path, and true. If there is no such key, or if the key is
+// revoked, changeableKey shows a page with the reason, and returns false.
 func (v *visit) changeableKey() (key *keystore.Key, ok bool) {
 	key, err := v.store.Get(v.ctx(), v.id)
 	if err == nil && !key.RevokedAt.IsZero() {

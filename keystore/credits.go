@@ -137,7 +137,8 @@ func (k *Key) Spend(ctx context.Context, credits int64) error {
 // ErrInvalid means that an argument cannot be used. ErrKeyRevoked means that the key is revoked.
 // ErrNotFound means that there is no such key. ErrConflict means that the key does not have the
 // revision of IfRevision. After each of these errors, nothing was done. With ErrNotEverywhere, the
-// change was made. After any other error, the change may have been made: call SetCredits again.
+// change was made. After any other error, the change may have been made: call SetCredits again. The
+// second call sets the credits once more, so what was spent in between can be spent again.
 func (s *Store) SetCredits(ctx context.Context, id string, credits *Credits) error {
 	parsed, err := parseID("", id)
 	if err != nil {

@@ -199,7 +199,7 @@ func changeCredits(ctx context.Context, c *call) (err error) {
 		if set != nil {
 			request.Limit = &adminpb.SetCreditsRequest_Credits{Credits: set}
 		}
-		c.left = "the credits may have been set: run the same command again, which is safe"
+		c.left = "the credits may have been set: look before you set them again"
 		var r *adminpb.SetCreditsResponse
 		r, err = c.keys.SetCredits(ctx, request)
 		key = r.GetKey()

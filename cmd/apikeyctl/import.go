@@ -132,8 +132,8 @@ func importKeys(ctx context.Context, c *call) (err error) {
 // sayImported prints what an import has done. If rows were refused, sayImported returns a failure.
 func (c *call) sayImported(result keystore.ImportResult, problems *problemList) error {
 	if result.Slow > 0 {
-		c.note("%s have a slow digest: the first use of each takes up to a second, and one runs at a "+
-			"time", plural(result.Slow, "key"))
+		c.note("%s have a slow digest: the first use of each may take more than a second, and one runs "+
+			"at a time", plural(result.Slow, "key"))
 	}
 	if result.Metered > 0 {
 		c.note("%s with credits: what is used in the other system from the export on is not counted",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -554,9 +555,11 @@ func TestNotEverywhere(t *testing.T) {
 		},
 		"add credits": func(c clients, name string) error {
 			_, err := c.AddCredits(t.Context(), &adminpb.AddCreditsRequest{Name: name, Add: 1})
-			if strings.Contains(err.Error(), "repeat") {
-				t.Error("a repeat would add the credits again")
-			}
+			return err
+		},
+		"set credits": func(c clients, name string) error {
+			_, err := c.SetCredits(t.Context(), &adminpb.SetCreditsRequest{Name: name,
+				Limit: &adminpb.SetCreditsRequest_Credits{Credits: &adminpb.Credits{Remaining: 1}}})
 			return err
 		},
 	} {
@@ -582,10 +585,16 @@ func TestNotEverywhere(t *testing.T) {
 				return err == nil && now.Revision == 2
 			}, 30*time.Second, time.Millisecond)
 			require.NoError(t, here.Close())
+			err := <-called
 			if name == "rotate" {
-				require.NoError(t, <-called)
+				require.NoError(t, err)
 			} else {
-				requireStatus(t, <-called, codes.Unavailable, "NOT_EVERYWHERE")
+				requireStatus(t, err, codes.Unavailable, "NOT_EVERYWHERE")
+				// A repeated change of the credits would be another change.
+				again := name == "revoke"
+				require.Equal(t, again, strings.Contains(err.Error(), "repeat"))
+				require.Equal(t, again, slices.ContainsFunc(status.Convert(err).Details(),
+					func(detail any) bool { _, ok := detail.(*errdetails.RetryInfo); return ok }))
 			}
 			link.Set(badlink.Faults{})
 			require.NoError(t, there.Close())

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/admin/adminpb"
-	"github.com/grpc-api-key/grpc-api-key/internal/errinfo"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 )
 
@@ -30,7 +29,7 @@ func (s *keyService) SetCredits(
 					"set one of the two")
 			}
 			if err := c.operator().SetCredits(c.ctx, id, credits); err != nil {
-				return nil, err
+				return nil, creditsError(err)
 			}
 			key, err := c.present(id)
 			return &adminpb.SetCreditsResponse{Key: key}, err
@@ -51,11 +50,8 @@ func (s *keyService) AddCredits(
 			} else {
 				err = c.addOnce(id, r)
 			}
-			if errors.Is(err, keystore.ErrNotEverywhere) {
-				return nil, errAddedNotEverywhere
-			}
 			if err != nil {
-				return nil, err
+				return nil, creditsError(err)
 			}
 			key, err := c.present(id)
 			return &adminpb.AddCreditsResponse{Key: key}, err
@@ -123,10 +119,20 @@ var (
 	errAddedOrNot = refuse(codes.Aborted, "ETAG_MISMATCH", "the store did not answer an earlier "+
 		"call with this request_id, which may have added the credits, and the key has changed "+
 		"since: get the key, and decide again", nil)
-	errAddedNotEverywhere = &refusal{status: errinfo.New(codes.Unavailable, "NOT_EVERYWHERE",
-		"the credits are added, but another process of the store may not know this yet: a second "+
-			"call may add the credits again", nil, errinfo.Soon())}
+	errCreditsNotEverywhere = refuse(codes.Unavailable, "NOT_EVERYWHERE", "the credits are changed, "+
+		"but another process of the store may not know the change yet: a second call may change "+
+		"the credits again", nil)
 )
+
+// creditsError returns the error of a call that was to change credits. In contrast to other
+// changes, the same change a second time is another change: credits are added twice, or those that
+// were spent in between come back.
+func creditsError(err error) error {
+	if errors.Is(err, keystore.ErrNotEverywhere) {
+		return errCreditsNotEverywhere
+	}
+	return err
+}
 
 // present returns the message for a key as the key is now.
 func (c *call) present(id string) (*adminpb.Key, error) {

@@ -361,7 +361,8 @@ func (v *visit) fail(err error) {
 			sentence(ceilingText(ceiling)))
 	case errors.Is(err, keystore.ErrNotEverywhere):
 		v.failWith(http.StatusServiceUnavailable, "The change is made, but not everywhere yet",
-			"Another process of the store may not know the change yet. Repeat the change to wait.")
+			"Another process of the store may not know the change for a moment. "+
+				"Do not repeat the change.")
 	case errors.Is(err, keystore.ErrNotFound):
 		v.failWith(http.StatusNotFound, "There is no such key",
 			"The key was purged, or the address is wrong. Look for the key in the list.")

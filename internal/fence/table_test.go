@@ -4,7 +4,6 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -250,8 +249,8 @@ func TestReadersBesideMoves(t *testing.T) {
 	var committed [ids]atomic.Int64
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
-	found := make([]int, 4)
-	for reader := range found {
+	var found atomic.Int64
+	for range 4 {
 		wg.Go(func() {
 			for n := byte(0); ; n = (n + 1) % ids {
 				select {
@@ -264,7 +263,7 @@ func TestReadersBesideMoves(t *testing.T) {
 				if v == nil {
 					continue
 				}
-				found[reader]++
+				found.Add(1)
 				if v.ID != id(n) || v.n < least {
 					t.Errorf("got %x, %d for %x, %d", v.ID, v.n, id(n), least)
 					return
@@ -273,7 +272,8 @@ func TestReadersBesideMoves(t *testing.T) {
 		})
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	for round := range int64(rounds) {
+	// A busy machine may run no reader during the rounds.
+	for round := int64(0); round < rounds || found.Load() == 0 && !t.Failed(); round++ {
 		n := byte(random.IntN(ids))
 		f.Begin(id(n))
 		committed[n].Store(round)
@@ -285,7 +285,6 @@ func TestReadersBesideMoves(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	checkTable(t, f)
-	require.NotZero(t, slices.Max(found))
 }
 
 // Invariant 7: whatever tags a reader sees, the reader gets the value of its ID or no value.

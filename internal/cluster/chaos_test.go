@@ -265,10 +265,7 @@ func (s *chaosRun) trouble(p *process, rng *rand.Rand) {
 	case 3:
 		l.set(func(f *fault) { f.silent = true })
 	case 4: // the feed is silent until it is started again
-		l.mu.Lock()
-		feeds := l.feeds
-		l.mu.Unlock()
-		l.set(func(f *fault) { f.deadFeed = feeds })
+		l.endFeeds()
 	case 5:
 		l.set(func(f *fault) { f.stopped = true })
 	case 6: // the machine sleeps: its monotonic clock stands still

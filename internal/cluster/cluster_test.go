@@ -279,8 +279,7 @@ func TestSilentFeedIsStartedAgain(t *testing.T) {
 		p.link.set(func(f *fault) { f.deadFeed = 1 })
 		w.joinAndClose(t, p)
 		joins := p.c.Stats().Memberships
-		feeds := p.link.feeds
-		p.link.set(func(f *fault) { f.deadFeed = feeds })
+		p.link.endFeeds()
 		time.Sleep(3 * testFreshness)
 		require.True(t, p.fresh())
 		require.Equal(t, joins, p.c.Stats().Memberships)
@@ -436,8 +435,9 @@ func TestWatermarkWaitsForPendingStamps(t *testing.T) {
 			p.stamps.end(stamp)
 			p.c.StampsMoved()
 			require.Zero(t, took(func() { require.GreaterOrEqual(t, <-done, stamp) }))
-			require.Greater(t, p.stamps.begin(0), stamp, "no stamp below the floor")
-			p.stamps.end(p.stamps.last)
+			later := p.stamps.begin(0)
+			require.Greater(t, later, stamp, "no stamp below the floor")
+			p.stamps.end(later)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), testFreshness)
 		defer cancel()
@@ -453,7 +453,7 @@ func TestWatermarkOfAClockThatIsAhead(t *testing.T) {
 		all := w.joined(t, "a", "b")
 		a, b := all[0], all[1]
 		event := func() (stamp int64) {
-			stamp = b.stamps.begin(max(b.stamps.last, b.clock().Wall) + int64(time.Hour))
+			stamp = b.stamps.begin(max(b.stamps.newest(), b.clock().Wall) + int64(time.Hour))
 			b.stamps.end(stamp)
 			return stamp
 		}

@@ -65,6 +65,16 @@ func (l *link) heal() { l.set(func(f *fault) { f.heal() }) }
 // heal keeps only what a network without faults does.
 func (f *fault) heal() { *f = fault{delay: f.delay, feedDelay: f.feedDelay, deadFeed: f.deadFeed} }
 
+// endFeeds makes the feeds that have begun deliver nothing any more.
+func (l *link) endFeeds() { l.set(func(f *fault) { f.deadFeed = l.feeds }) }
+
+// hooked reports whether the test forces an order with a hook.
+func (l *link) hooked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hook != nil
+}
+
 func (l *link) now() fault {
 	l.mu.Lock()
 	defer l.mu.Unlock()

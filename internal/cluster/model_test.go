@@ -114,6 +114,13 @@ func (s *stamps) end(stamp int64) {
 	delete(s.pending, stamp)
 }
 
+// newest returns the last stamp.
+func (s *stamps) newest() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
+}
+
 func (s *stamps) raise(floor int64) (watermark, last int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -208,7 +215,7 @@ func (p *process) admit(ctx context.Context, key string, bind bool) (*binding, e
 		p.violated("C4: %s admitted %q at revision %d, after revision %d had returned",
 			p.name, key, b.revision, least)
 	}
-	if proof := p.link.proof(); began.Sub(proof) > Bound(testFreshness) && p.link.hook == nil {
+	if proof := p.link.proof(); began.Sub(proof) > Bound(testFreshness) && !p.link.hooked() {
 		p.violated("C6: %s admitted %q %v after the last proof", p.name, key, began.Sub(proof))
 	}
 	return b, nil

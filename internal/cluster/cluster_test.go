@@ -527,12 +527,7 @@ func TestDamagedMemberRecord(t *testing.T) {
 		all := w.joined(t, "a", "b")
 		guard, err := all[1].c.Guard()
 		require.NoError(t, err)
-		key := append([]byte{memberSpace}, guard.Key[1:]...)
-		engine := w.engine.Open()
-		e, err := engine.Get(t.Context(), key)
-		require.NoError(t, err)
-		require.NoError(t, engine.Apply(t.Context(),
-			backend.Change{Key: key, Value: []byte("damage"), Expect: e.Revision}))
+		w.write(t, append([]byte{memberSpace}, guard.Key[1:]...), []byte("damage"))
 		require.NoError(t, all[0].change(t.Context(), "ka"))
 		time.Sleep(testFreshness)
 		require.Zero(t, took(func() { require.NoError(t, all[0].change(t.Context(), "ka")) }))
@@ -592,7 +587,8 @@ func TestClockThatIsAheadIsReported(t *testing.T) {
 	})
 }
 
-// A lockHandler counts the records that arrive while the lock is free.
+// A lockHandler counts the records that arrive while the lock is free. Another goroutine may hold
+// the lock for a moment, and does not hold the lock while the handler sleeps.
 type lockHandler struct {
 	slog.Handler
 	locked func() bool
@@ -600,8 +596,12 @@ type lockHandler struct {
 }
 
 func (h lockHandler) Handle(context.Context, slog.Record) error {
-	if !h.locked() {
-		h.calls.Add(1)
+	for range 100 {
+		if !h.locked() {
+			h.calls.Add(1)
+			break
+		}
+		time.Sleep(time.Nanosecond)
 	}
 	return nil
 }

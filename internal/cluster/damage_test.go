@@ -18,8 +18,10 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 )
 
-// write replaces the value of an entry of the table, as another program would.
+// write replaces the value of an entry of the table, as another program would, once no process is
+// about to write the entry.
 func (w *world) write(t *testing.T, key, value []byte) {
+	synctest.Wait()
 	b := w.engine.Open()
 	e, err := b.Get(t.Context(), key)
 	if !errors.Is(err, backend.ErrNotFound) {

@@ -19,11 +19,12 @@ func TestKill(t *testing.T) {
 	began := time.Now()
 	for cycle := range *cycles {
 		p := start(t, "writer", dir)
+		hear, aimed := o.aim(cycle%2 == 0), false
 		for line, ok := p.line(); ok; line, ok = p.line() {
-			if line == "open" {
+			if hear(line) && !aimed {
+				aimed = true
 				time.AfterFunc(rand.N(150*time.Millisecond), func() { _ = p.cmd.Process.Kill() })
 			}
-			o.hear(line)
 		}
 		require.ErrorContains(t, p.cmd.Wait(), "signal: killed", "cycle %d: %s", cycle, p.stderr)
 		// To check all keys after each cycle would take quadratic time. So check the changed keys

@@ -341,6 +341,21 @@ func (o *oracle) hear(line string) bool {
 	return true
 }
 
+// enough is the number of acknowledged changes that aim waits for.
+const enough = 22
+
+// aim returns a function that hears each line of a writer, and reports whether the process may be
+// killed from now on. A process may be killed once the process has opened the store. If late is
+// true, the process must also have made enough changes, however slow the disk is.
+func (o *oracle) aim(late bool) func(line string) bool {
+	open, first := false, o.Acknowledged
+	return func(line string) bool {
+		o.hear(line)
+		open = open || line == "open"
+		return open && (!late || o.Acknowledged >= first+enough)
+	}
+}
+
 func (o *oracle) ids() []string { return slices.Sorted(maps.Keys(o.Keys)) }
 
 // recent returns the keys that were changed since the last call of recent, and some other keys.

@@ -32,7 +32,7 @@ func TestPowerLoss(t *testing.T) {
 	began := time.Now()
 	for cycle := range *powercuts {
 		cut(t, d, "writer", dir, moment(random, 200*time.Millisecond), cycle%2 == 1,
-			func(line string) { o.hear(line) })
+			o.aim(cycle/2%2 == 0))
 		o.checkAll(t, dir, cycle%25 == 24 || cycle == *powercuts-1)
 	}
 	require.Greater(t, o.Acknowledged, 5**powercuts, "the victims made too few changes")
@@ -41,16 +41,18 @@ func TestPowerLoss(t *testing.T) {
 		*powercuts, o.Acknowledged, len(o.Keys), time.Since(began).Seconds()/float64(*powercuts))
 }
 
-// cut runs a victim, cuts the power some time after the victim has opened its directory, and
-// restores the power. cut calls hear with each line of the output of the victim.
+// cut runs a victim, cuts the power, and restores the power. cut calls hear with each line of the
+// output of the victim, and cuts the power some time after hear has returned true.
 func cut(
-	t *testing.T, d *disk, role, dir string, after time.Duration, writeback bool, hear func(string),
+	t *testing.T, d *disk, role, dir string, after time.Duration, writeback bool,
+	hear func(line string) bool,
 ) {
 	t.Helper()
 	p := start(t, role, dir)
-	down := make(chan error, 1)
+	down, aimed := make(chan error, 1), false
 	for line, ok := p.line(); ok; line, ok = p.line() {
-		if line == "open" {
+		if hear(line) && !aimed {
+			aimed = true
 			time.AfterFunc(after, func() {
 				if writeback {
 					writeBack(dir)
@@ -60,7 +62,6 @@ func cut(
 				down <- err
 			})
 		}
-		hear(line)
 	}
 	_ = p.cmd.Wait() // the victim was killed, or has ended by an error of the lost disk
 	select {
@@ -102,10 +103,11 @@ func TestPowerLossControl(t *testing.T) {
 		dir := filepath.Join(d.point, strconv.Itoa(cycle))
 		wrote := 0
 		after := 50*time.Millisecond + moment(random, 100*time.Millisecond)
-		cut(t, d, "forgetful", dir, after, false, func(line string) {
+		cut(t, d, "forgetful", dir, after, false, func(line string) bool {
 			if n, err := strconv.Atoi(line); err == nil {
 				wrote = n
 			}
+			return true // also for the line that says that the directory is open
 		})
 		acked += wrote
 		lost += wrote - remembered(t, dir, wrote)

@@ -71,11 +71,12 @@ func TestKillOfAMigration(t *testing.T) {
 		dir := t.TempDir()
 		const keys = 1000
 		makeWithoutIndexes(t, dir, keys)
-		for done := false; !done; {
+		// A slow machine needs a long time before it continues where it was.
+		for within, done := 150*time.Millisecond, false; !done; within += within / 20 {
 			p := start(t, "opener", dir)
 			line, _ := p.line()
 			require.Equal(t, "opening", line, p.stderr)
-			time.AfterFunc(moment(random, 150*time.Millisecond), func() { _ = p.cmd.Process.Kill() })
+			time.AfterFunc(moment(random, within), func() { _ = p.cmd.Process.Kill() })
 			for line, ok := p.line(); ok; line, ok = p.line() {
 				done = done || line == "open"
 			}

@@ -18,9 +18,11 @@ import (
 // timeout.
 func TestSlowAndHalfOpenConnections(t *testing.T) {
 	s := newSite(t,
-		// Use the shortest timeouts, so that the timeouts expire in a short test.
-		grpc.ConnectionTimeout(*duration/2),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Second, Timeout: time.Second}))
+		// Use short timeouts, so that the timeouts expire in a short test. The good clients must be
+		// in time on a busy machine.
+		grpc.ConnectionTimeout(max(*duration/2, 3*time.Second)),
+		grpc.KeepaliveParams(
+			keepalive.ServerParameters{Time: time.Second, Timeout: 2 * time.Second}))
 	const each1 = 8 // connections of each kind
 	var hung atomic.Int64
 	dribble := func(ctx context.Context, conn net.Conn, text []byte) error {
@@ -117,8 +119,11 @@ func TestSlowAndHalfOpenConnections(t *testing.T) {
 func TestHalfAMessage(t *testing.T) {
 	s := newSite(t)
 	s.under(func(ctx context.Context) {
+		// A client that is slow must still read its status after the end of the attack.
+		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), hang)
+		defer cancel()
 		each(16, func(int) {
-			r, closes, err := s.raw(ctx)
+			r, closes, err := s.raw(patience)
 			if err != nil {
 				t.Error(err)
 				return

@@ -118,6 +118,7 @@ func TestGateway(t *testing.T) {
 	require.NoError(t, err)
 	code, _ = get(gatewayURL+"/v1/health", bound.Secret.Reveal())
 	require.Equal(t, http.StatusOK, code)
+	<-checks.seen
 	from = "127.0.0.3"
 	code, _ = get(gatewayURL+"/v1/health", bound.Secret.Reveal())
 	require.Equal(t, http.StatusUnauthorized, code,
@@ -160,7 +161,9 @@ func TestGateway(t *testing.T) {
 	require.Contains(t, body, "CREDENTIALS_MISSING")
 	code, _ = get(web.URL+"/v1/health", another.Secret.Reveal())
 	require.Equal(t, http.StatusOK, code)
-	for name, values := range <-checks.seen {
+	md = <-checks.seen
+	require.Empty(t, checks.seen, "each Check was looked at, in order")
+	for name, values := range md {
 		require.False(t, strings.Contains(strings.Join(values, " "), another.Secret.Reveal()),
 			"the metadata %s contains the key", name)
 	}

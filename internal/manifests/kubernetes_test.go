@@ -189,8 +189,9 @@ func newNode(t *testing.T, module, pkg string) *node {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root)) })
 	require.NoError(t, os.Chmod(root, 0o755))
-	n := &node{root: root, program: filepath.Join(root, "orders"), listen: freePort(t),
-		health: freePort(t)}
+	ports := freePorts(t, 2)
+	n := &node{root: root, program: filepath.Join(root, "orders"), listen: ports[0],
+		health: ports[1]}
 	build := exec.Command("go", "build", "-o", n.program, pkg)
 	build.Dir = module
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
@@ -231,12 +232,16 @@ func (n *node) secret(t *testing.T, path string, content []byte) {
 	require.NoError(t, os.Chown(n.path(path), 0, group))
 }
 
-func freePort(t *testing.T) string {
+// freePorts returns n different addresses with ports that no process uses now.
+func freePorts(t *testing.T, n int) (addrs []string) {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer lis.Close()
-	return lis.Addr().String()
+	for range n {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer lis.Close()
+		addrs = append(addrs, lis.Addr().String())
+	}
+	return addrs
 }
 
 func (n *node) path(path string) string { return filepath.Join(n.root, path) }

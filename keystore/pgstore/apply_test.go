@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -32,7 +33,8 @@ func TestCallsShareACommit(t *testing.T) {
 	require.NoError(t, err)
 
 	// While another program holds the lock, calls come: some conflict because they expect a wrong
-	// revision, and of those that change the same entry, one is made.
+	// revision, and of those that change the same entry, one is made. The first two groups have one
+	// call each, and the other calls wait for a group.
 	const calls = 40
 	results := make(chan error, calls)
 	for n := range calls {
@@ -47,8 +49,12 @@ func TestCallsShareACommit(t *testing.T) {
 			changes = append(changes, backend.Change{Key: []byte("shared"), Expect: 1})
 		}
 		go func() { results <- b.Apply(ctx, changes...) }()
+		if n < 2 {
+			server.Await(t, "select count(*) from pg_stat_activity where wait_event_type = 'Lock'",
+				strconv.Itoa(n+1))
+		}
 	}
-	server.Await(t, "select count(*) from pg_stat_activity where wait_event_type = 'Lock'", "2")
+	require.Eventually(t, func() bool { return b.Queue() == calls-2 }, patience, time.Millisecond)
 	require.NoError(t, tx.Rollback(ctx))
 	made, conflicts := 0, 0
 	for range calls {
@@ -73,8 +79,7 @@ func TestCallsShareACommit(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, []int{0, 3}, number%4)
 	}
-	// The first two groups may have one call each, and the conflicts of one entry take a group
-	// each.
+	// The conflicts of one entry take a group each.
 	transactions, err := strconv.Atoi(server.Exec(t, fmt.Sprintf(
 		"select count(distinct xmin::text) from apikeys.log where position > %d", start)))
 	require.NoError(t, err)

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -194,24 +193,29 @@ func TestOpenAtTheSameTime(t *testing.T) {
 	pool := newPool(t, server.URL())
 	for range 5 {
 		schema := newSchema()
-		var all sync.WaitGroup
+		results := make(chan error, 8)
 		for range 8 {
-			all.Go(func() { open(t, pool, schema, alone) })
+			go func() {
+				b, err := pgstore.Open(within(t, patience), pool, schema, alone)
+				if err == nil {
+					err = b.Close()
+				}
+				results <- err
+			}()
 		}
-		all.Wait()
+		for range 8 {
+			require.NoError(t, <-results)
+		}
 	}
 }
 
 func TestOpenWithoutServer(t *testing.T) {
 	t.Parallel()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, closed.Close())
-	pool := newPool(t, strings.Replace(pglab.URL(closed.Addr().String()), "postgres@",
-		"app:hunter2@", 1))
+	const closed = "127.0.0.1:1" // a port that the system gives to no other test
+	pool := newPool(t, strings.Replace(pglab.URL(closed), "postgres@", "app:hunter2@", 1))
 	late := func(pool *pgxpool.Pool, says ...string) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		_, err := pgstore.Open(ctx, pool, "apikeys", alone)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -220,7 +224,7 @@ func TestOpenWithoutServer(t *testing.T) {
 			require.ErrorContains(t, err, text)
 		}
 	}
-	late(pool, "check the host and the port", closed.Addr().String())
+	late(pool, "check the host and the port", closed)
 
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never answers
 	require.NoError(t, err)

@@ -155,8 +155,10 @@ func TestReplicasOfADeposedPrimary(t *testing.T) {
 	<-done
 	require.Zero(t, after.Load(), "calls were admitted after Revoke had returned")
 	require.Zero(t, deniedAfter.Load(), "calls were denied after Enable had returned")
-	_, err = moved.Verify(ctx, off.Secret.Reveal())
-	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		_, err := moved.Verify(ctx, off.Secret.Reveal())
+		return err == nil
+	}, patience, time.Millisecond, "on a busy machine, the gate may be closed for a moment")
 	limited, cancel := context.WithTimeout(ctx, 2*freshness)
 	defer cancel()
 	_, err = left.Verify(limited, token)

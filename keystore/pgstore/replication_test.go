@@ -564,7 +564,7 @@ func TestPoolThatReachesAStandby(t *testing.T) {
 	t.Parallel()
 	primary, standby := startPair(t)
 	open(t, newPool(t, primary.URL()), "apikeys", nil)
-	_, err := pgstore.Open(within(t, 300*time.Millisecond), newPool(t, standby.URL()), "apikeys", nil)
+	_, err := pgstore.Open(within(t, 3*time.Second), newPool(t, standby.URL()), "apikeys", nil)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "target_session_attrs=read-write")
 }

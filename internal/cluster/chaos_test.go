@@ -146,7 +146,7 @@ func (s *chaosRun) checkOrphans(t *testing.T) {
 	require.Zero(t, s.table(), "C12: the membership table has entries of closed processes")
 }
 
-// place runs one process after the other until the end.
+// place runs one process after the other until the end, on a goroutine of its own.
 func (s *chaosRun) place(t *testing.T, i int, rng *rand.Rand) {
 	for n := 0; !s.over.Load(); n++ {
 		p := s.add(fmt.Sprintf("process %d.%d", i, n), rng.Uint64())
@@ -158,8 +158,12 @@ func (s *chaosRun) place(t *testing.T, i int, rng *rand.Rand) {
 			f.feedDelay = time.Duration(rng.Int64N(int64(testFreshness / 40)))
 		})
 		if err := p.join(s.ctx, testFreshness); err != nil {
-			require.ErrorIs(t, err, context.Canceled)
-			require.NoError(t, p.link.Close())
+			if !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			if err := p.link.Close(); err != nil {
+				t.Error(err)
+			}
 			return
 		}
 		life, cancel := context.WithCancel(s.ctx)
@@ -188,7 +192,9 @@ func (s *chaosRun) place(t *testing.T, i int, rng *rand.Rand) {
 		p.voids.Wait()
 		p.link.pending.Wait()
 		time.Sleep(testFreshness)
-		require.NoError(t, p.link.Close())
+		if err := p.link.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

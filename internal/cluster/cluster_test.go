@@ -166,17 +166,23 @@ func TestClose(t *testing.T) {
 // the same time. No process leaves anything behind.
 func TestManyProcessesJoinAndLeave(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		var processes sync.WaitGroup
-		for i := range 20 {
+		const processes = 20
+		results := make(chan error, processes)
+		for i := range processes {
 			p := w.add("p", uint64(i))
 			p.link.set(func(f *fault) { f.delay = 2 * time.Millisecond })
-			processes.Go(func() {
-				require.NoError(t, p.join(t.Context(), testFreshness))
-				require.NoError(t, p.readEvents(t.Context()))
-				p.c.Close()
-			})
+			go func() {
+				err := p.join(t.Context(), testFreshness)
+				if err == nil {
+					err = p.readEvents(t.Context())
+					p.c.Close()
+				}
+				results <- err
+			}()
 		}
-		processes.Wait()
+		for range processes {
+			require.NoError(t, <-results)
+		}
 		require.Zero(t, w.table())
 	})
 }
@@ -423,7 +429,9 @@ func TestWatermarkWaitsForPendingStamps(t *testing.T) {
 			done := make(chan int64)
 			go func() {
 				last, err := all[0].c.Watermark(t.Context())
-				require.NoError(t, err)
+				if err != nil {
+					t.Error(err)
+				}
 				done <- last
 			}()
 			time.Sleep(20 * testFreshness)

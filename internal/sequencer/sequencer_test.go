@@ -77,7 +77,9 @@ func TestNext(t *testing.T) {
 		next := func(after int64) {
 			go func() {
 				stamp, err := s.Next(t.Context(), after)
-				require.NoError(t, err)
+				if err != nil {
+					t.Error(err)
+				}
 				passed <- stamp
 			}()
 			synctest.Wait()
@@ -140,7 +142,9 @@ func TestWait(t *testing.T) {
 		for range cap(waited) {
 			go func() {
 				last, err := s.Wait(t.Context())
-				require.NoError(t, err)
+				if err != nil {
+					t.Error(err)
+				}
 				waited <- last
 			}()
 		}

@@ -202,12 +202,12 @@ func TestChangeOfADeposedPrimary(t *testing.T) {
 
 	for _, key := range []string{"written", "deleted"} {
 		var e backend.Entry
+		var err error
 		require.Eventually(t, func() bool {
-			var err error
 			e, err = b.Get(within(t, 5*time.Second), []byte(key))
-			require.NotErrorIs(t, err, backend.ErrNotFound, "a lost deletion was shown")
-			return err == nil
+			return err == nil || errors.Is(err, backend.ErrNotFound)
 		}, patience, time.Millisecond, key)
+		require.NoError(t, err, "a lost deletion was shown")
 		require.Equal(t, "v", string(e.Value), "a lost change was shown")
 	}
 	n := 0

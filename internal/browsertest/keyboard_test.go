@@ -3,6 +3,7 @@ package browsertest
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -19,7 +20,8 @@ func TestKeyboard(t *testing.T) {
 	key, _ := w.create(keystore.Spec{Name: "printer", Owner: "corp"})
 	p := open(t, browser, w.base, true)
 
-	p.at("Log in") // the field has the focus
+	p.at("Log in")
+	p.hasFocus("API key")
 	p.types(token + kb.Enter)
 	p.at("Overview")
 	p.tabTo("Skip to the content")
@@ -76,6 +78,19 @@ func TestKeyboard(t *testing.T) {
 func (p *tab) types(keys string) {
 	p.t.Helper()
 	p.do(chromedp.KeyEvent(keys))
+}
+
+// hasFocus waits until the element with a name has the focus. The browser moves the focus after it
+// has shown the page.
+func (p *tab) hasFocus(name string) {
+	p.t.Helper()
+	var last string
+	for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(tick) {
+		if last = get(p, chromedp.Evaluate[focus](focused)).Name; last == name {
+			return
+		}
+	}
+	p.t.Fatalf("the focus is on %q, and not on %q", last, name)
 }
 
 // tabTo presses the tabulator until the element with a name has the focus. Every element on the way

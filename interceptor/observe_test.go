@@ -49,6 +49,16 @@ func (o *observed) take() (short []string) {
 	return short
 }
 
+// await waits until n calls were reported since the last take.
+func (o *observed) await(t *testing.T, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return len(o.all) >= n
+	}, time.Minute, time.Millisecond)
+}
+
 func TestObserve(t *testing.T) {
 	store := openStore(t)
 	key, token := issue(t, store, keystore.Spec{})
@@ -89,12 +99,9 @@ func TestObserve(t *testing.T) {
 	require.NoError(t, store.Revoke(ctx, key.ID, ""))
 	_, err = stream.Recv()
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
-	require.Eventually(t, func() bool {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		return len(o.all) > 0
-	}, 10*time.Second, time.Millisecond)
+	o.await(t, 1)
 	require.Equal(t, []string{"ended " + duplex + " revoked " + key.ID}, o.take())
+	again.await(t, 5) // the end of a stream is reported after the client got the status
 	require.Len(t, again.take(), 5, "each function is called")
 }
 
@@ -133,11 +140,7 @@ func TestObservePanics(t *testing.T) {
 	require.NoError(t, store.Revoke(t.Context(), key.ID, ""))
 	_, err = stream.Recv()
 	requireRefused(t, err, codes.Unauthenticated, "API_KEY_REVOKED")
-	require.Eventually(t, func() bool {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		return len(o.all) == 4
-	}, 10*time.Second, time.Millisecond)
+	o.await(t, 4)
 	line := book.lines(t)[0]
 	require.Equal(t, "function of Observe panicked", line["msg"])
 	require.Equal(t, "string", line["panic"], "the value may hold a credential")

@@ -18,6 +18,7 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/stats"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
@@ -30,6 +31,34 @@ type replica struct {
 	addr    string
 	refused chan struct{} // closed when the server refuses a call
 	once    sync.Once
+	conns   atomic.Int64 // open connections
+}
+
+// A replica is a stats.Handler that counts the connections.
+
+func (r *replica) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (r *replica) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (r *replica) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (r *replica) HandleConn(_ context.Context, s stats.ConnStats) {
+	switch s.(type) {
+	case *stats.ConnBegin:
+		r.conns.Add(1)
+	case *stats.ConnEnd:
+		r.conns.Add(-1)
+	}
+}
+
+// A lateStore is the store of a replica. Close waits until only the connection of the endless
+// stream is left. On a slow machine, a client may learn of the stop after the time that Shutdown
+// waits.
+type lateStore struct{ *replica }
+
+func (s lateStore) Close() error {
+	for s.conns.Load() > 1 {
+		time.Sleep(time.Millisecond)
+	}
+	return s.store.Close()
 }
 
 func newReplica(t *testing.T, backup []byte, svc *service) *replica {
@@ -49,9 +78,9 @@ func newReplica(t *testing.T, backup []byte, svc *service) *replica {
 		}
 		return reply, err
 	})
-	r.server = grpc.NewServer(
-		append([]grpc.ServerOption{count}, newAuth(t, store).ServerOptions()...)...,
-	)
+	r.server = grpc.NewServer(append(
+		[]grpc.ServerOption{count, grpc.StatsHandler(r)}, newAuth(t, store).ServerOptions()...,
+	)...)
 	testpb.RegisterTestServiceServer(r.server, svc)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -79,7 +108,7 @@ func TestShutdownFailsNoGoodCall(t *testing.T) {
 			r.server.GracefulStop()
 		}, true},
 		"Shutdown": {func(t *testing.T, r *replica) {
-			require.NoError(t, interceptor.Shutdown(r.server, r.store, time.Second))
+			require.NoError(t, interceptor.Shutdown(r.server, lateStore{r}, time.Second))
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -287,8 +288,8 @@ func TestCredentials(t *testing.T) {
 			svc.empty = func(ctx context.Context) error {
 				admitted++
 				got, ok := interceptor.FromContext(ctx)
-				require.True(t, ok)
-				require.Equal(t, key.ID, got.ID)
+				assert.True(t, ok)
+				assert.Equal(t, key.ID, got.ID)
 				return nil
 			}
 			ctx := metadata.AppendToOutgoingContext(t.Context(), tt.md...)
@@ -402,8 +403,8 @@ func TestHeaders(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			svc.empty = func(ctx context.Context) error {
 				md, _ := metadata.FromIncomingContext(ctx)
-				require.Empty(t, md.Get("x-api-key"))
-				require.Empty(t, md.Get("authorization"))
+				assert.Empty(t, md.Get("x-api-key"))
+				assert.Empty(t, md.Get("authorization"))
 				return nil
 			}
 			for _, err := range both(
@@ -420,23 +421,23 @@ func TestCredentialIsStripped(t *testing.T) {
 	_, token := issue(t, store, keystore.Spec{})
 	look := func(ctx context.Context) error {
 		md, ok := metadata.FromIncomingContext(ctx)
-		require.True(t, ok)
-		require.Empty(t, md.Get("authorization"))
-		require.Empty(t, md.Get("grpcgateway-authorization"), "the copy that grpc-gateway makes")
-		require.Equal(t, []string{"b"}, md.Get("grpcgateway-accept"))
-		require.Equal(t, []string{"1", "2"}, md.Get("x-other"), "the rest is there")
-		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "X-Other"))
-		require.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
+		assert.True(t, ok)
+		assert.Empty(t, md.Get("authorization"))
+		assert.Empty(t, md.Get("grpcgateway-authorization"), "the copy that grpc-gateway makes")
+		assert.Equal(t, []string{"b"}, md.Get("grpcgateway-accept"))
+		assert.Equal(t, []string{"1", "2"}, md.Get("x-other"), "the rest is there")
+		assert.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "X-Other"))
+		assert.Empty(t, metadata.ValueFromIncomingContext(ctx, "authorization"))
 		derived, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		for _, text := range []string{
 			fmt.Sprint(ctx), fmt.Sprintf("%+v", ctx), fmt.Sprintf("%#v", ctx), fmt.Sprint(derived),
 			fmt.Sprintf("%v", md),
 		} {
-			require.False(t, strings.Contains(text, token), "the credential can be printed")
+			assert.False(t, strings.Contains(text, token), "the credential can be printed")
 		}
 		md.Set("x-other", "changed") // the handler's own copy
-		require.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "x-other"))
+		assert.Equal(t, []string{"1", "2"}, metadata.ValueFromIncomingContext(ctx, "x-other"))
 		return nil
 	}
 	svc := &service{empty: look, duplex: func(s testpb.TestService_FullDuplexCallServer) error {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -39,7 +40,7 @@ func TestTokensOfAnotherSystem(t *testing.T) {
 		return handlers["blocked in Recv"](s)
 	}, empty: func(ctx context.Context) error {
 		key, _ := interceptor.FromContext(ctx)
-		require.Equal(t, id, key.ID)
+		assert.Equal(t, id, key.ID)
 		return nil
 	}}
 	auth := newAuth(t, store, interceptor.LogRefusals(slog.New(slog.NewTextHandler(log, nil))))

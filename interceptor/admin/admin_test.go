@@ -205,7 +205,9 @@ var stores = map[string]func(t testing.TB) *keystore.Store{
 		return keystoretest.Open(t, t.TempDir(), nil)
 	},
 	"shared": func(t testing.TB) *keystore.Store {
-		store, err := keystore.New(backendtest.NewShared().Open(), nil)
+		// With a long freshness, a slow machine closes no gate.
+		store, err := keystore.New(backendtest.NewShared().Open(),
+			&keystore.Options{Freshness: time.Minute, Timeout: 2 * time.Minute})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, store.Close()) })
 		return store

@@ -5,10 +5,12 @@ import (
 	"context"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -148,13 +150,13 @@ func TestBatchRevokeOfAGrowingSelection(t *testing.T) {
 		keystoretest.MustCreate(t, store, keystore.Spec{Owner: "acme"})
 	}
 	// The first write of the revocation comes after the count.
-	first := true
+	var first sync.Once
 	gate.onWrites(func(apply func() error) error {
-		if first {
-			first = false
+		first.Do(func() {
 			gate.onWrites(nil)
-			keystoretest.MustCreate(t, store, keystore.Spec{Owner: "acme"})
-		}
+			_, err := store.Create(context.Background(), keystore.Spec{Name: "a", Owner: "acme"})
+			assert.NoError(t, err)
+		})
 		return apply()
 	})
 	got, err := batchRevoke(t, c, &adminpb.BatchRevokeKeysRequest{

@@ -36,9 +36,9 @@ func newGate() *gate { return &gate{Backend: backendtest.NewMemory()} }
 func (g *gate) afterNextRead(f func()) (called func() bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	done := false
-	g.afterRead = func() { done = true; f() }
-	return func() bool { return done }
+	var done atomic.Bool
+	g.afterRead = func() { done.Store(true); f() }
+	return done.Load
 }
 
 // onWrites lets f make the writes from now on. If f is nil, writes are as usual.

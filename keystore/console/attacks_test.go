@@ -12,10 +12,12 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/html"
 
@@ -578,12 +580,12 @@ func TestHeldForm(t *testing.T) {
 // A slowBackend calls during while the store reads a list.
 type slowBackend struct {
 	backend.Backend
-	during func()
+	during atomic.Pointer[func()]
 }
 
 func (b *slowBackend) Scan(ctx context.Context, from, to []byte) iter.Seq2[backend.Entry, error] {
-	if b.during != nil {
-		b.during()
+	if during := b.during.Load(); during != nil {
+		(*during)()
 	}
 	return b.Backend.Scan(ctx, from, to)
 }
@@ -599,9 +601,10 @@ func TestRevokingDuringASearch(t *testing.T) {
 	keystoretest.MustCreate(t, store, keystore.Spec{Name: "confidential"})
 	b, operator := r.as(t, "keys:read")
 	require.Contains(t, b.get("keys?all=1&text=confi").body, "confidential")
-	slow.during = sync.OnceFunc(func() {
-		require.NoError(t, store.Revoke(t.Context(), operator.Key.ID, ""))
+	revoke := sync.OnceFunc(func() {
+		assert.NoError(t, store.Revoke(t.Context(), operator.Key.ID, ""))
 	})
+	slow.during.Store(&revoke)
 	p := b.get("keys?all=1&text=confi")
 	require.Equal(t, "/keys/login", p.url.Path)
 	require.NotContains(t, p.body, "confidential</a>")
@@ -621,7 +624,7 @@ func TestRevokingDuringABulkChange(t *testing.T) {
 	var operator *keystore.Issued
 	var r *rig
 	revoke := sync.OnceFunc(func() {
-		require.NoError(t, r.store.Revoke(t.Context(), operator.Key.ID, ""))
+		assert.NoError(t, r.store.Revoke(t.Context(), operator.Key.ID, ""))
 	})
 	r = newRigOver(t, keystoretest.New(t, &keystore.Options{
 		Observer: &afterChange{f: func(e keystore.Event) {

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
@@ -28,7 +29,11 @@ func TestFromFileThatHangs(t *testing.T) {
 		require.NoError(t, syscall.Mkfifo(path, 0o600))
 		time.Sleep(time.Second)
 		hung := make(chan string, 1)
-		go func() { hung <- sent(t, creds) }()
+		go func() {
+			md, err := creds.GetRequestMetadata(t.Context())
+			assert.NoError(t, err)
+			hung <- md["authorization"]
+		}()
 		pipe, err := os.OpenFile(path, os.O_WRONLY, 0) // returns when the other has opened the pipe
 		require.NoError(t, err)
 		for range 10 {

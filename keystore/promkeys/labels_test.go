@@ -106,10 +106,13 @@ func TestLabelsAreClosedSets(t *testing.T) {
 	}
 	methods := []string{"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List",
 		"/grpc.health.v1.Health/Watch", "/method-of-the-test/" + texts[4], "/a/b"}
-	for i := range 500 {
-		text := texts[rand.IntN(len(texts))]
+	// Each text goes to each method in each way, in a random order, so each refusal occurs.
+	const ways = 6
+	for _, i := range rand.Perm(len(texts) * len(methods) * ways) {
+		text, method := texts[i%len(texts)], methods[i/len(texts)%len(methods)]
 		md := []string{"authorization", "Bearer " + text}
-		switch i % 7 {
+		way := i / len(texts) / len(methods)
+		switch way {
 		case 0:
 			md = nil
 		case 1:
@@ -119,10 +122,10 @@ func TestLabelsAreClosedSets(t *testing.T) {
 		}
 		call, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, md...),
 			time.Minute)
-		if i%11 == 0 {
+		if way == 3 {
 			cancel()
 		}
-		_ = conn.Invoke(call, methods[rand.IntN(len(methods))], new(healthpb.HealthCheckRequest),
+		_ = conn.Invoke(call, method, new(healthpb.HealthCheckRequest),
 			new(healthpb.HealthCheckResponse))
 		cancel()
 	}

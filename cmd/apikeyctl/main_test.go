@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -182,6 +184,27 @@ func (w *world) create(spec keystore.Spec) (*keystore.Key, string) {
 	return issued.Key, issued.Secret.Reveal()
 }
 
+// createMany makes n keys of an owner, many at a time.
+func (w *world) createMany(n int, owner string) {
+	w.t.Helper()
+	var all sync.WaitGroup
+	const creators = 64
+	for i := range creators {
+		all.Go(func() {
+			for ; i < n; i += creators {
+				_, err := w.store.Create(w.t.Context(),
+					keystore.Spec{Name: fmt.Sprint("key", i), Owner: owner})
+				if err != nil {
+					w.t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.False(w.t, w.t.Failed())
+}
+
 // stream opens a stream with a token, and returns a function that waits for the end of the stream.
 func (w *world) stream(token string) (end func() error) {
 	w.t.Helper()
@@ -228,11 +251,16 @@ func (w *world) ctlIn(stdin string, args ...string) result {
 	return w.finish(cmd)
 }
 
-func (w *world) finish(cmd *exec.Cmd) result {
+// finish runs a command to its end. It calls the functions as soon as the process has started.
+func (w *world) finish(cmd *exec.Cmd, started ...func()) result {
 	w.t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
+	require.NoError(w.t, cmd.Start())
+	for _, f := range started {
+		f()
+	}
+	err := cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) && !errors.Is(err, io.EOF) {
 		require.NoError(w.t, err)

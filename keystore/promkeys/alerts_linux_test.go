@@ -139,9 +139,10 @@ func issue(t *testing.T, store *keystore.Store, spec keystore.Spec) (id, text st
 	return issued.Key.ID, issued.Secret.Reveal()
 }
 
-// healthy has a good store, with calls, a few refusals, and changes.
+// healthy has a good store, with calls, a few refusals, and changes. The store is in memory,
+// because a disk that other tests use may take a second for a revocation.
 func healthy(t *testing.T) *keystore.Store {
-	store := open(t, nil)
+	store := keystoretest.New(t, nil)
 	_, text := issue(t, store, keystore.Spec{})
 	use(t, store, text)
 	repeatedly(t, time.Second, func(ctx context.Context) {
@@ -206,7 +207,8 @@ func process(
 ) (*keystore.Store, *badlink.Link) {
 	t.Helper()
 	link := badlink.Open(shared)
-	store, err := keystore.New(link, &keystore.Options{Freshness: freshness})
+	store, err := keystore.New(link,
+		&keystore.Options{Freshness: freshness, Timeout: time.Minute})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		link.Set(badlink.Faults{})
@@ -225,9 +227,10 @@ func outOfTouch(t *testing.T) *keystore.Store {
 	return store
 }
 
-// slowToRevoke has a network on which each request to the shared storage takes long.
+// slowToRevoke has a network on which each request to the shared storage takes long. With a long
+// freshness, the process stays in touch, also on a slow machine.
 func slowToRevoke(t *testing.T) *keystore.Store {
-	store, link := process(t, backendtest.NewShared(), 3*time.Second)
+	store, link := process(t, backendtest.NewShared(), 20*time.Second)
 	link.Set(badlink.Faults{Delay: 600 * time.Millisecond})
 	repeatedly(t, time.Millisecond, func(ctx context.Context) {
 		if issued, err := store.Create(ctx, keystore.Spec{Name: "n"}); err == nil {

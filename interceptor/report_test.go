@@ -113,7 +113,7 @@ func TestVerifierReturnsNothing(t *testing.T) {
 		"nothing":          func() *keystore.Session { return nil },
 		"the zero Session": func() *keystore.Session { return new(keystore.Session) },
 		"no key": func() *keystore.Session {
-			session := keystore.NewSession(t.Context(), nil)
+			session := keystore.NewSession(context.Background(), nil)
 			t.Cleanup(func() { require.Error(t, session.Context().Err(), "it was closed") })
 			return session
 		},

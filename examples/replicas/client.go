@@ -49,9 +49,10 @@ type user struct {
 	server *replica
 	cancel context.CancelFunc
 	done   sync.WaitGroup
-	calls  []oneCall // complete after stop
-	ended  time.Time // when the stream ended
-	err    error     // why the stream ended
+	over   chan struct{} // closed when the stream has ended
+	calls  []oneCall     // complete after stop
+	ended  time.Time     // when the stream ended
+	err    error         // why the stream ended
 }
 
 type oneCall struct {
@@ -62,7 +63,7 @@ type oneCall struct {
 // use starts a user, whose stream is open.
 func use(ctx context.Context, server *replica, key string) (*user, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	u := &user{server: server, cancel: cancel}
+	u := &user{server: server, cancel: cancel, over: make(chan struct{})}
 	stream, err := testpb.NewTestServiceClient(server.conn).FullDuplexCall(ctx,
 		grpc.PerRPCCredentials(keycreds.New(key)))
 	if err == nil {
@@ -78,6 +79,7 @@ func use(ctx context.Context, server *replica, key string) (*user, error) {
 	u.done.Go(func() {
 		_, u.err = stream.Recv() // waits until the server ends the stream
 		u.ended = time.Now()
+		close(u.over)
 	})
 	u.done.Go(func() {
 		for ctx.Err() == nil {
@@ -93,8 +95,13 @@ func use(ctx context.Context, server *replica, key string) (*user, error) {
 	return u, nil
 }
 
-// stop ends the user.
+// stop ends the user. If the server has not ended the stream within ten seconds, stop ends the
+// stream too.
 func (u *user) stop() {
+	select {
+	case <-u.over:
+	case <-time.After(10 * time.Second):
+	}
 	u.cancel()
 	u.done.Wait()
 }

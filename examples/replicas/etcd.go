@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -87,15 +88,18 @@ func runMember(args []string) error {
 	}
 }
 
-// freePorts returns n ports of 127.0.0.1 that no process uses now.
+// freePorts returns n ports of 127.0.0.1 that no process uses now. Processes that ask the kernel
+// for any port get a port from 32,768 on, so none of them takes these ports before the members do.
 func freePorts(n int) (ports []int, err error) {
-	for range n {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	for tries := 0; len(ports) < n; tries++ {
+		port := 10_000 + rand.IntN(20_000)
+		lis, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+		if err == nil {
+			defer lis.Close()
+			ports = append(ports, port)
+		} else if tries > 100 {
 			return nil, err
 		}
-		defer lis.Close()
-		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
 }

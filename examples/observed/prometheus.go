@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -42,12 +43,8 @@ func startPrometheus(ctx context.Context, dir, target string) (*prometheusServer
 	if err := os.WriteFile(filepath.Join(dir, "prometheus.yaml"), []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // finds a free port
+	addr, err := freeAddress()
 	if err != nil {
-		return nil, err
-	}
-	addr := listener.Addr().String()
-	if err := listener.Close(); err != nil {
 		return nil, err
 	}
 	p := &prometheusServer{url: "http://" + addr, log: new(bytes.Buffer),
@@ -80,6 +77,19 @@ func startPrometheus(ctx context.Context, dir, target string) (*prometheusServer
 			return p, nil
 		}
 	}
+}
+
+// freeAddress returns an address that no program listens on. Programs that ask the kernel for any
+// port get a port from 32,768 on, so none of them takes this port before Prometheus does.
+func freeAddress() (addr string, err error) {
+	for range 100 {
+		addr = fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(20_000))
+		var listener net.Listener
+		if listener, err = net.Listen("tcp", addr); err == nil {
+			return addr, listener.Close()
+		}
+	}
+	return "", err
 }
 
 func (p *prometheusServer) stop() {

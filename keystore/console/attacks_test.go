@@ -309,6 +309,7 @@ func TestLoginGuessing(t *testing.T) {
 		return b.do(http.MethodPost, "login", url.Values{"key": {key}}, from(addr))
 	}
 	var first string
+	began := time.Now()
 	for _, key := range wrong {
 		p := logIn(key, "192.0.2.1")
 		require.Equal(t, http.StatusForbidden, p.status)
@@ -319,6 +320,9 @@ func TestLoginGuessing(t *testing.T) {
 	}
 	for _, key := range []string{"x", secret} {
 		p := logIn(key, "192.0.2.1")
+		if time.Since(began) > 5*time.Second { // after 6 s, the address has another attempt
+			t.Skip("NOT RUN: the machine is too slow for ten logins in 5 s")
+		}
 		require.Equal(t, http.StatusTooManyRequests, p.status, "also for the right key")
 		require.NotEmpty(t, p.header.Get("Retry-After"))
 	}

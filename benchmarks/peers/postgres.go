@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // startPostgreSQL starts a peer that looks every credential up in PostgreSQL.
@@ -94,7 +96,7 @@ func runPostgres(
 	if err != nil {
 		return nil, err
 	}
-	port, err := freePort()
+	port, err := freeport.Port()
 	if err != nil {
 		return nil, err
 	}

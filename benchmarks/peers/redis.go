@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // startRedis starts a peer that looks every credential up in Redis.
@@ -60,7 +62,7 @@ func newRedisServer(ctx context.Context, dir string, options ...string) (*redisS
 	if err != nil {
 		return nil, fmt.Errorf("redis-server is %w: apt-get install redis-server", errMissing)
 	}
-	port, err := freePort()
+	port, err := freeport.Port()
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -22,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/grpc-api-key/grpc-api-key/benchmarks/peers"
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/etcdstore"
@@ -123,7 +123,7 @@ func startEtcd(ctx context.Context, dir string) (_ *engine, err error) {
 	}()
 	var members []etcdMember
 	var endpoints, cluster []string
-	ports, err := freePorts(6)
+	ports, err := freeport.Ports(6)
 	if err != nil {
 		return nil, err
 	}
@@ -279,19 +279,6 @@ func etcdWork(ctx context.Context, endpoints []string) (w engineWork, err error)
 		}
 	}
 	return w, nil
-}
-
-// freePorts returns n ports of 127.0.0.1 that were free at the time of the call.
-func freePorts(n int) (ports []int, err error) {
-	for range n {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer lis.Close()
-		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 // cpu returns the processor time of the servers so far in seconds, or false on systems without

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ import (
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 	"github.com/grpc-api-key/grpc-api-key/internal/memory"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
@@ -151,7 +151,7 @@ var provocations = map[string]func(t *testing.T) error{
 		return openError(dir, nil)
 	},
 	"open in another process": func(t *testing.T) error {
-		dir, address := made(t, nil), freePort(t)
+		dir, address := made(t, nil), freeAddress(t)
 		cmd := exec.Command(program(t), "-keys", dir, "-listen", address)
 		require.NoError(t, cmd.Start())
 		defer func() {
@@ -411,19 +411,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// freePort returns a loopback address that no program listens on. Programs that ask the kernel for
-// any port get a port from 32,768 on, so none of them takes this port before the caller does.
-func freePort(t *testing.T) string {
+// freeAddress returns a loopback address that no program listens on.
+func freeAddress(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		address := fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(20_000))
-		if lis, err := net.Listen("tcp", address); err == nil {
-			require.NoError(t, lis.Close())
-			return address
-		}
-	}
-	require.Fail(t, "no port is free")
-	return ""
+	port, err := freeport.Port()
+	require.NoError(t, err)
+	return fmt.Sprint("127.0.0.1:", port)
 }
 
 // failing is a backend whose disk fails once the backend has served Open.

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -16,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // A prometheusServer is a running Prometheus.
@@ -43,10 +43,11 @@ func startPrometheus(ctx context.Context, dir, target string) (*prometheusServer
 	if err := os.WriteFile(filepath.Join(dir, "prometheus.yaml"), []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	addr, err := freeAddress()
+	port, err := freeport.Port()
 	if err != nil {
 		return nil, err
 	}
+	addr := fmt.Sprint("127.0.0.1:", port)
 	p := &prometheusServer{url: "http://" + addr, log: new(bytes.Buffer),
 		ended: make(chan struct{})}
 	p.cmd = exec.Command(program, "--config.file=prometheus.yaml", "--storage.tsdb.path=data",
@@ -77,19 +78,6 @@ func startPrometheus(ctx context.Context, dir, target string) (*prometheusServer
 			return p, nil
 		}
 	}
-}
-
-// freeAddress returns an address that no program listens on. Programs that ask the kernel for any
-// port get a port from 32,768 on, so none of them takes this port before Prometheus does.
-func freeAddress() (addr string, err error) {
-	for range 100 {
-		addr = fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(20_000))
-		var listener net.Listener
-		if listener, err = net.Listen("tcp", addr); err == nil {
-			return addr, listener.Close()
-		}
-	}
-	return "", err
 }
 
 func (p *prometheusServer) stop() {

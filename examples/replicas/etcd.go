@@ -5,20 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // startEtcd starts an etcd of three members on this machine. In production, the members run on
 // separate machines. startEtcd returns the flags with which a server finds the members.
 func (d *demo) startEtcd(ctx context.Context) (flags []string, err error) {
-	ports, err := freePorts(6)
+	ports, err := freeport.Ports(6)
 	if err != nil {
 		return nil, err
 	}
@@ -86,20 +86,4 @@ func runMember(args []string) error {
 	case err := <-e.Err():
 		return err
 	}
-}
-
-// freePorts returns n ports of 127.0.0.1 that no process uses now. Processes that ask the kernel
-// for any port get a port from 32,768 on, so none of them takes these ports before the members do.
-func freePorts(n int) (ports []int, err error) {
-	for tries := 0; len(ports) < n; tries++ {
-		port := 10_000 + rand.IntN(20_000)
-		lis, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-		if err == nil {
-			defer lis.Close()
-			ports = append(ports, port)
-		} else if tries > 100 {
-			return nil, err
-		}
-	}
-	return ports, nil
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/hashing"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
@@ -189,9 +189,9 @@ func newNode(t *testing.T, module, pkg string) *node {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root)) })
 	require.NoError(t, os.Chmod(root, 0o755))
-	ports := freePorts(t, 2)
-	n := &node{root: root, program: filepath.Join(root, "orders"), listen: ports[0],
-		health: ports[1]}
+	addrs := freeAddresses(t, 2)
+	n := &node{root: root, program: filepath.Join(root, "orders"), listen: addrs[0],
+		health: addrs[1]}
 	build := exec.Command("go", "build", "-o", n.program, pkg)
 	build.Dir = module
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
@@ -232,14 +232,13 @@ func (n *node) secret(t *testing.T, path string, content []byte) {
 	require.NoError(t, os.Chown(n.path(path), 0, group))
 }
 
-// freePorts returns n different addresses with ports that no process uses now.
-func freePorts(t *testing.T, n int) (addrs []string) {
+// freeAddresses returns n different addresses of ports that no process uses now.
+func freeAddresses(t *testing.T, n int) (addrs []string) {
 	t.Helper()
-	for range n {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer lis.Close()
-		addrs = append(addrs, lis.Addr().String())
+	ports, err := freeport.Ports(n)
+	require.NoError(t, err)
+	for _, port := range ports {
+		addrs = append(addrs, fmt.Sprint("127.0.0.1:", port))
 	}
 	return addrs
 }

@@ -144,8 +144,8 @@ type etcd struct {
 // startEtcd starts a member, and gives the node the secret of the client.
 func startEtcd(t *testing.T, n *node) *etcd {
 	t.Helper()
-	ports := freePorts(t, 2)
-	dir, e := t.TempDir(), &etcd{url: url.URL{Scheme: "https", Host: ports[0]}}
+	addrs := freeAddresses(t, 2)
+	dir, e := t.TempDir(), &etcd{url: url.URL{Scheme: "https", Host: addrs[0]}}
 	// The certificate is that of the server, of the client, and of the CA.
 	tls, err := transport.SelfCert(zap.NewNop(), dir, []string{e.url.Host}, 1,
 		x509.ExtKeyUsageClientAuth)
@@ -158,7 +158,7 @@ func startEtcd(t *testing.T, n *node) *etcd {
 	n.secret(t, "/etc/orders/etcd/tls.crt", cert)
 	n.secret(t, "/etc/orders/etcd/tls.key", key)
 
-	peer := url.URL{Scheme: "http", Host: ports[1]}
+	peer := url.URL{Scheme: "http", Host: addrs[1]}
 	c := embed.NewConfig()
 	c.Dir = dir + "/data"
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{e.url}, []url.URL{e.url}

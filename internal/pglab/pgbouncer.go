@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // PgBouncer starts a PgBouncer in front of the server, as the user of the server, and returns its
@@ -23,7 +25,7 @@ func (s *Server) PgBouncer(t TB, settings ...string) (addr string) {
 			t.Skip("PgBouncer IS NOT INSTALLED: install the Debian package pgbouncer")
 		}
 	}
-	port, err := freePort()
+	port, err := freeport.Port()
 	if err != nil {
 		t.Fatal(err)
 	}

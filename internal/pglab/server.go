@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // Superuser is the user that owns the database cluster.
@@ -88,7 +90,7 @@ func New(t TB, c Config) *Server {
 	t.Helper()
 	s := newServer(t, c)
 	var err error
-	if s.Port, err = freePort(); err != nil {
+	if s.Port, err = freeport.Port(); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -259,22 +261,13 @@ func (s *Server) mustStart(t TB) {
 	// another port.
 	var err error
 	for range 5 {
-		if s.Port, err = freePort(); err == nil {
+		if s.Port, err = freeport.Port(); err == nil {
 			if err = s.Start(); err == nil {
 				return
 			}
 		}
 	}
 	t.Fatal(err)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // Start starts a server that does not run, and waits until the server accepts connections.

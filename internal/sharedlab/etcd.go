@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
+
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 )
 
 // EtcdConfig has the settings of an Etcd. The zero EtcdConfig is one member with etcd's defaults.
@@ -65,7 +66,8 @@ func newEtcd(t testing.TB, c EtcdConfig) *Etcd {
 		scheme = "https"
 	}
 	var cluster []string
-	ports := freePorts(t, 2*max(c.Members, 1))
+	ports, err := freeport.Ports(2 * max(c.Members, 1))
+	require.NoError(t, err)
 	for i := range max(c.Members, 1) {
 		s := settings{
 			Name: fmt.Sprint("m", i), Dir: filepath.Join(l.dir, fmt.Sprint("m", i)), Token: "lab",
@@ -81,17 +83,6 @@ func newEtcd(t testing.TB, c EtcdConfig) *Etcd {
 		m.settings.Cluster = strings.Join(cluster, ",")
 	}
 	return l
-}
-
-// freePorts returns n ports of 127.0.0.1 that no process uses now.
-func freePorts(t testing.TB, n int) (ports []int) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 // start starts all members, and waits until they serve clients.

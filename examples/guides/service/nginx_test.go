@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/grpc-api-key/grpc-api-key/interceptor"
 	"github.com/grpc-api-key/grpc-api-key/interceptor/keycreds"
+	"github.com/grpc-api-key/grpc-api-key/internal/freeport"
 	"github.com/grpc-api-key/grpc-api-key/internal/throwaway"
 	"github.com/grpc-api-key/grpc-api-key/keystore"
 	"github.com/grpc-api-key/grpc-api-key/keystore/keystoretest"
@@ -61,19 +61,12 @@ func serve(t *testing.T, server *grpc.Server) string {
 	return lis.Addr().String()
 }
 
-// freePort returns a loopback address that no program listens on. Programs that ask the kernel for
-// any port get a port from 32,768 on, so none of them takes this port before the caller does.
-func freePort(t *testing.T) string {
+// freeAddress returns a loopback address that no program listens on.
+func freeAddress(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		address := fmt.Sprint("127.0.0.1:", 10_000+rand.IntN(20_000))
-		if lis, err := net.Listen("tcp", address); err == nil {
-			require.NoError(t, lis.Close())
-			return address
-		}
-	}
-	require.Fail(t, "no port is free")
-	return ""
+	port, err := freeport.Port()
+	require.NoError(t, err)
+	return fmt.Sprint("127.0.0.1:", port)
 }
 
 // edited returns the text of a file with some pieces replaced. Each piece must occur exactly once.
@@ -116,7 +109,7 @@ func startNginx(t *testing.T, backend string, edits ...string) proxy {
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
 	require.NoError(t, os.WriteFile(keyFile, keyPEM, 0o600))
 
-	address := freePort(t)
+	address := freeAddress(t)
 	conf := edited(t, "../nginx/nginx.conf", append([]string{
 		"/etc/nginx/orders.pem", certFile,
 		"/etc/nginx/orders.key", keyFile,
@@ -314,7 +307,7 @@ func quiet(t *testing.T, client testpb.TestServiceClient, key grpc.CallOption) {
 
 // The page describes a service that does not run, and a header that nginx drops.
 func TestNginxTraps(t *testing.T) {
-	client := startNginx(t, freePort(t)).client(t, "127.0.0.2")
+	client := startNginx(t, freeAddress(t)).client(t, "127.0.0.2")
 	_, err := client.UnaryCall(callContext(t), &testpb.SimpleRequest{}, grpc.WaitForReady(true))
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	require.ErrorContains(t, err, "502")

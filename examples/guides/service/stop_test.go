@@ -26,7 +26,7 @@ import (
 // After the drain time, the program must end, even if a stream with a key or a public stream is
 // still open.
 func TestStop(t *testing.T) {
-	c := config{listen: freePort(t), health: freePort(t), keys: filepath.Join(t.TempDir(), "keys"),
+	c := config{listen: freeAddress(t), health: freeAddress(t), keys: filepath.Join(t.TempDir(), "keys"),
 		drain: time.Millisecond}
 	store, err := keystore.Open(c.keys, nil)
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestServiceNeedsAStore(t *testing.T) {
 // A health probe must report that the store has stopped, and the log must contain the reason for a
 // refused call.
 func TestServiceReports(t *testing.T) {
-	c := config{listen: freePort(t), drain: time.Millisecond}
+	c := config{listen: freeAddress(t), drain: time.Millisecond}
 	store, err := keystore.Open(filepath.Join(t.TempDir(), "keys"), nil)
 	require.NoError(t, err)
 	defer store.Close()

@@ -44,7 +44,7 @@ type machine struct{ program, state, credentials, address string }
 
 func newMachine(t *testing.T) machine {
 	t.Helper()
-	m := machine{build(t), filepath.Join(t.TempDir(), "state"), t.TempDir(), freePort(t)}
+	m := machine{build(t), filepath.Join(t.TempDir(), "state"), t.TempDir(), freeAddress(t)}
 	require.NoError(t, os.MkdirAll(filepath.Join(m.state, "orders", "backups"), 0o700))
 	const pepper = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n" // the pepper of this test
 	require.NoError(t, os.WriteFile(filepath.Join(m.credentials, "pepper"), []byte(pepper), 0o400))

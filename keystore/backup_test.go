@@ -364,10 +364,9 @@ func TestBackupWithoutTheLastUses(t *testing.T) {
 	issued := create(t, s, keystore.Spec{})
 	for _, err := range []error{backend.ErrFull, backend.ErrConflict} {
 		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
-		inner := b.Backend
-		b.Backend = applyFails{inner, err}
+		b.failApply.Store(&err)
 		saved := backup(t, s)
-		b.Backend = inner
+		b.failApply.Store(nil)
 		other := inMemory(t)
 		restore(t, other, saved)
 		require.NoError(t, verify(t, other, issued.Secret.Reveal()))

@@ -24,9 +24,10 @@ import (
 // A faulty backend fails or hangs when told to.
 type faulty struct {
 	backend.Backend
-	fail   atomic.Pointer[error]
-	hang   atomic.Bool
-	closed chan struct{}
+	fail      atomic.Pointer[error] // of each call
+	failApply atomic.Pointer[error] // of Apply only
+	hang      atomic.Bool
+	closed    chan struct{}
 }
 
 func newFaulty() *faulty {
@@ -58,6 +59,9 @@ func (b *faulty) Get(ctx context.Context, key []byte) (backend.Entry, error) {
 func (b *faulty) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := b.fault(ctx); err != nil {
 		return err
+	}
+	if err := b.failApply.Load(); err != nil {
+		return *err
 	}
 	return b.Backend.Apply(ctx, changes...)
 }
@@ -204,22 +208,15 @@ func TestAKeyOfUnknownStateIsNotCached(t *testing.T) {
 	require.NoError(t, verify())
 	require.Equal(t, 1, s.Stats().Cached)
 
-	inner := b.Backend
-	b.Backend = applyFails{inner, errors.New("lost the connection")}
+	lost := errors.New("lost the connection")
+	b.failApply.Store(&lost)
 	require.ErrorIs(t, s.Revoke(t.Context(), issued.Key.ID, ""), keystore.ErrUnavailable)
-	b.Backend = inner
+	b.failApply.Store(nil)
 	require.NoError(t, verify())
 	require.Zero(t, s.Stats().Cached)
 	require.NoError(t, s.Revoke(t.Context(), issued.Key.ID, ""), "and may be revoked again")
 	require.ErrorIs(t, verify(), keystore.ErrRevoked)
 }
-
-type applyFails struct {
-	backend.Backend
-	err error
-}
-
-func (b applyFails) Apply(context.Context, ...backend.Change) error { return b.err }
 
 // What was certainly not made leaves nobody in doubt.
 func TestAChangeThatWasNotMadeEndsNoContext(t *testing.T) {
@@ -227,11 +224,10 @@ func TestAChangeThatWasNotMadeEndsNoContext(t *testing.T) {
 	issued := create(t, s, keystore.Spec{})
 	live := bind(t, s, issued.Secret.Reveal())
 	for _, err := range []error{backend.ErrFull, backend.ErrTooLarge} {
-		inner := b.Backend
-		b.Backend = applyFails{inner, err}
+		b.failApply.Store(&err)
 		_, got := s.Update(t.Context(), issued.Key.ID,
 			func(spec *keystore.Spec) error { spec.Owner = "x"; return nil })
-		b.Backend = inner
+		b.failApply.Store(nil)
 		require.ErrorIs(t, got, keystore.ErrUnavailable)
 		require.NoError(t, verify(t, s, issued.Secret.Reveal()))
 		require.Equal(t, 1, s.Stats().Cached)

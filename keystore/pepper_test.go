@@ -235,41 +235,41 @@ func TestRestoreRefusesAnotherPepper(t *testing.T) {
 // A full disk, or another process that comes first, does not keep a store from being opened.
 func TestACheckValueThatCannotBeWritten(t *testing.T) {
 	b := newFaulty()
-	full := b.Backend
-	b.Backend = applyFails{full, backend.ErrFull}
+	fail := func(err error) { b.failApply.Store(&err) }
+	fail(backend.ErrFull)
 	var out strings.Builder
 	s, err := keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText),
 		Logger: slog.New(slog.NewTextHandler(&out, nil))})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
 	require.Contains(t, out.String(), "check value")
-	b.Backend = applyFails{full, errors.New("boom")}
+	fail(errors.New("boom"))
 	_, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 	require.ErrorIs(t, err, keystore.ErrUnavailable)
 
 	// The check value of another pepper is there, which no key needs. While it cannot be replaced,
 	// the store does not open: keys that were made now would be refused later.
-	b.Backend = full
+	b.failApply.Store(nil)
 	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "b", pepperText)})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
-	b.Backend = applyFails{full, backend.ErrFull}
+	fail(backend.ErrFull)
 	_, err = keystore.New(&unclosed{b},
 		&keystore.Options{Hasher: pepperOf(t, "b", pepperText+"\n")})
 	require.ErrorIs(t, err, syscall.ENOSPC)
-	b.Backend = full
+	b.failApply.Store(nil)
 	s, err = keystore.New(&unclosed{b},
 		&keystore.Options{Hasher: keyring(t, hashing.SHA256(), pepperOf(t, "b", pepperText+"\n"))})
 	require.NoError(t, err)
 	require.NoError(t, s.Close())
-	require.Empty(t, checksOf(t, full), "of an earlier hasher: it is forgotten")
+	require.Empty(t, checksOf(t, b), "of an earlier hasher: it is forgotten")
 
-	b.Backend = &first{Backend: full, change: backend.Change{Key: []byte("hhmac-sha256:a"),
+	b.Backend = &first{Backend: b.Backend, change: backend.Change{Key: []byte("hhmac-sha256:a"),
 		Value: pepperOf(t, "a", pepperText).Digest("x").Sum}}
 	s, err = keystore.New(&unclosed{b}, &keystore.Options{Hasher: pepperOf(t, "a", pepperText)})
 	require.NoError(t, err, "no key needs what the other process wrote")
 	require.NoError(t, s.Close())
-	require.EqualValues(t, 2, checksOf(t, full)[0].Revision)
+	require.EqualValues(t, 2, checksOf(t, b)[0].Revision)
 	require.NoError(t, b.Close())
 }
 

@@ -296,25 +296,27 @@ func TestChangesBeforeTheAdmissionCount(t *testing.T) {
 // A change that was committed before a context was bound is no change to it, however late it is
 // told.
 func TestALateNotificationOfAnEarlierChangeEndsNothing(t *testing.T) {
-	r := newRig(t, fence.TwoPhase)
-	id := r.issued.Key.ID
-	after := r.backend.set(&r.backend.afterApply)
-	expire := func(ctx context.Context, at time.Time) error {
-		_, err := r.store.Update(ctx, id,
-			func(spec *Spec) error { spec.ExpiresAt = at; return nil })
-		return err
-	}
-	narrowing := start(func() error {
-		return expire(context.Background(), time.Now().Add(time.Hour))
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, fence.TwoPhase)
+		id := r.issued.Key.ID
+		after := r.backend.set(&r.backend.afterApply)
+		expire := func(ctx context.Context, at time.Time) error {
+			_, err := r.store.Update(ctx, id,
+				func(spec *Spec) error { spec.ExpiresAt = at; return nil })
+			return err
+		}
+		narrowing := start(func() error {
+			return expire(context.Background(), time.Now().Add(time.Hour))
+		})
+		<-after.arrived
+		r.backend.clear(&r.backend.afterApply)
+		require.NoError(t, expire(t.Context(), time.Time{}))
+		bound, err := r.bind()
+		require.NoError(t, err)
+		close(after.open)
+		require.NoError(t, narrowing())
+		require.NoError(t, bound.Err(), "it has been bound since")
 	})
-	<-after.arrived
-	r.backend.clear(&r.backend.afterApply)
-	require.NoError(t, expire(t.Context(), time.Time{}))
-	bound, err := r.bind()
-	require.NoError(t, err)
-	close(after.open)
-	require.NoError(t, narrowing())
-	require.NoError(t, bound.Err(), "it has been bound since")
 }
 
 // Of two changes that come in the wrong order, the earlier one is judged by what the key was when

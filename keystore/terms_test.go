@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
@@ -144,27 +145,29 @@ func TestMarkIsNeverZero(t *testing.T) {
 // A use of a restricted key is never recorded in fresh, where it would make the next use skip the
 // decision.
 func TestRestrictedKeyIsNeverFresh(t *testing.T) {
-	s := newRig(t, fence.TwoPhase).store
-	ctx := t.Context()
-	for name, spec := range map[string]Spec{
-		"plain":      {},
-		"expiry":     {ExpiresAt: time.Now().Add(time.Hour)},
-		"rate limit": {RateLimit: RateLimit{PerSecond: 1e9, Burst: 1e9}},
-	} {
-		spec.Name = "n"
-		issued, err := s.Create(ctx, spec)
-		require.NoError(t, err)
-		for range 3 {
-			_, err = s.Verify(ctx, issued.Secret.Reveal())
+	synctest.Test(t, func(t *testing.T) {
+		s := newRig(t, fence.TwoPhase).store
+		ctx := t.Context()
+		for name, spec := range map[string]Spec{
+			"plain":      {},
+			"expiry":     {ExpiresAt: time.Now().Add(time.Hour)},
+			"rate limit": {RateLimit: RateLimit{PerSecond: 1e9, Burst: 1e9}},
+		} {
+			spec.Name = "n"
+			issued, err := s.Create(ctx, spec)
 			require.NoError(t, err)
+			for range 3 {
+				_, err = s.Verify(ctx, issued.Secret.Reveal())
+				require.NoError(t, err)
+			}
+			id, ok := token.Parse(issued.Secret.Reveal())
+			require.True(t, ok)
+			e, _ := s.fence.Get(id, nil)
+			require.NotNil(t, e)
+			require.Equal(t, name == "plain", e.fresh.Load() != 0, name)
+			require.False(t, s.usage.due(e.recorded()), name)
 		}
-		id, ok := token.Parse(issued.Secret.Reveal())
-		require.True(t, ok)
-		e, _ := s.fence.Get(id, nil)
-		require.NotNil(t, e)
-		require.Equal(t, name == "plain", e.fresh.Load() != 0, name)
-		require.False(t, s.usage.due(e.recorded()), name)
-	}
+	})
 }
 
 func TestMatchSums(t *testing.T) {

@@ -124,76 +124,78 @@ func TestUnknownKeysCostADigest(t *testing.T) {
 // A Bind that is refused leaves nothing behind: neither in the store's registry nor in its parent
 // context.
 func TestARefusedBindLeavesNothing(t *testing.T) {
-	r := newRig(t, fence.TwoPhase)
-	s := r.store
-	make := func(spec Spec) (id, text string) {
-		spec.Name = "test"
-		issued, err := s.Create(t.Context(), spec)
-		require.NoError(t, err)
-		return issued.Key.ID, issued.Secret.Reveal()
-	}
-	parent := &watched{Context: t.Context()}
-	refused := func(name, text string, want error) {
-		t.Helper()
-		var limited *RateLimitError
-		_, err := s.Bind(parent, text)
-		if want == nil {
-			require.ErrorAs(t, err, &limited, name)
-		} else {
-			require.ErrorIs(t, err, want, name)
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, fence.TwoPhase)
+		s := r.store
+		make := func(spec Spec) (id, text string) {
+			spec.Name = "test"
+			issued, err := s.Create(t.Context(), spec)
+			require.NoError(t, err)
+			return issued.Key.ID, issued.Secret.Reveal()
 		}
-		require.Zero(t, s.Stats().Live, name)
-		require.Zero(t, parent.children.Load(), name)
-	}
-	cache := func(text string) {
-		t.Helper()
-		_, err := s.Verify(t.Context(), text)
+		parent := &watched{Context: t.Context()}
+		refused := func(name, text string, want error) {
+			t.Helper()
+			var limited *RateLimitError
+			_, err := s.Bind(parent, text)
+			if want == nil {
+				require.ErrorAs(t, err, &limited, name)
+			} else {
+				require.ErrorIs(t, err, want, name)
+			}
+			require.Zero(t, s.Stats().Live, name)
+			require.Zero(t, parent.children.Load(), name)
+		}
+		cache := func(text string) {
+			t.Helper()
+			_, err := s.Verify(t.Context(), text)
+			require.NoError(t, err)
+		}
+
+		_, unknown := s.format.New()
+		refused("malformed", "nonsense", ErrMalformed)
+		refused("unknown", unknown, ErrUnknown)
+		id, text := make(Spec{})
+		cache(text)
+		parsed, _ := token.ParseID(id)
+		refused("a wrong secret, cached", s.format.Renew(parsed), ErrUnknown)
+		require.NoError(t, s.Revoke(t.Context(), id, ""))
+		refused("revoked", text, ErrRevoked)
+		refused("revoked, again", text, ErrRevoked)
+
+		limit := RateLimit{PerSecond: 1e-6, Burst: 1}
+		_, text = make(Spec{RateLimit: limit})
+		cache(text)
+		refused("over the limit, cached", text, nil)
+		id, text = make(Spec{RateLimit: limit})
+		cache(text)
+		parsed, _ = token.ParseID(id)
+		s.fence.Cut(parsed, nil)
+		refused("over the limit, read", text, nil)
+
+		_, text = make(Spec{})
+		cancelled, cancel := context.WithCancel(t.Context())
+		parent.Context = cancelled
+		g := r.backend.set(&r.backend.afterGet)
+		go func() {
+			<-g.arrived
+			cancel()
+			close(g.open)
+		}()
+		refused("the caller has left meanwhile", text, context.Canceled)
+		r.backend.clear(&r.backend.afterGet)
+
+		parent.Context = t.Context()
+		_, text = make(Spec{})
+		ctx, _, release, err := parts(s.Bind(parent, text))
 		require.NoError(t, err)
-	}
-
-	_, unknown := s.format.New()
-	refused("malformed", "nonsense", ErrMalformed)
-	refused("unknown", unknown, ErrUnknown)
-	id, text := make(Spec{})
-	cache(text)
-	parsed, _ := token.ParseID(id)
-	refused("a wrong secret, cached", s.format.Renew(parsed), ErrUnknown)
-	require.NoError(t, s.Revoke(t.Context(), id, ""))
-	refused("revoked", text, ErrRevoked)
-	refused("revoked, again", text, ErrRevoked)
-
-	limit := RateLimit{PerSecond: 1e-6, Burst: 1}
-	_, text = make(Spec{RateLimit: limit})
-	cache(text)
-	refused("over the limit, cached", text, nil)
-	id, text = make(Spec{RateLimit: limit})
-	cache(text)
-	parsed, _ = token.ParseID(id)
-	s.fence.Cut(parsed, nil)
-	refused("over the limit, read", text, nil)
-
-	_, text = make(Spec{})
-	cancelled, cancel := context.WithCancel(t.Context())
-	parent.Context = cancelled
-	g := r.backend.set(&r.backend.afterGet)
-	go func() {
-		<-g.arrived
-		cancel()
-		close(g.open)
-	}()
-	refused("the caller has left meanwhile", text, context.Canceled)
-	r.backend.clear(&r.backend.afterGet)
-
-	parent.Context = t.Context()
-	_, text = make(Spec{})
-	ctx, _, release, err := parts(s.Bind(parent, text))
-	require.NoError(t, err)
-	require.NoError(t, ctx.Err())
-	require.EqualValues(t, 1, parent.children.Load(), "the test can see one")
-	require.Equal(t, 1, s.Stats().Live)
-	release()
-	require.Zero(t, s.Stats().Live)
-	require.Zero(t, parent.children.Load())
+		require.NoError(t, ctx.Err())
+		require.EqualValues(t, 1, parent.children.Load(), "the test can see one")
+		require.Equal(t, 1, s.Stats().Live)
+		release()
+		require.Zero(t, s.Stats().Live)
+		require.Zero(t, parent.children.Load())
+	})
 }
 
 // A closing context closes the store once somebody looks at it.
@@ -231,60 +233,64 @@ func TestABindThatRacesCloseIsRefused(t *testing.T) {
 // A Bind that Close overtakes says that the store is closed, also while Close has still to write,
 // and storage answers.
 func TestABindThatCloseOvertakes(t *testing.T) {
-	b := &gated{Backend: backendtest.NewMemory()}
-	s, err := New(b, nil)
-	require.NoError(t, err)
-	issued, err := s.Create(t.Context(), Spec{Name: "test"})
-	require.NoError(t, err)
-	_, err = s.Verify(t.Context(), issued.Secret.Reveal())
-	require.NoError(t, err)
-	id, _ := token.ParseID(issued.Key.ID)
-	s.fence.Cut(id, nil) // out of the cache
-	read := b.set(&b.afterGet)
-	bind := start(func() error {
-		_, err := s.Bind(context.Background(), issued.Secret.Reveal())
-		return err
+	synctest.Test(t, func(t *testing.T) {
+		b := &gated{Backend: backendtest.NewMemory()}
+		s, err := New(b, nil)
+		require.NoError(t, err)
+		issued, err := s.Create(t.Context(), Spec{Name: "test"})
+		require.NoError(t, err)
+		_, err = s.Verify(t.Context(), issued.Secret.Reveal())
+		require.NoError(t, err)
+		id, _ := token.ParseID(issued.Key.ID)
+		s.fence.Cut(id, nil) // out of the cache
+		read := b.set(&b.afterGet)
+		bind := start(func() error {
+			_, err := s.Bind(context.Background(), issued.Secret.Reveal())
+			return err
+		})
+		<-read.arrived
+		b.clear(&b.afterGet)
+		usage := b.set(&b.beforeApply)
+		closed := start(s.Close)
+		<-usage.arrived
+		close(read.open)
+		require.ErrorIs(t, bind(), ErrClosed)
+		close(usage.open)
+		require.NoError(t, closed())
 	})
-	<-read.arrived
-	b.clear(&b.afterGet)
-	usage := b.set(&b.beforeApply)
-	closed := start(s.Close)
-	<-usage.arrived
-	close(read.open)
-	require.ErrorIs(t, bind(), ErrClosed)
-	close(usage.open)
-	require.NoError(t, closed())
 }
 
 // A Bind that reads the store while keys of its shard are cut starts again, and gives up as
 // trouble, never as a denial.
 func TestABindThatIsOvertakenStartsAgain(t *testing.T) {
-	for _, times := range []int{1, bindAttempts - 1, bindAttempts} {
-		r := newRig(t, fence.TwoPhase)
-		id, _ := token.ParseID(r.issued.Key.ID)
-		g := r.backend.set(&r.backend.afterGet)
-		wait := start(func() error { _, err := r.bind(); return err })
-		for range times {
-			<-g.arrived
-			r.store.fence.Cut(id, ErrNarrowed)
-			next := r.backend.set(&r.backend.afterGet)
-			close(g.open)
-			g = next
-		}
-		if times < bindAttempts {
-			<-g.arrived
+	synctest.Test(t, func(t *testing.T) {
+		for _, times := range []int{1, bindAttempts - 1, bindAttempts} {
+			r := newRig(t, fence.TwoPhase)
+			id, _ := token.ParseID(r.issued.Key.ID)
+			g := r.backend.set(&r.backend.afterGet)
+			wait := start(func() error { _, err := r.bind(); return err })
+			for range times {
+				<-g.arrived
+				r.store.fence.Cut(id, ErrNarrowed)
+				next := r.backend.set(&r.backend.afterGet)
+				close(g.open)
+				g = next
+			}
+			if times < bindAttempts {
+				<-g.arrived
+				r.backend.clear(&r.backend.afterGet)
+				close(g.open)
+				require.NoError(t, wait())
+				require.Equal(t, 1, r.store.Stats().Live)
+				continue
+			}
+			err := wait()
 			r.backend.clear(&r.backend.afterGet)
-			close(g.open)
-			require.NoError(t, wait())
-			require.Equal(t, 1, r.store.Stats().Live)
-			continue
+			require.ErrorIs(t, err, ErrUnavailable)
+			require.NotErrorIs(t, err, ErrDenied)
+			require.Zero(t, r.store.Stats().Live)
 		}
-		err := wait()
-		r.backend.clear(&r.backend.afterGet)
-		require.ErrorIs(t, err, ErrUnavailable)
-		require.NotErrorIs(t, err, ErrDenied)
-		require.Zero(t, r.store.Stats().Live)
-	}
+	})
 }
 
 // Once a silent backend is on, it answers no Get before the context of the call ends.
@@ -361,24 +367,26 @@ func TestALimiterHasTheLimitOfTheNewestRevision(t *testing.T) {
 
 // A use that is over the limit is no use, and one that is admitted is, of Bind as of Verify.
 func TestOnlyAdmissionsAreUses(t *testing.T) {
-	for name, use := range uses {
-		if name == "Inspect" {
-			continue
+	synctest.Test(t, func(t *testing.T) {
+		for name, use := range uses {
+			if name == "Inspect" {
+				continue
+			}
+			s := newRig(t, fence.TwoPhase).store
+			issued, err := s.Create(t.Context(),
+				Spec{Name: "test", RateLimit: RateLimit{PerSecond: 1e-6, Burst: 1}})
+			require.NoError(t, err)
+			id, _ := token.ParseID(issued.Key.ID)
+			require.NoError(t, use(t.Context(), s, issued.Secret.Reveal()), name)
+			require.NotZero(t, s.usage.pending(id), name)
+			s.usage.mu.Lock()
+			delete(s.usage.used, id)
+			s.usage.mu.Unlock()
+			s.usage.minute.Add(1)
+			var limited *RateLimitError
+			require.True(t, errors.As(use(t.Context(), s, issued.Secret.Reveal()), &limited), name)
+			require.Zero(t, s.usage.pending(id), name)
+			require.EqualValues(t, 1, s.Stats().Refused, name)
 		}
-		s := newRig(t, fence.TwoPhase).store
-		issued, err := s.Create(t.Context(),
-			Spec{Name: "test", RateLimit: RateLimit{PerSecond: 1e-6, Burst: 1}})
-		require.NoError(t, err)
-		id, _ := token.ParseID(issued.Key.ID)
-		require.NoError(t, use(t.Context(), s, issued.Secret.Reveal()), name)
-		require.NotZero(t, s.usage.pending(id), name)
-		s.usage.mu.Lock()
-		delete(s.usage.used, id)
-		s.usage.mu.Unlock()
-		s.usage.minute.Add(1)
-		var limited *RateLimitError
-		require.True(t, errors.As(use(t.Context(), s, issued.Secret.Reveal()), &limited), name)
-		require.Zero(t, s.usage.pending(id), name)
-		require.EqualValues(t, 1, s.Stats().Refused, name)
-	}
+	})
 }

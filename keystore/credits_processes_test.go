@@ -87,8 +87,7 @@ func spends(t *testing.T, s *Session) (n int) {
 // before, not even in a session.
 func TestSetCreditsVoidsTheLeasesOfOtherProcesses(t *testing.T) {
 	spent := func(t *testing.T, f *fleet, wrong variant) int {
-		a, b := f.open(nil), f.open(nil)
-		b.processes.wrong = wrong
+		a, b := f.open(nil), f.openWrong(nil, wrong)
 		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
 		session := b.binds(i)
 		for range 200 {
@@ -151,8 +150,7 @@ func TestSetCreditsDuringALease(t *testing.T) {
 // lost.
 func TestLeasesOverAGapInTheFeed(t *testing.T) {
 	spent := func(t *testing.T, f *fleet, wrong variant, set bool) (n int) {
-		a, b := f.open(nil), f.open(nil)
-		b.processes.wrong = wrong
+		a, b := f.open(nil), f.openWrong(nil, wrong)
 		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
 		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
 		require.NoError(t, err)
@@ -231,8 +229,7 @@ func TestGivenBackToAFullBalance(t *testing.T) {
 func TestLostAnswersAboutCredits(t *testing.T) {
 	const credits = 500
 	run := func(t *testing.T, f *fleet, wrong variant, reaches bool) (verified int, stored int64) {
-		a, b := f.open(nil), f.open(nil)
-		a.processes.wrong = wrong
+		a, b := f.openWrong(nil, wrong), f.open(nil)
 		var n atomic.Int64
 		a.onApply(func(ctx context.Context, changes []backend.Change,
 			next func(context.Context) error) error {

@@ -168,8 +168,7 @@ func (r *creditRound) member(n int) *member {
 
 // openMember opens a process whose writes of credits are slow, and whose answers are lost sometimes.
 func (r *creditRound) openMember() *member {
-	m := r.open(nil)
-	m.processes.wrong = r.wrong
+	m := r.openWrong(nil, r.wrong)
 	m.onApply(func(ctx context.Context, changes []backend.Change,
 		next func(context.Context) error) error {
 		credits := slices.ContainsFunc(changes, func(c backend.Change) bool {

@@ -51,6 +51,13 @@ func (m *member) onApply(hook applyHook) { m.apply.Store(&hook) }
 // open opens the store in a new process.
 func (f *fleet) open(opts *Options) *member {
 	f.Helper()
+	return f.openWrong(opts, 0)
+}
+
+// openWrong is open for a process with an error. The error is there before the feed of the process
+// begins: the goroutine of the feed reads it without a lock.
+func (f *fleet) openWrong(opts *Options, wrong variant) *member {
+	f.Helper()
 	link := badlink.Open(f.shared)
 	apply := new(atomic.Pointer[applyHook])
 	link.OnApply = func(ctx context.Context, changes []backend.Change,
@@ -60,7 +67,7 @@ func (f *fleet) open(opts *Options) *member {
 		}
 		return next(ctx)
 	}
-	s, err := New(link, f.options(opts))
+	s, err := openProcess(link, f.options(opts), processVariant{store: wrong}, nil)
 	require.NoError(f, err)
 	synctest.Wait() // the other processes have noticed the new process
 	f.Cleanup(func() {
@@ -456,8 +463,7 @@ func TestAGateAfterTheCacheIsCaught(t *testing.T) {
 // closed and all contexts were ended.
 func lateBind(f *fleet, wrong variant) error {
 	hasher := &blockingHasher{Hasher: hashing.SHA256()}
-	a := f.open(&Options{Hasher: hasher, CacheSize: -1})
-	a.processes.wrong = wrong
+	a := f.openWrong(&Options{Hasher: hasher, CacheSize: -1}, wrong)
 	issued := a.create(Spec{})
 	arrived, open := hasher.block()
 	result := make(chan error, 1)
@@ -488,8 +494,7 @@ func TestBindWithoutTheSecondLookIsCaught(t *testing.T) {
 // lateRevival delays a change in the network until the process that made the change was evicted.
 // lateRevival reports whether the change was made nevertheless.
 func lateRevival(f *fleet, wrong variant) (made bool) {
-	a, b := f.open(nil), f.open(&Options{Timeout: 1300 * time.Millisecond})
-	b.processes.wrong = wrong
+	a, b := f.open(nil), f.openWrong(&Options{Timeout: 1300 * time.Millisecond}, wrong)
 	issued := a.create(Spec{})
 	id := issued.Key.ID
 	require.NoError(f, a.Disable(f.Context(), id, ""))

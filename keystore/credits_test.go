@@ -386,7 +386,7 @@ func TestProcessesShareCredits(t *testing.T) {
 	shared := backendtest.NewShared()
 	var stores []*Store
 	for range 3 {
-		s, err := New(shared.Open(), nil)
+		s, err := New(shared.Open(), realTime())
 		require.NoError(t, err)
 		defer func() { require.NoError(t, s.Close()) }()
 		stores = append(stores, s)

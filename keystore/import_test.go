@@ -84,7 +84,11 @@ func legacyOptions(t testing.TB) *Options {
 
 func newLegacyStore(t testing.TB, b backend.Backend) *Store {
 	t.Helper()
-	s, err := New(b, legacyOptions(t))
+	opts := legacyOptions(t)
+	if _, ok := b.(backend.Feeder); ok {
+		opts.Freshness, opts.Timeout = realTime().Freshness, realTime().Timeout
+	}
+	s, err := New(b, opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s

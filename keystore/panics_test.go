@@ -64,7 +64,7 @@ func TestAFailingHasherIsUnavailable(t *testing.T) {
 				h := &moodyHasher{Hasher: hashing.SHA256()}
 				var out syncBuilder
 				s, err := keystore.New(backendtest.NewMemory(), &keystore.Options{
-					Hasher: h, CacheSize: cache, Timeout: time.Second,
+					Hasher: h, CacheSize: cache,
 					Logger: slog.New(slog.NewTextHandler(&out, nil)),
 				})
 				require.NoError(t, err)

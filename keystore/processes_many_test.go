@@ -23,10 +23,9 @@ var manyKeys = flag.Int("keys", 2000, "how many keys one RevokeAll of one of two
 func TestOneBarrierForEachRevokeAll(t *testing.T) {
 	others := goleak.IgnoreCurrent()
 	shared := backendtest.NewShared()
-	options := &Options{Freshness: time.Minute, Timeout: 10 * time.Minute}
-	a, err := New(shared.Open(), options)
+	a, err := New(shared.Open(), realTime())
 	require.NoError(t, err)
-	b, err := New(shared.Open(), options)
+	b, err := New(shared.Open(), realTime())
 	require.NoError(t, err)
 
 	tokens := make([]string, *manyKeys)

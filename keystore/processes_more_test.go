@@ -532,7 +532,7 @@ func TestLastStamp(t *testing.T) {
 	alone, err := New(backendtest.NewMemory(), nil)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, alone.Close()) }()
-	shared, err := New(backendtest.NewShared().Open(), nil)
+	shared, err := New(backendtest.NewShared().Open(), realTime())
 	require.NoError(t, err)
 	defer func() { require.NoError(t, shared.Close()) }()
 	var backup bytes.Buffer

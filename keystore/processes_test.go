@@ -23,6 +23,10 @@ import (
 // testFreshness is the freshness of the stores of these tests.
 const testFreshness = time.Second
 
+// realTime returns options for a test that runs several processes by the real clock. No process
+// loses contact, even if the machine stands still for half a minute.
+func realTime() *Options { return &Options{Freshness: time.Minute, Timeout: 10 * time.Minute} }
+
 // A fleet is a store in memory, in a bubble, for several processes.
 type fleet struct {
 	*testing.T

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,10 +22,10 @@ func TestMemory(t *testing.T) {
 }
 
 // A recorder is a require.TestingT that records whether a check failed.
-type recorder struct{ failed bool }
+type recorder struct{ failed atomic.Bool }
 
-func (r *recorder) Errorf(string, ...any) { r.failed = true }
-func (r *recorder) FailNow()              { r.failed = true; runtime.Goexit() }
+func (r *recorder) Errorf(string, ...any) { r.failed.Store(true) }
+func (r *recorder) FailNow()              { r.failed.Store(true); runtime.Goexit() }
 
 // A busy backend makes two other transfers after each read of the last account. The last account
 // then has the revision of before, because it was deleted in between.
@@ -108,10 +109,10 @@ func TestSuiteCatches(t *testing.T) {
 				}()
 				select {
 				case <-done:
-				case <-time.After(time.Minute):
-					r.failed = true
+				case <-time.After(time.Minute): // the check still runs
+					r.failed.Store(true)
 				}
-				if r.failed {
+				if r.failed.Load() {
 					caughtBy = append(caughtBy, c.name)
 				}
 			}

@@ -60,7 +60,7 @@ func fails(t *testing.T, c feedCheck, wrong func(backend.Feeder) backend.Feeder)
 			require.NoError(t, f.Close())
 		}
 	})
-	return r.failed
+	return r.failed.Load()
 }
 
 // A right Feeder passes each check, and leaves no goroutine behind.

@@ -88,7 +88,9 @@ func TestALostAnswerWithoutATimeout(t *testing.T) {
 			if changes[0].Key[0] != keySpace || !lost.CompareAndSwap(false, true) {
 				return next(ctx)
 			}
-			require.NoError(t, next(ctx))
+			if err := next(ctx); err != nil {
+				t.Error(err)
+			}
 			<-ctx.Done()
 			return ctx.Err()
 		})

@@ -652,7 +652,9 @@ func TestALostAnswer(t *testing.T) {
 						return next(ctx)
 					}
 					if made {
-						require.NoError(t, next(ctx))
+						if err := next(ctx); err != nil {
+							t.Error(err)
+						}
 					}
 					return errors.New("the connection is gone")
 				})
@@ -699,9 +701,13 @@ func TestManyProcessesChangeOneKey(t *testing.T) {
 							s.Metadata = map[string]string{"n": s.Metadata["n"] + "x"}
 							return nil
 						})
-						require.NoError(t, err)
-						_, err = m.Create(ctx, Spec{Name: fmt.Sprint(n)})
-						require.NoError(t, err)
+						if err == nil {
+							_, err = m.Create(ctx, Spec{Name: fmt.Sprint(n)})
+						}
+						if err != nil {
+							t.Error(err)
+							return
+						}
 					}
 				})
 			}

@@ -794,6 +794,73 @@ func TestSpendAfterRevoke(t *testing.T) {
 	})
 }
 
+// A key is revoked when the process has forgotten the account of the key, or while the feed leaves
+// out changes. The process then leases credits, but cannot read the record: nothing of the lease is
+// spent, by this call or by a later one.
+func TestSpendAfterRevokeWithoutTheRecord(t *testing.T) {
+	for name, revoke := range map[string]func(t *testing.T, a, b *member, i *Issued){
+		"account closed": func(t *testing.T, a, b *member, i *Issued) {
+			time.Sleep(5 * time.Minute)
+			require.Empty(t, b.accounts.list())
+			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		},
+		"gap in the feed": func(t *testing.T, a, b *member, i *Issued) {
+			b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
+			b.awaitStale()
+			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+			b.link.Set(badlink.Faults{})
+			b.awaitFresh()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fleetTest(t, func(t *testing.T, f *fleet) {
+				a := f.open(nil)
+				var down atomic.Bool
+				link := badlink.Open(f.shared)
+				link.OnGet = func(ctx context.Context, key []byte,
+					next func(context.Context) (backend.Entry, error)) (backend.Entry, error) {
+					if key[0] == keySpace && down.Load() {
+						return backend.Entry{}, errDown
+					}
+					return next(ctx)
+				}
+				s, err := New(link, f.options(nil))
+				require.NoError(t, err)
+				defer func() { require.NoError(t, s.Close()) }()
+				b := &member{Store: s, f: f, link: link}
+				i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+				key, err := b.Verify(t.Context(), i.Secret.Reveal())
+				require.NoError(t, err)
+				revoke(t, a, b, i)
+				down.Store(true)
+				require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
+				require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
+				down.Store(false)
+				require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
+			})
+		})
+	}
+}
+
+// The use of a key is no longer limited, and the key is revoked while the feed leaves out changes.
+// A Key of an earlier Verify, which has credits, is refused.
+func TestSpendAfterRevokeOfAKeyWithoutCredits(t *testing.T) {
+	fleetTest(t, func(t *testing.T, f *fleet) {
+		a, b := f.open(nil), f.open(nil)
+		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
+		key, err := b.Verify(t.Context(), i.Secret.Reveal())
+		require.NoError(t, err)
+		require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, nil))
+		require.NoError(t, key.Spend(t.Context(), 5000))
+		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
+		b.awaitStale()
+		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		b.link.Set(badlink.Faults{})
+		b.awaitFresh()
+		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
+	})
+}
+
 // A key is disabled, and is enabled while the feed leaves out changes. Afterwards, a Key of an
 // earlier Verify spends credits again.
 func TestSpendAfterEnableInAGap(t *testing.T) {

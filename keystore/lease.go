@@ -45,10 +45,10 @@ import (
 //     every process, as in invariant 4. A process that has lost contact admits nothing, so a caller
 //     asks ready again after the wait. An account may not have noted a change from before the
 //     account was in accounts.all, or a change that the feed left out. So unsure is set until
-//     a read of the record that began afterwards, and no caller takes a credit after a wait while
-//     unsure is set. The same holds for every change: Verify and Bind take credits after a wait
-//     only if the account has the revision that they have decided by. Otherwise they take nothing,
-//     and read the record again.
+//     a read of the record that began afterwards. While unsure is set, nothing comes into left, and
+//     no caller takes a credit after a wait. The same holds for every change: Verify and Bind take
+//     credits after a wait only if the account has the revision that they have decided by.
+//     Otherwise they take nothing, and read the record again.
 //  7. A closed account has nothing left, and nothing comes into left any more. The accounts hold no
 //     closed account, unless the store is closed, and one account of a key.
 type account struct {
@@ -304,7 +304,7 @@ func (s *Store) drawFrom(ctx context.Context, a *account, n int64, d decision) e
 			return errAccountClosed
 		case asked && !s.isFresh():
 			return s.refuseStale(ctx)
-		case a.unsure && (asked || a.stopped != nil): // the record must be read first
+		case a.unsure && (asked || a.free || a.stopped != nil): // the record must be read first
 		case a.stopped != nil:
 			return a.stopped
 		default:
@@ -498,7 +498,7 @@ func (a *account) installLocked(l lease, revision, gaps uint64, now time.Time) {
 		a.leased, a.leasedAt = a.left.Load()+a.held, now
 		a.count++
 	}
-	if gaps == a.gaps && a.stopped == nil {
+	if gaps == a.gaps && !a.unsure && a.stopped == nil {
 		a.left.Add(a.held)
 		a.held = 0
 	}

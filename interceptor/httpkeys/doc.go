@@ -48,8 +48,7 @@
 // The patterns of [Public], [Optional], [AnyKey], [Require], [RequireAny] and [Cost] are those of
 // [http.ServeMux], as in "GET /orders/{id}" or "/admin/". The most specific pattern counts. As in a
 // ServeMux, GET matches HEAD too, and a pattern with a slash at the end matches the path without
-// the slash. In contrast to a ServeMux, this and the cleaning of double slashes hold for CONNECT
-// too. A request that matches no pattern takes any valid key, or, with [RequireRules], none.
+// the slash. A request that matches no pattern takes any valid key, or, with [RequireRules], none.
 // Nothing else finds a misspelt pattern, whose requests then take any valid key: set RequireRules,
 // and give AnyKey to what needs no scope.
 //
@@ -60,8 +59,9 @@
 // A rule sees the request as Wrap gets the request: put http.StripPrefix inside. If the handler is
 // not a ServeMux, the router may read a path in another way. So a path with the segment "." or
 // "..", encoded or not, is refused if there are rules; and so is a path whose rule depends on
-// whether %2F is a slash. Upper and lower case matter. A pattern with a host trusts the header
-// Host.
+// whether %2F is a slash, and a CONNECT request whose rule depends on double slashes or on the
+// port in the host, which a ServeMux keeps for CONNECT alone. Upper and lower case matter. A
+// pattern with a host trusts the header Host.
 //
 // # When a key ends
 //

@@ -32,8 +32,9 @@ func (*rule) ServeHTTP(http.ResponseWriter, *http.Request) {}
 // ruleSet. There are three ways to read a path: ServeMux splits the escaped path, many routers
 // split the unescaped path, and some routers resolve ".." while others do not. So find refuses a
 // path with dot segments, and a path that has different rules in its escaped and its unescaped
-// form. In "GET http:admin/x HTTP/1.1", the path is empty for a ServeMux, but a proxy requests
-// admin/x. So find refuses such a request too.
+// form. For the same reason, find refuses a CONNECT request that has different rules as it is and
+// cleaned: see matchConnect. In "GET http:admin/x HTTP/1.1", the path is empty for a ServeMux, but
+// a proxy requests admin/x. So find refuses such a request too.
 type ruleSet struct {
 	mux       *http.ServeMux
 	byPattern map[string]*rule
@@ -71,6 +72,9 @@ func (s *ruleSet) find(r *http.Request) (*rule, error) {
 		return &s.other, admission.ErrPath
 	}
 	found := s.match(r)
+	if s.readsTwoWays(r, found) {
+		return &s.other, admission.ErrPath
+	}
 	if r.URL.RawPath != "" {
 		unescaped := *r
 		unescaped.URL = &url.URL{Host: r.URL.Host, Path: cleanPath(r.URL.Path)}
@@ -99,8 +103,8 @@ func (s *ruleSet) match(r *http.Request) *rule {
 }
 
 // matchConnect is match for the method CONNECT. A ServeMux takes the path of CONNECT as it is, with
-// double slashes, or empty as in "CONNECT example.com:443", and the host with its port. The handler
-// may read both in the usual way. So matchConnect finds the rule that another method would have.
+// double slashes, and the host with its port. The handler may read both in the usual way. So
+// matchConnect finds the rule that another method would have, and find asks readsTwoWays.
 func (s *ruleSet) matchConnect(r *http.Request) *rule {
 	escaped := cleanPath(r.URL.EscapedPath())
 	unescaped, err := url.PathUnescape(escaped)
@@ -112,7 +116,18 @@ func (s *ruleSet) matchConnect(r *http.Request) *rule {
 		usual.Host = host
 	}
 	usual.URL = &url.URL{Host: usual.Host, Path: unescaped, RawPath: escaped}
-	handler, pattern := s.mux.Handler(&usual)
+	return s.matchAsIs(&usual)
+}
+
+// readsTwoWays reports whether a ServeMux would choose another rule for a CONNECT request than
+// matchConnect. For an empty path, as in "CONNECT example.com:443", a ServeMux chooses no handler.
+func (s *ruleSet) readsTwoWays(r *http.Request, found *rule) bool {
+	return r.Method == http.MethodConnect && r.URL.Path != "" && s.matchAsIs(r) != found
+}
+
+// matchAsIs returns the rule of a CONNECT request whose path and host are not to be cleaned.
+func (s *ruleSet) matchAsIs(r *http.Request) *rule {
+	handler, pattern := s.mux.Handler(r)
 	if found, ok := handler.(*rule); ok {
 		return found
 	}
@@ -121,9 +136,9 @@ func (s *ruleSet) matchConnect(r *http.Request) *rule {
 	}
 	// The ServeMux would redirect the request to the path with a slash at the end. For CONNECT, the
 	// ServeMux returns this path in place of the pattern.
-	usual.URL.Path += "/"
-	usual.URL.RawPath += "/"
-	handler, _ = s.mux.Handler(&usual)
+	slash := *r
+	slash.URL = &url.URL{Host: r.URL.Host, Path: r.URL.Path + "/", RawPath: r.URL.EscapedPath() + "/"}
+	handler, _ = s.mux.Handler(&slash)
 	found, _ := handler.(*rule)
 	return found
 }

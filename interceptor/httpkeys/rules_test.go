@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,7 +17,8 @@ import (
 )
 
 // The rule of a CONNECT request is that of its path, as with other methods. A ServeMux cleans no
-// path of CONNECT, and compares the host with its port.
+// path of CONNECT, and compares the host with its port. If the ServeMux would choose another rule,
+// the request is refused.
 func TestRulesOfCONNECT(t *testing.T) {
 	store := keystoretest.New(t, nil)
 	_, token := issue(t, store, keystore.Spec{})
@@ -38,13 +40,15 @@ func TestRulesOfCONNECT(t *testing.T) {
 		{all, "/", "b.example", "403"},
 		{some, "/admin/x", "b.example", "403"},
 		{some, "/admin", "b.example", "403"},
-		{some, "//admin//x", "b.example", "403"},
+		{some, "//admin//x", "b.example", "400"},
+		{some, "/admin//x", "b.example", "403"},
 		{some, "/%61dmin/x", "b.example", "403"},
 		{some, "/admin%2fx", "b.example", "400"},
 		{some, "/orders/7", "b.example", "403"},
 		{some, "/orders/7%2fitems", "b.example", "400"},
 		{some, "/tunnel", "b.example", "403"},
-		{some, "/host", "a.example:443", "403"},
+		{some, "/host", "a.example:443", "400"},
+		{some, "/host", "a.example", "403"},
 		{some, "/host", "b.example:443", "200"},
 		{some, "/orders/7/items", "b.example", "200"},
 		{some, "b.example:443", "b.example:443", "200"},
@@ -59,6 +63,45 @@ func TestRulesOfCONNECT(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, strings.HasPrefix(line, "HTTP/1.1 "+c.status), "%s of %s: %s",
 			c.target, c.host, line)
+		require.NoError(t, conn.Close())
+	}
+}
+
+// A ServeMux and the rules must not take different patterns for one CONNECT request: the handler of
+// one pattern would run under the rule of another.
+func TestRulesOfCONNECTAreThoseOfAServeMux(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	auth := newAuth(t, store, httpkeys.Require("/", "admin"), httpkeys.Public("/public/"),
+		httpkeys.Public("open.example/"), httpkeys.Public("/{$}"))
+	mux := http.NewServeMux()
+	for _, pattern := range []string{"/", "/public/", "open.example/", "/{$}"} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			require.Equal(t, pattern, r.Pattern)
+			w.Header().Set("Pattern", pattern)
+		})
+	}
+	url, _ := serve(t, false, auth.Wrap(mux))
+	for _, c := range []struct{ target, host, status, pattern string }{
+		{"/public/x", "b.example", "200", "/public/"},
+		{"/x", "open.example", "200", "open.example/"},
+		{"/", "b.example", "200", "/{$}"},
+		{"/x", "b.example", "401", ""},
+		{"//public/x", "b.example", "400", ""},
+		{"//", "b.example", "400", ""},
+		{"/x", "open.example:443", "400", ""},
+		{"/public//x", "b.example", "200", "/public/"},
+		{"b.example:443", "b.example:443", "404", ""},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		require.NoError(t, err)
+		_, err = conn.Write([]byte("CONNECT " + c.target + " HTTP/1.1\r\nHost: " + c.host +
+			"\r\nConnection: close\r\n\r\n"))
+		require.NoError(t, err)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		status := strconv.Itoa(response.StatusCode)
+		assert.Equal(t, c.status, status, "%s of %s", c.target, c.host)
+		assert.Equal(t, c.pattern, response.Header.Get("Pattern"), "%s of %s", c.target, c.host)
 		require.NoError(t, conn.Close())
 	}
 }

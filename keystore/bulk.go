@@ -297,6 +297,20 @@ func (s *Store) watchAdded(
 // isLive reports whether a key is not yet revoked.
 func isLive(kr *keyRecord) bool { return kr.record.RevokedAt == 0 }
 
+// isLiveOrNotified is isLive. If the key is revoked, the call that has revoked the key may not have
+// reached phase C yet, so isLiveOrNotified notifies the account and the bindings of the key too, as
+// changeHere does.
+func (s *Store) isLiveOrNotified(kr *keyRecord) bool {
+	if isLive(kr) {
+		return true
+	}
+	if a := s.accounts.find(kr.id); a != nil {
+		a.noteKey(kr.cached())
+	}
+	s.fence.NotifyUnlessEnded(kr.id, kr.cached)
+	return false
+}
+
 // stillWanted reports whether RevokeAll has to revoke a key that was selected some time ago. The
 // key may have been used since. If the record was read again, the key may have been changed too.
 func (s *Store) stillWanted(
@@ -338,7 +352,7 @@ func (s *Store) revokeAll(
 		}
 		return w.err
 	}
-	wanted := s.batches(ctx, find, q, len(reason), revokeChanges, isLive)
+	wanted := s.batches(ctx, find, q, len(reason), revokeChanges, s.isLiveOrNotified)
 	for batch, err := range wanted {
 		if errors.Is(err, ErrCorrupt) {
 			corrupt = err

@@ -86,7 +86,9 @@ func (s *Store) changeHere(
 		w.waitPublished()
 	case err == nil:
 		// The writer of the present state may not have reached phase C yet. change must not return
-		// before the bindings are notified of the state, so change notifies the bindings too.
+		// before the account and the bindings are notified of the state, so change notifies them
+		// too.
+		s.accounts.note(e)
 		s.fence.Notify(id, e)
 	}
 	if err != nil {

@@ -538,6 +538,23 @@ func (f *Fence[V]) Notify(id ID, v *V) {
 	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
 }
 
+// NotifyUnlessEnded is Notify for a caller that reads many values. If no writer of id is between
+// Begin and End, and id has no binding, every binding has received the value, and NotifyUnlessEnded
+// does not call value. A Notify of each value would make each Bind of the shard start again.
+func (f *Fence[V]) NotifyUnlessEnded(id ID, value func() *V) {
+	s := f.shard(id)
+	s.mu.Lock()
+	// While End notifies a binding, the binding stays registered: see invariant 4.
+	if s.pending[id] == 0 && len(s.bound[id]) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	bindings := s.startNotifyLocked(id)
+	s.mu.Unlock()
+	v := value()
+	s.notify(id, bindings, func(b *Binding[V]) bool { return b.Changed(v) })
+}
+
 // Cut ends every binding of id and evicts id, whatever the store contains. Cut makes a revocation
 // with an unknown outcome fail closed.
 func (f *Fence[V]) Cut(id ID, cause error) {

@@ -802,9 +802,10 @@ func TestFlushAndEndAll(t *testing.T) {
 	noCache.EndAll(nil)
 }
 
-// A second writer finds that a first writer has committed the change but has stopped before phase
-// C. The second writer has nothing to commit. The second writer must not return before the bindings
-// were notified, so the second writer calls Notify. No other step is needed.
+// A second writer finds that a first writer has committed the change, and has perhaps not come to
+// phase C. The second writer has nothing to commit. The second writer must not return before the
+// bindings were notified, so the second writer calls Notify or NotifyUnlessEnded. No other step is
+// needed.
 func TestNotifyCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 	stopped := func(w *world) []func() {
 		return []func(){
@@ -812,17 +813,64 @@ func TestNotifyCatchesABindThatReadBeforeTheCommit(t *testing.T) {
 			func() { w.store = newValue },
 		}
 	}
-	second := func(w *world) []func() {
-		return []func(){func() {
-			if w.store == newValue {
-				w.fence.Notify(id(1), val(1, newValue))
-				w.done = w.now
-			}
-		}}
+	ends := func(w *world) []func() {
+		return append(stopped(w), func() { w.fence.End(id(1), val(1, newValue)) })
 	}
-	runs, wrong := explore(TwoPhase, false, binder, reader, stopped, second)
-	require.Equal(t, 5040, runs) // 9! / (3! 3! 2! 1!)
-	require.Empty(t, wrong)
+	for name, notify := range map[string]func(f *Fence[value]){
+		"Notify":            func(f *Fence[value]) { f.Notify(id(1), val(1, newValue)) },
+		"NotifyUnlessEnded": func(f *Fence[value]) { f.NotifyUnlessEnded(id(1), just(val(1, newValue))) },
+	} {
+		second := func(w *world) []func() {
+			return []func(){func() {
+				if w.store == newValue {
+					notify(w.fence)
+					w.done = w.now
+				}
+			}}
+		}
+		for _, warm := range []bool{false, true} {
+			runs, wrong := explore(TwoPhase, warm, binder, reader, stopped, second)
+			require.Equal(t, 5040, runs) // 9! / (3! 3! 2! 1!)
+			require.Empty(t, wrong, name)
+			runs, wrong = explore(TwoPhase, warm, binder, reader, ends, second)
+			require.Equal(t, 16800, runs) // 10! / (3! 3! 3! 1!)
+			require.Empty(t, wrong, name)
+		}
+	}
+}
+
+// The End of the first writer has begun to notify a binding, and has not come to its end.
+func TestNotifyUnlessEndedNotifiesBesideAnEnd(t *testing.T) {
+	f := newFence(4)
+	load(f, 1, oldValue)
+	notifying, goOn := make(chan struct{}), make(chan struct{})
+	var calls atomic.Int32
+	bind(t, f, 1, &Binding[value]{
+		Changed: func(*value) bool {
+			if calls.Add(1) == 1 {
+				close(notifying)
+				<-goOn
+			}
+			return true
+		},
+		AfterEnd: func() {},
+	})
+	f.Begin(id(1))
+	var end sync.WaitGroup
+	end.Go(func() { f.End(id(1), val(1, newValue)) })
+	<-notifying
+	f.NotifyUnlessEnded(id(1), just(val(1, newValue)))
+	require.EqualValues(t, 2, calls.Load())
+	close(goOn)
+	end.Wait()
+}
+
+// A call that reads many IDs makes neither the values nor the Binds of other IDs start again.
+func TestNotifyUnlessEndedDoesNothingForAnIDThatNoCallUses(t *testing.T) {
+	f := newFence(4)
+	_, ticket := f.Get(id(1), nil)
+	f.NotifyUnlessEnded(id(2), func() *value { panic("no binding wants the value") })
+	require.True(t, f.Put(id(1), val(1, 1), ticket, new(Binding[value])))
 }
 
 // The same with goroutines, for the race detector: readers and binders against a writer.

@@ -1,0 +1,79 @@
+package keystore_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/grpc-api-key/grpc-api-key/keystore"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
+	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
+)
+
+// A lateBackend makes a write, and holds back the answer.
+type lateBackend struct {
+	backend.Backend
+	hold chan struct{} // nil: the answer comes without delay
+}
+
+func (b *lateBackend) Apply(ctx context.Context, changes ...backend.Change) error {
+	hold := b.hold
+	err := b.Backend.Apply(ctx, changes...)
+	if hold != nil {
+		<-hold
+	}
+	return err
+}
+
+// A key is revoked in storage, and the Revoke has not got its answer. Another call that finds the
+// key revoked returns before the Revoke does. Then nothing is spent, and no session lives.
+func TestAfterARevokeWithoutItsAnswer(t *testing.T) {
+	for name, call := range map[string]func(s *keystore.Store, id string) error{
+		"Revoke": func(s *keystore.Store, id string) error {
+			return s.Revoke(context.Background(), id, "")
+		},
+		"RevokeAll": func(s *keystore.Store, id string) error {
+			_, err := s.RevokeAll(context.Background(), keystore.Query{Owner: "acme"}, "", nil)
+			return err
+		},
+		"RevokeAll of all": func(s *keystore.Store, id string) error {
+			_, err := s.RevokeAll(context.Background(), keystore.Query{}, "",
+				&keystore.RevokeAllOptions{All: true})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &lateBackend{Backend: backendtest.NewMemory()}
+				s, err := keystore.New(b, nil)
+				require.NoError(t, err)
+				i := create(t, s, keystore.Spec{Owner: "acme",
+					Credits: &keystore.Credits{Remaining: 1000}})
+				session, err := s.Bind(t.Context(), i.Secret.Reveal())
+				require.NoError(t, err)
+				key := session.Key()
+				for range 100 {
+					require.NoError(t, key.Spend(t.Context(), 1))
+				}
+				hold := make(chan struct{})
+				b.hold = hold
+				revoked := make(chan error, 1)
+				go func() { revoked <- s.Revoke(context.Background(), i.Key.ID, "") }()
+				synctest.Wait()
+				b.hold = nil
+				defer func() {
+					close(hold)
+					require.NoError(t, <-revoked)
+					require.NoError(t, s.Close())
+				}()
+				require.NoError(t, call(s, i.Key.ID))
+				require.ErrorIs(t, session.Cause(), keystore.ErrRevoked)
+				require.ErrorIs(t, key.Spend(t.Context(), 1), keystore.ErrRevoked)
+				_, err = s.Verify(t.Context(), i.Secret.Reveal())
+				require.ErrorIs(t, err, keystore.ErrRevoked)
+			})
+		})
+	}
+}

@@ -59,9 +59,9 @@
 // A rule sees the request as Wrap gets the request: put http.StripPrefix inside. If the handler is
 // not a ServeMux, the router may read a path in another way. So a path with the segment "." or
 // "..", encoded or not, is refused if there are rules; and so is a path whose rule depends on
-// whether %2F is a slash, and a CONNECT request whose rule depends on double slashes or on the
-// port in the host, which a ServeMux keeps for CONNECT alone. Upper and lower case matter. A
-// pattern with a host trusts the header Host.
+// whether %2F is a slash, or on double slashes, and a CONNECT request whose rule depends on the port
+// in the host, which a ServeMux keeps for CONNECT alone. Upper and lower case matter. A pattern
+// with a host trusts the header Host.
 //
 // # When a key ends
 //

@@ -29,12 +29,13 @@ func (*rule) ServeHTTP(http.ResponseWriter, *http.Request) {}
 // A ruleSet finds the rule of a request.
 //
 // A rule must not be avoided by a path that a router reads in another way than the ServeMux of the
-// ruleSet. There are three ways to read a path: ServeMux splits the escaped path, many routers
-// split the unescaped path, and some routers resolve ".." while others do not. So find refuses a
-// path with dot segments, and a path that has different rules in its escaped and its unescaped
-// form. For the same reason, find refuses a CONNECT request that has different rules as it is and
-// cleaned: see matchConnect. In "GET http:admin/x HTTP/1.1", the path is empty for a ServeMux, but
-// a proxy requests admin/x. So find refuses such a request too.
+// ruleSet. There are several ways to read a path: ServeMux splits the escaped path, many routers
+// split the unescaped path, some routers resolve ".." while others do not, and some routers take
+// double slashes as they are. So find refuses a path with dot segments, a path that has different
+// rules in its escaped and its unescaped form, and a path that has different rules with and without
+// its double slashes. For the same reason, find refuses a CONNECT request that has different rules
+// as it is and cleaned: see matchConnect. In "GET http:admin/x HTTP/1.1", the path is empty for a
+// ServeMux, but a proxy requests admin/x. So find refuses such a request too.
 type ruleSet struct {
 	mux       *http.ServeMux
 	byPattern map[string]*rule
@@ -74,6 +75,13 @@ func (s *ruleSet) find(r *http.Request) (*rule, error) {
 	found := s.match(r)
 	if s.readsTwoWays(r, found) {
 		return &s.other, admission.ErrPath
+	}
+	if strings.Contains(r.URL.Path, "//") {
+		filled := *r
+		filled.URL = &url.URL{Host: r.URL.Host, Path: fillEmpty(r.URL.Path)}
+		if s.match(&filled) != found {
+			return &s.other, admission.ErrPath
+		}
 	}
 	if r.URL.RawPath != "" {
 		unescaped := *r
@@ -150,6 +158,16 @@ func cleanPath(p string) string {
 		clean += "/"
 	}
 	return clean
+}
+
+// fillEmpty returns the path with a segment that no pattern names in the place of each empty
+// segment. So the path matches the patterns that a router finds if it takes empty segments as
+// segments.
+func fillEmpty(p string) string {
+	for strings.Contains(p, "//") {
+		p = strings.ReplaceAll(p, "//", "/\x00/")
+	}
+	return p
 }
 
 // hasDotSegment reports whether one of the segments of the path is "." or "..".

@@ -76,7 +76,7 @@ func TestRulesOfCONNECTAreThoseOfAServeMux(t *testing.T) {
 	mux := http.NewServeMux()
 	for _, pattern := range []string{"/", "/public/", "open.example/", "/{$}"} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			require.Equal(t, pattern, r.Pattern)
+			assert.Equal(t, pattern, r.Pattern)
 			w.Header().Set("Pattern", pattern)
 		})
 	}
@@ -103,6 +103,40 @@ func TestRulesOfCONNECTAreThoseOfAServeMux(t *testing.T) {
 		assert.Equal(t, c.status, status, "%s of %s", c.target, c.host)
 		assert.Equal(t, c.pattern, response.Header.Get("Pattern"), "%s of %s", c.target, c.host)
 		require.NoError(t, conn.Close())
+	}
+}
+
+// A router that is no ServeMux may take double slashes as they are. The request must not get the
+// rule of another path than the router sees.
+func TestDoubleSlashes(t *testing.T) {
+	store := keystoretest.New(t, nil)
+	auth := newAuth(t, store, httpkeys.Public("/health", "/static/"),
+		httpkeys.Require("/orders/{id}/items", "admin"), httpkeys.Require("/orders/", "admin"))
+	url, client := serve(t, false, auth.Wrap(http.HandlerFunc(
+		func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path == "/health", strings.HasPrefix(r.URL.Path, "/static/"):
+			default:
+				_, ok := httpkeys.FromContext(r.Context())
+				assert.True(t, ok, "%s without a key", r.URL.Path)
+			}
+		})))
+	for path, want := range map[string]int{
+		"/health":            http.StatusOK,
+		"/static//x":         http.StatusOK,
+		"/static/x//":        http.StatusOK,
+		"//health":           http.StatusBadRequest,
+		"///health":          http.StatusBadRequest,
+		"//static/x":         http.StatusBadRequest,
+		"/%2Fhealth":         http.StatusBadRequest,
+		"//other":            http.StatusUnauthorized,
+		"//orders/7":         http.StatusBadRequest,
+		"/orders//7":         http.StatusUnauthorized,
+		"/orders//items":     http.StatusBadRequest, // the id may be empty
+		"/orders/7//items//": http.StatusUnauthorized,
+	} {
+		status, p, _ := do(t, client, request(t, "GET", url+path, "", nil))
+		require.Equal(t, want, status, "%s: %s", path, p.Reason)
 	}
 }
 

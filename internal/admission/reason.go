@@ -77,7 +77,8 @@ var kinds = [NumKinds]struct{ reason, text string }{
 	Insecure: {"INSECURE_TRANSPORT", "this server accepts API keys over TLS only"},
 	NoRule: {"METHOD_HAS_NO_RULE",
 		"this method has no rule, and the server refuses methods without a rule"},
-	Path: {"PATH_AMBIGUOUS", "the path can be read in two ways: send it without dot segments"},
+	Path: {"PATH_AMBIGUOUS",
+		"the path can be read in two ways: send it without dot segments and double slashes"},
 	Twice: {"AUTHENTICATED_TWICE", "the call passed two Authenticators: " +
 		"give the server the ServerOptions of one Authenticator, once"},
 	Scope:       {"INSUFFICIENT_SCOPE", "the API key lacks a scope that this method needs"},

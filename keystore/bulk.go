@@ -297,18 +297,13 @@ func (s *Store) watchAdded(
 // isLive reports whether a key is not yet revoked.
 func isLive(kr *keyRecord) bool { return kr.record.RevokedAt == 0 }
 
-// isLiveOrNotified is isLive. If the key is revoked, the call that has revoked the key may not have
-// reached phase C yet, so isLiveOrNotified notifies the account and the bindings of the key too, as
-// changeHere does.
+// isLiveOrNotified is isLive. If the key is revoked, isLiveOrNotified also calls notifyUnlessEnded.
 func (s *Store) isLiveOrNotified(kr *keyRecord) bool {
-	if isLive(kr) {
-		return true
+	live := isLive(kr)
+	if !live {
+		s.notifyUnlessEnded(kr)
 	}
-	if a := s.accounts.find(kr.id); a != nil {
-		a.noteKey(kr.cached())
-	}
-	s.fence.NotifyUnlessEnded(kr.id, kr.cached)
-	return false
+	return live
 }
 
 // stillWanted reports whether RevokeAll has to revoke a key that was selected some time ago. The

@@ -97,6 +97,16 @@ func (s *Store) changeHere(
 	return e, nil
 }
 
+// notifyUnlessEnded is for a call that leaves a key as the key is, and that may have read many
+// keys. As in changeHere, the writer of the present state may not have reached phase C yet, so
+// notifyUnlessEnded notifies the account and the bindings of the key.
+func (s *Store) notifyUnlessEnded(kr *keyRecord) {
+	if a := s.accounts.find(kr.id); a != nil {
+		a.noteKey(kr.cached())
+	}
+	s.fence.NotifyUnlessEnded(kr.id, kr.cached)
+}
+
 // changeInTurn does the part of change that other changes of the key wait for, up to the answer of
 // the backend. The part after changeInTurn notifies observers. An observer may change the same key,
 // so the turn has ended by then. Without a write, the key already is as edit wants it.

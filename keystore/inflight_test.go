@@ -1,6 +1,7 @@
 package keystore_test
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"testing/synctest"
@@ -27,21 +28,38 @@ func (b *lateBackend) Apply(ctx context.Context, changes ...backend.Change) erro
 	return err
 }
 
+// backupOfRevoked returns a backup of another store, which has the keys of s, and has revoked one.
+func backupOfRevoked(t *testing.T, s *keystore.Store, id string) []byte {
+	var backup bytes.Buffer
+	require.NoError(t, s.Backup(t.Context(), &backup))
+	other, err := keystore.New(backendtest.NewMemory(), nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close()) }()
+	require.NoError(t, other.Restore(t.Context(), &backup))
+	require.NoError(t, other.Revoke(t.Context(), id, ""))
+	backup.Reset()
+	require.NoError(t, other.Backup(t.Context(), &backup))
+	return backup.Bytes()
+}
+
 // A key is revoked in storage, and the Revoke has not got its answer. Another call that finds the
 // key revoked returns before the Revoke does. Then nothing is spent, and no session lives.
 func TestAfterARevokeWithoutItsAnswer(t *testing.T) {
-	for name, call := range map[string]func(s *keystore.Store, id string) error{
-		"Revoke": func(s *keystore.Store, id string) error {
+	for name, call := range map[string]func(s *keystore.Store, id string, backup []byte) error{
+		"Revoke": func(s *keystore.Store, id string, _ []byte) error {
 			return s.Revoke(context.Background(), id, "")
 		},
-		"RevokeAll": func(s *keystore.Store, id string) error {
+		"RevokeAll": func(s *keystore.Store, _ string, _ []byte) error {
 			_, err := s.RevokeAll(context.Background(), keystore.Query{Owner: "acme"}, "", nil)
 			return err
 		},
-		"RevokeAll of all": func(s *keystore.Store, id string) error {
+		"RevokeAll of all": func(s *keystore.Store, _ string, _ []byte) error {
 			_, err := s.RevokeAll(context.Background(), keystore.Query{}, "",
 				&keystore.RevokeAllOptions{All: true})
 			return err
+		},
+		"Restore": func(s *keystore.Store, _ string, backup []byte) error {
+			return s.Restore(context.Background(), bytes.NewReader(backup))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -57,6 +75,7 @@ func TestAfterARevokeWithoutItsAnswer(t *testing.T) {
 				for range 100 {
 					require.NoError(t, key.Spend(t.Context(), 1))
 				}
+				backup := backupOfRevoked(t, s, i.Key.ID)
 				hold := make(chan struct{})
 				b.hold = hold
 				revoked := make(chan error, 1)
@@ -68,7 +87,7 @@ func TestAfterARevokeWithoutItsAnswer(t *testing.T) {
 					require.NoError(t, <-revoked)
 					require.NoError(t, s.Close())
 				}()
-				require.NoError(t, call(s, i.Key.ID))
+				require.NoError(t, call(s, i.Key.ID, backup))
 				require.ErrorIs(t, session.Cause(), keystore.ErrRevoked)
 				require.ErrorIs(t, key.Spend(t.Context(), 1), keystore.ErrRevoked)
 				_, err = s.Verify(t.Context(), i.Secret.Reveal())

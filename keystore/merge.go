@@ -86,6 +86,7 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 			return nil, err
 		}
 		if grave.record != nil {
+			s.notifyUnlessEnded(grave)
 			return nil, nil // a purged key stays purged
 		}
 		// An empty grave without a record means that another Restore has added the key in between,
@@ -94,6 +95,7 @@ func (s *Store) restoreKey(ctx context.Context, e backend.Entry, actor string) (
 	}
 	merged := merge(have, saved)
 	if merged == nil {
+		s.notifyUnlessEnded(have)
 		return nil, nil
 	}
 	if merged.purged() && (have.record == nil || before.grave > 0) {

@@ -146,10 +146,23 @@ func (a *Authenticator) verify(call *callContext, r rule) (*keystore.Key, error)
 	if err := r.allows(key); err != nil {
 		return nil, err
 	}
-	if err := key.Spend(call, r.cost); err != nil {
+	if r.cost == 0 || !key.Metered() {
+		return key, nil
+	}
+	if err := key.Spend(payment{call}, r.cost); err != nil {
 		return nil, &Refusal{KeyID: key.ID, err: err}
 	}
-	return key, nil
+	if !call.waited {
+		return key, nil
+	}
+	// While Spend waited for the storage, the key may have been narrowed, or may have expired.
+	if key, err = a.verifier.Verify(payment{call}, text); err == nil && key == nil {
+		err = admission.ErrNoKey
+	}
+	if err != nil {
+		return nil, a.countFailure(call, a.withKeyID(text, err))
+	}
+	return key, r.allows(key)
 }
 
 // credentialFor returns the credential of a call. It returns an error if the method requires a rule

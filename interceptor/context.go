@@ -45,7 +45,8 @@ type callContext struct {
 	// unary calls without CancelUnary, and for the Verifier and the ErrorMapper.
 	stream *stream
 
-	md metadata.MD // for incoming only; nil at all other times
+	md     metadata.MD // for incoming only; nil at all other times
+	waited bool        // verify has waited for credits: see payment
 }
 
 // incoming returns the incoming metadata of the call, with the credential. The metadata are not a
@@ -103,6 +104,19 @@ func (c freeContext) Value(key any) any {
 		return int64(0)
 	}
 	return c.callContext.Value(key)
+}
+
+// A payment is the callContext for Key.Spend, and then for a Verifier that takes nothing again.
+type payment struct{ *callContext }
+
+func (p payment) Value(key any) any {
+	switch key {
+	case credit.Waits{}:
+		return func() { p.waited = true }
+	case credit.Key{}:
+		return credit.Paid{}
+	}
+	return p.callContext.Value(key)
 }
 
 // String prevents fmt from printing the parent contexts, because one of them contains the

@@ -100,12 +100,16 @@ func WithCost(ctx context.Context, credits int64) context.Context {
 	return context.WithValue(ctx, credit.Key{}, credits)
 }
 
-// costOf returns how many credits a call of Verify or Bind takes.
-func costOf(ctx context.Context) int64 {
-	if cost, ok := ctx.Value(credit.Key{}).(int64); ok {
-		return cost
+// costOf returns how many credits a call of Verify or Bind takes. paid means that the call takes
+// nothing, neither credits nor a use of the RateLimit.
+func costOf(ctx context.Context) (cost int64, paid bool) {
+	switch cost := ctx.Value(credit.Key{}).(type) {
+	case int64:
+		return cost, false
+	case credit.Paid:
+		return 0, true
 	}
-	return 1
+	return 1, false
 }
 
 // Metered reports whether the key has credits, so that its use is counted. Store.Credits returns

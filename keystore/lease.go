@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grpc-api-key/grpc-api-key/internal/credit"
 	"github.com/grpc-api-key/grpc-api-key/internal/token"
 )
 
@@ -265,6 +266,9 @@ func (a *account) hold() {
 
 // draw takes n credits of a key, and leases more if too few are left.
 func (s *Store) draw(ctx context.Context, q *quota, n int64, d decision) error {
+	if waits, ok := ctx.Value(credit.Waits{}).(func()); ok {
+		waits()
+	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	for {

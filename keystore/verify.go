@@ -290,16 +290,17 @@ func (s *Store) readyAgain(ctx context.Context) error {
 // returns errLate, and has taken no credits.
 func (s *Store) use(ctx context.Context, e *cachedKey, rotation uint32, limited bool) error {
 	if q := e.grants.quota; q != nil {
-		if !limited {
+		cost, paid := int64(0), false
+		if q.since != 0 {
+			cost, paid = costOf(ctx)
+		}
+		if !limited && !paid {
 			if err := e.grants.allow(); err != nil {
 				return err
 			}
 		}
-		if q.since != 0 {
-			d := decision{e.terms(), rotation}
-			if err := e.grants.spend(ctx, costOf(ctx), d); err != nil {
-				return err
-			}
+		if err := e.grants.spend(ctx, cost, decision{e.terms(), rotation}); err != nil {
+			return err
 		}
 	}
 	if recorded := e.recorded(); s.usage.due(recorded) && !s.usage.note(e.ID, recorded) {

@@ -331,7 +331,7 @@ func (s *Store) revokeAll(
 ) (failed, corrupt error) {
 	cut := func(batch []*keyRecord) {
 		for _, kr := range batch {
-			s.fence.Cut(kr.id, ErrRevoked)
+			s.cut(kr.id, ErrRevoked)
 		}
 	}
 	type write struct {

@@ -192,7 +192,7 @@ func (s *Store) deactivate(
 	_, err = s.change(ctx, parsed, &record.Event{Action: action, Reason: reason}, cause, edit)
 	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) &&
 		!errors.Is(err, ErrNotEverywhere) {
-		s.fence.Cut(parsed, cause)
+		s.cut(parsed, cause)
 	}
 	return err
 }

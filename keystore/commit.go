@@ -97,6 +97,15 @@ func (s *Store) changeHere(
 	return e, nil
 }
 
+// cut ends the sessions of a key, and holds the leased credits until the record is read again. So a
+// revocation with an unknown outcome fails closed.
+func (s *Store) cut(id token.ID, cause error) {
+	if a := s.accounts.find(id); a != nil {
+		a.hold()
+	}
+	s.fence.Cut(id, cause)
+}
+
 // notifyUnlessEnded is for a call that leaves a key as the key is, and that may have read many
 // keys. As in changeHere, the writer of the present state may not have reached phase C yet, so
 // notifyUnlessEnded notifies the account and the bindings of the key.
@@ -596,7 +605,7 @@ func (s *Store) publish(err, unknownCause error, all []*prepared) {
 		default:
 			// Without an End, the key stays out of the cache, and every use of the key reads the
 			// store. The store does not know what the live contexts of the key still permit.
-			s.fence.Cut(p.key.ID, unknownCause)
+			s.cut(p.key.ID, unknownCause)
 			if s.processes != nil {
 				s.fence.End(p.key.ID, nil) // the feed delivers the change if the change was made
 			}

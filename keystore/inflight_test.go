@@ -3,6 +3,8 @@ package keystore_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -26,6 +28,52 @@ func (b *lateBackend) Apply(ctx context.Context, changes ...backend.Change) erro
 		<-hold
 	}
 	return err
+}
+
+// A forgetfulBackend makes each write, and says that the write has failed.
+type forgetfulBackend struct {
+	backend.Backend
+	forgets atomic.Bool
+}
+
+func (b *forgetfulBackend) Apply(ctx context.Context, changes ...backend.Change) error {
+	err := b.Backend.Apply(ctx, changes...)
+	if b.forgets.Load() {
+		return errors.New("the answer is lost")
+	}
+	return err
+}
+
+// A Revoke is made in storage, and has an error. No leased credit is spent before the record is
+// read again.
+func TestSpendAfterARevokeWithAnUnknownOutcome(t *testing.T) {
+	for name, revoke := range map[string]func(s *keystore.Store, id string) error{
+		"Revoke": func(s *keystore.Store, id string) error {
+			return s.Revoke(context.Background(), id, "")
+		},
+		"RevokeAll": func(s *keystore.Store, _ string) error {
+			_, err := s.RevokeAll(context.Background(), keystore.Query{Owner: "acme"}, "", nil)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &forgetfulBackend{Backend: backendtest.NewMemory()}
+			s, err := keystore.New(b, nil)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, s.Close()) }()
+			i := create(t, s, keystore.Spec{Owner: "acme",
+				Credits: &keystore.Credits{Remaining: 1000}})
+			key, err := s.Verify(t.Context(), i.Secret.Reveal())
+			require.NoError(t, err)
+			for range 100 {
+				require.NoError(t, key.Spend(t.Context(), 1))
+			}
+			b.forgets.Store(true)
+			require.Error(t, revoke(s, i.Key.ID))
+			b.forgets.Store(false)
+			require.ErrorIs(t, key.Spend(t.Context(), 1), keystore.ErrRevoked)
+		})
+	}
 }
 
 // backupOfRevoked returns a backup of another store, which has the keys of s, and has revoked one.

@@ -252,7 +252,8 @@ func (a *account) note(revision, since uint64, stopped error) {
 	}
 }
 
-// hold notes that the feed has left out records, or one record of the key, or that the key is gone.
+// hold notes that a change of the record may not come to note: the feed has left out records, or one
+// record of the key, the key is gone, or the outcome of a change is not known.
 func (a *account) hold() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

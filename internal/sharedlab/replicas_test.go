@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,14 +151,16 @@ var leaders = flag.Int("leaders", 3, "how often TestReplicasSurviveTheLeader cha
 func TestReplicasSurviveTheLeader(t *testing.T) {
 	t.Parallel()
 	r := startReplicas(t)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(*leaders)*3*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(*leaders)*12*patience)
 	defer cancel()
 	client := r.lab.Client(t)
 	active, err := r.stores[0].Create(ctx, keystore.Spec{Name: "active"})
 	require.NoError(t, err)
 	token := active.Secret.Reveal()
 	var changes []leaderChange
-	for round := range *leaders {
+	// On a busy machine, etcd may be away for longer: more changes follow until one is in time.
+	for round := 0; round < *leaders ||
+		round < 4**leaders && !slices.ContainsFunc(changes, leaderChange.inTime); round++ {
 		for _, s := range r.stores {
 			require.Eventually(t, func() bool { return s.Stats().Fresh }, patience,
 				time.Millisecond)
@@ -210,7 +213,7 @@ func TestReplicasSurviveTheLeader(t *testing.T) {
 	for _, c := range changes {
 		fmt.Fprintf(&table, "| %s | %v | %d | %d |\n", c.how, c.away.Round(time.Millisecond),
 			c.refused, c.ended)
-		if c.away < freshness/2 && c.how != "stopped" {
+		if c.inTime() {
 			inTime++
 			refused += c.refused
 			ended += c.ended
@@ -220,9 +223,7 @@ func TestReplicasSurviveTheLeader(t *testing.T) {
 	t.Log(table.String())
 	require.Zero(t, refused, "calls were refused, and etcd was away for less than D/2")
 	require.Zero(t, ended, "sessions ended, and etcd was away for less than D/2")
-	if inTime == 0 {
-		t.Skip("NOT TESTED: the machine is so busy that etcd was never away for less than D/2")
-	}
+	require.Positive(t, inTime, "etcd was never away for less than D/2")
 	figures.Record(t, "%d changes of the leader, D %v: in %d of them, the leader did not stop, and "+
 		"etcd was away for less than D/2: 0 calls refused, 0 sessions ended; in the others, %d "+
 		"calls refused; away for %v at most", len(changes), freshness, inTime, sum(changes)-refused,
@@ -236,6 +237,9 @@ type leaderChange struct {
 	refused int64
 	ended   int // sessions
 }
+
+// inTime reports whether etcd was back so early that no gate may have closed.
+func (c leaderChange) inTime() bool { return c.away < freshness/2 && c.how != "stopped" }
 
 // sum returns the number of refused calls.
 func sum(changes []leaderChange) (refused int64) {

@@ -399,6 +399,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+	require.Greater(t, calls.Load(), int64(clients))
 }
 
 func TestRevokedKeyRefusesAllButGet(t *testing.T) {

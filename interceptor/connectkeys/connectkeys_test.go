@@ -105,20 +105,31 @@ func newClient(
 
 func requireRefused(t testing.TB, err error, code connect.Code, reason string) {
 	t.Helper()
-	require.Error(t, err)
-	require.Equal(t, code, connect.CodeOf(err), "%v", err)
+	if !assertRefused(t, err, code, reason) {
+		t.FailNow()
+	}
+}
+
+// assertRefused is requireRefused for a handler, which must not call FailNow.
+func assertRefused(t testing.TB, err error, code connect.Code, reason string) bool {
+	t.Helper()
 	var failed *connect.Error
-	require.ErrorAs(t, err, &failed)
+	if !assert.ErrorAs(t, err, &failed) {
+		return false
+	}
 	var reasons []string
 	for _, d := range failed.Details() {
 		value, err := d.Value()
-		require.NoError(t, err)
+		if !assert.NoError(t, err) {
+			return false
+		}
 		if info, ok := value.(*errdetails.ErrorInfo); ok {
 			reasons = append(reasons, info.Reason)
-			require.Equal(t, "github.com/grpc-api-key/grpc-api-key", info.Domain)
+			assert.Equal(t, "github.com/grpc-api-key/grpc-api-key", info.Domain)
 		}
 	}
-	require.Equal(t, []string{reason}, reasons)
+	return assert.Equal(t, code, connect.CodeOf(err), "%v", err) &&
+		assert.Equal(t, []string{reason}, reasons)
 }
 
 // Each protocol has the codes and the reasons of gRPC, for unary calls and for streams.
@@ -252,7 +263,7 @@ func TestRevokeUnblocksTheHandler(t *testing.T) {
 			assert.NoError(t, err)
 			close(ready)
 			_, err = s.Receive()
-			assert.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+			assertRefused(t, err, connect.CodeUnauthenticated, "API_KEY_REVOKED")
 			return io.ErrUnexpectedEOF
 		},
 		"in Receive, after a Send": func(_ context.Context, s *stream, ready chan<- struct{}) error {
@@ -272,7 +283,7 @@ func TestRevokeUnblocksTheHandler(t *testing.T) {
 					blocked.Reset(time.Second / 10) // until a Send takes longer
 				}
 				if err != nil {
-					assert.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+					assertRefused(t, err, connect.CodeUnauthenticated, "API_KEY_REVOKED")
 					return err
 				}
 			}

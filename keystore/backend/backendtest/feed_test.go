@@ -109,7 +109,7 @@ func TestFeedSuiteCatches(t *testing.T) {
 		"GetAll is behind it":     func(f feeder) feeder { return &laggingAll{lagging{Feeder: f}} },
 		"Check is ignored":        func(f feeder) feeder { return &unchecked{f} },
 		"Check writes":            func(f feeder) feeder { return &checkWrites{f} },
-		"Check is no part of it":  func(f feeder) feeder { return &checksFirst{f} },
+		"Check is no part of it":  checkFirst(),
 		"Check with a value":      func(f feeder) feeder { return &checksAnything{f} },
 		"handles differ in order": differ(),
 	}
@@ -632,8 +632,18 @@ func (f *checkWrites) Apply(ctx context.Context, changes ...backend.Change) erro
 	return f.Feeder.Apply(ctx, changes...)
 }
 
-// checksFirst checks before the Apply, and not as a part of the Apply.
-type checksFirst struct{ backend.Feeder }
+// checkFirst returns handles that check before the Apply, and not as a part of the Apply.
+func checkFirst() func(feeder) feeder {
+	var waits atomic.Int64
+	return func(f feeder) feeder { return &checksFirst{f, &waits} }
+}
+
+// Between its check and its Apply, a checksFirst waits. No two waits end at the same instant of the
+// bubble: while one writer runs, each other writer is between its check and its Apply.
+type checksFirst struct {
+	backend.Feeder
+	waits *atomic.Int64 // of all handles
+}
 
 func (f *checksFirst) Apply(ctx context.Context, changes ...backend.Change) error {
 	if err := backend.CheckChanges(changes); err != nil {
@@ -650,7 +660,7 @@ func (f *checksFirst) Apply(ctx context.Context, changes ...backend.Change) erro
 		if e.Revision != c.Expect {
 			return backend.ErrConflict
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond + time.Duration(f.waits.Add(1)))
 	}
 	return (&unchecked{f.Feeder}).Apply(ctx, changes...)
 }

@@ -173,11 +173,9 @@ func TestRevokeInAGapWhileACallWaitsForALease(t *testing.T) {
 		hold := holdLeases(b)
 		spent := start(func() error { return key.Spend(t.Context(), 2) })
 		synctest.Wait()
-		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		b.awaitStale()
-		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
-		b.link.Set(badlink.Faults{})
-		b.awaitFresh()
+		b.inAGap(func() {
+			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		})
 		close(hold)
 		require.ErrorIs(t, spent(), ErrRevoked)
 	})
@@ -239,11 +237,9 @@ func TestSpendAfterRevokeWithoutTheRecord(t *testing.T) {
 			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
 		},
 		"gap in the feed": func(t *testing.T, a, b *member, i *Issued) {
-			b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-			b.awaitStale()
-			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
-			b.link.Set(badlink.Faults{})
-			b.awaitFresh()
+			b.inAGap(func() {
+				require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -286,11 +282,9 @@ func TestSpendAfterRevokeOfAKeyWithoutCredits(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, nil))
 		require.NoError(t, key.Spend(t.Context(), 5000))
-		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		b.awaitStale()
-		require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
-		b.link.Set(badlink.Faults{})
-		b.awaitFresh()
+		b.inAGap(func() {
+			require.NoError(t, a.Revoke(t.Context(), i.Key.ID, ""))
+		})
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrRevoked)
 	})
 }
@@ -305,11 +299,9 @@ func TestSpendAfterEnableInAGap(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
-		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		b.awaitStale()
-		require.NoError(t, a.Enable(t.Context(), i.Key.ID))
-		b.link.Set(badlink.Faults{})
-		b.awaitFresh()
+		b.inAGap(func() {
+			require.NoError(t, a.Enable(t.Context(), i.Key.ID))
+		})
 		require.NoError(t, key.Spend(t.Context(), 1))
 		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)

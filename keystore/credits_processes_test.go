@@ -22,7 +22,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/grpc-api-key/grpc-api-key/internal/backupfile"
-	"github.com/grpc-api-key/grpc-api-key/internal/badlink"
 	"github.com/grpc-api-key/grpc-api-key/internal/record"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend"
 	"github.com/grpc-api-key/grpc-api-key/keystore/backend/backendtest"
@@ -156,14 +155,12 @@ func TestLeasesOverAGapInTheFeed(t *testing.T) {
 			require.NoError(t, key.Spend(t.Context(), 1))
 		}
 		require.Greater(t, b.accounts.list()[0].left.Load(), int64(10))
-		b.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
-		b.awaitStale()
-		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
-		if set {
-			require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
-		}
-		b.link.Set(badlink.Faults{})
-		b.awaitFresh()
+		b.inAGap(func() {
+			require.ErrorIs(t, key.Spend(t.Context(), 1), ErrUnavailable)
+			if set {
+				require.NoError(t, a.SetCredits(t.Context(), i.Key.ID, &Credits{Remaining: 7}))
+			}
+		})
 		for err = nil; err == nil; n++ {
 			err = key.Spend(t.Context(), 1)
 		}

@@ -158,6 +158,16 @@ func (m *member) awaitStale() {
 	}
 }
 
+// inAGap makes a call while the feed leaves out changes, and waits until the process may admit
+// callers again.
+func (m *member) inAGap(call func()) {
+	m.link.Set(badlink.Faults{Drop: true, FeedError: backend.ErrGap})
+	m.awaitStale()
+	call()
+	m.link.Set(badlink.Faults{})
+	m.awaitFresh()
+}
+
 // took returns how long a call takes.
 func took(call func()) time.Duration {
 	began := time.Now()

@@ -122,8 +122,8 @@ type guardedHasher struct {
 	panics *panics
 }
 
-// failedMatch is the Result of a Match that panicked, or that returned a Result which package hashing
-// does not declare. The store treats failedMatch as a failure of the store.
+// failedMatch is the Result of a Match that panicked, or that returned a Result which package
+// hashing does not declare. The store treats failedMatch as a failure of the store.
 const failedMatch = hashing.Result(0xff)
 
 // errHasher is the error of a call whose Hasher gave no usable answer.

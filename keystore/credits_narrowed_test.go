@@ -125,6 +125,16 @@ func TestExpiryWhileACallWaitsForALease(t *testing.T) {
 	})
 }
 
+// verifiedElsewhere returns two processes, a key with 1,000 credits, and what the second process
+// knows of the key. No process has leased a credit.
+func verifiedElsewhere(f *fleet) (a, b *member, i *Issued, key *Key) {
+	a, b = f.open(nil), f.open(nil)
+	i = a.create(Spec{Credits: &Credits{Remaining: 1000}})
+	key, err := b.Verify(WithCost(f.Context(), 0), i.Secret.Reveal())
+	require.NoError(f, err)
+	return a, b, i, key
+}
+
 // holdLeases makes the leases of a process wait until the channel is closed.
 func holdLeases(m *member) (hold chan struct{}) {
 	hold = make(chan struct{})
@@ -166,10 +176,7 @@ func TestRevokeBeforeACallWaitsForALease(t *testing.T) {
 // process is back in contact when the lease arrives, and refuses the call.
 func TestRevokeInAGapWhileACallWaitsForALease(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
-		a, b := f.open(nil), f.open(nil)
-		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
-		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
-		require.NoError(t, err)
+		a, b, i, key := verifiedElsewhere(f)
 		hold := holdLeases(b)
 		spent := start(func() error { return key.Spend(t.Context(), 2) })
 		synctest.Wait()
@@ -202,10 +209,7 @@ func TestACallThatWaitsForALeaseWithoutContact(t *testing.T) {
 // has leased before. Enable loses no credit.
 func TestSpendAfterRevoke(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
-		a, b := f.open(nil), f.open(nil)
-		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
-		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
-		require.NoError(t, err)
+		a, b, i, key := verifiedElsewhere(f)
 		for range 200 {
 			require.NoError(t, key.Spend(t.Context(), 1))
 		}
@@ -293,10 +297,7 @@ func TestSpendAfterRevokeOfAKeyWithoutCredits(t *testing.T) {
 // earlier Verify spends credits again.
 func TestSpendAfterEnableInAGap(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
-		a, b := f.open(nil), f.open(nil)
-		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
-		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
-		require.NoError(t, err)
+		a, b, i, key := verifiedElsewhere(f)
 		require.NoError(t, a.Disable(t.Context(), i.Key.ID, ""))
 		require.ErrorIs(t, key.Spend(t.Context(), 1), ErrDisabled)
 		b.inAGap(func() {
@@ -311,10 +312,7 @@ func TestSpendAfterEnableInAGap(t *testing.T) {
 // A Restore purges a key. Once Restore has returned, no process spends credits that it has leased.
 func TestSpendAfterARestoreThatPurges(t *testing.T) {
 	fleetTest(t, func(t *testing.T, f *fleet) {
-		a, b := f.open(nil), f.open(nil)
-		i := a.create(Spec{Credits: &Credits{Remaining: 1000}})
-		key, err := b.Verify(WithCost(t.Context(), 0), i.Secret.Reveal())
-		require.NoError(t, err)
+		a, b, i, key := verifiedElsewhere(f)
 		for range 200 {
 			require.NoError(t, key.Spend(t.Context(), 1))
 		}
